@@ -1,0 +1,63 @@
+"""Importing the core is light, silent and without side effects, and never reaches another room."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"av", "diffusers", "kornia", "open_clip", "torchvision", "transformers"}
+OTHER_ROOMS = {"comfy", "comfy_api", "folder_paths", "nodes", "training"}
+
+
+def run_python(repository, code: str) -> str:
+    """What a fresh interpreter prints (stdout and stderr) when it runs the code with the project importable."""
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["vc_core", "vc_core.conditions", "vc_core.config", "vc_core.cli"])
+def test_import_is_light(repository, module):
+    printed = run_python(repository, f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))")
+    loaded = {name.partition(".")[0] for name in json.loads(printed)}
+    assert loaded.isdisjoint(HEAVY | OTHER_ROOMS), loaded & (HEAVY | OTHER_ROOMS)
+
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, random, sys
+import numpy, torch
+import vc_core
+
+def state():
+    return [torch.get_num_threads(), torch.is_grad_enabled(), str(torch.get_default_dtype()),
+            torch.get_rng_state().sum().item(), torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32,
+            hash(random.getstate()), int(numpy.random.get_state()[1].sum()), len(sys.path)]
+
+before = state()
+names = [m.name for m in pkgutil.walk_packages(vc_core.__path__, "vc_core.") if not m.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(json.dumps([names, before, state(), sorted(sys.modules)]))
+"""
+
+
+def test_importing_every_module_changes_nothing_and_stays_in_its_room(repository):
+    names, before, after, loaded = json.loads(run_python(repository, IMPORT_EVERYTHING))
+    assert "vc_core.conditions" in names
+    assert before == after
+    rooms = {name.partition(".")[0] for name in loaded}
+    assert rooms.isdisjoint(OTHER_ROOMS), rooms & OTHER_ROOMS
+
+
+def test_the_root_package_is_harmless_without_comfyui(repository):
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("the_door", {str(repository / "__init__.py")!r})
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+print("torch" in sys.modules, "vc_core" in sys.modules)
+"""
+    assert run_python(repository, code).split() == ["False", "False"]

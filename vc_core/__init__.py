@@ -1,0 +1,35 @@
+"""VideoComposer: composes a video from text, a style image, an image, a sketch, motion, depth, masks and sketches.
+
+from vc_core import Condition, Style, VideoComposer, compose
+
+composer = VideoComposer.load()                      # the bundled small checkpoint, or a path
+video = compose(composer, "a red circle", seed=1)    # (1, 3, F, H, W) in [0, 1]
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vc_core.conditions import CONDITIONS, Condition, ConditionSpec
+    from vc_core.config import Config
+    from vc_core.errors import UserError
+    from vc_core.pipeline import Style, VideoComposer, compose
+
+_HOME = {
+    "CONDITIONS": "conditions",
+    "Condition": "conditions",
+    "ConditionSpec": "conditions",
+    "Config": "config",
+    "Style": "pipeline",
+    "UserError": "errors",
+    "VideoComposer": "pipeline",
+    "compose": "pipeline",
+}
+__all__ = ["CONDITIONS", "Condition", "ConditionSpec", "Config", "Style", "UserError", "VideoComposer", "compose"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for: importing the package costs nothing.
+    if name not in _HOME:
+        raise AttributeError(f"module 'vc_core' has no attribute '{name}'")
+    return getattr(import_module(f"vc_core.{_HOME[name]}"), name)
