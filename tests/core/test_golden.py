@@ -1,0 +1,125 @@
+"""The network against the official one: every pair of files in the golden folder, whatever entries it has."""
+
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vc_core.checkpoint import from_released, released_layout
+from vc_core.conditions import CONDITIONS
+from vc_core.config import DiffusionConfig, UNetConfig, unet_config_from_shapes
+from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
+from vc_core.diffusion.samplers import make_scheduler, sample
+from vc_core.diffusion.schedule import alphas_cumprod
+from vc_core.model.unet import UNet3D
+
+OURS = {spec.guidance_key: name for name, spec in CONDITIONS.items()}
+
+
+def value(name: str, shape) -> torch.Tensor:
+    """The golden folder's rule: a value for every name and shape."""
+    n = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(tuple(shape), dtype=np.float32)
+    if len(shape) == 1:
+        n = (1 + np.float32(0.1) * n) if name.endswith("weight") else np.float32(0.1) * n
+    else:
+        n = n / np.float32(np.sqrt(np.prod(shape[1:])))
+    return torch.from_numpy(n.astype(np.float32))
+
+
+def relative(out: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((out - reference).norm() / reference.norm())
+
+
+class Run:
+    """One golden run: its network, inputs and reference outputs."""
+
+    def __init__(self, path):
+        self.spec = json.loads(path.read_text())
+        self.reference = load_file(path.with_suffix(".safetensors"))
+        shapes = self.spec["parameters"]
+        config = unet_config_from_shapes(shapes, self.spec["net"].get("head_dim", 64))
+        with torch.device("meta"):
+            unet = UNet3D(config)
+        state = from_released({k: value(k, s) for k, s in shapes.items()}, unet, path.name)
+        unet.load_state_dict(state, assign=True)
+        self.unet = unet.eval().requires_grad_(False)
+        b, f = self.spec["batch"], self.spec["frames"]
+        self.x = self.input("x", (b, 4, f, 32, 32))
+        self.text = self.input("y", (b, 77, 1024))
+        self.zero = self.input("zero_y", (1, 77, 1024)).expand(b, -1, -1)
+        self.style = self.input("image", (b, 1, 1024))
+        self.conditions = {}
+        for key, (channels, size) in self.spec["conditions"].items():
+            tensor = self.input(key, (b, channels, f, size, size))
+            if key == "masked":
+                tensor[:, -1] = (tensor[:, -1] > 0).float()
+            self.conditions[key] = tensor
+
+    def input(self, name, shape):
+        return value(f"{self.spec['tag']}.{name}", shape)
+
+    def forward(self, case) -> torch.Tensor:
+        keys = self.spec["cases"][case]
+        context = self.zero if keys is None else self.text
+        if "image" in (keys or ()):
+            context = torch.cat([context, self.unet.encode_style(self.style)], dim=1)
+        conditions = {OURS[k]: self.conditions[k] for k in keys or () if k != "image"}
+        stc = self.unet.encode_conditions(conditions, (32, 32))
+        return self.unet(self.x, torch.tensor(self.spec["timesteps"]), context, stc)
+
+
+@pytest.fixture(scope="module")
+def runs(golden_dir):
+    return [Run(path) for path in sorted(golden_dir.glob("unet_*.json"))]
+
+
+@torch.inference_mode()
+def test_single_forwards_and_stc_outputs(runs):
+    assert runs
+    for run in runs:
+        for entry, reference in run.reference.items():
+            kind, _, name = entry.partition(".")
+            if kind == "eps":
+                out = run.forward(name)
+            elif kind == "stc":
+                out = run.unet.encode_condition(OURS[name], run.conditions[name], (32, 32))
+            else:
+                assert kind in ("alphas_cumprod", "q_sample") or re.fullmatch(r"ddim\d+", kind), f"unknown: {entry}"
+                continue
+            assert relative(out, reference) <= 1e-4, entry
+
+
+@torch.inference_mode()
+def test_whole_ddim_runs(runs):
+    """Text, style, motion and depth under guidance 9, by diffusers' DDIM on the released grid."""
+    for run in runs:
+        keys = ("motion", "depth")
+        stc = [Embedded(run.unet.encode_condition(k, run.conditions[k], (32, 32))) for k in keys]
+        style = Embedded(run.unet.encode_style(run.style))
+        no_style = run.unet.encode_style(torch.zeros_like(run.style))
+        denoiser = GuidedDenoiser(run.unet, run.text, run.zero, style, no_style, stc, guidance=9.0)
+        for entry, reference in run.reference.items():
+            if match := re.fullmatch(r"ddim(\d+)", entry):
+                scheduler = make_scheduler("ddim", DiffusionConfig(), int(match[1]))
+                assert relative(sample(denoiser, run.x, scheduler), reference) <= 1e-3, entry
+
+
+def test_schedule(runs):
+    ours = alphas_cumprod(DiffusionConfig())
+    for run in runs:
+        torch.testing.assert_close(ours, run.reference["alphas_cumprod"].to(ours.dtype), rtol=1e-6, atol=0)
+        alpha = ours.float()[torch.tensor(run.spec["timesteps"])].view(-1, 1, 1, 1, 1)
+        noised = alpha.sqrt() * run.x + (1 - alpha).sqrt() * run.input("noise", run.x.shape)
+        assert relative(noised, run.reference["q_sample"]) <= 1e-5
+
+
+def test_released_names_and_shapes(golden_dir):
+    released = json.loads((golden_dir / "released_parameters.json").read_text())
+    with torch.device("meta"):
+        layout = released_layout(UNet3D(UNetConfig()))
+    assert {name: list(shape) for name, shape in layout.values()} == released
+    assert unet_config_from_shapes(released) == UNetConfig()

@@ -1,0 +1,116 @@
+"""The condition table: everything that is spatial or temporal in a VideoComposer checkpoint, one row each.
+
+The table drives the STC-encoders, the file format, the dropout of training, the extractors and the help texts. Adding
+a condition means adding a row. (Text and style are tokens, not rows: they enter through cross-attention.)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vc_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """One row of the table.
+
+    Attributes:
+        channels: channels of the condition's tensor `(B, channels, F, H, W)`.
+        kind: `temporal` has a tensor for every frame; `spatial` has one (F = 1), which holds for all frames.
+        size: height and width at the released 256 x 256 video size.
+        scale: the same as a multiple of the latent size, for every other size.
+        low, high: range of the values that the network was trained on, in `unit`.
+        released: prefixes of the released convolutional stem and of its temporal Transformer layer.
+        guidance_key: argument name of the released network's forward.
+    """
+
+    name: str
+    channels: int
+    kind: Literal["temporal", "spatial"]
+    size: int
+    low: float
+    high: float
+    unit: str
+    released: tuple[str, str]
+    guidance_key: str
+
+    @property
+    def scale(self) -> int:
+        return self.size // 32
+
+
+_INF = float("inf")
+
+_ROWS = (
+    # name, channels, kind, size, low, high, unit, stem prefix, temporal layer prefix, guidance key
+    ("motion", 2, "temporal", 256, -_INF, _INF, "pixels moved since the previous frame",
+     "motion_embedding", "motion_embedding_after", "motion"),
+    ("depth", 1, "temporal", 384, 0.0, 10.0, "MiDaS inverse depth / 20",
+     "depth_embedding", "depth_embedding_after", "depth"),
+    ("sketch", 1, "temporal", 384, 0.0, 1.0, "line brightness",
+     "sketch_embedding", "sketch_embedding_after", "sketch"),
+    ("mask", 4, "temporal", 384, -1.0, 1.0, "RGB in [-1, 1] times keep, then keep (1 = keep, 0 = paint)",
+     "masked_embedding", "mask_embedding_after", "masked"),
+    ("single_image", 3, "spatial", 384, 0.0, 1.0, "RGB",
+     "local_image_embedding", "local_image_embedding_after", "local_image"),
+    ("single_sketch", 1, "spatial", 384, 0.0, 1.0, "line brightness",
+     "single_sketch_embedding", "single_sketch_embedding_after", "single_sketch"),
+)  # fmt: skip
+
+CONDITIONS: dict[str, ConditionSpec] = {
+    row[0]: ConditionSpec(*row[:7], released=row[7:9], guidance_key=row[9]) for row in _ROWS
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of one video: a row of the table with its tensor and how it is to be applied.
+
+    Attributes:
+        name: a key of `CONDITIONS`.
+        tensor: `(B, channels, F, H, W)`; F = 1 for spatial conditions, else the number of frames.
+        strength: factor on the STC embedding; 0 is exactly absent.
+        start, end: fractions of the sampling in which the condition is present; outside it is absent.
+
+    Raises:
+        UserError: unknown name, wrong number of channels or values that are not finite.
+    """
+
+    name: str
+    tensor: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        spec = CONDITIONS.get(self.name)
+        if spec is None:
+            raise UserError(f"Unknown condition '{self.name}': expected one of {', '.join(CONDITIONS)}.")
+        if self.tensor.ndim != 5 or self.tensor.shape[1] != spec.channels:
+            raise UserError(
+                f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}: expected "
+                f"(batch, {spec.channels}, frames, height, width)."
+            )
+        if not torch.isfinite(self.tensor).all():
+            raise UserError(f"Condition '{self.name}' holds values that are not finite: check the source it came from.")
+        check_schedule(self.name, self.strength, self.start, self.end)
+
+    def active(self, progress: float) -> bool:
+        """Whether the condition is present at `progress`, the fraction of the sampling that is done, in [0, 1]."""
+        return is_active(self.strength, self.start, self.end, progress)
+
+
+def check_schedule(name: str, strength: float, start: float, end: float) -> None:
+    """Refuses a strength or a schedule that cannot be meant. Raises `UserError`."""
+    if not 0.0 <= start <= end <= 1.0:
+        raise UserError(f"Condition '{name}' runs from {start} to {end}: expected 0 <= start <= end <= 1.")
+    if not torch.isfinite(torch.tensor(strength)):
+        raise UserError(f"Condition '{name}' has the strength {strength}: expected a finite number.")
+
+
+def is_active(strength: float, start: float, end: float, progress: float) -> bool:
+    """Presence of a condition at `progress` in [0, 1): from `start` on and before `end`; `end` = 1 never ends."""
+    return strength != 0.0 and start <= progress and (progress < end or end == 1.0)

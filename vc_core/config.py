@@ -1,0 +1,210 @@
+"""Every size of a checkpoint: from its metadata, else from the shapes of its tensors."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vc_core.conditions import CONDITIONS
+from vc_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the 3D UNet; the defaults are the released network (1,413 M parameters).
+
+    Attributes:
+        channels: channels of the latent, in and out.
+        width: channels of the first level; every level has `width * multiplier` channels.
+        attention_levels: levels (0 = full latent size) that have spatial and temporal Transformers.
+        head_dim: width of one attention head. Shapes cannot tell it, so it is assumed where no metadata says it.
+        temporal_in_heads: heads of the first temporal Transformer, right after the first convolution.
+        context_dim: width of the text and style tokens.
+        stc_channels: channels of an STC embedding, concatenated with the noisy latent.
+        stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
+        conditions: rows of the condition table that this network has an STC-encoder for.
+        dropout, stc_dropout: used in training only.
+    """
+
+    channels: int = 4
+    width: int = 320
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    head_dim: int = 64
+    temporal_in_heads: int = 8
+    context_dim: int = 1024
+    stc_channels: int = 8
+    stc_heads: int = 2
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    dropout: float = 0.1
+    stc_dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("multipliers", "attention_levels", "conditions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        unknown = set(self.conditions) - set(CONDITIONS)
+        if unknown:
+            raise UserError(f"The network config names unknown conditions {sorted(unknown)}: update the pack.")
+        for width in {self.width * multiplier for multiplier in self.multipliers}:
+            for divisor, of in ((32, "the norms' number of groups"), (self.head_dim, "the width of a head")):
+                if width % divisor:
+                    raise UserError(
+                        f"The network config has a level of width {width}: expected multiples of {divisor}, {of}."
+                    )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule and what the network predicts (released: scaled-linear betas, 1000 steps, noise)."""
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """How the conditions that the network was trained on were made, so that users need not know.
+
+    Attributes:
+        motion_layout: `points`: a block's vector at its centre, all else zero; `dense`: blocks filled.
+        motion_unit: `source_pixels`: magnitudes as in the source clip; `pixels`: in pixels of the composed video.
+        sketch: `pidinet` (released) or `edges`.
+        depth: `midas` (released), or `relative` where any inverse depth in the table's range will do.
+    """
+
+    motion_layout: Literal["points", "dense"] = "points"
+    motion_unit: Literal["source_pixels", "pixels"] = "source_pixels"
+    sketch: Literal["pidinet", "edges"] = "pidinet"
+    depth: Literal["midas", "relative"] = "midas"
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Layout of the autoencoder and the factor between its latents and the network's.
+
+    `kl` is Stable Diffusion's, `taesd` the tiny one, whose latents need no factor.
+    """
+
+    layout: Literal["kl", "taesd"] = "kl"
+    scale: float = 0.18215
+
+
+@dataclass(frozen=True)
+class TowersConfig:
+    """Sizes of the text and image towers (OpenCLIP); the defaults are ViT-H/14, as released."""
+
+    embed_dim: int = 1024
+    text_width: int = 1024
+    text_heads: int = 16
+    text_layers: int = 24
+    image_size: int = 224
+    patch_size: int = 14
+    image_width: int = 1280
+    image_head_width: int = 80
+    image_layers: int = 32
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about a checkpoint that its tensors do not say. The defaults are the released network's.
+
+    Attributes:
+        name: shown to users.
+        frames, height, width, rate: what the checkpoint was trained for; defaults of `compose()`.
+        guidance: default guidance scale.
+    """
+
+    name: str = "VideoComposer"
+    frames: int = 16
+    height: int = 256
+    width: int = 256
+    rate: float = 8.0
+    guidance: float = 9.0
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    towers: TowersConfig = field(default_factory=TowersConfig)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Config":
+        """Reads what `to_json` wrote. Raises `UserError` for broken JSON and for keys that this version lacks."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"The checkpoint's config is no valid JSON ({error}): save the checkpoint again."
+            ) from error
+        return _build(Config, data, "config")
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    """A dataclass from nested dictionaries, refusing what it does not know."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"The checkpoint's {where} is a {type(data).__name__}: expected a JSON object.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise UserError(f"The checkpoint's {where} has unknown keys {unknown}: it needs a newer version of this pack.")
+    nested = {f.name: f.default_factory for f in fields.values() if f.default_factory is not dataclasses.MISSING}
+    return cls(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in data.items()})
+
+
+def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = 64) -> UNetConfig:
+    """The network's sizes, read off tensors under their released names.
+
+    What shapes cannot tell is assumed as released: the head width (`head_dim`), hence the heads of the first
+    temporal Transformer.
+
+    Raises:
+        UserError: the names are not those of a VideoComposer network.
+    """
+    first = shapes.get("input_blocks.0.0.weight")
+    conditions = tuple(n for n, spec in CONDITIONS.items() if f"{spec.released[0]}.0.weight" in shapes)
+    if first is None or "input_blocks.0.1.proj_in.weight" not in shapes or "out.2.weight" not in shapes:
+        raise UserError(
+            "The tensors are not those of a VideoComposer network: expected input_blocks.0.0.weight, "
+            "input_blocks.0.1.proj_in.weight and out.2.weight among the names."
+        )
+    width, in_channels = first[0], first[1]
+    channels = shapes["out.2.weight"][0]
+
+    multipliers, attention, res_blocks, blocks_here = [], [], 0, 0
+    index = 1
+    while True:
+        if f"input_blocks.{index}.op.weight" in shapes:
+            res_blocks, blocks_here = blocks_here, 0
+        elif (conv := shapes.get(f"input_blocks.{index}.0.in_layers.2.weight")) is not None:
+            if blocks_here == 0:
+                multipliers.append(conv[0] // width)
+                if f"input_blocks.{index}.1.norm.weight" in shapes:
+                    attention.append(len(multipliers) - 1)
+            blocks_here += 1
+        else:
+            break
+        index += 1
+    cross = shapes.get("middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    stem = next((shapes[f"{CONDITIONS[n].released[0]}.5.weight"] for n in conditions), None)
+    stc_channels = stem[0] if stem else in_channels - channels
+    qkv = next((shapes[f"{CONDITIONS[n].released[1]}.layers.0.0.fn.to_qkv.weight"] for n in conditions), None)
+    return UNetConfig(
+        channels=channels,
+        width=width,
+        multipliers=tuple(multipliers),
+        res_blocks=res_blocks or blocks_here,
+        attention_levels=tuple(attention),
+        head_dim=head_dim,
+        temporal_in_heads=shapes["input_blocks.0.1.proj_in.weight"][0] // head_dim,
+        context_dim=cross[1] if cross else 1024,
+        stc_channels=stc_channels,
+        stc_heads=qkv[0] // 3 // stc_channels if qkv else 2,
+        conditions=conditions,
+    )

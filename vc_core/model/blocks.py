@@ -1,0 +1,178 @@
+"""Blocks of the 3D UNet.
+
+Between blocks a video is a stack of frames `(b f) c h w`. Every block works on channels-last memory without copying:
+frames, positions and channels then lie as `b f h w c`, so the stack of frames, the sequence of positions
+`(b f) (h w) c` that a spatial Transformer reads, and the plane `b c f (h w)` that the temporal layers convolve and
+normalise over, are views of the same memory. Only temporal attention, whose sequence is the frames, transposes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Attend = Callable[..., Tensor]
+"""`attend(q, k, v, heads)` with q `(B, N, heads * d)`, k and v `(B, M, heads * d)`; returns `(B, N, heads * d)`."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention by torch, see `Attend` for the shapes."""
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+class Attention(nn.Module):
+    """Multi-head attention, of a sequence to itself or to a context."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
+        super().__init__()
+        inner = heads * head_dim
+        self.heads, self.attend = heads, attend
+        self.to_q = ops.Linear(dim, inner, bias=False)
+        self.to_k = ops.Linear(context_dim or dim, inner, bias=False)
+        self.to_v = ops.Linear(context_dim or dim, inner, bias=False)
+        self.to_out = ops.Linear(inner, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x `(B, N, dim)`, context `(C, M, context_dim)` where C divides B: neighbours in the batch share a context."""
+        context = x if context is None else context
+        k, v = self.to_k(context), self.to_v(context)
+        q = self.to_q(x)
+        # Queries do not see each other, so all frames of a clip are one long sequence to the clip's context.
+        out = self.attend(q.reshape(len(context), -1, q.shape[-1]), k, v, self.heads)
+        return self.to_out(out.reshape(q.shape))
+
+
+class FeedForward(nn.Module):
+    """Gated by GELU, four times as wide inside."""
+
+    def __init__(self, dim: int, ops: Any):
+        super().__init__()
+        self.proj_in = ops.Linear(dim, dim * 8)
+        self.proj_out = ops.Linear(dim * 4, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context (or to itself again where there is none), feed-forward; pre-norm."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (ops.LayerNorm(dim) for _ in range(3))
+        self.attn1 = Attention(dim, heads, head_dim, None, ops, attend)
+        self.attn2 = Attention(dim, heads, head_dim, context_dim, ops, attend)
+        self.ff = FeedForward(dim, ops)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Attention among the positions of each frame, and from them to the clip's text and style tokens."""
+
+    def __init__(self, channels: int, head_dim: int, context_dim: int, ops: Any, attend: Attend):
+        super().__init__()
+        self.norm = ops.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = ops.Linear(channels, channels)
+        self.block = TransformerBlock(channels, channels // head_dim, head_dim, context_dim, ops, attend)
+        self.proj_out = ops.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x `((b f), c, h, w)`, context `(b, tokens, context_dim)`."""
+        tokens = rearrange(self.norm(x), "bf c h w -> bf (h w) c")
+        tokens = self.proj_out(self.block(self.proj_in(tokens), context))
+        return x + rearrange(tokens, "bf (h w) c -> bf c h w", h=x.shape[2])
+
+
+class TemporalTransformer(nn.Module):
+    """Attention among the frames at each position, twice (it has no context); no code tells the frames apart."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, ops: Any, attend: Attend):
+        super().__init__()
+        inner = heads * head_dim
+        self.norm = ops.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = ops.Linear(channels, inner)
+        self.block = TransformerBlock(inner, heads, head_dim, None, ops, attend)
+        self.proj_out = ops.Linear(inner, channels)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x `((b f), c, h, w)`."""
+        h = x.shape[2]
+        plane = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames)
+        tokens = rearrange(self.norm(plane), "b c f s -> (b s) f c")
+        tokens = self.proj_out(self.block(self.proj_in(tokens)))
+        return x + rearrange(tokens, "(b h w) f c -> (b f) c h w", h=h, w=x.shape[3])
+
+
+class TemporalConv(nn.Module):
+    """Four convolutions over three frames at each position; a residual that starts as zero.
+
+    They are 2D convolutions with kernel (3, 1) over the plane of frames and positions: the same numbers as the
+    released (3, 1, 1) ones, with no copy around them and without the slower 3D kernels.
+    """
+
+    def __init__(self, channels: int, dropout: float, ops: Any):
+        super().__init__()
+        self.dropout = dropout
+        self.norms = nn.ModuleList(ops.GroupNorm(32, channels) for _ in range(4))
+        self.convs = nn.ModuleList(ops.Conv2d(channels, channels, (3, 1), padding=(1, 0)) for _ in range(4))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x `((b f), c, h, w)`."""
+        plane = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames)
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            plane = F.silu(norm(plane))
+            plane = conv(F.dropout(plane, self.dropout if i else 0.0, self.training))
+        return x + rearrange(plane, "b c f (h w) -> (b f) c h w", h=x.shape[2])
+
+
+class ResBlock(nn.Module):
+    """Two spatial convolutions with the time embedding between them, then the temporal convolutions."""
+
+    def __init__(self, in_channels: int, channels: int, time_dim: int, dropout: float, ops: Any):
+        super().__init__()
+        self.dropout = dropout
+        self.norm1 = ops.GroupNorm(32, in_channels)
+        self.conv1 = ops.Conv2d(in_channels, channels, 3, padding=1)
+        self.time_proj = ops.Linear(time_dim, channels)
+        self.norm2 = ops.GroupNorm(32, channels)
+        self.conv2 = ops.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == channels else ops.Conv2d(in_channels, channels, 1)
+        self.temporal = TemporalConv(channels, dropout, ops)
+
+    def forward(self, x: Tensor, time: Tensor, frames: int) -> Tensor:
+        """x `((b f), c, h, w)`, time `(b, time_dim)`, already through its SiLU."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h.unflatten(0, (-1, frames)) + self.time_proj(time)[:, None, :, None, None]
+        h = F.silu(self.norm2(h.flatten(0, 1)))
+        h = self.conv2(F.dropout(h, self.dropout, self.training))
+        return self.temporal(self.skip(x) + h, frames)
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution (an odd size is rounded up)."""
+
+    def __init__(self, channels: int, ops: Any):
+        super().__init__()
+        self.conv = ops.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour to `size` (double, but for levels of an odd size), then a convolution."""
+
+    def __init__(self, channels: int, ops: Any):
+        super().__init__()
+        self.conv = ops.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size, mode="nearest"))

@@ -1,0 +1,215 @@
+"""The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and STC-encoders before it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vc_core.conditions import CONDITIONS
+from vc_core.config import UNetConfig
+from vc_core.errors import UserError
+from vc_core.model.blocks import (
+    Attend,
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    TemporalTransformer,
+    Upsample,
+    attend,
+)
+from vc_core.model.stc import STCEncoder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of the UNet's two lists: what it is made of, and how wide."""
+
+    in_channels: int
+    channels: int
+    resnet: bool = True
+    attention: bool = False
+    resample: bool = False
+
+
+def encoder_stages(config: UNetConfig) -> Iterator[Stage]:
+    """The way down: residual blocks level by level, a downsampling stage between levels."""
+    channels = config.width
+    for level, multiplier in enumerate(config.multipliers):
+        for _ in range(config.res_blocks):
+            yield Stage(channels, config.width * multiplier, attention=level in config.attention_levels)
+            channels = config.width * multiplier
+        if level < len(config.multipliers) - 1:
+            yield Stage(channels, channels, resnet=False, resample=True)
+
+
+def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
+    """The way up: every stage takes one skip; the last stage of a level upsamples, but for the topmost."""
+    skips = [config.width, *(stage.channels for stage in encoder_stages(config))]
+    channels = skips[-1]
+    for level, multiplier in reversed(list(enumerate(config.multipliers))):
+        for i in range(config.res_blocks + 1):
+            yield Stage(
+                channels + skips.pop(),
+                config.width * multiplier,
+                attention=level in config.attention_levels,
+                resample=level > 0 and i == config.res_blocks,
+            )
+            channels = config.width * multiplier
+
+
+class EncoderBlock(nn.Module):
+    """A residual block with its Transformers, or a downsampling."""
+
+    def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
+        super().__init__()
+        self.resnet = _resnet(stage, config, ops) if stage.resnet else None
+        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        self.downsample = Downsample(stage.channels, ops) if stage.resample else None
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
+        if self.downsample is not None:
+            return self.downsample(x)
+        x = self.resnet(x, time, frames)
+        if self.spatial is not None:
+            x = self.temporal(self.spatial(x, context), frames)
+        return x
+
+
+class DecoderBlock(nn.Module):
+    """A residual block over the way up and its skip, with its Transformers; the last of a level upsamples."""
+
+    def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
+        super().__init__()
+        self.resnet = _resnet(stage, config, ops)
+        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        self.upsample = Upsample(stage.channels, ops) if stage.resample else None
+
+    def forward(
+        self, x: Tensor, skip: Tensor, time: Tensor, context: Tensor, frames: int, next_size: tuple[int, int]
+    ) -> Tensor:
+        x = self.resnet(torch.cat([x, skip], dim=1), time, frames)
+        if self.spatial is not None:
+            x = self.temporal(self.spatial(x, context), frames)
+        return x if self.upsample is None else self.upsample(x, next_size)
+
+
+class UNet3D(nn.Module):
+    """Predicts the noise (or v) of a noisy video latent, given text and style tokens and the STC embeddings.
+
+    Args:
+        config: all sizes.
+        operations: namespace that the layers come from (Conv2d, Linear, GroupNorm, LayerNorm); a host can pass its own.
+        attend: attention function, see `vc_core.model.blocks.Attend`; a host can pass its own.
+    """
+
+    def __init__(self, config: UNetConfig, operations: Any = nn, attend: Attend = attend):
+        super().__init__()
+        ops, width = operations, config.width
+        self.config = config
+        self.time_in = ops.Linear(width, width * 4)
+        self.time_out = ops.Linear(width * 4, width * 4)
+        self.style_in = ops.Linear(config.context_dim, config.context_dim)
+        self.style_out = ops.Linear(config.context_dim, config.context_dim)
+        self.stc = nn.ModuleDict(
+            {
+                name: STCEncoder(
+                    CONDITIONS[name].channels, config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
+                )
+                for name in config.conditions
+            }
+        )
+        self.conv_in = ops.Conv2d(config.channels + config.stc_channels, width, 3, padding=1)
+        self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, ops, attend)
+        self.encoder = nn.ModuleList(EncoderBlock(s, config, ops, attend) for s in encoder_stages(config))
+        deepest = width * config.multipliers[-1]
+        self.middle = EncoderBlock(Stage(deepest, deepest, attention=True), config, ops, attend)
+        self.middle_out = _resnet(Stage(deepest, deepest), config, ops)
+        self.decoder = nn.ModuleList(DecoderBlock(s, config, ops, attend) for s in decoder_stages(config))
+        self.norm_out = ops.GroupNorm(32, width * config.multipliers[0])
+        self.conv_out = ops.Conv2d(width * config.multipliers[0], config.channels, 3, padding=1)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, stc: Tensor | None = None) -> Tensor:
+        """One prediction.
+
+        Args:
+            x: noisy latent `(B, channels, F, h, w)`, any h and w.
+            timesteps: `(B,)` in [0, 1000).
+            context: `(B, tokens, context_dim)`, the text tokens, then the style token if there is one.
+            stc: sum of STC embeddings `(B, stc_channels, F or 1, h, w)`; None where no condition is present.
+
+        Returns:
+            `(B, channels, F, h, w)`.
+        """
+        frames = x.shape[2]
+        stc = x.new_zeros(1) if stc is None else stc
+        stc = stc.expand(len(x), self.config.stc_channels, *x.shape[2:])
+        x = rearrange(torch.cat([x, stc], dim=1), "b c f h w -> (b f) c h w")
+        x = x.contiguous()
+        time = timestep_embedding(timesteps, self.config.width).to(x.dtype)
+        time = F.silu(self.time_out(F.silu(self.time_in(time))))
+
+        x = self.temporal_in(self.conv_in(x), frames)
+        skips = [x]
+        for block in self.encoder:
+            x = block(x, time, context, frames)
+            skips.append(x)
+        x = self.middle(x, time, context, frames)
+        x = self.middle_out(x, time, frames)
+        for block in self.decoder:
+            skip = skips.pop()
+            next_size = skips[-1].shape[-2:] if skips else skip.shape[-2:]
+            x = block(x, skip, time, context, frames, next_size)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
+
+    def encode_style(self, image_embedding: Tensor) -> Tensor:
+        """The style token `(B, 1, context_dim)` of an image embedding `(B, 1, context_dim)`, not normalised."""
+        return self.style_out(F.silu(self.style_in(image_embedding)))
+
+    def encode_condition(self, name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
+        """The STC embedding `(B, stc_channels, F, h, w)` of a condition `(B, C, F, H, W)`, `size` = (h, w).
+
+        One frame of a spatial condition stands for all of them: attention over equal frames is the frame itself, so
+        F stays 1 here and the embedding is added to every frame.
+
+        Raises:
+            UserError: this network has no STC-encoder of that name.
+        """
+        if name not in self.stc:
+            raise UserError(
+                f"The checkpoint has no STC-encoder for '{name}': it was trained with {', '.join(self.stc) or 'none'}."
+            )
+        return self.stc[name](tensor, size)
+
+    def encode_conditions(self, conditions: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor | None:
+        """The sum of the STC embeddings of `conditions`, or None where there are none."""
+        embeddings = [self.encode_condition(name, tensor, size) for name, tensor in conditions.items()]
+        return sum(embeddings[1:], embeddings[0]) if embeddings else None
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoids `(B, dim)` in float32, cosines first, periods up to 10000 steps."""
+    half = dim // 2
+    frequencies = torch.pow(10000, -torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps.float()[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
+
+
+def _resnet(stage: Stage, config: UNetConfig, ops: Any) -> ResBlock:
+    return ResBlock(stage.in_channels, stage.channels, config.width * 4, config.dropout, ops)
+
+
+def _transformers(
+    stage: Stage, config: UNetConfig, ops: Any, attend: Attend
+) -> tuple[SpatialTransformer | None, TemporalTransformer | None]:
+    if not stage.attention:
+        return None, None
+    channels, head_dim = stage.channels, config.head_dim
+    return (
+        SpatialTransformer(channels, head_dim, config.context_dim, ops, attend),
+        TemporalTransformer(channels, channels // head_dim, head_dim, ops, attend),
+    )
