@@ -1,0 +1,282 @@
+"""Reading and writing video: the plan, the frames, and what bad input is told."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vc_core.errors import UserError
+from vc_core.video import (
+    FramePlan,
+    plan_frames,
+    probe,
+    read_frames,
+    read_image,
+    resize_crop,
+    write_contact_sheet,
+    write_video,
+)
+
+
+def numbered(frames: int, height: int = 48, width: int = 64) -> torch.Tensor:
+    """A video whose frame n is grey of brightness n / 32, so that a frame read back says which one it is."""
+    return (torch.arange(frames) / 32).view(1, 1, frames, 1, 1).expand(1, 3, frames, height, width)
+
+
+def numbers(video: torch.Tensor) -> list[int]:
+    return (video.mean(dim=(0, 1, 3, 4)) * 32).round().int().tolist()
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Half a second and more: 20 numbered frames at 10 a second."""
+    return write_video(tmp_path / "a clip with spaces, ä.mp4", numbered(20), 10)
+
+
+def encode(path, frames, rate=10, rotation=None, codec="libx264", pix_fmt="yuv420p", times=None, **options):
+    """Encode (H, W, 3) uint8 arrays with PyAV directly, for what write_video does not offer."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
+        stream.options = options
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = times[number] if times else number * 1000 // rate
+            frame.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+# --- the plan -------------------------------------------------------------------------------------------------
+
+
+def test_probe(clip):
+    info = probe(clip)
+    assert (info.width, info.height, info.frames, info.rate, info.codec) == (64, 48, 20, 10, "h264")
+    assert info.frames_source == "header" and info.rotation == 0
+    assert info.duration == pytest.approx(2.0)
+
+
+def test_probe_counts_where_the_header_has_no_number(tmp_path):
+    path = encode(tmp_path / "a.mkv", [np.full((48, 64, 3), n * 8, np.uint8) for n in range(20)])
+    info = probe(path)
+    assert (info.frames, info.frames_source) == (20, "counted")
+    assert info.duration == pytest.approx(2.0, abs=0.11)
+    assert len(numbers(read_frames(path, plan_frames(info)))) == 16
+
+
+def test_released_plan(tmp_path):
+    long = probe(write_video(tmp_path / "long.mp4", numbered(33), 8))  # 33 / 8 * 4 = 16.5 frames at 4
+    assert plan_frames(long) == FramePlan(0.0, Fraction(4), 16)
+    edge = probe(write_video(tmp_path / "edge.mp4", numbered(32), 8))  # 16 at 4 is no more than 16
+    assert plan_frames(edge) == FramePlan(0.0, Fraction(5), 16)
+    short = probe(write_video(tmp_path / "short.mp4", numbered(20), 10))
+    assert plan_frames(short) == FramePlan(0.0, Fraction(9), 16)
+    assert plan_frames(short, frames=4).rate == 4
+    assert plan_frames(short, frames=4, rate=2.5, start=0.4) == FramePlan(0.4, Fraction(5, 2), 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"frames": 4, "start": 1.9},
+        {"frames": 4, "rate": 4},
+        {"frames": 0},
+        {"start": -1},
+        {"rate": 0},
+        {"start": float("nan")},
+    ],
+)
+def test_a_clip_too_short_is_told(tmp_path, arguments):
+    info = probe(write_video(tmp_path / "short.mp4", numbered(8), 12))
+    with pytest.raises(UserError, match=r"short\.mp4"):
+        plan_frames(info, **arguments)
+
+
+# --- the frames -----------------------------------------------------------------------------------------------
+
+
+def test_frames_are_the_fps_filters_choice(clip):
+    video = read_frames(clip, FramePlan(0.0, Fraction(10), 16))
+    assert video.shape == (1, 3, 16, 48, 64) and video.dtype == torch.float32
+    assert numbers(video) == list(range(16))
+    assert numbers(read_frames(clip, FramePlan(0.5, Fraction(5), 6))) == [5, 7, 9, 11, 13, 15]
+    # Each frame's time goes to the nearest tick, and the last one there is shown: frame k at tick round(0.4 k).
+    assert numbers(read_frames(clip, FramePlan(0.0, Fraction(4), 6))) == [1, 3, 6, 8, 11, 13]
+
+
+def test_starting_late_gives_the_same_frames(clips_dir):
+    path = clips_dir / "video_8800.mp4"
+    early = read_frames(path, FramePlan(0.0, Fraction(4), 16), (32, 32))
+    late = read_frames(path, FramePlan(2.0, Fraction(4), 8), (32, 32))
+    assert torch.equal(early[:, :, 8:], late)
+
+
+def test_uneven_frame_times_follow_the_clock(tmp_path):
+    times = [0, 100, 200, 300, 1300, 1400, 1500, 1600]  # a second of standstill
+    frames = [np.full((48, 64, 3), n * 8, np.uint8) for n in range(8)]
+    path = encode(tmp_path / "uneven.mp4", frames, times=times)
+    assert numbers(read_frames(path, FramePlan(0.0, Fraction(10), 16))) == [0, 1, 2] + [3] * 10 + [4, 5, 6]
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotation_is_applied(tmp_path, rotation):
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32] = 255  # top left
+    stored = np.ascontiguousarray(np.rot90(upright, -rotation // 90))  # both count counter-clockwise
+    path = encode(tmp_path / "turned.mp4", [stored] * 4, rotation=rotation)
+    info = probe(path)
+    assert (info.width, info.height) == (64, 48)
+    video = read_frames(path, FramePlan(0.0, Fraction(10), 4))
+    assert video.shape[-2:] == (48, 64)
+    assert (video[0, :, :, 4:20, 4:28] > 0.9).all() and (video[0, :, :, 28:, 36:] < 0.1).all()
+
+
+def test_colours_survive_the_round_trip(tmp_path):
+    colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]]).T.reshape(1, 3, 4, 1, 1)
+    path = write_video(tmp_path / "colours.mp4", colours.expand(-1, -1, -1, 64, 64), 4)
+    video = read_frames(path, FramePlan(0.0, Fraction(4), 4))
+    assert (video - colours).abs().max() < 0.04
+
+
+def test_ten_bit_pictures_read(tmp_path):
+    frames = [np.full((48, 64, 3), n * 8, np.uint8) for n in range(8)]
+    path = encode(tmp_path / "ten.mkv", frames, codec="ffv1", pix_fmt="yuv420p10le")
+    assert numbers(read_frames(path, FramePlan(0.0, Fraction(10), 8))) == list(range(8))
+
+
+# --- resizing and images --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width, size", [(48, 85, (32, 32)), (85, 48, (32, 32)), (31, 33, (64, 64))])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resize_crop_is_resize_and_centre_crop(height, width, size, antialias):
+    transforms = pytest.importorskip("torchvision.transforms")
+    video = torch.rand(1, 3, 2, height, width)
+    frames = video[0].transpose(0, 1)
+    expected = transforms.CenterCrop(size)(transforms.Resize(min(size), antialias=antialias)(frames))
+    assert torch.allclose(resize_crop(video, size, antialias=antialias)[0].transpose(0, 1), expected, atol=1e-6)
+
+
+def test_resize_crop_covers_any_shape():
+    for size in [(40, 16), (16, 40), (7, 9)]:
+        assert resize_crop(torch.ones(2, 1, 30, 50), size).shape == (2, 1, *size)
+    assert torch.allclose(resize_crop(torch.ones(1, 1, 30, 50), (12, 80)), torch.ones(1, 1, 12, 80))
+
+
+def test_read_image(tmp_path):
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, :3, 3] = 255  # left half opaque black, right half transparent
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    image = read_image(tmp_path / "alpha.png")
+    assert image.shape == (1, 3, 4, 6)
+    assert image[..., :3].max() == 0 and image[..., 3:].min() == 1
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90 degrees
+    grey = np.zeros((8, 16, 3), np.uint8)
+    grey[:, :8] = 255
+    Image.fromarray(grey).save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert turned.shape == (1, 3, 16, 8) and turned[..., :8, :].min() == 1 and turned[..., 8:, :].max() == 0
+
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png").mean() == pytest.approx(0.5, abs=1e-3)
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def test_written_video_plays_everywhere(tmp_path):
+    path = write_video(tmp_path / "out.mp4", torch.rand(3, 5, 33, 47), 8, scale=2)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.width, stream.height, stream.frames, stream.average_rate) == (94, 66, 5, 8)
+    assert path.read_bytes().find(b"moov") < path.read_bytes().find(b"mdat")  # starts before it is all there
+    odd = probe(write_video(tmp_path / "odd.mp4", torch.rand(3, 2, 33, 47), 8))
+    assert (odd.width, odd.height) == (48, 34)
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    kept = write_video(tmp_path / "out.mp4", numbered(2), 8).read_bytes()
+
+    def broken(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "out.mp4", numbered(4), 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["out.avi", "no/such/folder/out.mp4", "."])
+def test_an_unwritable_path_is_told(tmp_path, name):
+    with pytest.raises(UserError, match=r"give|make"):
+        write_video(tmp_path / name, numbered(2), 8)
+
+
+def test_contact_sheet(tmp_path):
+    rows = [
+        ("source", torch.ones(3, 16, 64, 64)),
+        ("a longer label", torch.zeros(1, 16, 96, 96)),
+        ("image", torch.full((3, 1, 384, 384), 0.5)),
+    ]
+    sheet = np.asarray(Image.open(write_contact_sheet(tmp_path / "sheet.png", rows, columns=4, title="title")))
+    assert (sheet[0, 0] == 255).all()
+    black = (sheet == 0).all(axis=-1)
+    assert black.sum() > 4 * 128 * 128 * 0.99  # the black row: four cells of 128
+    assert (np.abs(sheet.astype(int) - 128) <= 1).all(axis=-1).sum() >= 128 * 128
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def bad_files(folder, clip):
+    data = clip.read_bytes()
+    (folder / "text.mp4").write_text("this is no video " * 50)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "headless.mp4").write_bytes(data[: data.find(b"moov")])
+    Image.new("RGB", (8, 8)).save(folder / "image.png")
+    Image.new("RGB", (8, 8)).save(folder / "image.jpg")
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 4096), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return ["absent.mp4", ".", "text.mp4", "empty.mp4", "headless.mp4", "image.png", "image.jpg", "sound.mp4"]
+
+
+def test_bad_videos_are_told(tmp_path, clip):
+    plan = FramePlan(0.0, Fraction(4), 4)
+    for name in bad_files(tmp_path, clip):
+        for read in (probe, lambda path: read_frames(path, plan)):
+            with pytest.raises(UserError) as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value) and "expected" in str(caught.value), name
+
+
+def test_a_cut_off_video_is_told(tmp_path):
+    noise = torch.rand(1, 3, 20, 64, 64, generator=torch.Generator().manual_seed(0))
+    path = write_video(tmp_path / "cut.mp4", noise, 10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    plan = plan_frames(probe(path))
+    with pytest.raises(UserError, match=r"cut\.mp4"):
+        read_frames(path, plan)
+
+
+@pytest.mark.parametrize("name", ["absent.png", ".", "text.png"])
+def test_bad_images_are_told(tmp_path, name):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="image"):
+        read_image(tmp_path / name)

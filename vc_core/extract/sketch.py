@@ -1,0 +1,91 @@
+"""Sketches: lines in 0..1, bright on dark, from the edges of a video or from a sketch that somebody drew."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+
+# Thresholds on the gradient in brightness per pixel of a picture that is REFERENCE high and in [0, 1]: below FAINT
+# nothing is drawn, from FULL on a line is fully bright. Fixed, and not each clip's own maximum, so that training and
+# inference agree on what a line is.
+FAINT, FULL = 0.03, 0.12
+REFERENCE = 96
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@torch.no_grad()
+def edges(video: Tensor) -> Tensor:
+    """Thin edges of a video: (B, 3, F, H, W) in [0, 1] -> (B, 1, F, H, W) in 0..1, lines bright.
+
+    Canny's first three steps on each colour channel (Gaussian blur, gradient, thinning across the edge; the strongest
+    channel speaks, so that edges between equally bright colours are found), then a fixed ramp instead of Canny's
+    binary hysteresis, which would flicker. Blur, gradients and the lines' width go with the height of the picture:
+    the same scene gives the same drawing at 96 and at 384.
+    """
+    b, _, f, _, _ = video.shape
+    frames = video.transpose(1, 2).flatten(0, 1)  # (B·F, 3, H, W)
+    # A few frames at a time: on a CPU the convolutions are several times slower on one large batch.
+    lines = torch.cat([_lines(chunk) for chunk in frames.split(16 if frames.device.type == "cpu" else 256)])
+    return lines.unflatten(0, (b, f)).transpose(1, 2)
+
+
+def _lines(frames: Tensor) -> Tensor:
+    """`edges` of single frames: (N, 3, H, W) -> (N, 1, H, W)."""
+    from kornia.filters import gaussian_blur2d, spatial_gradient
+
+    n, _, h, w = frames.shape
+    scale = max(1.0, min(h, w) / REFERENCE)
+    radius = round(2 * scale)
+    padded = F.pad(frames, (radius,) * 4, mode="replicate")
+    blurred = gaussian_blur2d(padded, 2 * radius + 1, (0.8 * scale,) * 2)[..., radius : radius + h, radius : radius + w]
+    gradient = spatial_gradient(blurred.flatten(0, 1)[:, None], normalized=True).mul_(scale)  # (N·3, 1, 2, H, W)
+    dx, dy = gradient.unflatten(0, (n, 3))[:, :, 0].unbind(dim=2)  # each (N, 3, H, W)
+    dx, dy, strength = _strongest(dx, dy)
+    lines = ((_thinned(strength, dx, dy) - FAINT) / (FULL - FAINT)).clamp(0, 1)
+    width = 2 * (round(scale) // 3) + 1
+    return F.max_pool2d(lines, width, stride=1, padding=width // 2) if width > 1 else lines
+
+
+def _strongest(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of the channel in which it is strongest: (N, C, H, W) twice -> dx, dy, strength (N, 1, H, W)."""
+    squared = dx * dx + dy * dy
+    best_dx, best_dy, best = dx[:, :1], dy[:, :1], squared[:, :1]
+    for channel in range(1, dx.shape[1]):  # several times as fast on a CPU as argmax and gather
+        one = slice(channel, channel + 1)
+        stronger = squared[:, one] > best
+        best_dx = torch.where(stronger, dx[:, one], best_dx)
+        best_dy = torch.where(stronger, dy[:, one], best_dy)
+        best = torch.maximum(best, squared[:, one])
+    return best_dx, best_dy, best.sqrt()
+
+
+def _thinned(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Keep the strength where it is a maximum along its gradient, zero it elsewhere; all (N, 1, H, W)."""
+    # The gradient's direction to the nearest 45°: 0 horizontal, 1 down-right, 2 vertical, 3 down-left.
+    direction = (torch.atan2(dy, dx) * (4 / torch.pi)).round().long().remainder(4)
+    h, w = strength.shape[-2:]
+    padded = F.pad(strength, (1, 1, 1, 1))
+    maximum = torch.zeros_like(strength, dtype=torch.bool)
+    for number, (right, down) in enumerate([(1, 0), (1, 1), (0, 1), (-1, 1)]):
+        ahead = padded[..., 1 + down : 1 + down + h, 1 + right : 1 + right + w]
+        behind = padded[..., 1 - down : 1 - down + h, 1 - right : 1 - right + w]
+        # One side strictly, so that of two equal neighbours exactly one stays.
+        maximum |= (direction == number) & (strength > ahead) & (strength >= behind)
+    return strength * maximum
+
+
+def as_sketch(picture: Tensor, lines: str = "bright") -> Tensor:
+    """A sketch that somebody drew, as it is: (B, 3|1, ...) in [0, 1] -> (B, 1, ...) in 0..1, lines bright.
+
+    Works on images (B, C, H, W) and videos (B, C, F, H, W). `lines` says how the drawing's lines stand out:
+    "bright" on dark (kept), or "dark" on bright (inverted). Raises UserError for any other word.
+    """
+    if lines not in ("bright", "dark"):
+        raise UserError(f'sketch lines {lines!r} are unknown: say "bright" (on dark) or "dark" (on bright).')
+    if picture.shape[1] == 3:
+        luma = picture.new_tensor(_LUMA).reshape(1, 3, *(1,) * (picture.dim() - 2))
+        picture = (picture * luma).sum(dim=1, keepdim=True)
+    return (1 - picture if lines == "dark" else picture).clamp(0, 1)

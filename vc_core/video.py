@@ -1,0 +1,360 @@
+"""Reading and writing video and images; the frame plan that every extractor of one source shares."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+from .writing import write_contact_sheet, write_video, written_beside
+
+__all__ = [
+    "FramePlan",
+    "VideoInfo",
+    "plan_frames",
+    "planned_frames",
+    "probe",
+    "read_frames",
+    "read_image",
+    "resize_crop",
+    "write_contact_sheet",
+    "write_video",
+    "written_beside",
+]
+
+RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a file is, and which of its frames are used
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What `probe` found. Width and height are as shown, that is after the file's rotation is applied."""
+
+    path: Path
+    width: int
+    height: int
+    frames: int
+    frames_source: str  # "header": the file says so; "counted": its packets were counted; the header has no number
+    rate: Fraction  # average frames a second
+    duration: float  # seconds from the first frame's start to the last one's end
+    codec: str
+    rotation: int  # degrees counter-clockwise, a multiple of 90, that a player turns the stored picture by
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Which frames of a source are used: `frames` of them, at start, start + 1/rate, ... (seconds).
+
+    The choice is that of ffmpeg's `fps` filter: each frame's time goes to the nearest of these ticks, and the last
+    one that a tick got is shown there (and on, until a later tick gets one).
+    Made once per source by `plan_frames` and handed to every extractor, so that all of them speak of the same
+    frames.
+    """
+
+    start: float
+    rate: Fraction
+    frames: int
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Open a video, decode its first frame, and say what it is.
+
+    Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise _unreadable(path, "it holds no frame")
+        rotation = _rotation(path, first)
+        width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+        codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
+        frames, source = stream.frames, "header"
+        duration = float(stream.duration * stream.time_base) if stream.duration else None
+    if not frames or duration is None:
+        counted, duration = _count(path)
+        frames, source = frames or counted, source if frames else "counted"
+    rate = Fraction(rate) if rate else Fraction(frames / duration if duration else 1).limit_denominator(1001)
+    return VideoInfo(path, width, height, frames, source, rate, duration or float(frames / rate), codec, rotation)
+
+
+def _count(path: Path) -> tuple[int, float]:
+    """Frames and seconds of a video whose header does not tell, by reading its packets without decoding them."""
+    count, first, last = 0, None, 0.0
+    with _opened(path) as (container, stream):
+        one = 1 / (stream.average_rate or 25)  # for packets that do not say how long they last
+        for packet in container.demux(stream):
+            if packet.size:
+                count += 1
+                if packet.pts is not None:
+                    time = float(packet.pts * packet.time_base)
+                    first = time if first is None else min(first, time)
+                    last = max(last, time + float(packet.duration * packet.time_base if packet.duration else one))
+    return count, last - (first or 0.0)
+
+
+def plan_frames(
+    info: VideoInfo, frames: int = 16, rate: float | Fraction | None = None, start: float = 0.0
+) -> FramePlan:
+    """The frame plan of a source.
+
+    Without `rate` it is the released rule (tools/videocomposer/datasets.py): 4 frames a second, or, where the clip
+    has no more than `frames` frames at 4, int(frames / duration) + 1; the released number of frames is 16 and its
+    duration is the number of frames over the average rate. `start` is in seconds.
+
+    Raises UserError where the clip is too short: for the rule, where fewer than `frames` frames of the source
+    remain from `start` on (it would have to repeat frames, which do not move); for a given rate, where the
+    remaining seconds do not hold `frames` frames at that rate.
+    """
+    if frames < 1:
+        raise UserError(f"{info.path}: {frames} frames were asked for: ask for at least 1.")
+    start = float(start)
+    if start < 0 or not math.isfinite(start):
+        raise UserError(f"{info.path}: the start is {start} seconds: give a number of seconds from 0 on.")
+    nominal = info.frames / float(info.rate) - start  # as the released code reckons
+    seconds = info.duration - start
+    if rate is None:
+        left = max(0, info.frames - math.ceil(start * info.rate))
+        if left < frames:
+            raise UserError(
+                f"{info.path}: too short, {left} frames remain from {start:g} s on and at least {frames} ("
+                f"{frames / float(info.rate):.2f} s) are expected: use a longer clip, an earlier start or fewer frames."
+            )
+        chosen = RELEASED_RATE if nominal * RELEASED_RATE > frames else int(frames / nominal) + 1
+        if round(seconds * chosen) < frames:  # an average rate that is off (variable frame rates): go by the clock
+            chosen = int(frames / seconds) + 1
+        return FramePlan(start, Fraction(chosen), frames)
+    if not rate > 0 or not math.isfinite(rate):
+        raise UserError(f"{info.path}: the rate is {rate} frames a second: give a number above 0.")
+    available = max(0, round(seconds * rate))
+    if available < frames:
+        raise UserError(
+            f"{info.path}: too short, {available} frames at {float(rate):g} a second remain from {start:g} s on and "
+            f"{frames} ({frames / float(rate):.2f} s) are expected: use a longer clip, a higher rate or fewer frames."
+        )
+    # A time base that every encoder can store: MPEG-4 has 16 bits for the ticks of a second.
+    return FramePlan(start, Fraction(rate).limit_denominator(max(1, min(1001, int(65535 / rate)))), frames)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Frames
+# ---------------------------------------------------------------------------------------------------------------
+
+# Counter-clockwise degrees of the display matrix -> the filter that turns the stored picture upright.
+_UPRIGHT = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
+
+
+def planned_frames(path: str | os.PathLike, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
+    """The plan's frames as av.VideoFrame, one after the other, upright, through further ffmpeg filters.
+
+    The choice is ffmpeg's `fps` filter's, as in the released pipeline. Pixels and motion vectors both come from
+    here, so they always speak of the same frames. Decoding stops after the last frame that is needed.
+    """
+    import av
+
+    path, graph, left = Path(path), None, plan.frames
+
+    def filtered():
+        while True:
+            try:
+                yield graph.pull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+
+    for frame in _decoded(path, plan.start):
+        if graph is None:
+            shape = frame.width, frame.height, frame.format.name
+            chain = [*_UPRIGHT[_rotation(path, frame)], ("fps", f"fps={plan.rate}:start_time=0"), *filters]
+            graph = _graph(frame, chain)
+        if (frame.width, frame.height, frame.format.name) != shape:
+            raise UserError(
+                f"{path}: its picture changes size or format on the way, and one size is expected: "
+                "re-encode it to a single size."
+            )
+        graph.push(frame)
+        for out in filtered():
+            yield out
+            left -= 1
+            if not left:
+                return
+    if graph is not None:
+        graph.push(None)
+        for out in filtered():
+            yield out
+            left -= 1
+            if not left:
+                return
+    raise UserError(
+        f"{path}: only {plan.frames - left} of the {plan.frames} frames expected from {plan.start:g} s on at "
+        f"{float(plan.rate):g} a second could be read, so the file is shorter than it says or cut off: use a whole "
+        "file or fewer frames."
+    )
+
+
+def _rotation(path: Path, frame) -> int:
+    """Counter-clockwise degrees, 0, 90, 180 or 270, that the file asks a player to turn its pictures by."""
+    rotation = round(frame.rotation) % 360
+    if rotation not in _UPRIGHT:
+        raise UserError(
+            f"{path}: is to be shown turned by {rotation} degrees, and a multiple of 90 is expected: "
+            "re-encode it upright."
+        )
+    return rotation
+
+
+def _graph(frame, chain: list[tuple[str, str]]):
+    """A filter graph for frames like this one, ended by a buffer sink."""
+    import av
+
+    graph = av.filter.Graph()
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    for name, options in [*chain, ("buffersink", "")]:
+        node = graph.add(name, options) if options else graph.add(name)
+        last.link_to(node)
+        last = node
+    graph.configure()
+    return graph
+
+
+def _decoded(path: Path, start: float) -> Iterator:
+    """Decoded frames whose times count from `start` (so those before it have negative ones)."""
+    import av
+
+    with _opened(path) as (container, stream):
+        # Not frame threads: they work on between calls, and where the host has switched PyAV's logging on, a damaged
+        # file makes one of them wait for the interpreter's lock while closing the file waits for it: a hang.
+        stream.thread_type = "SLICE"
+        origin = stream.start_time or 0
+        skip = int(start / stream.time_base)
+        if skip:
+            container.seek(origin + skip, stream=stream, backward=True)
+        step = int(1 / (stream.average_rate or 25) / stream.time_base)
+        expected = origin
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise _unreadable(path, f"its picture at {frame.time or 0:.2f} s is damaged")
+                pts = expected if frame.pts is None else frame.pts  # bare streams carry no times
+                expected = pts + step
+                frame.pts = pts - origin - skip
+                yield frame
+        except av.FFmpegError as error:
+            raise _unreadable(path, f"decoding stopped with {error.strerror or error!r}") from error
+
+
+def read_frames(path: str | os.PathLike, plan: FramePlan, size: tuple[int, int] | None = None) -> Tensor:
+    """The plan's frames as a video tensor (1, 3, F, H, W) float32 in [0, 1].
+
+    With `size` (h, w) each frame is scaled and centre-cropped as it arrives (`resize_crop`), which keeps large
+    videos out of memory. Raises UserError where the file cannot give them all.
+    """
+    frames = []
+    for frame in planned_frames(path, plan, ("format", "rgb24")):
+        image = torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1)[None]
+        frames.append(image if size is None else resize_crop(image.float() / 255, size))
+    video = torch.stack(frames, dim=2)  # (1, 3, F, H, W)
+    return video.float() / 255 if size is None else video
+
+
+def read_image(path: str | os.PathLike) -> Tensor:
+    """An image (1, 3, H, W) float32 in [0, 1]: turned upright by its EXIF tag, alpha laid over white.
+
+    Raises UserError where the file is missing or no image.
+    """
+    from PIL import Image, ImageOps
+
+    path = _existing(Path(path), "an image")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+                grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp(0, 1)
+                return grey.expand(1, 3, -1, -1).contiguous()
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}): give a whole PNG or JPEG file.") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def resize_crop(x: Tensor, size: tuple[int, int], mode: str = "bilinear", antialias: bool = True) -> Tensor:
+    """Scale so that (h, w) is just covered, then crop its centre, as Resize(short side) and CenterCrop do.
+
+    x is float, (B, C, H, W) or (B, C, F, H, W); values keep their range under "bilinear". With
+    `antialias=False` this is what the released code does to motion maps.
+    """
+    h, w = size
+    if x.dim() == 5:
+        b, _, f = x.shape[:3]
+        frames = resize_crop(x.transpose(1, 2).flatten(0, 1), size, mode, antialias)
+        return frames.unflatten(0, (b, f)).transpose(1, 2)
+    height, width = x.shape[-2:]
+    if h * width >= w * height:  # the height decides
+        scaled = (h, max(w, h * width // height))
+    else:
+        scaled = (max(h, w * height // width), w)
+    if scaled != (height, width):
+        # "area" and "nearest" know neither option
+        options = {"align_corners": False, "antialias": antialias} if mode in ("bilinear", "bicubic") else {}
+        x = F.interpolate(x, size=scaled, mode=mode, **options)
+    top, left = round((scaled[0] - h) / 2), round((scaled[1] - w) / 2)
+    return x[..., top : top + h, left : left + w]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Opening, and what can be wrong
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _existing(path: Path, kind: str) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
+    return path
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: cannot be read as a video ({reason}), an undamaged video file such as H.264 .mp4 is expected: "
+        "copy or export the file again."
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple]:
+    """The container and its first video stream, or a UserError that says what the file is instead."""
+    import av
+
+    _existing(path, "a video")
+    try:
+        container = av.open(str(path), metadata_errors="replace")  # real files carry tags that are not UTF-8
+    except av.FFmpegError as error:
+        raise _unreadable(path, error.strerror or repr(error)) from error
+    with container:
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise UserError(f"{path}: is an image, and a video was expected: give a video file.")
+        cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is no video
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            raise UserError(f"{path}: holds no video stream, and a video was expected: give a video file.")
+        try:
+            yield container, streams[0]
+        except av.FFmpegError as error:
+            raise _unreadable(path, error.strerror or repr(error)) from error
