@@ -1,0 +1,128 @@
+"""`./vc demo`: a clip with real motion vectors in, two videos out: one that moves as the clip does, one against it."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vc_core.checkpoint import BUNDLED
+from vc_core.conditions import Condition
+from vc_core.diffusion.samplers import Progress
+from vc_core.errors import UserError
+from vc_core.extract.sources import Source, condition_size, extract
+from vc_core.pipeline import VideoComposer, compose
+from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
+from vc_core.writing import written_beside
+
+TEXT = "a red circle on a background of blue and white stripes"
+RED = (0.88, 0.13, 0.13)
+STRIPES = ((0.26, 0.35, 0.77), (0.83, 0.83, 0.83))
+SIZE, FRAMES, RATE = 256, 16, 8
+VELOCITY = (1.4 / 64, 0.0)
+"""Of the disc, in frame widths a frame, right and down positive."""
+
+
+def draw_clip(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES) -> Tensor:
+    """A textured red disc that starts in the middle of textured stripes, `(1, 3, F, size, size)` in [0, 1].
+
+    Both surfaces have a grain of their own, since a codec's motion search finds nothing to hold on to where a
+    surface is flat.
+    """
+    at = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    t = torch.arange(frames)[:, None, None]
+    dx, dy = x - 0.5 - velocity[0] * t, y - 0.5 - velocity[1] * t  # (F, H, W), from the disc's centre
+
+    def grain(u: Tensor, v: Tensor, seed: int) -> Tensor:
+        noise = torch.rand(1, 1, 80, 80, generator=torch.Generator().manual_seed(seed)) - 0.5
+        grid = torch.stack([u, v], -1).reshape(1, -1, size, 2)
+        return 0.18 * F.grid_sample(noise, grid, padding_mode="reflection", align_corners=False).reshape(u.shape)
+
+    wave = torch.sin(2 * math.pi * (x * 0.8 + y * 0.6) / 0.3)
+    first, second = (torch.tensor(color).view(3, 1, 1) for color in STRIPES)
+    ground = torch.lerp(first, second, 0.5 + 0.5 * wave * (1.5 - 0.5 * wave * wave)) + grain(2 * x - 1, 2 * y - 1, 1)
+    shade = 0.88 + 0.12 * torch.sin(2 * math.pi * (dx + dy) / 0.13)
+    disc = torch.tensor(RED).view(3, 1, 1, 1) * shade + grain(2 * dx, 2 * dy, 2)
+    coverage = ((0.14 - torch.hypot(dx, dy)) * size + 0.5).clamp(0, 1)
+    return torch.lerp(ground[:, None].expand(3, frames, size, size), disc, coverage)[None].clamp(0, 1)
+
+
+def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple[float, float, float], ...]) -> Tensor:
+    """Where an object of a known colour is: its centre `(F, 2)` as x, y in pixels, from `(1, 3, F, H, W)`.
+
+    The object is the pixels that are nearer to its colour than to each of `others`; NaN where there are none.
+    """
+    palette = torch.tensor([color, *others])
+    distance = (video[0][None] - palette[:, :, None, None, None]).norm(dim=1)  # (colors, F, H, W)
+    found = (distance.argmin(0) == 0).float()
+    y, x = (torch.arange(side) + 0.5 for side in video.shape[-2:])
+    count = found.sum((1, 2))
+    return torch.stack([(found * x).sum((1, 2)), (found * y[:, None]).sum((1, 2))], dim=1) / count[:, None]
+
+
+def displacement(video: Tensor) -> list[float]:
+    """How far the red disc moved from the first frame to the last, x and y in frame widths; NaN where it is lost."""
+    centers = follow(video, RED, (*STRIPES, tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))))
+    return ((centers[-1] - centers[0]) / video.shape[-1]).tolist()
+
+
+def reversed_motion(field: Tensor) -> Tensor:
+    """The motion field of the clip turned by 180 degrees: what was in the middle moves the opposite way from there."""
+    return -field.flip(-1, -2)
+
+
+def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
+    """Writes source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; returns a summary.
+
+    The two videos differ in the motion field alone: text, single image, noise and settings are the same.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with -o.") from error
+    composer = VideoComposer.load(checkpoint or BUNDLED)
+    config = composer.config
+    size = (config.height, config.width)
+    clip = write_video(out / "source.mp4", draw_clip(frames=config.frames), RATE)
+    plan = plan_frames(probe(clip), config.frames, rate=RATE)
+    source = Source(clip, plan, size, config.extraction)
+    seen = read_frames(clip, plan)
+    motion, image = extract("motion", source), extract("single_image", source)
+
+    moved = {"source": displacement(seen)}
+    rows = [("source", seen)]
+    scale = max(1, SIZE // min(size))
+    for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
+        conditions = [Condition("motion", field), Condition("single_image", image)]
+        video = compose(composer, TEXT, conditions=conditions, seed=seed, progress=progress)
+        write_video(out / f"{name}.mp4", video, RATE, scale=scale)
+        moved[name] = displacement(video)
+        rows += [(f"{name}: field", picture_of(field)), (f"{name}: result", video)]
+    rows.insert(1, ("single image", resize_crop(image, condition_size("single_image", size))))
+    write_contact_sheet(out / "sheet.png", rows, title=f"./vc demo: {TEXT}")
+
+    commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
+    measured = {"text": TEXT, "seed": seed, "checkpoint": config.name, "unit": "frame widths over the clip, right and "
+                "down positive", "displacement": moved, "commanded": commanded}  # fmt: skip
+    with written_beside(out / "measured.json") as temporary:
+        temporary.write_text(json.dumps(measured, indent=2) + "\n")
+    return [
+        *(
+            f"{out / name}.mp4: the disc moved {moved[name][0]:+.2f} frame widths where {commanded[name][0]:+.2f} "
+            "were commanded"
+            for name in commanded
+        ),
+        f"{out / 'sheet.png'}: what the network saw and what it made; {out / 'measured.json'}: the figures",
+    ]
+
+
+def picture_of(field: Tensor) -> Tensor:
+    """A motion field `(1, 2, F, H, W)` as colours `(1, 3, F, H, W)`: the direction as hue, the length as strength."""
+    dx, dy = field[0]
+    angle = torch.atan2(dy, dx)
+    strength = (torch.hypot(dx, dy) / torch.hypot(dx, dy).max().clamp(min=1e-6)).clamp(0, 1)
+    hue = torch.stack([angle.cos(), (angle - 2 * math.pi / 3).cos(), (angle + 2 * math.pi / 3).cos()]) * 0.5 + 0.5
+    return (1 - strength * (1 - hue))[None]
