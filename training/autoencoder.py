@@ -1,0 +1,206 @@
+"""Train the small autoencoder on synthetic frames:  python -m training.autoencoder --out runs/autoencoder --minutes 17
+
+Writes OUT/autoencoder.safetensors (TAESD layout), OUT/report.json and OUT/comparison.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from training.data.synthetic import render, sample_scenes, scene_seeds
+from training.muon import Muon
+from training.timed import TimedRun, save_tensors, write_atomically
+from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
+
+SIZE = 64
+RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)
+"""Sizes at which successive batches are rendered, to be cropped to SIZE: grain and large shapes are seen too."""
+TRAIN_SEED, TEST_SEED = 1, 2
+SHAPE_WEIGHT = 5.0
+LATENT_NOISE = 0.08
+"""Standard deviation of the noise on latents in training, so that the decoder forgives small errors."""
+
+
+def random_frames(seed: int, start: int, count: int, size: int = SIZE, crop: int = SIZE) -> torch.Tensor:
+    """One random frame of each of `count` scenes rendered at `size`, at a random crop: (count, 4, crop, crop).
+
+    Three channels of RGB, and the objects' outlines.
+    """
+    seeds = scene_seeds(seed, start, count)
+    result = render(sample_scenes(seeds), size, 1, seeds.remainder(16), ("video", "outline"))
+    frames = torch.cat([result.video, result.outline], dim=1)[:, :, 0]
+    if size == crop:
+        return frames
+    top, left = int(seeds[0].remainder(size - crop + 1)), int(seeds[-1].remainder(size - crop + 1))
+    return frames[:, :, top : top + crop, left : left + crop].contiguous()
+
+
+def psnr(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each image (N, C, H, W) with values in [0, 1]; (N,)."""
+    error = (result.clamp(0, 1).float() - target.float()).square().flatten(1).mean(1)
+    return -10.0 * error.clamp_min(1e-10).log10()
+
+
+def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def shape_weight(outline: torch.Tensor) -> torch.Tensor:
+    """What each pixel (N, 1, H, W) counts, 1 on average: more within three pixels of the objects' outlines.
+
+    Objects cover a tenth of a frame; without this their shapes are the last thing that is learned.
+    """
+    weight = 1.0 + SHAPE_WEIGHT * F.max_pool2d(outline, 5, stride=1, padding=2)
+    return weight / weight.mean()
+
+
+def reconstruction_loss(result: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted L1 and squared error of pixels (N, 3, H, W), and L1 of their differences, for sharp edges."""
+    across, down = (
+        ((a - b).abs() * w).mean()
+        for a, b, w in zip(_edges(result), _edges(target), (weight[..., 1:], weight[..., 1:, :]), strict=True)
+    )
+    error = result - target
+    return (error.abs() * weight).mean() + 4.0 * (error.square() * weight).mean() + 0.5 * (across + down)
+
+
+def latent_penalty(latents: torch.Tensor) -> torch.Tensor:
+    """Zero where each channel of latents (N, 4, h, w) has mean 0 and variance 1 and nothing exceeds 2.5.
+
+    The decoder's soft clamp at 3 loses what lies further out.
+    """
+    variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
+    far = F.relu(latents.abs() - 2.5).square().mean()
+    return mean.square().mean() + variance.clamp_min(1e-6).log().square().mean() + far
+
+
+def initialize(model: nn.Module) -> nn.Module:
+    """Start with blocks that pass their input on, layers that keep its variance and a grey picture. In place."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            # The convolutions without a bias change the resolution and have no activation after them.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if layer.bias is not None else "linear")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for block in model.modules():
+        if type(block).__name__ == "AutoencoderTinyBlock":
+            nn.init.zeros_(block.conv[-1].weight)
+    nn.init.kaiming_normal_(model.encoder.layers[-1].weight, nonlinearity="linear")
+    last = model.decoder.layers[-1]
+    nn.init.constant_(last.bias, 0.5)
+    with torch.no_grad():
+        last.weight.mul_(0.2)
+    return model
+
+
+def training_loss(model: nn.Module, frames: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and the reconstruction of `random_frames` (N, 4, H, W)."""
+    weight = shape_weight(frames[:, 3:])
+    frames = frames[:, :3].contiguous(memory_format=torch.channels_last)
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
+        latents = model.encoder.layers(frames)
+    latents = latents.float()
+    noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
+        result = decode_frames(model, noisy)
+    result = result.float()
+    return reconstruction_loss(result, frames, weight) + 0.05 * latent_penalty(latents), result
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, count: int = 256) -> dict[str, object]:
+    """PSNR over held-out frames and the latents' statistics, in float32."""
+    frames, outline = random_frames(TEST_SEED, 0, count).split([3, 1], dim=1)
+    latents = torch.cat([model.encoder.layers(piece) for piece in frames.split(32)])
+    results = torch.cat([decode_frames(model, piece) for piece in latents.split(32)])
+    noisy = latents + 0.1 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    from_noisy = torch.cat([decode_frames(model, piece) for piece in noisy.split(32)])
+    ratios = psnr(results, frames)
+    near = F.max_pool2d(outline, 5, stride=1, padding=2)
+    shape_error = ((results - frames).square() * near).sum() / (3 * near.sum())
+    larger = random_frames(TEST_SEED, count, 8, size=256, crop=256)[:, :3]
+    larger_result = decode_frames(model, model.encoder.layers(larger))
+    return {
+        "psnr": ratios.mean().item(),
+        "psnr_worst": ratios.min().item(),
+        "psnr_outlines": -10.0 * shape_error.log10().item(),
+        "psnr_noise_0.1": psnr(from_noisy, frames).mean().item(),
+        "psnr_256": psnr(larger_result, larger).mean().item(),
+        "latent_mean": latents.mean((0, 2, 3)).tolist(),
+        "latent_std": latents.std((0, 2, 3)).tolist(),
+        "latent_beyond_2.5": (latents.abs() > 2.5).float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def save_comparison(model: nn.Module, path: Path, count: int = 12) -> None:
+    """A sheet of held-out frames, each above its reconstruction, enlarged three times."""
+    from PIL import Image
+
+    frames = random_frames(TEST_SEED, 1000, count)[:, :3]
+    results = decode_frames(model, model.encoder.layers(frames)).clamp(0, 1)
+    sheet = torch.cat([torch.cat(list(row), dim=-1) for row in (frames, results)], dim=-2)
+    sheet = F.interpolate(sheet[None], scale_factor=3.0)[0]
+    image = Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy())
+    write_atomically(path, lambda part: image.save(part, format="PNG"))
+
+
+def train(
+    out: Path,
+    minutes: float,
+    batch: int = 8,
+    learning_rate: float = 2e-3,
+    bf16: bool = True,
+    decoder_only: bool = False,
+) -> Path:
+    """Train for `minutes` (resuming what is in `out`), then write the averaged weights and the report.
+
+    `decoder_only` leaves the encoder, and so the latents that a network was trained on, as they are.
+    """
+    torch.manual_seed(0)
+    model = initialize(new_autoencoder()).to(memory_format=torch.channels_last).train()
+    model.encoder.requires_grad_(not decoder_only)
+    # In a budget of about 2000 steps Muon is worth 2 dB over AdamW.
+    run = TimedRun(out, model, Muon(model.parameters(), lr=learning_rate), minutes, decay=0.995)
+    if decoder_only:  # the latents are those of the averaged encoder
+        model.encoder.load_state_dict(run.average.encoder.state_dict())
+    for step in run:
+        size = RENDER_SIZES[step % len(RENDER_SIZES)]
+        frames = random_frames(TRAIN_SEED, step * batch, batch, size)
+        loss, result = training_loss(model, frames, bf16)
+        norm = run.update(loss)
+        if step % 20 == 0:
+            run.log(loss=loss.item(), psnr=psnr(result.detach(), frames[:, :3]).mean().item(), size=size, gradient=norm)
+    model = run.average.to(memory_format=torch.contiguous_format).eval()
+    report = evaluate(model)
+    run.log(**report)
+    target = Path(out) / "autoencoder.safetensors"
+    save_tensors(to_taesd_layout(model), target)
+    save_comparison(model, Path(out) / "comparison.png")
+    text = json.dumps(report | {"steps": run.step, "batch": batch}, indent=2)
+    write_atomically(Path(out) / "report.json", lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    print(text)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the small autoencoder on synthetic frames.")
+    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"))
+    parser.add_argument("--minutes", type=float, default=17.0)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--fp32", action="store_true", help="train in float32 instead of bf16 autocast")
+    parser.add_argument("--decoder-only", action="store_true", help="resume without changing the latents")
+    arguments = parser.parse_args()
+    rate, bf16 = arguments.learning_rate, not arguments.fp32
+    train(arguments.out, arguments.minutes, arguments.batch, rate, bf16, arguments.decoder_only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Batches out of the cache of synthetic clips: windows, condition tensors, and what real extractors would spoil."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.cache import CAPTIONS, STILLS, ClipCache
+from training.objective import draw_kept
+from vc_core.conditions import CONDITIONS
+from vc_core.extract import masked_video
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch. `conditions` holds only the samples that keep each (see `kept`), in their order."""
+
+    latents: Tensor  # (B, 4, F, h, w)
+    text: Tensor  # (B, 77, D)
+    style: Tensor  # (B, 1, D)
+    conditions: dict[str, Tensor]
+    kept: dict[str, Tensor]  # (B,) bool by name
+
+
+def draw_batch(cache: ClipCache, batch: int, frames: int, generator: torch.Generator) -> Batch:
+    """A batch that is a function of the generator's state alone."""
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    kept = draw_kept(batch, generator)
+    latents, text, style = [], [], []
+    conditions: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS}
+    for i in range(batch):
+        clip = draw(len(cache))
+        length = cache.read("latents", clip, slice(0, None)).shape[0]
+        start = draw(length - frames + 1)
+        window = slice(start, start + frames)
+        latents.append(cache.read("latents", clip, window).float())
+        text.append(cache.read("text", clip, slice(draw(CAPTIONS), None))[0].float())
+        style.append(cache.read("style", clip, slice(draw(STILLS), None))[:1].float())
+        for name in CONDITIONS:
+            if kept[name][i]:
+                conditions[name].append(_condition(name, cache, clip, window, generator))
+    stacked = {name: torch.stack(list_).transpose(1, 2) for name, list_ in conditions.items() if list_}
+    return Batch(torch.stack(latents).transpose(1, 2), torch.stack(text), torch.stack(style), stacked, kept)
+
+
+def _condition(name: str, cache: ClipCache, clip: int, window: slice, generator: torch.Generator) -> Tensor:
+    """One condition of one clip, `(F or 1, C, H, W)`, frames first."""
+    if CONDITIONS[name].kind == "spatial":
+        window = slice(window.start, window.start + 1)
+
+    def chance() -> float:
+        return float(torch.rand((), generator=generator))
+
+    if name == "motion":
+        return spoil_motion(cache.read("motion", clip, window).float(), generator)
+    if name == "depth":
+        return cache.read("depth", clip, window).float()
+    if name in ("sketch", "single_sketch"):  # outlines as people draw them, edges as the extractor finds them
+        return cache.read("outline" if chance() < 0.4 else "edges", clip, window).float() / 255
+    video = cache.read("video", clip, window).float() / 255
+    if name == "single_image":
+        return video
+    keep = draw_mask(cache.read("object", clip, window).float() / 255, generator)
+    return masked_video(video.transpose(0, 1)[None], keep.transpose(0, 1)[None])[0].transpose(0, 1)
+
+
+def draw_mask(object_mask: Tensor, generator: torch.Generator) -> Tensor:
+    """What to keep, `(F, 1, S, S)` of {0, 1}: all but the object (a moving mask), a rectangle, or half of the frame."""
+    frames, _, size, _ = object_mask.shape
+    kind, a, b, c, d = torch.rand(5, generator=generator).tolist()
+    if kind < 0.5:
+        grow = 2 * int(1 + a * size / 16) + 1
+        return 1 - (F.max_pool2d(object_mask, grow, stride=1, padding=grow // 2) > 0.5).float()
+    keep = torch.ones(frames, 1, size, size)
+    if kind < 0.8:
+        height, width = int(size * (0.25 + 0.5 * a)), int(size * (0.25 + 0.5 * b))
+        y, x = int(c * (size - height)), int(d * (size - width))
+        keep[..., y : y + height, x : x + width] = 0
+    else:
+        half = slice(size // 2) if a < 0.5 else slice(size // 2, None)
+        keep[(..., half, slice(None)) if b < 0.5 else (..., half)] = 0
+    return keep
+
+
+def spoil_motion(motion: Tensor, generator: torch.Generator) -> Tensor:
+    """Exact motion `(F, 2, S, S)` as a codec would have it: blocks, a little noise, spurious and missing vectors.
+
+    The first frame's is zero, as in every motion field.
+    """
+    frames, _, size, _ = motion.shape
+    block = (1, 2, 4, 4)[int(torch.randint(4, (), generator=generator))]
+    wrong, missing, jitter = (torch.rand(3, generator=generator) * torch.tensor([0.02, 0.05, 0.15])).tolist()
+    grid = motion[..., block // 2 :: block, block // 2 :: block]
+    cells = grid.shape[-1]
+    lots = torch.rand(frames, 1, cells, cells, generator=generator)
+    noise = torch.randn(grid.shape, generator=generator)
+    grid = grid + jitter * noise * (grid != 0)
+    if torch.rand((), generator=generator) < 0.5:
+        grid = torch.where(lots < wrong, 1.5 * noise, grid)
+        grid = torch.where(lots > 1 - missing, torch.zeros_like(grid), grid)
+    spoiled = F.interpolate(grid, (size, size), mode="nearest")
+    return torch.cat([torch.zeros_like(spoiled[:1]), spoiled[1:]])

@@ -1,0 +1,98 @@
+"""A cache of synthetic clips: latents, tokens and conditions, computed once and read memory-mapped ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from training.data.captions import captions
+from training.data.render import render
+from training.data.scenes import sample_scenes, scene_seeds
+from vc_core.conditions import CONDITIONS
+from vc_core.extract import edges
+from vc_core.writing import written_beside
+
+SHARD = 128
+CAPTIONS = 4
+"""Captions kept for each clip."""
+STILLS = 4
+"""Frames of each clip, evenly spaced, of which the style embedding is kept."""
+
+
+def make_shard(
+    seeds: Tensor, autoencoder: Any, towers: Any, size: int = 64, frames: int = 16, batch: int = 16
+) -> dict[str, Tensor]:
+    """Everything that training needs of the scenes of `seeds` (N,), frames first, small types.
+
+    Returns:
+        latents (N, F, 4, h, w), text (N, CAPTIONS, 77, D) and style (N, STILLS, D) in half precision; video, edges and
+        outline (N, F, C, S, S) as bytes of 0..1, depth in half, object (the first object's mask) as bytes, at the
+        conditions' size S; motion (N, F, 2, size, size) in half, in pixels.
+    """
+    from vc_core.encoders.autoencoder import encode
+    from vc_core.encoders.clip import encode_image, encode_text
+
+    latent = size // 8
+    motion_size, picture_size = (CONDITIONS[name].scale * latent for name in ("motion", "depth"))
+    shards = []
+    for chunk in seeds.split(batch):
+        scenes = sample_scenes(chunk)
+        small = render(scenes, size, frames, what=("video",)).video
+        fields = render(scenes, motion_size, frames, what=("motion",))
+        large = render(scenes, picture_size, frames, what=("video", "depth", "outline", "object_mask"))
+        stills = small[:, :, :: frames // STILLS].transpose(1, 2).flatten(0, 1)
+        shards.append(
+            {
+                "latents": encode(autoencoder, small).half(),  # in the autoencoder's own type
+                "text": torch.stack([encode_text(towers, captions(scenes, v)) for v in range(CAPTIONS)], 1).half(),
+                "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
+                "video": _bytes(large.video),
+                "edges": _bytes(edges(large.video)),
+                "outline": _bytes(large.outline),
+                "object": _bytes(large.object_mask),
+                "depth": large.depth.half(),
+                "motion": fields.motion.half(),
+            }
+        )
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    tokens = ("text", "style")
+    return {k: v if k in tokens else v.transpose(1, 2).contiguous() for k, v in joined.items()}
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return (values * 255).round().to(torch.uint8)
+
+
+class ClipCache:
+    """The clips of a folder of shards, made by `build`; item access reads only what is asked for."""
+
+    def __init__(self, folder: Path):
+        self.files = [safetensors.safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        self.counts = [file.get_slice("latents").get_shape()[0] for file in self.files]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def read(self, name: str, index: int, frames: slice | Sequence[int] = slice(None)) -> Tensor:
+        """One tensor of one clip, by default whole, as it is stored."""
+        shard = 0
+        while index >= self.counts[shard]:
+            index -= self.counts[shard]
+            shard += 1
+        return self.files[shard].get_slice(name)[index, frames]
+
+
+def build(folder: Path, seed: int, start: int, count: int, autoencoder: Any, towers: Any) -> None:
+    """Writes the shards of the scenes `start` to `start + count` of a seed; those that exist are left as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(start, start + count, SHARD):
+        path = folder / f"{seed:04d}-{first:06d}.safetensors"
+        if not path.exists():
+            shard = make_shard(scene_seeds(seed, first, SHARD), autoencoder, towers)
+            with written_beside(path) as temporary:
+                safetensors.torch.save_file(shard, temporary)

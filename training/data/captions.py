@@ -1,0 +1,96 @@
+"""Captions of synthetic scenes, from a small grammar with variation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .scenes import (
+    BACKGROUNDS,
+    CLIP_FRAMES,
+    COLOR_NAMES,
+    DIRECTION_WORDS,
+    FAST,
+    SHAPES,
+    SLOW,
+    STILL,
+    Scenes,
+    mix,
+    uniform,
+)
+
+_CAPTION_STREAM = 1 << 20
+"""Streams of random numbers from here on are not used by the scenes themselves."""
+
+
+def motion_class(scenes: Scenes, frames: int = CLIP_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
+    """What captions say of the first object's motion over a clip: (N,) each.
+
+    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is 0 for
+    nothing said, 1 for slowly, 2 for fast.
+    """
+    dx, dy = (scenes.displacement(frames)[:, 0] / (frames - 1)).unbind(-1)
+    speed = torch.hypot(dx, dy)
+    sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
+    still = speed < STILL
+    direction = torch.where(still, len(DIRECTION_WORDS), sector)
+    pace = torch.where(still, 0, torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0)))
+    return direction, pace
+
+
+def direction_word(dx: float, dy: float) -> str:
+    """The compass word of a displacement, right and down positive."""
+    sector = round(math.atan2(dy, dx) / (math.pi / 4)) % len(DIRECTION_WORDS)
+    return DIRECTION_WORDS[sector]
+
+
+def motion_words(dx: float, dy: float, verb: str = "moving") -> str:
+    """For example "moving right slowly", of a displacement per frame in frame widths; "still" where there is none."""
+    speed = math.hypot(dx, dy)
+    if speed < STILL:
+        return "standing still"
+    pace = " slowly" if speed < SLOW else " fast" if speed > FAST else ""
+    return f"{verb} {direction_word(dx, dy)}{pace}"
+
+
+def background_words(kind: str, first: str, second: str) -> str:
+    if kind == "gradient":
+        return f"a {first} and {second} gradient"
+    return f"{first} and {second} {kind}"
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background: float = 0.5) -> list[str]:
+    """One caption for each of N scenes: lower case, simple words, the first object named first.
+
+    Args:
+        scenes: N scenes.
+        variation: a number that picks one of the many captions of a scene; equal numbers give equal captions.
+        motion: how often the caption tells direction and speed (0 for captions of single frames).
+        background: how often it tells the background.
+    """
+    seeds = mix(scenes.seed.cpu() + variation * 0x51ED2701)
+    tells_motion, tells_background, wording, tells_other = (uniform(seeds, _CAPTION_STREAM + i) for i in range(4))
+    steps = (scenes.displacement() / (CLIP_FRAMES - 1)).tolist()
+    columns = (scenes.shape, scenes.color, scenes.count, scenes.background_kind, scenes.background_color)
+    result = []
+    for i, (shape, color, count, kind, colors) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        verb = "moving" if wording[i] < 0.7 else "going"
+        parts = []
+        for j in range(count):
+            words = _article(f"{COLOR_NAMES[color[j]]} {SHAPES[shape[j]]}")
+            if tells_motion[i] < motion and (j == 0 or tells_other[i] < 0.5):
+                words += " " + motion_words(*steps[i][j], verb=verb)
+            parts.append(words)
+        text = " and ".join(parts)
+        if tells_background[i] < background:
+            first, second = (COLOR_NAMES[c] for c in colors)
+            plain = wording[i] < 0.4 or BACKGROUNDS[kind] == "gradient"
+            joint = "on" if plain else "on a background of" if wording[i] < 0.7 else "in front of"
+            text += f" {joint} {background_words(BACKGROUNDS[kind], first, second)}"
+        result.append(text)
+    return result

@@ -1,0 +1,138 @@
+"""Trains the small VideoComposer network on synthetic scenes, on a CPU or one GPU.
+
+    python -m training.network --out runs/network --autoencoder runs/autoencoder/autoencoder.safetensors \\
+        --towers runs/towers/towers.safetensors --minutes 60
+
+The run resumes where it was interrupted; `--export FILE` at the end writes the one file that everything loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from training.data.batches import Batch, draw_batch
+from training.data.cache import ClipCache, build
+from training.muon import Muon
+from training.objective import Objective, embed_conditions, make_context
+from training.timed import TimedRun
+from vc_core.checkpoint import save_checkpoint, to_released
+from vc_core.config import AutoencoderConfig, Config, ExtractionConfig, UNetConfig
+from vc_core.encoders.autoencoder import load_autoencoder
+from vc_core.encoders.clip import SMALL_CONFIG, encode_text, load_clip
+from vc_core.model.unet import UNet3D
+
+DEFAULT = Config()
+CONFIG = dataclasses.replace(
+    DEFAULT,
+    name="VideoComposer small (synthetic scenes)",
+    height=64,
+    width=64,
+    guidance=2.0,
+    unet=UNetConfig(
+        width=32, multipliers=(1, 3, 3), res_blocks=1, attention_levels=(0, 1, 2), head_dim=16, temporal_in_heads=4,
+        context_dim=64, dropout=0.0, stc_dropout=0.0,
+    ),
+    diffusion=dataclasses.replace(DEFAULT.diffusion, prediction="v_prediction"),
+    extraction=ExtractionConfig(motion_layout="dense", motion_unit="pixels", sketch="edges", depth="relative"),
+    autoencoder=AutoencoderConfig(layout="taesd", scale=1.0),
+    towers=dataclasses.replace(
+        DEFAULT.towers, embed_dim=64, text_width=64, text_heads=4, text_layers=4, image_size=64, patch_size=8,
+        image_width=128, image_head_width=32, image_layers=4,
+    ),
+)  # fmt: skip
+"""The bundled checkpoint: 6.2 M parameters, 64 x 64 pixels, 16 frames."""
+
+FRAMES, SHARES = (4, 8, 16), torch.tensor([0.5, 0.3, 0.2])
+"""Clip lengths and how often each is trained: no code tells frames apart, so short clips teach most of it."""
+NO_STYLE = 0.3
+"""How many batches have no style token at all, as when no style is wired."""
+
+
+def initialise(unet: UNet3D) -> None:
+    """Fresh weights whose residual branches start as zero, so that every block starts as the identity."""
+    for name, module in unet.named_modules():
+        last = name.endswith((".conv2", ".proj_out", "temporal.convs.3", "conv_out"))
+        if last and not name.startswith("stc.") and ".ff." not in name:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def loss_of(unet: UNet3D, objective: Objective, batch: Batch, empty: torch.Tensor, generator: torch.Generator,
+            device: str) -> torch.Tensor:  # fmt: skip
+    """The mean squared error of the network's prediction on one batch."""
+    latents = batch.latents.to(device)
+    count, frames, size = len(latents), latents.shape[2], tuple(latents.shape[-2:])
+    # One timestep from each of `count` equal parts of the schedule: the same mean, less variance.
+    lots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    timesteps = (lots * len(objective.alphas_cumprod)).long().to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    noisy, target = objective.noised(latents, noise, timesteps)
+    style = None if torch.rand((), generator=generator) < NO_STYLE else batch.style.to(device)
+    context = make_context(unet, batch.text.to(device), empty.to(device), style, batch.kept)
+    tensors = {name: tensor.to(device) for name, tensor in batch.conditions.items()}
+    stc = embed_conditions(unet, tensors, batch.kept, size, frames)
+    return (unet(noisy, timesteps, context, stc).float() - target).square().mean()
+
+
+def train(arguments: argparse.Namespace) -> None:
+    out, device = Path(arguments.out), arguments.device
+    autoencoder = load_autoencoder(load_file(arguments.autoencoder))
+    towers = load_clip(SMALL_CONFIG, load_file(arguments.towers))
+    with torch.inference_mode():
+        # Encoding is most of the cost of the cache; bfloat16 halves it and is far finer than the noise that the
+        # decoder was trained to tolerate.
+        autoencoder.to(torch.bfloat16)
+        build(out / "cache", seed=1, start=0, count=arguments.clips, autoencoder=autoencoder, towers=towers)
+        empty = encode_text(towers, [""]).clone()
+    cache = ClipCache(out / "cache")
+    torch.manual_seed(arguments.seed)
+    unet = UNet3D(CONFIG.unet)
+    initialise(unet)
+    unet = unet.to(device).train()
+    optimizer = Muon(unet.parameters(), lr=arguments.learning_rate, weight_decay=0.01)
+    objective = Objective(CONFIG.diffusion)
+    run = TimedRun(out, unet, optimizer, arguments.minutes, decay=0.9985)
+    for step in run:
+        # Everything random in a step is a function of the seed and the step, so that a resumed run is the same run.
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
+        frames = FRAMES[int(torch.multinomial(SHARES, 1, generator=generator))]
+        batch = draw_batch(cache, max(arguments.frames_per_batch // frames, 1), frames, generator)
+        loss = loss_of(unet, objective, batch, empty, generator, device)
+        norm = run.update(loss)
+        if step % 20 == 0:
+            run.log(loss=loss.item(), norm=norm, frames=frames)
+    export(Path(arguments.export or out / "small.safetensors"), run.average, arguments)
+
+
+def export(path: Path, unet: UNet3D, arguments: argparse.Namespace) -> None:
+    """Network, autoencoder and towers in one file, in half precision."""
+    towers = load_file(arguments.towers)
+    image = {name.removeprefix("visual."): t for name, t in towers.items() if name.startswith("visual.")}
+    text = {name: t for name, t in towers.items() if not name.startswith("visual.")}
+    parts = {"model": to_released(unet), "vae": load_file(arguments.autoencoder), "text": text, "image": image}
+    save_checkpoint(path, CONFIG, parts, torch.float16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/network", help="folder of the run")
+    parser.add_argument("--autoencoder", default="runs/autoencoder/autoencoder.safetensors")
+    parser.add_argument("--towers", default="runs/towers/towers.safetensors")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--clips", type=int, default=2560, help="clips in the cache")
+    parser.add_argument("--frames-per-batch", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--export", help="where the finished checkpoint goes (default: small.safetensors in --out)")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
