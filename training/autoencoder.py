@@ -6,7 +6,6 @@ Writes OUT/autoencoder.safetensors (TAESD layout), OUT/report.json and OUT/compa
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -15,8 +14,9 @@ from torch import nn
 
 from training.data.synthetic import render, sample_scenes, scene_seeds
 from training.muon import Muon
-from training.timed import TimedRun, save_tensors, write_atomically
+from training.timed import TimedRun, save_tensors
 from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
+from vc_core.writing import written_beside
 
 SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)
@@ -148,7 +148,8 @@ def save_comparison(model: nn.Module, path: Path, count: int = 12) -> None:
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in (frames, results)], dim=-2)
     sheet = F.interpolate(sheet[None], scale_factor=3.0)[0]
     image = Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy())
-    write_atomically(path, lambda part: image.save(part, format="PNG"))
+    with written_beside(path) as part:
+        image.save(part, format="PNG")
 
 
 def train(
@@ -178,14 +179,10 @@ def train(
         if step % 20 == 0:
             run.log(loss=loss.item(), psnr=psnr(result.detach(), frames[:, :3]).mean().item(), size=size, gradient=norm)
     model = run.average.to(memory_format=torch.contiguous_format).eval()
-    report = evaluate(model)
-    run.log(**report)
     target = Path(out) / "autoencoder.safetensors"
     save_tensors(to_taesd_layout(model), target)
     save_comparison(model, Path(out) / "comparison.png")
-    text = json.dumps(report | {"steps": run.step, "batch": batch}, indent=2)
-    write_atomically(Path(out) / "report.json", lambda part: part.write_text(text + "\n", encoding="utf-8"))
-    print(text)
+    run.report(**evaluate(model), batch=batch)
     return target
 
 

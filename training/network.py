@@ -48,7 +48,7 @@ CONFIG = dataclasses.replace(
 )  # fmt: skip
 """The bundled checkpoint: 6.2 M parameters, 64 x 64 pixels, 16 frames."""
 
-FRAMES, SHARES = (4, 8, 16), torch.tensor([0.5, 0.3, 0.2])
+FRAMES, SHARES = (4, 8, 16), torch.tensor([0.4, 0.3, 0.3])
 """Clip lengths and how often each is trained: no code tells frames apart, so short clips teach most of it."""
 NO_STYLE = 0.3
 """How many batches have no style token at all, as when no style is wired."""
@@ -87,7 +87,7 @@ def train(arguments: argparse.Namespace) -> None:
     with torch.inference_mode():
         # Encoding is most of the cost of the cache; bfloat16 halves it and is far finer than the noise that the
         # decoder was trained to tolerate.
-        autoencoder.to(torch.bfloat16)
+        autoencoder.encoder.to(torch.bfloat16)
         build(out / "cache", seed=1, start=0, count=arguments.clips, autoencoder=autoencoder, towers=towers)
         empty = encode_text(towers, [""]).clone()
     cache = ClipCache(out / "cache")

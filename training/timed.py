@@ -5,25 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vc_core.writing import written_beside
+
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a path beside `path`, then move the result into place, so that no file is ever half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
 
 
 def save_tensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -31,12 +24,9 @@ def save_tensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str,
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
-
-    def write(part: Path) -> None:
+    with written_beside(path) as part:
         save_file(tensors, part, metadata=metadata)
         part.chmod(0o644)  # safetensors makes files that only their owner can read
-
-    write_atomically(path, write)
 
 
 def rate(done: float, warmup: float = 0.04, floor: float = 0.02) -> float:
@@ -90,7 +80,8 @@ class TimedRun:
             "step": self.step,
             "used": self.used,
         }
-        write_atomically(self._state_path, lambda part: torch.save(state, part))
+        with written_beside(self._state_path) as part:
+            torch.save(state, part)
 
     def __iter__(self) -> Iterator[int]:
         now = saved = time.monotonic()
@@ -132,3 +123,11 @@ class TimedRun:
         line = json.dumps({"step": self.step, "seconds": round(self.used, 1)} | values)
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def report(self, **measured: Any) -> None:
+        """Log what the finished run was measured to be, print it, and write it to the run's report.json."""
+        self.log(**measured)
+        text = json.dumps(measured | {"steps": self.step}, indent=2)
+        with written_beside(self.out / "report.json") as part:
+            part.write_text(text + "\n", encoding="utf-8")
+        print(text)

@@ -21,7 +21,7 @@ from training.data.captions import motion_class
 from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJECT_COLORS, SHAPES, Scenes
 from training.data.synthetic import captions, render, sample_scenes, scene_seeds
 from training.muon import Muon
-from training.timed import TimedRun, save_tensors, write_atomically
+from training.timed import TimedRun, save_tensors
 from vc_core.encoders.clip import SMALL_CONFIG, build_clip, preprocess, text_layers, tokenize
 
 TRAIN_SEED, TEST_SEED = 11, 12
@@ -195,13 +195,9 @@ def train(out: Path, minutes: float, batch: int = 96, learning_rate: float = 2e-
                 seeing=seeing.item(),
                 scale=towers.clip.logit_scale.exp().item(),
             )
-    report = evaluate(run.average)
-    run.log(**report)
     target = Path(out) / "towers.safetensors"
     save_tensors(run.average.clip.state_dict(), target, {"config": json.dumps(SMALL_CONFIG)})
-    text = json.dumps(report | {"steps": run.step, "batch": batch}, indent=2)
-    write_atomically(Path(out) / "report.json", lambda part: part.write_text(text + "\n", encoding="utf-8"))
-    print(text)
+    run.report(**evaluate(run.average), batch=batch)
     return target
 
 

@@ -190,15 +190,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             parts.setdefault(part, {})[name] = tensor
     else:
         parts["model"] = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    assumed = []
     try:
-        unet, assumed = unet_config_from_shapes({k: t.shape for k, t in parts["model"].items()}), []
+        if "config" in metadata:
+            config = Config.from_json(metadata["config"])
+        else:
+            config = Config(unet=unet_config_from_shapes({k: t.shape for k, t in parts["model"].items()}))
+            assumed = ["no config in the metadata: head width 64 and all else that shapes cannot tell is as released"]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if "config" in metadata:
-        config = Config.from_json(metadata["config"])
-    else:
-        config = Config(unet=unet)
-        assumed = ["no config in the metadata: head width 64 and everything that shapes cannot tell is as released"]
     extra = [key for part in parts if part not in PARTS for key in parts[part]]
     extra += _drop_unused(parts["model"], config.unet)
     return Checkpoint(path, config, {k: v for k, v in parts.items() if k in PARTS and v}, assumed, extra)
@@ -245,6 +245,7 @@ def save_checkpoint(
     meta = {**(metadata or {}), "config": config.to_json(), "format": "pt"}
     with written_beside(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, meta)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import Condition
 from vc_core.diffusion.samplers import Progress
 from vc_core.errors import UserError
-from vc_core.extract.sources import Source, condition_size, extract
+from vc_core.extract.sources import Source, extract
 from vc_core.pipeline import VideoComposer, compose
 from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
 from vc_core.writing import written_beside
@@ -74,48 +75,85 @@ def reversed_motion(field: Tensor) -> Tensor:
     return -field.flip(-1, -2)
 
 
-def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
-    """Writes source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; returns a summary.
+@dataclass(frozen=True)
+class Trial:
+    """One clip and the two videos composed from it. Displacements as `displacement` gives them."""
+
+    seen: Tensor  # the source's frames
+    image: Tensor  # what the network saw of them as the single image
+    fields: dict[str, Tensor]  # motion fields, "motion" and "reversed"
+    videos: dict[str, Tensor]
+    moved: dict[str, list[float]]  # "source" and the two videos
+    commanded: dict[str, list[float]]
+
+
+def try_motion(
+    composer: VideoComposer,
+    clip: Path,
+    velocity: tuple[float, float] = VELOCITY,
+    frames: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trial:
+    """Writes the clip, extracts its conditions from the file, and composes along its motion and against it.
 
     The two videos differ in the motion field alone: text, single image, noise and settings are the same.
     """
+    config = composer.config
+    frames = frames or config.frames
+    write_video(clip, draw_clip(velocity, frames=frames), RATE)
+    source = Source(clip, plan_frames(probe(clip), frames, rate=RATE), (config.height, config.width), config.extraction)
+    seen, image, motion = read_frames(clip, source.plan), extract("single_image", source), extract("motion", source)
+    fields = {"motion": motion, "reversed": reversed_motion(motion)}
+    videos = {
+        name: compose(
+            composer,
+            TEXT,
+            conditions=[Condition("motion", field), Condition("single_image", image)],
+            frames=frames,
+            seed=seed,
+            progress=progress,
+        )
+        for name, field in fields.items()
+    }
+    moved = {"source": displacement(seen), **{name: displacement(video) for name, video in videos.items()}}
+    commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
+    return Trial(seen, image, fields, videos, moved, commanded)
+
+
+def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
+    """Writes source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; returns a summary."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with -o.") from error
     composer = VideoComposer.load(checkpoint or BUNDLED)
-    config = composer.config
-    size = (config.height, config.width)
-    clip = write_video(out / "source.mp4", draw_clip(frames=config.frames), RATE)
-    plan = plan_frames(probe(clip), config.frames, rate=RATE)
-    source = Source(clip, plan, size, config.extraction)
-    seen = read_frames(clip, plan)
-    motion, image = extract("motion", source), extract("single_image", source)
+    trial = try_motion(composer, out / "source.mp4", seed=seed, progress=progress)
 
-    moved = {"source": displacement(seen)}
-    rows = [("source", seen)]
-    scale = max(1, SIZE // min(size))
-    for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
-        conditions = [Condition("motion", field), Condition("single_image", image)]
-        video = compose(composer, TEXT, conditions=conditions, seed=seed, progress=progress)
+    rows = [("source", trial.seen), ("single image", resize_crop(trial.image, (SIZE, SIZE)))]
+    scale = max(1, SIZE // min(composer.config.height, composer.config.width))
+    for name, video in trial.videos.items():
         write_video(out / f"{name}.mp4", video, RATE, scale=scale)
-        moved[name] = displacement(video)
-        rows += [(f"{name}: field", picture_of(field)), (f"{name}: result", video)]
-    rows.insert(1, ("single image", resize_crop(image, condition_size("single_image", size))))
+        rows += [(f"{name}: field", picture_of(trial.fields[name])), (f"{name}: result", video)]
     write_contact_sheet(out / "sheet.png", rows, title=f"./vc demo: {TEXT}")
-
-    commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
-    measured = {"text": TEXT, "seed": seed, "checkpoint": config.name, "unit": "frame widths over the clip, right and "
-                "down positive", "displacement": moved, "commanded": commanded}  # fmt: skip
+    measured = {
+        "text": TEXT,
+        "seed": seed,
+        "checkpoint": composer.config.name,
+        "unit": "frame widths over the clip, right and down positive",
+        "displacement": trial.moved,
+        "commanded": trial.commanded,
+    }
     with written_beside(out / "measured.json") as temporary:
         temporary.write_text(json.dumps(measured, indent=2) + "\n")
     return [
         *(
-            f"{out / name}.mp4: the disc moved {moved[name][0]:+.2f} frame widths where {commanded[name][0]:+.2f} "
-            "were commanded"
-            for name in commanded
+            f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths where "
+            f"{trial.commanded[name][0]:+.2f} were commanded"
+            for name in trial.commanded
         ),
-        f"{out / 'sheet.png'}: what the network saw and what it made; {out / 'measured.json'}: the figures",
+        f"{out / 'sheet.png'}: what the network saw and what it made",
+        f"{out / 'measured.json'}: the figures",
     ]
 
 

@@ -55,10 +55,12 @@ class VideoComposer:
         towers |= {f"visual.{name}": tensor for name, tensor in checkpoint.part("image").items()}
         autoencoder = load_autoencoder({k: t.float() for k, t in checkpoint.part("vae").items()})
         clip = load_clip(open_clip_config(checkpoint.config.towers), {k: t.float() for k, t in towers.items()})
+        for part in (autoencoder.encoder, autoencoder.decoder):
+            part.to(device, dtype)
         return VideoComposer(
             checkpoint.config,
             load_unet(checkpoint, dtype=dtype, device=device),
-            autoencoder.to(device, dtype).eval().requires_grad_(False),
+            autoencoder.eval().requires_grad_(False),
             clip.to(device, dtype).eval().requires_grad_(False),
             checkpoint,
         )

@@ -25,8 +25,26 @@ class Batch:
     kept: dict[str, Tensor]  # (B,) bool by name
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which frames of a cached clip: `frames` of them from `start`, every `stride`-th."""
+
+    start: int
+    frames: int
+    stride: int
+
+    def of(self, cache: ClipCache, name: str, clip: int) -> Tensor:
+        """A tensor of the clip in this window, frames first."""
+        last = self.start + (self.frames - 1) * self.stride
+        return cache.read(name, clip, slice(self.start, last + 1))[:: self.stride]
+
+
 def draw_batch(cache: ClipCache, batch: int, frames: int, generator: torch.Generator) -> Batch:
-    """A batch that is a function of the generator's state alone."""
+    """A batch that is a function of the generator's state alone.
+
+    Short windows take every frame or every few, up to the whole clip's length: what moves far in few frames teaches
+    motion at a fraction of the cost.
+    """
 
     def draw(high: int) -> int:
         return int(torch.randint(high, (), generator=generator))
@@ -37,36 +55,34 @@ def draw_batch(cache: ClipCache, batch: int, frames: int, generator: torch.Gener
     for i in range(batch):
         clip = draw(len(cache))
         length = cache.read("latents", clip, slice(0, None)).shape[0]
-        start = draw(length - frames + 1)
-        window = slice(start, start + frames)
-        latents.append(cache.read("latents", clip, window).float())
+        stride = 1 + draw(max((length - 1) // max(frames - 1, 1), 1)) if frames > 1 else 1
+        start = draw(length - (frames - 1) * stride)
+        window = Window(start, frames, stride)
+        latents.append(window.of(cache, "latents", clip).float())
         text.append(cache.read("text", clip, slice(draw(CAPTIONS), None))[0].float())
         style.append(cache.read("style", clip, slice(draw(STILLS), None))[:1].float())
         for name in CONDITIONS:
             if kept[name][i]:
-                conditions[name].append(_condition(name, cache, clip, window, generator))
+                own = window if CONDITIONS[name].kind == "temporal" else Window(start, 1, 1)
+                conditions[name].append(_condition(name, cache, clip, own, generator))
     stacked = {name: torch.stack(list_).transpose(1, 2) for name, list_ in conditions.items() if list_}
     return Batch(torch.stack(latents).transpose(1, 2), torch.stack(text), torch.stack(style), stacked, kept)
 
 
-def _condition(name: str, cache: ClipCache, clip: int, window: slice, generator: torch.Generator) -> Tensor:
-    """One condition of one clip, `(F or 1, C, H, W)`, frames first."""
-    if CONDITIONS[name].kind == "spatial":
-        window = slice(window.start, window.start + 1)
-
-    def chance() -> float:
-        return float(torch.rand((), generator=generator))
-
+def _condition(name: str, cache: ClipCache, clip: int, window: Window, generator: torch.Generator) -> Tensor:
+    """One condition of one clip, `(F, C, H, W)`, frames first."""
     if name == "motion":
-        return spoil_motion(cache.read("motion", clip, window).float(), generator)
+        # Steps of a few frames add up; for the few curved paths the last of them stands for all.
+        return spoil_motion(window.of(cache, "motion", clip).float() * window.stride, generator)
     if name == "depth":
-        return cache.read("depth", clip, window).float()
+        return window.of(cache, "depth", clip).float()
     if name in ("sketch", "single_sketch"):  # outlines as people draw them, edges as the extractor finds them
-        return cache.read("outline" if chance() < 0.4 else "edges", clip, window).float() / 255
-    video = cache.read("video", clip, window).float() / 255
+        drawn = float(torch.rand((), generator=generator)) < 0.4
+        return window.of(cache, "outline" if drawn else "edges", clip).float() / 255
+    video = window.of(cache, "video", clip).float() / 255
     if name == "single_image":
         return video
-    keep = draw_mask(cache.read("object", clip, window).float() / 255, generator)
+    keep = draw_mask(window.of(cache, "object", clip).float() / 255, generator)
     return masked_video(video.transpose(0, 1)[None], keep.transpose(0, 1)[None])[0].transpose(0, 1)
 
 

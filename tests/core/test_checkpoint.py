@@ -1,0 +1,146 @@
+"""Files: what is saved is what is loaded, the released layout both ways, and files that are not what they seem."""
+
+import dataclasses
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vc_core.checkpoint import load_unet, read_checkpoint, released_layout, save_checkpoint, to_released
+from vc_core.config import Config, UNetConfig, unet_config_from_shapes
+from vc_core.errors import UserError
+from vc_core.model.unet import UNet3D
+
+
+def arguments(unet):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 2, 4, 4, generator=generator)
+    return x, torch.tensor([300]), torch.randn(1, 5, unet.config.context_dim, generator=generator)
+
+
+@torch.inference_mode()
+def test_saved_and_loaded_gives_the_same_output(tiny_unet, tiny_checkpoint, tiny_config):
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    assert checkpoint.config == tiny_config
+    assert not checkpoint.assumed and not checkpoint.extra
+    loaded = load_unet(checkpoint)
+    for name, parameter in tiny_unet.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter)
+    # Not to the bit: mapped tensors are aligned otherwise, and some kernels then add in another order.
+    torch.testing.assert_close(loaded(*arguments(loaded)), tiny_unet(*arguments(tiny_unet)), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_in_the_file(tiny_unet, tiny_config, tmp_path):
+    save_checkpoint(tmp_path / "half.safetensors", tiny_config, {"model": to_released(tiny_unet)}, torch.float16)
+    with safetensors.safe_open(tmp_path / "half.safetensors", framework="pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+        assert json.loads(file.metadata()["config"])["name"] == "tiny"
+    loaded = load_unet(read_checkpoint(tmp_path / "half.safetensors"))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+@torch.inference_mode()
+def test_a_released_pth_loads_as_it_is(tmp_path):
+    """Without metadata everything comes from the shapes; known leftovers are dropped, other extras named."""
+    config = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), context_dim=24)
+    torch.manual_seed(0)
+    unet = UNet3D(config).eval()
+    state = to_released(unet)
+    state |= {"canny_embedding.0.weight": torch.zeros(1), "fps_embedding.2.bias": torch.zeros(1), "odd": torch.zeros(1)}
+    torch.save(state, tmp_path / "released.pth")
+    checkpoint = read_checkpoint(tmp_path / "released.pth")
+    assert checkpoint.config.unet == config
+    assert checkpoint.config.diffusion.prediction == "epsilon"
+    assert checkpoint.extra == ["odd"]
+    assert len(checkpoint.assumed) == 1
+    loaded = load_unet(checkpoint)
+    torch.testing.assert_close(loaded(*arguments(loaded)), unet(*arguments(unet)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="holds no 'vae' part"):
+        checkpoint.part("vae")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_shapes_tell_the_config(data):
+    levels = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    attention = data.draw(st.sets(st.integers(0, len(levels) - 1)))
+    conditions = data.draw(st.sets(st.sampled_from(UNetConfig().conditions), min_size=1))
+    config = UNetConfig(
+        width=data.draw(st.sampled_from([64, 128])),
+        multipliers=tuple(levels),
+        res_blocks=data.draw(st.integers(1, 3)),
+        attention_levels=tuple(sorted(attention)),
+        temporal_in_heads=data.draw(st.integers(1, 3)),
+        context_dim=data.draw(st.sampled_from([8, 24])),
+        stc_heads=data.draw(st.integers(1, 3)),
+        conditions=tuple(n for n in UNetConfig().conditions if n in conditions),
+    )
+    with torch.device("meta"):
+        layout = released_layout(UNet3D(config))
+    assert len({released for released, _ in layout.values()}) == len(layout)
+    assert unet_config_from_shapes(dict(layout.values())) == config
+
+
+def test_config_survives_json():
+    config = dataclasses.replace(Config(), name="x", unet=UNetConfig(multipliers=(1, 2), conditions=("motion",)))
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(UserError, match=r"unet has unknown keys \['wings'\].*newer version"):
+        Config.from_json('{"unet": {"wings": 2}}')
+
+
+# --- Files that are not what they seem ------------------------------------------------------------------------------
+
+
+def test_missing_and_misshapen_tensors_are_listed(tiny_unet, tiny_config, tmp_path):
+    state = to_released(tiny_unet)
+    del state["out.2.weight"], state["time_embed.0.bias"]
+    save_checkpoint(tmp_path / "a.safetensors", tiny_config, {"model": state})
+    with pytest.raises(UserError, match=r"a\.safetensors lacks 2 tensors.*time_embed\.0\.bias, out\.2\.weight"):
+        load_unet(read_checkpoint(tmp_path / "a.safetensors"))
+    state = to_released(tiny_unet) | {"out.0.bias": torch.zeros(5)}
+    save_checkpoint(tmp_path / "b.safetensors", tiny_config, {"model": state})
+    with pytest.raises(UserError, match=r"out\.0\.bias is \(5,\), expected \(32,\)"):
+        load_unet(read_checkpoint(tmp_path / "b.safetensors"))
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+    safetensors.torch.save_file({"lora.up.weight": torch.zeros(3)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match=r"lora\.safetensors: The tensors are not those of a VideoComposer network"):
+        read_checkpoint(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100, 100_000, -1])
+def test_truncated_files(tiny_checkpoint, tmp_path, length):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read as a checkpoint.*truncated"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written"), "w"))
+
+    torch.save({"input_blocks.0.0.weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth cannot be read"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "written").exists()
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError, match=r"There is no checkpoint at .*none\.safetensors"):
+        read_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_a_failed_save_leaves_nothing(tiny_unet, tiny_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError):
+        save_checkpoint(tmp_path / "x.safetensors", tiny_config, {"model": to_released(tiny_unet)})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,53 @@
+"""The demo, and that the bundled checkpoint obeys: the object goes where the motion says, and back when reversed."""
+
+import json
+
+import av
+import pytest
+import torch
+
+from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.conditions import CONDITIONS
+from vc_core.demo import FRAMES, VELOCITY, displacement, draw_clip, reversed_motion, run_demo
+from vc_core.extract import extract_motion
+from vc_core.video import plan_frames, probe, write_video
+
+
+def test_the_bundled_checkpoint_is_small_and_whole():
+    assert BUNDLED.stat().st_size <= 28_000_000
+    checkpoint = read_checkpoint(BUNDLED)
+    assert set(checkpoint.parts) == {"model", "vae", "text", "image"}
+    assert set(checkpoint.config.unet.conditions) == set(CONDITIONS)
+    assert min(checkpoint.config.height, checkpoint.config.width) >= 64 and checkpoint.config.frames >= 16
+    assert not checkpoint.assumed and not checkpoint.extra
+
+
+def test_displacement_is_measured_right():
+    moved = displacement(draw_clip((1 / 64, -0.5 / 64)))
+    assert moved == pytest.approx([15 / 64, -7.5 / 64], abs=0.005)
+    assert displacement(torch.rand(1, 3, 2, 16, 16) * 0.2) != displacement(draw_clip())  # NaN: nothing red there
+
+
+def test_the_clip_has_vectors_that_tell_its_motion(tmp_path):
+    clip = write_video(tmp_path / "clip.mp4", draw_clip(), 8)
+    field = extract_motion(clip, plan_frames(probe(clip), FRAMES, rate=8), "dense", (64, 64))
+    inside = field[0, :, 1:3, 28:36, 32:36].mean((1, 2, 3)) * 1.0
+    assert inside.tolist() == pytest.approx([VELOCITY[0] * 64, 0.0], abs=0.15)
+    assert field[0, :, :, :16].abs().mean() < 0.1  # the background rests
+    back = reversed_motion(field)
+    assert back[0, :, 1:3, 28:36, 28:32].mean((1, 2, 3)).tolist() == pytest.approx([-VELOCITY[0] * 64, 0.0], abs=0.15)
+
+
+def test_the_demo_obeys_its_motion(tmp_path):
+    summary = run_demo(tmp_path, None, seed=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "measured.json", "motion.mp4", "reversed.mp4", "sheet.png", "source.mp4",
+    ]  # fmt: skip
+    with av.open(str(tmp_path / "source.mp4")) as container:
+        assert container.streams.video[0].codec.name == "h264"
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    for name in ("motion", "reversed"):
+        (x, y), (cx, cy) = measured["displacement"][name], measured["commanded"][name]
+        assert x / cx == pytest.approx(1.0, abs=0.35), name
+        assert abs(y - cy) < 0.08, name
+    assert any("motion.mp4" in line for line in summary)

@@ -1,0 +1,192 @@
+"""What strengths, schedules, prompts and styles mean, in `compose()` as users call it."""
+
+import pytest
+import torch
+
+from vc_core import Condition, Style, UserError, compose
+from vc_core.conditions import CONDITIONS
+from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
+
+STEPS = 4
+
+
+def tensor(name, frames=3, value=None):
+    spec = CONDITIONS[name]
+    frames = 1 if spec.kind == "spatial" else frames
+    shape = (1, spec.channels, frames, 4 * spec.scale, 5 * spec.scale)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) if value is None else torch.full(shape, value)
+
+
+def run(composer, *conditions, **settings):
+    settings = {"steps": STEPS, "sampler": "ddim", "seed": 5, **settings}
+    return compose(composer, settings.pop("text", "a red circle"), conditions=conditions, **settings)
+
+
+IMAGE = torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_absent_is_strength_zero_is_never_scheduled(tiny_composer, name):
+    absent = run(tiny_composer)
+    present = run(tiny_composer, Condition(name, tensor(name)))
+    assert absent.shape == (1, 3, 3, 32, 40)
+    assert not torch.equal(absent, present)
+    assert torch.equal(absent, run(tiny_composer, Condition(name, tensor(name), strength=0.0)))
+    assert torch.equal(absent, run(tiny_composer, Condition(name, tensor(name), start=0.5, end=0.5)))
+
+
+def test_a_condition_of_zeros_is_not_absent(tiny_composer):
+    assert not torch.equal(run(tiny_composer), run(tiny_composer, Condition("motion", tensor("motion", value=0.0))))
+
+
+def denoiser(composer, **settings):
+    d = composer.config.unet.context_dim
+    defaults = {
+        "text": torch.ones(1, 77, d), "negative": torch.zeros(1, 77, d), "style": None,
+        "no_style": torch.full((1, 1, d), 7.0), "stc": (), "guidance": 2.0,
+    }  # fmt: skip
+    return GuidedDenoiser(composer.unet, **{**defaults, **settings})
+
+
+def test_strength_scales_the_embedding_and_conditions_add(tiny_composer):
+    a, b = torch.randn(1, 8, 3, 4, 5), torch.randn(1, 8, 1, 4, 5)
+    both = denoiser(tiny_composer, stc=[Embedded(a, 0.5), Embedded(b, -2.0)])
+    torch.testing.assert_close(both.summed(0.3), 0.5 * a - 2 * b)
+    assert denoiser(tiny_composer).summed(0.3) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "present"),
+    [(0.0, 1.0, (0.0, 0.4, 0.6, 1.0)), (0.5, 1.0, (0.6, 1.0)), (0.0, 0.5, (0.0, 0.4)), (0.4, 0.6, (0.4,)), (0, 0, ())],
+)
+def test_schedule(tiny_composer, start, end, present):
+    embedding = torch.ones(1, 8, 3, 4, 5)
+    d = denoiser(tiny_composer, stc=[Embedded(embedding, 1.0, start, end)])
+    assert tuple(p for p in (0.0, 0.4, 0.6, 1.0) if d.summed(p) is not None) == present
+
+
+def test_a_schedule_is_a_fraction_of_the_noise_schedule(tiny_composer):
+    """The first half of it is the timesteps from 999 down to 500, whatever the number of steps."""
+    seen = {}
+
+    class Spy(GuidedDenoiser):
+        def summed(self, progress):
+            seen[progress] = super().summed(progress) is not None
+
+    d = Spy(
+        tiny_composer.unet, *[torch.zeros(1, 77, 16)] * 2, None, None, [Embedded(torch.ones(1), 1.0, 0.0, 0.5)], 1.0
+    )
+    for t in (999, 600, 400, 0):
+        d(torch.zeros(1, 4, 1, 4, 4), torch.tensor(t))
+    assert list(seen) == pytest.approx([0.0, 1 - 600 / 999, 1 - 400 / 999, 1.0])
+    assert list(seen.values()) == [True, True, False, False]
+
+
+def test_no_text_is_the_empty_prompt(tiny_composer):
+    """Without text both sides of the guidance are the empty prompt, so its scale does not matter."""
+    weak, strong = run(tiny_composer, text="", guidance=2.0), run(tiny_composer, text="", guidance=9.0)
+    torch.testing.assert_close(weak, strong, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(run(tiny_composer, guidance=2.0), run(tiny_composer, guidance=9.0), atol=1e-3)
+    assert torch.equal(weak, run(tiny_composer, text="", negative="", guidance=2.0))
+    assert not torch.equal(run(tiny_composer), run(tiny_composer, negative="a blue square"))
+
+
+def test_the_states_of_style(tiny_composer):
+    token = torch.full((1, 1, 16), 3.0)
+    absent = denoiser(tiny_composer)
+    assert [side.shape[1] for side in absent.contexts(0.5)] == [77, 77]
+    wired = denoiser(tiny_composer, style=Embedded(token, 0.5))
+    positive, negative = wired.contexts(0.5)
+    assert torch.equal(positive[:, 77:], 0.5 * token)  # scaled after its projection
+    assert torch.equal(negative[:, 77:], torch.full((1, 1, 16), 7.0))  # the token made from zeros
+    removed = denoiser(tiny_composer, style=Embedded(token, 0.0))
+    assert [side.shape[1] for side in removed.contexts(0.5)] == [77, 77]
+    late = denoiser(tiny_composer, style=Embedded(token, 1.0, 0.5, 1.0))
+    assert [late.contexts(p)[0].shape[1] for p in (0.2, 0.8)] == [77, 78]
+
+    none = run(tiny_composer)
+    assert torch.equal(none, run(tiny_composer, style=Style(IMAGE, strength=0.0)))
+    assert not torch.equal(none, run(tiny_composer, style=Style(IMAGE)))
+    assert not torch.equal(none, run(tiny_composer, style=Style(torch.zeros_like(IMAGE))))
+
+
+def test_longer_prompts_meet_a_shorter_negative(tiny_composer):
+    long = denoiser(tiny_composer, text=torch.rand(1, 154, 16), negative=torch.rand(1, 77, 16))
+    assert [side.shape for side in long.contexts(0.5)] == [(1, 154, 16)] * 2
+
+
+def test_guidance_one_computes_one_side(tiny_composer):
+    calls = []
+    handle = tiny_composer.unet.conv_in.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    run(tiny_composer, guidance=1.0)
+    run(tiny_composer, guidance=2.0)
+    handle.remove()
+    assert calls == [3] * STEPS + [6] * STEPS
+
+
+def test_the_same_seed_gives_the_same_video(tiny_composer):
+    first, again, other = (run(tiny_composer, seed=seed, sampler="dpmpp_2m") for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_conditions_are_encoded_once(tiny_composer):
+    calls = []
+    handle = tiny_composer.unet.stc["motion"].register_forward_hook(lambda *_: calls.append(1))
+    run(tiny_composer, Condition("motion", tensor("motion")))
+    handle.remove()
+    assert calls == [1]
+
+
+def test_progress_and_cancellation_at_every_step(tiny_composer):
+    steps = []
+
+    class Cancelled(Exception):
+        pass
+
+    def progress(done, total):
+        steps.append((done, total))
+        if done == 2 and len(steps) > STEPS:
+            raise Cancelled
+
+    run(tiny_composer, progress=progress)
+    assert steps == [(i + 1, STEPS) for i in range(STEPS)]
+    with pytest.raises(Cancelled):
+        run(tiny_composer, progress=progress)
+    assert len(steps) == STEPS + 2
+
+
+def test_decoding_in_chunks_changes_nothing(tiny_composer):
+    torch.testing.assert_close(run(tiny_composer, chunk=1), run(tiny_composer, chunk=16), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (32, 36)}, "36x32.*multiples of 8"),
+        ({"size": (0, 8)}, "multiples of 8"),
+        ({"frames": 0}, "at least 1"),
+        ({"sampler": "euler"}, "Unknown sampler 'euler'.*dpmpp_2m"),
+        ({"steps": 0}, "0 sampling steps"),
+        ({"conditions": [Condition("motion", tensor("motion", frames=2))]}, "'motion' has 2 frames and the video 3"),
+        ({"conditions": [Condition("motion", tensor("motion"))] * 2}, "'motion' was given twice"),
+    ],
+)
+def test_what_cannot_be_composed(tiny_composer, settings, message):
+    with pytest.raises(UserError, match=message):
+        compose(tiny_composer, "", **{"steps": STEPS, **settings})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("colour", torch.zeros(1, 1, 1, 8, 8)), "Unknown condition 'colour'.*motion"),
+        (("motion", torch.zeros(1, 3, 2, 8, 8)), r"'motion' has the shape \(1, 3, 2, 8, 8\).*\(batch, 2, frames"),
+        (("depth", torch.full((1, 1, 2, 8, 8), float("nan"))), "'depth' holds values that are not finite"),
+        (("depth", torch.zeros(1, 1, 2, 8, 8), 1.0, 0.6, 0.4), "'depth' runs from 0.6 to 0.4"),
+        (("depth", torch.zeros(1, 1, 2, 8, 8), float("inf")), "strength inf"),
+    ],
+)
+def test_conditions_that_cannot_be_meant(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Condition(*arguments)
