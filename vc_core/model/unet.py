@@ -147,8 +147,7 @@ class UNet3D(nn.Module):
         frames = x.shape[2]
         stc = x.new_zeros(1) if stc is None else stc
         stc = stc.expand(len(x), self.config.stc_channels, *x.shape[2:])
-        x = rearrange(torch.cat([x, stc], dim=1), "b c f h w -> (b f) c h w")
-        x = x.contiguous()
+        x = rearrange(torch.cat([x, stc], dim=1), "b c f h w -> (b f) c h w").contiguous()
         time = timestep_embedding(timesteps, self.config.width).to(x.dtype)
         time = F.silu(self.time_out(F.silu(self.time_in(time))))
 

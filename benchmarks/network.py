@@ -1,0 +1,84 @@
+"""What is not done twice: this network against the same network computing as the released code does.
+
+    ./vc python benchmarks/network.py
+
+Prints ratios of times taken in one run, alternating; sizes are a fraction of the released network's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vc_core.config import UNetConfig
+from vc_core.model.blocks import TemporalConv
+from vc_core.model.unet import UNet3D
+
+FRAMES, LATENT, STEPS = 16, 16, 3
+CONFIG = UNetConfig(width=64, multipliers=(1, 2, 4), res_blocks=1, head_dim=32, temporal_in_heads=4)
+
+
+def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int = 5) -> float:
+    """The median over rounds of the time of `slow` by that of `fast`, run in turn."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    slow(), fast()
+    return statistics.median(seconds(slow) / seconds(fast) for _ in range(rounds))
+
+
+def released_temporal_conv(block: TemporalConv, x: Tensor, frames: int) -> Tensor:
+    """The same block with (3, 1, 1) convolutions in 3D, as released."""
+    video = rearrange(x, "(b f) c h w -> b c f h w", f=frames)
+    h = video
+    for norm, conv in zip(block.norms, block.convs, strict=True):
+        h = F.conv3d(F.silu(norm(h)), conv.weight[..., None], conv.bias, padding=(1, 0, 0))
+    return rearrange(video + h, "b c f h w -> (b f) c h w")
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.manual_seed(0)
+    unet = UNet3D(CONFIG).eval()
+    size = (LATENT, LATENT)
+    x, t = torch.randn(1, 4, FRAMES, *size), torch.tensor([500])
+    context = torch.randn(1, 78, CONFIG.context_dim)
+    conditions = {"motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
+                  "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT)}  # fmt: skip
+
+    def released_run() -> None:
+        for _ in range(STEPS):
+            unet(x, t, context, unet.encode_conditions(conditions, size))
+
+    def our_run() -> None:
+        stc = unet.encode_conditions(conditions, size)
+        for _ in range(STEPS):
+            unet(x, t, context, stc)
+
+    print(f"{STEPS} steps, conditions at every step / once a clip: {ratio(released_run, our_run):.2f}")
+
+    attention = unet.encoder[0].spatial.block.attn2
+    tokens = torch.randn(FRAMES, LATENT * LATENT, CONFIG.width)
+    repeated = context.repeat_interleave(FRAMES, 0)
+    once = ratio(lambda: attention(tokens, repeated), lambda: attention(tokens, context))
+    print(f"cross-attention, keys and values once a frame / once a clip: {once:.2f}")
+
+    block, frames = TemporalConv(CONFIG.width, 0.0, torch.nn).eval(), torch.randn(FRAMES, CONFIG.width, 32, 32)
+    torch.testing.assert_close(
+        block(frames, FRAMES), released_temporal_conv(block, frames, FRAMES), rtol=1e-3, atol=1e-4
+    )
+    flat = ratio(lambda: released_temporal_conv(block, frames, FRAMES), lambda: block(frames, FRAMES))
+    print(f"temporal convolutions, in 3D / in 2D over (f, h w): {flat:.2f}")
+
+
+if __name__ == "__main__":
+    main()
