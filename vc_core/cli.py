@@ -1,6 +1,8 @@
 """The command line: `./vc COMMAND`, or `python -m vc_core COMMAND`."""
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +16,10 @@ VIDEO_CONDITIONS = tuple(CONDITIONS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in HANDED_ON:
+        return HANDED_ON[argv[0]](argv[1:])
+    arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except UserError as error:
@@ -33,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vc", description="VideoComposer: videos composed from conditions.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("test", help="run the tests (--all: the slow ones too); what follows goes to pytest")
+    commands.add_parser("train", help="train or evaluate a part of the bundled checkpoint")
     for name, add, run, summary in (
         ("demo", _demo_arguments, _demo, "compose two small videos that obey a clip's motion, and measure them"),
         ("compose", _compose_arguments, _compose, "compose a video from conditions"),
@@ -43,6 +49,25 @@ def _parser() -> argparse.ArgumentParser:
         add(command)
         command.set_defaults(run=run)
     return parser
+
+
+# --- test and train: other programs, which this package does not import ---------------------------------------------
+
+
+def _test(arguments: list[str]) -> int:
+    """pytest in the project's folder, without the slow tests unless the first argument is --all."""
+    everything = arguments[:1] == ["--all"]
+    selection = arguments[1:] if everything else ["-m", "not slow", *arguments]
+    return subprocess.call([sys.executable, "-m", "pytest", *selection], cwd=PROJECT)
+
+
+def _train(arguments: list[str]) -> int:
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return subprocess.call([sys.executable, "-m", "training", *arguments], env={**os.environ, "PYTHONPATH": path})
+
+
+PROJECT = Path(__file__).resolve().parents[1]
+HANDED_ON = {"test": _test, "train": _train}
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------

@@ -156,5 +156,31 @@ def test_a_truncated_video(tiny_checkpoint, clip, tmp_path, capsys):
     assert not (tmp_path / "out.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "handed_on"),
+    [
+        (["test", "-k", "two words"], ["-m", "pytest", "-m", "not slow", "-k", "two words"]),
+        (["test", "--all", "-x"], ["-m", "pytest", "-x"]),
+        (["train", "network", "--minutes", "3"], ["-m", "training", "network", "--minutes", "3"]),
+    ],
+)
+def test_test_and_train_are_handed_on(monkeypatch, repository, arguments, handed_on):
+    calls = []
+    monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
+    assert vc(*arguments) == 7
+    ((command, settings),) = calls
+    assert command == [sys.executable, *handed_on]
+    if arguments[0] == "test":
+        assert settings["cwd"] == repository
+    else:
+        assert settings["env"]["PYTHONPATH"].startswith(str(repository))
+
+
+def test_train_names_its_parts(repository):
+    run = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True, cwd=repository)
+    assert run.returncode == 2
+    assert "autoencoder" in run.stderr and "network" in run.stderr
+
+
 def test_torch_is_left_as_it_was():
     assert torch.is_grad_enabled()

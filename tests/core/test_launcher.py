@@ -131,20 +131,6 @@ def test_works_through_a_chain_of_relative_links(call, project, tmp_path):
     assert reported(done.stdout, "path") == [str(project)], done.stderr
 
 
-def test_test_runs_pytest_in_the_project_without_the_slow_tests(call, project):
-    done = call("test", "-k", "two words")
-    assert reported(done.stdout, "arg") == ["-m", "pytest", "-m", "not slow", "-k", "two words"]
-    assert reported(done.stdout, "cwd") == [str(project)]
-
-
-def test_test_all_runs_the_slow_tests_too(call):
-    assert reported(call("test", "--all", "-x").stdout, "arg") == ["-m", "pytest", "-x"]
-
-
-def test_train_runs_the_training_package(call):
-    assert reported(call("train", "--steps", "3").stdout, "arg") == ["-m", "training", "--steps", "3"]
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_needs_no_environment(call, project, arguments):
     done = call(*arguments, VC_PYTHON="")
