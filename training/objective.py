@@ -14,15 +14,34 @@ NAMES = ("text", "style", *CONDITIONS)
 KEEP_ALL, DROP_ALL, DROP = 0.1, 0.1, 0.5
 
 
-def draw_kept(batch: int, generator: torch.Generator, names: tuple[str, ...] = NAMES) -> dict[str, Tensor]:
+def draw_kept(batch: int, generator: torch.Generator, lone_motion: float = 0.0) -> dict[str, Tensor]:
     """Which conditions each sample keeps, `(batch,)` bool by name: all with 0.1, none with 0.1, else each with 0.5.
 
     Drawn per sample. (The released code draws how many of a batch are dropped, which biases small batches.)
+
+    Args:
+        lone_motion: share of the samples whose one sequence is the motion. Depth, sketches and masks show where
+            things are; by the paper's rule alone they are all absent, with motion present, in one sample of twenty.
     """
     fate = torch.rand(batch, generator=generator)
-    kept = torch.rand(len(names), batch, generator=generator) >= DROP
+    kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
     kept = torch.where(fate < KEEP_ALL, True, torch.where(fate < KEEP_ALL + DROP_ALL, False, kept))
-    return dict(zip(names, kept, strict=True))
+    lone = torch.rand(batch, generator=generator) < lone_motion
+    sequences = torch.tensor([name in CONDITIONS and CONDITIONS[name].kind == "temporal" for name in NAMES])
+    motion = torch.tensor([name == "motion" for name in NAMES])
+    kept = torch.where(lone & sequences[:, None], motion[:, None], kept)
+    return dict(zip(NAMES, kept, strict=True))
+
+
+def moving_weight(latents: Tensor, gain: float) -> Tensor:
+    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip.
+
+    More where the latent differs from the clip's first one: an object covers a tenth of a frame, and where it goes
+    is the last thing learned if the background counts nine times as much.
+    """
+    change = (latents - latents[:, :, :1]).abs().mean(1, keepdim=True)
+    weight = 1.0 + gain * (change / 0.5).clamp(max=1.0)
+    return weight / weight.mean((2, 3, 4), keepdim=True)
 
 
 class Objective:

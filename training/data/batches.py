@@ -39,7 +39,9 @@ class Window:
         return cache.read(name, clip, slice(self.start, last + 1))[:: self.stride]
 
 
-def draw_batch(cache: ClipCache, batch: int, frames: int, generator: torch.Generator) -> Batch:
+def draw_batch(
+    cache: ClipCache, batch: int, frames: int, generator: torch.Generator, lone_motion: float = 0.0
+) -> Batch:
     """A batch that is a function of the generator's state alone.
 
     Short windows take every frame or every few, up to the whole clip's length: what moves far in few frames teaches
@@ -49,7 +51,7 @@ def draw_batch(cache: ClipCache, batch: int, frames: int, generator: torch.Gener
     def draw(high: int) -> int:
         return int(torch.randint(high, (), generator=generator))
 
-    kept = draw_kept(batch, generator)
+    kept = draw_kept(batch, generator, lone_motion)
     latents, text, style = [], [], []
     conditions: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS}
     for i in range(batch):
