@@ -13,18 +13,18 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from training.data.batches import Batch, draw_batch
-from training.data.cache import ClipCache, build
+from training.data.cache import ClipCache, build, made_with
 from training.muon import Muon
 from training.objective import Objective, embed_conditions, make_context, moving_weight
 from training.timed import TimedRun
-from vc_core.checkpoint import save_checkpoint, to_released
+from training.towers import SIZES, SMALL_CONFIG
+from vc_core.checkpoint import read_tensors, save_checkpoint, to_released
 from vc_core.config import AutoencoderConfig, Config, ExtractionConfig, UNetConfig
 from vc_core.encoders.autoencoder import load_autoencoder
-from vc_core.encoders.clip import SMALL_CONFIG, encode_text, load_clip
+from vc_core.encoders.clip import encode_text, load_clip
 from vc_core.model.unet import UNet3D
 
 DEFAULT = Config()
@@ -41,10 +41,7 @@ CONFIG = dataclasses.replace(
     diffusion=dataclasses.replace(DEFAULT.diffusion, prediction="v_prediction"),
     extraction=ExtractionConfig(motion_layout="dense", motion_unit="pixels", sketch="edges", depth="relative"),
     autoencoder=AutoencoderConfig(layout="taesd", scale=1.0),
-    towers=dataclasses.replace(
-        DEFAULT.towers, embed_dim=64, text_width=64, text_heads=4, text_layers=4, image_size=64, patch_size=8,
-        image_width=128, image_head_width=32, image_layers=4,
-    ),
+    towers=SIZES,
 )  # fmt: skip
 """The bundled checkpoint: 6.2 M parameters, 64 x 64 pixels, 16 frames."""
 
@@ -85,15 +82,16 @@ def loss_of(unet: UNet3D, objective: Objective, batch: Batch, empty: torch.Tenso
 
 def train(arguments: argparse.Namespace) -> None:
     out, device = Path(arguments.out), arguments.device
-    autoencoder = load_autoencoder(load_file(arguments.autoencoder))
-    towers = load_clip(SMALL_CONFIG, load_file(arguments.towers))
+    autoencoder = load_autoencoder(read_tensors(arguments.autoencoder)[0])
+    towers = load_clip(SMALL_CONFIG, read_tensors(arguments.towers)[0])
+    folder = out / f"cache-{made_with(arguments.autoencoder, arguments.towers)}"
     with torch.inference_mode():
         # Encoding is most of the cost of the cache; bfloat16 halves it and is far finer than the noise that the
         # decoder was trained to tolerate.
         autoencoder.encoder.to(torch.bfloat16)
-        build(out / "cache", seed=1, start=0, count=arguments.clips, autoencoder=autoencoder, towers=towers)
+        shards = build(folder, seed=1, start=0, count=arguments.clips, autoencoder=autoencoder, towers=towers)
         empty = encode_text(towers, [""]).clone()
-    cache = ClipCache(out / "cache")
+    cache = ClipCache(shards)
     torch.manual_seed(arguments.seed)
     unet = UNet3D(CONFIG.unet)
     initialise(unet)
@@ -102,7 +100,7 @@ def train(arguments: argparse.Namespace) -> None:
     objective = Objective(CONFIG.diffusion)
     run = TimedRun(out, unet, optimizer, arguments.minutes, decay=0.9985)
     for step in run:
-        # Everything random in a step is a function of the seed and the step, so that a resumed run is the same run.
+        # Everything random in a step is a function of the seed and the step, so a resumed run goes on with new data.
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
         frames = FRAMES[int(torch.multinomial(SHARES, 1, generator=generator))]
         batch = draw_batch(
@@ -117,10 +115,10 @@ def train(arguments: argparse.Namespace) -> None:
 
 def export(path: Path, unet: UNet3D, arguments: argparse.Namespace) -> None:
     """Network, autoencoder and towers in one file, in half precision."""
-    towers = load_file(arguments.towers)
+    towers, _ = read_tensors(arguments.towers)
     image = {name.removeprefix("visual."): t for name, t in towers.items() if name.startswith("visual.")}
     text = {name: t for name, t in towers.items() if not name.startswith("visual.")}
-    parts = {"model": to_released(unet), "vae": load_file(arguments.autoencoder), "text": text, "image": image}
+    parts = {"model": to_released(unet), "vae": read_tensors(arguments.autoencoder)[0], "text": text, "image": image}
     save_checkpoint(path, CONFIG, parts, torch.float16)
 
 
@@ -132,7 +130,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--clips", type=int, default=2560, help="clips in the cache")
     parser.add_argument("--frames-per-batch", type=int, default=128)
-    parser.add_argument("--lone-motion", type=float, default=0.5, help="share of samples whose one sequence is motion")
+    parser.add_argument("--lone-motion", type=float, default=0.0, help="share of samples whose one sequence is motion")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -20,13 +20,13 @@ def draw_kept(batch: int, generator: torch.Generator, lone_motion: float = 0.0) 
     Drawn per sample. (The released code draws how many of a batch are dropped, which biases small batches.)
 
     Args:
-        lone_motion: share of the samples whose one sequence is the motion. Depth, sketches and masks show where
-            things are; by the paper's rule alone they are all absent, with motion present, in one sample of twenty.
+        lone_motion: share of the third kind whose one sequence is the motion. Depth, sketches and masks show where
+            things are; by the paper's rule (0) they are all absent, with motion present, in one sample of twenty.
     """
     fate = torch.rand(batch, generator=generator)
     kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
     kept = torch.where(fate < KEEP_ALL, True, torch.where(fate < KEEP_ALL + DROP_ALL, False, kept))
-    lone = torch.rand(batch, generator=generator) < lone_motion
+    lone = (torch.rand(batch, generator=generator) < lone_motion) & (fate >= KEEP_ALL + DROP_ALL)
     sequences = torch.tensor([name in CONDITIONS and CONDITIONS[name].kind == "temporal" for name in NAMES])
     motion = torch.tensor([name == "motion" for name in NAMES])
     kept = torch.where(lone & sequences[:, None], motion[:, None], kept)

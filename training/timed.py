@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vc_core.errors import UserError
 from vc_core.writing import written_beside
 
 SAVE_EVERY = 60.0
@@ -66,11 +67,17 @@ class TimedRun:
         return self.used / self.budget
 
     def _resume(self) -> None:
-        state = torch.load(self._state_path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.used = state["step"], state["used"]
+        try:
+            state = torch.load(self._state_path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.used = state["step"], state["used"]
+        except Exception as error:
+            raise UserError(
+                f"{self._state_path} cannot be resumed ({type(error).__name__}): it is damaged or of another network; "
+                "remove it to start anew, or give another folder with --out."
+            ) from error
 
     def save(self) -> None:
         state = {

@@ -22,7 +22,15 @@ from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJE
 from training.data.synthetic import captions, render, sample_scenes, scene_seeds
 from training.muon import Muon
 from training.timed import TimedRun, save_tensors
-from vc_core.encoders.clip import SMALL_CONFIG, build_clip, preprocess, text_layers, tokenize
+from vc_core.config import TowersConfig
+from vc_core.encoders.clip import build_clip, open_clip_config, preprocess, text_layers, tokenize
+
+SIZES = TowersConfig(
+    embed_dim=64, text_width=64, text_heads=4, text_layers=4, image_size=64, patch_size=8, image_width=128,
+    image_head_width=32, image_layers=4,
+)  # fmt: skip
+"""The bundled small towers: 4.2 M parameters, of which 3.2 M are the token embedding."""
+SMALL_CONFIG = open_clip_config(SIZES)
 
 TRAIN_SEED, TEST_SEED = 11, 12
 READOUTS = {

@@ -182,7 +182,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: no such file, a truncated or foreign file, or a config that this version does not know.
     """
     path = Path(path)
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     parts: dict[str, StateDict] = {name: {} for name in PARTS}
     if any(key.startswith("model.") for key in tensors):
         for key, tensor in tensors.items():
@@ -199,6 +199,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             assumed = ["no config in the metadata: head width 64 and all else that shapes cannot tell is as released"]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} does not describe a VideoComposer network ({type(error).__name__}: {error}): it is incomplete or "
+            "damaged; download or save it again."
+        ) from error
     extra = [key for part in parts if part not in PARTS for key in parts[part]]
     extra += _drop_unused(parts["model"], config.unet)
     return Checkpoint(path, config, {k: v for k, v in parts.items() if k in PARTS and v}, assumed, extra)
@@ -248,8 +253,9 @@ def save_checkpoint(
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def _read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """All tensors of a file, memory-mapped, and its metadata."""
+def read_tensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
+    """All tensors of a `.safetensors` or `.pth`, memory-mapped, and its metadata. Raises `UserError`."""
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: check the path.")
     try:

@@ -11,11 +11,9 @@ from pathlib import Path
 from vc_core.conditions import CONDITIONS, check_schedule
 from vc_core.errors import UserError
 
-VIDEO_CONDITIONS = tuple(CONDITIONS)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Runs a command; returns its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 for our mistakes."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in HANDED_ON:
         return HANDED_ON[argv[0]](argv[1:])
@@ -28,8 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vc: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vc: interrupted; nothing was written", file=sys.stderr)
+        print("vc: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"vc: unexpected {type(error).__name__}: {error} (--debug shows where it came from)", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -37,8 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vc", description="VideoComposer: videos composed from conditions.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("test", help="run the tests (--all: the slow ones too); what follows goes to pytest")
-    commands.add_parser("train", help="train or evaluate a part of the bundled checkpoint")
+    for name, summary in (("test", "run the tests (--all: the slow ones too)"), ("train", "train or evaluate a part")):
+        commands.add_parser(name, help=summary).set_defaults(
+            run=lambda _: parser.error("--debug goes with other commands")
+        )
     for name, add, run, summary in (
         ("demo", _demo_arguments, _demo, "compose two small videos that obey a clip's motion, and measure them"),
         ("compose", _compose_arguments, _compose, "compose a video from conditions"),
@@ -95,7 +100,7 @@ def _compose_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("conditions from a video")
     source.add_argument("--video", type=Path, help="the source clip")
     source.add_argument(
-        "--use", default="", metavar="NAMES", help=f"what to take from it, with commas: {', '.join(VIDEO_CONDITIONS)}"
+        "--use", default="", metavar="NAMES", help=f"what to take from it, with commas: {', '.join(CONDITIONS)}"
     )
     source.add_argument("--start", type=float, default=0.0, help="where to begin in the clip, in seconds")
     source.add_argument("--rate", type=float, help="frames a second to take (default: 4, more where the clip is short)")
@@ -134,6 +139,10 @@ def _compose(arguments: argparse.Namespace) -> None:
     from vc_core.video import plan_frames, probe, read_image, resize_crop, write_video
 
     _check_out(arguments.out, ".mp4")
+    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
+        raise UserError(f"--fps {arguments.fps} is not possible: expected frames a second above 0, at most 1000.")
+    if arguments.scale is not None and not 1 <= arguments.scale <= 64:
+        raise UserError(f"--scale {arguments.scale} is not possible: expected a whole number from 1 to 64.")
     names = [name.strip() for name in arguments.use.split(",") if name.strip()]
     applied = _applied(arguments.strength, arguments.schedule)
     if names and arguments.video is None:
@@ -196,6 +205,8 @@ def _check_out(path: Path, suffix: str) -> None:
         raise UserError(f"{path} cannot be written: expected a name that ends in {suffix}.")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -98,10 +98,6 @@ class Condition:
             raise UserError(f"Condition '{self.name}' holds values that are not finite: check the source it came from.")
         check_schedule(self.name, self.strength, self.start, self.end)
 
-    def active(self, progress: float) -> bool:
-        """Whether the condition is present at `progress`, the fraction of the sampling that is done, in [0, 1]."""
-        return is_active(self.strength, self.start, self.end, progress)
-
 
 def check_schedule(name: str, strength: float, start: float, end: float) -> None:
     """Refuses a strength or a schedule that cannot be meant. Raises `UserError`."""

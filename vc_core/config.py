@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
@@ -47,7 +47,7 @@ class UNetConfig:
         unknown = set(self.conditions) - set(CONDITIONS)
         if unknown:
             raise UserError(f"The network config names unknown conditions {sorted(unknown)}: update the pack.")
-        for width in {self.width * multiplier for multiplier in self.multipliers}:
+        for width in sorted({self.width * multiplier for multiplier in self.multipliers}):
             for divisor, of in ((32, "the norms' number of groups"), (self.head_dim, "the width of a head")):
                 if width % divisor:
                     raise UserError(
@@ -81,6 +81,13 @@ class ExtractionConfig:
     motion_unit: Literal["source_pixels", "pixels"] = "source_pixels"
     sketch: Literal["pidinet", "edges"] = "pidinet"
     depth: Literal["midas", "relative"] = "midas"
+
+    def __post_init__(self) -> None:
+        if (self.motion_layout, self.motion_unit) not in (("points", "source_pixels"), ("dense", "pixels")):
+            raise UserError(
+                f"The config asks for {self.motion_layout} motion in {self.motion_unit}, which no extractor makes: "
+                "expected points in source_pixels or dense in pixels."
+            )
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,15 @@ def _build(cls: type, data: Any, where: str) -> Any:
     if unknown:
         raise UserError(f"The checkpoint's {where} has unknown keys {unknown}: it needs a newer version of this pack.")
     nested = {f.name: f.default_factory for f in fields.values() if f.default_factory is not dataclasses.MISSING}
+    hints = get_type_hints(cls)
+    for name in set(data) - set(nested):
+        allowed = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+        if allowed and data[name] not in allowed:
+            raise UserError(f"The checkpoint's {where}.{name} is {data[name]!r}: expected one of {', '.join(allowed)}.")
+        if hints[name] in (int, float, str) and not isinstance(
+            data[name], (int, float) if hints[name] is float else hints[name]
+        ):
+            raise UserError(f"The checkpoint's {where}.{name} is {data[name]!r}: expected a {hints[name].__name__}.")
     return cls(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in data.items()})
 
 

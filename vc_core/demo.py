@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +56,15 @@ def draw_clip(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames
 def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple[float, float, float], ...]) -> Tensor:
     """Where an object of a known colour is: its centre `(F, 2)` as x, y in pixels, from `(1, 3, F, H, W)`.
 
-    The object is the pixels that are nearer to its colour than to each of `others`; NaN where there are none.
+    The object is the pixels that are near its colour, and nearer than to each of `others`; NaN where there are fewer
+    than one in a thousand.
     """
     palette = torch.tensor([color, *others])
     distance = (video[0][None] - palette[:, :, None, None, None]).norm(dim=1)  # (colors, F, H, W)
-    found = (distance.argmin(0) == 0).float()
+    found = ((distance.argmin(0) == 0) & (distance[0] < 0.5)).float()
     y, x = (torch.arange(side) + 0.5 for side in video.shape[-2:])
     count = found.sum((1, 2))
+    count = torch.where(count < found[0].numel() / 1000, math.nan, count)
     return torch.stack([(found * x).sum((1, 2)), (found * y[:, None]).sum((1, 2))], dim=1) / count[:, None]
 
 
@@ -123,12 +127,16 @@ def try_motion(
 
 def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
     """Writes source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; returns a summary."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with -o.") from error
     composer = VideoComposer.load(checkpoint or BUNDLED)
-    trial = try_motion(composer, out / "source.mp4", seed=seed, progress=progress)
+    with TemporaryDirectory() as folder:
+        clip = Path(folder) / "source.mp4"
+        trial = try_motion(composer, clip, seed=seed, progress=progress)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with -o.") from error
+        with written_beside(out / clip.name) as temporary:
+            shutil.copyfile(clip, temporary)
 
     rows = [("source", trial.seen), ("single image", resize_crop(trial.image, (SIZE, SIZE)))]
     scale = max(1, SIZE // min(composer.config.height, composer.config.width))
@@ -141,7 +149,7 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
         "seed": seed,
         "checkpoint": composer.config.name,
         "unit": "frame widths over the clip, right and down positive",
-        "displacement": trial.moved,
+        "displacement": {name: [None if math.isnan(v) else v for v in moved] for name, moved in trial.moved.items()},
         "commanded": trial.commanded,
     }
     with written_beside(out / "measured.json") as temporary:
@@ -158,9 +166,13 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
 
 
 def picture_of(field: Tensor) -> Tensor:
-    """A motion field `(1, 2, F, H, W)` as colours `(1, 3, F, H, W)`: the direction as hue, the length as strength."""
+    """A motion field `(1, 2, F, H, W)` as colours `(1, 3, F, H, W)`: the direction as hue, the length as strength.
+
+    Twice the mean length of what moves at all has full strength, so that a few stray vectors do not pale the rest.
+    """
     dx, dy = field[0]
-    angle = torch.atan2(dy, dx)
-    strength = (torch.hypot(dx, dy) / torch.hypot(dx, dy).max().clamp(min=1e-6)).clamp(0, 1)
+    angle, length = torch.atan2(dy, dx), torch.hypot(dx, dy)
+    moving = length[length > 0.05 * length.max()]
+    strength = (length / (2 * moving.mean() if len(moving) else 1.0)).clamp(0, 1)
     hue = torch.stack([angle.cos(), (angle - 2 * math.pi / 3).cos(), (angle + 2 * math.pi / 3).cos()]) * 0.5 + 0.5
     return (1 - strength * (1 - hue))[None]

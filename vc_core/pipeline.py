@@ -51,6 +51,11 @@ class VideoComposer:
         from vc_core.encoders.clip import load_clip, open_clip_config
 
         checkpoint = read_checkpoint(path)
+        if checkpoint.config.autoencoder.layout != "taesd":
+            raise UserError(
+                f"{path} needs Stable Diffusion's autoencoder and OpenCLIP's towers, which cannot be loaded yet: use a "
+                "checkpoint that brings its own, as the bundled one does."
+            )
         towers = dict(checkpoint.part("text"))
         towers |= {f"visual.{name}": tensor for name, tensor in checkpoint.part("image").items()}
         autoencoder = load_autoencoder({k: t.float() for k, t in checkpoint.part("vae").items()})
@@ -119,6 +124,8 @@ def compose(
     height, width = size or (config.height, config.width)
     guidance = config.guidance if guidance is None else guidance
     _check(conditions, frames, height, width)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"The seed {seed} is not possible: expected a whole number from 0 to {2**63 - 1}.")
     scheduler = make_scheduler(sampler, config.diffusion, steps)
     latent_size = (height // 8, width // 8)
 

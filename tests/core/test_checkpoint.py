@@ -91,6 +91,26 @@ def test_config_survives_json():
         Config.from_json('{"unet": {"wings": 2}}')
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"unet": {"width": "big"}}', "unet.width is 'big': expected a int"),
+        ('{"unet": {"width": 30}}', "level of width 30"),
+        ('{"diffusion": {"prediction": "x0"}}', "prediction is 'x0': expected one of epsilon, v_prediction"),
+        ('{"extraction": {"motion_layout": "dense"}}', "dense motion in source_pixels"),
+        ('{"unet": {"multipliers": 3}}', "does not describe a VideoComposer network"),
+        ('{"unet": {"head_dim": 0}}', "does not describe a VideoComposer network"),
+        ("[", "no valid JSON"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_configs_that_cannot_be_meant(tmp_path, text, message):
+    safetensors.torch.save_file({"model.a": torch.zeros(1)}, tmp_path / "x.safetensors", {"config": text})
+    with pytest.raises(UserError, match=message) as raised:
+        read_checkpoint(tmp_path / "x.safetensors")
+    assert "x.safetensors" in str(raised.value)
+
+
 # --- Files that are not what they seem ------------------------------------------------------------------------------
 
 

@@ -91,6 +91,10 @@ def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_checkpoint, c
         (["--strength", "motion=0.5"], "name conditions that are given"),
         (["--schedule", "style=0.9:0.1"], "expected 0 <= start <= end <= 1"),
         (["--sampler", "euler"], "Unknown sampler 'euler'"),
+        (["--scale", "0"], "--scale 0 is not possible"),
+        (["--fps", "0"], "--fps 0.0 is not possible"),
+        (["--fps", "nan"], "--fps nan is not possible"),
+        (["--seed", "99999999999999999999"], "The seed 99999999999999999999"),
         (["--checkpoint", "none.safetensors"], "There is no checkpoint at none.safetensors"),
         (["--checkpoint", "CLIP"], "cannot be read as a checkpoint"),
     ],
@@ -119,6 +123,17 @@ def test_an_output_that_cannot_be_written(tiny_checkpoint, tmp_path, capsys):
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(Exception, match="There is no checkpoint"):
         vc("compose", "--debug", "--checkpoint", tmp_path / "none", "-o", tmp_path / "out.mp4")
+
+
+def test_our_own_mistakes_are_one_line_too(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("vc_core.pipeline.compose", broken)
+    assert vc("compose", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "out.mp4") == 1
+    error = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError: division by zero (--debug" in error
+    assert "Traceback" not in error
 
 
 def test_ctrl_c_leaves_nothing(tiny_checkpoint, tmp_path, capsys, monkeypatch):

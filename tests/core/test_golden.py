@@ -74,12 +74,13 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(golden_dir):
-    return [Run(path) for path in sorted(golden_dir.glob("unet_*.json"))]
+    runs = [Run(path) for path in sorted(golden_dir.glob("unet_*.json"))]
+    assert runs, f"no unet_*.json in {golden_dir}"
+    return runs
 
 
 @torch.inference_mode()
 def test_single_forwards_and_stc_outputs(runs):
-    assert runs
     for run in runs:
         for entry, reference in run.reference.items():
             kind, _, name = entry.partition(".")

@@ -6,6 +6,7 @@ import torch
 from vc_core import Condition, Style, UserError, compose
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
+from vc_core.diffusion.samplers import make_scheduler
 
 STEPS = 4
 
@@ -115,6 +116,17 @@ def test_longer_prompts_meet_a_shorter_negative(tiny_composer):
     assert [side.shape for side in long.contexts(0.5)] == [(1, 154, 16)] * 2
 
 
+@pytest.mark.parametrize(
+    ("steps", "taken", "first"), [(50, 50, 981), (30, 31, 991), (600, 1000, 999), (1000, 1000, 999)]
+)
+def test_ddim_is_the_released_grid(tiny_config, steps, taken, first):
+    """1 + k * (1000 // steps), which is more than `steps` where it does not divide 1000."""
+    scheduler = make_scheduler("ddim", tiny_config.diffusion, steps)
+    assert (len(scheduler.timesteps), scheduler.timesteps[0], scheduler.timesteps[-1]) == (taken, first, 1)
+    x = torch.randn(1, 4, 1, 2, 2)
+    assert scheduler.step(x, scheduler.timesteps[0], x).prev_sample.isfinite().all()
+
+
 def test_guidance_one_computes_one_side(tiny_composer):
     calls = []
     handle = tiny_composer.unet.conv_in.register_forward_hook(lambda module, args, out: calls.append(len(out)))
@@ -168,6 +180,8 @@ def test_decoding_in_chunks_changes_nothing(tiny_composer):
         ({"frames": 0}, "at least 1"),
         ({"sampler": "euler"}, "Unknown sampler 'euler'.*dpmpp_2m"),
         ({"steps": 0}, "0 sampling steps"),
+        ({"seed": 2**64}, "seed 18446744073709551616"),
+        ({"seed": -1}, "seed -1"),
         ({"conditions": [Condition("motion", tensor("motion", frames=2))]}, "'motion' has 2 frames and the video 3"),
         ({"conditions": [Condition("motion", tensor("motion"))] * 2}, "'motion' was given twice"),
     ],

@@ -234,7 +234,7 @@ def test_towers_survive_their_file_and_misfits_are_named(clip):
 
 def test_the_small_towers_fit_their_budget():
     with torch.device("meta"):
-        model = clip_module.build_clip(clip_module.SMALL_CONFIG)
+        model = clip_module.build_clip(towers_training.SMALL_CONFIG)
     assert sum(p.numel() for p in model.parameters()) * 2 < 9e6
 
 

@@ -6,7 +6,7 @@ import torch
 from training.data.batches import draw_batch, draw_mask, spoil_motion
 from training.data.cache import ClipCache, build
 from training.network import CONFIG, initialise, loss_of
-from training.objective import NAMES, Objective, draw_kept, embed_conditions, make_context
+from training.objective import NAMES, Objective, draw_kept, embed_conditions, make_context, moving_weight
 from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig
 from vc_core.model.unet import UNet3D
@@ -49,7 +49,27 @@ def unet():
     return net
 
 
-def test_a_fresh_network_predicts_zero_and_learns_everywhere(unet):
+def test_motion_alone_more_often():
+    kept = draw_kept(40_000, generator(), lone_motion=0.5)
+    table = torch.stack(list(kept.values()))
+    none, every = 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES), 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES)
+    assert (~table).all(0).float().mean() == pytest.approx(none, abs=0.01)
+    assert table.all(0).float().mean() == pytest.approx(every, abs=0.01)
+    alone = kept["motion"] & ~kept["depth"] & ~kept["sketch"] & ~kept["mask"]
+    assert alone.float().mean() == pytest.approx(0.8 * (0.5 + 0.5 / 16), abs=0.01)
+    assert kept["text"].float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_moving_content_weighs_more():
+    latents = torch.zeros(1, 4, 3, 4, 4)
+    latents[:, :, 1:, :2] = 1.0
+    weight = moving_weight(latents, 6.0)
+    assert weight.mean() == pytest.approx(1.0)
+    assert weight[0, 0, 2, 0, 0] == pytest.approx(7 * weight[0, 0, 2, 3, 3].item())
+    assert torch.equal(moving_weight(torch.ones(1, 4, 3, 4, 4), 6.0), torch.ones(1, 1, 3, 4, 4))
+
+
+def test_a_fresh_network_predicts_zero(unet):
     x = torch.randn(2, 4, 2, 4, 4)
     context = make_context(
         unet, torch.randn(2, 77, 64), torch.randn(1, 77, 64), torch.randn(2, 1, 64),
@@ -105,16 +125,18 @@ def test_masks_paint_some_and_keep_some():
 def cache(tmp_path_factory):
     """A handful of clips with untrained towers and autoencoder."""
     import training.data.cache as module
+    from training.towers import SMALL_CONFIG
     from vc_core.encoders.autoencoder import new_autoencoder
-    from vc_core.encoders.clip import SMALL_CONFIG, build_clip
+    from vc_core.encoders.clip import build_clip
 
     folder = tmp_path_factory.mktemp("cache")
     size, module.SHARD = module.SHARD, 3
     try:
-        build(folder, 1, 0, 6, new_autoencoder(), build_clip(SMALL_CONFIG).eval())
+        shards = build(folder, 1, 0, 6, new_autoencoder(), build_clip(SMALL_CONFIG).eval())
+        assert shards == build(folder, 1, 0, 6, None, None)  # what exists is not made again
     finally:
         module.SHARD = size
-    return ClipCache(folder)
+    return ClipCache(shards)
 
 
 def test_batches_repeat_and_hold_what_is_kept(cache):

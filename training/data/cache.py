@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,10 @@ def _bytes(values: Tensor) -> Tensor:
 
 
 class ClipCache:
-    """The clips of a folder of shards, made by `build`; item access reads only what is asked for."""
+    """The clips of some shards, as `build` returns them; reading takes in only what is asked for."""
 
-    def __init__(self, folder: Path):
-        self.files = [safetensors.safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+    def __init__(self, paths: Sequence[Path]):
+        self.files = [safetensors.safe_open(path, framework="pt") for path in paths]
         self.counts = [file.get_slice("latents").get_shape()[0] for file in self.files]
 
     def __len__(self) -> int:
@@ -87,12 +88,18 @@ class ClipCache:
         return self.files[shard].get_slice(name)[index, frames]
 
 
-def build(folder: Path, seed: int, start: int, count: int, autoencoder: Any, towers: Any) -> None:
-    """Writes the shards of the scenes `start` to `start + count` of a seed; those that exist are left as they are."""
+def build(folder: Path, seed: int, start: int, count: int, autoencoder: Any, towers: Any) -> list[Path]:
+    """The shards of the scenes `start` to `start + count` of a seed; those that exist are left as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for first in range(start, start + count, SHARD):
-        path = folder / f"{seed:04d}-{first:06d}.safetensors"
+    paths = [folder / f"{seed:04d}-{first:06d}.safetensors" for first in range(start, start + count, SHARD)]
+    for first, path in zip(range(start, start + count, SHARD), paths, strict=True):
         if not path.exists():
             shard = make_shard(scene_seeds(seed, first, SHARD), autoencoder, towers)
             with written_beside(path) as temporary:
                 safetensors.torch.save_file(shard, temporary)
+    return paths
+
+
+def made_with(*files: Path) -> str:
+    """A name for a cache that tells the files its latents and tokens were made with."""
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vc_core.config import DiffusionConfig
@@ -15,8 +16,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 """`progress(done, total)` after every step; what it raises ends the sampling."""
 
-# name -> (diffusers class, settings). `ddim` is the released loop: timesteps 1 + k * (1000 // steps), descending, the
-# last step landing on alphas_cumprod[0].
+# name -> (diffusers class, settings). `ddim` is the released loop: timesteps 1 + k * (1000 // steps), descending, as
+# many as there are (more than `steps` where it does not divide 1000), the last step landing on alphas_cumprod[0].
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m": (
         "DPMSolverMultistepScheduler",
@@ -49,9 +50,11 @@ def make_scheduler(name: str, config: DiffusionConfig, steps: int) -> Any:
     )
     # The released schedule is computed in float64; diffusers' own differs in the sixth digit.
     scheduler.alphas_cumprod = alphas_cumprod(config).float()
+    scheduler.set_timesteps(steps)
     if name == "ddim":
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    scheduler.set_timesteps(steps)
+        grid = 1 + torch.arange(0, config.steps, config.steps // steps)
+        scheduler.timesteps = grid.clamp(max=config.steps - 1).flip(0)
     return scheduler
 
 

@@ -23,13 +23,6 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's CLIP statistics of RGB in [0, 1], which OpenCLIP's ViT-H/14 was trained with too."""
 
-SMALL_CONFIG: dict[str, Any] = {
-    "embed_dim": 64,
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 4},
-    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32},
-}
-"""The bundled small towers: 4.2 M parameters, of which 3.2 M are the token embedding."""
-
 
 def open_clip_config(towers: TowersConfig) -> dict[str, Any]:
     """A checkpoint's tower sizes in open_clip's own form."""
