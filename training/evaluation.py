@@ -22,7 +22,7 @@ SPEEDS = ((0.4, 16), (0.8, 16), (1.2, 16), (1.6, 16), (2.2, 10), (3.0, 8))
 DIRECTIONS = 4
 
 
-def motion_control(composer: VideoComposer, folder: Path, seeds: int) -> list[dict[str, float]]:
+def motion_control(composer: VideoComposer, folder: Path, seeds: int) -> list[dict[str, float | None]]:
     """One row a speed: the share of the commanded displacement that was made, along it and across, both ways.
 
     `along` is 1 where the object went exactly as far as it was told, -1 where it went the opposite way; `across`
@@ -51,7 +51,7 @@ def motion_control(composer: VideoComposer, folder: Path, seeds: int) -> list[di
         row["worst"] = min((v for values in found.values() for v in values), default=math.nan)
         row["across"] = statistics.median([v for v in across if not math.isnan(v)] or [math.nan])
         row["lost"] = 1 - sum(map(len, found.values())) / every
-        rows.append({key: round(value, 3) for key, value in row.items()})
+        rows.append({key: None if math.isnan(value) else round(value, 3) for key, value in row.items()})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

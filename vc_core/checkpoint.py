@@ -263,10 +263,11 @@ def read_tensors(path: str | Path) -> tuple[StateDict, dict[str, str]]:
             with safetensors.safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+    except Exception as error:  # whatever a damaged file makes of the readers; some say nothing, some write pages
+        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]}): "
-            "it is truncated or not a .safetensors or .pth of tensors; download or save it again."
+            f"{path} cannot be read as a checkpoint ({reason}): it is truncated or not a .safetensors or .pth of "
+            "tensors; download or save it again."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):

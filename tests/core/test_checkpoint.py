@@ -140,6 +140,15 @@ def test_truncated_files(tiny_checkpoint, tmp_path, length):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_truncated_pth(tmp_path, length):
+    torch.save({"input_blocks.0.0.weight": torch.zeros(64, 64)}, tmp_path / "whole.pth")
+    path = tmp_path / "cut.pth"
+    path.write_bytes((tmp_path / "whole.pth").read_bytes()[:length])
+    with pytest.raises(UserError, match=r"cut\.pth cannot be read as a checkpoint.*truncated"):
+        read_checkpoint(path)
+
+
 def test_a_pickle_with_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
