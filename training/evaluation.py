@@ -12,8 +12,8 @@ import statistics
 from pathlib import Path
 
 from vc_core.checkpoint import BUNDLED
+from vc_core.composer import VideoComposer
 from vc_core.demo import try_motion
-from vc_core.pipeline import VideoComposer
 from vc_core.video import write_contact_sheet
 from vc_core.writing import written_beside
 

@@ -20,11 +20,12 @@ from training.data.cache import ClipCache, build, made_with
 from training.muon import Muon
 from training.objective import Objective, embed_conditions, make_context, moving_weight
 from training.timed import TimedRun
-from training.towers import SIZES, SMALL_CONFIG
-from vc_core.checkpoint import read_tensors, save_checkpoint, to_released
+from training.towers import SIZES
+from vc_core.checkpoint import Part, read_checkpoint, save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, ExtractionConfig, UNetConfig
 from vc_core.encoders.autoencoder import load_autoencoder
-from vc_core.encoders.clip import encode_text, load_clip
+from vc_core.encoders.clip import encode_text, load_towers
+from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 
 DEFAULT = Config()
@@ -82,8 +83,9 @@ def loss_of(unet: UNet3D, objective: Objective, batch: Batch, empty: torch.Tenso
 
 def train(arguments: argparse.Namespace) -> None:
     out, device = Path(arguments.out), arguments.device
-    autoencoder = load_autoencoder(read_tensors(arguments.autoencoder)[0])
-    towers = load_clip(SMALL_CONFIG, read_tensors(arguments.towers)[0])
+    parts = encoder_parts(arguments)
+    autoencoder = load_autoencoder(parts["vae"])
+    towers = load_towers(SIZES, parts["text"], parts["image"])
     folder = out / f"cache-{made_with(arguments.autoencoder, arguments.towers)}"
     with torch.inference_mode():
         # Encoding is most of the cost of the cache; bfloat16 halves it and is far finer than the noise that the
@@ -113,13 +115,15 @@ def train(arguments: argparse.Namespace) -> None:
     export(Path(arguments.export or out / "small.safetensors"), run.average, arguments)
 
 
+def encoder_parts(arguments: argparse.Namespace) -> dict[str, Part]:
+    """The autoencoder and the towers as the trainings before this one wrote them."""
+    return {**read_checkpoint(arguments.autoencoder).parts, **read_checkpoint(arguments.towers).parts}
+
+
 def export(path: Path, unet: UNet3D, arguments: argparse.Namespace) -> None:
     """Network, autoencoder and towers in one file, in half precision."""
-    towers, _ = read_tensors(arguments.towers)
-    image = {name.removeprefix("visual."): t for name, t in towers.items() if name.startswith("visual.")}
-    text = {name: t for name, t in towers.items() if not name.startswith("visual.")}
-    parts = {"model": to_released(unet), "vae": read_tensors(arguments.autoencoder)[0], "text": text, "image": image}
-    save_checkpoint(path, CONFIG, parts, torch.float16)
+    parts = {name: part.tensors.state() for name, part in encoder_parts(arguments).items()}
+    save_checkpoint(path, CONFIG, {"model": to_released(unet), **parts}, torch.float16)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ Writes OUT/towers.safetensors (open_clip's names, the config as JSON in the meta
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJE
 from training.data.synthetic import captions, render, sample_scenes, scene_seeds
 from training.muon import Muon
 from training.timed import TimedRun, save_tensors
-from vc_core.config import TowersConfig
+from vc_core.config import Config, TowersConfig
 from vc_core.encoders.clip import build_clip, open_clip_config, preprocess, text_layers, tokenize
 
 SIZES = TowersConfig(
@@ -204,7 +203,7 @@ def train(out: Path, minutes: float, batch: int = 96, learning_rate: float = 2e-
                 scale=towers.clip.logit_scale.exp().item(),
             )
     target = Path(out) / "towers.safetensors"
-    save_tensors(run.average.clip.state_dict(), target, {"config": json.dumps(SMALL_CONFIG)})
+    save_tensors(run.average.clip.state_dict(), target, {"config": Config(towers=SIZES).to_json()})
     run.report(**evaluate(run.average), batch=batch)
     return target
 

@@ -10,22 +10,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vc_core.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+    from vc_core.composer import VideoComposer
     from vc_core.conditions import CONDITIONS, Condition, ConditionSpec
     from vc_core.config import Config
+    from vc_core.diffusion.samplers import SAMPLERS
+    from vc_core.diffusion.windows import Windows
     from vc_core.errors import UserError
-    from vc_core.pipeline import Style, VideoComposer, compose
+    from vc_core.pipeline import Style, compose
 
 _HOME = {
     "CONDITIONS": "conditions",
+    "Checkpoint": "checkpoint",
     "Condition": "conditions",
     "ConditionSpec": "conditions",
     "Config": "config",
+    "SAMPLERS": "diffusion.samplers",
     "Style": "pipeline",
     "UserError": "errors",
-    "VideoComposer": "pipeline",
+    "VideoComposer": "composer",
+    "Windows": "diffusion.windows",
     "compose": "pipeline",
+    "read_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
 }
-__all__ = ["CONDITIONS", "Condition", "ConditionSpec", "Config", "Style", "UserError", "VideoComposer", "compose"]
+__all__ = [
+    "CONDITIONS",
+    "SAMPLERS",
+    "Checkpoint",
+    "Condition",
+    "ConditionSpec",
+    "Config",
+    "Style",
+    "UserError",
+    "VideoComposer",
+    "Windows",
+    "compose",
+    "read_checkpoint",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,3 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vc_core' has no attribute '{name}'")
     return getattr(import_module(f"vc_core.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vc_core.checkpoint import save_checkpoint, to_released
+from vc_core.checkpoint import save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
+from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 
 
@@ -54,6 +55,6 @@ def tiny_checkpoint(tiny_config, tiny_unet, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_composer(tiny_checkpoint):
-    from vc_core.pipeline import VideoComposer
+    from vc_core.composer import VideoComposer
 
     return VideoComposer.load(tiny_checkpoint)

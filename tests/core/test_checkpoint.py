@@ -9,9 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import load_unet, read_checkpoint, released_layout, save_checkpoint, to_released
+from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
 from vc_core.config import Config, UNetConfig, unet_config_from_shapes
 from vc_core.errors import UserError
+from vc_core.layouts import names_of
+from vc_core.model.layout import released_layout, to_released
 from vc_core.model.unet import UNet3D
 
 
@@ -80,8 +82,8 @@ def test_shapes_tell_the_config(data):
     )
     with torch.device("meta"):
         layout = released_layout(UNet3D(config))
-    assert len({released for released, _ in layout.values()}) == len(layout)
-    assert unet_config_from_shapes(dict(layout.values())) == config
+    assert len(names_of(layout)) == len(layout)
+    assert unet_config_from_shapes({origin.names[0]: origin.shape for origin in layout.values()}) == config
 
 
 def test_config_survives_json():

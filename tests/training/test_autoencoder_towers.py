@@ -14,9 +14,11 @@ from training import towers as towers_training
 from training.data.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
 from training.timed import TimedRun, rate, save_tensors
+from vc_core.checkpoint import Part
 from vc_core.encoders import autoencoder as ae_module
 from vc_core.encoders import clip as clip_module
 from vc_core.errors import UserError
+from vc_core.files import Tensors
 
 TINY_CLIP = {
     "embed_dim": 24,
@@ -115,8 +117,12 @@ def test_chunks_change_nothing(ae):
     torch.testing.assert_close(ae_module.decode(ae, latent, chunk=2), ae_module.decode(ae, latent))
 
 
+def vae_part(state: dict[str, torch.Tensor]) -> Part:
+    return Part("vae", "taesd", Tensors.of(state, "x.safetensors"))
+
+
 def test_an_autoencoder_survives_its_file(ae):
-    again = ae_module.load_autoencoder(ae_module.to_taesd_layout(ae))
+    again = ae_module.load_autoencoder(vae_part(ae_module.to_taesd_layout(ae)))
     assert not again.training
     for key, value in ae.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
@@ -124,14 +130,15 @@ def test_an_autoencoder_survives_its_file(ae):
 
 def test_wrong_autoencoder_files_are_named(ae):
     state = ae_module.to_taesd_layout(ae)
-    with pytest.raises(UserError, match=r"1 keys are missing.*taesd_decoder.1.weight"):
-        ae_module.load_autoencoder({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"})
-    with pytest.raises(UserError, match=r"unexpected.*surplus"):
-        ae_module.load_autoencoder(state | {"surplus": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"taesd_decoder.1.weight has shape \(64, 16, 3, 3\)"):
-        ae_module.load_autoencoder(state | {"taesd_decoder.1.weight": torch.zeros(64, 16, 3, 3)})
-    with pytest.raises(UserError, match="vae_scale"):
-        ae_module.load_autoencoder(state | {"vae_scale": torch.tensor(0.18215)})
+    load = ae_module.load_autoencoder
+    with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensors.*taesd_decoder.1.weight"):
+        load(vae_part({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"}))
+    with pytest.raises(UserError, match=r"has no place for \(taesd_decoder.surplus\)"):
+        load(vae_part(state | {"taesd_decoder.surplus": torch.zeros(1)}))
+    with pytest.raises(UserError, match=r"taesd_decoder.1.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):
+        load(vae_part(state | {"taesd_decoder.1.weight": torch.zeros(64, 16, 3, 3)}))
+    with pytest.raises(UserError, match=r"vae_scale of 0\.18215"):
+        load(vae_part(state | {"vae_scale": torch.tensor(0.18215)}))
     with pytest.raises(UserError, match="multiples of 8"):
         ae_module.encode(ae, torch.rand(1, 3, 1, 20, 24))
     with pytest.raises(UserError, match="latent"):
@@ -220,14 +227,7 @@ def test_images_are_resized_and_cropped_at_the_centre(clip):
         clip_module.encode_image(clip, wide[:, :1])
 
 
-def test_towers_survive_their_file_and_misfits_are_named(clip):
-    state = clip.state_dict()
-    again = clip_module.load_clip(TINY_CLIP, state)
-    torch.testing.assert_close(clip_module.encode_text(again, ["x"]), clip_module.encode_text(clip, ["x"]))
-    with pytest.raises(UserError, match=r"visual\.proj"):
-        clip_module.load_clip(TINY_CLIP, {k: v for k, v in state.items() if k != "visual.proj"})
-    with pytest.raises(UserError, match=r"visual\.proj"):
-        clip_module.load_clip(TINY_CLIP, state | {"visual.proj": torch.zeros(32, 25)})
+def test_a_config_that_open_clip_does_not_know_is_an_error():
     with pytest.raises(UserError, match="config"):
         clip_module.build_clip({"embed_dim": 24, "text_cfg": {"wide": 3}, "vision_cfg": {}})
 

@@ -1,138 +1,288 @@
-"""The small autoencoder: 8x8 pixels to one latent vector of 4, in the TAESD layout and convention.
+"""Autoencoders: 8 x 8 pixels of a frame to one latent vector of 4 and back.
 
-Files hold the layout that ComfyUI's VAE loader reads (`taesd_encoder.0.weight`, ...); in memory it is diffusers'
-AutoencoderTiny, which speaks [-1, 1] at its `forward` but keeps TAESD's weights, whose networks take and return
-RGB in [0, 1]. Latents have about unit variance: the scaling factor is 1.
+Two kinds, both diffusers': Stable Diffusion's (AutoencoderKL), and the tiny one of the bundled checkpoint
+(AutoencoderTiny), which keeps TAESD's weights and whose latents have about unit variance. Latents here are raw: the
+factor of `AutoencoderConfig.scale` between them and the network's is the caller's.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from vc_core.encoders.layouts import is_ignored, layout_of
 from vc_core.errors import UserError
+from vc_core.files import StateDict, Tensors
+from vc_core.layouts import fill, names_of, part, shorten
+from vc_core.progress import Progress
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    from vc_core.checkpoint import Part
 
 FACTOR = 8
 """Pixels of a side that one latent position stands for."""
-_ENCODER, _DECODER = "taesd_encoder.", "taesd_decoder."
-_SCALARS = ("vae_scale", "vae_shift")
+CHANNELS = 4
+"""Of a latent."""
+WIDTHS = (128, 256, 512, 512)
+"""Channels of the levels of Stable Diffusion's autoencoder (83.7 M parameters, 248 tensors)."""
+MIN_TILE = 64
+"""Pixels; smaller tiles are mostly overlap."""
+
+_SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
 
 
-def new_autoencoder() -> AutoencoderTiny:
-    """An AutoencoderTiny of the default architecture (2.4 M parameters) with fresh weights."""
-    from diffusers import AutoencoderTiny
+def new_autoencoder(
+    layout: str = "taesd", widths: tuple[int, ...] = WIDTHS, device: str | torch.device = "cpu"
+) -> AutoencoderTiny | AutoencoderKL:
+    """An autoencoder with fresh weights.
 
-    return AutoencoderTiny()
+    Args:
+        layout: `taesd` for an AutoencoderTiny of the default architecture (2.4 M parameters), `ldm` or `diffusers` for
+            an AutoencoderKL of Stable Diffusion's.
+        widths: channels of the AutoencoderKL's four levels, multiples of 32.
+        device: `meta` for one without memory for its weights.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    with torch.device(device):
+        if layout == "taesd":
+            return AutoencoderTiny()
+        return AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=2,
+            latent_channels=CHANNELS,
+        )
 
 
-def _taesd_key(key: str) -> str:
-    """diffusers' name of a parameter to TAESD's; the decoder counts from 1, because its layer 0 is the clamp."""
-    part, _, index, rest = key.split(".", 3)
-    if part == "encoder":
-        return f"{_ENCODER}{index}.{rest}"
-    return f"{_DECODER}{int(index) + 1}.{rest}"
+def load_autoencoder(
+    source: Part,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    widths: tuple[int, ...] = WIDTHS,
+) -> AutoencoderTiny | AutoencoderKL:
+    """The autoencoder of a file, in evaluation mode, without gradients.
 
+    Its weights are views of the mapped file where type and device allow it.
 
-def to_taesd_layout(model: AutoencoderTiny) -> dict[str, torch.Tensor]:
-    """The weights under TAESD's names, with the scalars `vae_scale` = 1 and `vae_shift` = 0 that ComfyUI reads."""
-    state = {_taesd_key(key): value.detach().contiguous() for key, value in model.state_dict().items()}
-    return state | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
-
-
-def load_autoencoder(state: dict[str, torch.Tensor]) -> AutoencoderTiny:
-    """Build the autoencoder from a state dict in the TAESD layout, in evaluation mode.
+    Args:
+        source: the part `vae` of a checkpoint, in any layout of `vc_core.encoders.layouts`.
+        widths: see `new_autoencoder`.
 
     Raises:
-        UserError: keys are missing or unexpected, a shape differs, or the file asks for another scale or shift.
+        UserError: tensors are missing, of another shape or of another model, or the file asks for another scale or
+            shift.
     """
-    from diffusers import AutoencoderTiny
-
-    with torch.device("meta"):
-        model = AutoencoderTiny()
-    names = {_taesd_key(key): key for key in model.state_dict()}
-    shapes = {_taesd_key(key): value.shape for key, value in model.state_dict().items()}
-    missing = sorted(names.keys() - state.keys())
-    unexpected = sorted(state.keys() - names.keys() - set(_SCALARS))
-    if missing or unexpected:
+    tensors = source.tensors
+    what = "TAESD's autoencoder" if source.layout == "taesd" else "Stable Diffusion's autoencoder"
+    model = new_autoencoder(source.layout, widths, "meta")
+    layout = layout_of("vae", source.layout, model, tensors.shapes)
+    known = names_of(layout)
+    modules = {name.split(".")[0] for name in known}
+    extra = [name for name in tensors.shapes if name.split(".")[0] in modules and name not in known]
+    if extra := [name for name in extra if not is_ignored(name)]:
         raise UserError(
-            f"The autoencoder does not have the TAESD layout: {len(missing)} keys are missing {missing[:3]} and "
-            f"{len(unexpected)} are unexpected {unexpected[:3]}; give a TAESD file with 4 latent channels."
+            f"{tensors.source} has {len(extra)} tensors that {what} has no place for ({shorten(extra)}): the file is "
+            "of another model."
         )
-    for name, shape in shapes.items():
-        if state[name].shape != shape:
+    _check_scalars(tensors)
+    fill(model, layout, tensors, what, dtype, device)
+    return model.eval().requires_grad_(False)
+
+
+def _check_scalars(tensors: Tensors) -> None:
+    """TAESD files may ask for a scale and a shift of their latents; nothing here applies them."""
+    for name, expected in _SCALARS.items():
+        if name in tensors.shapes and abs((value := tensors.get()(name).item()) - expected) > 1e-6:
             raise UserError(
-                f"The autoencoder's {name} has shape {tuple(state[name].shape)} where {tuple(shape)} was expected; "
-                "give a TAESD file with 4 latent channels."
+                f"{tensors.source} has a {name} of {value:g} where {expected:g} was expected: fold it into the weights "
+                "or give a TAESD file without it."
             )
-    for name, expected in zip(_SCALARS, (1.0, 0.0), strict=True):
-        if name in state and abs(state[name].item() - expected) > 1e-6:
-            raise UserError(
-                f"The autoencoder's {name} is {state[name].item():g} where {expected:g} was expected; "
-                "fold it into the weights or give a TAESD file without it."
-            )
-    model.load_state_dict({names[name]: state[name] for name in names}, strict=True, assign=True)
-    return model.eval()
 
 
-def _frames(video: torch.Tensor) -> torch.Tensor:
-    """(B, C, F, H, W) to (B F, C, H, W)."""
-    return video.transpose(1, 2).flatten(0, 1)
+def to_taesd_layout(model: AutoencoderTiny) -> StateDict:
+    """The weights under TAESD's names, with the scalars `vae_scale` = 1 and `vae_shift` = 0 that ComfyUI reads."""
+    state = part(model.state_dict(), layout_of("vae", "taesd", model))
+    return state | {name: torch.tensor(value) for name, value in _SCALARS.items()}
 
 
-def _video(frames: torch.Tensor, batch: int) -> torch.Tensor:
-    """(B F, C, H, W) to (B, C, F, H, W)."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+# --- Encoding and decoding ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def encode(ae: AutoencoderTiny, video: torch.Tensor, chunk: int = 16) -> torch.Tensor:
-    """RGB video (B, 3, F, H, W) in [0, 1] to latent (B, 4, F, H/8, W/8), `chunk` frames at a time.
+def encode(
+    ae: AutoencoderTiny | AutoencoderKL,
+    video: Tensor,
+    chunk: int = 16,
+    tile: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Video (B, 3, F, H, W), RGB in [0, 1], to its raw latent (B, 4, F, H/8, W/8).
 
-    Height and width must be multiples of 8. The result has the video's device and dtype.
+    The computation runs in the autoencoder's type on its device; the result is float32 on the video's device. Of
+    Stable Diffusion's autoencoder it is the mode of the posterior, so nothing is random.
+
+    Args:
+        chunk: frames at a time. Memory grows with it; the result does not depend on it.
+        tile: side in pixels of the overlapping tiles that frames are cut into, rounded down to a multiple of 8; None
+            for whole frames. Memory grows with it; norms and attention then see one tile at a time, so the result
+            differs a little.
+        progress: called as `progress("encoding", done, total)` in frames, after every chunk.
 
     Raises:
-        UserError: the video is not (B, 3, F, H, W) with sides that are multiples of 8.
+        UserError: a video of another shape or whose sides are no multiples of 8, or a chunk or tile that is too small.
     """
     if video.dim() != 5 or video.shape[1] != 3 or video.shape[-1] % FACTOR or video.shape[-2] % FACTOR:
         raise UserError(
             f"The video has shape {tuple(video.shape)} where (B, 3, F, H, W) with sides that are multiples of "
-            f"{FACTOR} was expected; resize or crop it first."
+            f"{FACTOR} was expected: resize or crop it first."
         )
-    parameter = next(ae.encoder.parameters())
-    pieces = [
-        # `layers` is TAESD's own network; the encoder's forward would expect [-1, 1].
-        ae.encoder.layers(piece.to(parameter.device, parameter.dtype)).to(video.device, video.dtype)
-        for piece in _frames(video).split(chunk)
-    ]
-    return _video(torch.cat(pieces), len(video))
+    _check_sizes(chunk, tile)
+    function = partial(_encode_frames, ae)
+    if tile is not None:
+        function = partial(_tiled, function, tile // FACTOR, inner=FACTOR, outer=1)
+    size = (video.shape[-2] // FACTOR, video.shape[-1] // FACTOR)
+    return _by_chunks(function, video, (CHANNELS, *size), chunk, "encoding", progress)
 
 
 @torch.no_grad()
-def decode(ae: AutoencoderTiny, latent: torch.Tensor, chunk: int = 16) -> torch.Tensor:
-    """Latent (B, 4, F, h, w) to RGB video (B, 3, F, 8h, 8w) in [0, 1], `chunk` frames at a time.
+def decode(
+    ae: AutoencoderTiny | AutoencoderKL,
+    latent: Tensor,
+    chunk: int = 16,
+    tile: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1].
+
+    The arguments and the result's type are those of `encode`; progress is called with "decoding".
 
     Raises:
-        UserError: the latent is not (B, 4, F, h, w).
+        UserError: a latent of another shape, or a chunk or tile that is too small.
     """
-    if latent.dim() != 5 or latent.shape[1] != 4:
+    if latent.dim() != 5 or latent.shape[1] != CHANNELS:
         raise UserError(
-            f"The latent has shape {tuple(latent.shape)} where (B, 4, F, h, w) was expected; encode a video."
+            f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
         )
-    parameter = next(ae.decoder.parameters())
-    pieces = [
-        decode_frames(ae, piece.to(parameter.device, parameter.dtype)).clamp(0.0, 1.0).to(latent.device, latent.dtype)
-        for piece in _frames(latent).split(chunk)
-    ]
-    return _video(torch.cat(pieces), len(latent))
+    _check_sizes(chunk, tile)
+    function = partial(_decode_frames, ae)
+    if tile is not None:
+        function = partial(_tiled, function, tile // FACTOR, inner=1, outer=FACTOR)
+    size = (latent.shape[-2] * FACTOR, latent.shape[-1] * FACTOR)
+    return _by_chunks(function, latent, (3, *size), chunk, "decoding", progress)
 
 
-def decode_frames(ae: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
     """Latents (N, 4, h, w) to RGB (N, 3, 8h, 8w) of about [0, 1], not clamped, with gradients.
 
     TAESD softly clamps latents at 3 first.
     """
     return ae.decoder.layers(torch.tanh(latents / 3) * 3)
+
+
+def _encode_frames(ae: AutoencoderTiny | AutoencoderKL, frames: Tensor) -> Tensor:
+    weight = next(ae.encoder.parameters())
+    frames = frames.to(weight.device, torch.float32)
+    if _is_tiny(ae):
+        # TAESD's own network, which takes [0, 1]. The forward around it takes [-1, 1], where half precision tells dark
+        # pixels apart no better than bright ones.
+        return ae.encoder.layers(frames.to(weight.dtype))
+    return ae.encode((frames * 2 - 1).to(weight.dtype)).latent_dist.mode()
+
+
+def _decode_frames(ae: AutoencoderTiny | AutoencoderKL, latents: Tensor) -> Tensor:
+    weight = next(ae.decoder.parameters())
+    latents = latents.to(weight.device, weight.dtype)
+    frames = decode_frames(ae, latents) if _is_tiny(ae) else ae.decode(latents).sample.float() / 2 + 0.5
+    return frames.clamp(0.0, 1.0)
+
+
+def _is_tiny(ae: AutoencoderTiny | AutoencoderKL) -> bool:
+    from diffusers import AutoencoderTiny
+
+    return isinstance(ae, AutoencoderTiny)
+
+
+def _check_sizes(chunk: int, tile: int | None) -> None:
+    if chunk < 1:
+        raise UserError(f"The chunk is {chunk} frames: expected at least 1.")
+    if tile is not None and tile < MIN_TILE:
+        raise UserError(f"The tile is {tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
+
+
+def _by_chunks(
+    function: Callable[[Tensor], Tensor],
+    video: Tensor,
+    shape: tuple[int, int, int],
+    chunk: int,
+    what: str,
+    progress: Progress | None,
+) -> Tensor:
+    """A function of frames (N, C, H, W) applied to a video (B, C, F, H, W): (B, c, F, h, w) for frames of `shape`."""
+    batch, frames = video.shape[0], video.shape[2]
+    result = torch.empty((batch, shape[0], frames, *shape[1:]), device=video.device)
+    source, target = video.transpose(1, 2), result.transpose(1, 2)
+    places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
+    done = 0
+    for piece in places.split(chunk):
+        b, f = piece.unbind(1)
+        target[b, f] = function(source[b, f]).to(result)
+        done += len(piece)
+        if progress is not None:
+            progress(what, done, len(places))
+    return result
+
+
+def _tiled(function: Callable[[Tensor], Tensor], tile: int, frames: Tensor, *, inner: int, outer: int) -> Tensor:
+    """A function of frames applied to overlapping tiles, which are blended.
+
+    diffusers' own tiling sets state on the module, leaves slivers at the right and lower border whose norms go
+    astray, and divides by zero for AutoencoderTiny's smaller tiles.
+
+    Args:
+        tile: side in latent positions.
+        inner, outer: pixels of a side that a latent position has in the function's argument and result.
+    """
+    height, width = frames.shape[-2] // inner, frames.shape[-1] // inner
+    corners = [(top, left) for top in _starts(height, tile) for left in _starts(width, tile)]
+    if len(corners) == 1:
+        return function(frames)
+    result: Tensor | None = None
+    for top, left in corners:
+        rows, columns = slice(top, top + tile), slice(left, left + tile)
+        piece = function(frames[..., _scaled(rows, inner), _scaled(columns, inner)]).float()
+        if result is None:
+            result = piece.new_zeros(*piece.shape[:2], height * outer, width * outer)
+            weights = piece.new_zeros(height * outer, width * outer)
+        weight = torch.outer(*(_ramp(side, tile // 4 * outer, piece.device) for side in piece.shape[-2:]))
+        area = (..., _scaled(rows, outer), _scaled(columns, outer))
+        result[area] += piece * weight
+        weights[area] += weight
+    return result / weights
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that cover a length, evenly spaced, overlapping by a quarter or more, the last at the end."""
+    if length <= tile:
+        return [0]
+    step = tile - tile // 4
+    count = math.ceil((length - tile) / step) + 1
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _scaled(span: slice, factor: int) -> slice:
+    return slice(span.start * factor, span.stop * factor)
+
+
+def _ramp(length: int, rise: int, device: torch.device) -> Tensor:
+    """Weights (length,) of a tile: they rise over its first positions and fall over its last, and are never 0."""
+    up = (torch.arange(length, device=device) + 0.5) / rise
+    return torch.minimum(up, up.flip(0)).clamp_max(1.0)

@@ -7,17 +7,24 @@ embedding, not normalised. The same functions serve OpenCLIP's ViT-H/14 and the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vc_core.config import TowersConfig
+from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
+from vc_core.layouts import fill
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
+
+    from vc_core.checkpoint import Part
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,8 +52,11 @@ def open_clip_config(towers: TowersConfig) -> dict[str, Any]:
     }
 
 
-def build_clip(config: dict[str, Any]) -> CLIP:
+def build_clip(config: dict[str, Any], device: str | torch.device = "cpu") -> CLIP:
     """A CLIP model with fresh weights from a config in open_clip's own form (`embed_dim`, `text_cfg`, `vision_cfg`).
+
+    Args:
+        device: `meta` for one without memory for its weights.
 
     Raises:
         UserError: a part is missing, or names a setting that open_clip does not have.
@@ -54,7 +64,8 @@ def build_clip(config: dict[str, Any]) -> CLIP:
     from open_clip.model import CLIP
 
     try:
-        return CLIP(**config)
+        with torch.device(device):
+            return CLIP(**config)
     except (TypeError, KeyError) as error:
         raise UserError(
             f"The towers' config does not fit open_clip's CLIP ({error}); it needs embed_dim, text_cfg and vision_cfg "
@@ -62,24 +73,72 @@ def build_clip(config: dict[str, Any]) -> CLIP:
         ) from error
 
 
-def load_clip(config: dict[str, Any], state: dict[str, torch.Tensor]) -> CLIP:
-    """Build the towers and fill them from a state dict with open_clip's names, in evaluation mode.
+def load_towers(
+    config: TowersConfig,
+    text: Part | None,
+    image: Part | None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    whole: bool = False,
+) -> CLIP:
+    """The text and image towers of files, in evaluation mode, without gradients.
+
+    The weights are views of the mapped files where type and device allow it. A tower without a file is left out:
+    `encode_text` or `encode_image` then refuses.
+
+    Args:
+        text, image: the parts of these names of one checkpoint or two, in any layout of `vc_core.encoders.layouts`.
+        whole: also what encoding never uses, the last text block, the text projection and the logit scale, as training
+            needs. Stable Diffusion 2.x's text encoder in transformers' layout comes without.
 
     Raises:
-        UserError: the config is wrong, keys are missing or unexpected, or a shape differs.
+        UserError: tensors are missing or of another shape; the message lists them, and says so first where a whole
+            tower is of another width.
     """
-    model = build_clip(config)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = [key for key, shape in expected.items() if key in state and state[key].shape != shape]
-    if missing or unexpected or wrong:
+    model = build_clip(open_clip_config(config), "meta")
+    visual, model.visual = model.visual, None
+    if text is None:
+        _leave_out(model, "token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
+    elif not whole:
+        del model.transformer.resblocks[-1]
+    if text is None or not whole:
+        _leave_out(model, "text_projection", "logit_scale")
+    if text is not None:
+        _fill_tower(model, text, dtype, device)
+        model.attn_mask = _causal_mask(model.context_length).to(device, dtype)
+    if image is not None:
+        _fill_tower(visual, image, dtype, device)
+        model.visual = visual
+    return model.eval().requires_grad_(False)
+
+
+def _leave_out(model: CLIP, *names: str) -> None:
+    """Sets modules, parameters and buffers to None, which torch then counts as absent."""
+    for name in names:
+        setattr(model, name, None)
+
+
+def _causal_mask(length: int) -> torch.Tensor:
+    """0 where a token (row) may attend to another (column), minus infinity to those after it."""
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
+# A parameter whose last dimension is the tower's width.
+_WIDE = {"text": "token_embedding.weight", "image": "class_embedding"}
+
+
+def _fill_tower(tower: nn.Module, part: Part, dtype: torch.dtype, device: str | torch.device) -> None:
+    tensors = part.tensors
+    layout = layout_of(part.name, part.layout, tower, tensors.shapes)
+    wide = layout[_WIDE[part.name]]
+    found, expected = tensors.shapes.get(wide.names[0]), wide.shape[-1]
+    if found and found[-1] != expected:
         raise UserError(
-            f"The text and image towers do not fit their config: {len(missing)} keys are missing {missing[:3]}, "
-            f"{len(unexpected)} are unexpected {unexpected[:3]} and {len(wrong)} have another shape {wrong[:3]}; "
-            "give the file that belongs to this config."
+            f"{tensors.source} is of another model: its {part.name} tower is {found[-1]} wide, expected {expected} "
+            "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
+            "with, for the released network OpenCLIP's ViT-H/14."
         )
-    model.load_state_dict(state, strict=True)
-    return model.eval()
+    fill(tower, layout, tensors, f"the {part.name} tower", dtype, device)
 
 
 @lru_cache(maxsize=4)
@@ -100,29 +159,51 @@ def text_layers(model: CLIP, tokens: torch.Tensor) -> list[torch.Tensor]:
     `tokens` (B, L) may be shorter than the model's context: attention is causal, so what is cut off at the end
     changes nothing before it.
     """
-    length = tokens.shape[1]
-    dtype = model.transformer.get_cast_dtype()
-    x = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
+    return [model.ln_final(states) for states in list(_text_states(model, tokens))[-2:]]
+
+
+def _text_states(model: CLIP, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The embedded tokens, then the output of each text block, (B, L, D) all of them."""
+    length, dtype = tokens.shape[1], model.token_embedding.weight.dtype
+    x = model.token_embedding(tokens) + model.positional_embedding[:length].to(dtype)
     mask = model.attn_mask[:length, :length].to(dtype)
-    batch_first = getattr(model.transformer, "batch_first", False)  # older releases put the sequence first
-    x = x if batch_first else x.transpose(0, 1)
-    outputs = [x]
+    yield x
     for block in model.transformer.resblocks:
-        outputs.append(block(outputs[-1], attn_mask=mask))
-    return [model.ln_final(output if batch_first else output.transpose(0, 1)) for output in outputs[-2:]]
+        x = block(x, attn_mask=mask)
+        yield x
 
 
 @torch.no_grad()
 def encode_text(model: CLIP, prompts: list[str]) -> torch.Tensor:
-    """Context tokens (B, 77, D) of prompts: the penultimate layer through the final norm, no projection."""
+    """Context tokens (B, 77, D) of prompts: the penultimate layer through the final norm, no projection.
+
+    The result is in the tower's type, on its device.
+
+    Raises:
+        UserError: the text tower was not loaded.
+    """
+    if model.transformer is None:
+        raise UserError(
+            "There is no text tower: name a file that has one, such as Stable Diffusion 2.1's text encoder."
+        )
     tokens = tokenize(prompts, model.context_length).to(model.positional_embedding.device)
-    return text_layers(model, tokens)[-2]
+    # The last block is not run, and need not be there; `layers` counts it nevertheless.
+    penultimate = next(islice(_text_states(model, tokens), model.transformer.layers - 1, None))
+    return model.ln_final(penultimate)
 
 
 def preprocess(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images (B, 3, H, W) in [0, 1] to the tower's input (B, 3, *size).
+    """Images (B, 3, H, W) in [0, 1] to the tower's input (B, 3, *size): `fitted`, by OpenAI's mean and deviation."""
+    image = fitted(image, size)
+    mean = torch.tensor(IMAGE_MEAN, device=image.device, dtype=image.dtype).view(3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=image.device, dtype=image.dtype).view(3, 1, 1)
+    return (image - mean) / std
 
-    The shorter side is resized to fit (bicubic, antialiased), the centre cropped, OpenAI's mean and deviation applied.
+
+def fitted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1] as the tower sees them, (B, 3, *size) in [0, 1].
+
+    The shorter side is resized to fit (bicubic, antialiased), the centre cropped.
     """
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
@@ -131,10 +212,7 @@ def preprocess(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         image = F.interpolate(image.float(), resized, mode="bicubic", antialias=True, align_corners=False)
         image = image.clamp(0.0, 1.0)  # bicubic overshoots at edges
     top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
-    image = image[..., top : top + size[0], left : left + size[1]]
-    mean = torch.tensor(IMAGE_MEAN, device=image.device, dtype=image.dtype).view(3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=image.device, dtype=image.dtype).view(3, 1, 1)
-    return (image - mean) / std
+    return image[..., top : top + size[0], left : left + size[1]]
 
 
 def _image_size(model: CLIP) -> tuple[int, int]:
@@ -146,13 +224,20 @@ def _image_size(model: CLIP) -> tuple[int, int]:
 def encode_image(model: CLIP, image: torch.Tensor) -> torch.Tensor:
     """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1]: the projected embedding, not normalised.
 
+    The result is in the tower's type, on its device.
+
     Raises:
-        UserError: the image is not (B, 3, H, W).
+        UserError: the image is not (B, 3, H, W), or the image tower was not loaded.
     """
+    if model.visual is None:
+        raise UserError(
+            "There is no image tower, which a style image needs: name a file that has one, such as OpenCLIP ViT-H/14's "
+            "CLIP vision file."
+        )
     if image.dim() != 4 or image.shape[1] != 3:
         raise UserError(
             f"The style image has shape {tuple(image.shape)} where (B, 3, H, W) was expected; give RGB images."
         )
     weight = model.visual.conv1.weight
-    pixels = preprocess(image.to(weight.device), _image_size(model)).to(weight.dtype)
+    pixels = preprocess(image.to(weight.device, torch.float32), _image_size(model)).to(weight.dtype)
     return model.visual(pixels)[:, None]

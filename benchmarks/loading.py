@@ -1,0 +1,98 @@
+"""Loading a checkpoint of the released size: peak memory and time, against reading it as the released code does.
+
+    ./vc python benchmarks/loading.py [--width 320] [--folder DIR]
+
+Writes a released-size `.pth` of noise (5.7 GB; `--width 128` makes a sixth of it), loads it in fresh processes and
+prints ratios: peak memory by the file's size, time by that of `torch.load` into a network that was initialised first.
+Every process touches all weights once, as a first step would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from vc_core.config import UNetConfig
+from vc_core.files import save_tensors
+from vc_core.layouts import WINDOW
+from vc_core.model.layout import released_layout
+from vc_core.model.unet import UNet3D
+
+# Peak memory is counted over what the libraries take, in bytes; resident pages of the mapped file count in full.
+MEASURE = """
+import json, resource, sys, time
+import torch
+from torch import nn
+from vc_core import layouts
+from vc_core.checkpoint import load_unet, read_checkpoint
+from vc_core.model.layout import released_layout
+from vc_core.model.operations import CastWeights
+from vc_core.model.unet import UNet3D
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+path, how, layouts.WINDOW = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+before, start = peak(), time.perf_counter()
+if how == "plain":
+    unet = UNet3D(read_checkpoint(path).config.unet)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    shapes = {name: p.shape for name, p in unet.named_parameters()}
+    layout = released_layout(unet)
+    unet.load_state_dict({name: state[layout[name].names[0]].reshape(shapes[name]) for name in shapes})
+else:
+    dtype = getattr(torch, how)
+    unet = load_unet(read_checkpoint(path), nn if dtype == torch.float32 else CastWeights, dtype=dtype)
+loaded = time.perf_counter() - start
+total = sum(p.view(torch.uint8).sum().item() for p in unet.parameters())
+print(json.dumps({"seconds": loaded, "touched": time.perf_counter() - start, "peak": peak() - before}))
+"""
+
+
+def write_noise(path: Path, config: UNetConfig) -> None:
+    """A file with the names and shapes of a network, noise in every tensor, in fp32."""
+    with torch.device("meta"):
+        layout = released_layout(UNet3D(config))
+    generator = torch.Generator().manual_seed(0)
+    save_tensors(path, {o.names[0]: torch.randn(o.shape, generator=generator) * 0.02 for o in layout.values()})
+
+
+def measure(path: Path, how: str, window: int = WINDOW) -> dict[str, float]:
+    """Seconds and peak bytes of loading in a process of its own; `how` is `plain` or a torch dtype's name."""
+    command = [sys.executable, "-c", MEASURE, str(path), how, str(window)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=320)
+    parser.add_argument("--folder", type=Path, help="where the file is written (default: a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for suffix in (".pth", ".safetensors"):
+            path = Path(folder) / f"noise{suffix}"
+            write_noise(path, dataclasses.replace(UNetConfig(), width=arguments.width))
+            size = path.stat().st_size
+            measure(path, "float32")  # the file is in the system's cache from here on
+            results = {how: measure(path, how) for how in ("float32", "float16", "bfloat16", "float8_e4m3fn")}
+            if suffix == ".pth":
+                plain = measure(path, "plain")
+                results = {"plain": plain, **results}
+            print(f"{path.name}, {size / 1e9:.2f} GB")
+            for how, result in results.items():
+                peak, loaded, touched = (result[k] / v for k, v in (("peak", size), *list(plain.items())[:2]))
+                print(f"  {how}: peak {peak:.2f} of the file; time {loaded:.2f} of plain, with use {touched:.2f}")
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`convert` and `inspect`: every layout there and back, and what neither will do."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
+from vc_core.config import Config, TowersConfig, UNetConfig
+from vc_core.conversion import convert
+from vc_core.errors import UserError
+from vc_core.files import open_tensors, save_tensors
+from vc_core.inspection import inspect
+from vc_core.model.layout import to_released
+from vc_core.model.unet import UNet3D
+
+RELEASED_LIKE = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), context_dim=24)
+
+
+def same(a, b) -> bool:
+    a, b = open_tensors(a), open_tensors(b)
+    get, got = a.get(), b.get()
+    return a.shapes == b.shapes and a.dtypes == b.dtypes and all(torch.equal(get(n), got(n)) for n in a.shapes)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A file as the released one: a `.pth` of a small network with nothing but names and shapes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("released") / "non_ema.pth"
+    save_tensors(path, to_released(UNet3D(RELEASED_LIKE)))
+    return path
+
+
+def test_the_released_file_there_and_back(released, tmp_path):
+    info = convert(released, tmp_path / "ours.safetensors")
+    assert info.config == Config(unet=RELEASED_LIKE) and not info.assumed and not info.extra
+    assert [(part.name, part.layout, part.wrong) for part in info.parts] == [("model", "released", None)]
+    assert all(name.startswith("model.") for name in open_tensors(tmp_path / "ours.safetensors").shapes)
+    back = convert(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+    assert back.assumed
+    assert same(released, tmp_path / "back.pth")
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_network_there_and_back(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("any")
+    config = UNetConfig(
+        width=64,
+        multipliers=tuple(data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))),
+        res_blocks=data.draw(st.integers(1, 2)),
+        attention_levels=tuple(sorted(data.draw(st.sets(st.just(0))))),
+        context_dim=data.draw(st.sampled_from([8, 24])),
+        conditions=tuple(n for n in UNetConfig().conditions if data.draw(st.booleans()) or n == "motion"),
+    )
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    save_tensors(folder / "a.pth", to_released(UNet3D(config)))
+    info = convert(folder / "a.pth", folder / "b.safetensors")
+    assert info.config.unet == config
+    convert(folder / "b.safetensors", folder / "c.pth")
+    assert same(folder / "a.pth", folder / "c.pth")
+
+
+@pytest.mark.parametrize(("dtype", "kinds"), [("fp16", {"float16"}), ("fp8", {"float8_e4m3fn", "bfloat16"})])
+def test_types(released, tmp_path, dtype, kinds):
+    info = convert(released, tmp_path / "x.safetensors", dtype=dtype)
+    assert set(info.parts[0].dtypes) == kinds
+    assert info.nbytes < 0.6 * released.stat().st_size
+    load_unet(read_checkpoint(tmp_path / "x.safetensors"))
+
+
+def test_what_a_pth_cannot_say_is_not_lost(tiny_checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"x\.pth would lose .*unet\.head_dim is 16.*\.safetensors"):
+        convert(tiny_checkpoint, tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())
+    info = convert(tiny_checkpoint, tmp_path / "x.safetensors", layout="released")
+    assert info.config == read_checkpoint(tiny_checkpoint).config
+    assert "out.2.weight" in open_tensors(tmp_path / "x.safetensors").shapes
+
+
+# --- Parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_out_and_in_again(tiny_checkpoint, tmp_path):
+    """A whole file in pieces, the towers in either library's layout, and one whole file of the pieces."""
+    convert(tiny_checkpoint, tmp_path / "model.safetensors", parts=["model"])
+    convert(tiny_checkpoint, tmp_path / "vae.safetensors", layout="taesd")
+    for layout in ("open_clip", "transformers"):
+        convert(tiny_checkpoint, tmp_path / "text.safetensors", parts=["text"], layout=layout)
+        convert(tiny_checkpoint, tmp_path / "image.safetensors", parts=["image"], layout=layout)
+        files = [tmp_path / f"{name}.safetensors" for name in ("vae", "text", "image")]
+        for file in files:
+            assert {part.wrong for part in inspect(file).parts} == {None}
+        whole = convert(tmp_path / "model.safetensors", tmp_path / f"{layout}.safetensors", add=files)
+        assert [part.name for part in whole.parts] == ["model", "vae", "text", "image"]
+        there, here = open_tensors(tiny_checkpoint), open_tensors(tmp_path / f"{layout}.safetensors")
+        assert here.metadata["config"] == there.metadata["config"]
+        # TAESD's two constants are no parameters, and transformers keeps no logit scale beside a text model.
+        assert set(there.shapes) - set(here.shapes) <= {"vae.vae_scale", "vae.vae_shift", "text.logit_scale"}
+        get, got = there.get(), here.get()
+        assert all(torch.equal(get(name), got(name)) for name in here.shapes)
+
+
+def test_both_towers_in_one_file(tiny_checkpoint, tmp_path):
+    for layout, names in (
+        ("open_clip", {"visual.conv1.weight", "token_embedding.weight"}),
+        ("transformers", {"vision_model.embeddings.class_embedding", "text_model.final_layer_norm.weight"}),
+    ):
+        info = convert(tiny_checkpoint, tmp_path / f"{layout}.safetensors", layout=layout)
+        assert [(part.name, part.layout) for part in info.parts] == [("text", layout), ("image", layout)]
+        assert names <= set(open_tensors(tmp_path / f"{layout}.safetensors").shapes)
+
+
+def test_a_stable_diffusion_checkpoint(tmp_path):
+    """An SD 2.x checkpoint of the right names and shapes, zeros in half precision: its autoencoder comes out of it."""
+    from vc_core.encoders.autoencoder import new_autoencoder
+    from vc_core.encoders.layouts import layout_of
+    from vc_core.layouts import part
+
+    with torch.device("meta"):
+        module = new_autoencoder("ldm", device="meta")
+    state = {name: torch.zeros(tensor.shape, dtype=torch.float16) for name, tensor in module.state_dict().items()}
+    vae = part(state, layout_of("vae", "ldm", module))
+    full = {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
+    full |= {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3, dtype=torch.float16)}
+    save_tensors(tmp_path / "sd.ckpt", full)
+    info = inspect(tmp_path / "sd.ckpt")
+    assert [(p.name, p.layout, p.tensors, p.wrong) for p in info.parts] == [("vae", "ldm", 248, None)]
+    assert info.config is None
+    assert info.extra == ("model.diffusion_model.input_blocks.0.0.weight",)
+    info = convert(tmp_path / "sd.ckpt", tmp_path / "vae.safetensors", layout="diffusers")
+    assert [(p.name, p.layout, p.tensors) for p in info.parts] == [("vae", "diffusers", 248)]
+    convert(tmp_path / "vae.safetensors", tmp_path / "ldm.safetensors", layout="ldm")
+    assert open_tensors(tmp_path / "ldm.safetensors").shapes == {n: tuple(t.shape) for n, t in vae.items()}
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_said(tiny_checkpoint, tiny_config, tmp_path):
+    tensors = open_tensors(tiny_checkpoint)
+    state = tensors.below("model.").state()
+    del state["out.2.bias"]
+    save_checkpoint(tmp_path / "broken.safetensors", tiny_config, {"model": state})
+    assert "lacks 1 tensors of the network (out.2.bias)" in inspect(tmp_path / "broken.safetensors").parts[0].wrong
+    with pytest.raises(UserError, match=r"broken\.safetensors lacks 1 tensors"):
+        convert(tmp_path / "broken.safetensors", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "lora"}, "layout 'lora' is unknown: expected one of videocomposer, released"),
+        ({"dtype": "int4"}, "dtype 'int4' is unknown: expected one of fp32"),
+        ({"layout": "ldm"}, "layout 'ldm' has no room for what the files have, model: it holds vae"),
+        ({"parts": ["vae"]}, "part 'vae' is in none of the files: they have model"),
+        ({"parts": ["model"], "layout": "open_clip"}, "no room for the part 'model': it holds text, image"),
+        ({"layout": "videocomposer", "out": "x.pth"}, r"x\.pth has no room for the config"),
+        ({"out": "x.txt"}, r"x\.txt cannot be written: expected a name that ends in \.safetensors or \.pth"),
+    ],
+)
+def test_refusals(released, tmp_path, options, message):
+    out = tmp_path / options.pop("out", "x.safetensors")
+    with pytest.raises(UserError, match=message):
+        convert(released, out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_of_another_size(tiny_checkpoint, tiny_config, tmp_path):
+    """A text tower without a config of its own is taken for ViT-H/14's, and what differs is listed."""
+    save_tensors(tmp_path / "text.pth", open_tensors(tiny_checkpoint).below("text.").state())
+    assert "of another shape than the text tower" in (wrong := inspect(tmp_path / "text.pth").parts[0].wrong) or (
+        "lacks" in wrong
+    )
+    other = dataclasses.replace(tiny_config, towers=TowersConfig())
+    state = open_tensors(tiny_checkpoint).below("text.").state()
+    save_checkpoint(tmp_path / "other.safetensors", other, {"text": state})
+    with pytest.raises(UserError, match="the text tower"):
+        convert(tmp_path / "other.safetensors", tmp_path / "x.safetensors", layout="transformers")

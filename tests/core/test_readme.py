@@ -1,0 +1,53 @@
+"""The code on the core's page runs as it stands there."""
+
+import re
+
+import pytest
+
+from vc_core.checkpoint import save_checkpoint
+from vc_core.files import open_tensors, save_tensors
+from vc_core.video import probe, write_video
+
+
+@pytest.fixture(scope="module")
+def blocks(repository):
+    found = re.findall(r"```python\n(.*?)```", (repository / "vc_core" / "README.md").read_text(), re.S)
+    assert len(found) == 2
+    return found
+
+
+def lines(block: str) -> int:
+    return sum(1 for line in block.splitlines() if line.strip())
+
+
+def test_composing_a_video(blocks, tmp_path, monkeypatch):
+    from vc_core.demo import draw_clip
+
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.mp4", draw_clip(), 8)
+    assert lines(blocks[0]) <= 12
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert probe("out.mp4").frames == 16
+
+
+def test_swapping_the_checkpoint(blocks, tiny_checkpoint, tiny_config, tmp_path, monkeypatch):
+    """With files of the names on the page that hold the tiny checkpoint in pieces."""
+    monkeypatch.chdir(tmp_path)
+    tensors = open_tensors(tiny_checkpoint)
+    save_checkpoint("videocomposer.safetensors", tiny_config, {"model": tensors.below("model.").state()})
+    save_tensors("v2-1_512-ema-pruned.safetensors", tensors.below("vae.").state())
+    image = {f"visual.{name}": tensor for name, tensor in tensors.below("image.").state().items()}
+    save_tensors("open_clip_model.safetensors", {**tensors.below("text.").state(), **image})
+    assert lines(blocks[1]) <= 12
+    exec(compile(blocks[1], "README.md", "exec"), {})
+    assert probe("waves.mp4").frames == tiny_config.frames
+
+
+def test_every_name_on_the_page_is_there(repository):
+    import vc_core
+
+    page = (repository / "vc_core" / "README.md").read_text()
+    names = re.findall(r"^\| `(\w+)", page, re.M)
+    assert {"VideoComposer", "compose", "Condition", "Style", "Windows", "read_checkpoint", "UserError"} <= set(names)
+    for name in set(names) - {"dtype", "fp32", "fp16", "fp8"}:
+        assert hasattr(vc_core, name), name

@@ -1,0 +1,187 @@
+"""A checkpoint made ready to compose: on which device, in which types, with which further files."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vc_core.checkpoint import BUNDLED, PARTS, Checkpoint, Part, load_unet, read_checkpoint
+from vc_core.config import Config
+from vc_core.errors import UserError
+from vc_core.layouts import shorten
+from vc_core.model.operations import CastWeights
+from vc_core.model.unet import UNet3D
+from vc_core.progress import Progress
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+}
+"""Names of the types that weights can be stored in. fp8 is a type to store in only."""
+
+_LAYOUTS = {"kl": ("ldm", "diffusers"), "taesd": ("taesd",)}
+"""An autoencoder in the config -> layouts of files that bring it."""
+
+_WHERE = {
+    "vae": "Stable Diffusion's autoencoder (any SD 1.x or 2.x checkpoint, or a VAE file of theirs)",
+    "text": "OpenCLIP's ViT-H/14 text tower (the SD 2.1 text encoder, an SD 2.x checkpoint, or open_clip's own file)",
+    "image": "OpenCLIP's ViT-H/14 image tower (a CLIP vision file, or open_clip's own file)",
+}
+
+
+@dataclass
+class VideoComposer:
+    """A checkpoint, ready to compose: the network, the autoencoder and the towers.
+
+    Attributes:
+        device: where the computation runs.
+        dtype: the type it runs in; weights may be stored in another one, and on the CPU.
+        towers: the text tower, and the image tower where a file brought one.
+    """
+
+    config: Config
+    unet: UNet3D
+    autoencoder: Any
+    towers: Any
+    checkpoint: Checkpoint = field(repr=False)
+    device: torch.device
+    dtype: torch.dtype
+
+    @staticmethod
+    def load(
+        path: str | Path = BUNDLED,
+        parts: Sequence[str | Path] = (),
+        *,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        compute: str = "auto",
+        offload: bool = False,
+        compile: bool = False,
+        progress: Progress | None = None,
+    ) -> "VideoComposer":
+        """Loads a checkpoint, by default the bundled small one.
+
+        Args:
+            path: a `.safetensors` of this project or a released `.pth`.
+            parts: files that bring what the checkpoint lacks, the autoencoder and the towers; what each holds is
+                found out from its tensors. Without an image tower, only style cannot be used.
+            device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
+            dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
+                `auto`: fp16 on CUDA, else fp32.
+            compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
+            offload: keep the network's weights on the CPU and bring them to the device block by block.
+            compile: run the network through `torch.compile`; the first step then takes minutes.
+            progress: called as `progress("loading", done, total)`, in MiB of the network.
+
+        Raises:
+            UserError: no such file, a truncated or foreign one, a part that no file brings, or a device or type that
+                is not there.
+        """
+        from vc_core.encoders.autoencoder import load_autoencoder
+        from vc_core.encoders.clip import load_towers
+
+        device = choose_device(device)
+        stored, computed = choose_dtypes(device, dtype, compute)
+        checkpoint = read_checkpoint(path)
+        checkpoint.part("model")
+        if checkpoint.extra:
+            warnings.warn(
+                f"{path}: {len(checkpoint.extra)} tensors are not used: {shorten(checkpoint.extra)}", stacklevel=2
+            )
+        found = _gather(checkpoint, [read_checkpoint(file) for file in parts])
+        config = checkpoint.config
+        autoencoder = load_autoencoder(found["vae"], computed, device)
+        towers = load_towers(config.towers, found["text"], found.get("image"), computed, device)
+        unet = load_unet(
+            checkpoint,
+            operations=nn if stored == computed else CastWeights,
+            dtype=_matrices(stored, computed) if stored == torch.float8_e4m3fn else stored,
+            device="cpu" if offload else device,
+            progress=progress,
+        )
+        if offload:
+            offload_blocks(unet, device)
+        if compile:
+            unet.compile()
+        return VideoComposer(config, unet, autoencoder, towers, checkpoint, device, computed)
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of a name; `auto` is CUDA, else MPS, else the CPU. Raises `UserError` where it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(kind for kind in there if there[kind]))
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"The device '{device}' is unknown: expected auto, cpu, cuda, cuda:1 or mps.") from None
+    if not there.get(device.type, True) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(
+            f"The device '{device}' is not there: expected one of "
+            f"{', '.join(['auto', *(kind for kind in there if there[kind])])}."
+        )
+    return device
+
+
+def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch.dtype, torch.dtype]:
+    """The types to store the network's weights in and to compute in, see `VideoComposer.load`."""
+    computable = [name for name in DTYPES if name != "fp8"]
+    for option, name, known in (("dtype", dtype, list(DTYPES)), ("compute type", compute, computable)):
+        if name not in ("auto", *known):
+            raise UserError(f"The {option} '{name}' is not possible: expected auto, {', '.join(known)}.")
+    stored = DTYPES["fp16" if device.type == "cuda" else "fp32"] if dtype == "auto" else DTYPES[dtype]
+    if compute != "auto":
+        return stored, DTYPES[compute]
+    if device.type == "cpu":
+        return stored, torch.float32
+    return stored, torch.bfloat16 if stored == torch.float8_e4m3fn else stored
+
+
+def offload_blocks(unet: UNet3D, device: torch.device) -> None:
+    """Leaves the weights where they are and brings each block's to `device` while it runs (accelerate's hooks)."""
+    from accelerate import cpu_offload
+
+    cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
+
+
+def _matrices(stored: torch.dtype, rest: torch.dtype) -> Callable[[str, tuple[int, ...]], torch.dtype]:
+    """fp8 for what is large; norms and biases are small, and eight bits would spoil them."""
+    return lambda name, shape: stored if len(shape) > 1 else rest
+
+
+def _gather(checkpoint: Checkpoint, files: Sequence[Checkpoint]) -> dict[str, Part]:
+    """Each part from the first file that brings one that fits, the checkpoint's own first.
+
+    Where no tower fits, it is the first one there is: loading it then says what does not fit.
+    """
+    parts = [part for file in (checkpoint, *files) for part in file.parts.values()]
+    fitting = [part for part in parts if _fits(part, checkpoint.config)]
+    found: dict[str, Part] = {}
+    for part in (*fitting, *(part for part in parts if part.name in _WIDTHS)):
+        found.setdefault(part.name, part)
+    for name in ("vae", "text"):
+        if name not in found:
+            raise UserError(
+                f"{checkpoint.path} comes without {PARTS[name]}: give, among the parts, a file of {_WHERE[name]}."
+            )
+    return found
+
+
+# A tower -> the end of a name whose tensor is as wide as the tower, and the config's entry for that width.
+_WIDTHS = {"text": ("token_embedding.weight", "text_width"), "image": ("class_embedding", "image_width")}
+
+
+def _fits(part: Part, config: Config) -> bool:
+    if part.name == "vae":
+        return part.layout in _LAYOUTS[config.autoencoder.layout]
+    if part.name not in _WIDTHS:
+        return True
+    end, entry = _WIDTHS[part.name]
+    widths = (shape[-1] for name, shape in part.tensors.shapes.items() if name.endswith(end))
+    return next(widths, None) == getattr(config.towers, entry)

@@ -1,0 +1,144 @@
+"""The same numbers under other names, in another type, in one file: `./vc convert`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vc_core.checkpoint import PARTS, Part, read_checkpoint
+from vc_core.composer import DTYPES
+from vc_core.config import Config, unet_config_from_shapes
+from vc_core.encoders.layouts import layout_of
+from vc_core.errors import UserError
+from vc_core.files import PICKLED, StateDict, save_tensors
+from vc_core.inspection import FileInfo, inspect, layout_in, part_module
+from vc_core.layouts import check, shorten
+from vc_core.progress import Progress
+
+OURS = "videocomposer"
+"""The layout of this project's own files: every part under its prefix, the config in the metadata."""
+
+_ROOM = {
+    OURS: tuple(PARTS),
+    "released": ("model",),
+    "taesd": ("vae",),
+    "ldm": ("vae",),
+    "diffusers": ("vae",),
+    "open_clip": ("text", "image"),
+    "transformers": ("text", "image"),
+}
+"""Layout of a file -> the parts that it has room for."""
+LAYOUTS = tuple(_ROOM)
+
+# The layout of a part in a file of ours, for the layouts of which there is another.
+_IN_OURS = {"diffusers": "ldm", "transformers": "open_clip"}
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    add: Sequence[str | Path] = (),
+    parts: Sequence[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> FileInfo:
+    """Writes a file's parts into another one.
+
+    Args:
+        out: a `.safetensors`, or a `.pth` as torch saves it.
+        add: files that bring further parts; the first file that brings a part gives it.
+        parts: which parts to write (`model`, `vae`, `text`, `image`); by default all that the layout has room for.
+        layout: one of `LAYOUTS`; by default `released` for a `.pth` of a network, else `videocomposer`.
+        dtype: `fp32`, `fp16`, `bf16` or `fp8` (the network's matrices; the rest in bf16); by default as it is.
+
+    Raises:
+        UserError: a source that cannot be read or is incomplete, or parts that the layout has no room for.
+    """
+    out = Path(out)
+    files = [read_checkpoint(path) for path in (source, *add)]
+    found = {name: part for file in reversed(files) for name, part in file.parts.items()}
+    config = next((file.config for file in files if file.config is not None), None)
+    pickled = out.suffix.lower() in PICKLED
+    layout = layout or ("released" if pickled and "model" in found else OURS)
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"The dtype '{dtype}' is unknown: expected one of {', '.join(DTYPES)}.")
+    if layout == OURS and pickled:
+        raise UserError(f"{out} has no room for the config: give a name that ends in .safetensors, or another layout.")
+    chosen = _chosen(layout, found, parts)
+    if pickled and "model" in chosen:
+        _check_tellable(out, found["model"], config)
+    tensors: StateDict = {}
+    for name in chosen:
+        target, prefix = _place(layout, found[name])
+        converted = _converted(found[name], target, part_module(found[name], config), progress)
+        tensors |= {prefix + key: _typed(tensor, dtype, name) for key, tensor in converted}
+    # Every .safetensors carries the config where there is one: a tower's file then says the tower's sizes.
+    save_tensors(out, tensors, None if pickled or config is None else {"config": config.to_json()})
+    return inspect(out, progress)
+
+
+def _chosen(layout: str, found: Mapping[str, Part], parts: Sequence[str] | None) -> list[str]:
+    """The parts to write. Raises `UserError` for one that is not there, or that the layout has no room for."""
+    if layout not in _ROOM:
+        raise UserError(f"The layout '{layout}' is unknown: expected one of {', '.join(LAYOUTS)}.")
+    room, there = ", ".join(_ROOM[layout]), ", ".join(found)
+    for name in parts or ():
+        if name not in found:
+            raise UserError(f"The part '{name}' is in none of the files: they have {there}.")
+        if name not in _ROOM[layout]:
+            raise UserError(f"The layout '{layout}' has no room for the part '{name}': it holds {room}.")
+    chosen = [name for name in _ROOM[layout] if name in found] if parts is None else list(parts)
+    if not chosen:
+        raise UserError(f"The layout '{layout}' has no room for what the files have, {there}: it holds {room}.")
+    return chosen
+
+
+def _check_tellable(out: Path, model: Part, config: Config) -> None:
+    """Refuses to write a network without its config where the names and shapes alone would make it another one."""
+    try:
+        told = Config(unet=unet_config_from_shapes(model.tensors.shapes))
+    except UserError:  # the released head width does not even divide this network's
+        differing = [f"unet.head_dim is {config.unet.head_dim}"]
+    else:
+        differing = [
+            f"{section}.{name} is {value!r}"
+            for section in ("unet", "diffusion", "extraction", "autoencoder", "towers")
+            for name, value in dataclasses.asdict(getattr(config, section)).items()
+            if value != getattr(getattr(told, section), name)
+        ]
+    if differing:
+        raise UserError(
+            f"{out} would lose what a .pth cannot say of this network ({shorten(differing, 3)}): give a name that ends "
+            "in .safetensors."
+        )
+
+
+def _place(layout: str, part: Part) -> tuple[str, str]:
+    """The layout of a part in a file of `layout`, and what stands before its names."""
+    if layout == OURS:
+        return _IN_OURS.get(part.layout, part.layout), f"{part.name}."
+    return layout, "visual." if (layout, part.name) == ("open_clip", "image") else ""
+
+
+def _converted(part: Part, target: str, module: nn.Module, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a part under the names and in the shapes of another layout; views where that is possible."""
+    source, shapes = layout_in(part, module), {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    check(source, part.tensors, PARTS[part.name])
+    written = source if target == part.layout else layout_of(part.name, target, module)
+    get = part.tensors.get()
+    for done, (name, origin) in enumerate(source.items(), 1):
+        yield from written[name].part(origin.join(get, shapes[name])).items()
+        if progress is not None:
+            progress("converting", done, len(source))
+
+
+def _typed(tensor: Tensor, dtype: str | None, part: str) -> Tensor:
+    """In another type; eight bits are for the network's matrices, the rest is small or would suffer."""
+    if dtype is None:
+        return tensor
+    suffers = dtype == "fp8" and (part != "model" or tensor.ndim < 2)
+    return tensor.to(torch.bfloat16 if suffers else DTYPES[dtype])

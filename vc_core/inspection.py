@@ -1,0 +1,145 @@
+"""What a file is, told without running it: `./vc info`."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vc_core.checkpoint import PARTS, Part, on_meta, read_checkpoint
+from vc_core.config import Config
+from vc_core.encoders.layouts import layout_of
+from vc_core.errors import UserError
+from vc_core.files import sha256
+from vc_core.layouts import Layout, check, names_of, shorten
+from vc_core.model.layout import released_layout
+from vc_core.progress import Progress
+
+# What a text tower may lack: nothing here reads it.
+_OPTIONAL = re.compile(r"^(text_projection|logit_scale)$")
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One part of a file: its layout, sizes and types, and what is wrong with it (None: it is whole)."""
+
+    name: str
+    layout: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+    wrong: str | None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What `./vc info` says of a file; see `Checkpoint` for the rest."""
+
+    path: Path
+    nbytes: int
+    sha256: str
+    parts: tuple[PartInfo, ...]
+    config: Config | None
+    assumed: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def whole(self) -> bool:
+        return all(part.wrong is None for part in self.parts)
+
+
+def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
+    """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
+    checkpoint = read_checkpoint(path)
+    return FileInfo(
+        checkpoint.path,
+        checkpoint.path.stat().st_size,
+        sha256(path, progress),
+        tuple(_inspect_part(part, checkpoint.config) for part in checkpoint.parts.values()),
+        checkpoint.config,
+        tuple(checkpoint.assumed),
+        tuple(checkpoint.extra),
+    )
+
+
+def _inspect_part(part: Part, config: Config | None) -> PartInfo:
+    layout, wrong = layout_in(part, part_module(part, config)), None
+    try:
+        check(layout, part.tensors, PARTS[part.name])
+    except UserError as error:
+        wrong = str(error)
+    tensors = part.tensors
+    names = [name for name in tensors.shapes if name in names_of(layout)]
+    kinds = Counter(str(tensors.dtypes[name]).removeprefix("torch.") for name in names)
+    return PartInfo(
+        part.name,
+        part.layout,
+        len(names),
+        sum(tensors.numel(name) for name in names),
+        sum(tensors.nbytes(name) for name in names),
+        tuple(kind for kind, _ in kinds.most_common()),
+        wrong,
+    )
+
+
+def part_module(part: Part, config: Config | None) -> nn.Module:
+    """The network that a part belongs to, on meta. Without a config the sizes are the released ones."""
+    from vc_core.encoders.autoencoder import new_autoencoder
+    from vc_core.encoders.clip import build_clip, open_clip_config
+
+    if part.name == "model":
+        return on_meta(config)
+    if part.name == "vae":
+        return new_autoencoder(part.layout, device="meta")
+    clip = build_clip(open_clip_config((config or Config()).towers), "meta")
+    if part.name == "image":
+        return clip.visual
+    clip.visual = None
+    last = f"transformer.resblocks.{clip.transformer.layers - 1}."
+    names = layout_of("text", part.layout, clip, part.tensors.shapes)[f"{last}ln_1.weight"].names
+    if names[0] not in part.tensors.shapes:  # Stable Diffusion 2.x leaves the last block out, since nothing uses it
+        del clip.transformer.resblocks[-1]
+    return clip
+
+
+def layout_in(part: Part, module: nn.Module) -> Layout:
+    """Where the parameters of a part's network lie in its file; what they may lack, and do, is left out."""
+    if part.name == "model":
+        return released_layout(module)
+    layout = layout_of(part.name, part.layout, module, part.tensors.shapes)
+    lacking = {name for name in layout if _OPTIONAL.match(name) and layout[name].names[0] not in part.tensors.shapes}
+    return {name: origin for name, origin in layout.items() if name not in lacking}
+
+
+def as_mapping(info: FileInfo) -> dict[str, Any]:
+    """The same in values that JSON holds."""
+    config = None if info.config is None else json.loads(info.config.to_json())
+    return {**dataclasses.asdict(info), "path": str(info.path), "config": config, "whole": info.whole}
+
+
+def as_text(info: FileInfo, brief: bool = False) -> str:
+    """The same for people; `brief` leaves the config out."""
+    name = "" if info.config is None or "model" not in info.names else f" {info.config.name},"
+    lines = [f"{info.path}:{name} {info.nbytes / 1e6:.1f} MB", f"  SHA-256 {info.sha256}"]
+    for part in info.parts:
+        lines.append(
+            f"  {part.name}: {PARTS[part.name]} in the layout {part.layout}, {part.parameters / 1e6:.1f} M parameters "
+            f"in {part.tensors} tensors, {part.nbytes / 1e6:.1f} MB of {' and '.join(part.dtypes)}"
+        )
+        if part.wrong:
+            lines.append(f"    NOT WHOLE: {part.wrong}")
+    lines += [f"  assumed: {sentence}" for sentence in info.assumed]
+    if info.extra:
+        lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")
+    if info.config is not None and not brief:
+        lines.append(json.dumps(json.loads(info.config.to_json()), indent=2))
+    return "\n".join(lines)

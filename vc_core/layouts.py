@@ -1,0 +1,146 @@
+"""Layouts: where the parameters of a network lie in a file, under whose names and in whose shapes. One table serves
+both ways, reading and writing."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vc_core.errors import UserError
+from vc_core.files import StateDict, Tensors
+from vc_core.progress import Progress
+
+WINDOW = 2**28
+"""Bytes that are copied out of a mapped file before its mapping is renewed, which gives the pages back."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one parameter lies in a file.
+
+    Attributes:
+        names: of the tensors that hold it there, joined along their first dimension (one tensor as a rule).
+        shape: of each of them there. The numbers are in the parameter's order, whatever the shape.
+        transposed: the file holds a matrix whose transpose is the parameter.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    def join(self, get: Callable[[str], Tensor], shape: tuple[int, ...]) -> Tensor:
+        """The parameter, of the given shape; a view where that is possible."""
+        pieces = [get(name) for name in self.names]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return (whole.t() if self.transposed else whole).reshape(shape)
+
+    def part(self, parameter: Tensor) -> StateDict:
+        """The tensors of the file that hold a parameter; the reverse of `join`."""
+        whole = parameter.t() if self.transposed else parameter
+        if len(self.names) == 1:
+            return {self.names[0]: whole.reshape(self.shape)}
+        pieces = whole.reshape(len(self.names) * self.shape[0], *self.shape[1:]).split(self.shape[0])
+        return dict(zip(self.names, pieces, strict=True))
+
+
+Layout = Mapping[str, Origin]
+"""Our parameter's name -> where it lies."""
+
+
+def names_of(layout: Layout) -> set[str]:
+    return {name for origin in layout.values() for name in origin.names}
+
+
+def check(layout: Layout, tensors: Tensors, what: str) -> None:
+    """Raises a `UserError` that lists what of the layout is missing, or is of another shape or no floating point.
+
+    `what` names the network, for the message.
+    """
+    wanted = {name: origin.shape for origin in layout.values() for name in origin.names}
+    if missing := [name for name in wanted if name not in tensors.shapes]:
+        raise UserError(
+            f"{tensors.source} lacks {len(missing)} tensors of {what} ({shorten(missing)}): the file is incomplete or "
+            "of another model; download or save it again."
+        )
+    wrong = [
+        f"{name} is {tuple(tensors.shapes[name])}, expected {shape}"
+        for name, shape in wanted.items()
+        if tuple(tensors.shapes[name]) != tuple(shape)
+    ]
+    if wrong:
+        raise UserError(
+            f"{tensors.source} has {len(wrong)} tensors of another shape than {what} ({shorten(wrong)}): the file is "
+            "of another model."
+        )
+    if integers := [
+        f"{name} is {tensors.dtypes[name]}" for name in wanted if not tensors.dtypes[name].is_floating_point
+    ]:
+        raise UserError(
+            f"{tensors.source} has {len(integers)} tensors that are no floating-point numbers ({shorten(integers)}), "
+            f"as {what} needs: the file is quantised or damaged; get one in fp32, fp16, bf16 or fp8."
+        )
+
+
+def fill(
+    module: nn.Module,
+    layout: Layout,
+    tensors: Tensors,
+    what: str,
+    dtype: Callable[[str, tuple[int, ...]], torch.dtype] | torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Gives a module that was built on meta its parameters and buffers, without a second copy of them anywhere.
+
+    Where type and device are the file's, the parameters are views of the mapped file; else they are copied one by
+    one, and never more than `WINDOW` bytes of the file stay in memory beside them.
+
+    Args:
+        dtype: of the result; or a function of a parameter's name and shape.
+        progress: called as `progress("loading", done, total)`, in MiB of the file.
+
+    Raises:
+        UserError: tensors that are missing or of another shape; the message lists them.
+    """
+    check(layout, tensors, what)
+    module.load_state_dict(dict(_filled(module, layout, tensors, dtype, torch.device(device), progress)), assign=True)
+
+
+def _filled(
+    module: nn.Module,
+    layout: Layout,
+    tensors: Tensors,
+    dtype: object,
+    device: torch.device,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Tensor]]:
+    state, total = module.state_dict(), sum(tensors.nbytes(name) for name in names_of(layout))
+    get, copied, done = tensors.get(), 0, 0
+    for name, origin in layout.items():
+        shape = tuple(state[name].shape)
+        source = origin.join(get, shape)
+        result = source.to(device, dtype(name, shape) if callable(dtype) else dtype).contiguous()
+        yield name, result
+        if len(origin.names) > 1 or result.data_ptr() != source.data_ptr():
+            copied += source.nbytes
+        done += source.nbytes
+        del source
+        if copied > WINDOW:
+            get, copied = tensors.get(), 0
+        if progress is not None:
+            progress("loading", done >> 20, total >> 20)
+
+
+def part(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
+    """A module's state under the names and shapes of a layout: views, no copies."""
+    result: StateDict = {}
+    for name, origin in layout.items():
+        result |= origin.part(state[name].detach())
+    return result
+
+
+def shorten(items: Collection[str], most: int = 5) -> str:
+    """The first items of a list, and how many more there are."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

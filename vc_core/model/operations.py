@@ -1,0 +1,31 @@
+"""Layers that compute in the type of their input, whatever type their weights are stored in."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
+
+
+class CastWeights:
+    """A namespace of layers for `UNet3D(operations=CastWeights)`: storage in fp16, bf16 or fp8, any type to compute in.
+
+    A weight is cast when its layer runs and the copy is dropped after it, so that memory holds the stored type.
+    """
+
+    class Linear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, _like(self.weight, x), _like(self.bias, x))
+
+    class Conv2d(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self._conv_forward(x, _like(self.weight, x), _like(self.bias, x))
+
+    class GroupNorm(nn.GroupNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.group_norm(x, self.num_groups, _like(self.weight, x), _like(self.bias, x), self.eps)
+
+    class LayerNorm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, self.normalized_shape, _like(self.weight, x), _like(self.bias, x), self.eps)
