@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vc_core.checkpoint import BUNDLED
+from vc_core.composer import VideoComposer
 from vc_core.conditions import Condition
-from vc_core.diffusion.samplers import Progress
 from vc_core.errors import UserError
 from vc_core.extract.sources import Source, extract
-from vc_core.pipeline import VideoComposer, compose
+from vc_core.pipeline import compose
+from vc_core.progress import Progress
 from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
 from vc_core.writing import written_beside
 

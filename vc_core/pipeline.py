@@ -1,25 +1,23 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vc_core.checkpoint import BUNDLED, Checkpoint, load_unet, read_checkpoint
+from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition, check_schedule
-from vc_core.config import Config
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import Progress, make_scheduler, sample
+from vc_core.diffusion.samplers import make_sampler, sample
+from vc_core.diffusion.windows import WindowedDenoiser, Windows
 from vc_core.errors import UserError
-from vc_core.model.unet import UNet3D
+from vc_core.progress import Progress
 
 
 @dataclass(frozen=True)
 class Style:
-    """A style image `(1, 3, H, W)` in [0, 1] and how it is applied; see `Condition` for the rest."""
+    """A style image `(B or 1, 3, H, W)` in [0, 1] and how it is applied; see `Condition` for the rest."""
 
     image: Tensor
     strength: float = 1.0
@@ -30,130 +28,115 @@ class Style:
         check_schedule("style", self.strength, self.start, self.end)
 
 
-@dataclass
-class VideoComposer:
-    """A checkpoint, ready to compose: the network, the autoencoder and the towers."""
-
-    config: Config
-    unet: UNet3D
-    autoencoder: Any
-    towers: Any
-    checkpoint: Checkpoint = field(repr=False)
-
-    @staticmethod
-    def load(path: str | Path = BUNDLED, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "VideoComposer":
-        """Loads a checkpoint that has all parts, by default the bundled small one.
-
-        Raises:
-            UserError: no such file, a truncated or foreign one, or one without an autoencoder or towers.
-        """
-        from vc_core.encoders.autoencoder import load_autoencoder
-        from vc_core.encoders.clip import load_clip, open_clip_config
-
-        checkpoint = read_checkpoint(path)
-        if checkpoint.config.autoencoder.layout != "taesd":
-            raise UserError(
-                f"{path} needs Stable Diffusion's autoencoder and OpenCLIP's towers, which cannot be loaded yet: use a "
-                "checkpoint that brings its own, as the bundled one does."
-            )
-        towers = dict(checkpoint.part("text"))
-        towers |= {f"visual.{name}": tensor for name, tensor in checkpoint.part("image").items()}
-        autoencoder = load_autoencoder({k: t.float() for k, t in checkpoint.part("vae").items()})
-        clip = load_clip(open_clip_config(checkpoint.config.towers), {k: t.float() for k, t in towers.items()})
-        for part in (autoencoder.encoder, autoencoder.decoder):
-            part.to(device, dtype)
-        return VideoComposer(
-            checkpoint.config,
-            load_unet(checkpoint, dtype=dtype, device=device),
-            autoencoder.eval().requires_grad_(False),
-            clip.to(device, dtype).eval().requires_grad_(False),
-            checkpoint,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
-
-
 @torch.inference_mode()
 def compose(
     composer: VideoComposer,
-    text: str = "",
+    text: str | Sequence[str] = "",
     *,
-    negative: str = "",
+    negative: str | Sequence[str] = "",
     style: Style | None = None,
     conditions: Sequence[Condition] = (),
+    video: Tensor | None = None,
+    denoise: float = 1.0,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
-    guidance: float | None = None,
+    batch: int = 1,
+    seed: int = 0,
     sampler: str = "dpmpp_2m",
     steps: int = 20,
-    seed: int = 0,
+    eta: float = 0.0,
+    guidance: float | None = None,
+    condition_guidance: float = 1.0,
+    rescale: float = 0.0,
+    windows: Windows | None = None,
     chunk: int = 16,
+    tile: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Composes one video.
+    """Composes videos. Style, conditions and video serve the whole batch where they are one, else are one for each.
 
     Args:
-        text, negative: prompts; the empty prompt is no text.
+        text, negative: prompts, one or one for each video; the empty prompt is no text.
         style: style image; None for no style.
         conditions: single image, single sketch and the sequences, at most one of each name. Sequences must have
             `frames` frames; heights and widths may be any, the STC-encoders bring them to latent size.
-        frames, size: of the video, size as (height, width) in multiples of 8; by default as the checkpoint was trained.
-        guidance: scale of the classifier-free guidance; 1 is none; by default the checkpoint's.
-        sampler: `dpmpp_2m` (DPM-Solver++ 2M, Karras sigmas) or `ddim` (the released loop).
-        seed: of the noise, which is drawn on the CPU: the same seed gives the same video on every device.
-        chunk: frames that are decoded at a time.
-        progress: called as `progress(step, steps)` after every step; raise from it to cancel.
+        video: RGB `(B or 1, 3, F, H, W)` in [0, 1] that is changed rather than made from noise alone: resized and
+            cropped to `size`, noised, and denoised over the share `denoise` of the schedule, which must be below 1
+            then, and 1 without a video.
+        denoise: in (0, 1]. As in ComfyUI all `steps` are run: the last ones of int(steps / denoise).
+        frames: of each video; by default the video's, else as the checkpoint was trained.
+        size: (height, width) in multiples of 8; by default as the checkpoint was trained.
+        batch: number of videos, where `text` is not a list that says it.
+        seed: of the noise, which is drawn on the CPU: the same seed gives the same video on every device. Video i of
+            a batch has the noise of `seed + i`: it is the one that is composed alone with that seed.
+        sampler: one of `vc_core.diffusion.samplers.SAMPLERS`; `ddim_released` is the released loop, `lcm` is meant
+            for networks distilled for it.
+        steps: of the sampler, 1 to the schedule's 1000.
+        eta: fresh noise in the steps of `ddim` and `ddim_released`, 0 (none) to 1 (DDPM).
+        guidance: scale of the classifier-free guidance by text and style; 1 is none; by default the checkpoint's.
+        condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
+            side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
+        rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
+        windows: how more frames than a window's length are cut; by default windows of the frames that the checkpoint
+            was trained for, which overlap by half. See `Windows`.
+        chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
+        progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
+            "decoding"; raise from it to cancel.
 
     Returns:
-        `(1, 3, F, H, W)` float32 in [0, 1], on the CPU.
+        `(B, 3, F, H, W)` float32 in [0, 1], on the CPU.
 
     Raises:
-        UserError: a size that is no multiple of 8, a condition given twice or of another length than the video, or one
-            that the checkpoint has no STC-encoder for.
+        UserError: an option out of its range, a condition given twice, of another length than the video or of another
+            batch, or one that the checkpoint has no STC-encoder for.
     """
     from vc_core.encoders.autoencoder import decode
 
     config = composer.config
-    frames = config.frames if frames is None else frames
+    texts, negatives = _listed(text), _listed(negative)
+    batch = len(texts) if len(texts) > 1 and batch == 1 else batch
+    frames = (config.frames if video is None else video.shape[2]) if frames is None else frames
     height, width = size or (config.height, config.width)
-    guidance = config.guidance if guidance is None else guidance
-    _check(conditions, frames, height, width)
-    if not 0 <= seed < 2**63:
-        raise UserError(f"The seed {seed} is not possible: expected a whole number from 0 to {2**63 - 1}.")
-    scheduler = make_scheduler(sampler, config.diffusion, steps)
+    windows = windows or Windows(config.frames)
+    _check(conditions, video, denoise, frames, height, width)
+    if not 0.0 <= rescale <= 1.0:
+        raise UserError(f"rescale {rescale} is not possible: expected 0 to 1.")
+    _check_batch(batch, seed, texts, negatives, style, conditions, video)
+    run = make_sampler(sampler, config.diffusion, steps, denoise, eta)
     latent_size = (height // 8, width // 8)
 
-    denoiser = GuidedDenoiser(
-        composer.unet,
-        *encode_prompts(composer, text, negative),
-        style=encode_style(composer, style),
-        no_style=style_token(composer, None),
-        stc=encode_stc(composer, conditions, latent_size),
-        guidance=guidance,
-        steps=config.diffusion.steps,
-    )
-    noise = draw_noise(seed, (1, config.unet.channels, frames, *latent_size))
-    latent = sample(denoiser, noise.to(composer.device, composer.dtype), scheduler, progress)
-    return decode(composer.autoencoder, latent / config.autoencoder.scale, chunk).float().cpu()
+    shared = {
+        "text": encode_prompts(composer, texts),
+        "negative": encode_prompts(composer, negatives),
+        "style": encode_style(composer, style),
+        "no_style": style_token(composer, None),
+        "guidance": config.guidance if guidance is None else guidance,
+        "condition_guidance": condition_guidance,
+        "rescale": rescale,
+        "steps": config.diffusion.steps,
+    }
+    denoisers = [
+        GuidedDenoiser(composer.unet, stc=stc, **shared)
+        for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
+    ]
+    denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
+    noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
+    source = None if video is None else encode_video(composer, video, (height, width), chunk, tile, progress)
+    latent = sample(denoiser, run.start(noise, source), run, generators, progress)
+    return decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress).float().cpu()
 
 
-def draw_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise, float32, drawn on the CPU so that it does not depend on the device."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise `(B, *shape)`, float32, of CPU generators so that it does not depend on the device."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def encode_prompts(composer: VideoComposer, text: str, negative: str) -> tuple[Tensor, Tensor]:
-    """Tokens of the prompt and of the negative prompt, each `(1, 77, D)`."""
+def encode_prompts(composer: VideoComposer, prompts: Sequence[str]) -> Tensor:
+    """Tokens of the prompts, `(B, 77, D)`."""
     from vc_core.encoders.clip import encode_text
 
-    tokens = encode_text(composer.towers, [text, negative]).to(composer.device, composer.dtype)
-    return tokens[:1], tokens[1:]
+    return encode_text(composer.towers, list(prompts)).to(composer.device, composer.dtype)
 
 
 def encode_style(composer: VideoComposer, style: Style | None) -> Embedded | None:
@@ -164,7 +147,7 @@ def encode_style(composer: VideoComposer, style: Style | None) -> Embedded | Non
 
 
 def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
-    """The style token `(1, 1, D)` of an image `(1, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
+    """The style token `(B, 1, D)` of an image `(B, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
     from vc_core.encoders.clip import encode_image
 
     if image is None:
@@ -174,25 +157,76 @@ def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
     return composer.unet.encode_style(embedding.to(composer.device, composer.dtype))
 
 
-def encode_stc(composer: VideoComposer, conditions: Sequence[Condition], size: tuple[int, int]) -> list[Embedded]:
-    """The STC embeddings of the conditions that have any effect, encoded once."""
-    return [
-        Embedded(
-            composer.unet.encode_condition(c.name, c.tensor.to(composer.device, composer.dtype), size),
-            c.strength,
-            c.start,
-            c.end,
-        )
-        for c in conditions
-        if c.strength != 0.0
-    ]
+def encode_video(
+    composer: VideoComposer,
+    video: Tensor,
+    size: tuple[int, int],
+    chunk: int = 16,
+    tile: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The scaled latent `(B, 4, F, h, w)` float32 of a video `(B, 3, F, H, W)` in [0, 1], brought to `size` first."""
+    from vc_core.encoders.autoencoder import encode
+    from vc_core.video import resize_crop
+
+    resized = resize_crop(video.to(composer.device, torch.float32), size)
+    return encode(composer.autoencoder, resized, chunk, tile, progress) * composer.config.autoencoder.scale
 
 
-def _check(conditions: Sequence[Condition], frames: int, height: int, width: int) -> None:
+def encode_stc(
+    composer: VideoComposer,
+    conditions: Sequence[Condition],
+    windows: Windows,
+    frames: int,
+    size: tuple[int, int],
+    progress: Progress | None = None,
+) -> list[list[Embedded]]:
+    """For each window the STC embeddings of the conditions that have any effect on it, encoded once."""
+    seen = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in windows.spans(frames)]
+    seen = [[c for c in window if c.strength != 0.0] for window in seen]
+    done, total = 0, sum(map(len, seen))
+    embedded: list[list[Embedded]] = []
+    for window in seen:
+        embedded.append([])
+        for c in window:
+            tensor = c.tensor.to(composer.device, composer.dtype)
+            embedding = composer.unet.encode_condition(c.name, tensor, size)
+            embedded[-1].append(Embedded(embedding, c.strength, c.start, c.end))
+            done += 1
+            if progress is not None:
+                progress("encoding", done, total)
+    return embedded
+
+
+def seen_by_window(condition: Condition, span: slice, carry: float) -> Condition:
+    """What a window sees of a condition: its own frames of a sequence, the single ones with `carry` times their
+    strength after the first window."""
+    if CONDITIONS[condition.name].kind == "spatial":
+        return replace(condition, strength=condition.strength * (carry if span.start else 1.0))
+    tensor = condition.tensor[:, :, span]
+    if condition.name == "motion" and span.start:
+        # As in training, where a clip's first frame has no predecessor that anything could have moved from.
+        tensor = torch.cat([torch.zeros_like(tensor[:, :, :1]), tensor[:, :, 1:]], dim=2)
+    return replace(condition, tensor=tensor)
+
+
+def _listed(text: str | Sequence[str]) -> list[str]:
+    return [text] if isinstance(text, str) else list(text)
+
+
+def _check(
+    conditions: Sequence[Condition], video: Tensor | None, denoise: float, frames: int, height: int, width: int
+) -> None:
     if frames < 1:
         raise UserError(f"{frames} frames cannot be composed: expected at least 1.")
     if height < 8 or width < 8 or height % 8 or width % 8:
         raise UserError(f"The size {width}x{height} is not possible: expected multiples of 8, for instance 256x256.")
+    if video is None and denoise != 1.0:
+        raise UserError(f"denoise {denoise} needs a video to begin with: give one, or leave denoise at 1.")
+    if video is not None and denoise == 1.0:
+        raise UserError("denoise 1 leaves nothing of the given video: expected less, for instance 0.6, or no video.")
+    if video is not None and (video.ndim != 5 or video.shape[1:3] != (3, frames)):
+        raise UserError(f"The video has the shape {tuple(video.shape)}: expected (batch, 3, {frames}, height, width).")
     seen = set()
     for condition in conditions:
         if condition.name in seen:
@@ -204,3 +238,26 @@ def _check(conditions: Sequence[Condition], frames: int, height: int, width: int
                 f"Condition '{condition.name}' has {condition.tensor.shape[2]} frames and the video {frames}: expected "
                 f"{expected} for it; extract it with the video's frame plan."
             )
+
+
+def _check_batch(
+    batch: int,
+    seed: int,
+    texts: Sequence[str],
+    negatives: Sequence[str],
+    style: Style | None,
+    conditions: Sequence[Condition],
+    video: Tensor | None,
+) -> None:
+    if batch < 1:
+        raise UserError(f"A batch of {batch} videos is not possible: expected at least 1.")
+    if not 0 <= seed <= 2**63 - batch:
+        raise UserError(f"The seed {seed} is not possible: expected a whole number from 0 to {2**63 - batch}.")
+    counts = {"text": len(texts), "negative": len(negatives)}
+    counts |= {} if style is None else {"style": len(style.image)}
+    counts |= {condition.name: len(condition.tensor) for condition in conditions}
+    counts |= {} if video is None else {"video": len(video)}
+    for name, count in counts.items():
+        if count not in (1, batch):
+            one = f"1 or {batch}" if batch > 1 else "1"
+            raise UserError(f"{count} of '{name}' were given for a batch of {batch}: expected {one}.")

@@ -6,7 +6,7 @@ import torch
 from vc_core import Condition, Style, UserError, compose
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import make_scheduler
+from vc_core.diffusion.samplers import make_sampler
 
 STEPS = 4
 
@@ -119,12 +119,12 @@ def test_longer_prompts_meet_a_shorter_negative(tiny_composer):
 @pytest.mark.parametrize(
     ("steps", "taken", "first"), [(50, 50, 981), (30, 31, 991), (600, 1000, 999), (1000, 1000, 999)]
 )
-def test_ddim_is_the_released_grid(tiny_config, steps, taken, first):
+def test_ddim_released_is_the_released_grid(tiny_config, steps, taken, first):
     """1 + k * (1000 // steps), which is more than `steps` where it does not divide 1000."""
-    scheduler = make_scheduler("ddim", tiny_config.diffusion, steps)
-    assert (len(scheduler.timesteps), scheduler.timesteps[0], scheduler.timesteps[-1]) == (taken, first, 1)
+    sampler = make_sampler("ddim_released", tiny_config.diffusion, steps)
+    assert (len(sampler.timesteps), sampler.timesteps[0], sampler.timesteps[-1]) == (taken, first, 1)
     x = torch.randn(1, 4, 1, 2, 2)
-    assert scheduler.step(x, scheduler.timesteps[0], x).prev_sample.isfinite().all()
+    assert sampler.scheduler.step(x, sampler.keys[0], x).prev_sample.isfinite().all()
 
 
 def test_guidance_one_computes_one_side(tiny_composer):
@@ -156,10 +156,11 @@ def test_progress_and_cancellation_at_every_step(tiny_composer):
     class Cancelled(Exception):
         pass
 
-    def progress(done, total):
-        steps.append((done, total))
-        if done == 2 and len(steps) > STEPS:
-            raise Cancelled
+    def progress(what, done, total):
+        if what == "sampling":
+            steps.append((done, total))
+            if done == 2 and len(steps) > STEPS:
+                raise Cancelled
 
     run(tiny_composer, progress=progress)
     assert steps == [(i + 1, STEPS) for i in range(STEPS)]
@@ -178,7 +179,7 @@ def test_decoding_in_chunks_changes_nothing(tiny_composer):
         ({"size": (32, 36)}, "36x32.*multiples of 8"),
         ({"size": (0, 8)}, "multiples of 8"),
         ({"frames": 0}, "at least 1"),
-        ({"sampler": "euler"}, "Unknown sampler 'euler'.*dpmpp_2m"),
+        ({"sampler": "heun"}, "Unknown sampler 'heun'.*dpmpp_2m"),
         ({"steps": 0}, "0 sampling steps"),
         ({"seed": 2**64}, "seed 18446744073709551616"),
         ({"seed": -1}, "seed -1"),

@@ -1,0 +1,94 @@
+"""What sampling costs beside the network: samplers, sides of the guidance, windows and batches.
+
+    ./vc python benchmarks/sampling.py
+
+Prints ratios of times taken in one run, alternating, and calls of the network; the network is a small one with random
+weights, so whatever is not the network weighs more here than with the released one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vc_core.config import DiffusionConfig, UNetConfig
+from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
+from vc_core.diffusion.samplers import SAMPLERS, Denoiser, make_sampler, sample
+from vc_core.diffusion.windows import WindowedDenoiser, Windows
+from vc_core.model.unet import UNet3D
+
+FRAMES, LATENT, STEPS = 8, 8, 5
+CONFIG = UNetConfig(
+    width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0,), head_dim=32, temporal_in_heads=2, context_dim=64
+)
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 3) -> float:
+    """The median over rounds of the time of `one` by that of `other`, run in turn."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    one(), other()
+    return statistics.median(seconds(one) / seconds(other) for _ in range(rounds))
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.manual_seed(0)
+    unet = UNet3D(CONFIG).eval()
+    text, negative = torch.randn(1, 77, CONFIG.context_dim), torch.randn(1, 77, CONFIG.context_dim)
+    calls = []
+    unet.register_forward_hook(lambda module, inputs, out: calls.append(len(out)))
+
+    def denoiser(frames: int = FRAMES, guidance: float = 9.0, condition_guidance: float = 1.0) -> Denoiser:
+        stc = [Embedded(torch.randn(1, CONFIG.stc_channels, frames, LATENT, LATENT))]
+        return GuidedDenoiser(
+            unet, text, negative, None, negative[:, :1], stc, guidance, condition_guidance=condition_guidance
+        )
+
+    def run(denoise: Denoiser, name: str = "ddim_released", batch: int = 1, frames: int = FRAMES) -> Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+        sampler = make_sampler(name, DiffusionConfig(), STEPS)
+        noise = torch.randn(batch, CONFIG.channels, frames, LATENT, LATENT)
+        return sample(denoise, sampler.start(noise), sampler, generators)
+
+    def counted(call: Callable[[], object]) -> int:
+        calls.clear()
+        call()
+        return len(calls)
+
+    guided = denoiser()
+
+    def released() -> Tensor:
+        return run(guided)
+
+    for name in SAMPLERS:
+        this = partial(run, guided, name)
+        print(f"{STEPS} steps, {name} / ddim_released: {ratio(this, released):.2f} ({counted(this)} calls)", flush=True)
+
+    one, three = denoiser(guidance=1.0), denoiser(condition_guidance=3.0)
+    for sides, other in ((1, one), (3, three)):
+        print(f"sides of the guidance, {sides} / 2: {ratio(partial(run, other), released):.2f}")
+
+    frames, windows = 2 * FRAMES, Windows(FRAMES)
+    spans = windows.spans(frames)
+    long = WindowedDenoiser([denoiser() for _ in spans], windows, frames)
+    times = ratio(lambda: run(long, frames=frames), released) * FRAMES / frames
+    print(f"a frame, {len(spans)} windows over {frames} frames / {FRAMES} frames without: {times:.2f}")
+
+    def twice() -> None:
+        released(), released()
+
+    print(f"a batch of 2 / two runs: {ratio(lambda: run(guided, batch=2), twice):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Samplers against denoisers that know the answer; guidance; video to video; batches."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vc_core import Condition, Style, UserError, compose
+from vc_core.config import AutoencoderConfig, DiffusionConfig
+from vc_core.diffusion.guidance import CONDITIONS, EVERYTHING, NOTHING, Embedded, GuidedDenoiser, combine, needed_sides
+from vc_core.diffusion.samplers import SAMPLERS, make_sampler, sample
+from vc_core.diffusion.schedule import alphas_cumprod
+from vc_core.pipeline import draw_noise, encode_video
+
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+SHORT = {"steps": 100, "beta_start": 0.0085, "beta_end": 0.12}
+MEAN = 0.7
+DDIMS = ("ddim", "ddim_released")
+
+
+def signal_left(config, t):
+    """The share of the signal's variance at a timestep that may be fractional."""
+    alphas = alphas_cumprod(config)
+    levels = ((1 - alphas) / alphas).log().numpy()
+    return 1 / (1 + math.exp(np.interp(float(t), np.arange(config.steps), levels)))
+
+
+def exact(config, deviation):
+    """The best possible denoiser of data that is normally distributed around MEAN; a point where deviation is 0."""
+
+    def denoise(x, t):
+        a = signal_left(config, t)
+        x = x.double()
+        clean = (MEAN * (1 - a) + deviation**2 * math.sqrt(a) * x) / (1 - a + deviation**2 * a)
+        noise = (x - math.sqrt(a) * clean) / math.sqrt(1 - a)
+        velocity = math.sqrt(a) * noise - math.sqrt(1 - a) * clean
+        return (noise if config.prediction == "epsilon" else velocity).float()
+
+    return denoise
+
+
+def run(name, config, steps, deviation, noise, latent=None, **settings):
+    sampler = make_sampler(name, config, steps, **settings)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(noise))]
+    return sample(exact(config, deviation), sampler.start(noise, latent), sampler, generators)
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("schedule", [{}, LINEAR, SHORT], ids=["released", "linear", "short"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_point_is_found_in_any_number_of_steps(name, schedule, prediction):
+    config = DiffusionConfig(prediction=prediction, **schedule)
+    for steps in (1, 2, 7, 20, 50):
+        if name == "ddim_released":
+            # As released, the last step lands on the schedule's least noise, not on none.
+            steps, left = max(steps, 7), 5 * math.sqrt(1 - signal_left(config, 0))
+        else:
+            left = 1e-4
+        out = run(name, config, steps, 0.0, gaussian(1, 4, 2, 4, 4))
+        assert (out - MEAN).abs().max() < left, steps
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_a_normal_distribution_is_mapped_along_the_exact_path(name, prediction):
+    """The probability flow has a solution here: the standardised noise is carried over."""
+    config, deviation, noise = DiffusionConfig(prediction=prediction), 0.5, gaussian(1, 4, 4, 16, 16)
+    a = signal_left(config, config.steps - 1)
+    expected = MEAN + deviation * (noise - math.sqrt(a) * MEAN) / math.sqrt(a * deviation**2 + 1 - a)
+    errors = [float((run(name, config, steps, deviation, noise) - expected).abs().max()) for steps in (10, 100)]
+    first_order = {"ddim": 0.1, "ddim_released": 0.1, "euler": 0.06}
+    assert errors[1] < first_order.get(name, 0.01)
+    assert errors[1] < errors[0] / 4
+
+
+def test_second_order_samplers_are_more_accurate_than_ddim():
+    config, noise = DiffusionConfig(), gaussian(1, 4, 4, 16, 16)
+    reference = run("ddim", config, 1000, 0.5, noise)
+    error = {name: (run(name, config, 15, 0.5, noise) - reference).abs().mean() for name in SAMPLERS}
+    assert max(error["dpmpp_2m"], error["unipc"]) < error["ddim"] / 4
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("ddim_released", 1.0), ("ddim", 0.5)])
+def test_fresh_noise_leaves_the_distribution_as_it_is(name, eta):
+    out = run(name, DiffusionConfig(), 200, 0.5, gaussian(1, 4, 16, 32, 32), eta=eta)
+    assert out.mean() == pytest.approx(MEAN, abs=0.02)
+    assert out.std() == pytest.approx(0.5, abs=0.02)
+    assert not torch.equal(out, run(name, DiffusionConfig(), 200, 0.5, gaussian(1, 4, 16, 32, 32)))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "euler"])
+def test_noise_levels_come_from_the_exact_schedule(name):
+    for config in (DiffusionConfig(), DiffusionConfig(**LINEAR), DiffusionConfig(**SHORT)):
+        alphas = alphas_cumprod(config)
+        levels = ((1 - alphas) / alphas).sqrt()
+        sampler = make_sampler(name, config, 20)
+        sigmas = sampler.scheduler.sigmas.double()
+        assert sigmas[[0, -2, -1]].tolist() == pytest.approx([levels[-1].item(), levels[0].item(), 0.0], rel=1e-6)
+        told = [(1 - signal_left(config, t)) / signal_left(config, t) for t in sampler.timesteps]
+        assert torch.tensor(told).sqrt().tolist() == pytest.approx(sigmas[:-1].tolist(), rel=1e-4)
+        assert sampler.timesteps[[0, -1]].tolist() == pytest.approx([config.steps - 1, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 30, 50, 77, 600])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_descend_from_the_last_timestep(name, steps):
+    sampler = make_sampler(name, DiffusionConfig(), steps)
+    t = sampler.timesteps
+    if name != "ddim_released":
+        assert len(t) == steps and t[0] == pytest.approx(999, abs=1e-3)
+        assert (t[1:] < t[:-1]).all()
+    assert len(t) == len(sampler.keys) and 0 <= t.min() <= t.max() <= 999
+
+
+# --- From a video on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "denoise", "total"), [(8, 0.4, 20), (5, 0.05, 100), (3, 0.7, 4)])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_denoise_runs_the_last_steps_of_a_longer_run(name, steps, denoise, total):
+    config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
+    whole, part = make_sampler(name, config, total), make_sampler(name, config, steps, denoise=denoise)
+    told = []
+    sample(lambda x, t: told.append((x, float(t))) or x, part.start(noise, latent), part, [torch.Generator()])
+    assert [t for _, t in told] == whole.timesteps[-steps:].tolist()
+    x, t = told[0]
+    a = signal_left(config, t)
+    torch.testing.assert_close(x, math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_part_of_the_run_finds_the_point_too(name):
+    out = run(name, DiffusionConfig(), 6, 0.0, gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1), denoise=0.5)
+    assert (out - MEAN).abs().max() < (0.2 if name == "ddim_released" else 1e-4)
+
+
+def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer, monkeypatch):
+    monkeypatch.setattr("vc_core.encoders.autoencoder.decode", lambda autoencoder, latent, *_: latent)
+    video = torch.rand(1, 3, 3, 64, 60, generator=torch.Generator().manual_seed(0))  # another size: it is resized
+    given = encode_video(tiny_composer, video, (32, 40))  # its factor is 1
+    scaled = replace(tiny_composer.config, autoencoder=AutoencoderConfig("taesd", 50.0))
+    composer = replace(tiny_composer, config=scaled)
+
+    def change(denoise):
+        made = compose(composer, "a", video=video, denoise=denoise, steps=2, sampler="euler")
+        assert made.shape == given.shape == (1, 4, 3, 4, 5)
+        return float((made - given).abs().mean())
+
+    small, middle, large = (change(denoise) for denoise in (0.002, 0.3, 0.9))
+    assert small < 0.2 * given.abs().mean() and small < middle / 3 and middle < large / 1.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"denoise": 0.5}, "denoise 0.5 needs a video"),
+        ({"video": torch.zeros(1, 3, 3, 32, 40)}, "denoise 1 leaves nothing"),
+        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.0}, "denoise 0.0.*more than 0"),
+        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 1.5}, "denoise 1.5.*at most 1"),
+        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.001}, "last of 4000.*at most 1000"),
+        ({"video": torch.zeros(1, 3, 4, 32, 40), "denoise": 0.5, "frames": 3}, r"\(1, 3, 4, 32, 40\).*3, 3, height"),
+        ({"video": torch.zeros(3, 3, 32, 40), "denoise": 0.5, "frames": 3}, "video has the shape"),
+        ({"eta": 0.5}, "eta 0.5.*'dpmpp_2m'.*ddim, ddim_released"),
+        ({"eta": 1.5, "sampler": "ddim"}, "eta 1.5.*0 to 1"),
+        ({"batch": 0}, "batch of 0"),
+        ({"text": ["a", "b"], "batch": 3}, "2 of 'text'.*1 or 3"),
+        ({"text": []}, "0 of 'text'"),
+        ({"negative": ["a", "b"]}, "2 of 'negative'.*batch of 1: expected 1"),
+        ({"batch": 3, "conditions": [Condition("motion", torch.zeros(2, 2, 3, 32, 40))]}, "2 of 'motion'.*1 or 3"),
+        ({"batch": 3, "style": Style(torch.zeros(2, 3, 32, 32))}, "2 of 'style'"),
+        ({"batch": 3, "video": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "2 of 'video'"),
+        ({"seed": 2**63 - 1, "batch": 2}, f"seed {2**63 - 1}.*0 to {2**63 - 2}"),
+        ({"rescale": 1.5}, "rescale 1.5.*0 to 1"),
+    ],
+)
+def test_what_cannot_be_sampled(tiny_composer, settings, message):
+    with pytest.raises(UserError, match=message):
+        compose(tiny_composer, **{"text": "a", "steps": 4, **settings})
+
+
+# --- Guidance -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("guidance", "condition_guidance", "sides"),
+    [
+        (1.0, 1.0, [EVERYTHING]),
+        (9.0, 1.0, [CONDITIONS, EVERYTHING]),
+        (0.0, 1.0, [CONDITIONS]),
+        (3.0, 3.0, [NOTHING, EVERYTHING]),
+        (0.0, 3.0, [NOTHING, CONDITIONS]),
+        (0.0, 0.0, [NOTHING]),
+        (1.0, 3.0, [NOTHING, CONDITIONS, EVERYTHING]),
+        (9.0, 3.0, [NOTHING, CONDITIONS, EVERYTHING]),
+        (9.0, 0.0, [NOTHING, CONDITIONS, EVERYTHING]),
+    ],
+)
+def test_only_the_sides_that_count_are_needed(guidance, condition_guidance, sides):
+    e = {side: gaussian(2, 4, 3, 4, 4, seed=side).double() for side in (NOTHING, CONDITIONS, EVERYTHING)}
+    whole = e[NOTHING] + condition_guidance * (e[CONDITIONS] - e[NOTHING]) + guidance * (e[EVERYTHING] - e[CONDITIONS])
+    needed, scales = needed_sides(guidance, condition_guidance)
+    assert needed == sides
+    torch.testing.assert_close(combine([e[side] for side in needed], scales), whole)
+
+
+def test_without_condition_guidance_it_is_the_released_guidance_to_the_bit():
+    negative, positive = gaussian(2, 4, 3, 4, 4), gaussian(2, 4, 3, 4, 4, seed=1)
+    _, scales = needed_sides(9.0, 1.0)
+    assert torch.equal(combine([negative, positive], scales), negative + 9.0 * (positive - negative))
+
+
+def test_rescaling_brings_back_the_deviation_of_each_video():
+    negative, positive = gaussian(2, 4, 3, 4, 4), gaussian(2, 4, 3, 4, 4, seed=1)
+    guided = combine([negative, positive], [9.0])
+
+    def deviation(x):
+        return x.flatten(1).std(1)
+
+    torch.testing.assert_close(deviation(combine([negative, positive], [9.0], 1.0)), deviation(positive))
+    half = combine([negative, positive], [9.0], 0.5)
+    torch.testing.assert_close(deviation(half), (deviation(positive) + deviation(guided)) / 2)
+    assert torch.equal(combine([positive], [], 1.0), positive)
+
+
+def test_the_network_sees_each_side_as_it_is_meant(tiny_composer):
+    seen = []
+
+    def network(x, t, context, stc):
+        seen.append((x, t, context, stc))
+        return torch.stack([torch.full_like(x[0], float(i)) for i in range(len(x))])
+
+    text, negative = torch.ones(1, 77, 16), torch.zeros(1, 77, 16)
+    stc = [Embedded(torch.ones(1, 8, 1, 4, 5), 0.5, 0.0, 0.5)]
+    denoiser = GuidedDenoiser(network, text, negative, None, negative[:, :1], stc, 9.0, condition_guidance=3.0)
+    x = gaussian(2, 4, 3, 4, 5)
+    out = denoiser(x, torch.tensor(999))
+    _, t, context, embedding = seen.pop()
+    assert context[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 1] and t.tolist() == [999] * 6
+    assert embedding[:, 0, 0, 0, 0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5]
+    assert out[:, 0, 0, 0, 0].tolist() == [0 + 3 * (2 - 0) + 9 * (4 - 2), 1 + 3 * (3 - 1) + 9 * (5 - 3)]
+    denoiser(x, torch.tensor(100))  # after the condition's end two sides are left
+    assert seen[0][2][:, 0, 0].tolist() == [0, 0, 1, 1] and seen[0][3] is None
+
+
+def test_condition_guidance_changes_what_conditions_do_and_nothing_else(tiny_composer):
+    motion = Condition("motion", gaussian(1, 2, 3, 32, 40))
+
+    def made(*conditions, **settings):
+        return compose(tiny_composer, "a", conditions=conditions, steps=3, **settings)
+
+    assert torch.equal(made(motion), made(motion, condition_guidance=1.0))
+    assert not torch.allclose(made(motion), made(motion, condition_guidance=4.0), atol=1e-3)
+    assert torch.equal(made(), made(condition_guidance=4.0))
+    assert not torch.equal(made(motion), made(motion, rescale=0.7))
+
+
+# --- Batches and seeds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta"), [("dpmpp_2m", 0.0), ("ddim", 1.0), ("lcm", 0.0), ("euler", 0.0), ("ddim_released", 0.3)]
+)
+def test_each_video_of_a_batch_is_the_one_composed_alone(tiny_composer, sampler, eta):
+    motion, image = gaussian(2, 2, 3, 32, 40), torch.rand(1, 3, 1, 48, 60, generator=torch.Generator().manual_seed(1))
+    style, video = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.rand(2, 3, 3, 32, 40)
+    settings = {"sampler": sampler, "eta": eta, "steps": 3, "denoise": 0.7, "guidance": 3.0, "condition_guidance": 2.0}
+
+    def made(texts, seed, part):
+        conditions = [Condition("motion", motion[part]), Condition("single_image", image)]
+        where = {"style": Style(style[part]), "video": video[part], "conditions": conditions}
+        return compose(tiny_composer, texts, seed=seed, **where, **settings)
+
+    both = made(["a red circle", "a blue square"], 7, slice(0, 2))
+    assert both.shape == (2, 3, 3, 32, 40)
+    torch.testing.assert_close(both[:1], made("a red circle", 7, slice(0, 1)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(both[1:], made("a blue square", 8, slice(1, 2)), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(both[1:], made("a blue square", 7, slice(1, 2)), atol=1e-2)
+
+
+def test_one_text_makes_as_many_videos_as_asked(tiny_composer):
+    three = compose(tiny_composer, "a", batch=3, steps=2, seed=2**63 - 3)
+    assert len(three) == 3 and not torch.allclose(three[0], three[1], atol=1e-3)
+    torch.testing.assert_close(three[2:], compose(tiny_composer, "a", steps=2, seed=2**63 - 1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("lcm", 0.0), ("ddim", 1.0)])
+def test_noise_of_the_steps_comes_from_the_seed_alone(tiny_composer, sampler, eta):
+    def made(seed):
+        return compose(tiny_composer, "a", sampler=sampler, eta=eta, steps=4, seed=seed)
+
+    first = made(1)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert torch.equal(first, made(1)) and not torch.equal(first, made(2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_fresh_noise_is_not_the_first_noise_again():
+    config, generator = DiffusionConfig(), torch.Generator().manual_seed(0)
+    noise, seen = draw_noise([generator], (4, 2, 16, 16)), []
+
+    def nothing(x, t):  # the noise that leaves a clean latent of zeros, so that the next input is fresh noise alone
+        seen.append(x.flatten())
+        return x / math.sqrt(1 - signal_left(config, t))
+
+    sampler = make_sampler("lcm", config, 2)
+    sample(nothing, sampler.start(noise), sampler, [generator])
+    assert seen[1].std() > 0.5
+    assert abs(torch.corrcoef(torch.stack(seen))[0, 1]) < 0.1
+
+
+# --- Progress -------------------------------------------------------------------------------------------------------
+
+
+def test_progress_names_what_is_done(tiny_composer):
+    said = []
+    motion = Condition("motion", torch.zeros(1, 2, 3, 32, 40))
+    compose(tiny_composer, "a", conditions=[motion], steps=3, progress=lambda *now: said.append(now))
+    stages = [what for i, (what, _, _) in enumerate(said) if i == 0 or said[i - 1][0] != what]
+    assert stages == ["encoding", "sampling", "decoding"]
+    assert [now[1:] for now in said if now[0] == "sampling"] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("stage", ["encoding", "sampling", "decoding"])
+def test_an_exception_from_progress_ends_it_at_once(tiny_composer, stage):
+    said = []
+
+    class Cancelled(Exception):
+        pass
+
+    def progress(*now):
+        said.append(now)
+        if now[0] == stage:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        compose(tiny_composer, "a", video=torch.zeros(1, 3, 3, 32, 40), denoise=0.5, steps=3, progress=progress)
+    assert said[-1][0] == stage and [now[0] for now in said].count(stage) == 1
