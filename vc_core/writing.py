@@ -1,126 +1,158 @@
-"""Writing videos and contact sheets: beside the target first, then renamed, so that nothing half-written remains."""
+"""Writing videos, in the format that the name asks for, with the settings inside; whole or not at all."""
 
-from __future__ import annotations
-
-import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .errors import UserError
+from vc_core.atomic import folder_beside, written_beside
+from vc_core.contact_sheet import write_contact_sheet
+from vc_core.errors import UserError
+from vc_core.formats import FOLDER, FORMATS, Clip, Format, check_replaceable
+from vc_core.metadata import Metadata, check_metadata, read_metadata
+from vc_core.progress import Progress
+
+__all__ = [
+    "check_format",
+    "numbered",
+    "read_metadata",
+    "write_contact_sheet",
+    "write_video",
+    "write_videos",
+    "written_beside",
+]
+
+_SLOWEST = Fraction(1, 100)  # frames a second: what every format's clock can hold
+
+
+def write_video(
+    path: str | os.PathLike,
+    video: Tensor,
+    rate: float | Fraction,
+    scale: int = 1,
+    metadata: Metadata | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes one video, `([1,] 3 or 1, F, H, W)`; otherwise as `write_videos`. Returns the path."""
+    videos = video[None] if video.dim() == 4 else video
+    if len(videos) != 1:
+        raise ValueError(f"expected one video (3, F, H, W), got {tuple(video.shape)}")
+    return write_videos(path, videos, rate, scale, metadata, progress)[0]
+
+
+def write_videos(
+    path: str | os.PathLike,
+    videos: Tensor,
+    rate: float | Fraction,
+    scale: int = 1,
+    metadata: Metadata | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Writes a batch of videos, each in its own file; where anything fails, none appears and older files stay.
+
+    The path's ending chooses the format:
+
+    - `.mp4`: H.264, and `.webm`: VP9, both 4:2:0 (an odd side is extended by repeating its last line);
+    - `.gif`: 256 colours for the whole video, shown in steps of 10 ms, and `.webp`: lossless; both loop, and equal
+      frames in a row become one that is shown for as long;
+    - no ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
+
+    The same video gives the same bytes with the same versions of the libraries.
+
+    Args:
+        path: of a batch of more than one, `numbered`.
+        videos: `(B, 3 or 1, F, H, W)` in [0, 1] (clamped).
+        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, which players slow down
+            beyond.
+        scale: enlarges every pixel that many times in width and height, so that tiny videos can be looked at.
+        metadata: texts to store in each file, which `read_metadata` reads back exactly: under keys of lower-case
+            letters, digits and underscores.
+        progress: called as `progress("writing", done, total)`, in frames of all files.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        UserError: another ending, an encoder that this installation lacks, a rate, size or metadata that the format
+            cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
+    """
+    if videos.dim() != 5 or videos.shape[1] not in (1, 3) or 0 in videos.shape:
+        raise ValueError(f"expected videos (B, 3 or 1, F, H, W), got {tuple(videos.shape)}")
+    if scale < 1:
+        raise ValueError(f"expected a scale of at least 1, got {scale}")
+    form, metadata = check_format(path, rate), dict(metadata or {})
+    check_metadata(metadata)
+    sides = [side * scale for side in videos.shape[3:]]
+    if max(sides) > form.largest:
+        raise UserError(
+            f"{path}: {sides[1]} by {sides[0]} pixels are too many for this format: choose a scale, a size or another "
+            f"format with sides of at most {form.largest}."
+        )
+    if videos.isnan().any():
+        raise UserError(f"{path}: the video has values that are not numbers: make it again in float32.")
+    total, done = videos.shape[0] * videos.shape[2], count(1)
+
+    def after_frame() -> None:
+        if progress is not None:
+            progress("writing", next(done), total)
+
+    # Enough precision for 30000/1001, and a time base that every container can store.
+    exact = Fraction(rate).limit_denominator(1001)
+    paths = numbered(path, len(videos))
+    with _told(path), ExitStack() as stack:  # all are written before the first is renamed
+        temporaries = [stack.enter_context(_beside(one, form)) for one in paths]
+        for temporary, video in zip(temporaries, videos, strict=True):
+            form.write(temporary, Clip(video, exact, scale, metadata, after_frame))
+    return paths
+
+
+def numbered(path: str | os.PathLike, videos: int) -> list[Path]:
+    """Where a batch goes: to `path` itself if it is one video, else to name_0.mp4, name_1.mp4 and so on beside it."""
+    path = Path(path)
+    if videos == 1:
+        return [path]
+    named = path if path.name else path.absolute()  # "." has no name
+    ending = named.suffix if named.suffix.lower() in FORMATS else ""
+    return [named.with_name(f"{named.name.removesuffix(ending)}_{i}{ending}") for i in range(videos)]
+
+
+def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) -> Format:
+    """The format that a path asks for, checked to be there and to play at this rate. Raises `UserError`."""
+    path = Path(path)
+    form = FORMATS.get(path.suffix.lower()) or (FORMATS[FOLDER] if path.is_dir() else None)
+    if form is None:
+        endings = ", ".join(filter(None, FORMATS))
+        raise UserError(
+            f"{path}: no video is written as {path.suffix}: give a name that ends in {endings}, or a folder."
+        )
+    if not form.present():
+        raise UserError(f"{path}: writing it needs {form.needs}, which is not installed here: give another format.")
+    if rate is not None and not _SLOWEST <= rate <= form.fastest:
+        what = path.suffix.lower() or "a folder of pictures"
+        raise UserError(
+            f"{path}: {float(rate):g} frames a second cannot be kept in {what}: give from 0.01 to {form.fastest}."
+        )
+    return form
+
+
+def _beside(path: Path, form: Format) -> AbstractContextManager[Path]:
+    if form is not FORMATS[FOLDER]:
+        return written_beside(path)
+    check_replaceable(path)
+    return folder_beside(path)
 
 
 @contextmanager
-def written_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, and a file to write was expected: give a file name.")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_video(path: str | os.PathLike, video: Tensor, rate: float | Fraction, scale: int = 1) -> Path:
-    """Write an H.264 4:2:0 .mp4 that plays everywhere.
-
-    video: (1, 3, F, H, W) or (3, F, H, W) in [0, 1] (clamped). `scale` enlarges every pixel that many times, so
-    that tiny videos can be looked at. An odd side is extended by repeating its last line. Raises UserError where
-    the path cannot be written.
-    """
+def _told(path: str | os.PathLike) -> Iterator[None]:
+    """Makes a sentence of what the system or an encoder says."""
     import av
 
-    path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise UserError(f"{path}: videos are written as .mp4: give a name that ends in .mp4.")
-    frames = _as_bytes(video)
-    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    _, height, width, _ = frames.shape
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with written_beside(path) as temporary:
-        try:
-            with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
-                stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
-                stream.height, stream.width = frames.shape[1:3]
-                stream.pix_fmt = "yuv420p"
-                stream.options = {"crf": "16", "preset": "medium"}
-                # Limited range, BT.601 at small sizes and BT.709 from 720 lines on: what players assume untagged.
-                matrix = "ITU709" if frames.shape[1] >= 720 else "ITU601"
-                for pixels in frames:
-                    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                    container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=matrix)))
-                container.mux(stream.encode(None))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}): check the folder and the space.") from error
-    return path
-
-
-def write_contact_sheet(
-    path: str | os.PathLike, rows: list[tuple[str, Tensor]], columns: int = 8, cell: int = 128, title: str = ""
-) -> Path:
-    """Write a .png with one labelled strip of frames a row, on white.
-
-    rows: (label, (3|1, F, H, W) in [0, 1]). At most `columns` frames are shown, evenly spaced from the first to
-    the last; a single frame fills one cell. All cells are `cell` pixels high, or the next whole multiple of the
-    smaller frames' height, so that small frames are enlarged without blur.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    path, gap, size = Path(path), 6, 15
-    strips = [(label, _as_bytes(strip)) for label, strip in rows]
-    smallest = min(strip.shape[1] for _, strip in strips)
-    height = math.ceil(cell / smallest) * smallest if smallest < cell else cell
-    font = ImageFont.load_default(size)
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    margin = max(int(measure.textbbox((0, 0), label, font=font)[2]) for label, _ in rows) + 2 * gap
-    images = [(label, [_cell(strip[i], height) for i in _spread(len(strip), columns)]) for label, strip in strips]
-    top = gap + (size + 2 * gap if title else 0)
-    width = margin + max(sum(image.width + gap for image in strip) for _, strip in images)
-    sheet = Image.new("RGB", (width, top + len(images) * (height + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), title, fill="black", font=font)
-    for row, (label, strip) in enumerate(images):
-        y, x = top + row * (height + gap), margin
-        draw.text((gap, y + height / 2), label, fill="black", font=font, anchor="lm")
-        for image in strip:
-            sheet.paste(image, (x, y))
-            x += image.width + gap
-    with written_beside(path) as temporary:
-        sheet.save(temporary, format="PNG")
-    return path
-
-
-def _as_bytes(video: Tensor) -> np.ndarray:
-    """(1, C, F, H, W) or (C, F, H, W) in [0, 1], C 3 or 1 -> (F, H, W, 3) uint8."""
-    if video.dim() == 5 and video.shape[0] == 1:
-        video = video[0]
-    if video.dim() != 4 or video.shape[0] not in (1, 3):
-        raise ValueError(f"expected one video (3, F, H, W), got {tuple(video.shape)}")
-    video = video.detach().float().cpu().clamp(0, 1).expand(3, -1, -1, -1)
-    return (video * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
-
-
-def _cell(frame: np.ndarray, height: int):
-    """One frame (H, W, 3) as an image of this height, enlarged by whole pixels or reduced smoothly."""
-    from PIL import Image
-
-    image = Image.fromarray(frame)
-    width = max(1, round(image.width * height / image.height))
-    return image.resize((width, height), Image.NEAREST if height >= image.height else Image.LANCZOS)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices of `count`, evenly spaced, the first and the last among them."""
-    wanted = min(count, wanted)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason}): check the folder and the space.") from error

@@ -1,0 +1,65 @@
+"""Files and folders that appear whole or not at all: written beside the target under another name, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vc_core.errors import UserError
+
+
+@contextmanager
+def written_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure.
+
+    Raises:
+        UserError: `path` is a folder, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and a file to write was expected: give a file name.")
+    _check_parent(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; renames it to `path` on success, removes it on any failure.
+
+    A folder that is already at `path` is replaced as a whole: whether it may be is for the caller to know. No system
+    swaps two folders in one step everywhere, so between two renames there is none; a failure there puts the old one
+    back.
+
+    Raises:
+        UserError: `path` is a file, or its folder does not exist.
+    """
+    path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
+    if path.is_file():
+        raise UserError(f"{path}: is a file, and a folder to write was expected: give another name.")
+    if path == Path.cwd():
+        raise UserError(f"{path}: is the current folder, which cannot be replaced: name a folder in it.")
+    _check_parent(path)
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of a process with the same number that was killed
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")

@@ -1,0 +1,266 @@
+"""The formats that a video is written in, one row of a table each. The same video gives the same bytes every time."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vc_core.errors import UserError
+from vc_core.metadata import Metadata, gif_comment, png_text, webp_exif
+
+FOLDER = ""
+"""The key in FORMATS of a folder of pictures: a name without an ending."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is written.
+
+    Attributes:
+        video: `(3 or 1, F, H, W)`, in [0, 1] (clamped).
+        rate: frames a second.
+        scale: every pixel becomes this many squared.
+        metadata: texts to store in the file.
+        after_frame: to be called after every frame that was written.
+    """
+
+    video: Tensor
+    rate: Fraction
+    scale: int
+    metadata: Metadata
+    after_frame: Callable[[], None]
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Its frames (H, W, 3) uint8, one after the other: a whole long video would not fit into memory again."""
+        for frame in self.video.unbind(1):
+            yield as_bytes(frame[:, None])[0].repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+    def durations(self, milliseconds: int) -> list[int]:
+        """How long each frame is shown, in milliseconds: multiples of this many, whose sums are as near as can be."""
+        count = self.video.shape[1]
+        times = [round(1000 * i / self.rate / milliseconds) * milliseconds for i in range(count + 1)]
+        return [end - start for start, end in pairwise(times)]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a clip is written to a path.
+
+    Attributes:
+        fastest: frames a second; beyond, players show every frame for a tenth of a second.
+        largest: pixels of a side.
+        needs, present: what a build of a library may lack, in words, and whether it is there.
+    """
+
+    write: Callable[[Path, Clip], None]
+    fastest: int = 1000
+    largest: int = 65535
+    needs: str = ""
+    present: Callable[[], bool] = lambda: True
+
+
+def as_bytes(video: Tensor) -> np.ndarray:
+    """`(C, F, H, W)` in [0, 1] (clamped), C 3 or 1 -> (F, H, W, 3) uint8."""
+    video = video.detach().float().cpu().clamp(0, 1).expand(3, -1, -1, -1)
+    return (video * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+# --- Containers with a codec, by PyAV -------------------------------------------------------------------------------
+
+# swscale's name and the number that the file carries. BT.601 at small sizes and BT.709 from 720 lines on is what
+# players assume where a file does not say it. Ours does, for those readers that always assume BT.601.
+_BT601, _BT709 = ("ITU601", 6), ("ITU709", 1)
+_LIMITED_RANGE = 1
+
+
+def _encode(
+    codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: Clip
+) -> None:
+    import av
+
+    # bitexact: no date, no random identifier and no version in the container.
+    with av.open(str(path), "w", options={"fflags": "+bitexact", **container_options}) as container:
+        container.metadata.update(clip.metadata)
+        stream = container.add_stream(codec, rate=clip.rate)
+        context = stream.codec_context
+        context.height, context.width = (side * clip.scale + side * clip.scale % 2 for side in clip.video.shape[2:])
+        context.pix_fmt, context.options = "yuv420p", dict(options)
+        matrix, context.colorspace = _BT709 if context.height >= 720 else _BT601
+        context.color_range = _LIMITED_RANGE
+        for frame in chain(_yuv_frames(clip, matrix), [None]):  # None: what the encoder still holds back
+            for packet in context.encode_lazy(frame):
+                packet.stream = stream
+                container.mux(packet)
+                clip.after_frame()
+
+
+def _yuv_frames(clip: Clip, matrix: str) -> Iterator[Any]:
+    """Its frames as 4:2:0, that is one colour for two by two pixels: an odd side is extended by its last line."""
+    import av
+
+    for pixels in clip.frames():
+        height, width, _ = pixels.shape
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        yield frame.reformat(format="yuv420p", dst_colorspace=matrix)
+
+
+def _x264_options() -> dict[str, str]:
+    """A fixed number of threads, on which the bytes depend, and no AVX-512.
+
+    x264's routines for AVX-512 read memory that nobody wrote: with them (core 165) the same frames give other bytes
+    from one time to the next, and with AVX2 always those of its plain C. Naming routines that a processor lacks
+    would crash, so they are named only where torch has found them.
+    """
+    options = {"crf": "16", "preset": "medium", "threads": "4"}
+    has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return {**options, "x264-params": "asm=avx2"} if has_avx2 else options
+
+
+def _has_encoder(codec: str) -> bool:
+    import av
+
+    try:
+        av.Codec(codec, "w")
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> Format:
+    return Format(
+        partial(_encode, codec, options, container_options),
+        largest=16384,
+        needs=f"a build of PyAV with the encoder {codec}",
+        present=partial(_has_encoder, codec),
+    )
+
+
+# --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
+
+
+def _write_gif(path: Path, clip: Clip) -> None:
+    """One palette of 256 colours for all frames, so that no colour flickers, and no dithering, which would crawl.
+
+    A video that has no more colours keeps them; Pillow may take two that are less than 8 of 255 apart for one.
+    """
+    from PIL import Image
+
+    palette = _palette(clip.video)
+    images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _images(clip))
+    next(images).save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=images,
+        duration=clip.durations(10),
+        loop=0,
+        optimize=False,  # the files are smaller without
+        comment=gif_comment(clip.metadata),
+    )
+
+
+def _palette(video: Tensor):
+    """The 256 colours that stand for a sample of at most 65,536 pixels best, as an image with this palette."""
+    from PIL import Image
+
+    pixels = video[0].numel()
+    step = math.ceil(math.sqrt(pixels / 2**16))
+    sample = as_bytes(video[:, :, ::step, ::step])
+    return Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+
+
+def _write_webp(path: Path, clip: Clip) -> None:
+    """Lossless: the one file that holds the very pixels. The effort is low: more costs ten times for a tenth less."""
+    first, *others = _images(clip)
+    first.save(
+        path,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=clip.durations(1),
+        loop=0,
+        lossless=True,
+        quality=0,
+        method=0,
+        exif=webp_exif(clip.metadata),
+    )
+
+
+def _images(clip: Clip) -> Iterator[Any]:
+    from PIL import Image
+
+    for pixels in clip.frames():
+        yield Image.fromarray(pixels)
+        clip.after_frame()
+
+
+def _has_webp() -> bool:
+    from PIL import features
+
+    return features.check("webp")
+
+
+# --- A folder of pictures -------------------------------------------------------------------------------------------
+
+DESCRIPTION = "video.json"
+"""In a folder of pictures: its number of frames, and the rate as a number or a fraction, for instance `30000/1001`."""
+
+_PART = rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}"
+_PUT_THERE_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+def _write_folder(folder: Path, clip: Clip) -> None:
+    """The metadata goes into every picture, so that one which is taken out still says how it was made."""
+    text = png_text(clip.metadata)
+    for number, image in enumerate(_images(clip)):
+        image.save(folder / f"{number:05d}.png", format="PNG", pnginfo=text)
+    description = {"frames": clip.video.shape[1], "rate": str(clip.rate)}
+    (folder / DESCRIPTION).write_text(json.dumps(description) + "\n")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder that holds anything but an earlier result of `write_video`. Raises `UserError`."""
+    if not folder.is_dir():
+        return
+    present = {path.name for path in folder.iterdir()} - _PUT_THERE_BY_SYSTEMS
+    parts = {name for name in present if (folder / name).is_file() and re.fullmatch(_PART, name)}
+    foreign = sorted(present - parts if _is_described(folder) else present)
+    if foreign:
+        raise UserError(
+            f"{folder}: holds {foreign[0]}, which is not part of an earlier result, and it would be lost: "
+            "give a new folder or an empty one."
+        )
+
+
+def _is_described(folder: Path) -> bool:
+    try:
+        return set(json.loads((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+# --- The table ------------------------------------------------------------------------------------------------------
+
+FORMATS: dict[str, Format] = {
+    # use_metadata_tags keeps every key under its own name, as ComfyUI's video nodes write and its page reads them;
+    # otherwise only the keys that iTunes knows survive.
+    ".mp4": _coded("libx264", _x264_options(), {"movflags": "+faststart+use_metadata_tags"}),
+    # libvpx's bytes depend on its threads with row-mt only.
+    ".webm": _coded(
+        "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "4", "row-mt": "0"}, {}
+    ),
+    ".gif": Format(_write_gif, fastest=50),
+    ".webp": Format(_write_webp, fastest=90, largest=16383, needs="a build of Pillow with WebP", present=_has_webp),
+    FOLDER: Format(_write_folder),
+}
