@@ -4,12 +4,16 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from vc_core.conditions import CONDITIONS, check_schedule
 from vc_core.errors import UserError
+
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,46 +21,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in HANDED_ON:
         return HANDED_ON[argv[0]](argv[1:])
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(next((word for word in argv if not word.startswith("-")), "")).parse_args(argv)
     try:
-        arguments.run(arguments)
-    except UserError as error:
-        if arguments.debug:
-            raise
-        print(f"vc: {error}", file=sys.stderr)
-        return 2
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"vc: {message}", file=sys.stderr)
+            return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("vc: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"vc: unexpected {type(error).__name__}: {error} (--debug shows where it came from)", file=sys.stderr)
-        return 1
-    return 0
+        print(f"vc: {_sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where it came from)"
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser, with the options of the chosen command alone: those of others would have to import torch."""
     parser = argparse.ArgumentParser(prog="vc", description="VideoComposer: videos composed from conditions.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in (("test", "run the tests (--all: the slow ones too)"), ("train", "train or evaluate a part")):
+    for name, summary in (
+        ("test", "run the tests (--all: the slow ones too)"),
+        ("train", "train or evaluate a part"),
+        ("bench", "measure speed and memory, as ratios in one run"),
+    ):
         commands.add_parser(name, help=summary).set_defaults(
             run=lambda _: parser.error("--debug goes with other commands")
         )
     for name, add, run, summary in (
         ("demo", _demo_arguments, _demo, "compose two small videos that obey a clip's motion, and measure them"),
-        ("compose", _compose_arguments, _compose, "compose a video from conditions"),
-        ("info", _info_arguments, _info, "say what a checkpoint is"),
+        ("compose", _compose_arguments, _compose, "compose videos from conditions, again from a video, or many"),
+        ("extract", _extract_arguments, _extract, "make a condition of a video or an image, and look at it"),
+        ("info", _info_arguments, _info, "say what a file holds and whether it is whole"),
+        (
+            "convert",
+            _convert_arguments,
+            _convert,
+            "write networks under other names, in another type, or as one file",
+        ),
+        ("doctor", _doctor_arguments, _doctor, "say what works here, what is missing and where to get it"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+        )
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        add(command)
+        if name == chosen:
+            add(command)
         command.set_defaults(run=run)
     return parser
 
 
-# --- test and train: other programs, which this package does not import ---------------------------------------------
+# --- test, train and bench: other programs, which this package does not import --------------------------------------
 
 
 def _test(arguments: list[str]) -> int:
@@ -71,8 +93,17 @@ def _train(arguments: list[str]) -> int:
     return subprocess.call([sys.executable, "-m", "training", *arguments], env={**os.environ, "PYTHONPATH": path})
 
 
+def _bench(arguments: list[str]) -> int:
+    """One of the scripts in benchmarks/, by its name."""
+    there = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py"))
+    if not arguments or arguments[0] not in there:
+        print(f"usage: vc bench NAME ...: expected one of {', '.join(there)}", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    return subprocess.call([sys.executable, str(PROJECT / "benchmarks" / f"{arguments[0]}.py"), *arguments[1:]])
+
+
 PROJECT = Path(__file__).resolve().parents[1]
-HANDED_ON = {"test": _test, "train": _train}
+HANDED_ON = {"test": _test, "train": _train, "bench": _bench}
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------
@@ -87,7 +118,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from vc_core.demo import run_demo
 
-    with _progress("composing") as progress:
+    with _bars() as progress:
         summary = run_demo(arguments.out, arguments.checkpoint, arguments.seed, progress)
     for line in summary:
         print(line)
@@ -97,183 +128,222 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _compose_arguments(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_argument_group("conditions from a video")
-    source.add_argument("--video", type=Path, help="the source clip")
-    source.add_argument(
-        "--use", default="", metavar="NAMES", help=f"what to take from it, with commas: {', '.join(CONDITIONS)}"
+    from vc_core.settings import SETTINGS, as_option
+
+    files = parser.add_argument_group("settings from files", "Options given besides override what the file says.")
+    files.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE",
+        help="a .yaml or .json of settings (keys are the options' names, paths are relative to it), or a video, folder "
+        "or sheet that this command wrote: the same again",
+    )  # fmt: skip
+    files.add_argument(
+        "--batch", type=Path, metavar="RUNS", help="a .yaml list of settings, or 'runs:' with 'defaults:': all of them"
     )
-    source.add_argument("--start", type=float, default=0.0, help="where to begin in the clip, in seconds")
-    source.add_argument("--rate", type=float, help="frames a second to take (default: 4, more where the clip is short)")
-    source.add_argument("--mask", type=Path, help="image or video for --use mask: white is painted anew")
-    images = parser.add_argument_group("conditions from images, and text")
-    images.add_argument("--text", default="", help="the prompt")
-    images.add_argument("--negative", default="", help="the negative prompt")
-    images.add_argument("--image", type=Path, help="the single image: how the video begins")
-    images.add_argument("--sketch", type=Path, help="the single sketch: a drawing, taken as it is")
-    images.add_argument("--sketch-lines", choices=("bright", "dark"), default="dark", help="what its lines are")
-    images.add_argument("--style", type=Path, help="the style image")
-    for kind, form in (("strength", "NAME=FACTOR"), ("schedule", "NAME=START:END")):
-        images.add_argument(
-            f"--{kind}", action="append", default=[], metavar=form, help=f"a condition's {kind}, for instance "
-            + ("motion=0.5" if kind == "strength" else "style=0:0.6 (fractions of the sampling)"),
+    groups: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        if setting.group not in groups:
+            groups[setting.group] = parser.add_argument_group(setting.group)
+        kind = setting.kind
+        shape = {"metavar": kind.form} if kind.form else {"action": argparse.BooleanOptionalAction}
+        groups[setting.group].add_argument(
+            *(["-o"] if name == "out" else []), as_option(name), dest=name, default=argparse.SUPPRESS,
+            help=setting.help, **shape, **kind.option,
         )  # fmt: skip
-    video = parser.add_argument_group("the video")
-    video.add_argument("-o", "--out", type=Path, required=True, help="the .mp4 to write")
-    video.add_argument("--checkpoint", type=Path, help="another checkpoint than the bundled one")
-    video.add_argument("--frames", type=int, help="number of frames (default: as the checkpoint was trained)")
-    video.add_argument("--size", help="WIDTHxHEIGHT in multiples of 8 (default: as the checkpoint was trained)")
-    video.add_argument("--fps", type=float, help="frames a second of the result (default: the source's, else 8)")
-    video.add_argument("--scale", type=int, help="enlarge the pixels of the result this many times (default: to 256)")
-    video.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m or ddim (the released loop)")
-    video.add_argument("--steps", type=int, default=20)
-    video.add_argument("--guidance", type=float, help="guidance scale (default: the checkpoint's)")
-    video.add_argument("--seed", type=int, default=0)
 
 
-def _compose(arguments: argparse.Namespace) -> None:
-    from vc_core.checkpoint import BUNDLED
-    from vc_core.conditions import Condition
-    from vc_core.extract import as_sketch
-    from vc_core.extract.sources import Source, condition_size, extract
-    from vc_core.pipeline import Style, VideoComposer, compose
-    from vc_core.video import plan_frames, probe, read_image, resize_crop, write_video
+def _compose(arguments: argparse.Namespace) -> int | None:
+    from vc_core.running import gather, run
+    from vc_core.settings import SETTINGS
 
-    _check_out(arguments.out, ".mp4")
-    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
-        raise UserError(f"--fps {arguments.fps} is not possible: expected frames a second above 0, at most 1000.")
-    if arguments.scale is not None and not 1 <= arguments.scale <= 64:
-        raise UserError(f"--scale {arguments.scale} is not possible: expected a whole number from 1 to 64.")
-    names = [name.strip() for name in arguments.use.split(",") if name.strip()]
-    applied = _applied(arguments.strength, arguments.schedule)
-    if names and arguments.video is None:
-        raise UserError(f"--use {arguments.use} needs a source: give --video FILE.")
-    if arguments.video is not None and not names:
-        raise UserError(f"--video {arguments.video} is not used: say what to take from it, for instance --use motion.")
-    if arguments.mask is not None and "mask" not in names:
-        raise UserError(f"--mask {arguments.mask} is not used: add mask to --use.")
-    size = None if arguments.size is None else _size(arguments.size)
-
-    composer = VideoComposer.load(arguments.checkpoint or BUNDLED)
-    config = composer.config
-    size = size or (config.height, config.width)
-    frames = config.frames if arguments.frames is None else arguments.frames
-    tensors, fps = {}, arguments.fps or config.rate
-    if names:
-        plan = plan_frames(probe(arguments.video), frames, arguments.rate, arguments.start)
-        source = Source(arguments.video, plan, size, config.extraction, arguments.mask)
-        tensors = {name: extract(name, source) for name in names}
-        fps = arguments.fps or float(plan.rate)
-    for name, path in (("single_image", arguments.image), ("single_sketch", arguments.sketch)):
-        if path is not None and name in tensors:
-            raise UserError(f"The condition '{name}' was given twice, by --use and by {path}: give it once.")
-    if arguments.image is not None:
-        image = resize_crop(read_image(arguments.image), condition_size("single_image", size))
-        tensors["single_image"] = image[:, :, None]
-    if arguments.sketch is not None:
-        sketch = as_sketch(read_image(arguments.sketch), arguments.sketch_lines)
-        tensors["single_sketch"] = resize_crop(sketch, condition_size("single_sketch", size))[:, :, None]
-    wired = {*tensors, *(["style"] if arguments.style is not None else [])}
-    if unused := set(applied) - wired:
-        raise UserError(f"--strength or --schedule names {', '.join(sorted(unused))}: name conditions that are given.")
-    style = None
-    if arguments.style is not None:
-        style = Style(read_image(arguments.style), **applied.get("style", {}))
-    conditions = [Condition(name, tensor, **applied.get(name, {})) for name, tensor in tensors.items()]
-
-    with _progress("composing") as progress:
-        video = compose(
-            composer,
-            arguments.text,
-            negative=arguments.negative,
-            style=style,
-            conditions=conditions,
-            frames=frames,
-            size=size,
-            guidance=arguments.guidance,
-            sampler=arguments.sampler,
-            steps=arguments.steps,
-            seed=arguments.seed,
-            progress=progress,
-        )
-    scale = max(1, 256 // min(size)) if arguments.scale is None else arguments.scale
-    write_video(arguments.out, video, fps, scale=scale)
-    print(f"{arguments.out}: {frames} frames of {size[1] * scale}x{size[0] * scale} at {fps:g} a second")
+    options = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+    if arguments.batch is not None:
+        return _compose_many(arguments, options)
+    with _bars() as progress:
+        result = run(gather(arguments.source, options, progress), progress=progress)
+    for line in result.summary:
+        print(line)
+    return None
 
 
-def _check_out(path: Path, suffix: str) -> None:
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{path} cannot be written: expected a name that ends in {suffix}.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file.")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
+def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    from vc_core.running import gather_many, run_all
+
+    for name, given in (("--from", arguments.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
+        if given:
+            raise UserError(f"{name} does not go with --batch: write it into {arguments.batch}, in each run.")
+    runs = gather_many(arguments.batch, options)
+    failed = []
+    with _bars() as progress:
+        for number, outcome in enumerate(run_all(runs, progress), 1):
+            if outcome.error is not None:
+                failed.append(f"run {number}, {outcome.settings.out}: {_sentence(outcome.error)}")
+                if arguments.debug:
+                    traceback.print_exception(outcome.error)
+            for line in outcome.result.summary if outcome.result else failed[-1:]:
+                progress.write(f"[{number}/{len(runs)}] {line}")
+    if failed:
+        print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 2 if failed else 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise UserError(f"The size '{text}' cannot be read: expected WIDTHxHEIGHT, for instance 256x256.")
-    return int(height), int(width)
+# --- extract --------------------------------------------------------------------------------------------------------
 
 
-def _applied(strengths: Sequence[str], schedules: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How each condition is applied, by name: arguments of `Condition` and `Style`."""
-    applied: dict[str, dict[str, float]] = {}
-    for text in strengths:
-        name, _, factor = text.partition("=")
-        applied.setdefault(name, {})["strength"] = _number(factor, f"--strength {text}", "NAME=FACTOR")
-    for text in schedules:
-        name, _, span = text.partition("=")
-        start, _, end = span.partition(":")
-        where, form = f"--schedule {text}", "NAME=START:END"
-        applied.setdefault(name, {}).update(start=_number(start, where, form), end=_number(end, where, form))
-    for name, how in applied.items():
-        check_schedule(name, how.get("strength", 1.0), how.get("start", 0.0), how.get("end", 1.0))
-    return applied
+def _extract_arguments(parser: argparse.ArgumentParser) -> None:
+    from vc_core.extraction import KINDS
+
+    add = parser.add_argument
+    add("kind", choices=KINDS, help="what to make")
+    add("file", type=Path, help="a video; an image for style, single_image and single_sketch")
+    add("-o", "--out", type=Path, required=True, help="a .safetensors: `condition` (1, C, F, H, W), settings inside")
+    add("--preview", type=Path, metavar="FILE", help="also something to look at: a .png, or a video")
+    add("--json", action="store_true", help="print a summary as JSON")
+    add("--checkpoint", type=Path, help="make it as this one was trained (default: as the released one); or `bundled`")
+    add("--frames", type=int, help="number of frames (default: the checkpoint's)")
+    add("--size", metavar="WIDTHxHEIGHT", help="of the video to be composed (default: the checkpoint's)")
+    add("--start", type=float, default=0.0, help="where to begin in the video, in seconds")
+    add("--rate", type=float, help="frames a second to take (default: 4, more where the video is short)")
+    motion = parser.add_argument_group("motion")
+    motion.add_argument("--mode", choices=("released", "stream"), default="released",
+                        help="block vectors as in training, or the file's own (default: released)")  # fmt: skip
+    motion.add_argument("--nominal-height", type=int, metavar="PIXELS", help="scale the video to this height first")
+    motion.add_argument("--vectors", action="store_true",
+                        help="also `vectors`: the released path's blocks as (frame, dst_x, dst_y, dx, dy)")  # fmt: skip
+    others = parser.add_argument_group("sketch, depth and mask")
+    others.add_argument("--sketch-method", choices=("auto", "pidinet", "edges"), default="auto")
+    others.add_argument("--lines", choices=("bright", "dark"), help="the image is a sketch already, with such lines")
+    others.add_argument("--depth-model", type=Path, help="a depth network: midas_v3_dpt_large.pth, or a folder")
+    others.add_argument("--depth-maps", type=Path, help="depth maps of this video from elsewhere, instead of a network")
+    others.add_argument("--near", choices=("bright", "dark"), default="bright", help="what is near in these maps")
+    others.add_argument("--mask", type=Path, help="image, video or folder of images: white is painted anew")
+    others.add_argument("--models", type=Path, action="append", help="a folder with annotators' files; may be repeated")
+    others.add_argument("--device", default="auto", help="auto, cpu, cuda, mps: where annotators' networks run")
 
 
-def _number(text: str, where: str, form: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{where} cannot be read: expected {form}.") from None
+def _extract(arguments: argparse.Namespace) -> None:
+    import json
+
+    from vc_core.extraction import check_names, extract_file, preview, save_extraction, source_of, summary
+
+    check_names(arguments.out, arguments.preview)
+    with _bars() as progress:
+        source = source_of(vars(arguments))
+        made = extract_file(arguments.kind, source, arguments.vectors, arguments.lines, progress)
+        written = [save_extraction(made, arguments.out)]
+        if arguments.preview is not None:
+            written.append(preview(made, source, arguments.preview))
+    told = summary(made)
+    if arguments.json:
+        print(json.dumps(told, indent=2))
+        return
+    shape = " x ".join(map(str, told["shape"]))
+    print(f"{arguments.out}: {arguments.kind}, {shape}, from {told['least']:.3g} to {told['most']:.3g}")
+    for path in written[1:]:
+        print(f"{path}: to look at")
+    if told["note"]:
+        print(told["note"])
 
 
-# --- info -----------------------------------------------------------------------------------------------------------
+# --- info and convert -----------------------------------------------------------------------------------------------
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="the file (default: the bundled one)")
+    parser.add_argument("file", type=Path, nargs="?", help="the file (default: the bundled checkpoint)")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def _info(arguments: argparse.Namespace) -> int:
     import json
 
-    from vc_core.checkpoint import BUNDLED, read_checkpoint
+    from vc_core.checkpoint import BUNDLED
+    from vc_core.inspection import as_mapping, as_text, inspect
 
-    checkpoint = read_checkpoint(arguments.checkpoint or BUNDLED)
-    print(f"{checkpoint.path}: {checkpoint.config.name}")
-    for part, tensors in checkpoint.parts.items():
-        size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
-        count = sum(t.numel() for t in tensors.values()) / 1e6
-        print(f"  {part}: {count:.1f} M parameters in {len(tensors)} tensors, {size:.1f} MB")
-    for sentence in checkpoint.assumed:
-        print(f"  assumed: {sentence}")
-    for name in checkpoint.extra[:10]:
-        print(f"  not used: {name}")
-    print(json.dumps(json.loads(checkpoint.config.to_json()), indent=2))
+    with _bars() as progress:
+        info = inspect(arguments.file or BUNDLED, progress)
+    print(json.dumps(as_mapping(info), indent=2) if arguments.json else as_text(info))
+    return 0 if info.whole else 2
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="a file that ./vc info knows")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a .safetensors, or a .pth as released")
+    parser.add_argument("--add", type=Path, action="append", default=[], metavar="FILE",
+                        help="a file that brings further parts; may be repeated")  # fmt: skip
+    parser.add_argument("--parts", metavar="NAMES", help="what to write, with commas: model, vae, text, image")
+    parser.add_argument("--layout", help="whose names: videocomposer, released, taesd, ldm, diffusers, open_clip, "
+                        "transformers (default: released for a .pth of a network, else videocomposer)")  # fmt: skip
+    parser.add_argument("--dtype", help="fp32, fp16, bf16 or fp8 (default: as it is)")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from vc_core.conversion import convert
+    from vc_core.inspection import as_text
+
+    parts = arguments.parts and [name.strip() for name in arguments.parts.split(",")]
+    with _bars() as progress:
+        info = convert(
+            arguments.source,
+            arguments.out,
+            add=arguments.add,
+            parts=parts,
+            layout=arguments.layout,
+            dtype=arguments.dtype,
+            progress=progress,
+        )
+    print(as_text(info, brief=True))
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--hash", action="store_true", help="also compare the SHA-256 of the models that are found")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    import json
+
+    from vc_core.doctor import as_text, examine
+
+    with _bars() as progress:
+        findings = examine(arguments.hash, progress)
+    print(json.dumps(findings, indent=2) if arguments.json else as_text(findings))
+    return 0 if findings["works"] else 2
+
+
+# --- Progress -------------------------------------------------------------------------------------------------------
+
+
+class _Bars:
+    """A progress bar for each thing that reports, shown only where it takes more than half a second."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        bar = self.bars.get(what)
+        if bar is None or done < bar.n or bar.total != total:  # it begins anew
+            self.finish()
+            bar = self.bars[what] = tqdm(desc=what, total=total, delay=0.5, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    def finish(self) -> None:
+        while self.bars:
+            self.bars.popitem()[1].close()
+
+    def write(self, line: str) -> None:
+        """A line on standard output, where no bar is under way."""
+        self.finish()
+        print(line, flush=True)
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar as `compose()` drives it; it starts anew with every video."""
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit="step", dynamic_ncols=True) as bar:
-
-        def report(done: int, total: int) -> None:
-            if done < bar.n or bar.total != total:
-                bar.reset(total)
-            bar.update(done - bar.n)
-
-        yield report
+def _bars() -> Iterator[_Bars]:
+    bars = _Bars()
+    try:
+        yield bars
+    finally:
+        bars.finish()

@@ -1,8 +1,15 @@
-"""The command line: what it writes, and one clear sentence with status 2 for what it cannot do."""
+"""The command line: what it writes, the same again from what it wrote, many runs, and one clear sentence with status 2
+for what it cannot do."""
 
+import hashlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,8 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vc_core import cli
+from vc_core import cli, pipeline, running
 from vc_core.demo import draw_clip
+from vc_core.record import read_record
+from vc_core.settings import SETTINGS, Settings, as_option
 from vc_core.video import probe, write_video
 
 
@@ -30,73 +39,178 @@ def picture(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def compose(tiny_checkpoint):
+    """`./vc compose` with the tiny checkpoint, two steps and small pixels."""
+    return lambda *arguments: vc(
+        "compose", "--checkpoint", tiny_checkpoint, "--steps", 2, "--scale", 1, *[str(a) for a in arguments]
+    )
+
+
 def vc(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
-def test_compose_with_everything(tiny_checkpoint, clip, picture, tmp_path):
-    out = tmp_path / "out.mp4"
-    status = vc(
-        "compose", "--checkpoint", tiny_checkpoint, "--video", clip, "--use", "motion,sketch,mask", "--mask", picture,
-        "--image", picture, "--sketch", picture, "--style", picture, "--text", "a red circle", "--negative", "grey",
-        "--strength", "motion=0.5", "--schedule", "style=0:0.6", "--steps", "2", "--size", "48x32", "--scale", "2",
-        "-o", out,
+def frames_of(path):
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- compose --------------------------------------------------------------------------------------------------------
+
+
+def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
+    out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
+    status = compose(
+        "--video", clip, "--use", "motion,sketch,mask", "--mask", picture, "--image", picture, "--sketch", picture,
+        "--style", picture, "--text", "a red circle", "--negative", "grey", "--strength", "motion=0.5",
+        "--schedule", "style=0:0.6", "--size", "48x32", "--scale", "2", "-o", out, "--sheet", sheet,
     )  # fmt: skip
     assert status == 0
     with av.open(str(out)) as container:
         stream = container.streams.video[0]
         assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    assert len(frames) == 3
-    assert frames[0].shape == (64, 96, 3)
+    assert frames_of(out).shape == (3, 64, 96, 3)
     assert probe(out).rate == 5  # the plan's: 3 frames of 0.75 s are no more than 3 at 4 a second
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{out}: 3 frames of 96x64 at 5 a second, seed 0"
+    assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames a second, 5 frames taken from each second of " + (
+        "a clip.mp4, cpu in fp32"
+    )
+    with Image.open(sheet) as image:  # a strip for each of the five conditions, the style and the result
+        assert image.height > 7 * 128
 
 
-def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_checkpoint, clip, picture, tmp_path):
-    base = ["compose", "--checkpoint", tiny_checkpoint, "--steps", "2"]
+def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_composer, clip, picture, tmp_path, monkeypatch):
+    composed, inner = [], pipeline.compose
+
+    def watched(*arguments, **settings):
+        composed.append(inner(*arguments, **settings))
+        return composed[-1]
+
+    monkeypatch.setattr(pipeline, "compose", watched)
+    source = {"video": clip, "use": ("motion",)}
     variants = {
-        "none": [],
-        "motion": ["--video", clip, "--use", "motion"],
-        "off": ["--video", clip, "--use", "motion", "--strength", "motion=0", "--fps", "8"],
-        "image": ["--image", picture],
-        "style": ["--style", picture],
+        "none": {},
+        "motion": source,
+        "off": {**source, "strength": {"motion": 0}},
+        "image": {"image": picture},
+        "style": {"style": picture},
+        "init": {"init": clip, "denoise": 0.5},
+        "seed": {"seed": 1},
+        "text": {"text": "a"},
+        "rescale": {"text": "a", "rescale": 1},
+        "guidance": {"condition_guidance": 3, "image": picture},
+        "eta": {"sampler": "ddim", "eta": 1},
     }
-    content = {}
-    for name, extra in variants.items():
-        assert vc(*base, *extra, "-o", tmp_path / f"{name}.mp4") == 0
-        with av.open(str(tmp_path / f"{name}.mp4")) as container:
-            content[name] = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-    assert np.array_equal(content["none"], content["off"])
-    others = ("none", "motion", "image", "style")
-    assert all(not np.array_equal(content[a], content[b]) for a in others for b in others if a < b)
+    for values in variants.values():
+        running.run(Settings(**values, steps=2, scale=1, out=tmp_path / "out.mp4"), tiny_composer)
+    videos = dict(zip(variants, composed, strict=True))
+    assert torch.equal(videos["none"], videos.pop("off"))
+    assert [(a, b) for a in videos for b in videos if a < b and torch.equal(videos[a], videos[b])] == []
+
+
+def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
+    seen = {}
+
+    def composed(composer, text, **settings):
+        seen.update(settings, text=text)
+        return torch.zeros(2, 3, 7, 16, 24)
+
+    monkeypatch.setattr("vc_core.pipeline.compose", composed)
+    given = {
+        "frames": 7, "size": "24x16", "batch_size": 2, "seed": 5, "sampler": "ddim", "eta": 0.5, "guidance": 4,
+        "condition_guidance": 2, "rescale": 0.5, "window": 4, "overlap": 1, "chunk": 2, "tile": 64, "text": "a",
+        "negative": "b",
+    }  # fmt: skip
+    assert compose(*[word for name, value in given.items() for word in (as_option(name), value)],
+                   "-o", tmp_path / "out.mp4") == 0  # fmt: skip
+    assert (seen.pop("windows").length, seen["size"], seen.pop("batch")) == (4, (16, 24), 2)
+    assert {name: seen[name] for name in given if name in seen and name != "size"} == {
+        name: value for name, value in given.items() if name in seen and name != "size"
+    }
+    assert {"chunk", "tile", "steps", "denoise", "video", "progress"} <= set(seen)
+    assert len([path for path in tmp_path.iterdir() if path.suffix == ".mp4"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("frames", "given", "expected"),
+    [
+        (3, {}, (None, None)),
+        (4, {}, (3, 1)),
+        (4, {"window": 8}, (8, 4)),  # one window, and not the default ones
+        (9, {"window": 8, "overlap": 0}, (8, 0)),
+        (9, {"overlap": 2}, (3, 2)),
+    ],
+)
+def test_windows_of_long_videos(tiny_config, frames, given, expected):
+    full, _ = running.fill_in(Settings(frames=frames, **given), tiny_config)
+    assert (full.window, full.overlap) == expected
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.webm", "out.gif", "out.webp", "out"])
+def test_every_format_holds_how_it_was_made(compose, tmp_path, name):
+    out = tmp_path / name
+    assert compose("--text", "ein „Kreis“; a=b\n\\", "--guidance", "3", "-o", out, "--sheet", tmp_path / "s.png") == 0
+    for path in (out, tmp_path / "s.png"):
+        settings = Settings.from_file(path)
+        assert settings.text == "ein „Kreis“; a=b\n\\"
+        assert (settings.guidance, settings.frames, settings.size, settings.steps) == (3.0, 3, (32, 40), 2)
+        assert settings.out is None
+
+
+def test_what_a_file_says_of_how_it_was_made(compose, tiny_checkpoint, clip, picture, tmp_path):
+    out = tmp_path / "out.mp4"
+    assert compose("--video", clip, "--use", "motion,mask", "--mask", picture, "-o", out) == 0
+    record = read_record(out)
+    assert record.settings.fps == 5 and record.settings.size == (32, 40) and record.settings.guidance == 2
+    assert {name: [file["sha256"] for file in files] for name, files in record.inputs.items()} == {
+        name: [hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+        for name, path in (("video", clip), ("mask", picture), ("checkpoint", tiny_checkpoint))
+    }
+    assert record.versions["torch"] == torch.__version__.split("+")[0] or record.versions["torch"] == torch.__version__
+    assert record.machine["device"] == "cpu" and record.machine["threads"] == torch.get_num_threads()
+    assert {"vc_core", "torch", "av", "diffusers"} == set(record.versions)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--video", "none.mp4", "--use", "motion"], "none.mp4"),
+        (["--video", "none.mp4", "--use", "motion"], "There is no file at none.mp4, which --video names"),
         (["--video", "CLIP"], "say what to take from it"),
         (["--use", "motion"], "give --video FILE"),
-        (["--video", "CLIP", "--use", "smell"], "Unknown condition 'smell'"),
+        (["--video", "CLIP", "--use", "smell"], "unknown condition 'smell'"),
         (["--video", "CLIP", "--use", "mask"], "needs a mask file"),
         (["--video", "CLIP", "--use", "depth"], "depth"),
         (["--video", "PICTURE", "--use", "motion"], "picture.png"),
+        (["--video", ".", "--use", "motion"], ". is a folder, and --video takes a file"),
         (["--video", "CLIP", "--use", "motion", "--frames", "500"], "too short"),
         (["--image", "CLIP"], "cannot be read as an image"),
         (["--image", "none.png"], "none.png"),
         (["--mask", "PICTURE"], "add mask to --use"),
-        (["--size", "30x30"], "30x30 is not possible: expected multiples of 8"),
+        (["--size", "30x30"], "--size 30x30 is not possible: expected multiples of 8"),
         (["--size", "large"], "expected WIDTHxHEIGHT"),
         (["--strength", "motion=much"], "expected NAME=FACTOR"),
         (["--strength", "motion=0.5"], "name conditions that are given"),
         (["--schedule", "style=0.9:0.1"], "expected 0 <= start <= end <= 1"),
-        (["--sampler", "euler"], "Unknown sampler 'euler'"),
+        (["--sampler", "eulr"], "--sampler eulr is not possible: expected one of dpmpp_2m"),
         (["--scale", "0"], "--scale 0 is not possible"),
-        (["--fps", "0"], "--fps 0.0 is not possible"),
+        (["--fps", "0"], "--fps 0 is not possible"),
         (["--fps", "nan"], "--fps nan is not possible"),
-        (["--seed", "99999999999999999999"], "The seed 99999999999999999999"),
-        (["--checkpoint", "none.safetensors"], "There is no checkpoint at none.safetensors"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999 is not possible"),
+        (["--checkpoint", "none.safetensors"], "There is no file at none.safetensors, which --checkpoint names"),
         (["--checkpoint", "CLIP"], "cannot be read as a checkpoint"),
+        (["--parts", "none.bin"], "none.bin"),
+        (["--device", "toaster"], "expected auto, cpu"),
+        (["--sheet", "sheet.jpg"], "sheet.jpg cannot be written: expected a name that ends in .png"),
+        (["--init", "CLIP"], "has no effect at --denoise 1"),
+        (["--from", "none.yaml"], "There is no file of settings at none.yaml"),
+        (["--from", "CLIP"], "a clip.mp4"),
+        (["--batch", "none.yaml"], "--out does not go with --batch"),
     ],
 )
 def test_bad_input(tiny_checkpoint, clip, picture, tmp_path, capsys, monkeypatch, arguments, message):
@@ -104,7 +218,7 @@ def test_bad_input(tiny_checkpoint, clip, picture, tmp_path, capsys, monkeypatch
     names = {"CLIP": clip, "PICTURE": picture}
     checkpoint = [] if "--checkpoint" in arguments else ["--checkpoint", tiny_checkpoint]
     status = vc("compose", *checkpoint, *[names.get(a, a) for a in arguments], "--steps", 2, "-o", "out.mp4")
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = last_line(capsys)
     assert status == 2
     assert error.startswith("vc: ")
     assert message in error
@@ -112,45 +226,139 @@ def test_bad_input(tiny_checkpoint, clip, picture, tmp_path, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_cannot_be_written(tiny_checkpoint, tmp_path, capsys):
-    assert vc("compose", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "out.avi") == 2
-    assert "ends in .mp4" in capsys.readouterr().err
-    assert vc("compose", "--checkpoint", tiny_checkpoint, "--steps", 1, "-o", tmp_path / "no" / "out.mp4") == 2
+def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monkeypatch):
+    assert compose() == 2
+    assert "There is no name for the result: give --out" in capsys.readouterr().err
+    assert compose("-o", tmp_path / "out.avi") == 2
+    assert ".mp4" in capsys.readouterr().err
+    assert compose("-o", tmp_path / "no" / "out.mp4") == 2
     assert "its folder does not exist" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    monkeypatch.setattr("vc_core.running.load", None)  # all of this is found out before anything is loaded
+    assert compose("-o", tmp_path / "mine") == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert compose("-o", tmp_path / "folder.mp4") == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert compose("--fps", 100, "-o", tmp_path / "out.gif") == 2
+    assert "100 frames a second" in capsys.readouterr().err
+    copy = shutil.copy(clip, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert compose("--video", copy, "--use", "motion", "-o", "clip.mp4") == 2
+    assert "would overwrite what --video reads" in capsys.readouterr().err
+    assert copy.read_bytes() == clip.read_bytes()
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(Exception, match="There is no checkpoint"):
+    with pytest.raises(Exception, match="There is no file at"):
         vc("compose", "--debug", "--checkpoint", tmp_path / "none", "-o", tmp_path / "out.mp4")
 
 
-def test_our_own_mistakes_are_one_line_too(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+def test_our_own_mistakes_are_one_line_too(compose, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("vc_core.pipeline.compose", broken)
-    assert vc("compose", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "out.mp4") == 1
+    assert compose("-o", tmp_path / "out.mp4") == 1
     error = capsys.readouterr().err
     assert "unexpected ZeroDivisionError: division by zero (--debug" in error
     assert "Traceback" not in error
 
 
-def test_ctrl_c_leaves_nothing(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_truncated_video(compose, clip, tmp_path, capsys):
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1500])
+    assert compose("--video", tmp_path / "cut.mp4", "--use", "motion", "-o", tmp_path / "out.mp4") == 2
+    assert "cut.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_help_lists_every_setting_in_groups(capsys):
+    with pytest.raises(SystemExit) as exit:
+        vc("compose", "--help")
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    for name, setting in SETTINGS.items():
+        assert f"{as_option(name)} " in out or f"{as_option(name)}," in out
+        assert f"\n{setting.group}:\n" in out
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_nothing(compose, tmp_path, capsys, monkeypatch):
     def interrupted(*_, **settings):
-        settings["progress"](1, 20)
+        settings["progress"]("sampling", 1, 20)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vc_core.pipeline.compose", interrupted)
-    assert vc("compose", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "out.mp4") == 130
+    assert compose("-o", tmp_path / "out.mp4") == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one process is POSIX's")
+@pytest.mark.parametrize("what", ["sampling", "writing"])
+def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
+    """The signal itself, in the middle of the real work."""
+    told, inner = [], cli._Bars.__call__
+
+    def report(self, *progress):
+        inner(self, *progress)
+        told.append(progress[:2])
+        if progress[:2] == (what, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(cli._Bars, "__call__", report)
+    (tmp_path / "out.mp4").write_bytes(b"an older one")
+    assert compose("--frames", 16, "--steps", 500 if what == "sampling" else 1, "-o", tmp_path / "out.mp4") == 130
+    assert told[-1] == (what, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one process is POSIX's")
+def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "vc_core", "compose", "--steps", "900", "--frames", "4", "-o", "out.mp4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path, env=environment) as process:
+        told = b""
+        while b"sampling" not in told:
+            told += (read := os.read(process.stderr.fileno(), 4096))
+            assert read, told.decode()
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        told += process.stderr.read()
+        assert process.wait() == 130
+        assert time.monotonic() - sent < 30  # all 900 steps take minutes
+    assert b"vc: interrupted" in told and b"Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Progress -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_for_what_takes_time_and_none_for_what_does_not(capsys):
+    with cli._bars() as progress:
+        for done in range(1, 4):
+            progress("hashing", done, 3)
+        assert capsys.readouterr().err == ""
+        for done in range(1, 4):
+            time.sleep(0.3)
+            progress("sampling", done, 3)
+    error = capsys.readouterr().err
+    assert "sampling" in error and "3/3" in error and "hashing" not in error
+
+
+# --- The other commands ---------------------------------------------------------------------------------------------
 
 
 def test_info(tiny_checkpoint, capsys):
     assert vc("info", tiny_checkpoint) == 0
     out = capsys.readouterr().out
-    assert "tiny" in out and "vae: 2.4 M parameters" in out
+    assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
     assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
 
 
@@ -160,15 +368,6 @@ def test_the_module_runs_as_the_launcher_does(tmp_path):
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-
-
-def test_a_truncated_video(tiny_checkpoint, clip, tmp_path, capsys):
-    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:1500])
-    status = vc("compose", "--checkpoint", tiny_checkpoint, "--video", tmp_path / "cut.mp4", "--use", "motion",
-                "-o", tmp_path / "out.mp4")  # fmt: skip
-    assert status == 2
-    assert "cut.mp4" in capsys.readouterr().err
-    assert not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.parametrize(

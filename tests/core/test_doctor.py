@@ -1,0 +1,133 @@
+"""./vc doctor and the table of models: what is found, what is missing, and what to do about it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vc_core import cli, doctor, models
+from vc_core.models import MODELS, find_model_files, model_folders
+
+
+@pytest.fixture
+def no_trial(monkeypatch):
+    """The trial is left out: it takes seconds and has a test of its own."""
+    monkeypatch.setattr(doctor, "problem", lambda: None)
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """Models as in the table, of a few bytes each."""
+    table = tuple(
+        models.ModelFile(name, "for tests", len(content), hashlib.sha256(content).hexdigest(), "https://there", option)
+        for name, content, option in (("a.pth", b"one", "--checkpoint"), ("b.safetensors", b"three", ""))
+    )
+    monkeypatch.setattr(models, "MODELS", table)
+    monkeypatch.setattr(doctor, "MODELS", table)
+    return table
+
+
+def test_the_table_of_models():
+    assert len({model.name for model in MODELS}) == len({model.size for model in MODELS}) == len(MODELS)
+    for model in MODELS:
+        assert model.source.startswith("https://") and model.purpose
+        assert model.option in ("", "--checkpoint", "--parts")
+        assert model.sha256 is None or (len(model.sha256) == 64 and int(model.sha256, 16))
+
+
+def test_folders_are_those_of_the_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("VC_MODELS", f"{tmp_path}/a:{tmp_path}/b")
+    monkeypatch.setattr("os.pathsep", ":")
+    assert model_folders() == [tmp_path / "a", tmp_path / "b"]
+    monkeypatch.delenv("VC_MODELS")
+    assert model_folders() == [models.PROJECT / "models"]
+
+
+def test_models_are_found_by_size_or_name_below_the_folders(small_models, tmp_path):
+    a, b = small_models
+    inner = tmp_path / "vae" / "deep"
+    inner.mkdir(parents=True)
+    (inner / "renamed.safetensors").write_bytes(b"three")
+    (tmp_path / "A.pth").write_bytes(b"cut off")
+    (tmp_path / "other.pth").write_bytes(b"something else")
+    (tmp_path / "notes.txt").write_bytes(b"one")
+    (inner / "back").symlink_to(tmp_path)
+    found = find_model_files([tmp_path, tmp_path / "none"])
+    assert [(item.path, item.model, item.right_size) for item in found] == [
+        (tmp_path / "A.pth", a, False),
+        (inner / "renamed.safetensors", b, True),
+    ]
+
+
+def test_another_way_to_identify_files(small_models, tmp_path):
+    (tmp_path / "any.pth").write_bytes(b"?")
+    (found,) = find_model_files([tmp_path], identify=lambda path: small_models[1])
+    assert found.model == small_models[1]
+
+
+def test_what_doctor_says(small_models, no_trial, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VC_MODELS", str(tmp_path))
+    (tmp_path / "a.pth").write_bytes(b"two")  # of the right size, with other content
+    assert cli.main(["doctor", "--hash"]) == 0
+    out = capsys.readouterr().out
+    assert "torch 2" in out and "threads" in out and "libx264 for .mp4" in out
+    assert "found: a.pth" in out and "SHA-256 WRONG: get it again from https://there" in out
+    assert "missing: b.safetensors" in out and f"put it into {tmp_path}; not used yet" in out
+    assert out.rstrip().endswith("Composing with the bundled checkpoint works.")
+
+    (tmp_path / "a.pth").write_bytes(b"one")
+    assert cli.main(["doctor", "--hash"]) == 0
+    assert "SHA-256 right" in capsys.readouterr().out
+    assert cli.main(["doctor"]) == 0
+    assert "SHA-256 right" not in capsys.readouterr().out
+
+
+def test_doctor_as_json(no_trial, capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["works"] is True
+    assert {"python", "libraries", "devices", "codecs", "models", "compiler", "disk"} <= set(findings)
+    assert findings["devices"][0]["name"] == "cpu"
+    assert [file["name"] for file in findings["models"]["files"]] == [model.name for model in MODELS]
+
+
+def test_a_library_that_is_missing(monkeypatch, capsys):
+    here = doctor._version
+    changed = {"kornia": None, "av": "1.0"}
+    monkeypatch.setattr(doctor, "_version", lambda name: changed[name] if name in changed else here(name))
+    assert cli.main(["doctor"]) == 2
+    out = capsys.readouterr().out
+    assert "kornia missing: " in out and "av 1.0 is another version: " in out
+    last = out.rstrip().splitlines()[-1]
+    assert "kornia" in last and "av" in last and "./vc --setup" in last
+
+
+def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):
+    here = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pytest" else here(name))
+    monkeypatch.setattr("vc_core.running.run", lambda settings: None)
+    assert doctor.problem() is None
+    assert [item["name"] for item in doctor.libraries() if not item["satisfied"]] == ["pytest"]
+
+
+def test_what_fails_in_the_trial_is_told(monkeypatch, capsys):
+    def broken(settings):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vc_core.running.run", broken)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().out.rstrip().endswith("failed with OSError: no space left")
+
+
+def test_doctor_speaks_without_torch(repository):
+    code = "import sys; sys.modules['torch'] = None; from vc_core.cli import main; sys.exit(main(['doctor']))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "libx264 for .mp4" in run.stdout and "It does not work: " in run.stdout.splitlines()[-1]
+
+
+def test_the_trial_composes():
+    assert doctor.problem() is None

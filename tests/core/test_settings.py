@@ -1,0 +1,251 @@
+"""Settings: what a file or an option says becomes the same settings; what cannot be meant is refused by its name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from vc_core.conditions import CONDITIONS
+from vc_core.diffusion.samplers import SAMPLERS
+from vc_core.errors import UserError
+from vc_core.record import Record
+from vc_core.settings import SETTINGS, Settings, as_option
+from vc_core.values import APPLIED, EASINGS, METHODS, MODES
+
+NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=8)
+PATHS = NAMES.map(Path)
+FRACTIONS = st.floats(0, 1)
+STRATEGIES = {
+    "use": st.lists(st.sampled_from(list(CONDITIONS)), unique=True).map(tuple),
+    "start": st.floats(0, 1e6),
+    "rate": st.none() | st.floats(1e-3, 1e6),
+    "motion_mode": st.sampled_from(MODES),
+    "sketch_method": st.sampled_from(METHODS),
+    "depth_near": st.sampled_from(["bright", "dark"]),
+    "models": st.lists(PATHS).map(tuple),
+    "canvas": st.none() | st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
+    "radius": st.none() | st.floats(1e-3, 1e6),
+    "pan": st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
+    "zoom": st.floats(1e-3, 1e3),
+    "roll": st.floats(-1e3, 1e3),
+    "easing": st.sampled_from(EASINGS),
+    "carry": FRACTIONS,
+    "text": st.text(),
+    "negative": st.text(),
+    "sketch_lines": st.sampled_from(["bright", "dark"]),
+    "strength": st.dictionaries(st.sampled_from(APPLIED), st.floats(allow_nan=False, allow_infinity=False)),
+    "schedule": st.dictionaries(
+        st.sampled_from(APPLIED), st.tuples(FRACTIONS, FRACTIONS).map(lambda span: tuple(sorted(span)))
+    ),
+    "denoise": st.floats(0, 1, exclude_min=True),
+    "frames": st.none() | st.integers(1, 10**6),
+    "size": st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)).map(lambda s: (8 * s[0], 8 * s[1])),
+    "fps": st.none() | st.floats(1e-3, 1000),
+    "scale": st.none() | st.integers(1, 64),
+    "batch_size": st.integers(1, 64),
+    "seed": st.integers(0, 2**63 - 1),
+    "sampler": st.sampled_from(SAMPLERS),
+    "steps": st.integers(1, 1000),
+    "eta": FRACTIONS,
+    "guidance": st.none() | st.floats(-100, 100),
+    "condition_guidance": st.floats(-100, 100),
+    "rescale": FRACTIONS,
+    "window": st.none() | st.integers(1, 999),
+    "overlap": st.none() | st.integers(0, 999),
+    "parts": st.lists(PATHS).map(tuple),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "mps"]),
+    "dtype": st.sampled_from(["auto", "fp32", "fp16", "bf16", "fp8"]),
+    "compute": st.sampled_from(["auto", "fp32", "fp16", "bf16"]),
+    "offload": st.booleans(),
+    "compile": st.booleans(),
+    "chunk": st.integers(1, 999),
+    "tile": st.none() | st.integers(64, 999),
+    **dict.fromkeys(
+        [
+            "video",
+            "mask",
+            "image",
+            "sketch",
+            "style",
+            "init",
+            "out",
+            "sheet",
+            "checkpoint",
+            "depth_model",
+            "depth_maps",
+            "tracks",
+        ],
+        st.none() | PATHS.filter(lambda path: path != Path("bundled")),
+    ),
+}
+
+
+@hypothesis_settings(deadline=None, max_examples=50)
+@given(st.fixed_dictionaries(STRATEGIES).map(lambda values: Settings(**values)))
+def test_any_settings_survive_json(settings):
+    assert set(STRATEGIES) == set(SETTINGS)
+    assert Settings.from_json(settings.to_json()) == settings
+    inputs = {"image": [{"path": "/a", "name": "a", "sha256": "0"}]}
+    record = Record(settings, inputs, {"sketch": {"method": "edges"}}, {"torch": "1"}, {"threads": 2})
+    assert record.to_json().isascii() and "\n" not in record.to_json()
+    assert Record.from_json(record.to_json()) == record
+
+
+def as_texts(settings):
+    """Settings as a user types them."""
+    texts = {}
+    for name, setting in SETTINGS.items():
+        value = setting.kind.plain(getattr(settings, name)) if getattr(settings, name) is not None else None
+        if isinstance(value, dict):
+            value = [f"{k}={':'.join(map(repr, v)) if isinstance(v, list) else repr(v)}" for k, v in value.items()]
+        elif name in ("use", "pan"):
+            value = ",".join(map(str, value))
+        elif not isinstance(value, (list, bool)) and value is not None:
+            value = str(value)
+        if value not in (None, []):
+            texts[name] = value
+    return texts
+
+
+@hypothesis_settings(deadline=None, max_examples=50)
+@given(st.fixed_dictionaries(STRATEGIES).map(lambda values: Settings(**values)))
+def test_any_settings_can_be_given_as_options(settings):
+    assert Settings().with_options(as_texts(settings)) == settings
+
+
+def test_words_are_those_of_the_extractors():
+    from vc_core.extract import drawing, motion, sketch
+
+    assert (tuple(drawing.EASINGS), tuple(sketch.METHODS), tuple(motion.MODES)) == (EASINGS, METHODS, MODES)
+
+
+def test_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "video: clips/in.mp4\nuse: [motion, sketch]\ntext: ein roter Kreis\nsize: 64x48\nguidance: 3\n"
+        "strength: {motion: 0.5}\nschedule: {sketch: [0, 0.6]}\ncheckpoint: bundled\nseed:\nout: /there/out.webm\n"
+    )
+    settings = Settings.from_yaml(tmp_path / "a.yaml")
+    assert settings.video == tmp_path / "clips" / "in.mp4"
+    assert settings.out == Path("/there/out.webm")
+    assert settings.size == (48, 64)  # height, width
+    assert (settings.guidance, settings.seed, settings.checkpoint) == (3.0, 0, None)
+    assert settings.use == ("motion", "sketch")
+    assert (settings.strength, settings.schedule) == ({"motion": 0.5}, {"sketch": (0.0, 0.6)})
+    (tmp_path / "a.json").write_text(json.dumps(settings.to_mapping()))
+    assert Settings.from_yaml(tmp_path / "a.json") == settings
+
+
+def test_options_override_and_mappings_join():
+    settings = Settings(seed=1, steps=5, strength={"motion": 0.5, "style": 1.0}, offload=True)
+    changed = settings.with_options({"seed": "2", "strength": ["style=0.25"], "offload": False})
+    assert changed == dataclasses.replace(settings, seed=2, strength={"motion": 0.5, "style": 0.25}, offload=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("guidence: 3", "there is no setting 'guidence' (is 'guidance' meant?)"),
+        ("steps: many", "'steps' many is not possible: expected a whole number from 1 on"),
+        ("steps: 2.5", "'steps' 2.5 is not possible"),
+        ("steps: '20'", "'steps' 20 is not possible"),
+        ("steps: true", "'steps' True is not possible"),
+        ("steps: 0", "'steps' 0 is not possible"),
+        ("fps: .nan", "'fps' nan is not possible: expected a number above 0, at most 1000"),
+        (f"fps: 1{'0' * 400}", "'fps'"),
+        ("text: 42", "expected text: put it in quotes"),
+        ("text: yes", "expected text: put it in quotes"),
+        ("use: [motion, smell]", "unknown condition 'smell'"),
+        ("use: [motion, motion]", "expected each condition once"),
+        ("sampler: dpmpp", "expected one of dpmpp_2m"),
+        ("size: [64, 48]", "expected WIDTHxHEIGHT"),
+        ("size: 30x30", "expected multiples of 8"),
+        ("strength: 0.5", "expected a mapping such as {motion: 0.5}"),
+        ("strength: {motoin: 1}", "is 'motion' meant?"),
+        ("schedule: {style: 0:0.6}", "'schedule'"),  # which YAML takes for 0.6
+        ("schedule: {style: [0.6, 0]}", "expected 0 <= start <= end <= 1"),
+        ("device: gpu", "expected auto, cpu, cuda"),
+        ("video: [a, b]", "expected a path"),
+        ("compile: 1", "expected true or false"),
+        ("- steps: 2", "a mapping of names to values, not a list"),
+        ("", "a mapping of names to values, not a NoneType"),
+        ("steps: [", "cannot be read as settings"),
+        ("steps: !!python/object/apply:os.getcwd []", "cannot be read as settings"),
+    ],
+)
+def test_bad_files_are_refused_by_name_and_key(tmp_path, content, message):
+    path = tmp_path / "my settings.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        Settings.from_yaml(path)
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_settings_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"There is no file of settings at .*none\.yaml"):
+        Settings.from_yaml(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("text: Gr\u00fcn".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml cannot be read as settings"):
+        Settings.from_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"use": ("motion",)}, "--use motion needs a source: give --video FILE"),
+        ({"video": "a.mp4"}, "say what to take from it, for instance --use motion"),
+        ({"mask": "m.png"}, "add mask to --use"),
+        ({"video": "a.mp4", "use": ("mask",)}, "needs a mask file"),
+        ({"video": "a.mp4", "use": ("single_image",), "image": "b.png"}, "'single_image' was given twice"),
+        ({"strength": {"motion": 0.5}}, "names motion: name conditions that are given"),
+        ({"schedule": {"single_image": (0, 1)}}, "names single_image"),
+        ({"init": "a.mp4"}, "has no effect at --denoise 1"),
+        ({"denoise": 0.5}, "needs a video to begin from: give --init FILE"),
+        ({"rate": 8}, "--rate 8.0 is not used"),
+        ({"start": 1}, "--start 1.0 is not used"),
+        ({"eta": 0.5}, "--eta 0.5 goes with the ddim samplers"),
+        ({"window": 8, "overlap": 8}, "--overlap 8 is not possible with --window 8"),
+    ],
+)
+def test_contradictions_and_what_has_no_effect(values, message):
+    with pytest.raises(UserError) as error:
+        Settings(**values).check()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"image": "a.png", "strength": {"single_image": 0.5}},
+        {"style": "a.png", "schedule": {"style": (0, 0.5)}},
+        {"init": "a.mp4", "denoise": 0.5, "rate": 8},
+        {"sampler": "ddim_released", "eta": 1},
+        {"window": 8, "overlap": 0},
+    ],
+)
+def test_what_is_fine(values):
+    Settings(**values).check()
+
+
+def test_every_setting_has_a_help_text_and_a_group():
+    for name, setting in SETTINGS.items():
+        assert setting.help and setting.group, name
+        assert as_option(name).startswith("--") and "_" not in as_option(name)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "inputs": {"image": [1]}}', "null"])
+def test_a_damaged_record(text):
+    with pytest.raises(UserError, match=r"damaged|another version"):
+        Record.from_json(text)
+
+
+def test_the_version_is_that_of_the_project(repository):
+    from vc_core.record import VERSION
+
+    assert f'version = "{VERSION}"' in (repository / "pyproject.toml").read_text()

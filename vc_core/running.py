@@ -1,0 +1,396 @@
+"""From settings to files: what `./vc compose` does, apart from the command line."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vc_core.checkpoint import BUNDLED
+from vc_core.composer import VideoComposer, choose_device
+from vc_core.conditions import Condition
+from vc_core.config import Config
+from vc_core.errors import UserError
+from vc_core.progress import Progress
+from vc_core.record import KEY, Record, differences, machine, make_record, read_record, versions, with_found_inputs
+from vc_core.settings import Label, Settings, about, as_key, as_option, read_yaml
+from vc_core.video import FramePlan, plan_frames, probe
+
+if TYPE_CHECKING:
+    from vc_core.extract.sources import Extracted
+
+SETTINGS_FILES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run wrote, and what there is to say about it: a line for each file, and one for what was chosen."""
+
+    paths: list[Path]
+    summary: list[str]
+
+
+# --- Settings, before anything runs ---------------------------------------------------------------------------------
+
+
+def gather(source: Path | None, options: Mapping[str, Any], progress: Progress | None = None) -> Settings:
+    """The settings of a file, of settings or produced, with options besides. Warns where a repetition may differ.
+
+    Raises:
+        UserError: settings that are not possible; inputs of a produced file that are missing or another; no new name
+            for the result.
+    """
+    if source is None:
+        settings = Settings().with_options(options)
+    elif source.suffix.lower() in SETTINGS_FILES and not source.is_dir():
+        settings = Settings.from_yaml(source).with_options(options)
+    else:
+        record = read_record(source)
+        settings = record.settings.with_options(options)
+        _check_new_name(settings, source)
+        settings = with_found_inputs(record, source, options, progress).with_options(options)
+        now = dataclasses.replace(record, versions=versions(), machine=machine(settings))
+        if differs := differences(record, now):
+            warnings.warn(f"{source}: the result may differ in its last bits ({'; '.join(differs)}).", stacklevel=2)
+    check_ready(settings)
+    return settings
+
+
+def _check_new_name(settings: Settings, source: Path) -> None:
+    if settings.out is None:
+        raise UserError(f"--from {source} needs a name for the new result: give -o.")
+    for path in filter(None, (settings.out, settings.sheet)):
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise UserError(f"{path} is the file that the settings come from: give the new result another name.")
+
+
+def gather_many(path: Path, options: Mapping[str, Any]) -> list[Settings]:
+    """The settings of many runs, all of them checked: a YAML list, or `runs:` with `defaults:` for all.
+
+    Raises:
+        UserError: the first run that is not possible; runs without `out`, or with the same.
+    """
+    runs, written = [], {}
+    for number, values in enumerate(_listed_runs(path), 1):
+        with about(path, f"run {number}"):
+            settings = Settings.from_mapping(values, path.parent).with_options(options)
+            check_ready(settings, as_key)
+            for output in outputs(settings):
+                key = os.path.realpath(output)
+                if key in written:
+                    raise UserError(f"{output} is written by run {written[key]} already: give each run its own 'out'.")
+                written[key] = number
+            runs.append(settings)
+    return runs
+
+
+def _listed_runs(path: Path) -> list[dict[str, Any]]:
+    data, expected = read_yaml(path), "expected a list of runs, or 'runs:' with 'defaults:' beside it"
+    defaults: Any = {}
+    if isinstance(data, Mapping):
+        if unknown := sorted(map(str, set(data) - {"runs", "defaults"})):
+            raise UserError(f"{path} has the keys {', '.join(unknown)}: {expected}.")
+        data, defaults = data.get("runs"), data.get("defaults") or {}
+    if not isinstance(data, list) or not data or not all(isinstance(run, Mapping) for run in [defaults, *data]):
+        raise UserError(f"{path} holds no runs: {expected}.")
+    return [{**defaults, **run} for run in data]
+
+
+def check_ready(settings: Settings, label: Label = as_option) -> None:
+    """Refuses what cannot run: contradictions, missing inputs, outputs that cannot be written. Raises `UserError`."""
+    settings.check(label)
+    for name, paths in settings.inputs().items():
+        for path in paths:
+            if path.is_dir() and name not in ("mask", "depth_model", "depth_maps"):
+                raise UserError(f"{path} is a folder, and {label(name)} takes a file: name the file in it.")
+            if not path.exists():
+                raise UserError(f"There is no file at {path}, which {label(name)} names: check the path.")
+    if settings.out is None:
+        raise UserError(f"There is no name for the result: give {label('out')}.")
+    read = {os.path.realpath(path): name for name, paths in settings.inputs().items() for path in paths}
+    for path in outputs(settings):
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
+        if name := read.get(os.path.realpath(path)):
+            raise UserError(f"{path} would overwrite what {label(name)} reads: give the result another name.")
+    _check_format(settings)
+
+
+def outputs(settings: Settings) -> list[Path]:
+    """Every path that a run writes."""
+    from vc_core.writing import numbered
+
+    videos = numbered(settings.out, settings.batch_size) if settings.out else []
+    return [*videos, *([settings.sheet] if settings.sheet else [])]
+
+
+def _check_format(settings: Settings) -> None:
+    """Refuses now what writing would refuse after minutes of composing."""
+    from vc_core.formats import FOLDER, FORMATS, check_replaceable
+    from vc_core.writing import check_format
+
+    form = check_format(settings.out, settings.fps)
+    if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
+        raise UserError(f"{settings.sheet} cannot be written: expected a name that ends in .png for a contact sheet.")
+    for path in outputs(settings):
+        if form is FORMATS[FOLDER] and path != settings.sheet:
+            check_replaceable(path)
+        elif path.is_dir():
+            raise UserError(f"{path} is a folder, and a file is to be written: give another name.")
+
+
+# --- One run --------------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, composer: VideoComposer | None = None, progress: Progress | None = None) -> Result:
+    """Composes and writes what the settings say.
+
+    Args:
+        composer: of the settings' checkpoint; by default it is loaded.
+
+    Raises:
+        UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
+    """
+    from vc_core.diffusion.windows import Windows
+    from vc_core.extraction import picture_of
+    from vc_core.pipeline import compose
+
+    check_ready(settings)
+    composer = load(settings, progress) if composer is None else composer
+    full, plan = fill_in(settings, composer.config)
+    made = _conditions(full, plan, composer.config, progress)
+    style, init = _style(full), _init(full, plan)
+    videos = compose(
+        composer,
+        full.text,
+        negative=full.negative,
+        style=style,
+        conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
+        video=init,
+        denoise=full.denoise,
+        frames=full.frames,
+        size=full.size,
+        batch=full.batch_size,
+        seed=full.seed,
+        sampler=full.sampler,
+        steps=full.steps,
+        eta=full.eta,
+        guidance=full.guidance,
+        condition_guidance=full.condition_guidance,
+        rescale=full.rescale,
+        windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
+        chunk=full.chunk,
+        tile=full.tile,
+        progress=progress,
+    )
+    record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
+    shown = {
+        **{name: picture_of(name, each.tensor) for name, each in made.items()},
+        **({"style": style.image[:, :, None]} if style else {}),
+        **({"init": init} if full.init else {}),
+    }
+    notes = [each.note for each in made.values() if each.note]
+    result = _write(full, record, videos, shown, _chosen(settings, full, plan, record), progress)
+    return Result(result.paths, [*result.summary, *notes])
+
+
+def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
+    """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
+    return VideoComposer.load(
+        settings.checkpoint or BUNDLED,
+        settings.parts,
+        device=settings.device,
+        dtype=settings.dtype,
+        compute=settings.compute,
+        offload=settings.offload,
+        compile=settings.compile,
+        progress=progress,
+    )
+
+
+def _load_key(settings: Settings) -> tuple[Any, ...]:
+    """Equal for settings that `load` gives the same composer for."""
+    return tuple(
+        getattr(settings, name) for name in ("checkpoint", "parts", "device", "dtype", "compute", "offload", "compile")
+    )
+
+
+def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | None]:
+    """The settings with all that the checkpoint or the source decides, and the source's frame plan where there is one.
+
+    Raises:
+        UserError: a source that is unreadable or too short.
+    """
+    frames = settings.frames or config.frames
+    height, width = size = settings.size or (config.height, config.width)
+    source = settings.video or settings.init
+    plan = None if source is None else plan_frames(probe(source), frames, settings.rate, settings.start)
+    window = settings.window or (config.frames if frames > config.frames else None)
+    full = dataclasses.replace(
+        settings,
+        frames=frames,
+        size=size,
+        fps=settings.fps or float(plan.rate if plan else config.rate),
+        scale=settings.scale or max(1, 256 // min(height, width)),
+        guidance=config.guidance if settings.guidance is None else settings.guidance,
+        window=window,
+        overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
+    )
+    return full, plan
+
+
+def _conditions(
+    settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None
+) -> "dict[str, Extracted]":
+    """The conditions by name, made from the source, by hand, and from the images."""
+    from vc_core.extract import as_sketch, condition_size, extract_condition
+    from vc_core.extract.sources import Extracted, Source
+    from vc_core.video import read_image, resize_crop
+
+    made = {}
+    for name in settings.use:
+        source = Source(
+            settings.video,
+            plan,
+            settings.size,
+            config.extraction,
+            mask=settings.mask,
+            motion_mode=settings.motion_mode,
+            sketch_method=settings.sketch_method,
+            depth_model=settings.depth_model,
+            depth_maps=settings.depth_maps,
+            depth_near=settings.depth_near,
+            models=settings.models or None,
+            device=str(choose_device(settings.device)),
+        )
+        made[name] = extract_condition(name, source, progress)
+    if settings.moves_by_hand:
+        made["motion"] = _motion_by_hand(settings, config)
+    if settings.image is not None:
+        image = resize_crop(read_image(settings.image), condition_size("single_image", settings.size))
+        made["single_image"] = Extracted(image[:, :, None])
+    if settings.sketch is not None:
+        sketch = as_sketch(read_image(settings.sketch), settings.sketch_lines)
+        size = condition_size("single_sketch", settings.size)
+        made["single_sketch"] = Extracted(resize_crop(sketch, size)[:, :, None])
+    return made
+
+
+def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
+    """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
+    from vc_core.extract.camera import CameraMove, camera_field
+    from vc_core.extract.fields import add_fields, condition_from_field
+    from vc_core.extract.sources import Extracted
+    from vc_core.extract.tracks import read_tracks, tracks_field
+
+    move = CameraMove(settings.pan, settings.zoom, settings.roll, easing=settings.easing)
+    field = camera_field(move, settings.frames, settings.size)
+    if settings.tracks is not None:
+        tracks = read_tracks(settings.tracks)
+        drawn = tracks_field(
+            tracks, settings.frames, settings.size, settings.canvas, settings.radius, easing=settings.easing
+        )
+        field = add_fields(field, drawn)
+    return Extracted(condition_from_field(field, config.extraction, settings.size), {"method": "by hand"})
+
+
+def _style(settings: Settings) -> Any:
+    from vc_core.pipeline import Style
+    from vc_core.video import read_image
+
+    return None if settings.style is None else Style(read_image(settings.style), **_applied(settings, "style"))
+
+
+def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
+    """The video to begin from, `(1, 3, F, H, W)`; beside a source, at the source's rate, so that they stay in step."""
+    from vc_core.video import read_frames
+
+    if settings.init is None:
+        return None
+    if settings.video is not None:
+        plan = plan_frames(probe(settings.init), settings.frames, plan.rate, settings.start)
+    return read_frames(settings.init, plan, settings.size)
+
+
+def _applied(settings: Settings, name: str) -> dict[str, float]:
+    """How a condition is applied: arguments of `Condition` and `Style`."""
+    start, end = settings.schedule.get(name, (0.0, 1.0))
+    return {"strength": settings.strength.get(name, 1.0), "start": start, "end": end}
+
+
+# What is told of settings that were not given: (setting, words from the filled-in settings).
+_CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+    ("frames", lambda s: f"{s.frames} frames"),
+    ("size", lambda s: f"size {s.size[1]}x{s.size[0]}"),
+    ("window", lambda s: f"windows of {s.window} frames that share {s.overlap}"),
+    ("guidance", lambda s: f"guidance {s.guidance:g}"),
+    ("fps", lambda s: f"{s.fps:g} frames a second"),
+    ("scale", lambda s: f"every pixel enlarged {s.scale} times"),
+)
+
+
+def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Record) -> str:
+    """One sentence on what was chosen for the user; empty where nothing was."""
+    words = [
+        say(full)
+        for name, say in _CHOICES
+        if getattr(given, name) is None and getattr(full, name) is not None and (name, full.scale) != ("scale", 1)
+    ]
+    if plan is not None and given.rate is None:
+        words.append(f"{float(plan.rate):g} frames taken from each second of {(given.video or given.init).name}")
+    if given.device == "auto":
+        words.append(f"{record.machine['device']} in {record.machine['compute']}")
+    return f"chosen: {', '.join(words)}" if words else ""
+
+
+def _write(
+    settings: Settings,
+    record: Record,
+    videos: Tensor,
+    shown: Mapping[str, Tensor],
+    chosen: str,
+    progress: Progress | None,
+) -> Result:
+    from vc_core.writing import write_contact_sheet, write_videos
+
+    metadata = {KEY: record.to_json()}
+    height, width = (side * settings.scale for side in settings.size)
+    paths = write_videos(settings.out, videos, settings.fps, settings.scale, metadata, progress)
+    what = f"{settings.frames} frames of {width}x{height} at {settings.fps:g} a second"
+    summary = [f"{path}: {what}, seed {settings.seed + i}" for i, path in enumerate(paths)]
+    if settings.sheet is not None:
+        rows = list(shown.items())
+        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
+        paths = [*paths, write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)]
+        summary.append(f"{settings.sheet}: what the network saw and what it made")
+    return Result(paths, [*summary, *([chosen] if chosen else [])])
+
+
+# --- Many runs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one of many runs ended: with a result, or with the error that ended it."""
+
+    settings: Settings
+    result: Result | None = None
+    error: Exception | None = None
+
+
+def run_all(runs: Sequence[Settings], progress: Progress | None = None) -> Iterator[Outcome]:
+    """Runs one after the other; one that fails does not stop the rest. Neighbours share what they load."""
+    composer, loaded = None, None
+    for settings in runs:
+        try:
+            if composer is None or _load_key(settings) != loaded:
+                composer = None  # given back before the next one is loaded
+                composer, loaded = load(settings, progress), _load_key(settings)
+            outcome = Outcome(settings, run(settings, composer, progress))
+        except Exception as error:  # told by the caller, at the end
+            outcome = Outcome(settings, error=error)
+        yield outcome
