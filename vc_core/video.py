@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,12 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .decoding import Index, decode, index
 from .errors import UserError
+from .media import Media, VideoSource, existing, media, opened, unreadable
 from .writing import write_contact_sheet, write_video, written_beside
 
 __all__ = [
     "FramePlan",
+    "Media",
     "VideoInfo",
+    "VideoSource",
+    "covering",
+    "media",
     "plan_frames",
     "planned_frames",
     "probe",
@@ -70,32 +76,33 @@ class FramePlan:
     frames: int
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(source: VideoSource) -> VideoInfo:
     """Open a video, decode its first frame, and say what it is.
 
     Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
     """
-    path = Path(path)
-    with _opened(path) as (container, stream):
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise _unreadable(path, "it holds no frame")
-        rotation = _rotation(path, first)
-        width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
-        codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
-        frames, source = stream.frames, "header"
-        duration = float(stream.duration * stream.time_base) if stream.duration else None
-    if not frames or duration is None:
-        counted, duration = _count(path)
-        frames, source = frames or counted, source if frames else "counted"
+    with media(source) as video:
+        with opened(video) as (container, stream):
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise unreadable(video, "it holds no frame")
+            rotation = _rotation(video, first)
+            width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+            codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
+            frames, frames_source = stream.frames, "header"
+            duration = float(stream.duration * stream.time_base) if stream.duration else None
+        if not frames or duration is None:
+            counted, duration = _count(video)
+            frames, frames_source = frames or counted, frames_source if frames else "counted"
     rate = Fraction(rate) if rate else Fraction(frames / duration if duration else 1).limit_denominator(1001)
-    return VideoInfo(path, width, height, frames, source, rate, duration or float(frames / rate), codec, rotation)
+    duration = duration or float(frames / rate)
+    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, rotation)
 
 
-def _count(path: Path) -> tuple[int, float]:
+def _count(video: Media) -> tuple[int, float]:
     """Frames and seconds of a video whose header does not tell, by reading its packets without decoding them."""
     count, first, last = 0, None, 0.0
-    with _opened(path) as (container, stream):
+    with opened(video) as (container, stream):
         one = 1 / (stream.average_rate or 25)  # for packets that do not say how long they last
         for packet in container.demux(stream):
             if packet.size:
@@ -158,54 +165,100 @@ def plan_frames(
 _UPRIGHT = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
 
 
-def planned_frames(path: str | os.PathLike, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
+def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
     """The plan's frames as av.VideoFrame, one after the other, upright, through further ffmpeg filters.
 
     The choice is ffmpeg's `fps` filter's, as in the released pipeline. Pixels and motion vectors both come from
-    here, so they always speak of the same frames. Decoding stops after the last frame that is needed.
+    here, so they always speak of the same frames. Segments between keyframes that hold none of them are not decoded,
+    the others in parallel, and the filters run beside the decoders: they must treat each frame by itself.
+
+    Raises UserError where the source cannot be read or has fewer frames.
     """
-    import av
+    with media(source) as video:
+        table = planned_index(video, plan)
+        yield from shown_frames(video, table, chosen_times(video, table, plan), filters)
 
-    path, graph, left = Path(path), None, plan.frames
 
-    def filtered():
-        while True:
-            try:
-                yield graph.pull()
-            except (av.BlockingIOError, av.EOFError):
-                return
+def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
+    """`planned_frames`, of the times that `chosen_times` found: a frame is repeated as often as its time is."""
+    wanted = sorted(set(chosen))
+    for time, frame in zip(wanted, pictures(video, table, wanted, filters), strict=True):
+        for _ in range(chosen.count(time)):
+            yield frame
 
-    for frame in _decoded(path, plan.start):
-        if graph is None:
-            shape = frame.width, frame.height, frame.format.name
-            chain = [*_UPRIGHT[_rotation(path, frame)], ("fps", f"fps={plan.rate}:start_time=0"), *filters]
-            graph = _graph(frame, chain)
-        if (frame.width, frame.height, frame.format.name) != shape:
+
+def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
+    """The frames of the index's `times` (ascending) as av.VideoFrame, upright, through further ffmpeg filters."""
+    shape = None
+    for _, (frame, size) in decode(video, table, times, lambda: filtering(video, filters)):
+        shape = shape or size
+        if size != shape:
+            raise _changing(video)
+        yield frame
+
+
+def stored_picture(video: Media) -> tuple[int, int, int]:
+    """(height, width, rotation) of the first picture as it is stored; the rotation as in VideoInfo."""
+    with opened(video) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise unreadable(video, "it holds no frame")
+        return first.height, first.width, _rotation(video, first)
+
+
+def planned_index(video: Media, plan: FramePlan) -> Index:
+    """The packets that the plan's frames are among."""
+    return index(video, plan.start, float((plan.frames + 1) / plan.rate))
+
+
+def chosen_times(video: Media, table: Index, plan: FramePlan) -> list[int]:
+    """For each tick of the plan the time (in the stream's time base) of the frame that is shown there."""
+    rate = table.time_base * plan.rate
+    ticks = [math.floor((time - table.start) * rate + Fraction(1, 2)) for time in table.times]
+    found = [table.times[max(0, bisect_right(ticks, tick) - 1)] for tick in range(plan.frames)]
+    if table.headless and table.seek is None and ticks[0] > 0:
+        raise UserError(
+            f"{video}: begins with frames that refer to missing ones, and can be decoded from "
+            f"{float((table.times[0] - table.origin) * table.time_base):.2f} s on: start there or later."
+        )
+    if table.end is not None:
+        available = max(0, math.floor((table.end - table.start) * rate + Fraction(1, 2)))
+        if available < plan.frames:
             raise UserError(
-                f"{path}: its picture changes size or format on the way, and one size is expected: "
-                "re-encode it to a single size."
+                f"{video}: only {available} of the {plan.frames} frames expected from {plan.start:g} s on at "
+                f"{float(plan.rate):g} a second could be read, so the file is shorter than it says or cut off: use a "
+                "whole file or fewer frames."
             )
+    return found
+
+
+def filtering(video: Media | str, filters: Sequence[tuple[str, str]], upright: bool = True) -> Callable:
+    """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames."""
+    graph, shape = None, None
+
+    def run(frame) -> tuple[tuple, int]:
+        nonlocal graph, shape
+        now = frame.width, frame.height, frame.format.name
+        if graph is None:
+            turn = _UPRIGHT[_rotation(video, frame)] if upright else []
+            shape, graph = now, _graph(frame, [*turn, *filters])
+        if now != shape:
+            raise _changing(video)
         graph.push(frame)
-        for out in filtered():
-            yield out
-            left -= 1
-            if not left:
-                return
-    if graph is not None:
-        graph.push(None)
-        for out in filtered():
-            yield out
-            left -= 1
-            if not left:
-                return
-    raise UserError(
-        f"{path}: only {plan.frames - left} of the {plan.frames} frames expected from {plan.start:g} s on at "
-        f"{float(plan.rate):g} a second could be read, so the file is shorter than it says or cut off: use a whole "
-        "file or fewer frames."
+        out = graph.pull()
+        return (out, now), sum(plane.buffer_size for plane in out.planes)
+
+    return run
+
+
+def _changing(video: object) -> UserError:
+    return UserError(
+        f"{video}: its picture changes size or format on the way, and one size is expected: "
+        "re-encode it to a single size."
     )
 
 
-def _rotation(path: Path, frame) -> int:
+def _rotation(path: object, frame) -> int:
     """Counter-clockwise degrees, 0, 90, 180 or 270, that the file asks a player to turn its pictures by."""
     rotation = round(frame.rotation) % 360
     if rotation not in _UPRIGHT:
@@ -230,40 +283,14 @@ def _graph(frame, chain: list[tuple[str, str]]):
     return graph
 
 
-def _decoded(path: Path, start: float) -> Iterator:
-    """Decoded frames whose times count from `start` (so those before it have negative ones)."""
-    import av
-
-    with _opened(path) as (container, stream):
-        # Not frame threads: they work on between calls, and where the host has switched PyAV's logging on, a damaged
-        # file makes one of them wait for the interpreter's lock while closing the file waits for it: a hang.
-        stream.thread_type = "SLICE"
-        origin = stream.start_time or 0
-        skip = int(start / stream.time_base)
-        if skip:
-            container.seek(origin + skip, stream=stream, backward=True)
-        step = int(1 / (stream.average_rate or 25) / stream.time_base)
-        expected = origin
-        try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise _unreadable(path, f"its picture at {frame.time or 0:.2f} s is damaged")
-                pts = expected if frame.pts is None else frame.pts  # bare streams carry no times
-                expected = pts + step
-                frame.pts = pts - origin - skip
-                yield frame
-        except av.FFmpegError as error:
-            raise _unreadable(path, f"decoding stopped with {error.strerror or error!r}") from error
-
-
-def read_frames(path: str | os.PathLike, plan: FramePlan, size: tuple[int, int] | None = None) -> Tensor:
+def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | None = None) -> Tensor:
     """The plan's frames as a video tensor (1, 3, F, H, W) float32 in [0, 1].
 
     With `size` (h, w) each frame is scaled and centre-cropped as it arrives (`resize_crop`), which keeps large
     videos out of memory. Raises UserError where the file cannot give them all.
     """
     frames = []
-    for frame in planned_frames(path, plan, ("format", "rgb24")):
+    for frame in planned_frames(source, plan, ("format", "rgb24")):
         image = torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1)[None]
         frames.append(image if size is None else resize_crop(image.float() / 255, size))
     video = torch.stack(frames, dim=2)  # (1, 3, F, H, W)
@@ -277,7 +304,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    path = _existing(Path(path), "an image")
+    path = existing(Path(path), "an image")
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -293,6 +320,16 @@ def read_image(path: str | os.PathLike) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
+def covering(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What `resize_crop` does to a picture of `source` (h, w): the (h, w) it is scaled to, and the crop's corner."""
+    (height, width), (h, w) = source, size
+    if h * width >= w * height:  # the height decides
+        scaled = (h, max(w, h * width // height))
+    else:
+        scaled = (max(h, w * height // width), w)
+    return scaled, (round((scaled[0] - h) / 2), round((scaled[1] - w) / 2))
+
+
 def resize_crop(x: Tensor, size: tuple[int, int], mode: str = "bilinear", antialias: bool = True) -> Tensor:
     """Scale so that (h, w) is just covered, then crop its centre, as Resize(short side) and CenterCrop do.
 
@@ -304,57 +341,9 @@ def resize_crop(x: Tensor, size: tuple[int, int], mode: str = "bilinear", antial
         b, _, f = x.shape[:3]
         frames = resize_crop(x.transpose(1, 2).flatten(0, 1), size, mode, antialias)
         return frames.unflatten(0, (b, f)).transpose(1, 2)
-    height, width = x.shape[-2:]
-    if h * width >= w * height:  # the height decides
-        scaled = (h, max(w, h * width // height))
-    else:
-        scaled = (max(h, w * height // width), w)
-    if scaled != (height, width):
+    scaled, (top, left) = covering(tuple(x.shape[-2:]), size)
+    if scaled != tuple(x.shape[-2:]):
         # "area" and "nearest" know neither option
         options = {"align_corners": False, "antialias": antialias} if mode in ("bilinear", "bicubic") else {}
         x = F.interpolate(x, size=scaled, mode=mode, **options)
-    top, left = round((scaled[0] - h) / 2), round((scaled[1] - w) / 2)
     return x[..., top : top + h, left : left + w]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Opening, and what can be wrong
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _existing(path: Path, kind: str) -> Path:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
-    return path
-
-
-def _unreadable(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path}: cannot be read as a video ({reason}), an undamaged video file such as H.264 .mp4 is expected: "
-        "copy or export the file again."
-    )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple]:
-    """The container and its first video stream, or a UserError that says what the file is instead."""
-    import av
-
-    _existing(path, "a video")
-    try:
-        container = av.open(str(path), metadata_errors="replace")  # real files carry tags that are not UTF-8
-    except av.FFmpegError as error:
-        raise _unreadable(path, error.strerror or repr(error)) from error
-    with container:
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-            raise UserError(f"{path}: is an image, and a video was expected: give a video file.")
-        cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is no video
-        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-        if not streams:
-            raise UserError(f"{path}: holds no video stream, and a video was expected: give a video file.")
-        try:
-            yield container, streams[0]
-        except av.FFmpegError as error:
-            raise _unreadable(path, error.strerror or repr(error)) from error

@@ -16,7 +16,6 @@ from vc_core.video import (
     read_frames,
     read_image,
     resize_crop,
-    write_contact_sheet,
     write_video,
 )
 
@@ -190,52 +189,6 @@ def test_read_image(tmp_path):
 
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png").mean() == pytest.approx(0.5, abs=1e-3)
-
-
-# --- writing --------------------------------------------------------------------------------------------------
-
-
-def test_written_video_plays_everywhere(tmp_path):
-    path = write_video(tmp_path / "out.mp4", torch.rand(3, 5, 33, 47), 8, scale=2)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.width, stream.height, stream.frames, stream.average_rate) == (94, 66, 5, 8)
-    assert path.read_bytes().find(b"moov") < path.read_bytes().find(b"mdat")  # starts before it is all there
-    odd = probe(write_video(tmp_path / "odd.mp4", torch.rand(3, 2, 33, 47), 8))
-    assert (odd.width, odd.height) == (48, 34)
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    kept = write_video(tmp_path / "out.mp4", numbered(2), 8).read_bytes()
-
-    def broken(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(KeyboardInterrupt):
-        write_video(tmp_path / "out.mp4", numbered(4), 8)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert (tmp_path / "out.mp4").read_bytes() == kept
-
-
-@pytest.mark.parametrize("name", ["out.avi", "no/such/folder/out.mp4", "."])
-def test_an_unwritable_path_is_told(tmp_path, name):
-    with pytest.raises(UserError, match=r"give|make"):
-        write_video(tmp_path / name, numbered(2), 8)
-
-
-def test_contact_sheet(tmp_path):
-    rows = [
-        ("source", torch.ones(3, 16, 64, 64)),
-        ("a longer label", torch.zeros(1, 16, 96, 96)),
-        ("image", torch.full((3, 1, 384, 384), 0.5)),
-    ]
-    sheet = np.asarray(Image.open(write_contact_sheet(tmp_path / "sheet.png", rows, columns=4, title="title")))
-    assert (sheet[0, 0] == 255).all()
-    black = (sheet == 0).all(axis=-1)
-    assert black.sum() > 4 * 128 * 128 * 0.99  # the black row: four cells of 128
-    assert (np.abs(sheet.astype(int) - 128) <= 1).all(axis=-1).sum() >= 128 * 128
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

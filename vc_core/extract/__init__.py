@@ -10,12 +10,19 @@ from .motion import (
     reencode,
 )
 from .sketch import as_sketch, edges
+from .sources import EXTRACTORS, Extracted, Source, condition_size, extract, extract_condition
 
 __all__ = [
+    "EXTRACTORS",
     "BlockVectors",
+    "Extracted",
+    "Source",
     "as_sketch",
     "block_vectors",
+    "condition_size",
     "edges",
+    "extract",
+    "extract_condition",
     "extract_motion",
     "masked_video",
     "rasterise_dense",

@@ -1,218 +1,337 @@
-"""Block vectors out of a re-encode of the plan's clip, and motion fields out of block vectors.
+"""Motion fields out of any video.
 
 A motion field is (1, 2, F, H, W): dx, dy in pixels that content moved from the previous frame to this one; right and
 down positive; frame 0 is zero. Two layouts exist, and a checkpoint's config says which one it was trained with:
 
-    points   as released: MPEG-4's vectors, each at one pixel, in source pixels
-    dense    H.264's vectors, filling their blocks, in pixels of the target
+    points   as released: a block's vector at one pixel, in source pixels
+    dense    vectors filling their blocks, in pixels of the target
+
+and two modes of coming by vectors:
+
+    released   what the network was trained on: the plan's frames are encoded anew, as MPEG-4 for points (the released
+               pipeline) and as H.264 for dense, and the encoder's vectors taken
+    stream     the file's own vectors at its own rate, followed along the frames that the plan skips
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain, pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..decoding import Index
 from ..errors import UserError
-from ..video import FramePlan, planned_frames, resize_crop
-
-# One row per block: the frame it was decoded in, the block's centre and extent, and the displacement of its content
-# from the previous frame to this one. Everything in source pixels.
-VECTOR = np.dtype(
-    [("frame", "i4"), ("dst_x", "i4"), ("dst_y", "i4"), ("w", "i4"), ("h", "i4"), ("dx", "f4"), ("dy", "f4")]
+from ..media import Media, VideoSource, media
+from ..progress import Progress
+from ..video import (
+    FramePlan,
+    chosen_times,
+    filtering,
+    pictures,
+    planned_frames,
+    planned_index,
+    shown_frames,
+    stored_picture,
 )
+from .reencode import REENCODE, Reencode, reencode, reencoded
+from .stream import CELL, Obstacle, between_ticks, block_rows, encoded_steps, obstacle, own_rows, own_steps
+from .vectors import VECTOR, BlockVectors, CellMap, PointMap, fill, rasterise_dense, rasterise_points
+
+__all__ = [
+    "REENCODE",
+    "VECTOR",
+    "BlockVectors",
+    "Motion",
+    "block_vectors",
+    "extract_motion",
+    "rasterise_dense",
+    "rasterise_points",
+    "read_motion",
+    "reencode",
+]
+
+UNITS = {"points": "source_pixels", "dense": "pixels"}  # what each layout was trained in
+MODES = ("released", "stream")
 
 
 @dataclass(frozen=True)
-class BlockVectors:
-    """The block vectors of a clip: `rows` of VECTOR, in decoding order, for a clip of this size and length.
+class Motion:
+    """A motion field and how it was come by.
 
-    `kinds` has one letter a frame, I or P; I-frames have no rows, nor have blocks coded without reference.
+    Attributes:
+        field: (1, 2, F, h, w) float32.
+        mode: as asked for.
+        reencoded: the codec whose encoder made the vectors, or None where they are the file's own.
+        why: why a file's own vectors were not taken in the mode `stream`, else None.
+        repeated: frames of the plan that show the same frame of the source as the one before, as where a file has
+            fewer frames a second than the plan, or a gap. Nothing moves there.
     """
 
-    rows: np.ndarray
-    height: int
-    width: int
-    frames: int
-    kinds: str
+    field: Tensor
+    mode: Literal["released", "stream"]
+    reencoded: str | None = None
+    why: str | None = None
+    repeated: int = 0
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the source."""
-        return self.height, self.width
-
-
-@dataclass(frozen=True)
-class Reencode:
-    """How the clip is encoded anew in memory, only to have its block vectors exported on decoding."""
-
-    codec: str
-    even: bool  # 4:2:0 H.264 takes even sizes only
-    options: dict[str, str] = field(default_factory=dict)
-
-    def for_frames(self, frames: int) -> dict[str, str]:
-        """The encoder's options for a clip of this many frames."""
-        return {key: value.format(beyond=frames + 1) for key, value in self.options.items()}
-
-
-# `points`: the ffmpeg program's defaults, as golden values were made with. Without the rate and its tolerance most
-# vectors differ, and the number of slices decides on them too (each starts its prediction afresh): the program
-# takes a slice per thread, so here the number is fixed, and the machine's does not matter.
-# `dense`: one reference, which is the previous frame; no I-frame inside the window; no weighted prediction, which
-# would doubly list that reference; one thread, so that all machines agree; and a thorough search.
-REENCODE = {
-    "points": Reencode(
-        "mpeg4",
-        even=False,
-        options={"b": "200000", "bt": "4000000", "g": "12", "slices": "3"},
-    ),
-    "dense": Reencode(
-        "libx264",
-        even=True,
-        options={
-            "crf": "18",
-            "preset": "medium",
-            "x264-params": "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=0:me=umh:subme=7:"
-            "merange=32:rc-lookahead=0:mbtree=0:threads=1",
-        },
-    ),
-}
+    def note(self) -> str:
+        """One sentence for users."""
+        still = f"; {self.repeated} frames repeat the one before, and nothing moves there" if self.repeated else ""
+        if self.reencoded is None:
+            return f"Motion: the file's own block vectors{still}."
+        because = f", because {self.why}" if self.why else ""
+        return f"Motion: block vectors of an encoding as {self.reencoded} in memory{because}{still}."
 
 
 def extract_motion(
-    path: str | os.PathLike, plan: FramePlan, layout: str = "points", size: tuple[int, int] = (256, 256)
+    source: VideoSource | Tensor, plan: FramePlan, layout: str = "points", size: tuple[int, int] = (256, 256), **options
 ) -> Tensor:
+    """The field (1, 2, F, h, w) of `read_motion`, which takes the same options, alone."""
+    return read_motion(source, plan, size, layout, **options).field
+
+
+def read_motion(
+    source: VideoSource | Tensor,
+    plan: FramePlan,
+    size: tuple[int, int] = (256, 256),
+    layout: str = "points",
+    unit: str | None = None,
+    mode: str = "released",
+    nominal_height: int | None = None,
+    progress: Progress | None = None,
+) -> Motion:
     """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
-    Layout "points" keeps magnitudes in source pixels, as the released network saw them; "dense" gives them in pixels
-    of `size`. Raises UserError where the file cannot be read.
+    The result is the same to the bit at every run, whatever the number of cores.
+
+    Args:
+        source: a path, bytes, a binary file object, or the plan's frames themselves, (F, 3, H, W) or (1, 3, F, H, W)
+            in [0, 1].
+        layout: "points" or "dense"; see above. In the mode "stream", points are the mean vectors of 16 x 16 blocks.
+        unit: "source_pixels" or "pixels" (of `size`); by default as the layout was trained.
+        mode: "released" or "stream". A stream whose vectors do not tell the motion from each frame to the next, and
+            a tensor, is encoded anew at its own rate, without B-frames and I-frames; the result says so.
+        nominal_height: the source is scaled to this height first, for instance 336, which the released network was
+            trained on (default: as it is; an odd one loses its last line).
+        progress: called as `progress("motion", frames done, frames)`.
+
+    Raises UserError for an option that is not in these lists, and where the source cannot be read.
     """
-    if layout not in RASTERISE:
-        raise UserError(f"motion layout {layout!r} is unknown: choose one of {', '.join(RASTERISE)}.")
-    vectors = block_vectors(path, plan, layout)
-    return RASTERISE[layout](vectors, vectors.size, plan.frames, size)
+    _check("motion layout", layout, UNITS)
+    _check("motion unit", unit := unit or UNITS[layout], UNITS.values())
+    _check("motion mode", mode, MODES)
+    if nominal_height is not None and not 16 <= nominal_height <= 8192:
+        raise UserError(f"The nominal height is {nominal_height}: expected 16 to 8192 pixels, 336 as trained.")
+    job = _Job(plan, tuple(size), layout, unit, nominal_height, progress)
+    if isinstance(source, Tensor):
+        frames = tensor_pictures(source, plan)
+        if mode == "released":
+            return job.released(lambda filters: filtered(frames, filters))
+        counts = [1] * (plan.frames - 1)
+        return job.encoded(lambda filters: filtered(frames, filters), counts, plan.rate, "frames alone have no vectors")
+    with media(source) as video:
+        table = planned_index(video, plan)
+        chosen = chosen_times(video, table, plan)
+        if mode == "released":
+            motion = job.released(lambda filters: shown_frames(video, table, chosen, filters))
+        else:
+            motion = job.stream(video, table, chosen)
+        return replace(motion, repeated=sum(a == b for a, b in pairwise(chosen)))
 
 
-def block_vectors(path: str | os.PathLike, plan: FramePlan, layout: str = "points") -> BlockVectors:
-    """Block vectors of the plan's clip, from the re-encode that the layout is made from. Nothing touches the disk.
+def block_vectors(
+    source: VideoSource | Tensor, plan: FramePlan, layout: str = "points", mode: str = "released"
+) -> BlockVectors:
+    """Block vectors of the plan's clip, upright in the mode "released"; nothing touches the disk.
 
-    Raises UserError where the file cannot be read.
+    In the mode "released" from the re-encode that the layout is made from. In the mode "stream" the file's own at
+    its own rate, of all frames from the plan's first to its last one, as they are stored: an I-frame has none.
+
+    Raises UserError where the source cannot be read, and for a stream whose vectors do not tell the motion from each
+    frame to the next.
     """
-    settings = REENCODE[layout]
-    # The scaler brings any pixel format and range to the limited range that MPEG-4 and H.264 expect.
-    filters = [("scale", "out_range=limited"), ("format", "yuv420p")]
-    if settings.even:
-        filters.insert(0, ("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0"))
-    return reencode(planned_frames(path, plan, *filters), plan.rate, plan.frames, settings)
+    _check("motion layout", layout, UNITS)
+    _check("motion mode", mode, MODES)
+    if mode == "released":
+        settings = REENCODE[layout]
+        if isinstance(source, Tensor):
+            frames: Iterable = filtered(tensor_pictures(source, plan), settings.filters)
+        else:
+            frames = planned_frames(source, plan, *settings.filters)
+        return reencode(frames, plan.rate, plan.frames, settings)
+    with media(source) as video:
+        table = planned_index(video, plan)
+        times = _window(table, chosen_times(video, table, plan))
+        try:
+            if reason := obstacle(table):
+                raise Obstacle(reason)
+            found = [(letter, rows) for _, letter, rows in own_rows(video, table, times)]
+        except Obstacle as error:
+            raise UserError(
+                f"{video}: its own block vectors do not tell its motion, because {error}, and frames that refer to "
+                "the one before are expected: use the mode 'released'."
+            ) from error
+        for number, (_, rows) in enumerate(found):
+            rows["frame"] = number
+        height, width, _ = stored_picture(video)
+        kinds = "".join(letter for letter, _ in found)
+        return BlockVectors(np.concatenate([rows for _, rows in found]), height, width, len(found), kinds)
 
 
-def reencode(frames: Iterable, rate: Fraction, count: int, settings: Reencode) -> BlockVectors:
-    """Encode av.VideoFrames (yuv420p) in memory, decode them again, and collect the exported block vectors."""
+def _check(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in (known := tuple(known)):
+        raise UserError(f"{what} {value!r} is unknown: choose one of {', '.join(known)}.")
+
+
+def _window(table: Index, chosen: list[int]) -> list[int]:
+    """All times from the first chosen frame to the last one."""
+    return [time for time in table.times if chosen[0] <= time <= chosen[-1]]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Pictures that are no file
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def tensor_pictures(frames: Tensor, plan: FramePlan) -> Iterator:
+    """The frames of a tensor (F, 3, H, W) or (1, 3, F, H, W) in [0, 1] as av.VideoFrames.
+
+    Raises UserError where it has another shape or number of frames than the plan, or numbers that are not finite.
+    """
     import av
-    from av.codec.context import Flags2
 
-    decoder = av.CodecContext.create("h264" if settings.codec == "libx264" else settings.codec, "r")
-    decoder.thread_type = "NONE"  # frame threads corrupt exported vectors
-    decoder.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
-    encoder, decoded = None, []
+    if frames.dim() == 5 and frames.shape[:2] == (1, 3):
+        frames = frames[0].transpose(0, 1)
+    if frames.dim() != 4 or frames.shape[1] != 3 or len(frames) != plan.frames or not frames.is_floating_point():
+        raise UserError(
+            f"The tensor of frames is {tuple(frames.shape)} of {frames.dtype}: expected floating-point (F, 3, H, W) or "
+            f"(1, 3, F, H, W) with the plan's F = {plan.frames}."
+        )
+    if not torch.isfinite(frames).all():
+        raise UserError("The tensor of frames holds numbers that are not finite: expected colours in [0, 1].")
 
-    def decode(packets):
-        for packet in packets:
-            for frame in decoder.decode(packet):
-                decoded.append((av.video.frame.PictureType(frame.pict_type).name, _exported(frame, len(decoded))))
+    def run() -> Iterator:
+        for picture in frames:
+            pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
+            yield av.VideoFrame.from_ndarray(pixels.cpu().numpy(), format="rgb24")
 
+    return run()
+
+
+def filtered(frames: Iterable, filters: list[tuple[str, str]]) -> Iterator:
+    """The frames through ffmpeg filters."""
+    run = filtering("The tensor of frames", filters)
     for number, frame in enumerate(frames):
-        if encoder is None:
-            encoder = av.CodecContext.create(settings.codec, "w")
-            encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
-            encoder.time_base, encoder.framerate = 1 / rate, rate
-            encoder.options = settings.for_frames(count)
-        frame.pts, frame.time_base = number, 1 / rate
-        frame.pict_type = av.video.frame.PictureType.NONE  # else the source's I-frames would be kept as such
-        decode(encoder.encode(frame))
-    decode(encoder.encode(None))
-    decode([None])
-    if len(decoded) != count:
-        raise RuntimeError(f"{settings.codec} gave {len(decoded)} frames back for {count}")
-    rows = np.concatenate([rows for _, rows in decoded])
-    return BlockVectors(rows, encoder.height, encoder.width, count, "".join(kind for kind, _ in decoded))
-
-
-def _exported(frame, number: int) -> np.ndarray:
-    """The VECTOR rows of one decoded frame; none where ffmpeg exports none, as on I-frames."""
-    exported = frame.side_data.get("MOTION_VECTORS")
-    if exported is None:
-        return np.empty(0, VECTOR)
-    raw = exported.to_ndarray()  # a view into the frame; what follows copies out of it
-    rows = np.empty(len(raw), VECTOR)
-    rows["frame"] = number
-    for name in ("dst_x", "dst_y", "w", "h"):
-        rows[name] = raw[name]
-    # ffmpeg's motion points from this block to where its content was, and `source` is -1 for the past: the product
-    # is where the content went.
-    direction = raw["source"] / raw["motion_scale"].astype(np.float64)
-    rows["dx"], rows["dy"] = direction * raw["motion_x"], direction * raw["motion_y"]
-    return rows
+        frame.pts, frame.time_base = number, Fraction(1, 25)
+        yield run(frame)[0][0]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# From vectors to a field
+# From pictures or streams to a field
 # ---------------------------------------------------------------------------------------------------------------
 
-
-def rasterise_points(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
-    """The released map (1, 2, F, h, w) in source pixels (tools/videocomposer/datasets.py).
-
-    Every vector stands at one pixel of the source, its block's centre clipped into the frame, the last one winning;
-    all else is zero. That map is scaled bilinearly without antialiasing to cover `size` and centre-cropped.
-    """
-    height, width = source_size
-
-    def draw(rows: np.ndarray) -> np.ndarray:
-        canvas = np.zeros((2, height, width), np.float32)
-        y, x = rows["dst_y"].clip(0, height - 1), rows["dst_x"].clip(0, width - 1)
-        canvas[:, y, x] = rows["dx"], rows["dy"]
-        return canvas
-
-    return _field(draw, vectors.rows, frames, size, antialias=False)
+Pictures = Callable[[list[tuple[str, str]]], Iterator]  # frames through such filters
 
 
-_CELL = 4  # H.264 blocks are multiples of 4 pixels wide and high, and stand on multiples of 4
+@dataclass(frozen=True)
+class _Job:
+    plan: FramePlan
+    size: tuple[int, int]
+    layout: str
+    unit: str
+    nominal_height: int | None
+    progress: Progress | None
+
+    def released(self, frames: Pictures) -> Motion:
+        settings = REENCODE[self.layout]
+        source, found = _peeked(frames(self._filters(settings)))
+        draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
+        scale = self._scale(source)
+        rows = reencoded(found, self.plan.rate, self.plan.frames, settings)
+        return Motion(self._fill(draw(each) * scale for _, each in rows), "released", settings.codec)
+
+    def stream(self, video: Media, table: Index, chosen: list[int]) -> Motion:
+        times = _window(table, chosen)
+        position = {time: number for number, time in enumerate(times)}
+        counts = [position[b] - position[a] for a, b in pairwise(chosen)]
+        try:
+            if reason := obstacle(table):
+                raise Obstacle(reason)
+            height, width, rotation = stored_picture(video)
+            steps = own_steps(video, table, times, (height, width))
+            return Motion(self._along(steps, counts, (height, width), rotation), "stream")
+        except Obstacle as error:
+            why = str(error)
+        rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
+        return self.encoded(lambda filters: pictures(video, table, times, filters), counts, rate, why)
+
+    def encoded(self, frames: Pictures, counts: list[int], rate: Fraction, why: str) -> Motion:
+        """As `stream`, where the vectors must be made."""
+        settings = REENCODE["steps"]
+        source, found = _peeked(frames(self._filters(settings)))
+        with ExitStack() as stack:
+            steps = encoded_steps(found, rate, sum(counts) + 1, source)
+            stack.callback(steps.close)
+            return Motion(self._along(steps, counts, source), "stream", settings.codec, why)
+
+    def _filters(self, settings: Reencode) -> list[tuple[str, str]]:
+        if self.nominal_height is None:
+            return settings.filters
+        return [("scale", f"-2:{_even(self.nominal_height)}"), *settings.filters]
+
+    def _scale(self, source: tuple[int, int]) -> float:
+        """What vectors in pixels of a source of (h, w), as shown, are multiplied by."""
+        if self.unit == "pixels":
+            return max(self.size[0] / source[0], self.size[1] / source[1])
+        return 1.0 if self.nominal_height is None else _even(self.nominal_height) / source[0]
+
+    def _along(self, steps: Iterator, counts: list[int], source: tuple[int, int], rotation: int = 0) -> Tensor:
+        """The field of steps, so many of them from each of the plan's frames to the next; turned upright."""
+        turned = rotation % 180 != 0
+        size = self.size[::-1] if turned else self.size
+        scale = self._scale(source[::-1] if turned else source)
+        dense, points = CellMap(source, size, CELL), PointMap(source, size)
+
+        def maps() -> Iterator[Tensor]:
+            yield torch.zeros(2, *size)
+            for grid in between_ticks(steps, counts):
+                if grid is None:
+                    yield torch.zeros(2, *size)
+                else:
+                    yield dense.spread(grid) if self.layout == "dense" else points(block_rows(grid, source))
+
+        return self._fill(upright(each, rotation) * scale for each in maps())
+
+    def _fill(self, maps: Iterable[Tensor]) -> Tensor:
+        def told() -> Iterator[Tensor]:
+            for number, each in enumerate(maps):
+                yield each
+                if self.progress is not None:
+                    self.progress("motion", number + 1, self.plan.frames)
+
+        return fill(told(), self.plan.frames, self.size)
 
 
-def rasterise_dense(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
-    """The dense map (1, 2, F, h, w) in pixels of `size`: blocks filled with their vectors, others zero, antialiased."""
-    height, width = source_size
-    scale = max(size[0] / height, size[1] / width)  # one source pixel in target pixels, as resize_crop scales
-    # A margin for blocks that overhang the frame, cut off below.
-    cells = (-(-height // _CELL) + 16, -(-width // _CELL) + 16)
-
-    def draw(rows: np.ndarray) -> np.ndarray:
-        canvas = np.zeros((2, *cells), np.float32)
-        for w, h in {(int(w), int(h)) for w, h in np.unique(rows[["w", "h"]])}:
-            blocks = rows[(rows["w"] == w) & (rows["h"] == h)]
-            top, left = (blocks["dst_y"] - h // 2) // _CELL, (blocks["dst_x"] - w // 2) // _CELL
-            for down in range(h // _CELL):
-                for right in range(w // _CELL):
-                    canvas[:, top + down, left + right] = blocks["dx"], blocks["dy"]
-        pixels = canvas.repeat(_CELL, axis=1).repeat(_CELL, axis=2)
-        return pixels[:, :height, :width] * scale
-
-    return _field(draw, vectors.rows, frames, size, antialias=True)
+def _even(side: int) -> int:
+    return side // 2 * 2
 
 
-def _field(draw, rows: np.ndarray, frames: int, size: tuple[int, int], antialias: bool) -> Tensor:
-    """Draw each frame's rows at source size and resize at once: one source-sized map in memory, whatever F is."""
-    maps = []
-    for number in range(frames):
-        canvas = torch.from_numpy(np.ascontiguousarray(draw(rows[rows["frame"] == number])))
-        maps.append(resize_crop(canvas[None], size, antialias=antialias))
-    return torch.stack(maps, dim=2)
+def _peeked(frames: Iterator) -> tuple[tuple[int, int], Iterator]:
+    """The (height, width) of the first frame, and all of them."""
+    first = next(frames)
+    return (first.height, first.width), chain([first], frames)
 
 
-RASTERISE = {"points": rasterise_points, "dense": rasterise_dense}
+def upright(field: Tensor, rotation: int) -> Tensor:
+    """A map (2, h, w) of a stored picture as it is shown: turned counter-clockwise by a multiple of 90 degrees."""
+    for _ in range(rotation // 90):
+        dx, dy = torch.rot90(field, 1, (1, 2))
+        field = torch.stack([dy, -dx])
+    return field

@@ -1,12 +1,24 @@
-"""Sketches: lines in 0..1, bright on dark, from the edges of a video or from a sketch that somebody drew."""
+"""Sketches: lines in 0..1, bright on dark, from a video, by the released networks or as plain edges, or from a sketch
+that somebody drew."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from vc_core.errors import UserError
+from vc_core.extract.networks import Folders, as_folders, locate, per_frame, what_to_get
+from vc_core.extract.pidinet import MEAN, STD, PiDiNet, load_pidinet
+from vc_core.extract.simplify import Simplifier, load_simplifier
+from vc_core.progress import Progress
+
+METHODS = ("auto", "pidinet", "edges")
+RELEASED_FILES = ("table5_pidinet.pth", "sketch_simplification_gan.pth")
+"""What `pidinet` needs: the edge detector, then the simplifier."""
 
 # Thresholds on the gradient in brightness per pixel of a picture that is REFERENCE high and in [0, 1]: below FAINT
 # nothing is drawn, from FULL on a line is fully bright. Fixed, and not each clip's own maximum, so that training and
@@ -16,7 +28,70 @@ REFERENCE = 96
 _LUMA = (0.299, 0.587, 0.114)
 
 
-@torch.no_grad()
+def sketch(
+    video: Tensor,
+    method: str = "auto",
+    models: Folders = None,
+    *,
+    device: str | torch.device = "cpu",
+    chunk: int = 4,
+    progress: Progress | None = None,
+) -> tuple[Tensor, str]:
+    """A sketch of every frame of a video, and the method that drew it.
+
+    Args:
+        video: (B, 3, F, H, W), RGB in [0, 1], of any size from 8 on. The released pipeline's is 384 x 384, and its
+            lines are as wide as there only at that size.
+        method: "pidinet", as released: PiDiNet's edges, cleaned by the simplification network, without a threshold;
+            "edges": `edges`, which needs no file; "auto": "pidinet" where its two files are found, else "edges".
+        models: the folders in which the files are looked for; by default those of `vc_core.models.model_folders`.
+        device: where the networks run.
+        chunk: frames at a time.
+        progress: called as `progress("sketch", done, total)`, in frames.
+
+    Returns:
+        (B, 1, F, H, W) in 0..1, lines bright, on the video's device; and "pidinet" or "edges".
+
+    Raises:
+        UserError: an unknown method; "pidinet" where a file is missing, which it describes; a damaged file; a video
+            of another shape.
+    """
+    if method not in METHODS:
+        raise UserError(f"The sketch method '{method}' is unknown: expected one of {', '.join(METHODS)}.")
+    files = {} if method == "edges" else locate(RELEASED_FILES, models)
+    missing = [name for name in RELEASED_FILES if name not in files]
+    if not missing:
+        detector, simplifier = (files[name] for name in RELEASED_FILES)
+        draw = released_sketch(load_pidinet(detector).to(device), load_simplifier(simplifier).to(device))
+        return per_frame(draw, video, "sketch", device, chunk, progress), "pidinet"
+    if method == "pidinet":
+        folders = ", ".join(map(str, as_folders(models)))
+        raise UserError(
+            f"PiDiNet's sketches need {' and '.join(missing)}, not found in {folders}: {what_to_get(missing, models)}, "
+            "or use the method 'edges'."
+        )
+    if files:
+        warnings.warn(
+            f"{' and '.join(files)} is there, but PiDiNet's sketches also need {missing[0]}, so edges are drawn: "
+            f"{what_to_get(missing, models)}.",
+            stacklevel=2,
+        )
+    return per_frame(_lines, video, "sketch", device, chunk, progress), "edges"
+
+
+def released_sketch(detector: PiDiNet, simplifier: Simplifier) -> Callable[[Tensor], Tensor]:
+    """The released way to draw (tools/videocomposer/inference_single.py): RGB (N, 3, H, W) in [0, 1] to (N, 1, H, W).
+
+    The detector takes RGB by ImageNet's statistics and gives bright lines; the simplifier takes and gives dark ones.
+    """
+
+    def draw(frames: Tensor) -> Tensor:
+        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        return 1 - simplifier(1 - detector((frames - mean) / std))
+
+    return draw
+
+
 def edges(video: Tensor) -> Tensor:
     """Thin edges of a video: (B, 3, F, H, W) in [0, 1] -> (B, 1, F, H, W) in 0..1, lines bright.
 
@@ -25,11 +100,8 @@ def edges(video: Tensor) -> Tensor:
     binary hysteresis, which would flicker. Blur, gradients and the lines' width go with the height of the picture:
     the same scene gives the same drawing at 96 and at 384.
     """
-    b, _, f, _, _ = video.shape
-    frames = video.transpose(1, 2).flatten(0, 1)  # (B·F, 3, H, W)
     # A few frames at a time: on a CPU the convolutions are several times slower on one large batch.
-    lines = torch.cat([_lines(chunk) for chunk in frames.split(16 if frames.device.type == "cpu" else 256)])
-    return lines.unflatten(0, (b, f)).transpose(1, 2)
+    return per_frame(_lines, video, "sketch", video.device, 16 if video.device.type == "cpu" else 256)
 
 
 def _lines(frames: Tensor) -> Tensor:

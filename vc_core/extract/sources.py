@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,25 +14,46 @@ from vc_core.conditions import CONDITIONS
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
 from vc_core.extract.mask import masked_video, read_mask
-from vc_core.extract.motion import extract_motion
-from vc_core.extract.sketch import edges
+from vc_core.extract.motion import read_motion
+from vc_core.extract.networks import Folders
+from vc_core.extract.sketch import sketch
+from vc_core.progress import Progress
 from vc_core.video import FramePlan, read_frames
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video file and the frame plan that all of its conditions are made with.
+    """A file, for a video with the frame plan that all of its conditions are made with; and how they are made.
 
     Attributes:
+        plan: None for a still picture.
         size: (height, width) of the video to be composed.
-        mask: image or video that tells what to paint (white), for the mask condition.
+        extraction: what the checkpoint was trained with; a sketch of the method `auto` follows it.
+        mask: image, video or folder of images that tells what to paint (white), for the mask condition.
+        motion_mode: `released` or `stream`, see `vc_core.extract.motion`.
+        nominal_height: the source is scaled to this height before its motion is taken (None: as it is).
+        sketch_method: `auto`, `pidinet` or `edges`. `auto` is edges for a checkpoint that was trained on them, else
+            PiDiNet where its files are found.
+        depth_model: file or folder of a depth network; None for the released one, found in `models`.
+        depth_maps: depth maps from elsewhere instead of a network: a video, image or folder of images.
+        depth_near: what is near in these maps, `bright` or `dark`.
+        models: folders in which annotators' files are looked for.
+        device: where the annotators' networks run.
     """
 
     path: Path
-    plan: FramePlan
+    plan: FramePlan | None
     size: tuple[int, int]
     extraction: ExtractionConfig
     mask: Path | None = None
+    motion_mode: str = "released"
+    nominal_height: int | None = None
+    sketch_method: str = "auto"
+    depth_model: Path | None = None
+    depth_maps: Path | None = None
+    depth_near: str = "bright"
+    models: Folders = None
+    device: str = "cpu"
 
     def at(self, name: str) -> tuple[int, int]:
         """(height, width) that a condition is made at: a multiple of the latent size, see the condition table."""
@@ -40,38 +63,94 @@ class Source:
         return read_frames(self.path, self.plan, self.at(name))
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """A condition's tensor `(1, C, F or 1, H, W)` and how it was made.
+
+    Attributes:
+        how: in values that JSON holds, for instance `{"method": "edges"}`.
+        note: one sentence for users where something was decided for them, else empty.
+    """
+
+    tensor: Tensor
+    how: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
 def condition_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a condition for a video of `size`: 8 or 12 times the latent's."""
     return tuple(CONDITIONS[name].scale * side // 8 for side in size)
 
 
-def _motion(source: Source) -> Tensor:
-    return extract_motion(source.path, source.plan, source.extraction.motion_layout, source.at("motion"))
+def _motion(source: Source, progress: Progress | None) -> Extracted:
+    layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
+    motion = read_motion(
+        source.path, source.plan, source.at("motion"), layout, unit, source.motion_mode, source.nominal_height, progress
+    )
+    how = {"layout": layout, "unit": unit, "mode": motion.mode, "reencoded": motion.reencoded, "why": motion.why}
+    return Extracted(motion.field, how, motion.note if motion.mode == "stream" or motion.repeated else "")
 
 
-def _mask(source: Source) -> Tensor:
+def _mask(source: Source, progress: Progress | None) -> Extracted:
     if source.mask is None:
         raise UserError("The condition 'mask' needs a mask file: give an image or a video, white where to paint.")
     keep = read_mask(source.mask, source.plan, size=source.at("mask"))
-    return masked_video(source.frames("mask"), keep)
+    return Extracted(masked_video(source.frames("mask"), keep))
 
 
-def _depth(source: Source) -> Tensor:
-    raise UserError("The condition 'depth' cannot be extracted: no depth model is set up; leave it out.")
+def _depth(source: Source, progress: Progress | None) -> Extracted:
+    from vc_core.extract.depth import depth
+    from vc_core.extract.depth_maps import depth_from_maps, read_depth_maps
+
+    if source.depth_maps is not None:
+        maps = read_depth_maps(source.depth_maps, source.plan, source.at("depth"))
+        tensor = depth_from_maps(maps, source.depth_near)
+        return Extracted(tensor, {"maps": str(source.depth_maps), "near": source.depth_near})
+    tensor, which = depth(
+        source.frames("depth"), source.depth_model, source.models, device=source.device, progress=progress
+    )
+    return Extracted(tensor, {"model": which}, f"depth: by {which}.")
 
 
-EXTRACTORS: dict[str, Callable[[Source], Tensor]] = {
+def sketch_of(name: str, frames: Tensor, source: Source, progress: Progress | None = None) -> Extracted:
+    """The sketch `(1, 1, F, H, W)` of frames `(1, 3, F, H, W)`, by the source's method; `name` is the condition."""
+    as_trained = source.extraction.sketch == "edges" and source.sketch_method == "auto"
+    method = "edges" if as_trained else source.sketch_method
+    tensor, which = sketch(frames, method, source.models, device=source.device, progress=progress)
+    note = "" if method == which else f"{name}: by {which}{'' if which == 'pidinet' else ', PiDiNet is not there'}."
+    return Extracted(tensor, {"method": which}, note)
+
+
+def _sketch(name: str, source: Source, progress: Progress | None) -> Extracted:
+    frames = source.frames(name)
+    return sketch_of(name, frames[:, :, :1] if CONDITIONS[name].kind == "spatial" else frames, source, progress)
+
+
+def _single_image(source: Source, progress: Progress | None) -> Extracted:
+    return Extracted(source.frames("single_image")[:, :, :1])
+
+
+EXTRACTORS: dict[str, Callable[[Source, Progress | None], Extracted]] = {
     "motion": _motion,
     "depth": _depth,
-    "sketch": lambda source: edges(source.frames("sketch")),
+    "sketch": partial(_sketch, "sketch"),
     "mask": _mask,
-    "single_image": lambda source: source.frames("single_image")[:, :, :1],
-    "single_sketch": lambda source: edges(source.frames("single_sketch")[:, :, :1]),
+    "single_image": _single_image,
+    "single_sketch": partial(_sketch, "single_sketch"),
 }
 
 
-def extract(name: str, source: Source) -> Tensor:
-    """One condition's tensor `(1, C, F or 1, H, W)`. Raises `UserError` for an unknown name or an unreadable file."""
+def extract_condition(name: str, source: Source, progress: Progress | None = None) -> Extracted:
+    """One condition of a source, and how it was made.
+
+    Raises:
+        UserError: an unknown name, a file that is unreadable, or a network whose files are missing.
+    """
     if name not in EXTRACTORS:
         raise UserError(f"Unknown condition '{name}': expected some of {', '.join(EXTRACTORS)}.")
-    return EXTRACTORS[name](source)
+    return EXTRACTORS[name](source, progress)
+
+
+def extract(name: str, source: Source, progress: Progress | None = None) -> Tensor:
+    """One condition's tensor `(1, C, F or 1, H, W)` alone, otherwise as `extract_condition`."""
+    return extract_condition(name, source, progress).tensor

@@ -1,0 +1,106 @@
+"""Clips of known motion, encoded in many ways."""
+
+import io
+from fractions import Fraction
+from functools import cache
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vc_core.video import (
+    FramePlan,
+)
+
+RATE = 12
+PLAN = FramePlan(0.0, Fraction(4), 4)  # every third frame of a clip at RATE
+OWN = {"bf": "0", "refs": "1", "g": "60"}  # H.264 whose vectors are from the frame before
+SHOWN = slice(16, -16)  # away from where content comes in
+
+
+@cache
+def scene(seed: int = 0, side: int = 320) -> np.ndarray:
+    """Smooth random colours (side, side, 3), with detail at several scales."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [torch.rand(1, 3, side // cell, side // cell, generator=generator) for cell in (4, 8, 16)]
+    total = sum(F.interpolate(each, size=(side, side), mode="bicubic") / 3 for each in noise)
+    return (((total - 0.5) * 1.8 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255).byte().numpy()
+
+
+def moving(dx: int, dy: int, frames: int = 13, height: int = 96, width: int = 128, start: int = 90) -> list[np.ndarray]:
+    """A window over the scene, such that the content moves by (dx, dy) from each frame to the next."""
+    corners = [(start - dy * n, start - dx * n) for n in range(frames)]
+    return [np.ascontiguousarray(scene()[y : y + height, x : x + width]) for y, x in corners]
+
+
+def sprite(velocity: int, frames: int = 13) -> list[np.ndarray]:
+    """A square of 48 pixels that starts at x = 8, before a still ground."""
+    found = []
+    for n in range(frames):
+        picture = scene(1)[:96, :192].copy()
+        picture[24:72, 8 + velocity * n : 56 + velocity * n] = scene(2)[100:148, 100:148]
+        found.append(picture)
+    return found
+
+
+def encode(target, frames, codec="libx264", form=None, pix_fmt="yuv420p", times=None, rotation=None, **options):
+    """Writes (H, W, 3) uint8 pictures to a path, or to bytes where `target` is None."""
+    buffer = io.BytesIO() if target is None else str(target)
+    with av.open(buffer, "w", format=form or ("mp4" if target is None else None)) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
+        stream.options = {"preset": "veryfast", **options} if codec.startswith("libx26") else options
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = times[number] if times else number
+            frame.time_base = Fraction(1, 1000) if times else Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue() if target is None else target
+
+
+def assert_moves(field: torch.Tensor, dx: float, dy: float, share: float = 0.8) -> None:
+    """All frames but the first move by (dx, dy) in most places away from the border."""
+    assert field.isfinite().all() and field[:, :, 0].abs().max() == 0
+    middle = field[0, :, 1:, SHOWN, SHOWN]
+    error = (middle - torch.tensor([dx, dy]).view(2, 1, 1, 1)).abs().amax(dim=0)
+    assert (error < 0.75).float().mean() > share, middle.flatten(1).median(dim=1).values
+
+
+CODECS = {
+    # name: (codec, container, pixel format, options, whether its own vectors serve)
+    "h264": ("libx264", "mp4", "yuv420p", OWN, True),
+    "h264 transport stream": ("libx264", "mpegts", "yuv420p", OWN, True),
+    "h264 keyframes": ("libx264", "mp4", "yuv420p", {**OWN, "g": "4"}, True),
+    "mpeg4": ("mpeg4", "mp4", "yuv420p", {"b": "2000000", "g": "5"}, True),
+    "mpeg2": ("mpeg2video", "mpegts", "yuv420p", {"b": "2000000"}, True),
+    "flv1": ("flv", "flv", "yuv420p", {"b": "2000000"}, True),
+    "h264 b-frames": ("libx264", "mp4", "yuv420p", {"bf": "3", "b-adapt": "0", "g": "6"}, False),
+    "h264 references": ("libx264", "mp4", "yuv420p", {"bf": "0", "refs": "3"}, False),
+    "mpeg4 b-frames": ("mpeg4", "avi", "yuv420p", {"b": "2000000", "bf": "2", "g": "6"}, False),
+    "mpeg2 open groups": ("mpeg2video", "mpegts", "yuv420p", {"b": "2000000", "bf": "2", "g": "6"}, False),
+    "hevc": ("libx265", "mp4", "yuv420p", {"x265-params": "log-level=none:keyint=6:open-gop=1"}, False),
+    "vp8": (
+        "libvpx",
+        "webm",
+        "yuv420p",
+        {"b": "2000000", "deadline": "realtime", "cpu-used": "8", "threads": "1", "g": "6"},
+        False,
+    ),
+    "vp9": (
+        "libvpx-vp9",
+        "webm",
+        "yuv420p",
+        {"b": "2000000", "deadline": "realtime", "cpu-used": "8", "threads": "1", "g": "6"},
+        False,
+    ),
+    "av1": ("libsvtav1", "mp4", "yuv420p", {"preset": "12", "svtav1-params": "keyint=6"}, False),
+    "mjpeg": ("mjpeg", "avi", "yuvj420p", {"q": "2"}, False),
+    "10 bit": ("libx264", "mp4", "yuv420p10le", OWN, True),
+    "alpha": ("qtrle", "mov", "argb", {}, False),
+}

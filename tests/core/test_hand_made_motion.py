@@ -1,0 +1,429 @@
+"""Motion made by hand: tracks, a box and an arrow, and camera moves."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vc_core.errors import UserError
+from vc_core.extract.camera import CameraMove, camera_field
+from vc_core.extract.drawing import EASINGS, Rectangle, draw_shapes, eased, place
+from vc_core.extract.fields import add_fields, check_field
+from vc_core.extract.tracks import box_field, parse_tracks, read_tracks, resample_track, tracks_field
+
+SIZE, FRAMES = (48, 64), 5
+quick = settings(max_examples=20, deadline=None)
+
+
+def track(*points) -> torch.Tensor:
+    return torch.tensor(points, dtype=torch.float64)
+
+
+def texture(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Smooth colours (3, ...) of places in pixels, defined everywhere."""
+    waves = [(0.21, 0.13, 0), (-0.11, 0.24, 1), (0.17, -0.19, 2)]
+    return torch.stack([0.5 + 0.4 * torch.sin(a * x + b * y + c) for a, b, c in waves])
+
+
+def grid(size) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
+    return x, y
+
+
+def sample(picture: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A picture (C, H, W) at places (h, w) in pixels, bilinearly."""
+    height, width = picture.shape[-2:]
+    places = torch.stack([x / width * 2 - 1, y / height * 2 - 1], dim=-1).to(picture)
+    return F.grid_sample(picture[None], places[None], padding_mode="border", align_corners=False)[0]
+
+
+def warped(video: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """Each frame but the first, made of the one before by the field: (C, F - 1, H, W)."""
+    x, y = grid(video.shape[-2:])
+    frames = range(1, video.shape[1])
+    return torch.stack([sample(video[:, f - 1], x - field[0, 0, f], y - field[0, 1, f]) for f in frames], dim=1)
+
+
+# --- easing and the canvas ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("easing", EASINGS)
+def test_easings_go_all_the_way_and_never_back(easing):
+    way = eased(11, easing)
+    assert way[0] == 0 and way[-1] == 1 and (way.diff() > 0).all()
+    first, last = way.diff()[[0, -1]].tolist()
+    assert (first < 0.06) == (easing in ("ease_in", "ease_in_out"))
+    assert (last < 0.06) == (easing in ("ease_out", "ease_in_out"))
+    assert eased(1, easing).tolist() == [0]
+
+
+def test_easing_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match="'bounce' is unknown: choose one of linear"):
+        eased(4, "bounce")
+    with pytest.raises(UserError, match="0 frames"):
+        eased(0)
+
+
+def test_a_canvas_lies_on_the_video_as_its_picture_would():
+    corners = track((0, 0), (200, 100), (100, 50))
+    assert place((100, 200), (50, 100)).to_video(corners).tolist() == [[0, 0], [100, 50], [50, 25]]
+    # Wider than the video: as high as it, and the sides cut off.
+    assert place((100, 200), (50, 50)).to_video(corners).tolist() == [[-25, 0], [75, 50], [25, 25]]
+    x, y = place((100, 200), (50, 50)).pixels()
+    assert (x[0], x[-1], y[0, 0]) == (51, 149, 1)
+    with pytest.raises(UserError, match="canvas is 0x10"):
+        place((10, 0), (8, 8))
+
+
+# --- tracks as editors write them -----------------------------------------------------------------------------
+
+ONE = [{"x": 1, "y": 2.5}, {"x": 3, "y": 4, "t": 7}]
+TWO = [ONE, [{"x": 9, "y": 9}]]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (ONE, [[[1, 2.5], [3, 4]]]),
+        (json.dumps(ONE), [[[1, 2.5], [3, 4]]]),
+        (str(ONE), [[[1, 2.5], [3, 4]]]),  # Python's quotes
+        (TWO, [[[1, 2.5], [3, 4]], [[9, 9]]]),
+        (json.dumps(TWO), [[[1, 2.5], [3, 4]], [[9, 9]]]),
+        ([json.dumps(ONE), json.dumps(TWO)], [[[1, 2.5], [3, 4]], [[1, 2.5], [3, 4]], [[9, 9]]]),
+        ("[[1, 2], [3, 4]]", [[[1, 2], [3, 4]]]),
+        ("[[[1, 2], [3, 4]], [[5, 6]]]", [[[1, 2], [3, 4]], [[5, 6]]]),
+    ],
+)
+def test_tracks_are_read_in_every_form(source, expected):
+    assert [points.tolist() for points in parse_tracks(source)] == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("", "no JSON"),
+        ("[{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "no tracks"),
+        ('{"x": 1, "y": 2}', "no tracks"),
+        ("7", "no tracks"),
+        ("[[]]", "track 1: it has no points"),
+        ('[{"x": 1}]', "track 1: it has no points"),
+        ('[{"x": 1, "y": 2}, {"x": 1}]', "point 2 is {'x': 1}"),
+        ('[{"x": 1, "y": NaN}]', "it has no points"),
+        ('[{"x": 1, "y": 2}, {"x": 1e999, "y": 2}]', "point 2 is"),
+        ('[[{"x": 1, "y": 2}], [{"x": "1", "y": 2}]]', "track 2: point 1"),
+        ('[{"x": true, "y": 2}]', "spline editors"),
+        (['[{"x": 1, "y": 2}]', "what"], "text 2: this is no JSON"),
+    ],
+)
+def test_what_is_no_track_is_told(source, says):
+    with pytest.raises(UserError) as error:
+        parse_tracks(source, "tracks.json")
+    assert says in str(error.value) and str(error.value).startswith("tracks.json")
+    assert "\n" not in str(error.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["x", "y", "z"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(json_values)
+def test_any_json_is_tracks_or_told(value):
+    for source in (value, json.dumps(value)):
+        try:
+            tracks = parse_tracks(source)
+        except UserError:
+            continue
+        assert tracks and all(points.ndim == 2 and points.shape[1] == 2 for points in tracks)
+        assert all(torch.isfinite(points).all() for points in tracks)
+
+
+def test_tracks_from_a_file(tmp_path):
+    path = tmp_path / "meine Spuren ü.json"
+    path.write_text(json.dumps(TWO), encoding="utf-8-sig")  # with the mark that Windows' editors put first
+    assert [len(points) for points in read_tracks(path)] == [2, 1]
+    for content, says in ((b"\xff\xfe\x00", "cannot be read"), (b"{}", "no tracks")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=says) as error:
+            read_tracks(path)
+        assert str(path) in str(error.value)
+    with pytest.raises(UserError, match=r"missing\.json"):
+        read_tracks(tmp_path / "missing.json")
+
+
+def test_tracks_are_resampled_to_the_frames():
+    drawn = track((0, 0), (1, 0), (10, 0))
+    assert torch.equal(resample_track(drawn, 3), drawn)
+    assert resample_track(drawn, 5).tolist() == [[0, 0], [0.5, 0], [1, 0], [5.5, 0], [10, 0]]
+    assert resample_track(drawn, 5, "length").tolist() == [[0, 0], [2.5, 0], [5, 0], [7.5, 0], [10, 0]]
+    assert resample_track(drawn, 5, "length", "ease_in")[:, 0].tolist() == [0, 0.625, 2.5, 5.625, 10]
+    corner = resample_track(track((0, 0), (4, 0), (4, 4)), 5, "length")
+    assert corner.tolist() == [[0, 0], [2, 0], [4, 0], [4, 2], [4, 4]]
+    for resting in (track((3, 4)), track((3, 4), (3, 4))):
+        assert resample_track(resting, 4, "length").tolist() == [[3, 4]] * 4
+    with pytest.raises(UserError, match="index, length"):
+        resample_track(drawn, 3, "time")
+
+
+# --- fields of tracks -----------------------------------------------------------------------------------------
+
+
+def test_content_at_the_point_moves_as_the_point_does():
+    points = track((10.5, 10.5), (20.5, 14.5), (24.5, 30.5), (24.5, 30.5), (20.5, 30.5))
+    field = tracks_field([points], FRAMES, SIZE, radius=6)
+    assert field.shape == (1, 2, FRAMES, *SIZE) and field.dtype == torch.float32
+    check_field(field)
+    for frame in range(1, FRAMES):
+        x, y = (points[frame] - 0.5).int().tolist()
+        assert field[0, :, frame, y, x].tolist() == (points[frame] - points[frame - 1]).tolist()
+    at_first = field[0, :, 1, 10, 10]
+    assert at_first.tolist() == [0, 0]  # the influence has left with the point
+    assert (field[0, :, 3] == 0).all()  # the point rests
+
+
+@pytest.mark.parametrize("falloff", ["gaussian", "hard"])
+def test_influence_ends(falloff):
+    field = tracks_field([track((20, 20), (24, 20))], 2, SIZE, radius=8, falloff=falloff)[0, 0, 1] / 4
+    x, y = grid(SIZE)
+    distance = torch.hypot(x - 24, y - 20)
+    assert (field[distance > 13] == 0).all() and field.min() == 0
+    if falloff == "hard":
+        assert torch.equal(field == 1, distance <= 8) and torch.equal(field == 0, distance > 8)
+    else:
+        near = distance < 12
+        assert torch.allclose(field[near], torch.exp(-0.5 * (distance[near] / 4) ** 2), atol=1e-5)
+
+
+def test_where_tracks_overlap_they_blend():
+    right, down = track((20, 20), (24, 20)), track((24, 16), (24, 20))
+    one = tracks_field([right], 2, SIZE, radius=8)
+    assert torch.allclose(tracks_field([right, right], 2, SIZE, radius=8), one, atol=1e-6)
+    both = tracks_field([right, down], 2, SIZE, radius=8)
+    assert torch.allclose(both[0, 0, 1], both[0, 1, 1]) and torch.allclose(both[0, 0], one[0, 0] / 2, atol=1e-6)
+    far = track((50, 40), (46, 40))
+    apart = tracks_field([right, far], 2, SIZE, radius=4)
+    alone = tracks_field([right], 2, SIZE, radius=4), tracks_field([far], 2, SIZE, radius=4)
+    assert torch.allclose(apart, add_fields(*alone), atol=1e-6)
+    # A point that rests holds its surroundings.
+    held = tracks_field([right, track((30, 20))], 2, SIZE, radius=8)[0, 0, 1]
+    assert 0 < held[20, 27] < 0.6 * one[0, 0, 1, 20, 27]
+
+
+@quick
+@given(st.integers(-6, 6), st.integers(-6, 6), st.lists(st.tuples(*[st.floats(20, 40)] * 2), min_size=1, max_size=4))
+def test_shifting_the_track_shifts_the_field(right, down, points):
+    field = tracks_field([track(*points)], FRAMES, (60, 60), radius=9)
+    moved = tracks_field([track(*points) + torch.tensor([right, down])], FRAMES, (60, 60), radius=9)
+    assert torch.allclose(moved, field.roll((down, right), (-2, -1)), atol=1e-4)
+
+
+@quick
+@given(st.sampled_from([2, 3]), st.floats(2, 12), st.booleans())
+def test_a_track_means_the_same_on_every_canvas(factor, radius, wider):
+    drawn = [track((20, 10), (30, 40), (44, 20))]
+    field = tracks_field(drawn, FRAMES, SIZE, radius=radius)
+    scaled = [points * factor for points in drawn]
+    canvas = tuple(side * factor for side in SIZE)
+    assert torch.allclose(tracks_field(scaled, FRAMES, SIZE, canvas, radius * factor), field, atol=1e-4)
+    if wider:  # the canvas stands out by 10 of its pixels on both sides
+        shifted = [points + torch.tensor([10, 0]) for points in scaled]
+        canvas = (canvas[0], canvas[1] + 20)
+        assert torch.allclose(tracks_field(shifted, FRAMES, SIZE, canvas, radius * factor), field, atol=1e-4)
+
+
+def test_a_mask_is_carried_along():
+    points = track((20, 20), (23, 22), (30, 24), (30, 30), (26, 30))
+    x, y = grid(SIZE)
+    mask = ((x - 18).abs() < 6) & ((y - 22).abs() < 4)
+    field = tracks_field([points], FRAMES, SIZE, mask=mask[None, None].float())
+    for frame in range(1, FRAMES):
+        dx, dy = (points[frame] - points[0]).int().tolist()
+        inside = mask.roll((dy, dx), (-2, -1))
+        step = (points[frame] - points[frame - 1]).float()[:, None, None]
+        assert torch.allclose(field[0, :, frame], step * inside, atol=1e-4)
+    # With a radius too, only what both reach.
+    near = tracks_field([points], FRAMES, SIZE, mask=mask[None, None].float(), radius=3, falloff="hard")
+    assert 0 < (near != 0).sum() < (field != 0).sum()
+
+
+def test_a_mask_of_every_frame_is_taken_as_it_is():
+    masks = torch.zeros(1, 1, 3, *SIZE)
+    masks[..., 1, :10, :10] = masks[..., 2, 40:, 40:] = 1
+    field = tracks_field([track((5, 5), (9, 7))], 3, SIZE, mask=masks)
+    assert torch.equal(field, masks * torch.tensor([2.0, 1.0]).view(1, 2, 1, 1, 1))
+
+
+def test_a_mask_up_to_the_edge_goes_on_beyond_it():
+    whole = tracks_field([track((10, 10), (30, 20))], FRAMES, SIZE, mask=torch.ones(1, 1, 6, 8))
+    assert torch.allclose(whole[:, :, 1:], torch.tensor([5.0, 2.5]).view(1, 2, 1, 1, 1).expand(-1, -1, 4, *SIZE))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tracks": []}, "No track"),
+        ({"radius": 0}, "radius of influence is 0"),
+        ({"radius": math.nan}, "radius of influence is nan"),
+        ({"falloff": "soft"}, "gaussian, hard"),
+        ({"mask": torch.ones(1, 1, 3, 8, 8)}, "1, 1, 5 or 1"),
+        ({"mask": torch.full((1, 1, 8, 8), 255)}, "outside 0..1"),
+        ({"canvas": (0, 8)}, "canvas"),
+        ({"frames": 0}, "0 frames"),
+    ],
+)
+def test_tracks_that_cannot_be_drawn_are_told(options, says):
+    with pytest.raises(UserError, match=says):
+        tracks_field(**({"tracks": [track((1, 1), (2, 2))], "frames": FRAMES, "size": SIZE} | options))
+
+
+# --- box and arrow --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("easing", EASINGS)
+def test_a_box_moves_with_its_content(easing):
+    box = Rectangle(8, 6, 24, 20, travel=(16, 10))
+    field = box_field(box, FRAMES, SIZE, easing=easing)
+    inside = draw_shapes([box], FRAMES, SIZE, easing=easing)
+    step = eased(FRAMES, easing).diff(prepend=torch.zeros(1)).float()
+    arrow = torch.tensor([16.0, 10.0]).view(1, 2, 1, 1, 1)
+    assert torch.allclose(field, inside * arrow * step.view(1, 1, -1, 1, 1), atol=1e-5)
+    assert (inside[0, 0, 0].sum(), inside[0, 0, -1, 16:30, 24:40].mean()) == (16 * 14, 1)
+    # What is painted into the box at first is in it at last.
+    x, y = grid(SIZE)
+    way = eased(FRAMES, easing)
+    video = torch.stack([texture(x - 16 * s, y - 10 * s) for s in way], dim=1) * inside[0]
+    within = F.max_pool2d(1 - inside[0, 0, 1:, None], 5, stride=1, padding=2)[:, 0] == 0
+    assert (warped(video, field) - video[:, 1:]).abs().amax(0)[within].max() < 0.02
+
+
+def test_a_box_is_drawn_on_its_canvas():
+    field = box_field(Rectangle(0, 0, 50, 50, travel=(40, 0)), 5, (50, 50), canvas=(100, 200))
+    assert field[0, 0, 1:].max() == 5 and field[0, 1].max() == 0
+    assert (field[0, 0, 1] != 0).sum() == 25 * 5  # 25 wide, of which 20 are left of the video, and one step
+    with pytest.raises(UserError, match="left below right"):
+        Rectangle(5, 0, 5, 9)
+    with pytest.raises(UserError, match="travel"):
+        Rectangle(0, 0, 5, 9, travel=(math.inf, 0))
+
+
+# --- cameras --------------------------------------------------------------------------------------------------
+
+
+def at(field: torch.Tensor, frame: int, place) -> np.ndarray:
+    """The field at a place inside the frame. Fields of cameras are affine, so this is exact."""
+    x, y = (torch.full((1, 1), float(value)) for value in place)
+    return sample(field[0, :, frame], x, y)[:, 0, 0].numpy()
+
+
+def test_the_picture_moves_against_the_camera():
+    pan = camera_field(CameraMove(pan=(0.5, -0.25)), 5, (40, 80))
+    assert torch.allclose(pan[0, 0, 1:], torch.tensor(-10.0)) and torch.allclose(pan[0, 1, 1:], torch.tensor(2.5))
+    zoom = camera_field(CameraMove(zoom=2), 2, (40, 80))  # the content goes outwards
+    assert at(zoom, 1, (60, 30)) == pytest.approx([10, 5])
+    roll = camera_field(CameraMove(roll=90), 2, (40, 80))  # clockwise: what is at the top now was at the right
+    assert at(roll, 1, (40, 10)) == pytest.approx([-10, -10])
+    for field in (pan, zoom, roll):
+        check_field(field)
+
+
+def test_a_clip_of_one_frame_rests():
+    assert camera_field(CameraMove(pan=(1, 1), zoom=3, roll=50), 1, SIZE).abs().max() == 0
+
+
+moves = st.builds(
+    CameraMove,
+    pan=st.tuples(*[st.floats(-0.3, 0.3)] * 2),
+    zoom=st.floats(0.5, 2),
+    roll=st.floats(-90, 90),
+    center=st.tuples(*[st.floats(0, 1)] * 2),
+    easing=st.sampled_from(list(EASINGS)),
+)
+
+
+def step_matrix(move: CameraMove, share: float, size) -> np.ndarray:
+    """A step of a camera as a 3 x 3 matrix, put together from the single transforms."""
+    height, width = size
+    cx, cy = move.center[0] * width, move.center[1] * height
+    angle, factor = math.radians(-move.roll * share), move.zoom**share
+    to, back = np.eye(3), np.eye(3)
+    to[:2, 2], back[:2, 2] = (-cx, -cy), (cx, cy)
+    turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+    shift = np.eye(3)
+    shift[:2, 2] = -share * move.pan[0] * width, -share * move.pan[1] * height
+    return shift @ back @ np.diag([factor, factor, 1]) @ turn @ to
+
+
+@quick
+@given(st.lists(moves, min_size=1, max_size=3), st.floats(10, 54), st.floats(10, 38))
+def test_cameras_are_exact(several, x, y):
+    """Wherever content is now, the field tells how it came there from where the inverse transform has it."""
+    field = camera_field(several, FRAMES, SIZE)
+    for frame in range(1, FRAMES):
+        step = np.eye(3)
+        for move in several:
+            share = float(eased(FRAMES, move.easing).diff()[frame - 1])
+            step = step_matrix(move, share, SIZE) @ step
+        before = np.linalg.solve(step, [x, y, 1])[:2]
+        assert at(field, frame, (x, y)) == pytest.approx(np.array([x, y]) - before, abs=1e-4)
+
+
+def test_a_whole_roll_and_a_whole_zoom_arrive():
+    """Following a point along the field from the first frame to the last."""
+    for move, there in ((CameraMove(roll=-90), (32, 34)), (CameraMove(zoom=2, easing="ease_in_out"), (52, 24))):
+        field, here = camera_field(move, 16, SIZE), np.array([42.0, 24.0])
+        for frame in range(1, 16):
+            start = here
+            for _ in range(60):  # the field is told at the place of arrival
+                here = start + at(field, frame, here)
+        assert here == pytest.approx(there, abs=1e-2)
+
+
+def test_warping_each_frame_by_the_field_gives_the_next():
+    move = CameraMove(pan=(0.1, -0.05), zoom=1.3, roll=25, center=(0.4, 0.6), easing="ease_out")
+    field, (x, y), frames = camera_field(move, 8, (64, 64)), grid((64, 64)), []
+    where = np.eye(3)
+    for share in [0, *eased(8, "ease_out").diff().tolist()]:
+        where = step_matrix(move, share, (64, 64)) @ where
+        back = torch.from_numpy(np.linalg.inv(where)).float()
+        frames.append(texture(*(row[0] * x + row[1] * y + row[2] for row in back[:2])))
+    video = torch.stack(frames, dim=1)
+    inside = (slice(None), slice(None), slice(6, -6), slice(6, -6))
+    assert (warped(video, field) - video[:, 1:])[inside].abs().max() < 0.02
+    assert (warped(video, -field) - video[:, 1:])[inside].abs().max() > 0.3
+
+
+def test_moves_at_once():
+    back_and_forth = camera_field([CameraMove(zoom=2, roll=30), CameraMove(zoom=0.5, roll=-30)], FRAMES, SIZE)
+    assert back_and_forth.abs().max() < 1e-4
+    pans = [CameraMove(pan=(0.1, 0)), CameraMove(pan=(0.05, 0.2), easing="ease_in")]
+    added = add_fields(*(camera_field(pan, FRAMES, SIZE) for pan in pans))
+    assert torch.allclose(camera_field(pans, FRAMES, SIZE), added, atol=1e-5)
+    small = [CameraMove(zoom=1.02), CameraMove(roll=1), CameraMove(pan=(0.01, 0))]
+    added = add_fields(*(camera_field(move, FRAMES, SIZE) for move in small))
+    assert (camera_field(small, FRAMES, SIZE) - added).abs().max() < 0.01 * added.abs().max()
+    assert torch.equal(camera_field([], FRAMES, SIZE), torch.zeros(1, 2, FRAMES, *SIZE))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"zoom": 0}, "zoom is 0"),
+        ({"zoom": math.inf}, "camera's zoom"),
+        ({"roll": math.nan}, "camera's roll"),
+        ({"pan": (0, math.inf)}, "camera's pan"),
+        ({"center": (math.nan, 0)}, "camera's center"),
+    ],
+)
+def test_impossible_cameras_are_told(options, says):
+    with pytest.raises(UserError, match=says):
+        CameraMove(**options)

@@ -1,0 +1,293 @@
+"""Masks: from files and tensors, drawn ones, and random ones as the released training drew them."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vc_core.errors import UserError
+from vc_core.extract import masked_video, read_mask
+from vc_core.extract.drawing import Rectangle, Stroke, draw_shapes, half
+from vc_core.extract.mask import RANDOM_MASKS, as_mask, drawn_mask, random_mask
+from vc_core.video import FramePlan
+
+SIZE = (48, 64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def save(path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path)
+
+
+# --- from tensors ---------------------------------------------------------------------------------------------
+
+
+def test_white_is_painted_unless_it_is_said_to_be_kept():
+    white = torch.zeros(1, 1, 8, 8)
+    white[..., :4] = 1
+    keep = as_mask(white)
+    assert keep.shape == (1, 1, 1, 8, 8)
+    assert torch.equal(keep[:, :, 0], 1 - white)
+    assert torch.equal(as_mask(white, "keep")[:, :, 0], white)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 8, 8), (2, 1, 1, 8, 8), (1, 3, 5, 8, 8)], ids=str)
+def test_every_shape_of_a_mask(shape):
+    picture = torch.rand(shape, generator=generator())
+    keep = as_mask(picture, frames=5)
+    assert keep.shape == (shape[0], 1, 5, 8, 8) and set(keep.unique().tolist()) == {0, 1}
+    one = picture if picture.ndim == 5 else picture[:, :, None]
+    for frame in range(5):
+        assert torch.equal(keep[:, :, frame], as_mask(one[:, :, frame % one.shape[2]])[:, :, 0])
+
+
+def test_the_middle_grey_is_white():
+    greys = torch.tensor([0.0, 0.49, 0.5, 1.0]).view(1, 1, 1, 4)
+    assert as_mask(greys, "keep").flatten().tolist() == [0, 0, 1, 1]
+    assert as_mask(greys.expand(-1, 3, -1, -1), "keep").flatten().tolist() == [0, 0, 1, 1]
+
+
+def test_a_mask_is_fitted_as_its_video_is():
+    wide = torch.zeros(1, 1, 32, 64)
+    wide[..., 16:32] = 1
+    keep = as_mask(wide, size=(16, 16))
+    assert keep.shape == (1, 1, 1, 16, 16) and (keep[..., :8] == 0).all() and (keep[..., 8:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "options", "says"),
+    [
+        (torch.zeros(8, 8), {}, "shape"),
+        (torch.zeros(1, 4, 8, 8), {}, "shape"),
+        (torch.zeros(1, 1, 3, 8, 8), {"frames": 5}, "3 frames: expected 5, or 1"),
+        (torch.full((1, 1, 8, 8), 255), {}, "outside 0..1"),
+        (torch.full((1, 1, 8, 8), math.nan), {}, "outside 0..1"),
+        (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase' is unknown: choose one of paint, keep"),
+    ],
+)
+def test_what_is_no_mask_is_told(picture, options, says):
+    with pytest.raises(UserError, match=says):
+        as_mask(picture, **options)
+
+
+# --- from a folder --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images_is_a_moving_mask(tmp_path):
+    for number in (2, 10, 1):  # by numbers, not by letters
+        pixels = np.zeros((16, 32), np.uint8)
+        pixels[:, number] = 255
+        save(tmp_path / f"mask_{number}.png", pixels)
+    (tmp_path / "notes.txt").write_text("no image")
+    keep = read_mask(tmp_path, 3)
+    assert keep.shape == (1, 1, 3, 16, 32)
+    assert [(1 - keep[0, 0, f, 0]).nonzero().item() for f in range(3)] == [1, 2, 10]
+    assert torch.equal(read_mask(tmp_path, FramePlan(0.0, 8, 3), white="keep"), 1 - keep)
+    assert read_mask(tmp_path, 3, size=(8, 8)).shape == (1, 1, 3, 8, 8)
+
+
+def test_a_folder_must_have_an_image_a_frame(tmp_path):
+    with pytest.raises(UserError, match="0 images, and 2 frames") as error:
+        read_mask(tmp_path, 2)
+    assert str(tmp_path) in str(error.value)
+    save(tmp_path / "1.png", np.zeros((16, 32), np.uint8))
+    save(tmp_path / "2.png", np.zeros((16, 16), np.uint8))
+    with pytest.raises(UserError, match=r"2\.png: the mask is of another size than 1\.png"):
+        read_mask(tmp_path, 2)
+    assert read_mask(tmp_path, 2, size=(8, 8)).shape == (1, 1, 2, 8, 8)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1\.png"):
+        read_mask(tmp_path, 2)
+
+
+# --- drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_a_rectangle_is_painted_and_the_rest_kept():
+    video = torch.rand(1, 3, 2, *SIZE)
+    keep = drawn_mask([Rectangle(10, 5, 20, 25)], 2, SIZE)
+    assert (keep[..., 5:25, 10:20] == 0).all() and (1 - keep).sum() == 2 * 10 * 20
+    seen = masked_video(video, keep)
+    assert (seen[..., 5:25, 10:20] == 0).all()
+    assert torch.equal(seen[:, :3, ..., 30:, :], video[..., 30:, :] * 2 - 1) and (seen[:, 3, :, 30:] == 1).all()
+
+
+def test_a_stroke_is_round_and_as_wide_as_its_brush():
+    area = draw_shapes([Stroke(((20, 24), (44, 24)), 12)], 1, SIZE)[0, 0, 0]
+    assert area[:, 30].sum() == 12 and area[24].sum() == 24 + 12
+    assert area.sum() == pytest.approx(24 * 12 + math.pi * 36, rel=0.03)
+    dot = draw_shapes([Stroke(((32, 24),), 20)], 1, SIZE)
+    assert dot.sum() == pytest.approx(math.pi * 100, rel=0.03)
+    corner = draw_shapes([Stroke(((10, 10), (30, 10), (30, 40)), 6)], 1, SIZE)
+    apart = [draw_shapes([Stroke(points, 6)], 1, SIZE) for points in (((10, 10), (30, 10)), ((30, 10), (30, 40)))]
+    assert torch.equal(corner, torch.maximum(*apart))
+
+
+@settings(max_examples=30, deadline=None)
+@given(*[st.floats(1, 46)] * 4)
+def test_the_thinnest_stroke_has_no_gap(x1, y1, x2, y2):
+    drawn = draw_shapes([Stroke(((x1, y1), (x2, y2)), 1e-6)], 1, SIZE)[0, 0, 0]
+    for share in torch.linspace(0, 1, 200).tolist():  # each place on the way is in or beside a drawn pixel
+        x, y = int(x1 + share * (x2 - x1)), int(y1 + share * (y2 - y1))
+        assert drawn[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any()
+    assert drawn[int(y1), int(x1)] == drawn[int(y2), int(x2)] == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(-8, 8), st.integers(-8, 8), st.booleans())
+def test_shapes_travel(right, down, stroke):
+    travel = (4.0 * right, 4.0 * down)
+    points = ((60.0, 60.0), (70.0, 64.0))
+    shape = Stroke(points, 9, travel) if stroke else Rectangle(60, 50, 75, 70, travel)
+    drawn = draw_shapes([shape], 5, (120, 128))
+    for frame in range(5):
+        assert torch.equal(drawn[:, :, frame], drawn[:, :, 0].roll((frame * down, frame * right), (-2, -1)))
+    assert drawn[:, :, 0].any()
+
+
+@pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
+def test_halves(side):
+    where = {"left": np.s_[:, :32], "right": np.s_[:, 32:], "top": np.s_[:24], "bottom": np.s_[24:]}[side]
+    expected = torch.zeros(SIZE)
+    expected[where] = 1
+    assert torch.equal(draw_shapes([half(side, SIZE)], 1, SIZE)[0, 0, 0], expected)
+    moved = draw_shapes([half(side, SIZE, travel=(8, -8))], 2, SIZE)[0, 0, 1]
+    lines = {"left": 48 * 40, "right": 48 * 24, "top": 64 * 16, "bottom": 64 * 32}
+    assert moved.sum() == lines[side]  # nothing opens at the edge it left
+    with pytest.raises(UserError, match="left, right, top, bottom"):
+        half("middle", SIZE)
+
+
+def test_shapes_lie_on_their_canvas():
+    large = draw_shapes([Rectangle(40, 20, 80, 100), Stroke(((160, 40),), 40)], 1, SIZE, canvas=(192, 256))
+    small = draw_shapes([Rectangle(10, 5, 20, 25), Stroke(((40, 10),), 10)], 1, SIZE)
+    assert torch.equal(large, small) and large.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (lambda: Stroke((), 5), "0 points"),
+        (lambda: Stroke(((1, 1),), 0), "width 0"),
+        (lambda: Stroke(((1, math.nan),), 3), "finite"),
+        (lambda: Rectangle(3, 9, 5, 9), "top below bottom"),
+        (lambda: Rectangle(math.nan, 0, 5, 9), "left below right"),
+    ],
+)
+def test_impossible_shapes_are_told(shape, says):
+    with pytest.raises(UserError, match=says):
+        shape()
+
+
+# --- random ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([None, *RANDOM_MASKS]),
+    st.sampled_from([(24, 24), (32, 32), (48, 80), (80, 48), (96, 96)]),
+    st.integers(0, 10**6),
+    st.booleans(),
+)
+def test_random_masks_paint_something_and_repeat(kind, size, seed, moving):
+    keep = random_mask(4, size, generator(seed), kind, moving)
+    assert keep.shape == (1, 1, 4, *size) and set(keep.unique().tolist()) <= {0, 1}
+    assert torch.equal(keep, random_mask(4, size, generator(seed), kind, moving))
+    assert 0 < (1 - keep[:, :, 0]).mean() <= (1 if kind in (None, "strokes") else 0.6)
+    fixed = random_mask(4, size, generator(seed), kind)
+    assert torch.equal(fixed, fixed[:, :, :1].expand_as(fixed))
+    assert torch.equal(fixed[:, :, 0], keep[:, :, 0])  # moving masks begin with the same shapes
+
+
+def test_the_same_state_gives_the_same_shapes_at_every_size():
+    for kind in RANDOM_MASKS:
+        large, small = (random_mask(1, (side, side), generator(5), kind)[0, 0, 0] for side in (256, 64))
+        coarse = large.unflatten(0, (64, 4)).unflatten(-1, (64, 4)).mean(dim=(1, 3))
+        assert (coarse - small).abs().mean() < 0.02 and small.mean() < 1
+
+
+def test_rectangles_are_as_the_released_training_drew_them():
+    """One to four with sides of 30 to 149 of 512 that keep 10 from the edges."""
+    painted = torch.cat([1 - random_mask(1, (128, 128), generator(seed), "rectangles") for seed in range(200)])
+    assert painted[..., :2, :].max() == painted[..., -2:, :].max() == painted[..., :2].max() == 0
+    assert painted[..., 10:-10, 10:-10].any(dim=0).all()
+    share = painted.mean(dim=(1, 2, 3, 4))
+    assert share.max() < 4 * (150 / 512) ** 2 and share.min() > (28 / 512) ** 2
+    # 2.5 of mean side 89.5, less what overlaps
+    assert 0.06 < share.mean() < 2.5 * (89.5 / 512) ** 2
+
+
+def test_halves_are_as_the_released_training_drew_them():
+    masks = {tuple(random_mask(1, (16, 16), generator(seed), "half").flatten().tolist()) for seed in range(60)}
+    assert len(masks) == 4 and all(sum(mask) == 128 for mask in masks)
+
+
+def test_strokes_are_as_the_released_training_drew_them():
+    """Their areas against the same rule (1 to 5 strokes of 1 to 5 segments) drawn by another hand."""
+    from PIL import ImageDraw
+
+    lots = np.random.default_rng(0)
+    expected = []
+    for _ in range(300):
+        image = Image.new("1", (512, 512))
+        draw = ImageDraw.Draw(image)
+        for stroke in range(lots.integers(1, 6)):
+            x, y = lots.integers(512, size=2)
+            for _ in range(lots.integers(1, 6)):
+                angle = 0.01 + lots.integers(4)
+                angle = 2 * math.pi - angle if stroke % 2 == 0 else angle
+                length, width = lots.integers(10, 210), int(lots.integers(5, 105))
+                end = np.clip([x + length * math.sin(angle), y + length * math.cos(angle)], 0, 512).astype(int)
+                draw.line([int(x), int(y), *map(int, end)], fill=1, width=width)
+                for cx, cy in ((x, y), end):
+                    draw.ellipse([cx - width / 2, cy - width / 2, cx + width / 2, cy + width / 2], fill=1)
+                x, y = end
+        expected.append(np.asarray(image).mean())
+    found = [(1 - random_mask(1, (64, 64), generator(seed), "strokes")).mean().item() for seed in range(300)]
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.03)
+    assert np.quantile(found, [0.1, 0.9]) == pytest.approx(np.quantile(expected, [0.1, 0.9]), abs=0.06)
+
+
+def test_strokes_turn_to_the_left_and_to_the_right_in_turn():
+    lots, sides = generator(), set()
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=lots))
+
+    for _ in range(40):
+        strokes: dict[tuple, list] = {}
+        for shape in RANDOM_MASKS["strokes"][1](draw, 10**6, 10**6):  # far from the edges, where nothing is clipped
+            strokes.setdefault(shape.travel, []).append(shape.points)
+        for number, segments in enumerate(strokes.values()):
+            right = sum(end[0] - start[0] for start, end in segments)
+            assert right <= 2 if number % 2 == 0 else right >= -2
+            assert all(a[1] == b[0] for a, b in pairwise(segments))
+            sides.add(right > 0)
+    assert sides == {True, False}
+
+
+def test_kinds_are_drawn_by_the_released_shares():
+    lots, total = generator(1), 400
+    halves = [1 - draw_shapes([half(side, (16, 16))], 1, (16, 16)) for side in ("left", "right", "top", "bottom")]
+    drawn = [random_mask(1, (16, 16), lots) for _ in range(total)]
+    assert [share for share, _ in RANDOM_MASKS.values()] == [0.7, 0.2, 0.1]
+    assert sum(any(torch.equal(keep, one) for one in halves) for keep in drawn) / total == pytest.approx(0.1, abs=0.045)
+
+
+def test_moving_masks_move():
+    for kind in RANDOM_MASKS:
+        moved = [random_mask(3, (64, 64), generator(seed), kind, moving=True) for seed in range(8)]
+        assert sum(not torch.equal(mask[:, :, 0], mask[:, :, 2]) for mask in moved) >= 6
+        for mask in moved:  # steadily: the middle frame is as far from the first as from the last
+            first, last = ((mask[:, :, 1] - mask[:, :, f]).abs().sum() for f in (0, 2))
+            assert abs(first - last) <= 0.5 * max(first, last) + 64
+    with pytest.raises(UserError, match="strokes, rectangles, half"):
+        random_mask(1, SIZE, generator(), "circle")

@@ -1,0 +1,293 @@
+"""Motion from any file: all sources, odd files, damaged files, and only the frames that are needed."""
+
+import io
+import threading
+import time
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, assert_moves, encode, moving
+from vc_core.decoding import index, segments
+from vc_core.errors import UserError
+from vc_core.extract.motion import block_vectors, extract_motion, read_motion
+from vc_core.extract.stream import obstacle
+from vc_core.media import media
+from vc_core.nal import references, sequence_headers
+from vc_core.parallel import in_order
+from vc_core.video import (
+    FramePlan,
+    chosen_times,
+    plan_frames,
+    planned_index,
+    probe,
+    read_frames,
+)
+
+# --- sources --------------------------------------------------------------------------------------------------
+
+
+class Pipe(io.RawIOBase):
+    """Bytes that can be read once, from beginning to end."""
+
+    def __init__(self, data):
+        self.data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def read(self, size=-1):
+        return self.data.read(size)
+
+    def readinto(self, buffer):
+        return self.data.readinto(buffer)
+
+
+@pytest.mark.parametrize("mode", ["released", "stream"])
+def test_every_source_gives_the_same(tmp_path, mode):
+    path = encode(tmp_path / "ein Clip mit ä, ほ & blanks.mp4", moving(3, -2), **OWN)
+    data = path.read_bytes()
+    expected = extract_motion(path, PLAN, "dense", (48, 64), mode=mode)
+    stream = io.BytesIO(data)
+    stream.read(100)  # a stream that seeks is read from its beginning
+    with open(path, "rb") as file:
+        for source in (str(path), data, bytearray(data), stream, file, Pipe(data)):
+            assert torch.equal(extract_motion(source, PLAN, "dense", (48, 64), mode=mode), expected), source
+    with media(Pipe(data)) as once:  # what reads once is opened once
+        plan = plan_frames(probe(once), frames=4, rate=4)
+        assert torch.equal(extract_motion(once, plan, "dense", (48, 64), mode=mode), expected)
+
+
+def test_a_tensor_is_a_source():
+    pictures = np.stack(moving(3, -2, 6))
+    frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    plan = FramePlan(0.0, Fraction(RATE), 6)
+    motion = read_motion(frames, plan, (96, 128), "dense")
+    assert_moves(motion.field, 3, -2)
+    assert torch.equal(read_motion(frames.transpose(0, 1)[None], plan, (96, 128), "dense").field, motion.field)
+    stream = read_motion(frames, plan, (96, 128), "dense", mode="stream")
+    assert_moves(stream.field, 3, -2)
+    assert stream.reencoded == "libx264" and stream.why
+    assert len(block_vectors(frames, plan).kinds) == 6
+    for wrong in (frames[:5], frames[:, :1], frames * float("nan"), (frames * 255).byte()):
+        with pytest.raises(UserError, match="tensor of frames"):
+            read_motion(wrong, plan)
+
+
+@pytest.mark.parametrize("wrong", [{"layout": "sparse"}, {"unit": "metres"}, {"mode": "fast"}, {"nominal_height": 2}])
+def test_unknown_options_are_told(wrong):
+    with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
+        read_motion(b"", PLAN, **wrong)
+
+
+def test_no_source_and_text_are_told(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with open(tmp_path / "a.txt") as text, pytest.raises(UserError, match="binary mode"):
+        read_motion(text, PLAN)
+    with pytest.raises(UserError, match="int is no video source"):
+        read_motion(3, PLAN)
+
+
+# --- odd files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+@pytest.mark.parametrize("mode", ["released", "stream"])
+def test_a_rotated_file_moves_as_it_is_shown(rotation, mode):
+    upright = moving(3, -2)
+    stored = [np.rot90(picture, -rotation // 90) for picture in upright]  # both count counter-clockwise
+    data = encode(None, stored, rotation=rotation, **OWN)
+    motion = read_motion(data, PLAN, (96, 128), "dense", mode=mode)
+    assert motion.field.shape[-2:] == (96, 128)
+    assert_moves(motion.field, 9, -6)
+    assert (motion.reencoded is None) == (mode == "stream")
+
+
+@pytest.mark.parametrize("mode", ["released", "stream"])
+def test_odd_sizes(mode):
+    data = encode(None, moving(3, -2, 13, 97, 131), "mpeg4", b="3000000")
+    for layout in ("dense", "points"):
+        field = extract_motion(data, FramePlan(0.0, Fraction(RATE), 5), layout, (97, 131), mode=mode)
+        assert field.shape == (1, 2, 5, 97, 131) and field.isfinite().all()
+        if layout == "dense":
+            assert_moves(field, 3, -2)
+
+
+def test_a_variable_rate_follows_the_clock():
+    times = [0, 83, 167, 250, 1000, 1083, 1167, 1250, 1333, 1417, 1500, 1583, 1667]  # stands still for 0.75 s
+    data = encode(None, moving(3, -2), times=times, **OWN)
+    motion = read_motion(data, FramePlan(0.0, Fraction(4), 6), (96, 128), "dense", mode="stream")
+    with media(data) as video:
+        plan = FramePlan(0.0, Fraction(4), 6)
+        table = planned_index(video, plan)
+        shown = [table.times.index(time) for time in chosen_times(video, table, plan)]
+    assert motion.repeated == sum(a == b for a, b in pairwise(shown)) > 0
+    assert f"{motion.repeated} frames repeat" in motion.note
+    assert shown[2] == shown[3]  # the same frame is shown twice, and nothing moves
+    for frame, steps in enumerate(np.diff(shown), start=1):
+        assert_moves(motion.field[:, :, [0, frame]], 3 * steps, -2 * steps)
+
+
+def test_interlaced_streams_are_encoded_anew():
+    for codec, form, options in (
+        ("libx264", "mp4", {**OWN, "x264-params": "interlaced=1:ref=1:bframes=0"}),
+        ("mpeg2video", "mpegts", {"b": "2000000", "flags": "+ildct+ilme"}),
+    ):
+        motion = read_motion(
+            encode(None, moving(3, -2), codec, form, **options), PLAN, (96, 128), "dense", mode="stream"
+        )
+        assert motion.reencoded and motion.why == "it is interlaced"
+        assert_moves(motion.field, 9, -6)
+
+
+def test_a_stream_that_begins_between_keyframes():
+    """Its first frames cannot be decoded: refused at the beginning, right from the keyframe on."""
+    whole, cut = encode(None, moving(3, -2, 26), form="mpegts", **{**OWN, "g": "8"}), io.BytesIO()
+    with av.open(io.BytesIO(whole)) as source, av.open(cut, "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if number > 2 and packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    for mode in ("released", "stream"):
+        with pytest.raises(UserError, match=r"can be decoded from 0\.\d+ s on"):
+            read_motion(cut.getvalue(), PLAN, mode=mode)
+        assert_moves(
+            extract_motion(cut.getvalue(), FramePlan(0.5, Fraction(4), 3), "dense", (96, 128), mode=mode), 9, -6
+        )
+
+
+def test_tags_that_are_no_utf8():
+    data = encode(None, moving(3, -2), form="avi", codec="mpeg4", b="2000000")
+    assert b"Lavf" in data
+    broken = data.replace(b"Lavf", b"\xe9\xff\xfe\x80")
+    assert_moves(extract_motion(broken, PLAN, "dense", (96, 128), mode="stream"), 9, -6)
+
+
+def test_a_bare_stream_without_times():
+    data = encode(None, moving(3, -2), form="h264", **OWN)
+    fields = [
+        extract_motion(data, FramePlan(0.0, Fraction(25), 8), "dense", (96, 128), mode=m)
+        for m in ("stream", "released")
+    ]
+    for field in fields:
+        assert_moves(field, 3, -2)
+
+
+def test_what_a_stream_refers_to_is_read_from_its_headers():
+    for options, expected in (
+        ({"refs": "1"}, (1, True)),
+        ({"refs": "3"}, (3, True)),
+        ({"refs": "1", "profile": "baseline"}, (1, True)),
+    ):
+        with media(encode(None, moving(1, 1), bf="0", **options)) as video:
+            table = index(video)
+        assert [references(header) for header in sequence_headers(table.extradata)] == [expected]
+        assert (obstacle(table) is None) == (expected[0] == 1)
+    for header in sequence_headers(table.extradata):
+        for length in range(len(header)):
+            try:
+                references(header[:length])
+            except ValueError as error:
+                assert "cut off" in str(error)
+
+
+# --- only what is needed --------------------------------------------------------------------------------------
+
+
+def test_only_the_segments_that_are_needed_are_decoded():
+    data = encode(None, moving(1, 0, 60), **{**OWN, "g": "6"})
+    with media(data) as video:
+        table = index(video, 2.5, 1.0)
+        assert 12 <= len(table.packets) <= 24 and table.packets[0].pts <= table.start  # from the keyframe before
+        everything = index(video)
+        parts = segments(everything, [everything.times[0], everything.times[33]])
+        assert [(part.first, part.last) for part in parts] == [(0, 6), (30, 36)]
+    late = read_frames(data, FramePlan(2.5, Fraction(4), 4), (24, 32))
+    assert torch.equal(late, read_frames(data, FramePlan(0.0, Fraction(4), 14), (24, 32))[:, :, 10:])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_parallel_generators_come_out_in_order(workers):
+    ready = [0, 0]
+
+    def task(number):
+        def run():
+            for item in range(5):
+                time.sleep(0.001 * ((number + item) % 3))
+                ready[0] += 10
+                ready[1] = max(ready)
+                yield (number, item), 10
+
+        return run
+
+    found = []
+    for item in in_order([task(n) for n in range(6)], workers, budget=30):
+        ready[0] -= 10
+        found.append(item)
+    assert found == [(n, item) for n in range(6) for item in range(5)]
+    assert ready[1] <= 30 + 20 * workers  # the budget, and what each may have in hand
+
+
+def test_an_error_comes_at_its_turn_and_no_thread_stays():
+    def task(number):
+        def run():
+            yield number, 1
+            if number == 1:
+                raise UserError("broken")
+            yield number, 1
+
+        return run
+
+    running = in_order([task(n) for n in range(4)], 3)
+    assert [next(running) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(UserError, match="broken"):
+        next(running)
+    early = in_order([task(n) for n in range(4)], 3, budget=1)
+    assert next(early) == 0
+    early.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoding")]
+
+
+# --- damaged files --------------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Cut off, or with some bytes changed or left out."""
+    rng = np.random.default_rng(seed)
+    if seed % 3 == 0:
+        return data[: rng.integers(len(data))]
+    spoilt = bytearray(data)
+    for _ in range(rng.integers(1, 30)):
+        at = int(rng.integers(len(spoilt)))
+        if seed % 3 == 1:
+            spoilt[at] = int(rng.integers(256))
+        else:
+            del spoilt[at : at + int(rng.integers(1, 40))]
+    return bytes(spoilt)
+
+
+@pytest.mark.parametrize("name", ["h264", "h264 transport stream", "h264 b-frames", "mpeg4", "mpeg2", "flv1", "vp9"])
+def test_damaged_files_give_an_error_or_a_result(name):
+    codec, form, pix_fmt, options, _ = CODECS[name]
+    data = encode(None, moving(3, -2, 13, 48, 64), codec, form, pix_fmt, **options)
+    before, outcomes = time.monotonic(), []
+    for seed in range(18):
+        broken = damaged(data, seed)
+        for mode in ("released", "stream"):
+            try:
+                motion = read_motion(broken, PLAN, (48, 64), "dense", mode=mode)
+            except UserError as error:
+                assert "expected" in str(error) or "can be decoded" in str(error), error
+                outcomes.append("told")
+            else:
+                assert motion.field.shape == (1, 2, 4, 48, 64) and motion.field.isfinite().all()
+                # No silent zeros: everything in this clip moves, but where frames were lost, which is said.
+                assert motion.field.abs().max() > 0 or "nothing moves" in motion.note
+                outcomes.append("read")
+    assert "told" in outcomes and time.monotonic() - before < 60
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoding")]

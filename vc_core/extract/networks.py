@@ -1,0 +1,82 @@
+"""What the annotators' networks share: where their files lie, what to get where one is missing, and how they are run
+over a video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vc_core.errors import UserError
+from vc_core.models import MODELS, find_model_files, model_folders
+from vc_core.progress import Progress
+
+Folders = str | PathLike | Sequence[str | PathLike] | None
+"""A folder, or several, that hold files of annotators; None for those of `vc_core.models.model_folders`."""
+
+
+def as_folders(folders: Folders) -> list[Path]:
+    """The folders that are searched, as a list."""
+    if folders is None:
+        return model_folders()
+    several = [folders] if isinstance(folders, (str, PathLike)) else folders
+    return [Path(folder).expanduser() for folder in several]
+
+
+def locate(names: Sequence[str], folders: Folders = None) -> dict[str, Path]:
+    """Where files of `vc_core.models.MODELS` lie: by published name, those that are found.
+
+    Folders below the given ones are searched too, and renamed files are known by their size. Of several, one of the
+    published size comes first.
+    """
+    found = sorted(find_model_files(as_folders(folders)), key=lambda file: not file.right_size)
+    return {name: file.path for name in reversed(names) for file in reversed(found) if file.model.name == name}
+
+
+def what_to_get(names: Sequence[str], folders: Folders = None) -> str:
+    """Of files that are missing: name, size, hash where known, where to get them and where to put them."""
+    files = {file.name: file for file in MODELS}
+    told = [
+        f"{name} ({files[name].size / 1e6:.1f} MB, SHA-256 {files[name].sha256 or 'not published'}) from "
+        f"{files[name].source}"
+        for name in names
+    ]
+    return f"get {' and '.join(told)} and put {'it' if len(told) == 1 else 'them'} into {as_folders(folders)[0]}"
+
+
+@torch.no_grad()
+def per_frame(
+    network: Callable[[Tensor], Tensor],
+    video: Tensor,
+    what: str,
+    device: str | torch.device,
+    chunk: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Runs a network of single frames over a video, some frames at a time.
+
+    Args:
+        network: from frames (N, 3, H, W) to maps (N, 1, H, W), on `device`.
+        video: (B, 3, F, H, W) float.
+        what: `progress` calls it so, counting frames.
+        chunk: frames at a time.
+
+    Returns:
+        (B, 1, F, H, W) on the video's device.
+
+    Raises:
+        UserError: the video has another shape.
+    """
+    if video.dim() != 5 or video.shape[1] != 3:
+        raise UserError(
+            f"The video for {what} has the shape {tuple(video.shape)}: expected (batch, 3, frames, height, width)."
+        )
+    frames, maps = video.transpose(1, 2).flatten(0, 1), []
+    for done, piece in zip(range(chunk, len(frames) + chunk, chunk), frames.split(chunk), strict=True):
+        maps.append(network(piece.to(device)).to(video.device))
+        if progress is not None:
+            progress(what, min(done, len(frames)), len(frames))
+    return torch.cat(maps).unflatten(0, (video.shape[0], -1)).transpose(1, 2)

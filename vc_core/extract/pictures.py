@@ -1,0 +1,183 @@
+"""Pictures of motion fields, for people to look at: colours of the colour wheel, and arrows over the frames.
+
+Both take any motion field: dense ones, and the sparse `points` of the released network. Their scales are the same for
+all frames of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..video import resize_crop
+
+SMALLEST = 256
+"""Pictures with arrows have this shorter side at least, so that arrows over a frame of 64 pixels can be made out."""
+
+_CELLS = 16  # of the grid of arrows, along the shorter side
+_SMOOTH = 3  # arrows are drawn so many times larger and scaled down, which smooths their edges
+_ARROW, _OUTLINE = (255, 224, 32), (16, 16, 16)
+
+
+def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
+    """A motion field (1, 2, F, H, W) as colours (1, 3, F, H, W) in [0, 1]: white where nothing moves.
+
+    The direction is the hue and the length the strength, on the colour wheel of the Middlebury flow benchmark
+    (torchvision's `flow_to_image`; to the right is red, up is violet, to the left cyan and down yellow). Vectors of a
+    sparse field, which stand at single pixels, fill their surroundings. `full` is the length in the field's unit from
+    which on colours are full; by default twice the mean length of what moves, less the longest hundredth, so that a few
+    stray vectors do not pale the rest.
+
+    Raises UserError for a tensor that is no motion field, or for a `full` that is not above 0.
+    """
+    from torchvision.utils import flow_to_image
+
+    length = _length(field)
+    if _is_sparse(length):
+        field = _filled(field, length)
+        length = _length(field)
+    full = _typical(length) * 2 if full is None else full
+    if not (full > 0 and math.isfinite(full)):
+        raise UserError(f"The length of full colour is {full:g}: expected a finite number above 0.")
+    frames = (field[0] / full / length.div(full).clamp_min(1)).transpose(0, 1).float()  # (F, 2, H, W), at most 1 long
+    # flow_to_image takes the longest vector of all it is given for full strength: a frame of 1 sets that.
+    scale = torch.zeros_like(frames[:1])
+    scale[:, 0] = 1
+    colours = flow_to_image(torch.cat([frames, scale]))[:-1]
+    return colours.transpose(0, 1)[None].float() / 255
+
+
+def arrows_picture(field: Tensor, frames: Tensor | None = None, gain: float | None = None) -> Tensor:
+    """A motion field (1, 2, F, H, W) as arrows over the frames, (1, 3, F, H', W') in [0, 1].
+
+    Both are enlarged so that the shorter side has `SMALLEST` pixels at least. In every cell of a grid the longest
+    vector is drawn, its head at its own place and its tail towards where the content came from; cells without
+    vectors stay free, so that sparse fields show where they have any.
+
+    Args:
+        frames: (1, 3, F or 1, h, w) in [0, 1], scaled to cover the field and centre-cropped; None: a grey ground.
+        gain: length of the arrows in lengths of the vectors; by default such that nine in ten stay within 1.25 cells.
+
+    Raises:
+        UserError: a tensor that is no motion field, or frames of another shape or number.
+    """
+    length = _length(field)
+    count, height, width = length.shape
+    scale = max(1, -(-SMALLEST // min(height, width)))
+    ground = _ground(frames, count, (height * scale, width * scale))
+    cell = max(1, round(min(height, width) / _CELLS))
+    arrows = [
+        _longest_per_cell(*frame, cell, 1e-3 * float(length.max()))
+        for frame in zip(field[0].unbind(1), length, strict=True)
+    ]
+    gain = _gain([vectors for vectors, _ in arrows], cell) if gain is None else gain
+    drawn = [_draw_arrows(one, *pair, scale, gain) for one, pair in zip(ground, arrows, strict=True)]
+    return torch.from_numpy(np.stack(drawn)).permute(3, 0, 1, 2)[None].float() / 255
+
+
+def _length(field: Tensor) -> Tensor:
+    """The lengths (F, H, W) of a field's vectors."""
+    if field.ndim != 5 or field.shape[:2] != (1, 2) or not torch.isfinite(field).all():
+        raise UserError(
+            f"A picture of motion needs a field of the shape (1, 2, frames, height, width) with finite values, and "
+            f"{tuple(field.shape)} was given."
+        )
+    return torch.hypot(*field[0])
+
+
+def _typical(length: Tensor) -> float:
+    """The mean length of what moves, and what moves far more than the rest left out; 1 where nothing does."""
+    moving = length[length > 0].cpu().numpy()
+    if not len(moving):
+        return 1.0
+    longest = np.quantile(moving, 0.99)
+    return float(moving[(moving > 0.05 * longest) & (moving <= longest)].mean())
+
+
+def _is_sparse(length: Tensor) -> bool:
+    """Whether what moves is almost nowhere surrounded by what moves too."""
+    moving = (length > 0).float()
+    surrounded = -F.max_pool2d(-moving[:, None], 3, stride=1, padding=1)
+    return bool(surrounded.sum() < 0.05 * moving.sum())
+
+
+def _filled(field: Tensor, length: Tensor) -> Tensor:
+    """Each pixel with the longest vector around it, about as far as the released network's blocks reach."""
+    reach = 2 * (min(length.shape[-2:]) // 42) + 1  # 16 pixels of 336
+    _, index = F.max_pool2d(length[:, None], reach, stride=1, padding=reach // 2, return_indices=True)
+    index = index[:, 0].flatten(1).expand(2, -1, -1)  # (2, F, H·W)
+    return field[0].flatten(2).gather(2, index).unflatten(2, length.shape[-2:])[None]
+
+
+def _gain(vectors: list[np.ndarray], cell: int) -> float:
+    """The gain at which nine in ten vectors are within 1.25 cells; 1 where there are none."""
+    lengths = np.hypot(*np.concatenate(vectors).T)
+    return float(1.25 * cell / np.quantile(lengths, 0.9)) if len(lengths) else 1.0
+
+
+def _ground(frames: Tensor | None, count: int, size: tuple[int, int]) -> np.ndarray:
+    """What arrows are drawn on: (F, H', W', 3) bytes."""
+    if frames is None:
+        frames = torch.full((1, 3, 1, 1, 1), 0.45)
+    if frames.ndim != 5 or frames.shape[:2] != (1, 3) or frames.shape[2] not in (1, count):
+        raise UserError(
+            f"The frames under the arrows have the shape {tuple(frames.shape)}: expected (1, 3, {count} or 1, height, "
+            "width), as many as the motion field has."
+        )
+    frames = resize_crop(frames.detach().float().cpu(), size).clamp(0, 1).expand(-1, -1, count, -1, -1)
+    return (frames[0] * 255).round().byte().permute(1, 2, 3, 0).numpy()
+
+
+def _longest_per_cell(field: Tensor, length: Tensor, cell: int, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of one frame (2, H, W): the vectors (N, 2) that are the longest of their cells and longer than `least`, and
+    their places (N, 2) as x, y in pixels."""
+    height, width = length.shape
+    rows, columns = -(-height // cell), -(-width // cell)
+    padding = (0, columns * cell - width, 0, rows * cell - height)
+    at = (torch.arange(cell) + 0.5) / cell - 0.5
+    # Where all are as long, the one in the middle.
+    middle = 1 - 0.02 * torch.hypot(at[:, None], at)
+    score = F.pad(length.cpu(), padding).reshape(rows, cell, columns, cell) * middle[:, None, :]
+    best, index = score.permute(0, 2, 1, 3).flatten(2).max(dim=-1)  # (rows, columns)
+    row, column = (best > least).nonzero(as_tuple=True)
+    index = index[row, column]
+    y, x = row * cell + index // cell, column * cell + index % cell
+    return field.cpu()[:, y, x].T.numpy(), torch.stack([x, y], dim=1).numpy() + 0.5
+
+
+def _draw_arrows(ground: np.ndarray, vectors: np.ndarray, places: np.ndarray, scale: int, gain: float) -> np.ndarray:
+    """Arrows on one frame (H', W', 3) of bytes; vectors and places in the field's pixels, `scale` of the frame's."""
+    from PIL import Image, ImageDraw
+
+    height, width, _ = ground.shape
+    # Colour and coverage apart: the frame itself is not resampled.
+    ink = Image.new("RGBA", (width * _SMOOTH, height * _SMOOTH), (*_OUTLINE, 0))
+    draw = ImageDraw.Draw(ink)
+    unit = _SMOOTH * max(1.0, min(height, width) / SMALLEST)
+    heads = places * scale * _SMOOTH
+    tails = heads - vectors * gain * scale * _SMOOTH
+    for color, border in ((_OUTLINE, 1.0), (_ARROW, 0.0)):  # all outlines first: arrows cross without cutting
+        for head, tail in zip(heads, tails, strict=True):
+            _draw_arrow(draw, head, tail, color, unit, border * unit)
+    ink = ink.resize((width, height), Image.Resampling.BOX)
+    return np.array(Image.alpha_composite(Image.fromarray(ground).convert("RGBA"), ink).convert("RGB"))
+
+
+def _draw_arrow(draw, head: np.ndarray, tail: np.ndarray, color: tuple, unit: float, border: float) -> None:
+    way = head - tail
+    length = float(np.hypot(*way))
+    forward = way / max(length, 1e-9)
+    side = np.array([-forward[1], forward[0]])
+    point = min(5.0 * unit, max(length, 2.5 * unit))  # length of the head: short arrows are heads alone
+    half, thick = 0.45 * point + border, 1.2 * unit + 2 * border
+    back = head - forward * point
+    if length > point:
+        draw.line([*(tail - forward * border), *back], fill=(*color, 255), width=max(1, round(thick)))
+    base = back - forward * border
+    corners = [head + forward * 1.5 * border, base + side * half, base - side * half]
+    draw.polygon([tuple(map(float, corner)) for corner in corners], fill=(*color, 255))

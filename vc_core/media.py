@@ -1,0 +1,113 @@
+"""Where a video comes from, and the opening of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Media:
+    """A video that can be opened as often as needed: `open` gives what av.open takes, `name` is for messages."""
+
+    name: str
+    open: Callable[[], Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+VideoSource = str | os.PathLike | bytes | BinaryIO | Media
+"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
+
+
+@contextmanager
+def media(source: VideoSource) -> Iterator[Media]:
+    """A source as Media, for as long as the `with` lasts.
+
+    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
+    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
+    opened here once and the Media handed to `probe` and to every extractor.
+
+    Raises UserError for a path that is no file and for what is no source.
+    """
+    if isinstance(source, Media):
+        yield source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        yield Media("The video in memory", lambda: io.BytesIO(data))
+    elif isinstance(source, io.BytesIO):
+        data = source.getvalue()
+        yield Media("The video in memory", lambda: io.BytesIO(data))
+    elif isinstance(source, (str, os.PathLike)):
+        path = existing(Path(source), "a video")
+        yield Media(str(path), lambda: str(path))
+    elif hasattr(source, "read"):
+        with tempfile.TemporaryDirectory(prefix="video-") as folder:
+            path = Path(folder) / "video"
+            _copy(source, path)
+            yield Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), lambda: str(path))
+    else:
+        raise UserError(
+            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
+            "object."
+        )
+
+
+def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
+    if getattr(stream, "seekable", lambda: False)():
+        stream.seek(0)
+    with open(path, "wb") as file:
+        while data := stream.read(block):
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise UserError(
+                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
+                )
+            file.write(data)
+
+
+def existing(path: Path, kind: str) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
+    return path
+
+
+def unreadable(video: Media, reason: str) -> UserError:
+    return UserError(
+        f"{video}: cannot be read as a video ({reason}), an undamaged video file such as H.264 .mp4 is expected: "
+        "copy or export the file again."
+    )
+
+
+@contextmanager
+def opened(video: Media) -> Iterator[tuple]:
+    """The container and its first video stream, or a UserError that says what the file is instead."""
+    import av
+
+    try:
+        container = av.open(video.open(), metadata_errors="replace")  # real files carry tags that are not UTF-8
+    except (av.FFmpegError, ValueError) as error:
+        raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
+    with container:
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
+        cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is no video
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            raise UserError(f"{video}: holds no video stream, and a video was expected: give a video file.")
+        if streams[0].codec_context is None:
+            raise unreadable(video, "no decoder for its codec is built in")
+        try:
+            yield container, streams[0]
+        except av.FFmpegError as error:
+            raise unreadable(video, error.strerror or repr(error)) from error
