@@ -65,6 +65,11 @@ CONDITIONS: dict[str, ConditionSpec] = {
 }
 
 
+def condition_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a condition for a video of `size`: 8 or 12 times the latent's."""
+    return tuple(CONDITIONS[name].scale * side // 8 for side in size)
+
+
 @dataclass(frozen=True)
 class Condition:
     """A condition of one video: a row of the table with its tensor and how it is to be applied.

@@ -15,6 +15,7 @@ from vc_core.checkpoint import BUNDLED
 from vc_core.composer import VideoComposer
 from vc_core.conditions import Condition
 from vc_core.errors import UserError
+from vc_core.extract.pictures import flow_picture
 from vc_core.extract.sources import Source, extract
 from vc_core.pipeline import compose
 from vc_core.progress import Progress
@@ -143,7 +144,7 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     scale = max(1, SIZE // min(composer.config.height, composer.config.width))
     for name, video in trial.videos.items():
         write_video(out / f"{name}.mp4", video, RATE, scale=scale)
-        rows += [(f"{name}: field", picture_of(trial.fields[name])), (f"{name}: result", video)]
+        rows += [(f"{name}: field", flow_picture(trial.fields[name])), (f"{name}: result", video)]
     write_contact_sheet(out / "sheet.png", rows, title=f"./vc demo: {TEXT}")
     measured = {
         "text": TEXT,
@@ -164,16 +165,3 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
         f"{out / 'sheet.png'}: what the network saw and what it made",
         f"{out / 'measured.json'}: the figures",
     ]
-
-
-def picture_of(field: Tensor) -> Tensor:
-    """A motion field `(1, 2, F, H, W)` as colours `(1, 3, F, H, W)`: the direction as hue, the length as strength.
-
-    Twice the mean length of what moves at all has full strength, so that a few stray vectors do not pale the rest.
-    """
-    dx, dy = field[0]
-    angle, length = torch.atan2(dy, dx), torch.hypot(dx, dy)
-    moving = length[length > 0.05 * length.max()]
-    strength = (length / (2 * moving.mean() if len(moving) else 1.0)).clamp(0, 1)
-    hue = torch.stack([angle.cos(), (angle - 2 * math.pi / 3).cos(), (angle + 2 * math.pi / 3).cos()]) * 0.5 + 0.5
-    return (1 - strength * (1 - hue))[None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vc_core.checkpoint import BUNDLED
 from vc_core.composer import VideoComposer, choose_device
-from vc_core.conditions import Condition
+from vc_core.conditions import Condition, condition_size
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.progress import Progress
@@ -247,7 +247,7 @@ def _conditions(
     settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None
 ) -> "dict[str, Extracted]":
     """The conditions by name, made from the source, by hand, and from the images."""
-    from vc_core.extract import as_sketch, condition_size, extract_condition
+    from vc_core.extract import as_sketch, extract_condition
     from vc_core.extract.sources import Extracted, Source
     from vc_core.video import read_image, resize_crop
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,11 +22,13 @@ from .media import Media, VideoSource, existing, media, opened, unreadable
 from .writing import write_contact_sheet, write_video, written_beside
 
 __all__ = [
+    "IMAGES",
     "FramePlan",
     "Media",
     "VideoInfo",
     "VideoSource",
     "covering",
+    "frame_files",
     "media",
     "plan_frames",
     "planned_frames",
@@ -295,6 +298,32 @@ def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | No
         frames.append(image if size is None else resize_crop(image.float() / 255, size))
     video = torch.stack(frames, dim=2)  # (1, 3, F, H, W)
     return video.float() / 255 if size is None else video
+
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+"""Endings that stand for a still picture, in lower case."""
+
+
+def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:
+    """The images of a folder, one for each of so many frames, in the order of their names ("2" before "10").
+
+    Raises UserError for another number of images, or a folder that cannot be read.
+    """
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name.lower())
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
+
+    try:
+        files = sorted((path for path in Path(folder).iterdir() if path.suffix.lower() in endings), key=natural)
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
+    if len(files) != frames:
+        raise UserError(
+            f"{folder}: the folder has {len(files)} images, and {frames} frames are composed: expected one image a "
+            "frame; or give a single image for all."
+        )
+    return files
 
 
 def read_image(path: str | os.PathLike) -> Tensor:

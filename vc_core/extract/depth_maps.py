@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
-from vc_core.video import FramePlan, planned_frames, resize_crop
+from vc_core.video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
 
 HIGHEST = CONDITIONS["depth"].high
 """End of the released range; MiDaS's own values rarely come near it."""
@@ -23,7 +23,7 @@ USUAL = (0.0, 2.0)
 near in everyday pictures, which is 0 to 2 in the released unit."""
 
 PERCENTILES = (2.0, 98.0)
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".exr", ".pfm")  # the last two only to refuse
+_ENDINGS = IMAGES | {".exr", ".pfm"}  # the last two only to refuse
 _COLOURFUL = 0.1
 
 
@@ -125,13 +125,9 @@ def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, in
     path = Path(path).expanduser()
     frames = plan if isinstance(plan, int) else plan.frames
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES), key=_natural)
-        if len(files) != frames:
-            raise UserError(
-                f"{path} holds {len(files)} images, and {frames} depth maps are expected, one for each frame."
-            )
+        files = frame_files(path, frames, _ENDINGS)
         pictures: Iterator = (picture for file in files for picture in _image(file))
-    elif path.suffix.lower() in _SUFFIXES:
+    elif path.suffix.lower() in _ENDINGS:
         pictures = _image(path)
     elif isinstance(plan, int):
         raise UserError(f"{path} is no image, and a video of depth maps needs the frame plan of its source: give both.")
@@ -144,11 +140,6 @@ def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, in
         raise UserError(f"{path} holds depth maps of several sizes: expected one size, or say which to make of them.")
     video = torch.stack(maps, dim=2)
     return video.expand(-1, -1, frames, -1, -1).contiguous()
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """An order of names in which "2" comes before "10"."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
 def _image(path: Path) -> Iterator:

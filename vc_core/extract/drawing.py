@@ -142,7 +142,8 @@ class Stroke:
 
     def covers(self, x: Tensor, y: Tensor, pixel: float) -> Tensor:
         """Whether the places lie under the brush; `pixel` is the side of one pixel of the video."""
-        reach = max(self.width / 2, pixel * math.sqrt(0.5))
+        # A little more than half a pixel's diagonal: an end at a pixel's corner is in it, whatever the rounding.
+        reach = max(self.width / 2, pixel * 0.7075)
         covered = torch.zeros(torch.broadcast_shapes(x.shape, y.shape), dtype=torch.bool)
         for start, end in zip(self.points, self.points[1:] or self.points, strict=False):
             covered |= _squared_distance(x, y, *start, *end) <= reach * reach

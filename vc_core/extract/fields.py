@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditions import CONDITIONS
+from ..conditions import condition_size
 from ..config import ExtractionConfig
 from ..errors import UserError
 from ..video import resize_crop
@@ -86,7 +86,7 @@ def condition_from_field(
     """
     check_field(field)
     field = field.float() if field.shape[-2:] == tuple(size) else fit_field(field.float(), size)
-    target = tuple(CONDITIONS["motion"].scale * side // 8 for side in size)
+    target = condition_size("motion", size)
     if extraction.motion_layout == "dense":
         return fit_field(field, target) if target != tuple(size) else field
     source, frames = _nominal_source(size), field.shape[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..video import FramePlan, read_frames, read_image, resize_crop
+from ..video import IMAGES, FramePlan, frame_files, read_frames, read_image, resize_crop
 from .drawing import Rectangle, Shape, Stroke, chosen, draw_shapes, half
 from .sketch import as_sketch
 
 POLARITIES = ("paint", "keep")
 """What a mask's white can mean: to be painted anew, as painting programs and ComfyUI have it, or to be kept."""
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def read_mask(
@@ -56,15 +54,7 @@ def read_mask(
 
 def _read_images(folder: Path, frames: int, size: tuple[int, int] | None) -> Tensor:
     """The images of a folder (1, 3, F, H, W), in the order of their names."""
-    files = sorted(
-        (file for file in folder.iterdir() if file.suffix.lower() in IMAGES),
-        key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name.lower())],
-    )
-    if len(files) != frames:
-        raise UserError(
-            f"{folder}: the folder of masks has {len(files)} images, and {frames} frames are composed: expected one "
-            "image a frame; or give a single image for all."
-        )
+    files = frame_files(folder, frames)
     pictures = [resize_crop(image, size) if size else image for image in map(read_image, files)]
     for file, picture in zip(files, pictures, strict=True):
         if picture.shape != pictures[0].shape:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vc_core.conditions import CONDITIONS
+from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
 from vc_core.extract.mask import masked_video, read_mask
@@ -75,11 +75,6 @@ class Extracted:
     tensor: Tensor
     how: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
-
-
-def condition_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a condition for a video of `size`: 8 or 12 times the latent's."""
-    return tuple(CONDITIONS[name].scale * side // 8 for side in size)
 
 
 def _motion(source: Source, progress: Progress | None) -> Extracted:
