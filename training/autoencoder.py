@@ -15,8 +15,8 @@ from torch import nn
 from training.data.synthetic import render, sample_scenes, scene_seeds
 from training.muon import Muon
 from training.timed import TimedRun, save_tensors
+from vc_core.atomic import written_beside
 from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
-from vc_core.writing import written_beside
 
 SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)

@@ -11,11 +11,11 @@ import math
 import statistics
 from pathlib import Path
 
+from vc_core.atomic import written_beside
 from vc_core.checkpoint import BUNDLED
 from vc_core.composer import VideoComposer
 from vc_core.demo import try_motion
 from vc_core.video import write_contact_sheet
-from vc_core.writing import written_beside
 
 SPEEDS = ((0.4, 16), (0.8, 16), (1.2, 16), (1.6, 16), (2.2, 10), (3.0, 8))
 """Pixels a frame at 64 pixels, and over how many frames, so that what starts in the middle stays in the picture."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vc_core.atomic import written_beside
 from vc_core.errors import UserError
-from vc_core.writing import written_beside
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""

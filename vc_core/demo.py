@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vc_core.atomic import written_beside
 from vc_core.checkpoint import BUNDLED
 from vc_core.composer import VideoComposer
 from vc_core.conditions import Condition
@@ -20,7 +21,6 @@ from vc_core.extract.sources import Source, extract
 from vc_core.pipeline import compose
 from vc_core.progress import Progress
 from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
-from vc_core.writing import written_beside
 
 TEXT = "a red circle on a background of blue and white stripes"
 RED = (0.88, 0.13, 0.13)

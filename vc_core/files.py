@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vc_core.atomic import written_beside
 from vc_core.errors import UserError
 from vc_core.progress import Progress
-from vc_core.writing import written_beside
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from vc_core import cli, doctor, models
+from vc_core import cli, models
+from vc_core.commands import doctor
 from vc_core.models import MODELS, find_model_files, model_folders
 
 
@@ -107,7 +108,7 @@ def test_a_library_that_is_missing(monkeypatch, capsys):
 def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):
     here = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pytest" else here(name))
-    monkeypatch.setattr("vc_core.running.run", lambda settings: None)
+    monkeypatch.setattr("vc_core.commands.running.run", lambda settings: None)
     assert doctor.problem() is None
     assert [item["name"] for item in doctor.libraries() if not item["satisfied"]] == ["pytest"]
 
@@ -116,7 +117,7 @@ def test_what_fails_in_the_trial_is_told(monkeypatch, capsys):
     def broken(settings):
         raise OSError("no space left")
 
-    monkeypatch.setattr("vc_core.running.run", broken)
+    monkeypatch.setattr("vc_core.commands.running.run", broken)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().out.rstrip().endswith("failed with OSError: no space left")
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from vc_core.cli import main
+from vc_core.commands.record import read_record
 from vc_core.config import ExtractionConfig
 from vc_core.demo import draw_clip
 from vc_core.extract.motion import block_vectors
 from vc_core.files import open_tensors
-from vc_core.record import read_record
 from vc_core.video import plan_frames, probe, write_video
 
 

@@ -12,18 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, SHOWN, assert_moves, encode, moving, scene, sprite
-from vc_core.decoding import decode, index
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import CELL, between_ticks, closed, follow
 from vc_core.extract.vectors import VECTOR, CellMap, PointMap, exported
-from vc_core.media import media, opened
-from vc_core.video import (
-    FramePlan,
-    chosen_times,
-    filtering,
-    planned_index,
-    resize_crop,
-)
+from vc_core.video import FramePlan, resize_crop
+from vc_core.video.decoding import decode, index
+from vc_core.video.frames import chosen_times, filtering, planned_index
+from vc_core.video.opening import media, opened
 
 quick = settings(max_examples=15, deadline=None)
 

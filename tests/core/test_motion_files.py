@@ -12,21 +12,15 @@ import pytest
 import torch
 
 from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, assert_moves, encode, moving
-from vc_core.decoding import index, segments
 from vc_core.errors import UserError
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import obstacle
-from vc_core.media import media
-from vc_core.nal import references, sequence_headers
-from vc_core.parallel import in_order
-from vc_core.video import (
-    FramePlan,
-    chosen_times,
-    plan_frames,
-    planned_index,
-    probe,
-    read_frames,
-)
+from vc_core.video import FramePlan, plan_frames, probe, read_frames
+from vc_core.video.decoding import index, segments
+from vc_core.video.frames import chosen_times, planned_index
+from vc_core.video.nal import references, sequence_headers
+from vc_core.video.opening import media
+from vc_core.video.parallel import in_order
 
 # --- sources --------------------------------------------------------------------------------------------------
 

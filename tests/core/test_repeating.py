@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vc_core import cli, running
+from vc_core import cli
+from vc_core.commands import running
+from vc_core.commands.record import KEY
+from vc_core.commands.settings import Settings
 from vc_core.demo import draw_clip
-from vc_core.record import KEY
-from vc_core.settings import Settings
 from vc_core.video import write_video
-from vc_core.writing import read_metadata
+from vc_core.video.writing import read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_inputs_that_are_missing_or_another(produced, picture, tmp_path, capsys)
 
 def test_another_machine_is_one_line_of_warning(produced, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    monkeypatch.setattr("vc_core.record._version", lambda name: "0.0")
+    monkeypatch.setattr("vc_core.commands.record._version", lambda name: "0.0")
     assert vc("compose", "--from", produced, "-o", tmp_path / "again.mp4") == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"vc: {produced}: the result may differ in its last bits (")

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from vc_core.commands.record import Record
+from vc_core.commands.settings import SETTINGS, Settings, as_option
+from vc_core.commands.values import APPLIED, EASINGS, METHODS, MODES
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.errors import UserError
-from vc_core.record import Record
-from vc_core.settings import SETTINGS, Settings, as_option
-from vc_core.values import APPLIED, EASINGS, METHODS, MODES
 
 NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=8)
 PATHS = NAMES.map(Path)
@@ -246,6 +246,6 @@ def test_a_damaged_record(text):
 
 
 def test_the_version_is_that_of_the_project(repository):
-    from vc_core.record import VERSION
+    from vc_core.commands.record import VERSION
 
     assert f'version = "{VERSION}"' in (repository / "pyproject.toml").read_text()

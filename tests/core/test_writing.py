@@ -13,8 +13,8 @@ import torch
 from PIL import Image, features
 
 from vc_core.errors import UserError
-from vc_core.formats import FORMATS
-from vc_core.writing import (
+from vc_core.video.formats import FORMATS
+from vc_core.video.writing import (
     check_format,
     numbered,
     read_metadata,

@@ -14,9 +14,9 @@ from torch import Tensor
 from training.data.captions import captions
 from training.data.render import render
 from training.data.scenes import sample_scenes, scene_seeds
+from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS
 from vc_core.extract import edges
-from vc_core.writing import written_beside
 
 SHARD = 128
 CAPTIONS = 4

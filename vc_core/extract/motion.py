@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decoding import Index
 from ..errors import UserError
-from ..media import Media, VideoSource, media
 from ..progress import Progress
-from ..video import (
+from ..video.decoding import Index
+from ..video.frames import (
     FramePlan,
     chosen_times,
     filtering,
@@ -40,6 +39,7 @@ from ..video import (
     shown_frames,
     stored_picture,
 )
+from ..video.opening import Media, VideoSource, media
 from .reencode import REENCODE, Reencode, reencode, reencoded
 from .stream import CELL, Obstacle, between_ticks, block_rows, encoded_steps, obstacle, own_rows, own_steps
 from .vectors import VECTOR, BlockVectors, CellMap, PointMap, fill, rasterise_dense, rasterise_points

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..decoding import Index, decode
-from ..media import Media
-from ..nal import references, sequence_headers
-from ..video import filtering
+from ..video.decoding import Index, decode
+from ..video.frames import filtering
+from ..video.nal import references, sequence_headers
+from ..video.opening import Media
 from .reencode import REENCODE, kind, reencoded
 from .vectors import VECTOR, exported, to_cells
 

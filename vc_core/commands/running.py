@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vc_core.checkpoint import BUNDLED
+from vc_core.commands.record import (
+    KEY,
+    Record,
+    differences,
+    machine,
+    make_record,
+    read_record,
+    versions,
+    with_found_inputs,
+)
+from vc_core.commands.settings import Label, Settings, about, as_key, as_option, read_yaml
 from vc_core.composer import VideoComposer, choose_device
 from vc_core.conditions import Condition, condition_size
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.progress import Progress
-from vc_core.record import KEY, Record, differences, machine, make_record, read_record, versions, with_found_inputs
-from vc_core.settings import Label, Settings, about, as_key, as_option, read_yaml
 from vc_core.video import FramePlan, plan_frames, probe
 
 if TYPE_CHECKING:
@@ -122,7 +131,7 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
 
 def outputs(settings: Settings) -> list[Path]:
     """Every path that a run writes."""
-    from vc_core.writing import numbered
+    from vc_core.video.writing import numbered
 
     videos = numbered(settings.out, settings.batch_size) if settings.out else []
     return [*videos, *([settings.sheet] if settings.sheet else [])]
@@ -130,8 +139,8 @@ def outputs(settings: Settings) -> list[Path]:
 
 def _check_format(settings: Settings) -> None:
     """Refuses now what writing would refuse after minutes of composing."""
-    from vc_core.formats import FOLDER, FORMATS, check_replaceable
-    from vc_core.writing import check_format
+    from vc_core.video.formats import FOLDER, FORMATS, check_replaceable
+    from vc_core.video.writing import check_format
 
     form = check_format(settings.out, settings.fps)
     if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
@@ -155,8 +164,8 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
     """
+    from vc_core.commands.extraction import picture_of
     from vc_core.diffusion.windows import Windows
-    from vc_core.extraction import picture_of
     from vc_core.pipeline import compose
 
     check_ready(settings)
@@ -355,7 +364,7 @@ def _write(
     chosen: str,
     progress: Progress | None,
 ) -> Result:
-    from vc_core.writing import write_contact_sheet, write_videos
+    from vc_core.video.writing import write_contact_sheet, write_videos
 
     metadata = {KEY: record.to_json()}
     height, width = (side * settings.scale for side in settings.size)

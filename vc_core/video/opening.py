@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import UserError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
 from .decoding import Index, decode, index
-from .errors import UserError
-from .media import Media, VideoSource, existing, media, opened, unreadable
-from .writing import write_contact_sheet, write_video, written_beside
-
-__all__ = [
-    "IMAGES",
-    "FramePlan",
-    "Media",
-    "VideoInfo",
-    "VideoSource",
-    "covering",
-    "frame_files",
-    "media",
-    "plan_frames",
-    "planned_frames",
-    "probe",
-    "read_frames",
-    "read_image",
-    "resize_crop",
-    "write_contact_sheet",
-    "write_video",
-    "written_beside",
-]
+from .opening import Media, VideoSource, existing, media, opened, unreadable
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 

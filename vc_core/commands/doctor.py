@@ -170,8 +170,8 @@ def problem() -> str | None:
     if missing:
         return f"{', '.join(missing)} are missing or of another version: run ./vc --setup, or install them with pip."
     try:
-        from vc_core.running import run
-        from vc_core.settings import Settings
+        from vc_core.commands.running import run
+        from vc_core.commands.settings import Settings
 
         with tempfile.TemporaryDirectory() as folder:
             run(Settings(text="a red circle", frames=2, steps=1, scale=1, out=Path(folder) / "trial.mp4"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vc_core.errors import UserError
-from vc_core.metadata import Metadata, gif_comment, png_text, webp_exif
+from vc_core.video.metadata import Metadata, gif_comment, png_text, webp_exif
 
 FOLDER = ""
 """The key in FORMATS of a folder of pictures: a name without an ending."""

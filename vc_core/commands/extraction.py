@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vc_core.commands.values import SIZE
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.errors import UserError
@@ -18,9 +19,8 @@ from vc_core.extract.sketch import as_sketch
 from vc_core.extract.sources import Extracted, Source, extract_condition, sketch_of
 from vc_core.files import save_tensors, sha256
 from vc_core.progress import Progress
-from vc_core.values import SIZE
 from vc_core.video import IMAGES, plan_frames, probe, read_image, resize_crop
-from vc_core.writing import check_format, write_contact_sheet, write_video
+from vc_core.video.writing import check_format, write_contact_sheet, write_video
 
 KINDS = (*CONDITIONS, "style")
 KEY = "videocomposer"

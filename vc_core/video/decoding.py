@@ -12,8 +12,8 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .media import Media, opened, unreadable
 from .nal import Slices
+from .opening import Media, opened, unreadable
 from .parallel import cores, in_order
 
 SPLIT = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "flv", "vp8", "libvpx-vp9", "vp9", "libdav1d"})
