@@ -17,9 +17,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
         UserError: `path` is a folder, or its folder does not exist.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, and a file to write was expected: give a file name.")
-    _check_parent(path)
+    check_place(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -58,6 +56,13 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
             os.rename(old, path)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_place(path: Path) -> None:
+    """Refuses a file to write that is a folder, or in none. Raises `UserError`."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and a file to write was expected: give a file name.")
+    _check_parent(path)
 
 
 def _check_parent(path: Path) -> None:

@@ -104,13 +104,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def find_prefix(names: Mapping[str, Any], markers: tuple[str, str]) -> str | None:
-    """What stands before both marker names in a file; None where they do not occur under one prefix."""
-    for name in names:
-        if name.endswith(markers[0]):
-            prefix = name[: -len(markers[0])]
-            if prefix + markers[1] in names:
-                return prefix
-    return None
+    """What stands before both marker names in a file: `model.` where that does, else the shortest; None for nothing."""
+    starts = {name[: -len(markers[0])] for name in names if name.endswith(markers[0])}
+    found = [start for start in starts if start + markers[1] in names]
+    return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
 def load_unet(

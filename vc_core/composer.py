@@ -46,9 +46,9 @@ class VideoComposer:
     """
 
     config: Config
-    unet: UNet3D
-    autoencoder: Any
-    towers: Any
+    unet: UNet3D = field(repr=False)
+    autoencoder: Any = field(repr=False)
+    towers: Any = field(repr=False)
     checkpoint: Checkpoint = field(repr=False)
     device: torch.device
     dtype: torch.dtype
@@ -56,7 +56,7 @@ class VideoComposer:
     @staticmethod
     def load(
         path: str | Path = BUNDLED,
-        parts: Sequence[str | Path] = (),
+        parts: str | Path | Sequence[str | Path] = (),
         *,
         device: str | torch.device = "auto",
         dtype: str = "auto",
@@ -69,8 +69,8 @@ class VideoComposer:
 
         Args:
             path: a `.safetensors` of this project or a released `.pth`.
-            parts: files that bring what the checkpoint lacks, the autoencoder and the towers; what each holds is
-                found out from its tensors. Without an image tower, only style cannot be used.
+            parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
+                holds is found out from its tensors. Without an image tower, only style cannot be used.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
             dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
                 `auto`: fp16 on CUDA, else fp32.
@@ -94,10 +94,11 @@ class VideoComposer:
             warnings.warn(
                 f"{path}: {len(checkpoint.extra)} tensors are not used: {shorten(checkpoint.extra)}", stacklevel=2
             )
-        found = _gather(checkpoint, [read_checkpoint(file) for file in parts])
+        files = [parts] if isinstance(parts, (str, Path)) else parts
+        found = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
-        autoencoder = load_autoencoder(found["vae"], computed, device)
-        towers = load_towers(config.towers, found["text"], found.get("image"), computed, device)
+        autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
+        towers = load_towers(config.towers, found["text"], found.get("image"), computed, device, progress=progress)
         unet = load_unet(
             checkpoint,
             operations=nn if stored == computed else CastWeights,
@@ -121,7 +122,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         device = torch.device(device)
     except RuntimeError:
         raise UserError(f"The device '{device}' is unknown: expected auto, cpu, cuda, cuda:1 or mps.") from None
-    if not there.get(device.type, True) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if not there.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise UserError(
             f"The device '{device}' is not there: expected one of "
             f"{', '.join(['auto', *(kind for kind in there if there[kind])])}."
@@ -145,7 +148,10 @@ def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch
 
 def offload_blocks(unet: UNet3D, device: torch.device) -> None:
     """Leaves the weights where they are and brings each block's to `device` while it runs (accelerate's hooks)."""
-    from accelerate import cpu_offload
+    try:
+        from accelerate import cpu_offload
+    except ImportError as error:
+        raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
 
     cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from vc_core.checkpoint import PARTS, Part, read_checkpoint
 from vc_core.composer import DTYPES
 from vc_core.config import Config, unet_config_from_shapes
+from vc_core.encoders.autoencoder import SCALARS
 from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
-from vc_core.files import PICKLED, StateDict, save_tensors
-from vc_core.inspection import FileInfo, inspect, layout_in, part_module
-from vc_core.layouts import check, shorten
+from vc_core.files import PICKLED, StateDict, check_target, save_tensors
+from vc_core.inspection import FileInfo, check_part, inspect, layout_in, part_module
+from vc_core.layouts import shorten
 from vc_core.progress import Progress
 
 OURS = "videocomposer"
@@ -58,10 +59,12 @@ def convert(
     Raises:
         UserError: a source that cannot be read or is incomplete, or parts that the layout has no room for.
     """
-    out = Path(out)
+    out, parts = Path(out), [parts] if isinstance(parts, str) else parts
+    check_target(out)
     files = [read_checkpoint(path) for path in (source, *add)]
     found = {name: part for file in reversed(files) for name, part in file.parts.items()}
-    config = next((file.config for file in files if file.config is not None), None)
+    configs = [file.config for file in sorted(files, key=lambda file: "model" not in file.parts)]
+    config = next(filter(None, configs), None)  # the network's own, where there is one
     pickled = out.suffix.lower() in PICKLED
     layout = layout or ("released" if pickled and "model" in found else OURS)
     if dtype not in (None, *DTYPES):
@@ -77,6 +80,8 @@ def convert(
         converted = _converted(found[name], target, part_module(found[name], config), progress)
         tensors |= {prefix + key: _typed(tensor, dtype, name) for key, tensor in converted}
     # Every .safetensors carries the config where there is one: a tower's file then says the tower's sizes.
+    if progress is not None:
+        progress("writing", 0, 1)
     save_tensors(out, tensors, None if pickled or config is None else {"config": config.to_json()})
     return inspect(out, progress)
 
@@ -127,13 +132,15 @@ def _place(layout: str, part: Part) -> tuple[str, str]:
 def _converted(part: Part, target: str, module: nn.Module, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a part under the names and in the shapes of another layout; views where that is possible."""
     source, shapes = layout_in(part, module), {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    check(source, part.tensors, PARTS[part.name])
+    check_part(part, source)
     written = source if target == part.layout else layout_of(part.name, target, module)
     get = part.tensors.get()
     for done, (name, origin) in enumerate(source.items(), 1):
         yield from written[name].part(origin.join(get, shapes[name])).items()
         if progress is not None:
             progress("converting", done, len(source))
+    if target == "taesd":
+        yield from ((name, torch.tensor(value)) for name, value in SCALARS.items())
 
 
 def _typed(tensor: Tensor, dtype: str | None, part: str) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vc_core.atomic import written_beside
+from vc_core.atomic import check_place, written_beside
 from vc_core.errors import UserError
 from vc_core.progress import Progress
 
@@ -33,6 +34,7 @@ class Tensors:
         get: opens them anew and returns a function from a name to its tensor. Tensors of a file are mapped: views of
             one mapping, which is given back with the last of them.
         metadata: of a `.safetensors`.
+        mapped: the tensors are views of a file, so that opening it again costs nothing.
     """
 
     source: str
@@ -40,6 +42,7 @@ class Tensors:
     dtypes: Mapping[str, torch.dtype]
     get: Callable[[], Get]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    mapped: bool = False
 
     @staticmethod
     def of(state: Mapping[str, Tensor], source: str = "the state dict") -> "Tensors":
@@ -64,6 +67,7 @@ class Tensors:
             {new: self.dtypes[old] for new, old in names.items()},
             get,
             self.metadata,
+            self.mapped,
         )
 
     def below(self, prefix: str) -> "Tensors":
@@ -96,12 +100,18 @@ def open_tensors(path: str | Path) -> Tensors:
         raise UserError(f"{path} is a folder, and a checkpoint was expected: name the file in it.")
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: check the path.")
-    read = _open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled
+    with _told(path):
+        return (_open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled)(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes one sentence of whatever a damaged file makes of the readers; some say nothing, some write pages."""
     try:
-        return read(path)
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file makes of the readers; some say nothing, some write pages
+    except Exception as error:
         reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise UserError(
             f"{path} cannot be read as a checkpoint ({reason}): it is truncated or not a .safetensors or .pth of "
@@ -109,28 +119,53 @@ def open_tensors(path: str | Path) -> Tensors:
         ) from error
 
 
-def _open_safetensors(path: Path) -> Tensors:
+def _reopened(path: Path, load: Callable[[], Get]) -> Callable[[], Get]:
+    """Opens a file anew, as long as it is the one that was read."""
+
+    def identity() -> tuple[int, int] | None:
+        return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+
+    before = identity()
+
     def get() -> Get:
+        if identity() != before:
+            raise UserError(f"{path} has changed or gone since it was read: start again.")
+        with _told(path):
+            return load()
+
+    return get
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    def load() -> Get:
         return safetensors.safe_open(path, framework="pt").get_tensor
 
     with safetensors.safe_open(path, framework="pt") as file:
-        views = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        known = Tensors.of(views)
-        return Tensors(str(path), known.shapes, known.dtypes, get, file.metadata() or {})
+        known = Tensors.of({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it is no dictionary)
+        metadata = file.metadata() or {}
+    return Tensors(str(path), known.shapes, known.dtypes, _reopened(path, load), metadata, mapped=True)
 
 
 def _open_pickled(path: Path) -> Tensors:
+    mapped = _is_zip(path)
+
     def load() -> StateDict:
         with torch.serialization.safe_globals(_STAND_INS):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state = state.get("state_dict", state) if isinstance(state, dict) else state
-        tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, dict) else {}
+        tensors = {k: t for k, t in state.items() if _is_plain(t)} if isinstance(state, dict) else {}
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise UserError(f"{path} does not hold named tensors: expected a state dict of a network.")
         return tensors
 
     known = Tensors.of(load())
-    return Tensors(str(path), known.shapes, known.dtypes, lambda: load().__getitem__)
+    get = _reopened(path, lambda: load().__getitem__)
+    return Tensors(str(path), known.shapes, known.dtypes, get, mapped=mapped)
+
+
+def _is_plain(value: Any) -> bool:
+    """A tensor with numbers of its own: none that is sparse, quantised or on meta."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def _is_zip(path: Path) -> bool:
@@ -149,6 +184,13 @@ class _Ignored:
 _STAND_INS: list[Any] = [(_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 
+def check_target(path: Path) -> None:
+    """Refuses a name that `save_tensors` cannot write to. Raises `UserError`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} cannot be written: expected a name that ends in .safetensors or .pth.")
+    check_place(path)
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a `.safetensors`, or, by the name's ending, a `.pth`; the file appears whole or not at all.
 
@@ -156,9 +198,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         UserError: a name with another ending, metadata for a `.pth`, or a folder that does not exist.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} cannot be written: expected a name that ends in .safetensors or .pth.")
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_target(path)
+    ready: StateDict = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        ready[name] = tensor.detach().cpu().contiguous()
+        if ready[name].data_ptr() in seen:  # one tensor under two names, which a .safetensors has no way to say
+            ready[name] = ready[name].clone()
+        seen.add(ready[name].data_ptr())
     with written_beside(path) as temporary:
         if path.suffix.lower() in PICKLED:
             torch.save(ready, temporary)

@@ -12,10 +12,10 @@ from torch import nn
 
 from vc_core.checkpoint import PARTS, Part, on_meta, read_checkpoint
 from vc_core.config import Config
-from vc_core.encoders.layouts import layout_of
+from vc_core.encoders.layouts import is_known_extra, layout_of
 from vc_core.errors import UserError
 from vc_core.files import sha256
-from vc_core.layouts import Layout, check, names_of, shorten
+from vc_core.layouts import Layout, check, names_of, shorten, unused
 from vc_core.model.layout import released_layout
 from vc_core.progress import Progress
 
@@ -60,27 +60,30 @@ class FileInfo:
 def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
     """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
+    found = [_inspect_part(part, checkpoint.config) for part in checkpoint.parts.values()]
     return FileInfo(
         checkpoint.path,
         checkpoint.path.stat().st_size,
         sha256(path, progress),
-        tuple(_inspect_part(part, checkpoint.config) for part in checkpoint.parts.values()),
+        tuple(info for info, _ in found),
         checkpoint.config,
         tuple(checkpoint.assumed),
-        tuple(checkpoint.extra),
+        (*checkpoint.extra, *(name for _, extra in found for name in extra)),
     )
 
 
-def _inspect_part(part: Part, config: Config | None) -> PartInfo:
+def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str]]:
+    """What a part is, and the names in it that nothing uses (those of the network are known already)."""
     layout, wrong = layout_in(part, part_module(part, config)), None
     try:
-        check(layout, part.tensors, PARTS[part.name])
+        check_part(part, layout)
     except UserError as error:
         wrong = str(error)
     tensors = part.tensors
-    names = [name for name in tensors.shapes if name in names_of(layout)]
+    known = names_of(layout)
+    names = [name for name in tensors.shapes if name in known]
     kinds = Counter(str(tensors.dtypes[name]).removeprefix("torch.") for name in names)
-    return PartInfo(
+    info = PartInfo(
         part.name,
         part.layout,
         len(names),
@@ -89,6 +92,18 @@ def _inspect_part(part: Part, config: Config | None) -> PartInfo:
         tuple(kind for kind, _ in kinds.most_common()),
         wrong,
     )
+    if part.name == "model":
+        return info, []
+    return info, [name for name in unused(layout, tensors) if not is_known_extra(part.name, name)]
+
+
+def check_part(part: Part, layout: Layout) -> None:
+    """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
+    check(layout, part.tensors, PARTS[part.name])
+    if part.layout == "taesd":
+        from vc_core.encoders.autoencoder import check_scalars
+
+        check_scalars(part.tensors)
 
 
 def part_module(part: Part, config: Config | None) -> nn.Module:

@@ -1,6 +1,7 @@
 """Layouts: where the parameters of a network lie in a file, under whose names and in whose shapes. One table serves
 both ways, reading and writing."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,12 @@ def names_of(layout: Layout) -> set[str]:
     return {name for origin in layout.values() for name in origin.names}
 
 
+def unused(layout: Layout, tensors: Tensors) -> list[str]:
+    """The tensors that a layout has no place for."""
+    known = names_of(layout)
+    return [name for name in tensors.shapes if name not in known]
+
+
 def check(layout: Layout, tensors: Tensors, what: str) -> None:
     """Raises a `UserError` that lists what of the layout is missing, or is of another shape or no floating point.
 
@@ -90,6 +97,7 @@ def fill(
     dtype: Callable[[str, tuple[int, ...]], torch.dtype] | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    ignored: Callable[[str], bool] | None = None,
 ) -> None:
     """Gives a module that was built on meta its parameters and buffers, without a second copy of them anywhere.
 
@@ -99,11 +107,14 @@ def fill(
     Args:
         dtype: of the result; or a function of a parameter's name and shape.
         progress: called as `progress("loading", done, total)`, in MiB of the file.
+        ignored: of the tensors that the layout has no place for, those that go without a warning; None: all of them.
 
     Raises:
         UserError: tensors that are missing or of another shape; the message lists them.
     """
     check(layout, tensors, what)
+    if ignored is not None and (extra := [name for name in unused(layout, tensors) if not ignored(name)]):
+        warnings.warn(f"{tensors.source}: {len(extra)} tensors are not used: {shorten(extra)}", stacklevel=2)
     module.load_state_dict(dict(_filled(module, layout, tensors, dtype, torch.device(device), progress)), assign=True)
 
 
@@ -116,18 +127,22 @@ def _filled(
     progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor]]:
     state, total = module.state_dict(), sum(tensors.nbytes(name) for name in names_of(layout))
-    get, copied, done = tensors.get(), 0, 0
+    # What is copied comes from a mapping of its own: one that views keep alive would give no pages back.
+    views = tensors.get()
+    copies = tensors.get() if tensors.mapped else views
+    copied, done = 0, 0
     for name, origin in layout.items():
         shape = tuple(state[name].shape)
-        source = origin.join(get, shape)
-        result = source.to(device, dtype(name, shape) if callable(dtype) else dtype).contiguous()
-        yield name, result
-        if len(origin.names) > 1 or result.data_ptr() != source.data_ptr():
-            copied += source.nbytes
+        wanted = dtype(name, shape) if callable(dtype) else dtype
+        stays = len(origin.names) == 1 and not origin.transposed and device.type == "cpu"
+        stays = stays and tensors.dtypes[origin.names[0]] == wanted
+        source = origin.join(views if stays else copies, shape)
+        yield name, source.to(device, wanted).contiguous()
         done += source.nbytes
+        copied += 0 if stays else source.nbytes
         del source
-        if copied > WINDOW:
-            get, copied = tensors.get(), 0
+        if copied > WINDOW and tensors.mapped:
+            copies, copied = tensors.get(), 0
         if progress is not None:
             progress("loading", done >> 20, total >> 20)
 

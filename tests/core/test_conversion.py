@@ -181,3 +181,60 @@ def test_a_tower_of_another_size(tiny_checkpoint, tiny_config, tmp_path):
     save_checkpoint(tmp_path / "other.safetensors", other, {"text": state})
     with pytest.raises(UserError, match="the text tower"):
         convert(tmp_path / "other.safetensors", tmp_path / "x.safetensors", layout="transformers")
+
+
+# --- What a review found ----------------------------------------------------------------------------------------------
+
+
+def test_the_config_is_that_of_the_file_that_brings_the_network(tiny_checkpoint, tiny_config, tmp_path):
+    other = dataclasses.replace(tiny_config, name="other", guidance=7.0)
+    save_checkpoint(
+        tmp_path / "text.safetensors", other, {"text": open_tensors(tiny_checkpoint).below("text.").state()}
+    )
+    convert(tiny_checkpoint, tmp_path / "model.safetensors", parts=["model", "vae"])
+    info = convert(tmp_path / "text.safetensors", tmp_path / "x.safetensors", add=[tmp_path / "model.safetensors"])
+    assert info.config == tiny_config and info.names == ("model", "vae", "text")
+
+
+def test_a_scale_of_latents_is_not_dropped(tiny_checkpoint, tmp_path):
+    vae = open_tensors(tiny_checkpoint).below("vae.").state() | {"vae_scale": torch.tensor(0.5)}
+    save_tensors(tmp_path / "vae.safetensors", vae)
+    assert "vae_scale of 0.5" in inspect(tmp_path / "vae.safetensors").parts[0].wrong
+    with pytest.raises(UserError, match=r"vae_scale of 0\.5"):
+        convert(tmp_path / "vae.safetensors", tmp_path / "x.safetensors")
+    convert(tiny_checkpoint, tmp_path / "y.safetensors", layout="taesd")
+    assert open_tensors(tmp_path / "y.safetensors").state()["vae_scale"] == 1
+
+
+def test_one_tensor_under_two_names(tmp_path):
+    tied = torch.rand(3)
+    save_tensors(tmp_path / "x.safetensors", {"a": tied, "b": tied})
+    assert open_tensors(tmp_path / "x.safetensors").state()["b"].tolist() == tied.tolist()
+
+
+def test_what_nothing_uses_is_told_in_every_part(tiny_checkpoint, tmp_path):
+    from vc_core import VideoComposer
+
+    tensors = open_tensors(tiny_checkpoint)
+    odd = ("text.odd", "image.odd", "vae.odd", "text.transformer.resblocks.7.ln_1.weight")
+    state = tensors.state() | {name: torch.zeros(1) for name in odd}
+    save_tensors(tmp_path / "x.safetensors", state, tensors.metadata)
+    assert set(inspect(tmp_path / "x.safetensors").extra) == {name.partition(".")[2] for name in odd}
+    with pytest.warns(UserWarning, match="2 tensors are not used: odd, transformer"), pytest.warns(match="1 tensors"):
+        VideoComposer.load(tmp_path / "x.safetensors", device="cpu")
+
+
+def test_a_file_that_changes_after_it_was_read(tiny_checkpoint, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    checkpoint = read_checkpoint(path)
+    path.write_bytes(tiny_checkpoint.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"x\.safetensors has changed or gone since it was read"):
+        load_unet(checkpoint)
+
+
+def test_sparse_and_meta_tensors_are_not_there(tmp_path):
+    torch.save(
+        {"a": torch.rand(3), "b": torch.eye(3).to_sparse(), "c": torch.empty(3, device="meta")}, tmp_path / "x.pth"
+    )
+    assert set(open_tensors(tmp_path / "x.pth").shapes) == {"a"}

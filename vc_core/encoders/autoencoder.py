@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vc_core.encoders.layouts import is_ignored, layout_of
+from vc_core.encoders.layouts import is_ignored, is_known_extra, layout_of
 from vc_core.errors import UserError
 from vc_core.files import StateDict, Tensors
 from vc_core.layouts import fill, names_of, part, shorten
@@ -35,7 +35,7 @@ WIDTHS = (128, 256, 512, 512)
 MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
 
-_SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
+SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
 
 
 def new_autoencoder(
@@ -68,6 +68,7 @@ def load_autoencoder(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     widths: tuple[int, ...] = WIDTHS,
+    progress: Progress | None = None,
 ) -> AutoencoderTiny | AutoencoderKL:
     """The autoencoder of a file, in evaluation mode, without gradients.
 
@@ -93,14 +94,14 @@ def load_autoencoder(
             f"{tensors.source} has {len(extra)} tensors that {what} has no place for ({shorten(extra)}): the file is "
             "of another model."
         )
-    _check_scalars(tensors)
-    fill(model, layout, tensors, what, dtype, device)
+    check_scalars(tensors)
+    fill(model, layout, tensors, what, dtype, device, progress, lambda name: is_known_extra("vae", name))
     return model.eval().requires_grad_(False)
 
 
-def _check_scalars(tensors: Tensors) -> None:
-    """TAESD files may ask for a scale and a shift of their latents; nothing here applies them."""
-    for name, expected in _SCALARS.items():
+def check_scalars(tensors: Tensors) -> None:
+    """Refuses a scale and a shift of latents, which TAESD files may ask for: nothing here applies them."""
+    for name, expected in SCALARS.items():
         if name in tensors.shapes and abs((value := tensors.get()(name).item()) - expected) > 1e-6:
             raise UserError(
                 f"{tensors.source} has a {name} of {value:g} where {expected:g} was expected: fold it into the weights "
@@ -111,7 +112,7 @@ def _check_scalars(tensors: Tensors) -> None:
 def to_taesd_layout(model: AutoencoderTiny) -> StateDict:
     """The weights under TAESD's names, with the scalars `vae_scale` = 1 and `vae_shift` = 0 that ComfyUI reads."""
     state = part(model.state_dict(), layout_of("vae", "taesd", model))
-    return state | {name: torch.tensor(value) for name, value in _SCALARS.items()}
+    return state | {name: torch.tensor(value) for name, value in SCALARS.items()}
 
 
 # --- Encoding and decoding ------------------------------------------------------------------------------------------

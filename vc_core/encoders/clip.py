@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vc_core.config import TowersConfig
-from vc_core.encoders.layouts import layout_of
+from vc_core.encoders.layouts import is_known_extra, layout_of
 from vc_core.errors import UserError
-from vc_core.layouts import fill
+from vc_core.layouts import fill, names_of
+from vc_core.progress import Progress
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
@@ -80,6 +81,7 @@ def load_towers(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     whole: bool = False,
+    progress: Progress | None = None,
 ) -> CLIP:
     """The text and image towers of files, in evaluation mode, without gradients.
 
@@ -97,6 +99,7 @@ def load_towers(
     """
     model = build_clip(open_clip_config(config), "meta")
     visual, model.visual = model.visual, None
+    known = set() if text is None else names_of(layout_of("text", text.layout, model, text.tensors.shapes))
     if text is None:
         _leave_out(model, "token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
     elif not whole:
@@ -104,10 +107,10 @@ def load_towers(
     if text is None or not whole:
         _leave_out(model, "text_projection", "logit_scale")
     if text is not None:
-        _fill_tower(model, text, dtype, device)
+        _fill_tower(model, text, known, dtype, device, progress)
         model.attn_mask = _causal_mask(model.context_length).to(device, dtype)
     if image is not None:
-        _fill_tower(visual, image, dtype, device)
+        _fill_tower(visual, image, set(), dtype, device, progress)
         model.visual = visual
     return model.eval().requires_grad_(False)
 
@@ -127,7 +130,19 @@ def _causal_mask(length: int) -> torch.Tensor:
 _WIDE = {"text": "token_embedding.weight", "image": "class_embedding"}
 
 
-def _fill_tower(tower: nn.Module, part: Part, dtype: torch.dtype, device: str | torch.device) -> None:
+def _fill_tower(
+    tower: nn.Module,
+    part: Part,
+    known: set[str],
+    dtype: torch.dtype,
+    device: str | torch.device,
+    progress: Progress | None,
+) -> None:
+    """`known` are the names of what is left out on purpose; any other that has no place is warned of."""
+
+    def ignored(name: str) -> bool:
+        return name in known or is_known_extra(part.name, name)
+
     tensors = part.tensors
     layout = layout_of(part.name, part.layout, tower, tensors.shapes)
     wide = layout[_WIDE[part.name]]
@@ -138,7 +153,7 @@ def _fill_tower(tower: nn.Module, part: Part, dtype: torch.dtype, device: str | 
             "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
             "with, for the released network OpenCLIP's ViT-H/14."
         )
-    fill(tower, layout, tensors, f"the {part.name} tower", dtype, device)
+    fill(tower, layout, tensors, f"the {part.name} tower", dtype, device, progress, ignored)
 
 
 @lru_cache(maxsize=4)

@@ -95,6 +95,19 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.search(name) is not None
 
 
+# A file of both towers in transformers' layout has no prefix that would part them; TAESD's constants are checked.
+_BELONGS_ELSEWHERE = {
+    "vae": ("vae_scale", "vae_shift"),
+    "text": ("vision_model.", "visual_projection."),
+    "image": ("text_model.", "text_projection."),
+}
+
+
+def is_known_extra(part: str, name: str) -> bool:
+    """Whether a tensor that a part's network has no place for goes without a warning."""
+    return is_ignored(name) or name.startswith(_BELONGS_ELSEWHERE[part])
+
+
 # --- Autoencoders ---------------------------------------------------------------------------------------------------
 
 
