@@ -225,7 +225,7 @@ def _extract(arguments: argparse.Namespace) -> None:
 
     from vc_core.commands.extraction import check_names, extract_file, preview, save_extraction, source_of, summary
 
-    check_names(arguments.out, arguments.preview)
+    check_names(vars(arguments))
     with _bars() as progress:
         source = source_of(vars(arguments))
         made = extract_file(arguments.kind, source, arguments.vectors, arguments.lines, progress)

@@ -81,7 +81,7 @@ class Condition:
         start, end: fractions of the sampling in which the condition is present; outside it is absent.
 
     Raises:
-        UserError: unknown name, wrong number of channels or values that are not finite.
+        UserError: unknown name, wrong number of channels, no values at all or values that are not finite.
     """
 
     name: str
@@ -98,6 +98,11 @@ class Condition:
             raise UserError(
                 f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}: expected "
                 f"(batch, {spec.channels}, frames, height, width)."
+            )
+        if self.tensor.numel() == 0:
+            raise UserError(
+                f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}, which is empty: expected at least "
+                "1 along each dimension."
             )
         if not torch.isfinite(self.tensor).all():
             raise UserError(f"Condition '{self.name}' holds values that are not finite: check the source it came from.")

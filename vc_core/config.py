@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Lowest and highest value of a config's numbers, or of each number of a tuple, by the field's name."""
+
+_WIDTH, _HEADS, _LEVELS = (1, 65536), (1, 1024), 16
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,25 @@ class UNetConfig:
         stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
         conditions: rows of the condition table that this network has an STC-encoder for.
         dropout, stc_dropout: used in training only.
+
+    Raises:
+        UserError: a value of another type or out of its range, widths that heads or norms do not divide.
     """
+
+    RANGES: ClassVar[Ranges] = {
+        "channels": (1, 64),
+        "width": _WIDTH,
+        "multipliers": (1, 64),
+        "res_blocks": (1, 16),
+        "attention_levels": (0, _LEVELS - 1),
+        "head_dim": _WIDTH,
+        "temporal_in_heads": _HEADS,
+        "context_dim": _WIDTH,
+        "stc_channels": (0, 1024),  # none in a network without conditions
+        "stc_heads": _HEADS,
+        "dropout": (0.0, 0.99),
+        "stc_dropout": (0.0, 0.99),
+    }
 
     channels: int = 4
     width: int = 320
@@ -42,11 +66,14 @@ class UNetConfig:
     stc_dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("multipliers", "attention_levels", "conditions"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        unknown = set(self.conditions) - set(CONDITIONS)
+        _check(self, "unet.")
+        unknown = [name for name in self.conditions if name not in tuple(CONDITIONS)]
         if unknown:
-            raise UserError(f"The network config names unknown conditions {sorted(unknown)}: update the pack.")
+            raise UserError(f"The network config names unknown conditions {reprlib.repr(unknown)}: update the pack.")
+        if not self.multipliers:
+            raise UserError("The config's unet.multipliers is empty: expected one for each level, such as 1, 2, 4, 4.")
+        if self.conditions and not self.stc_channels:
+            raise UserError("The config's unet.stc_channels is 0: expected 1 or more where there are conditions.")
         for width in sorted({self.width * multiplier for multiplier in self.multipliers}):
             for divisor, of in ((32, "the norms' number of groups"), (self.head_dim, "the width of a head")):
                 if width % divisor:
@@ -57,13 +84,33 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The noise schedule and what the network predicts (released: scaled-linear betas, 1000 steps, noise)."""
+    """The noise schedule and what the network predicts (released: scaled-linear betas, 1000 steps, noise).
+
+    Raises:
+        UserError: a value out of its range, or a schedule that falls or whose last steps leave no signal.
+    """
+
+    RANGES: ClassVar[Ranges] = {"steps": (2, 100_000), "beta_start": (1e-6, 0.999), "beta_end": (1e-6, 0.999)}
 
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    def __post_init__(self) -> None:
+        from vc_core.diffusion.schedule import alphas_cumprod
+
+        _check(self, "diffusion.")
+        if self.beta_start > self.beta_end:
+            raise UserError(
+                f"The config's diffusion.beta_start is {self.beta_start}: expected at most beta_end, {self.beta_end}."
+            )
+        if alphas_cumprod(self)[-1] < 1e-35:  # the last noise level is about 1 by its root, in float32
+            raise UserError(
+                f"The config's diffusion.beta_end is {self.beta_end}: expected less, as after {self.steps} steps no "
+                "signal is left."
+            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +129,10 @@ class ExtractionConfig:
     sketch: Literal["pidinet", "edges"] = "pidinet"
     depth: Literal["midas", "relative"] = "midas"
 
+    RANGES: ClassVar[Ranges] = {}
+
     def __post_init__(self) -> None:
+        _check(self, "extraction.")
         if (self.motion_layout, self.motion_unit) not in (("points", "source_pixels"), ("dense", "pixels")):
             raise UserError(
                 f"The config asks for {self.motion_layout} motion in {self.motion_unit}, which no extractor makes: "
@@ -97,13 +147,34 @@ class AutoencoderConfig:
     `kl` is Stable Diffusion's, `taesd` the tiny one, whose latents need no factor.
     """
 
+    RANGES: ClassVar[Ranges] = {"scale": (1e-4, 1e4)}
+
     layout: Literal["kl", "taesd"] = "kl"
     scale: float = 0.18215
+
+    def __post_init__(self) -> None:
+        _check(self, "autoencoder.")
 
 
 @dataclass(frozen=True)
 class TowersConfig:
-    """Sizes of the text and image towers (OpenCLIP); the defaults are ViT-H/14, as released."""
+    """Sizes of the text and image towers (OpenCLIP); the defaults are ViT-H/14, as released.
+
+    Raises:
+        UserError: a value out of its range, widths that heads do not divide, or a patch larger than the image.
+    """
+
+    RANGES: ClassVar[Ranges] = {
+        "embed_dim": _WIDTH,
+        "text_width": _WIDTH,
+        "text_heads": _HEADS,
+        "text_layers": (2, 64),  # the last but one is used
+        "image_size": (1, 4096),
+        "patch_size": (1, 4096),
+        "image_width": _WIDTH,
+        "image_head_width": _WIDTH,
+        "image_layers": (1, 64),
+    }
 
     embed_dim: int = 1024
     text_width: int = 1024
@@ -115,6 +186,19 @@ class TowersConfig:
     image_head_width: int = 80
     image_layers: int = 32
 
+    def __post_init__(self) -> None:
+        _check(self, "towers.")
+        for divisor, width in (("text_heads", "text_width"), ("image_head_width", "image_width")):
+            if getattr(self, width) % getattr(self, divisor):
+                raise UserError(
+                    f"The config's towers.{divisor} is {getattr(self, divisor)}: expected a divisor of {width}, "
+                    f"{getattr(self, width)}."
+                )
+        if self.patch_size > self.image_size:
+            raise UserError(
+                f"The config's towers.patch_size is {self.patch_size}: expected at most image_size, {self.image_size}."
+            )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -124,7 +208,18 @@ class Config:
         name: shown to users.
         frames, height, width, rate: what the checkpoint was trained for; defaults of `compose()`.
         guidance: default guidance scale.
+
+    Raises:
+        UserError: a value of another type or out of its range.
     """
+
+    RANGES: ClassVar[Ranges] = {
+        "frames": (1, 100_000),
+        "height": (1, 65536),
+        "width": (1, 65536),
+        "rate": (1e-3, 1e4),
+        "guidance": (-1e4, 1e4),
+    }
 
     name: str = "VideoComposer"
     frames: int = 16
@@ -138,15 +233,22 @@ class Config:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
 
+    def __post_init__(self) -> None:
+        _check(self, "")
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """Reads what `to_json` wrote. Raises `UserError` for broken JSON and for keys that this version lacks."""
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: broken JSON, keys that this version lacks, and values that cannot be.
+        """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless brackets
             raise UserError(
                 f"The checkpoint's config is no valid JSON ({error}): save the checkpoint again."
             ) from error
@@ -160,18 +262,42 @@ def _build(cls: type, data: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise UserError(f"The checkpoint's {where} has unknown keys {unknown}: it needs a newer version of this pack.")
+        raise UserError(
+            f"The checkpoint's {where} has unknown keys {reprlib.repr(unknown)}: it needs a newer version of this pack."
+        )
     nested = {f.name: f.default_factory for f in fields.values() if f.default_factory is not dataclasses.MISSING}
-    hints = get_type_hints(cls)
-    for name in set(data) - set(nested):
-        allowed = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
-        if allowed and data[name] not in allowed:
-            raise UserError(f"The checkpoint's {where}.{name} is {data[name]!r}: expected one of {', '.join(allowed)}.")
-        if hints[name] in (int, float, str) and not isinstance(
-            data[name], (int, float) if hints[name] is float else hints[name]
-        ):
-            raise UserError(f"The checkpoint's {where}.{name} is {data[name]!r}: expected a {hints[name].__name__}.")
     return cls(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in data.items()})
+
+
+def _check(config: Any, section: str) -> None:
+    """Refuses what is of another type than a config's field, or outside of its `RANGES`. Lists become tuples."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, list):  # JSON has no tuples
+            value = tuple(value)
+            object.__setattr__(config, f.name, value)
+        expected, fits = _expected(f.type, *config.RANGES.get(f.name, (0, 0)))
+        if not fits(value):
+            raise UserError(f"The config's {section}{f.name} is {reprlib.repr(value)}: expected {expected}.")
+
+
+def _expected(kind: Any, low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
+    """What a field of a type must be, in words and as a test. NaN is in no range."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}", lambda value: value in get_args(kind)
+    if get_origin(kind) is tuple:
+        what, fits = _expected(get_args(kind)[0], low, high)
+        return (
+            f"a list of at most {_LEVELS}, each {what}",
+            lambda value: isinstance(value, tuple) and len(value) <= _LEVELS and all(map(fits, value)),
+        )
+    if kind in (int, float):
+        types = int if kind is int else (int, float)
+        return (
+            f"a {'whole number' if kind is int else 'number'} from {low:g} to {high:g}",
+            lambda value: isinstance(value, types) and not isinstance(value, bool) and low <= value <= high,
+        )
+    return f"a {kind.__name__}", lambda value: isinstance(value, kind)
 
 
 def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = 64) -> UNetConfig:

@@ -1,5 +1,7 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +19,11 @@ from vc_core.progress import Progress
 
 @dataclass(frozen=True)
 class Style:
-    """A style image `(B or 1, 3, H, W)` in [0, 1] and how it is applied; see `Condition` for the rest."""
+    """A style image `(B or 1, 3, H, W)` in [0, 1] and how it is applied; see `Condition` for the rest.
+
+    Raises:
+        UserError: an image of another shape, of whole numbers, or with values that are not finite or outside [0, 1].
+    """
 
     image: Tensor
     strength: float = 1.0
@@ -25,6 +31,7 @@ class Style:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_rgb("style image", self.image, "batch", "height", "width")
         check_schedule("style", self.strength, self.start, self.end)
 
 
@@ -63,7 +70,8 @@ def compose(
         video: RGB `(B or 1, 3, F, H, W)` in [0, 1] that is changed rather than made from noise alone: resized and
             cropped to `size`, noised, and denoised over the share `denoise` of the schedule, which must be below 1
             then, and 1 without a video.
-        denoise: in (0, 1]. As in ComfyUI all `steps` are run: the last ones of int(steps / denoise).
+        denoise: in (0, 1]. As in ComfyUI all `steps` are run: the last ones of int(steps / denoise), and with
+            `ddim_released` all that its grid has from there on (see `make_sampler`).
         frames: of each video; by default the video's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, where `text` is not a list that says it.
@@ -87,13 +95,20 @@ def compose(
         `(B, 3, F, H, W)` float32 in [0, 1], on the CPU.
 
     Raises:
-        UserError: an option out of its range, a condition given twice, of another length than the video or of another
-            batch, or one that the checkpoint has no STC-encoder for.
+        UserError: an option of another type or out of its range, a video of another shape or outside [0, 1], a
+            condition given twice, of another length than the video or of another batch, or one that the checkpoint has
+            no STC-encoder for.
     """
     from vc_core.encoders.autoencoder import decode
 
     config = composer.config
-    texts, negatives = _listed(text), _listed(negative)
+    texts, negatives = _listed("text", text), _listed("negative", negative)
+    guidance = config.guidance if guidance is None else guidance
+    for name, value in {"guidance": guidance, "condition_guidance": condition_guidance, "rescale": rescale}.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{name} {reprlib.repr(value)} is not possible: expected a finite number.")
+    if video is not None:
+        _check_rgb("video", video, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
     frames = (config.frames if video is None else video.shape[2]) if frames is None else frames
     height, width = size or (config.height, config.width)
@@ -110,7 +125,7 @@ def compose(
         "negative": encode_prompts(composer, negatives),
         "style": encode_style(composer, style),
         "no_style": style_token(composer, None),
-        "guidance": config.guidance if guidance is None else guidance,
+        "guidance": guidance,
         "condition_guidance": condition_guidance,
         "rescale": rescale,
         "steps": config.diffusion.steps,
@@ -124,7 +139,9 @@ def compose(
     noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
     source = None if video is None else encode_video(composer, video, (height, width), chunk, tile, progress)
     latent = sample(denoiser, run.start(noise, source), run, generators, progress)
-    return decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress).float().cpu()
+    made = decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress)
+    with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
+        return made.to("cpu", torch.float32, copy=True)
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
@@ -210,8 +227,23 @@ def seen_by_window(condition: Condition, span: slice, carry: float) -> Condition
     return replace(condition, tensor=tensor)
 
 
-def _listed(text: str | Sequence[str]) -> list[str]:
-    return [text] if isinstance(text, str) else list(text)
+def _listed(name: str, text: str | Sequence[str]) -> list[str]:
+    listed = [text] if isinstance(text, str) else text
+    if not isinstance(listed, Sequence) or not all(isinstance(prompt, str) for prompt in listed):
+        raise UserError(f"{name} is {reprlib.repr(text)}: expected a text, or a list of texts.")
+    return list(listed)
+
+
+def _check_rgb(what: str, x: Tensor, batch: str, *rest: str) -> None:
+    """Refuses what is no RGB `(batch, 3, *rest)` in [0, 1]; resizing may have overshot that by a hundredth."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f"The {what} is {kind}: expected a floating-point tensor of RGB in [0, 1].")
+    if x.ndim != 2 + len(rest) or x.shape[1] != 3 or x.numel() == 0:
+        raise UserError(f"The {what} has the shape {tuple(x.shape)}: expected ({', '.join([batch, '3', *rest])}).")
+    low, high = (float(end) for end in x.aminmax())  # NaN where there is any
+    if not (low >= -0.01 and high <= 1.01):
+        raise UserError(f"The {what} has values from {low:g} to {high:g}: expected RGB in [0, 1].")
 
 
 def _check(
@@ -225,7 +257,7 @@ def _check(
         raise UserError(f"denoise {denoise} needs a video to begin with: give one, or leave denoise at 1.")
     if video is not None and denoise == 1.0:
         raise UserError("denoise 1 leaves nothing of the given video: expected less, for instance 0.6, or no video.")
-    if video is not None and (video.ndim != 5 or video.shape[1:3] != (3, frames)):
+    if video is not None and video.shape[2] != frames:
         raise UserError(f"The video has the shape {tuple(video.shape)}: expected (batch, 3, {frames}, height, width).")
     seen = set()
     for condition in conditions:
@@ -251,8 +283,10 @@ def _check_batch(
 ) -> None:
     if batch < 1:
         raise UserError(f"A batch of {batch} videos is not possible: expected at least 1.")
-    if not 0 <= seed <= 2**63 - batch:
-        raise UserError(f"The seed {seed} is not possible: expected a whole number from 0 to {2**63 - batch}.")
+    if not isinstance(seed, int) or not 0 <= seed <= 2**63 - batch:
+        raise UserError(
+            f"The seed {reprlib.repr(seed)} is not possible: expected a whole number from 0 to {2**63 - batch}."
+        )
     counts = {"text": len(texts), "negative": len(negatives)}
     counts |= {} if style is None else {"style": len(style.image)}
     counts |= {condition.name: len(condition.tensor) for condition in conditions}

@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
-from vc_core.config import Config, UNetConfig, unet_config_from_shapes
+from vc_core.config import (
+    AutoencoderConfig,
+    Config,
+    DiffusionConfig,
+    TowersConfig,
+    UNetConfig,
+    unet_config_from_shapes,
+)
 from vc_core.errors import UserError
 from vc_core.layouts import names_of
 from vc_core.model.layout import released_layout, to_released
@@ -96,14 +103,15 @@ def test_config_survives_json():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"unet": {"width": "big"}}', "unet.width is 'big': expected a int"),
+        ('{"unet": {"width": "big"}}', "unet.width is 'big': expected a whole number from 1 to"),
         ('{"unet": {"width": 30}}', "level of width 30"),
         ('{"diffusion": {"prediction": "x0"}}', "prediction is 'x0': expected one of epsilon, v_prediction"),
         ('{"extraction": {"motion_layout": "dense"}}', "dense motion in source_pixels"),
-        ('{"unet": {"multipliers": 3}}', "does not describe a VideoComposer network"),
-        ('{"unet": {"head_dim": 0}}', "does not describe a VideoComposer network"),
         ("[", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ('{"frames": 1' + "0" * 5000 + "}", "no valid JSON"),
         ("[]", "expected a JSON object"),
+        ('{"unet": 3}', "config.unet is a int: expected a JSON object"),
     ],
 )
 def test_configs_that_cannot_be_meant(tmp_path, text, message):
@@ -111,6 +119,61 @@ def test_configs_that_cannot_be_meant(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as raised:
         read_checkpoint(tmp_path / "x.safetensors")
     assert "x.safetensors" in str(raised.value)
+
+
+NAN, INF, MANY = float("nan"), float("inf"), 10**400
+IMPOSSIBLE = {
+    "": {
+        "name": (3, None), "frames": (0, -1, 1.5, True), "height": (0, -8), "width": (0, MANY),
+        "rate": (0, -1.0, NAN, INF), "guidance": (NAN, INF, -INF, MANY, "9", None),
+    },
+    "unet": {
+        "channels": (0, -4, 4.0), "width": (0, -32, 2**40), "res_blocks": (0, 3000), "stc_heads": (0, -1),
+        "multipliers": ([], 3, None, [0], [-1], [65], [1.5], ["1"], [NAN], [[1]], [1] * 17), "stc_channels": (-1, 0),
+        "attention_levels": ([-1], 0, ["0"]), "head_dim": (0, -16), "temporal_in_heads": (0, -1),
+        "context_dim": (0, -1), "dropout": (-0.1, 1.0, 2.0, NAN), "stc_dropout": (1.0, NAN), "conditions": (3, [[]]),
+    },
+    "diffusion": {
+        "steps": (0, 1, -5, 10**9, 10.0), "beta_start": (-1, 0, NAN, 0.5, 2.0),
+        "beta_end": (5.0, 0, NAN, 1.0, 1e-5, 0.9), "beta_schedule": ("cosine", []), "prediction": ("x0", None),
+    },
+    "extraction": {"sketch": ("canny", 1), "depth": ("zoe",)},
+    "autoencoder": {"layout": ("vq",), "scale": (0, -1, NAN, INF)},
+    "towers": {
+        "embed_dim": (0, -3), "text_width": (0, 1000), "text_heads": (0, 3, -1), "text_layers": (0, 1, -1, 3000),
+        "image_size": (0, 13), "patch_size": (0, -1, 225), "image_width": (-32, 32),
+        "image_head_width": (0, 3, -1, 2560), "image_layers": (0, -1, 3000),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section in IMPOSSIBLE for key in IMPOSSIBLE[section]])
+def test_every_value_of_a_config_has_a_range(section, key):
+    """One sentence that names the key or its section, the value and what was expected, whoever made the config."""
+    for value in IMPOSSIBLE[section][key]:
+        changed = {section: {key: value}} if section else {key: value}
+        with pytest.raises(UserError, match=r"^The (network )?config\b.*\bexpected \S+") as raised:
+            Config.from_json(json.dumps(changed))
+        assert len(str(raised.value)) < 250
+        part = getattr(Config(), section) if section else Config()
+        with pytest.raises(UserError) as made:
+            dataclasses.replace(part, **{key: value})
+        assert str(made.value) == str(raised.value)
+
+
+def test_the_ends_of_the_ranges_are_possible():
+    UNetConfig(multipliers=(1,) * 16, attention_levels=(), res_blocks=16, dropout=0.0, temporal_in_heads=1)
+    assert UNetConfig(conditions=(), stc_channels=0).stc_channels == 0
+    TowersConfig(16, 16, 16, 2, 16, 16, 16, 16, 1)
+    DiffusionConfig(steps=2, beta_start=0.5, beta_end=0.5, beta_schedule="linear")
+    Config(frames=1, rate=8, guidance=-1)
+    numbers = {
+        (part, f.name)
+        for part in (Config, UNetConfig, DiffusionConfig, AutoencoderConfig, TowersConfig)
+        for f in dataclasses.fields(part)
+        if f.type in (int, float, tuple[int, ...]) and f.name not in part.RANGES
+    }
+    assert not numbers  # a new one needs its range
 
 
 # --- Files that are not what they seem ------------------------------------------------------------------------------

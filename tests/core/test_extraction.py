@@ -166,3 +166,26 @@ def test_settings_that_cannot_be_meant(clip, tmp_path, capsys, options, message)
     given = [clip if option == "CLIP" else option for option in options]
     assert vc("compose", "-o", tmp_path / "x.mp4", *given) == 2
     assert message in capsys.readouterr().err
+
+
+def test_no_input_is_overwritten(clip, picture, tmp_path, capsys):
+    before = picture.read_bytes()
+    out = ("-o", tmp_path / "x.safetensors")
+    assert vc("extract", "single_image", picture, *out, "--preview", picture) == 2
+    assert vc("extract", "style", picture, *out, "--preview", tmp_path / "none" / "x.png") == 2
+    assert picture.read_bytes() == before and not (tmp_path / "x.safetensors").exists()
+    assert "would overwrite what is read" in capsys.readouterr().err
+
+
+def test_the_style_of_a_video_and_names_with_colons(clip, tmp_path):
+    odd = tmp_path / "10:00 clip.mp4"
+    odd.write_bytes(clip.read_bytes())
+    assert vc("extract", "style", odd, "-o", tmp_path / "x.safetensors", "--preview", tmp_path / "a:b.mp4") == 0
+    assert open_tensors(tmp_path / "x.safetensors").shapes["condition"] == (1, 3, 1, 224, 224)
+    assert probe(tmp_path / "a:b.mp4").frames == 1
+
+
+def test_tracks_beside_the_video_are_told(tmp_path, capsys):
+    (tmp_path / "tracks.json").write_text(json.dumps([{"x": 300, "y": 300}, {"x": 480, "y": 300}]))
+    assert vc("compose", "--tracks", tmp_path / "tracks.json", "-o", tmp_path / "x.mp4") == 2
+    assert "give --canvas WIDTHxHEIGHT" in capsys.readouterr().err

@@ -134,6 +134,26 @@ def test_denoise_runs_the_last_steps_of_a_longer_run(name, steps, denoise, total
     torch.testing.assert_close(x, math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("steps", "denoise", "first", "taken"),
+    [(51, 0.1, 100, 100), (30, 0.5, 497, 32), (20, 0.29, 281, 21), (50, 0.5, 491, 50), (1, 0.0009995, 1, 1)],
+)
+def test_ddim_released_begins_at_the_noise_asked_for(steps, denoise, first, taken):
+    """Its grid has more steps than were asked for where they do not divide 1000: the last ones begin too late."""
+    config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
+    sampler, told = make_sampler("ddim_released", config, steps, denoise=denoise), []
+    sample(lambda x, t: told.append((x, float(t))) or x, sampler.start(noise, latent), sampler)
+    assert (told[0][1], told[-1][1], len(told)) == (first, 1, taken)
+    a = signal_left(config, first)
+    torch.testing.assert_close(told[0][0], math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
+
+
+def test_the_highest_timestep_of_a_part_is_not_lost_to_rounding():
+    """0.29 of 100 timesteps is 28.999999999999996."""
+    sampler = make_sampler("ddim_released", DiffusionConfig(**SHORT), 29, denoise=0.29)
+    assert sampler.timesteps[sampler.begin] == 29
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_part_of_the_run_finds_the_point_too(name):
     out = run(name, DiffusionConfig(), 6, 0.0, gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1), denoise=0.5)

@@ -1,5 +1,7 @@
 """What strengths, schedules, prompts and styles mean, in `compose()` as users call it."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -183,13 +185,24 @@ def test_decoding_in_chunks_changes_nothing(tiny_composer):
         ({"steps": 0}, "0 sampling steps"),
         ({"seed": 2**64}, "seed 18446744073709551616"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": 1.5}, "seed 1.5 .*whole number"),
+        ({"seed": "5"}, "seed '5' .*whole number"),
+        ({"text": None}, "text is None: expected a text"),
+        ({"text": ["a", 3]}, r"text is \['a', 3\]: expected a text"),
+        ({"text": b"a"}, "text is b'a': expected a text"),
+        ({"negative": 3}, "negative is 3: expected a text"),
+        ({"guidance": float("nan")}, "guidance nan is not possible: expected a finite number"),
+        ({"guidance": "9"}, "guidance '9'"),
+        ({"condition_guidance": float("inf")}, "condition_guidance inf"),
+        ({"rescale": float("nan")}, "rescale nan"),
+        ({"rescale": "0"}, "rescale '0'"),
         ({"conditions": [Condition("motion", tensor("motion", frames=2))]}, "'motion' has 2 frames and the video 3"),
         ({"conditions": [Condition("motion", tensor("motion"))] * 2}, "'motion' was given twice"),
     ],
 )
 def test_what_cannot_be_composed(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
-        compose(tiny_composer, "", **{"steps": STEPS, **settings})
+        compose(tiny_composer, **{"text": "", "steps": STEPS, **settings})
 
 
 @pytest.mark.parametrize(
@@ -198,6 +211,8 @@ def test_what_cannot_be_composed(tiny_composer, settings, message):
         (("colour", torch.zeros(1, 1, 1, 8, 8)), "Unknown condition 'colour'.*motion"),
         (("motion", torch.zeros(1, 3, 2, 8, 8)), r"'motion' has the shape \(1, 3, 2, 8, 8\).*\(batch, 2, frames"),
         (("depth", torch.full((1, 1, 2, 8, 8), float("nan"))), "'depth' holds values that are not finite"),
+        (("depth", torch.zeros(1, 1, 0, 8, 8)), r"'depth' has the shape \(1, 1, 0, 8, 8\), which is empty"),
+        (("depth", torch.zeros(0, 1, 2, 8, 8)), r"'depth' has the shape .* which is empty"),
         (("depth", torch.zeros(1, 1, 2, 8, 8), 1.0, 0.6, 0.4), "'depth' runs from 0.6 to 0.4"),
         (("depth", torch.zeros(1, 1, 2, 8, 8), float("inf")), "strength inf"),
     ],
@@ -205,3 +220,65 @@ def test_what_cannot_be_composed(tiny_composer, settings, message):
 def test_conditions_that_cannot_be_meant(arguments, message):
     with pytest.raises(UserError, match=message):
         Condition(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ([255, 0], "is torch.int64: expected a floating-point tensor of RGB"),
+        ([255.0, 0.0], r"has values from 0 to 255: expected RGB in \[0, 1\]"),
+        ([0.5, -0.02], "has values from -0.02 to 0.5"),
+        ([0.5, float("nan")], "has values from nan"),
+        ([0.5, float("inf")], "has values from 0.5 to inf"),
+        ([], "has the shape .* expected"),
+    ],
+)
+def test_pictures_that_are_no_rgb(tiny_composer, pixels, message):
+    image = torch.tensor(pixels).expand(1, 3, 2, -1)
+    with pytest.raises(UserError, match=f"The style image {message}"):
+        Style(image)
+    with pytest.raises(UserError, match=f"The video {message}"):
+        compose(tiny_composer, video=image[:, :, None], denoise=0.5, steps=STEPS)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3), (1, 3, 1, 8, 8)])
+def test_style_images_of_another_shape(shape):
+    with pytest.raises(UserError, match=r"style image has the shape .*expected \(batch, 3, height, width\)"):
+        Style(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 3, 8, 8), (1, 3, 8, 8, 3), (3, 8, 8, 8)])
+def test_videos_of_another_shape(tiny_composer, shape):
+    with pytest.raises(UserError, match=r"video has the shape .*expected \(batch, 3, (frames|3), height, width\)"):
+        compose(tiny_composer, video=torch.zeros(shape), frames=3, denoise=0.5, steps=STEPS)
+
+
+def test_pictures_that_are_no_tensors(tiny_composer):
+    with pytest.raises(UserError, match="style image is str: expected a floating-point tensor"):
+        Style("style.png")
+    with pytest.raises(UserError, match="video is str: expected a floating-point tensor"):
+        compose(tiny_composer, video="clip.mp4", denoise=0.5, steps=STEPS)
+
+
+def test_resized_pictures_may_overshoot_by_a_little():
+    assert Style(torch.tensor([-0.01, 1.01]).expand(1, 3, 1, 2)).strength == 1.0
+
+
+def test_what_is_composed_can_be_changed_in_place(tiny_composer):
+    video = run(tiny_composer)
+    before = video.clone()
+    torch.testing.assert_close(video.mul_(2), before * 2)
+    assert not video.requires_grad
+
+
+def test_a_prompt_that_is_cut_says_which_words_are_lost(tiny_composer):
+    words = " ".join(["red"] * 75)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = run(tiny_composer, text=words)
+    with pytest.warns(UserWarning, match="3 tokens more than the 75 .* were cut: 'a blue square'; shorten it") as seen:
+        cut = run(tiny_composer, text=words + " a blue square")
+    assert len(seen) == 1 and torch.equal(whole, cut)
+    with pytest.warns(UserWarning) as seen:
+        run(tiny_composer, text=words + " green" * 5000)
+    assert len(str(seen[0].message)) < 400

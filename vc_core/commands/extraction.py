@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vc_core.atomic import check_place
 from vc_core.commands.values import SIZE
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
@@ -19,7 +21,7 @@ from vc_core.extract.sketch import as_sketch
 from vc_core.extract.sources import Extracted, Source, extract_condition, sketch_of
 from vc_core.files import save_tensors, sha256
 from vc_core.progress import Progress
-from vc_core.video import IMAGES, plan_frames, probe, read_image, resize_crop
+from vc_core.video import IMAGES, plan_frames, probe, read_frames, read_image, resize_crop
 from vc_core.video.writing import check_format, write_contact_sheet, write_video
 
 KINDS = (*CONDITIONS, "style")
@@ -59,9 +61,8 @@ def source_of(options: Mapping[str, Any]) -> Source:
     size = read_size(options["size"]) if options["size"] else (config.height, config.width)
     plan = None
     if options["file"].suffix.lower() not in IMAGES:
-        plan = plan_frames(
-            probe(options["file"]), options["frames"] or config.frames, options["rate"], options["start"]
-        )
+        frames = config.frames if options["frames"] is None else options["frames"]
+        plan = plan_frames(probe(options["file"]), frames, options["rate"], options["start"])
     return Source(
         options["file"],
         plan,
@@ -92,8 +93,8 @@ def extract_file(
 ) -> Extraction:
     """Extracts one of `KINDS` from a source.
 
-    A style image is what the image tower sees of it, before its norm. From a still picture come style, single image
-    and single sketch; everything else needs a video, with its frame plan.
+    A style image, or a video's first frame, is what ViT-H/14's image tower sees of it, before its norm. From a still
+    picture come style, single image and single sketch; everything else needs a video, with its frame plan.
 
     Args:
         vectors: also the raw blocks of the released motion path, for `motion`.
@@ -108,7 +109,10 @@ def extract_file(
         raise UserError(f"Block vectors go with motion alone, not with {kind}: leave them out.")
     if lines is not None and (kind != "single_sketch" or source.plan is not None):
         raise UserError(f"The lines are {lines}, which goes with a single_sketch from an image alone: leave it out.")
-    if source.plan is not None and kind != "style":
+    if source.plan is not None and kind == "style":
+        first = dataclasses.replace(source.plan, frames=1)
+        extracted = _style(read_frames(source.path, first)[:, :, 0], source, None)
+    elif source.plan is not None:
         extracted = extract_condition(kind, source, progress)
     elif kind in _STILLS:
         extracted = _STILLS[kind](read_image(source.path), source, lines)
@@ -207,9 +211,16 @@ def _plain(source: Source) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def check_names(out: Path, shown: Path | None) -> None:
-    """Refuses output names before anything is extracted. Raises `UserError`."""
+def check_names(options: Mapping[str, Any]) -> None:
+    """Refuses outputs before anything is extracted: other endings, folders, and what is read. Raises `UserError`."""
+    out, shown = options["out"], options["preview"]
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"{out} cannot be written: expected a name that ends in .safetensors.")
     if shown is not None and shown.suffix.lower() != ".png":
         check_format(shown)
+    inputs = [options[name] for name in ("file", "mask", "depth_model", "depth_maps", "checkpoint")]
+    read = {os.path.realpath(path) for path in filter(None, inputs)}
+    for path in filter(None, (out, shown)):
+        check_place(path)
+        if read & {os.path.realpath(path), os.path.realpath(path.parent)} and path.exists():
+            raise UserError(f"{path} would overwrite what is read: give another name.")

@@ -303,6 +303,11 @@ def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
         drawn = tracks_field(
             tracks, settings.frames, settings.size, settings.canvas, settings.radius, easing=settings.easing
         )
+        if not drawn.any():
+            raise UserError(
+                f"No track of {settings.tracks} moves anything in the video: give --canvas WIDTHxHEIGHT, the size of "
+                "what they were drawn on."
+            )
         field = add_fields(field, drawn)
     return Extracted(condition_from_field(field, config.extraction, settings.size), {"method": "by hand"})
 

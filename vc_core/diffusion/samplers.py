@@ -69,14 +69,25 @@ def sample(
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
+def _the_last(timesteps: Tensor, steps: int, highest: float) -> int:
+    """Index from which as many steps are left as were asked for."""
+    return len(timesteps) - steps
+
+
+def _from_highest(timesteps: Tensor, steps: int, highest: float) -> int:
+    """Index of the first step of at most the highest timestep, for a grid that may have more steps than asked for."""
+    return min(int((timesteps > highest).sum()), len(timesteps) - 1)
+
+
 @dataclass(frozen=True)
 class _Row:
-    """A sampler: diffusers' class, its settings, and what sets up its steps."""
+    """A sampler: diffusers' class, its settings, what sets up its steps, and what finds the first of a part of them."""
 
     kind: str
     settings: Mapping[str, Any]
     arrange: Callable[[type, dict[str, Any], DiffusionConfig, int], Sampler]
     takes_eta: bool = False
+    begin: Callable[[Tensor, int, float], int] = _the_last
 
 
 def _by_sigmas(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
@@ -142,7 +153,7 @@ _TABLE = {
     "lcm": _Row("LCMScheduler", {"clip_sample": False}, _lcm),
     "ddim": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim, takes_eta=True),
     "ddim_released": _Row(
-        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, takes_eta=True
+        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, True, _from_highest
     ),
 }
 SAMPLERS = tuple(_TABLE)
@@ -155,7 +166,9 @@ def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float 
         name: one of `SAMPLERS`.
         steps: that are run, from 1 to `config.steps`.
         denoise: share of the noise schedule that is run, in (0, 1]. As in ComfyUI, the steps are the last `steps` of
-            int(steps / denoise).
+            int(steps / denoise). `ddim_released` begins at the first timestep of its grid that is at most
+            denoise * `config.steps`, and runs as many as follow, which are more than `steps` where int(steps / denoise)
+            does not divide `config.steps`.
         eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
             deterministic, 1 is DDPM.
 
@@ -191,7 +204,8 @@ def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float 
         **row.settings,
     }
     sampler = row.arrange(getattr(diffusers, row.kind), settings, config, total)
-    begin = len(sampler.timesteps) - steps if denoise < 1.0 else 0
+    # Rounded, as 0.29 * 100 is less than 29.
+    begin = row.begin(sampler.timesteps, steps, round(denoise * config.steps, 6)) if denoise < 1.0 else 0
     if hasattr(sampler.scheduler, "set_begin_index"):
         # Else diffusers looks the first step up by its timestep, which several steps can share.
         sampler.scheduler.set_begin_index(begin)

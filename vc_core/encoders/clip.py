@@ -7,9 +7,11 @@ embedding, not normalised. The same functions serve OpenCLIP's ViT-H/14 and the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,8 +166,21 @@ def _tokenizer(context_length: int) -> Any:
 
 
 def tokenize(prompts: list[str], context_length: int = 77) -> torch.Tensor:
-    """Token numbers (B, context_length) int64: start, words, end, then zeros; longer prompts are cut."""
-    return _tokenizer(context_length)(list(prompts))
+    """Token numbers (B, context_length) int64: start, words, end, then zeros.
+
+    Longer prompts are cut, with a warning that names the words that are lost.
+    """
+    tokenizer = _tokenizer(context_length)
+    tokens = tokenizer(list(prompts))
+    for prompt, row in zip(prompts, tokens, strict=True):
+        # Only what fills its row can be too long; most prompts need not be encoded again.
+        if row[-1] and (lost := tokenizer.encode(prompt)[context_length - 2 :]):
+            warnings.warn(
+                f"The prompt has {len(lost)} tokens more than the {context_length - 2} that are used, so these words "
+                f"were cut: '{shorten(tokenizer.decode(lost), 200)}'; shorten it.",
+                stacklevel=2,
+            )
+    return tokens
 
 
 def text_layers(model: CLIP, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -192,7 +207,7 @@ def _text_states(model: CLIP, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
 def encode_text(model: CLIP, prompts: list[str]) -> torch.Tensor:
     """Context tokens (B, 77, D) of prompts: the penultimate layer through the final norm, no projection.
 
-    The result is in the tower's type, on its device.
+    The result is in the tower's type, on its device. Prompts beyond 77 tokens are cut, with a warning.
 
     Raises:
         UserError: the text tower was not loaded.

@@ -14,6 +14,7 @@ from torch import Tensor
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
 from vc_core.video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
+from vc_core.video.opening import as_url
 
 HIGHEST = CONDITIONS["depth"].high
 """End of the released range; MiDaS's own values rarely come near it."""
@@ -149,7 +150,7 @@ def _image(path: Path) -> Iterator:
     if not path.is_file():
         raise UserError(f"There is no depth map at {path}: check the path.")
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(as_url(path), metadata_errors="replace") as container:
             yield next(container.decode(video=0))
     except (av.FFmpegError, StopIteration, IndexError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): give a grey PNG of 8 or 16 bits.") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vc_core.errors import UserError
 from vc_core.video.metadata import Metadata, gif_comment, png_text, webp_exif
+from vc_core.video.opening import as_url
 
 FOLDER = ""
 """The key in FORMATS of a folder of pictures: a name without an ending."""
@@ -89,7 +90,7 @@ def _encode(
     import av
 
     # bitexact: no date, no random identifier and no version in the container.
-    with av.open(str(path), "w", options={"fflags": "+bitexact", **container_options}) as container:
+    with av.open(as_url(path), "w", options={"fflags": "+bitexact", **container_options}) as container:
         container.metadata.update(clip.metadata)
         stream = container.add_stream(codec, rate=clip.rate)
         context = stream.codec_context

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vc_core.errors import UserError
+from vc_core.video.opening import as_url
 
 Metadata = Mapping[str, str]
 
@@ -76,7 +77,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 def _read_container(file: Path) -> dict[str, str]:
     import av
 
-    with av.open(str(file), metadata_errors="replace") as container:
+    with av.open(as_url(file), metadata_errors="replace") as container:
         tags = {key.lower(): text for key, text in container.metadata.items()}  # Matroska's are in upper case
     return {key: text for key, text in tags.items() if key not in _OF_THE_CONTAINER}
 

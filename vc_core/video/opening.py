@@ -49,7 +49,7 @@ def media(source: VideoSource) -> Iterator[Media]:
         yield Media("The video in memory", lambda: io.BytesIO(data))
     elif isinstance(source, (str, os.PathLike)):
         path = existing(Path(source), "a video")
-        yield Media(str(path), lambda: str(path))
+        yield Media(str(path), lambda: as_url(path))
     elif hasattr(source, "read"):
         with tempfile.TemporaryDirectory(prefix="video-") as folder:
             path = Path(folder) / "video"
@@ -60,6 +60,11 @@ def media(source: VideoSource) -> Iterator[Media]:
             f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
             "object."
         )
+
+
+def as_url(path: Path) -> str:
+    """A path as ffmpeg opens it: without `file:`, a name with a colon would stand for a protocol."""
+    return f"file:{path}"
 
 
 def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
