@@ -2,13 +2,15 @@
 
     ./vc python benchmarks/sampling.py
 
-Prints ratios of times taken in one run, alternating, and calls of the network; the network is a small one with random
+Prints ratios of times taken in one run, alternating, of peak memory, and calls of the network; the network is a small one with random
 weights, so whatever is not the network weighs more here than with the released one.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +28,32 @@ FRAMES, LATENT, STEPS = 8, 8, 5
 CONFIG = UNetConfig(
     width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0,), head_dim=32, temporal_in_heads=2, context_dim=64
 )
+
+
+# One run of a sampler in a process of its own, on a latent so large that what a sampler keeps can be seen.
+MEMORY = """
+import sys
+import diffusers, torch
+from vc_core.config import DiffusionConfig
+from vc_core.diffusion.samplers import make_sampler, sample
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+sampler = make_sampler(sys.argv[1], DiffusionConfig(), 5)
+torch.set_num_threads(1)
+noise = torch.randn(1, 4, 64, 256, 256)
+before = peak()
+with torch.no_grad():
+    sample(lambda x, t: x * 0.5, sampler.start(noise), sampler, [torch.Generator()])
+print((peak() - before) / noise.nbytes)
+"""
+
+
+def memory(name: str) -> float:
+    """Peak memory of a run beside the network and the noise, in latents (Linux)."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, name], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 3) -> float:
@@ -70,9 +98,14 @@ def main() -> None:
     def released() -> Tensor:
         return run(guided)
 
+    least = memory("ddim_released")
     for name in SAMPLERS:
         this = partial(run, guided, name)
-        print(f"{STEPS} steps, {name} / ddim_released: {ratio(this, released):.2f} ({counted(this)} calls)", flush=True)
+        print(
+            f"{STEPS} steps, {name} / ddim_released: time {ratio(this, released):.2f} ({counted(this)} calls), "
+            f"memory beside the network {memory(name) / least:.2f}",
+            flush=True,
+        )
 
     one, three = denoiser(guidance=1.0), denoiser(condition_guidance=3.0)
     for sides, other in ((1, one), (3, three)):
