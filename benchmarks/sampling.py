@@ -2,8 +2,8 @@
 
     ./vc python benchmarks/sampling.py
 
-Prints ratios of times taken in one run, alternating, of peak memory, and calls of the network; the network is a small one with random
-weights, so whatever is not the network weighs more here than with the released one.
+Prints ratios of times taken in one run, alternating, of peak memory, and calls of the network; the network is a small
+one with random weights, so whatever is not the network weighs more here than with the released one.
 """
 
 from __future__ import annotations
