@@ -14,7 +14,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure.
 
     Raises:
-        UserError: `path` is a folder, or its folder does not exist.
+        UserError: `path` is a folder, a device or a pipe, or its folder does not exist.
     """
     path = Path(path)
     check_place(path)
@@ -35,11 +35,11 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
     back.
 
     Raises:
-        UserError: `path` is a file, or its folder does not exist.
+        UserError: `path` is there and no folder, or its folder does not exist.
     """
     path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
-    if path.is_file():
-        raise UserError(f"{path}: is a file, and a folder to write was expected: give another name.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is {_what(path)}, and a folder to write was expected: give another name.")
     if path == Path.cwd():
         raise UserError(f"{path}: is the current folder, which cannot be replaced: name a folder in it.")
     _check_parent(path)
@@ -59,10 +59,14 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_place(path: Path) -> None:
-    """Refuses a file to write that is a folder, or in none. Raises `UserError`."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, and a file to write was expected: give a file name.")
+    """Refuses a file to write that is a folder, a device or a pipe, or in no folder. Raises `UserError`."""
+    if path.exists() and not path.is_file():  # a device would be replaced by a file, for everybody
+        raise UserError(f"{path}: is {_what(path)}, and a file to write was expected: give a file name.")
     _check_parent(path)
+
+
+def _what(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
 
 
 def _check_parent(path: Path) -> None:

@@ -372,6 +372,15 @@ def test_a_folder_with_other_files_is_refused(tmp_path, change):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["out", "out.mp4", "out.gif"])
+def test_a_pipe_or_a_device_is_refused_and_stays(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a device or a pipe, and a (file|folder) to write was expected"):
+        write_video(path, painting(), 8)
+    assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_current_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="current folder"):
