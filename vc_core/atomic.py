@@ -38,11 +38,7 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
         UserError: `path` is there and no folder, or its folder does not exist.
     """
     path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is {_what(path)}, and a folder to write was expected: give another name.")
-    if path == Path.cwd():
-        raise UserError(f"{path}: is the current folder, which cannot be replaced: name a folder in it.")
-    _check_parent(path)
+    check_folder(path)
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     try:
         shutil.rmtree(new, ignore_errors=True)  # of a process with the same number that was killed
@@ -62,6 +58,15 @@ def check_place(path: Path) -> None:
     """Refuses a file to write that is a folder, a device or a pipe, or in no folder. Raises `UserError`."""
     if path.exists() and not path.is_file():  # a device would be replaced by a file, for everybody
         raise UserError(f"{path}: is {_what(path)}, and a file to write was expected: give a file name.")
+    _check_parent(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a folder to write that is something else, the current folder, or in none. Raises `UserError`."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is {_what(path)}, and a folder to write was expected: give another name.")
+    if path.resolve() == Path.cwd():
+        raise UserError(f"{path}: is the current folder, which cannot be replaced: name a folder in it.")
     _check_parent(path)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vc_core.atomic import check_place
 from vc_core.checkpoint import BUNDLED
 from vc_core.commands.record import (
     KEY,
@@ -122,8 +123,6 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
         raise UserError(f"There is no name for the result: give {label('out')}.")
     read = {os.path.realpath(path): name for name, paths in settings.inputs().items() for path in paths}
     for path in outputs(settings):
-        if not path.parent.is_dir():
-            raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
         if name := read.get(os.path.realpath(path)):
             raise UserError(f"{path} would overwrite what {label(name)} reads: give the result another name.")
     _check_format(settings)
@@ -148,8 +147,8 @@ def _check_format(settings: Settings) -> None:
     for path in outputs(settings):
         if form is FORMATS[FOLDER] and path != settings.sheet:
             check_replaceable(path)
-        elif path.is_dir():
-            raise UserError(f"{path} is a folder, and a file is to be written: give another name.")
+        else:
+            check_place(path)
 
 
 # --- One run --------------------------------------------------------------------------------------------------------

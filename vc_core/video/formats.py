@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vc_core.atomic import check_folder
 from vc_core.errors import UserError
 from vc_core.video.metadata import Metadata, gif_comment, png_text, webp_exif
 from vc_core.video.opening import as_url
@@ -231,7 +232,12 @@ def _write_folder(folder: Path, clip: Clip) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses a folder that holds anything but an earlier result of `write_video`. Raises `UserError`."""
+    """Refuses what `folder_beside` refuses, and a folder with anything but an earlier result of `write_video` in it.
+
+    Raises:
+        UserError: one of the two.
+    """
+    check_folder(folder)
     if not folder.is_dir():
         return
     present = {path.name for path in folder.iterdir()} - _PUT_THERE_BY_SYSTEMS
