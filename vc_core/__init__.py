@@ -1,6 +1,6 @@
 """VideoComposer: composes a video from text, a style image, an image, a sketch, motion, depth, masks and sketches.
 
-from vc_core import Condition, Style, VideoComposer, compose
+from . import Condition, Style, VideoComposer, compose
 
 composer = VideoComposer.load()                      # the bundled small checkpoint, or a path
 video = compose(composer, "a red circle", seed=1)    # (1, 3, F, H, W) in [0, 1]
@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vc_core.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-    from vc_core.composer import VideoComposer
-    from vc_core.conditions import CONDITIONS, Condition, ConditionSpec
-    from vc_core.config import Config
-    from vc_core.diffusion.samplers import SAMPLERS
-    from vc_core.diffusion.windows import Windows
-    from vc_core.errors import UserError
-    from vc_core.pipeline import Style, compose
+    from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+    from .composer import VideoComposer
+    from .conditions import CONDITIONS, Condition, ConditionSpec
+    from .config import Config
+    from .diffusion.samplers import SAMPLERS
+    from .diffusion.windows import Windows
+    from .errors import UserError
+    from .pipeline import Style, compose
 
 _HOME = {
     "CONDITIONS": "conditions",
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
     # Loaded when first asked for: importing the package costs nothing.
     if name not in _HOME:
         raise AttributeError(f"module 'vc_core' has no attribute '{name}'")
-    return getattr(import_module(f"vc_core.{_HOME[name]}"), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vc_core.errors import UserError
+from .errors import UserError
 
 
 @contextmanager

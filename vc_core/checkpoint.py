@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vc_core.config import Config, unet_config_from_shapes
-from vc_core.encoders.layouts import find_parts
-from vc_core.errors import UserError
-from vc_core.files import Tensors, open_tensors, save_tensors
-from vc_core.layouts import fill, names_of
-from vc_core.model.blocks import Attend, attend
-from vc_core.model.layout import released_layout
-from vc_core.model.unet import UNet3D
-from vc_core.progress import Progress
+from .config import Config, unet_config_from_shapes
+from .encoders.layouts import find_parts
+from .errors import UserError
+from .files import Tensors, open_tensors, save_tensors
+from .layouts import fill, names_of
+from .model.blocks import Attend, attend
+from .model.layout import released_layout
+from .model.unet import UNet3D
+from .progress import Progress
 
 PARTS = {
     "model": "the network",

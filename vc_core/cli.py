@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vc_core.errors import UserError
+from .errors import UserError
 
 INTERRUPTED = 130
 
@@ -116,7 +116,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from vc_core.demo import run_demo
+    from .demo import run_demo
 
     with _bars() as progress:
         summary = run_demo(arguments.out, arguments.checkpoint, arguments.seed, progress)
@@ -128,7 +128,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _compose_arguments(parser: argparse.ArgumentParser) -> None:
-    from vc_core.commands.settings import SETTINGS, as_option
+    from .commands.settings import SETTINGS, as_option
 
     files = parser.add_argument_group("settings from files", "Options given besides override what the file says.")
     files.add_argument(
@@ -152,8 +152,8 @@ def _compose_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compose(arguments: argparse.Namespace) -> int | None:
-    from vc_core.commands.running import gather, run
-    from vc_core.commands.settings import SETTINGS
+    from .commands.running import gather, run
+    from .commands.settings import SETTINGS
 
     options = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
     if arguments.batch is not None:
@@ -166,7 +166,7 @@ def _compose(arguments: argparse.Namespace) -> int | None:
 
 
 def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
-    from vc_core.commands.running import gather_many, run_all
+    from .commands.running import gather_many, run_all
 
     for name, given in (("--from", arguments.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
         if given:
@@ -190,7 +190,7 @@ def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int
 
 
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
-    from vc_core.commands.extraction import KINDS
+    from .commands.extraction import KINDS
 
     add = parser.add_argument
     add("kind", choices=KINDS, help="what to make")
@@ -223,7 +223,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
 def _extract(arguments: argparse.Namespace) -> None:
     import json
 
-    from vc_core.commands.extraction import check_names, extract_file, preview, save_extraction, source_of, summary
+    from .commands.extraction import check_names, extract_file, preview, save_extraction, source_of, summary
 
     check_names(vars(arguments))
     with _bars() as progress:
@@ -255,8 +255,8 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 def _info(arguments: argparse.Namespace) -> int:
     import json
 
-    from vc_core.checkpoint import BUNDLED
-    from vc_core.inspection import as_mapping, as_text, inspect
+    from .checkpoint import BUNDLED
+    from .inspection import as_mapping, as_text, inspect
 
     with _bars() as progress:
         info = inspect(arguments.file or BUNDLED, progress)
@@ -276,8 +276,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from vc_core.conversion import convert
-    from vc_core.inspection import as_text
+    from .conversion import convert
+    from .inspection import as_text
 
     parts = arguments.parts and [name.strip() for name in arguments.parts.split(",")]
     with _bars() as progress:
@@ -304,7 +304,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     import json
 
-    from vc_core.commands.doctor import as_text, examine
+    from .commands.doctor import as_text, examine
 
     with _bars() as progress:
         findings = examine(arguments.hash, progress)

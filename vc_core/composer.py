@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vc_core.checkpoint import BUNDLED, PARTS, Checkpoint, Part, load_unet, read_checkpoint
-from vc_core.config import Config
-from vc_core.errors import UserError
-from vc_core.layouts import shorten
-from vc_core.model.operations import CastWeights
-from vc_core.model.unet import UNet3D
-from vc_core.progress import Progress
+from .checkpoint import BUNDLED, PARTS, Checkpoint, Part, load_unet, read_checkpoint
+from .config import Config
+from .errors import UserError
+from .layouts import shorten
+from .model.operations import CastWeights
+from .model.unet import UNet3D
+from .progress import Progress
 
 DTYPES = {
     "fp32": torch.float32,
@@ -83,8 +83,8 @@ class VideoComposer:
             UserError: no such file, a truncated or foreign one, a part that no file brings, or a device or type that
                 is not there.
         """
-        from vc_core.encoders.autoencoder import load_autoencoder
-        from vc_core.encoders.clip import load_towers
+        from .encoders.autoencoder import load_autoencoder
+        from .encoders.clip import load_towers
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vc_core.errors import UserError
+from .errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from vc_core.conditions import CONDITIONS
-from vc_core.errors import UserError
+from .conditions import CONDITIONS
+from .errors import UserError
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value of a config's numbers, or of each number of a tuple, by the field's name."""
@@ -99,7 +99,7 @@ class DiffusionConfig:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def __post_init__(self) -> None:
-        from vc_core.diffusion.schedule import alphas_cumprod
+        from .diffusion.schedule import alphas_cumprod
 
         _check(self, "diffusion.")
         if self.beta_start > self.beta_end:

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vc_core.checkpoint import PARTS, Part, read_checkpoint
-from vc_core.composer import DTYPES
-from vc_core.config import Config, unet_config_from_shapes
-from vc_core.encoders.autoencoder import SCALARS
-from vc_core.encoders.layouts import layout_of
-from vc_core.errors import UserError
-from vc_core.files import PICKLED, StateDict, check_target, save_tensors
-from vc_core.inspection import FileInfo, check_part, inspect, layout_in, part_module
-from vc_core.layouts import shorten
-from vc_core.progress import Progress
+from .checkpoint import PARTS, Part, read_checkpoint
+from .composer import DTYPES
+from .config import Config, unet_config_from_shapes
+from .encoders.autoencoder import SCALARS
+from .encoders.layouts import layout_of
+from .errors import UserError
+from .files import PICKLED, StateDict, check_target, save_tensors
+from .inspection import FileInfo, check_part, inspect, layout_in, part_module
+from .layouts import shorten
+from .progress import Progress
 
 OURS = "videocomposer"
 """The layout of this project's own files: every part under its prefix, the config in the metadata."""

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vc_core.atomic import written_beside
-from vc_core.checkpoint import BUNDLED
-from vc_core.composer import VideoComposer
-from vc_core.conditions import Condition
-from vc_core.errors import UserError
-from vc_core.extract.pictures import flow_picture
-from vc_core.extract.sources import Source, extract
-from vc_core.pipeline import compose
-from vc_core.progress import Progress
-from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
+from .atomic import written_beside
+from .checkpoint import BUNDLED
+from .composer import VideoComposer
+from .conditions import Condition
+from .errors import UserError
+from .extract.pictures import flow_picture
+from .extract.sources import Source, extract
+from .pipeline import compose
+from .progress import Progress
+from .video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
 
 TEXT = "a red circle on a background of blue and white stripes"
 RED = (0.88, 0.13, 0.13)

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vc_core.atomic import check_place, written_beside
-from vc_core.errors import UserError
-from vc_core.progress import Progress
+from .atomic import check_place, written_beside
+from .errors import UserError
+from .progress import Progress
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]

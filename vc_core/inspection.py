@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from vc_core.checkpoint import PARTS, Part, on_meta, read_checkpoint
-from vc_core.config import Config
-from vc_core.encoders.layouts import is_known_extra, layout_of
-from vc_core.errors import UserError
-from vc_core.files import sha256
-from vc_core.layouts import Layout, check, names_of, shorten, unused
-from vc_core.model.layout import released_layout
-from vc_core.progress import Progress
+from .checkpoint import PARTS, Part, on_meta, read_checkpoint
+from .config import Config
+from .encoders.layouts import is_known_extra, layout_of
+from .errors import UserError
+from .files import sha256
+from .layouts import Layout, check, names_of, shorten, unused
+from .model.layout import released_layout
+from .progress import Progress
 
 # What a text tower may lack: nothing here reads it.
 _OPTIONAL = re.compile(r"^(text_projection|logit_scale)$")
@@ -101,15 +101,15 @@ def check_part(part: Part, layout: Layout) -> None:
     """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
     check(layout, part.tensors, PARTS[part.name])
     if part.layout == "taesd":
-        from vc_core.encoders.autoencoder import check_scalars
+        from .encoders.autoencoder import check_scalars
 
         check_scalars(part.tensors)
 
 
 def part_module(part: Part, config: Config | None) -> nn.Module:
     """The network that a part belongs to, on meta. Without a config the sizes are the released ones."""
-    from vc_core.encoders.autoencoder import new_autoencoder
-    from vc_core.encoders.clip import build_clip, open_clip_config
+    from .encoders.autoencoder import new_autoencoder
+    from .encoders.clip import build_clip, open_clip_config
 
     if part.name == "model":
         return on_meta(config)

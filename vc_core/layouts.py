@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vc_core.errors import UserError
-from vc_core.files import StateDict, Tensors
-from vc_core.progress import Progress
+from .errors import UserError
+from .files import StateDict, Tensors
+from .progress import Progress
 
 WINDOW = 2**28
 """Bytes that are copied out of a mapped file before its mapping is renewed, which gives the pages back."""

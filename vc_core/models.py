@@ -154,7 +154,7 @@ def by_size_or_name(path: Path) -> ModelFile | None:
 
 def _files(folders: Iterable[Path]) -> list[Path]:
     """What looks like a file of tensors; linked folders too, each once, since links may lead back."""
-    from vc_core.files import SUFFIXES
+    from .files import SUFFIXES
 
     seen: set[str] = set()
     found: set[Path] = set()

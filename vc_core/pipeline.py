@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vc_core.composer import VideoComposer
-from vc_core.conditions import CONDITIONS, Condition, check_schedule
-from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import make_sampler, sample
-from vc_core.diffusion.windows import WindowedDenoiser, Windows
-from vc_core.errors import UserError
-from vc_core.progress import Progress
+from .composer import VideoComposer
+from .conditions import CONDITIONS, Condition, check_schedule
+from .diffusion.guidance import Embedded, GuidedDenoiser
+from .diffusion.samplers import make_sampler, sample
+from .diffusion.windows import WindowedDenoiser, Windows
+from .errors import UserError
+from .progress import Progress
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compose(
             condition given twice, of another length than the video or of another batch, or one that the checkpoint has
             no STC-encoder for.
     """
-    from vc_core.encoders.autoencoder import decode
+    from .encoders.autoencoder import decode
 
     config = composer.config
     texts, negatives = _listed("text", text), _listed("negative", negative)
@@ -151,7 +151,7 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 
 def encode_prompts(composer: VideoComposer, prompts: Sequence[str]) -> Tensor:
     """Tokens of the prompts, `(B, 77, D)`."""
-    from vc_core.encoders.clip import encode_text
+    from .encoders.clip import encode_text
 
     return encode_text(composer.towers, list(prompts)).to(composer.device, composer.dtype)
 
@@ -165,7 +165,7 @@ def encode_style(composer: VideoComposer, style: Style | None) -> Embedded | Non
 
 def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
     """The style token `(B, 1, D)` of an image `(B, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
-    from vc_core.encoders.clip import encode_image
+    from .encoders.clip import encode_image
 
     if image is None:
         embedding = torch.zeros(1, 1, composer.config.unet.context_dim)
@@ -183,8 +183,8 @@ def encode_video(
     progress: Progress | None = None,
 ) -> Tensor:
     """The scaled latent `(B, 4, F, h, w)` float32 of a video `(B, 3, F, H, W)` in [0, 1], brought to `size` first."""
-    from vc_core.encoders.autoencoder import encode
-    from vc_core.video import resize_crop
+    from .encoders.autoencoder import encode
+    from .video import resize_crop
 
     resized = resize_crop(video.to(composer.device, torch.float32), size)
     return encode(composer.autoencoder, resized, chunk, tile, progress) * composer.config.autoencoder.scale

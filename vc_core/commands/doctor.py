@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vc_core.models import MODELS, PROJECT, find_model_files, model_folders
-from vc_core.progress import Progress
+from ..models import MODELS, PROJECT, find_model_files, model_folders
+from ..progress import Progress
 
 Findings = dict[str, Any]
 """What was found, in values that JSON holds."""
@@ -131,7 +131,7 @@ def codecs() -> Findings:
 
 def models(hash: bool = False, progress: Progress | None = None) -> Findings:
     """The table of models, with what of it was found; sizes in bytes."""
-    from vc_core.files import sha256
+    from ..files import sha256
 
     folders = model_folders()
     found = find_model_files(folders)
@@ -170,8 +170,8 @@ def problem() -> str | None:
     if missing:
         return f"{', '.join(missing)} are missing or of another version: run ./vc --setup, or install them with pip."
     try:
-        from vc_core.commands.running import run
-        from vc_core.commands.settings import Settings
+        from .running import run
+        from .settings import Settings
 
         with tempfile.TemporaryDirectory() as folder:
             run(Settings(text="a red circle", frames=2, steps=1, scale=1, out=Path(folder) / "trial.mp4"))

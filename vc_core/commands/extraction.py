@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vc_core.atomic import check_place
-from vc_core.commands.values import SIZE
-from vc_core.conditions import CONDITIONS
-from vc_core.config import Config
-from vc_core.errors import UserError
-from vc_core.extract.sketch import as_sketch
-from vc_core.extract.sources import Extracted, Source, extract_condition, sketch_of
-from vc_core.files import save_tensors, sha256
-from vc_core.progress import Progress
-from vc_core.video import IMAGES, plan_frames, probe, read_frames, read_image, resize_crop
-from vc_core.video.writing import check_format, write_contact_sheet, write_video
+from ..atomic import check_place
+from ..conditions import CONDITIONS
+from ..config import Config
+from ..errors import UserError
+from ..extract.sketch import as_sketch
+from ..extract.sources import Extracted, Source, extract_condition, sketch_of
+from ..files import save_tensors, sha256
+from ..progress import Progress
+from ..video import IMAGES, plan_frames, probe, read_frames, read_image, resize_crop
+from ..video.writing import check_format, write_contact_sheet, write_video
+from .values import SIZE
 
 KINDS = (*CONDITIONS, "style")
 KEY = "videocomposer"
@@ -48,8 +48,8 @@ class Extraction:
 
 def source_of(options: Mapping[str, Any]) -> Source:
     """The source that options of `./vc extract` name: a video with its frame plan, or an image without one."""
-    from vc_core.checkpoint import BUNDLED, read_checkpoint
-    from vc_core.composer import choose_device
+    from ..checkpoint import BUNDLED, read_checkpoint
+    from ..composer import choose_device
 
     config, checkpoint = Config(), options["checkpoint"]
     if checkpoint is not None:
@@ -120,7 +120,7 @@ def extract_file(
         raise UserError(f"{source.path} is an image, and {kind} comes from a video: give one.")
     rows = None
     if vectors:
-        from vc_core.extract.motion import block_vectors
+        from ..extract.motion import block_vectors
 
         found = block_vectors(source.path, source.plan).rows
         columns = [found[name].astype(np.float32) for name in ("frame", "dst_x", "dst_y", "dx", "dy")]
@@ -130,7 +130,7 @@ def extract_file(
 
 
 def _style(image: Tensor, source: Source, lines: str | None) -> Extracted:
-    from vc_core.encoders.clip import fitted
+    from ..encoders.clip import fitted
 
     return Extracted(fitted(image, (224, 224))[:, :, None])
 
@@ -190,7 +190,7 @@ def picture_of(kind: str, tensor: Tensor, source: Source | None = None) -> Tenso
 
 
 def _motion_picture(field: Tensor, source: Source | None) -> Tensor:
-    from vc_core.extract.pictures import arrows_picture, flow_picture
+    from ..extract.pictures import arrows_picture, flow_picture
 
     return flow_picture(field) if source is None else arrows_picture(field, source.frames("motion"))
 

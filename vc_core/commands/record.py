@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
-from vc_core.commands.settings import Settings, about, as_option
-from vc_core.commands.values import BUNDLED
-from vc_core.composer import DTYPES, choose_device, choose_dtypes
-from vc_core.errors import UserError
-from vc_core.files import sha256
-from vc_core.progress import Progress
+from ..checkpoint import BUNDLED as BUNDLED_FILE
+from ..composer import DTYPES, choose_device, choose_dtypes
+from ..errors import UserError
+from ..files import sha256
+from ..progress import Progress
+from .settings import Settings, about, as_option
+from .values import BUNDLED
 
 VERSION = "0.1.0"
 """Of this package, as in pyproject.toml."""
@@ -86,7 +86,7 @@ def make_record(settings: Settings, made: Mapping[str, Mapping[str, Any]], progr
 
 def read_record(path: str | Path) -> Record:
     """The record in a produced video, folder or sheet. Raises `UserError` where it has none."""
-    from vc_core.video.writing import read_metadata
+    from ..video.writing import read_metadata
 
     with about(path):
         found = read_metadata(path)

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vc_core.atomic import check_place
-from vc_core.checkpoint import BUNDLED
-from vc_core.commands.record import (
+from ..atomic import check_place
+from ..checkpoint import BUNDLED
+from ..composer import VideoComposer, choose_device
+from ..conditions import Condition, condition_size
+from ..config import Config
+from ..errors import UserError
+from ..progress import Progress
+from ..video import FramePlan, plan_frames, probe
+from .record import (
     KEY,
     Record,
     differences,
@@ -22,16 +28,10 @@ from vc_core.commands.record import (
     versions,
     with_found_inputs,
 )
-from vc_core.commands.settings import Label, Settings, about, as_key, as_option, read_yaml
-from vc_core.composer import VideoComposer, choose_device
-from vc_core.conditions import Condition, condition_size
-from vc_core.config import Config
-from vc_core.errors import UserError
-from vc_core.progress import Progress
-from vc_core.video import FramePlan, plan_frames, probe
+from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
 if TYPE_CHECKING:
-    from vc_core.extract.sources import Extracted
+    from ..extract.sources import Extracted
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 
@@ -130,7 +130,7 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
 
 def outputs(settings: Settings) -> list[Path]:
     """Every path that a run writes."""
-    from vc_core.video.writing import numbered
+    from ..video.writing import numbered
 
     videos = numbered(settings.out, settings.batch_size) if settings.out else []
     return [*videos, *([settings.sheet] if settings.sheet else [])]
@@ -138,8 +138,8 @@ def outputs(settings: Settings) -> list[Path]:
 
 def _check_format(settings: Settings) -> None:
     """Refuses now what writing would refuse after minutes of composing."""
-    from vc_core.video.formats import FOLDER, FORMATS, check_replaceable
-    from vc_core.video.writing import check_format
+    from ..video.formats import FOLDER, FORMATS, check_replaceable
+    from ..video.writing import check_format
 
     form = check_format(settings.out, settings.fps)
     if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
@@ -163,9 +163,9 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
     """
-    from vc_core.commands.extraction import picture_of
-    from vc_core.diffusion.windows import Windows
-    from vc_core.pipeline import compose
+    from ..diffusion.windows import Windows
+    from ..pipeline import compose
+    from .extraction import picture_of
 
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
@@ -255,9 +255,9 @@ def _conditions(
     settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None
 ) -> "dict[str, Extracted]":
     """The conditions by name, made from the source, by hand, and from the images."""
-    from vc_core.extract import as_sketch, extract_condition
-    from vc_core.extract.sources import Extracted, Source
-    from vc_core.video import read_image, resize_crop
+    from ..extract import as_sketch, extract_condition
+    from ..extract.sources import Extracted, Source
+    from ..video import read_image, resize_crop
 
     made = {}
     for name in settings.use:
@@ -290,10 +290,10 @@ def _conditions(
 
 def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
     """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
-    from vc_core.extract.camera import CameraMove, camera_field
-    from vc_core.extract.fields import add_fields, condition_from_field
-    from vc_core.extract.sources import Extracted
-    from vc_core.extract.tracks import read_tracks, tracks_field
+    from ..extract.camera import CameraMove, camera_field
+    from ..extract.fields import add_fields, condition_from_field
+    from ..extract.sources import Extracted
+    from ..extract.tracks import read_tracks, tracks_field
 
     move = CameraMove(settings.pan, settings.zoom, settings.roll, easing=settings.easing)
     field = camera_field(move, settings.frames, settings.size)
@@ -312,15 +312,15 @@ def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
 
 
 def _style(settings: Settings) -> Any:
-    from vc_core.pipeline import Style
-    from vc_core.video import read_image
+    from ..pipeline import Style
+    from ..video import read_image
 
     return None if settings.style is None else Style(read_image(settings.style), **_applied(settings, "style"))
 
 
 def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
     """The video to begin from, `(1, 3, F, H, W)`; beside a source, at the source's rate, so that they stay in step."""
-    from vc_core.video import read_frames
+    from ..video import read_frames
 
     if settings.init is None:
         return None
@@ -368,7 +368,7 @@ def _write(
     chosen: str,
     progress: Progress | None,
 ) -> Result:
-    from vc_core.video.writing import write_contact_sheet, write_videos
+    from ..video.writing import write_contact_sheet, write_videos
 
     metadata = {KEY: record.to_json()}
     height, width = (side * settings.scale for side in settings.size)

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vc_core.commands.values import (
+from ..conditions import CONDITIONS
+from ..diffusion.samplers import SAMPLERS
+from ..errors import UserError
+from .values import (
     BUNDLED,
     CANVAS,
     CHECKPOINT,
@@ -32,9 +35,6 @@ from vc_core.commands.values import (
     number,
     whole,
 )
-from vc_core.conditions import CONDITIONS
-from vc_core.diffusion.samplers import SAMPLERS
-from vc_core.errors import UserError
 
 Label = Callable[[str], str]
 """What a message calls a setting, from its field's name."""
@@ -226,7 +226,7 @@ class Settings:
     @staticmethod
     def from_file(path: str | Path) -> "Settings":
         """The settings that a produced video, folder or sheet was made with. Raises `UserError` where it has none."""
-        from vc_core.commands.record import read_record
+        from .record import read_record
 
         return read_record(path).settings
 

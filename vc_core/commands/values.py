@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vc_core.conditions import CONDITIONS
+from ..conditions import CONDITIONS
 
 BUNDLED = "bundled"
 """What stands for the checkpoint that comes with this package."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vc_core.conditions import is_active
-from vc_core.model.unet import UNet3D
+from ..conditions import is_active
+from ..model.unet import UNet3D
 
 NOTHING, CONDITIONS, EVERYTHING = range(3)
 """Sides of the guidance: with neither tokens nor conditions, with the conditions alone, with tokens and conditions."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vc_core.config import DiffusionConfig
-from vc_core.diffusion.schedule import alphas_cumprod
-from vc_core.errors import UserError
-from vc_core.progress import Progress
+from ..config import DiffusionConfig
+from ..errors import UserError
+from ..progress import Progress
+from .schedule import alphas_cumprod
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""

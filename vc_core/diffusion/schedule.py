@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vc_core.config import DiffusionConfig
+from ..config import DiffusionConfig
 
 
 def alphas_cumprod(config: DiffusionConfig) -> Tensor:

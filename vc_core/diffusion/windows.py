@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vc_core.diffusion.samplers import Denoiser
-from vc_core.errors import UserError
+from ..errors import UserError
+from .samplers import Denoiser
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vc_core.encoders.layouts import is_ignored, is_known_extra, layout_of
-from vc_core.errors import UserError
-from vc_core.files import StateDict, Tensors
-from vc_core.layouts import fill, names_of, part, shorten
-from vc_core.progress import Progress
+from ..errors import UserError
+from ..files import StateDict, Tensors
+from ..layouts import fill, names_of, part, shorten
+from ..progress import Progress
+from .layouts import is_ignored, is_known_extra, layout_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    from vc_core.checkpoint import Part
+    from ..checkpoint import Part
 
 FACTOR = 8
 """Pixels of a side that one latent position stands for."""

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vc_core.config import TowersConfig
-from vc_core.encoders.layouts import is_known_extra, layout_of
-from vc_core.errors import UserError
-from vc_core.layouts import fill, names_of
-from vc_core.progress import Progress
+from ..config import TowersConfig
+from ..errors import UserError
+from ..layouts import fill, names_of
+from ..progress import Progress
+from .layouts import is_known_extra, layout_of
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
-    from vc_core.checkpoint import Part
+    from ..checkpoint import Part
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

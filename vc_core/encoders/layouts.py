@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vc_core.errors import UserError
-from vc_core.layouts import Layout, Origin
+from ..errors import UserError
+from ..layouts import Layout, Origin
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.errors import UserError
-from vc_core.extract.depth_maps import HIGHEST, by_percentiles
-from vc_core.extract.midas import is_midas, midas_config, midas_state
-from vc_core.extract.networks import Folders, as_folders, locate, per_frame, what_to_get
-from vc_core.files import StateDict, open_tensors
-from vc_core.layouts import shorten
-from vc_core.progress import Progress
+from ..errors import UserError
+from ..files import StateDict, open_tensors
+from ..layouts import shorten
+from ..progress import Progress
+from .depth_maps import HIGHEST, by_percentiles
+from .midas import is_midas, midas_config, midas_state
+from .networks import Folders, as_folders, locate, per_frame, what_to_get
 
 RELEASED_FILE = "midas_v3_dpt_large.pth"
 MIDAS_UNIT = 20.0

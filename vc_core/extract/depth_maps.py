@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vc_core.conditions import CONDITIONS
-from vc_core.errors import UserError
-from vc_core.video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
-from vc_core.video.opening import as_url
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from ..video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
+from ..video.opening import as_url
 
 HIGHEST = CONDITIONS["depth"].high
 """End of the released range; MiDaS's own values rarely come near it."""

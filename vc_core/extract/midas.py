@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from vc_core.files import StateDict, Tensors
-from vc_core.layouts import Layout, Origin, check
+from ..files import StateDict, Tensors
+from ..layouts import Layout, Origin, check
 
 _STAGES = range(1, 5)
 _MARKS = {

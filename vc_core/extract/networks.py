@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vc_core.errors import UserError
-from vc_core.models import MODELS, find_model_files, model_folders
-from vc_core.progress import Progress
+from ..errors import UserError
+from ..models import MODELS, find_model_files, model_folders
+from ..progress import Progress
 
 Folders = str | PathLike | Sequence[str | PathLike] | None
 """A folder, or several, that hold files of annotators; None for those of `vc_core.models.model_folders`."""

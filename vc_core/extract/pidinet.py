@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.files import open_tensors
-from vc_core.layouts import Layout, Origin, check
+from ..files import open_tensors
+from ..layouts import Layout, Origin, check
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's statistics of RGB in [0, 1], which PiDiNet takes its pictures with."""

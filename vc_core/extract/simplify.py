@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.files import open_tensors
-from vc_core.layouts import Origin, fill
+from ..files import open_tensors
+from ..layouts import Origin, fill
 
 MEAN, STD = 0.9664114577640158, 0.0858381272736797
 """Statistics of the drawings that the released file, `sketch_simplification_gan.pth`, was trained with."""

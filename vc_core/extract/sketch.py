@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vc_core.errors import UserError
-from vc_core.extract.networks import Folders, as_folders, locate, per_frame, what_to_get
-from vc_core.extract.pidinet import MEAN, STD, PiDiNet, load_pidinet
-from vc_core.extract.simplify import Simplifier, load_simplifier
-from vc_core.progress import Progress
+from ..errors import UserError
+from ..progress import Progress
+from .networks import Folders, as_folders, locate, per_frame, what_to_get
+from .pidinet import MEAN, STD, PiDiNet, load_pidinet
+from .simplify import Simplifier, load_simplifier
 
 METHODS = ("auto", "pidinet", "edges")
 RELEASED_FILES = ("table5_pidinet.pth", "sketch_simplification_gan.pth")

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from vc_core.conditions import CONDITIONS, condition_size
-from vc_core.config import ExtractionConfig
-from vc_core.errors import UserError
-from vc_core.extract.mask import masked_video, read_mask
-from vc_core.extract.motion import read_motion
-from vc_core.extract.networks import Folders
-from vc_core.extract.sketch import sketch
-from vc_core.progress import Progress
-from vc_core.video import FramePlan, read_frames
+from ..conditions import CONDITIONS, condition_size
+from ..config import ExtractionConfig
+from ..errors import UserError
+from ..progress import Progress
+from ..video import FramePlan, read_frames
+from .mask import masked_video, read_mask
+from .motion import read_motion
+from .networks import Folders
+from .sketch import sketch
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def _mask(source: Source, progress: Progress | None) -> Extracted:
 
 
 def _depth(source: Source, progress: Progress | None) -> Extracted:
-    from vc_core.extract.depth import depth
-    from vc_core.extract.depth_maps import depth_from_maps, read_depth_maps
+    from .depth import depth
+    from .depth_maps import depth_from_maps, read_depth_maps
 
     if source.depth_maps is not None:
         maps = read_depth_maps(source.depth_maps, source.plan, source.at("depth"))

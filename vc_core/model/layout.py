@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from vc_core.conditions import CONDITIONS
-from vc_core.config import UNetConfig
-from vc_core.files import StateDict
-from vc_core.layouts import Layout, Origin, part
-from vc_core.model.unet import decoder_stages, encoder_stages
+from ..conditions import CONDITIONS
+from ..config import UNetConfig
+from ..files import StateDict
+from ..layouts import Layout, Origin, part
+from .unet import decoder_stages, encoder_stages
 
 # Our name -> released name, inside one module.
 _TEMPORAL_CONV = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vc_core.model.blocks import Attend
+from .blocks import Attend
 
 
 class STCEncoder(nn.Module):

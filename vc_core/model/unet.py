@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vc_core.conditions import CONDITIONS
-from vc_core.config import UNetConfig
-from vc_core.errors import UserError
-from vc_core.model.blocks import (
+from ..conditions import CONDITIONS
+from ..config import UNetConfig
+from ..errors import UserError
+from .blocks import (
     Attend,
     Downsample,
     ResBlock,
@@ -21,7 +21,7 @@ from vc_core.model.blocks import (
     Upsample,
     attend,
 )
-from vc_core.model.stc import STCEncoder
+from .stc import STCEncoder
 
 
 @dataclass(frozen=True)

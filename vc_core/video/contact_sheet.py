@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vc_core.atomic import written_beside
-from vc_core.video.formats import as_bytes
-from vc_core.video.metadata import Metadata, check_metadata, png_text
+from ..atomic import written_beside
+from .formats import as_bytes
+from .metadata import Metadata, check_metadata, png_text
 
 
 def write_contact_sheet(

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vc_core.atomic import check_folder
-from vc_core.errors import UserError
-from vc_core.video.metadata import Metadata, gif_comment, png_text, webp_exif
-from vc_core.video.opening import as_url
+from ..atomic import check_folder
+from ..errors import UserError
+from .metadata import Metadata, gif_comment, png_text, webp_exif
+from .opening import as_url
 
 FOLDER = ""
 """The key in FORMATS of a folder of pictures: a name without an ending."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vc_core.errors import UserError
-from vc_core.video.opening import as_url
+from ..errors import UserError
+from .opening import as_url
 
 Metadata = Mapping[str, str]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vc_core.atomic import folder_beside, written_beside
-from vc_core.errors import UserError
-from vc_core.progress import Progress
-from vc_core.video.contact_sheet import write_contact_sheet
-from vc_core.video.formats import FOLDER, FORMATS, Clip, Format, check_replaceable
-from vc_core.video.metadata import Metadata, check_metadata, read_metadata
+from ..atomic import folder_beside, written_beside
+from ..errors import UserError
+from ..progress import Progress
+from .contact_sheet import write_contact_sheet
+from .formats import FOLDER, FORMATS, Clip, Format, check_replaceable
+from .metadata import Metadata, check_metadata, read_metadata
 
 __all__ = [
     "check_format",
