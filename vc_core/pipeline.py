@@ -52,6 +52,7 @@ def compose(
     sampler: str = "dpmpp_2m",
     steps: int = 20,
     eta: float = 0.0,
+    sigmas: Tensor | None = None,
     guidance: float | None = None,
     condition_guidance: float = 1.0,
     rescale: float = 0.0,
@@ -81,6 +82,7 @@ def compose(
             for networks distilled for it.
         steps: of the sampler, 1 to the schedule's 1000.
         eta: fresh noise in the steps of `ddim` and `ddim_released`, 0 (none) to 1 (DDPM).
+        sigmas: noise levels of the steps, as ComfyUI has them, in place of the sampler's own; see `make_sampler`.
         guidance: scale of the classifier-free guidance by text and style; 1 is none; by default the checkpoint's.
         condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
             side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
@@ -117,7 +119,7 @@ def compose(
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"rescale {rescale} is not possible: expected 0 to 1.")
     _check_batch(batch, seed, texts, negatives, style, conditions, video)
-    run = make_sampler(sampler, config.diffusion, steps, denoise, eta)
+    run = make_sampler(sampler, config.diffusion, steps, denoise, eta, sigmas)
     latent_size = (height // 8, width // 8)
 
     shared = {
@@ -199,7 +201,8 @@ def encode_stc(
     progress: Progress | None = None,
 ) -> list[list[Embedded]]:
     """For each window the STC embeddings of the conditions that have any effect on it, encoded once."""
-    seen = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in windows.spans(frames)]
+    spans = [range(span.start, span.stop) for span in windows.spans(frames)]
+    seen = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in spans]
     seen = [[c for c in window if c.strength != 0.0] for window in seen]
     done, total = 0, sum(map(len, seen))
     embedded: list[list[Embedded]] = []
@@ -215,13 +218,13 @@ def encode_stc(
     return embedded
 
 
-def seen_by_window(condition: Condition, span: slice, carry: float) -> Condition:
-    """What a window sees of a condition: its own frames of a sequence, the single ones with `carry` times their
-    strength after the first window."""
+def seen_by_window(condition: Condition, frames: Sequence[int], carry: float) -> Condition:
+    """What a window of these frames sees of a condition: its own frames of a sequence, the single ones with `carry`
+    times their strength after the first window."""
     if CONDITIONS[condition.name].kind == "spatial":
-        return replace(condition, strength=condition.strength * (carry if span.start else 1.0))
-    tensor = condition.tensor[:, :, span]
-    if condition.name == "motion" and span.start:
+        return replace(condition, strength=condition.strength * (carry if frames[0] else 1.0))
+    tensor = condition.tensor[:, :, list(frames)]
+    if condition.name == "motion" and frames[0]:
         # As in training, where a clip's first frame has no predecessor that anything could have moved from.
         tensor = torch.cat([torch.zeros_like(tensor[:, :, :1]), tensor[:, :, 1:]], dim=2)
     return replace(condition, tensor=tensor)

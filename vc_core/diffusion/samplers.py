@@ -90,8 +90,11 @@ class _Row:
     begin: Callable[[Tensor, int, float], int] = _the_last
 
 
-def _by_sigmas(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
-    """Solvers over Karras' noise levels (arXiv 2206.00364), from the highest of the schedule down to its lowest, and 0.
+def _by_sigmas(
+    kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int, sigmas: Tensor | None = None
+) -> Sampler:
+    """Solvers over Karras' noise levels (arXiv 2206.00364), from the highest of the schedule down to its lowest, and 0;
+    or over given ones, `sigmas`, of which the network is told the nearest whole timesteps.
 
     diffusers rounds their timesteps to whole ones, and so tells the network of another noise than there is: a fifth
     more or less at the end. The network takes fractions, so it is told the truth.
@@ -103,6 +106,10 @@ def _by_sigmas(kind: type, settings: dict[str, Any], config: DiffusionConfig, st
     # Else Euler takes its range from `steps` of the levels, which lacks the highest ones.
     scheduler.register_to_config(sigma_min=levels[0].item(), sigma_max=levels[-1].item())
     scheduler.set_timesteps(steps)
+    if sigmas is not None:
+        scheduler.sigmas = sigmas.float().cpu()
+        told = (scheduler.sigmas[:-1, None].log() - levels.log()).abs().argmin(dim=1)
+        return Sampler(scheduler, told.float(), scheduler.timesteps)
     told = np.interp(scheduler.sigmas[:-1].double().log().numpy(), levels.log().numpy(), np.arange(config.steps))
     return Sampler(scheduler, torch.from_numpy(told).float(), scheduler.timesteps)
 
@@ -127,9 +134,12 @@ def _ddim_released(kind: type, settings: dict[str, Any], config: DiffusionConfig
     scheduler.alphas_cumprod = alphas_cumprod(config).float()
     scheduler.set_timesteps(steps)
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    grid = 1 + torch.arange(0, config.steps, config.steps // steps)
-    scheduler.timesteps = grid.clamp(max=config.steps - 1).flip(0)
+    scheduler.timesteps = _released_grid(config, steps)
     return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps)
+
+
+def _released_grid(config: DiffusionConfig, steps: int) -> Tensor:
+    return (1 + torch.arange(0, config.steps, config.steps // steps)).clamp(max=config.steps - 1).flip(0)
 
 
 def _lcm(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
@@ -159,7 +169,20 @@ _TABLE = {
 SAMPLERS = tuple(_TABLE)
 
 
-def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float = 1.0, eta: float = 0.0) -> Sampler:
+def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
+    """The timesteps that `ddim_released` runs, descending, whole numbers; see `make_sampler`, which raises the same."""
+    grid = _released_grid(config, _total(config, steps, denoise))
+    return grid[_begin(_from_highest, grid, steps, denoise, config) :]
+
+
+def make_sampler(
+    name: str,
+    config: DiffusionConfig,
+    steps: int,
+    denoise: float = 1.0,
+    eta: float = 0.0,
+    sigmas: Tensor | None = None,
+) -> Sampler:
     """A sampler for the schedule that a network was trained on.
 
     Args:
@@ -171,23 +194,22 @@ def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float 
             does not divide `config.steps`.
         eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
             deterministic, 1 is DDPM.
+        sigmas: noise levels `(steps + 1,)` to run on instead of the sampler's own, descending, the last one 0: as
+            k-diffusion and ComfyUI have them, the standard deviation of the noise beside a signal of 1. For
+            `dpmpp_2m`, `unipc` and `euler`. The network is told the nearest whole timesteps, as there.
 
     Raises:
         UserError: unknown name, or a number out of its range.
     """
     if name not in _TABLE:
         raise UserError(f"Unknown sampler '{name}': expected one of {', '.join(SAMPLERS)}.")
-    if not 1 <= steps <= config.steps:
-        raise UserError(f"{steps} sampling steps are not possible: expected 1 to {config.steps}.")
-    if not 0.0 < denoise <= 1.0:
-        raise UserError(f"denoise {denoise} is not possible: expected more than 0 and at most 1.")
-    total = int(steps / denoise)
-    if total > config.steps:
+    total, row = _total(config, steps, denoise), _TABLE[name]
+    if sigmas is not None and (row.arrange is not _by_sigmas or len(sigmas) != steps + 1 or denoise != 1.0):
+        takers = ", ".join(other for other, row in _TABLE.items() if row.arrange is _by_sigmas)
         raise UserError(
-            f"{steps} steps at denoise {denoise} are the last of {total}, and at most {config.steps} are possible: "
-            "expected fewer steps or a larger denoise."
+            f"{len(sigmas)} sigmas were given to '{name}' for {steps} steps at denoise {denoise}: expected one of "
+            f"{takers}, {steps + 1} sigmas and denoise 1."
         )
-    row = _TABLE[name]
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta {eta} is not possible: expected 0 to 1.")
     if eta and not row.takes_eta:
@@ -203,9 +225,9 @@ def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float 
         "prediction_type": config.prediction,
         **row.settings,
     }
-    sampler = row.arrange(getattr(diffusers, row.kind), settings, config, total)
-    # Rounded, as 0.29 * 100 is less than 29.
-    begin = row.begin(sampler.timesteps, steps, round(denoise * config.steps, 6)) if denoise < 1.0 else 0
+    given = {} if sigmas is None else {"sigmas": sigmas}
+    sampler = row.arrange(getattr(diffusers, row.kind), settings, config, total, **given)
+    begin = _begin(row.begin, sampler.timesteps, steps, denoise, config)
     if hasattr(sampler.scheduler, "set_begin_index"):
         # Else diffusers looks the first step up by its timestep, which several steps can share.
         sampler.scheduler.set_begin_index(begin)
@@ -217,3 +239,25 @@ def make_sampler(name: str, config: DiffusionConfig, steps: int, denoise: float 
         {"eta": eta} if eta else {},
         sampler.noisy or eta > 0.0,
     )
+
+
+def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
+    """The steps of which the last `steps` are run, int(steps / denoise). Raises `UserError` out of range."""
+    if not 1 <= steps <= config.steps:
+        raise UserError(f"{steps} sampling steps are not possible: expected 1 to {config.steps}.")
+    if not 0.0 < denoise <= 1.0:
+        raise UserError(f"denoise {denoise} is not possible: expected more than 0 and at most 1.")
+    total = int(steps / denoise)
+    if total > config.steps:
+        raise UserError(
+            f"{steps} steps at denoise {denoise} are the last of {total}, and at most {config.steps} are possible: "
+            "expected fewer steps or a larger denoise."
+        )
+    return total
+
+
+def _begin(
+    find: Callable[[Tensor, int, float], int], timesteps: Tensor, steps: int, denoise: float, config: DiffusionConfig
+) -> int:
+    # Rounded, as 0.29 * 100 is less than 29.
+    return find(timesteps, steps, round(denoise * config.steps, 6)) if denoise < 1.0 else 0

@@ -1,0 +1,63 @@
+"""A clip to try things on, drawn by the pack itself."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl, Types, io
+
+from ..vc_core.demo import RATE, VELOCITY, draw_clip
+from .inputs import CATEGORY, channels_last, schema
+
+_WAYS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "diagonal": (0.7, 0.7), "still": (0, 0)}
+
+
+class VCExampleClip(io.ComfyNode):
+    """A disc on stripes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VCExampleClip",
+            display_name="Example Clip (VideoComposer)",
+            category=CATEGORY,
+            description="A textured disc that moves over stripes, with its depth and its mask: an input for every "
+            "template, with nothing to download.",
+            search_aliases=["test video", "demo", "synthetic", "videocomposer"],
+            inputs=[
+                io.Combo.Input("direction", options=list(_WAYS), default="right", tooltip="Where the disc goes."),
+                io.Float.Input("speed", default=1.0, min=0.0, max=4.0, step=0.05,
+                               tooltip="How fast: at 1 a third of the frame in 16 frames."),
+                io.Int.Input("frames", default=16, min=1, max=1024, tooltip="Length of the clip."),
+                io.Int.Input("size", default=256, min=64, max=2048, step=8, tooltip="Width and height in pixels."),
+            ],
+            outputs=[
+                io.Video.Output("video", display_name="video", tooltip="The clip."),
+                io.Image.Output("images", display_name="images", tooltip="Its frames."),
+                io.Image.Output("depth", display_name="depth", tooltip="Depth maps of it, near is bright."),
+                io.Mask.Output("mask", display_name="mask", tooltip="Where the disc is, in every frame."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, direction, speed, frames, size) -> io.NodeOutput:
+        x, y = _WAYS[direction]
+        velocity = (x * speed * VELOCITY[0], y * speed * VELOCITY[0])
+        images = channels_last(draw_clip(velocity, size, frames))
+        mask = disc_mask(velocity, size, frames)
+        down = torch.linspace(0.1, 0.35, size)[None, :, None]
+        depth = torch.where(mask > 0.5, torch.tensor(0.9), down)[..., None].expand(-1, -1, -1, 3)
+        video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(RATE)))
+        return io.NodeOutput(video, images, depth.contiguous(), mask)
+
+
+def disc_mask(velocity: tuple[float, float], size: int, frames: int) -> torch.Tensor:
+    """Where `draw_clip`'s disc is, `(F, size, size)` in {0, 1}."""
+    at, t = (torch.arange(size) + 0.5) / size, torch.arange(frames)[:, None, None]
+    dx, dy = at - 0.5 - velocity[0] * t, at[:, None] - 0.5 - velocity[1] * t
+    return (torch.hypot(dx, dy) < 0.14).float()
+
+
+NODES: list[Any] = [VCExampleClip]

@@ -1,0 +1,24 @@
+"""What ComfyUI asks the pack for."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .host import folders
+
+
+class VideoComposerExtension(ComfyExtension):
+    """The nodes, and the model folder that their lists show."""
+
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        folders.register()  # older versions never call on_load
+        from . import conditions, example, loaders, motion, sampling, stc
+
+        return [node for module in (loaders, conditions, motion, stc, sampling, example) for node in module.NODES]
+
+
+async def comfy_entrypoint() -> VideoComposerExtension:
+    return VideoComposerExtension()

@@ -1,0 +1,65 @@
+"""Where ComfyUI keeps this pack's models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...vc_core.checkpoint import BUNDLED
+from ...vc_core.errors import UserError
+
+FOLDER = "videocomposer"
+"""The model folder, `models/videocomposer` and whatever `extra_model_paths.yaml` names `videocomposer`."""
+SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt"}
+BUNDLED_NAME = f"{BUNDLED.stem} (bundled)"
+
+
+def register() -> None:
+    """Makes the model folder known, beside those that a user's configuration has already named. Idempotent."""
+    default = os.path.join(folder_paths.models_dir, FOLDER)
+    folder_paths.add_model_folder_path(FOLDER, default)
+    folders, suffixes = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (folders, set(suffixes) | SUFFIXES)
+
+
+def folders() -> list[Path]:
+    """The folders in which checkpoints and annotators' files are looked for."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+
+
+def checkpoint_names() -> list[str]:
+    """What the checkpoint list shows: the bundled one, then the files of the model folder."""
+    return [BUNDLED_NAME, *folder_paths.get_filename_list(FOLDER)]
+
+
+def checkpoint_path(name: str) -> Path:
+    """The file of a name in the list. Raises `UserError` where there is none."""
+    if name == BUNDLED_NAME:
+        return BUNDLED
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise UserError(
+            f"There is no checkpoint '{name}' in {', '.join(map(str, folders()))}: put it there, or choose another one."
+        )
+    return Path(path)
+
+
+def depth_models() -> list[str]:
+    """Depth networks that can be chosen: files, and folders with a `config.json`, below the model folder."""
+    found = set()
+    for top in folders():
+        found |= {str(config.parent.relative_to(top)) for config in top.rglob("config.json")}
+        found |= {
+            name for name in folder_paths.get_filename_list(FOLDER) if "midas" in name.lower() or "dpt" in name.lower()
+        }
+    return sorted(found - {"."})
+
+
+def model_path(name: str) -> Path:
+    """A file or folder below the model folder. Raises `UserError` where there is none."""
+    for top in folders():
+        if (top / name).exists():
+            return top / name
+    raise UserError(f"There is no '{name}' in {', '.join(map(str, folders()))}: put it there, or choose another one.")

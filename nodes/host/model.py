@@ -1,0 +1,202 @@
+"""The network as a MODEL: what every stock sampler, guider, LoRA loader and model patch takes."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ...vc_core.checkpoint import Checkpoint, on_meta
+from ...vc_core.conditions import CONDITIONS as TABLE
+from ...vc_core.config import Config
+from ...vc_core.errors import UserError
+from ...vc_core.layouts import check, names_of, part
+from ...vc_core.model.layout import released_layout
+from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, StyleCond, StyleImage
+from .latent import VideoLatent
+from .network import HostUNet
+from .preview import preview_all_frames
+
+WEIGHT_TYPES = {
+    "default": None,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+"""Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
+
+_RELEASED_WIDTH, _RELEASED_MEMORY = 320, 2.0  # of Stable Diffusion's UNet, which each frame goes through
+
+
+class VideoComposerConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model family, for one checkpoint."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]  # noqa: RUF012
+    vae_key_prefix = ["vae."]  # noqa: RUF012
+    text_encoder_key_prefix = ["text."]  # noqa: RUF012
+
+    def __init__(self, config: Config, rgb: Any = None):
+        diffusion = config.diffusion
+        self.sampling_settings = {
+            # ComfyUI's names for the two are "linear" (in the square roots) and "sqrt_linear" (in the betas).
+            "beta_schedule": {"scaled_linear": "linear", "linear": "sqrt_linear"}[diffusion.beta_schedule],
+            "linear_start": diffusion.beta_start,
+            "linear_end": diffusion.beta_end,
+            "timesteps": diffusion.steps,
+        }
+        self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
+        self.memory_usage_factor = _RELEASED_MEMORY * config.unet.width / _RELEASED_WIDTH
+        super().__init__({"videocomposer": config})
+
+    def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
+        kinds = comfy.model_base.ModelType
+        prediction = self.unet_config["videocomposer"].diffusion.prediction
+        return {"epsilon": kinds.EPS, "v_prediction": kinds.V_PREDICTION}[prediction]
+
+    def inpaint_model(self) -> bool:
+        return False
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> VideoComposerModel:
+        return VideoComposerModel(self, self.model_type(state_dict, prefix), device=device)
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Under the released names, with the config beside them: what stock save nodes write loads again."""
+        config = self.unet_config["videocomposer"]
+        released = part(state_dict, released_layout(on_meta(config)))
+        text = torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
+        return {**{f"model.{name}": tensor for name, tensor in released.items()}, "videocomposer_config": text}
+
+
+class VideoComposerModel(comfy.model_base.BaseModel):
+    """The network in ComfyUI's sampling."""
+
+    def __init__(self, model_config: Any, model_type: Any = None, device: Any = None, unet_model: Any = HostUNet):
+        super().__init__(model_config, model_type, device=device, unet_model=unet_model)
+
+    @property
+    def videocomposer(self) -> Config:
+        return self.model_config.unet_config["videocomposer"]
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """The inputs of the network that a CONDITIONING holds.
+
+        Raises:
+            UserError: conditions of another length or batch than the latent, or that the checkpoint cannot take.
+        """
+        out = super().extra_conds(**kwargs)
+        noise = kwargs["noise"]
+        given, image = kwargs.get(CONDITIONS), kwargs.get(STYLE)
+        if given:
+            for condition in given:
+                check_fits(condition, noise, self.videocomposer)
+            out["conditions"] = ConditionsCond(Conditions(tuple(given), tuple(noise.shape[-2:])))
+        if image is not None:
+            self._check_style(image, len(noise))
+            out["style"] = StyleCond(Style((image,), len(noise)))
+        text = kwargs.get("cross_attn")
+        width = self.videocomposer.unet.context_dim
+        if text is not None and text.shape[-1] != width:
+            raise UserError(
+                f"The text conditioning is {text.shape[-1]} wide and the checkpoint takes {width}: encode the prompt "
+                "with the checkpoint's own CLIP, for the released one Stable Diffusion 2.1's (OpenCLIP ViT-H/14)."
+            )
+        return out
+
+    def _check_style(self, image: StyleImage, batch: int) -> None:
+        if image.embedding is None:
+            return
+        count, width = len(image.embedding), image.embedding.shape[-1]
+        if width != self.videocomposer.unet.context_dim:
+            raise UserError(
+                f"The style image's embedding is {width} wide and the checkpoint takes "
+                f"{self.videocomposer.unet.context_dim}: use the checkpoint's own CLIP_VISION, for the released one "
+                "OpenCLIP ViT-H/14."
+            )
+        if count not in (1, batch):
+            raise UserError(f"{count} style images were given for a batch of {batch}: expected 1 or {batch}.")
+
+
+def check_fits(condition: Any, noise: Tensor, config: Config) -> None:
+    """Refuses a condition that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    if condition.name not in config.unet.conditions:
+        raise UserError(
+            f"The checkpoint '{config.name}' has no STC-encoder for '{condition.name}': it was trained with "
+            f"{', '.join(config.unet.conditions) or 'none'}; unplug that socket of STCEncode."
+        )
+    batch, frames = len(condition.tensor), condition.tensor.shape[2]
+    if TABLE[condition.name].kind == "temporal" and frames != noise.shape[2]:
+        raise UserError(
+            f"The condition '{condition.name}' has {frames} frames and the latent {noise.shape[2]}: sample the latent "
+            "that STCEncode gives, or set its frames to the latent's."
+        )
+    if batch not in (1, len(noise)):
+        raise UserError(
+            f"The condition '{condition.name}' is a batch of {batch} and the latent of {len(noise)}: expected 1 or "
+            f"{len(noise)}."
+        )
+
+
+def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None) -> Any:
+    """The network of a checkpoint as a MODEL (a ModelPatcher); see the end of `comfy.sd`'s own loaders.
+
+    Args:
+        weights: one of `WEIGHT_TYPES`.
+        rgb: see `VideoLatent`.
+
+    Raises:
+        UserError: tensors that are missing or of another shape; the message lists them.
+    """
+    mm = comfy.model_management
+    tensors, layout = checkpoint.part("model").tensors, released_layout(on_meta(checkpoint.config))
+    check(layout, tensors, "its network")
+    names = names_of(layout)
+    if extra := [name for name in checkpoint.extra]:
+        logging.warning("%s: %d tensors are not used: %s", checkpoint.path, len(extra), ", ".join(extra[:5]))
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    stored = WEIGHT_TYPES[weights]
+    if stored is None:
+        in_file = max((tensors.dtypes[name] for name in names), key=[*tensors.dtypes.values()].count)
+        count = sum(tensors.numel(name) for name in names)
+        stored = mm.unet_dtype(load_device, count, VideoComposerConfig.supported_inference_dtypes, in_file)
+    computed = mm.unet_manual_cast(stored, load_device, VideoComposerConfig.supported_inference_dtypes)
+    config = VideoComposerConfig(checkpoint.config, rgb)
+    config.set_inference_dtype(stored, computed)
+    model = config.get_model({}, device=offload_device)
+    # Newer versions' own patcher fits the layers for loading on demand, so it comes before the weights.
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    get = tensors.get()
+    shapes = {name: tuple(parameter.shape) for name, parameter in on_meta(checkpoint.config).named_parameters()}
+    state = {name: origin.join(get, shapes[name]) for name, origin in layout.items()}
+    model.diffusion_model.load_state_dict(state)
+    model.eval().requires_grad_(False)
+    preview_all_frames(patcher)
+    patcher.cached_patcher_init = (_again, (checkpoint, weights, rgb))
+    return patcher
+
+
+def _again(checkpoint: Checkpoint, weights: str, rgb: Any, **kwargs: Any) -> Any:
+    """What newer versions call for a further copy of a MODEL, on another device or with other hooks."""
+    return load_model(checkpoint, weights, rgb)
+
+
+def config_of(model: Any) -> Config:
+    """The checkpoint's config of a MODEL. Raises `UserError` for another kind of model."""
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, VideoComposerModel):
+        raise UserError(
+            f"The socket 'model' holds a {type(inner).__name__} and a VideoComposer model was expected: connect the "
+            "MODEL of 'Load VideoComposer Checkpoint'."
+        )
+    return inner.videocomposer

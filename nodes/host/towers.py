@@ -1,0 +1,122 @@
+"""The checkpoint's towers as CLIP and CLIP_VISION, in ComfyUI's own model classes."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import comfy.clip_vision
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+from torch import Tensor
+
+from ...vc_core.checkpoint import Part
+from ...vc_core.config import TowersConfig
+from ...vc_core.errors import UserError
+
+_SPECIAL_TOKENS = {"start": 49406, "end": 49407, "pad": 0}
+_NAME = "h"  # of Stable Diffusion 2.x's text encoder in ComfyUI, whose LoRAs and embeddings are found by it
+
+
+def load_clip(part: Part, towers: TowersConfig) -> comfy.sd.CLIP:
+    """The text tower as a CLIP: the penultimate layer through the final norm, as in Stable Diffusion 2.x.
+
+    Raises:
+        UserError: tensors are missing; the message lists them.
+    """
+    config = {
+        "hidden_act": "gelu",
+        "hidden_size": towers.text_width,
+        "intermediate_size": towers.text_width * 4,
+        "num_attention_heads": towers.text_heads,
+        "num_hidden_layers": towers.text_layers,
+        "max_position_embeddings": 77,
+        "eos_token_id": _SPECIAL_TOKENS["end"],
+        "projection_dim": towers.embed_dim,
+        "vocab_size": 49408,
+        "layer_norm_eps": 1e-5,
+    }
+    encoder = partial(
+        comfy.sd1_clip.SDClipModel,
+        layer="hidden",
+        layer_idx=-2,
+        textmodel_json_config=config,
+        special_tokens=_SPECIAL_TOKENS,
+        return_projected_pooled=True,
+    )
+    tokenizer = partial(
+        comfy.sd1_clip.SDTokenizer,
+        pad_with_end=False,
+        embedding_size=towers.text_width,
+        embedding_key=f"clip_{_NAME}",
+    )
+    target = comfy.supported_models_base.ClipTarget(
+        partial(comfy.sd1_clip.SD1Tokenizer, clip_name=_NAME, tokenizer=tokenizer),
+        partial(comfy.sd1_clip.SD1ClipModel, clip_name=_NAME, clip_model=encoder),
+    )
+    state = part.tensors.state()
+    if part.layout != "transformers":
+        state = comfy.utils.clip_text_transformers_convert(state, "", "")
+    parameters = comfy.utils.calculate_parameters(state)
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, parameters=parameters)
+    _check(part, clip.load_sd(state), ("logit_scale", "position_ids", "text_projection"))
+    return clip
+
+
+def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.ClipVisionModel:
+    """The image tower as a CLIP_VISION.
+
+    Raises:
+        UserError: tensors are missing; the message lists them.
+    """
+    config = {
+        "model_type": "clip_vision_model",
+        "hidden_act": "gelu",
+        "hidden_size": towers.image_width,
+        "image_size": towers.image_size,
+        "intermediate_size": towers.image_width * 4,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": towers.image_width // towers.image_head_width,
+        "num_channels": 3,
+        "num_hidden_layers": towers.image_layers,
+        "patch_size": towers.patch_size,
+        "projection_dim": towers.embed_dim,
+    }
+    with TemporaryDirectory(prefix="clip-vision-") as folder:  # its only way in is a file
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        vision = comfy.clip_vision.ClipVisionModel(str(path))
+    state = part.tensors.state()
+    if part.layout != "transformers":
+        state = comfy.clip_vision.convert_to_transformers(state, "")
+    _check(part, vision.load_sd(state), ("position_ids",))
+    return vision
+
+
+def _check(part: Part, result: Any, left_out: tuple[str, ...]) -> None:
+    """Refuses what `load_state_dict` could not find, but for what is left out on purpose."""
+    missing = [name for name in result[0] if not name.endswith(left_out) and not any(end in name for end in left_out)]
+    if missing:
+        raise UserError(
+            f"{part.tensors.source} lacks {len(missing)} tensors of its {part.name} tower ({', '.join(missing[:5])}): "
+            "the file is incomplete; download or save it again."
+        )
+
+
+class Missing:
+    """In place of a part that a checkpoint lacks: says so when it is used."""
+
+    def __init__(self, sentence: str):
+        object.__setattr__(self, "_sentence", sentence)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(object.__getattribute__(self, "_sentence"))

@@ -1,0 +1,205 @@
+"""Motion made by hand, and pictures of motion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..vc_core.errors import UserError
+from ..vc_core.extract.camera import CameraMove, camera_field
+from ..vc_core.extract.drawing import EASINGS
+from ..vc_core.extract.fields import condition_from_field
+from ..vc_core.extract.pictures import arrows_picture, flow_picture
+from ..vc_core.extract.tracks import FALLOFFS, parse_tracks, tracks_field
+from ..vc_core.video import resize_crop
+from .conditions import outputs
+from .host.running import say
+from .inputs import (
+    CATEGORY,
+    ConditionType,
+    Made,
+    Target,
+    advanced,
+    channels_first,
+    channels_last,
+    made,
+    model_input,
+    schedule_inputs,
+    schema,
+    size_inputs,
+    spread,
+    target,
+)
+
+MOTION_CATEGORY = f"{CATEGORY}/motion"
+
+
+def easing_input() -> io.Input:
+    return io.Combo.Input("easing", options=list(EASINGS), default="linear",
+                          tooltip="How the movement sets in and ends: linear keeps its speed.")  # fmt: skip
+
+
+def add_input() -> io.Input:
+    return ConditionType.Input(
+        "add_to", optional=True, tooltip="Another motion, made for the same video, to which this one is added."
+    )
+
+
+def checked(value: Made, socket: str, name: str) -> Made:
+    """A VC_CONDITION of the kind that a socket takes. Raises `UserError` for another."""
+    if value.condition.name != name:
+        raise UserError(
+            f"The socket '{socket}' holds the condition '{value.condition.name}' and takes '{name}': connect it to the "
+            f"socket '{value.condition.name}', or connect another node here."
+        )
+    return value
+
+
+def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
+    """The motion condition of a dense field, with another motion added to it, and its picture."""
+    tensor = condition_from_field(field, goal.config.extraction, goal.size)
+    if add_to is not None:
+        other = checked(add_to, "add_to", "motion").condition.tensor
+        if other.shape[2:] != tensor.shape[2:]:
+            raise UserError(
+                f"The socket 'add_to' holds a motion of {other.shape[2]} frames at {other.shape[4]}x{other.shape[3]} "
+                f"and this one has {tensor.shape[2]} at {tensor.shape[4]}x{tensor.shape[3]}: make both for one length "
+                "and size."
+            )
+        tensor = tensor + other
+    return io.NodeOutput(made("motion", tensor, goal, *schedule), channels_last(flow_picture(tensor)))
+
+
+class VCMotionFromTracks(io.ComfyNode):
+    """Motion along drawn tracks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VCMotionFromTracks",
+            display_name="Motion from Tracks (VideoComposer)",
+            category=MOTION_CATEGORY,
+            description="Motion along one or more drawn tracks, the points' JSON that spline editors give.",
+            search_aliases=["spline", "trajectory", "drag", "tracks", "videocomposer"],
+            inputs=[
+                model_input(),
+                io.String.Input("tracks", multiline=True, default='[{"x": 16, "y": 32}, {"x": 48, "y": 32}]',
+                                tooltip="JSON of points in pixels of the canvas, one track or a list of tracks: "
+                                        '[{"x": 16, "y": 32}, {"x": 48, "y": 32}]'),
+                io.Int.Input("canvas_width", default=0, min=0, max=16384,
+                             tooltip="Width of the canvas that the tracks were drawn on; 0: the video's."),
+                io.Int.Input("canvas_height", default=0, min=0, max=16384,
+                             tooltip="Height of the canvas that the tracks were drawn on; 0: the video's."),
+                *size_inputs(),
+                *schedule_inputs("the motion"),
+                io.Float.Input("radius", default=0.0, min=0.0, max=16384.0, step=0.5,
+                               tooltip="How far around its point a track moves things, in pixels of the canvas; 0: an "
+                                       "eighth of the canvas, or no limit where a mask is connected."),
+                easing_input(),
+                *advanced(
+                    io.Combo.Input("falloff", options=list(FALLOFFS), default="gaussian",
+                                   tooltip="How the influence falls within the radius."),
+                    io.Combo.Input("spacing", options=["index", "length"], default="index",
+                                   tooltip="index: the points are equally long apart in time; length: the speed along "
+                                           "the track is even."),
+                ),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="What moves, white, over the canvas: in the first frame, or in every frame."),
+                add_input(),
+            ],
+            outputs=outputs("motion"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent,
+                end_percent, radius, easing, falloff, spacing, mask=None, add_to=None) -> io.NodeOutput:  # fmt: skip
+        goal = target(model, frames, width, height)
+        canvas = (canvas_height or goal.size[0], canvas_width or goal.size[1])
+        region = None
+        if mask is not None:
+            region = channels_first(mask)
+            region, note = (region, "") if region.shape[2] == 1 else spread(region, goal.frames)
+            say(note and f"Mask: {note}")
+        points = parse_tracks(tracks, "The socket 'tracks'")
+        field = tracks_field(points, goal.frames, goal.size, canvas, radius or None, region, falloff, spacing, easing)
+        return by_hand(field, goal, add_to, strength, start_percent, end_percent)
+
+
+class VCCameraMotion(io.ComfyNode):
+    """Motion of a camera."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VCCameraMotion",
+            display_name="Camera Motion (VideoComposer)",
+            category=MOTION_CATEGORY,
+            description="The motion of a camera that pans, zooms and rolls, all at once if wanted.",
+            search_aliases=["pan", "zoom", "roll", "camera", "videocomposer"],
+            inputs=[
+                model_input(),
+                io.Float.Input("pan_right", default=0.0, min=-10.0, max=10.0, step=0.01,
+                               tooltip="How far the camera looks to the right in the end, in widths of the frame; the "
+                                       "picture moves to the left."),
+                io.Float.Input("pan_down", default=0.0, min=-10.0, max=10.0, step=0.01,
+                               tooltip="How far the camera looks down in the end, in heights of the frame; the picture "
+                                       "moves up."),
+                io.Float.Input("zoom", default=1.0, min=0.05, max=20.0, step=0.01,
+                               tooltip="How much larger things are in the end; below 1 the camera zooms out."),
+                io.Float.Input("roll", default=0.0, min=-3600.0, max=3600.0, step=0.5,
+                               tooltip="Degrees by which the camera turns clockwise; the picture turns the other way."),
+                easing_input(),
+                *size_inputs(),
+                *schedule_inputs("the motion"),
+                add_input(),
+            ],
+            outputs=outputs("motion"),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, pan_right, pan_down, zoom, roll, easing, frames, width, height, strength, start_percent,
+                end_percent, add_to=None) -> io.NodeOutput:  # fmt: skip
+        goal = target(model, frames, width, height)
+        move = CameraMove((pan_right, pan_down), zoom, roll, easing=easing)
+        field = camera_field(move, goal.frames, goal.size)
+        return by_hand(field, goal, add_to, strength, start_percent, end_percent)
+
+
+class VCMotionPreview(io.ComfyNode):
+    """A picture of a motion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VCMotionPreview",
+            display_name="Motion Preview (VideoComposer)",
+            category=MOTION_CATEGORY,
+            description="A motion as arrows over the frames, or as colours: the hue is the direction.",
+            search_aliases=["flow visualization", "arrows", "videocomposer"],
+            inputs=[
+                ConditionType.Input("motion", tooltip="The motion to look at."),
+                io.Combo.Input("style", options=["arrows", "colours"], default="arrows",
+                               tooltip="arrows: over the images, or over grey; colours: the colour wheel of optical "
+                                       "flow."),
+                io.Image.Input("images", optional=True,
+                               tooltip="Frames to draw the arrows over, one or as many as the motion has."),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="One picture for each frame.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, motion, style, images=None) -> io.NodeOutput:
+        field = checked(motion, "motion", "motion").condition.tensor
+        if style == "colours":
+            return io.NodeOutput(channels_last(flow_picture(field)))
+        ground = None
+        if images is not None:
+            ground = channels_first(images)[:, :3]
+            ground = ground if ground.shape[2] == 1 else spread(ground, field.shape[2])[0]
+            ground = resize_crop(ground, tuple(field.shape[-2:]))
+        return io.NodeOutput(channels_last(arrows_picture(field, ground)))
+
+
+NODES: list[Any] = [VCMotionFromTracks, VCCameraMotion, VCMotionPreview]

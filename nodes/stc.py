@@ -1,0 +1,164 @@
+"""Conditions and styles onto CONDITIONING, where every sampler passes them on to the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from node_helpers import conditioning_set_values
+
+from ..vc_core.conditions import CONDITIONS as TABLE
+from ..vc_core.conditions import Condition, check_schedule
+from ..vc_core.errors import UserError
+from ..vc_core.extract.refit import refit
+from .host.embedding import CONDITIONS, STYLE, StyleImage
+from .host.running import say
+from .inputs import CATEGORY, ConditionType, Made, Target, schedule_inputs, schema, size_inputs, target
+from .motion import checked
+
+_WHAT = {
+    "motion": "Motion, from MotionVectorExtract or made by hand.",
+    "depth": "Depth, from DepthSequence.",
+    "sketch": "Sketches, from VCSketchSequence.",
+    "mask": "A video with an area to paint, from VCMaskSequence.",
+    "single_image": "The first frame, from VCSingleImage.",
+    "single_sketch": "One sketch for the whole video, from VCSingleSketch.",
+}
+
+
+class STCEncode(io.ComfyNode):
+    """All spatial and temporal conditions of a video."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        frames, width, height = size_inputs()
+        for side in (frames, width, height):
+            side.tooltip = side.tooltip.replace("0: ", "0: as the connected conditions, else ")
+        return schema(
+            node_id="STCEncode",
+            display_name="STC Encode (VideoComposer)",
+            category=CATEGORY,
+            description="Gives the network's STC-encoders their conditions and makes the empty latent of the video. "
+            "The encoders run while sampling, once for each window.",
+            search_aliases=["spatio-temporal condition", "empty latent video", "videocomposer"],
+            inputs=[
+                io.Model.Input("model", tooltip="The VideoComposer model that will sample."),
+                io.Conditioning.Input("positive", tooltip="What the video shows."),
+                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                width,
+                height,
+                frames,
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many videos are made at once."),
+                *(ConditionType.Input(name, optional=True, tooltip=_WHAT[name]) for name in TABLE),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive_out", display_name="positive", tooltip="For a sampler."),
+                io.Conditioning.Output("negative_out", display_name="negative", tooltip="For a sampler."),
+                io.Latent.Output("latent", display_name="latent", tooltip="The empty latent of the video, 5-D."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, width, height, frames, batch_size, **sockets: Made) -> io.NodeOutput:
+        wired = [checked(value, name, name) for name, value in sockets.items() if value is not None]
+        # A condition of no strength is one that is not there, to the bit.
+        wired = [value for value in wired if value.condition.strength != 0.0]
+        goal = _goal(model, frames, width, height, wired)
+        conditions = tuple(_fitted(value, goal) for value in wired)
+        device = comfy.model_management.intermediate_device()
+        latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
+        if conditions:
+            positive, negative = (
+                conditioning_set_values(side, {CONDITIONS: conditions}) for side in (positive, negative)
+            )
+        return io.NodeOutput(positive, negative, {"samples": latent})
+
+
+def _goal(model: Any, frames: int, width: int, height: int, wired: list[Made]) -> Target:
+    """The video that is meant: as asked for, else as the conditions were made, else as the checkpoint was trained."""
+    lengths = [v.condition.tensor.shape[2] for v in wired if TABLE[v.condition.name].kind == "temporal"]
+    size = wired[0].size if wired else (0, 0)
+    return target(model, frames or max(lengths, default=0), width or size[1], height or size[0])
+
+
+def _fitted(value: Made, goal: Target) -> Condition:
+    """A condition as the network takes it for this video, resampled where it was made for another one.
+
+    Raises:
+        UserError: one that the checkpoint has no encoder for, or that was made for a checkpoint of another kind.
+    """
+    condition, ours, theirs = value.condition, goal.config, value.config
+    if condition.name not in ours.unet.conditions:
+        raise UserError(
+            f"The socket '{condition.name}' is connected, and the checkpoint '{ours.name}' was trained without such a "
+            f"condition (it has {', '.join(ours.unet.conditions) or 'none'}): unplug it, or load another checkpoint."
+        )
+    if condition.name == "motion" and ours.extraction.motion_layout != theirs.extraction.motion_layout:
+        raise UserError(
+            f"The socket 'motion' holds motion made for the checkpoint '{theirs.name}' "
+            f"({theirs.extraction.motion_layout}) and the model here is '{ours.name}' "
+            f"({ours.extraction.motion_layout}): connect one model to both nodes."
+        )
+    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, ours.extraction)
+    if tensor is condition.tensor:
+        return condition
+    before, after = (f"{t.shape[2]} x {t.shape[4]}x{t.shape[3]}" for t in (condition.tensor, tensor))
+    say(f"{condition.name}: resampled from {before} to {after} (frames x width x height).")
+    return Condition(condition.name, tensor, condition.strength, condition.start, condition.end)
+
+
+class StyleEmbed(io.ComfyNode):
+    """The style of an image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="StyleEmbed",
+            display_name="Style Embed (VideoComposer)",
+            category=CATEGORY,
+            description="Gives a video the style of an image, as a token beside the text.",
+            search_aliases=["style transfer", "image prompt", "reference image", "videocomposer"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the video shows."),
+                io.Conditioning.Input("negative", tooltip="What it does not show."),
+                *schedule_inputs("the style"),
+                io.ClipVision.Input("clip_vision", optional=True,
+                                    tooltip="The checkpoint's image tower; for the released one OpenCLIP ViT-H/14."),
+                io.Image.Input("image", optional=True,
+                               tooltip="The style image. Several are one for each video of a batch."),
+                io.ClipVisionOutput.Input("clip_vision_output", optional=True,
+                                          tooltip="In place of the two above: what CLIPVisionEncode made of the "
+                                                  "image."),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive_out", display_name="positive", tooltip="For STCEncode or a sampler."),
+                io.Conditioning.Output("negative_out", display_name="negative", tooltip="For STCEncode or a sampler."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, positive, negative, strength, start_percent, end_percent, clip_vision=None, image=None,
+                clip_vision_output=None) -> io.NodeOutput:  # fmt: skip
+        both = clip_vision is not None and image is not None
+        if both == (clip_vision_output is not None) or (clip_vision is None) != (image is None):
+            raise UserError(
+                "A style comes from the sockets 'clip_vision' and 'image' together, or from 'clip_vision_output' "
+                "alone: connect one of the two."
+            )
+        check_schedule("style", strength, start_percent, end_percent)
+        if strength == 0.0:
+            return io.NodeOutput(positive, negative)
+        seen = clip_vision_output
+        if seen is None:
+            seen = clip_vision.encode_image(image[..., :3].float())
+        embedding = seen["image_embeds"].float()[:, None]
+        there = StyleImage(embedding, strength, start_percent, end_percent)
+        return io.NodeOutput(
+            conditioning_set_values(positive, {STYLE: there}),
+            conditioning_set_values(negative, {STYLE: StyleImage(None, 1.0, start_percent, end_percent)}),
+        )
+
+
+NODES: list[Any] = [STCEncode, StyleEmbed]

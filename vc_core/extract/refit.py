@@ -1,0 +1,50 @@
+"""Conditions that were made for a video of one length and size, brought to another."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..conditions import CONDITIONS, condition_size
+from ..config import ExtractionConfig
+from ..video.frames import resize_crop
+from .fields import fit_field
+
+
+def refit(
+    name: str, tensor: Tensor, size: tuple[int, int], frames: int, extraction: ExtractionConfig
+) -> Tensor:
+    """A condition `(B, C, F, H, W)` for a video of `frames` frames and `size` (height, width).
+
+    It is scaled to cover the size and centre-cropped; frames are chosen evenly from first to last. Motion is spread
+    over the new frames, so that things end where they did: in `pixels` its vectors grow with the picture, in
+    `source_pixels` they stay, and its map is resized without antialiasing, as the released path resizes it.
+    """
+    wanted = condition_size(name, size)
+    if CONDITIONS[name].kind == "temporal" and tensor.shape[2] != frames:
+        tensor = _respaced(tensor, frames) if name == "motion" else _chosen(tensor, frames)
+    if tuple(tensor.shape[-2:]) == wanted:
+        return tensor
+    if name == "motion" and extraction.motion_unit == "pixels":
+        return fit_field(tensor, wanted)
+    resized = resize_crop(tensor, wanted, antialias=name != "motion")
+    if name == "mask":
+        keep = resized[:, 3:].round()
+        return torch.cat([resized[:, :3] * keep, keep], dim=1)
+    return resized
+
+
+def _chosen(tensor: Tensor, frames: int) -> Tensor:
+    return tensor[:, :, torch.linspace(0, tensor.shape[2] - 1, frames).round().long()]
+
+
+def _respaced(field: Tensor, frames: int) -> Tensor:
+    """The same way in another number of frames: each takes the vectors of its time, as long as its share of it."""
+    before = field.shape[2] - 1
+    if frames == 1 or before == 0:
+        return field[:, :, :1].expand(-1, -1, frames, -1, -1)
+    share = before / (frames - 1)
+    times = [0, *(max(1, min(before, math.ceil(i * share - 1e-6))) for i in range(1, frames))]
+    return field[:, :, times] * share
