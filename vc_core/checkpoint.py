@@ -34,6 +34,8 @@ PARTS = {
 _MARKERS = ("out.2.weight", "input_blocks.0.1.proj_in.weight")
 # Tensors that some releases carry and the network does not use.
 LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature")
+CONFIG_TENSOR = "videocomposer_config"
+"""The config's JSON as bytes, in files of programs that keep no metadata, such as ComfyUI's save nodes."""
 BUNDLED = Path(__file__).parent / "assets" / "videocomposer_small.safetensors"
 
 
@@ -93,8 +95,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"expected {' and '.join(_MARKERS)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
         )
     parts = {name: _part(name, *prefixes[name], prefixes, tensors) for name in PARTS if name in prefixes}
-    config, assumed = _config(path, tensors.metadata, parts.get("model"))
-    covered = tuple(prefix for _, prefix in prefixes.values())
+    config, assumed = _config(path, tensors, parts.get("model"))
+    covered = (*(prefix for _, prefix in prefixes.values()), CONFIG_TENSOR)
     extra = [name for name in tensors.shapes if not name.startswith(covered)]
     if "model" in parts and config is not None:
         known = names_of(released_layout(on_meta(config)))
@@ -167,11 +169,14 @@ def _part(name: str, layout: str, prefix: str, prefixes: Mapping[str, tuple[str,
     return Part(name, layout, tensors.renamed({key[len(prefix) :]: key for key in names}))
 
 
-def _config(path: Path, metadata: Mapping[str, str], model: Part | None) -> tuple[Config | None, list[str]]:
+def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:
     """The config of a file, and what of it was assumed."""
     try:
-        if "config" in metadata:
-            return Config.from_json(metadata["config"]), []
+        if "config" in tensors.metadata:
+            return Config.from_json(tensors.metadata["config"]), []
+        if CONFIG_TENSOR in tensors.shapes:
+            text = tensors.get()(CONFIG_TENSOR).to(torch.uint8).flatten().numpy().tobytes()
+            return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
         config = Config(unet=unet_config_from_shapes(model.tensors.shapes))

@@ -82,7 +82,8 @@ def compose(
             for networks distilled for it.
         steps: of the sampler, 1 to the schedule's 1000.
         eta: fresh noise in the steps of `ddim` and `ddim_released`, 0 (none) to 1 (DDPM).
-        sigmas: noise levels of the steps, as ComfyUI has them, in place of the sampler's own; see `make_sampler`.
+        sigmas: noise levels, one more than steps, as ComfyUI has them, in place of the sampler's own; see
+            `make_sampler`.
         guidance: scale of the classifier-free guidance by text and style; 1 is none; by default the checkpoint's.
         condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
             side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
@@ -119,6 +120,7 @@ def compose(
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"rescale {rescale} is not possible: expected 0 to 1.")
     _check_batch(batch, seed, texts, negatives, style, conditions, video)
+    steps = steps if sigmas is None else len(sigmas) - 1
     run = make_sampler(sampler, config.diffusion, steps, denoise, eta, sigmas)
     latent_size = (height // 8, width // 8)
 

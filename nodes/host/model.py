@@ -14,7 +14,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ...vc_core.checkpoint import Checkpoint, on_meta
+from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.config import Config
 from ...vc_core.errors import UserError
@@ -75,7 +75,7 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
         config = self.unet_config["videocomposer"]
         released = part(state_dict, released_layout(on_meta(config)))
         text = torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
-        return {**{f"model.{name}": tensor for name, tensor in released.items()}, "videocomposer_config": text}
+        return {**{f"model.{name}": tensor for name, tensor in released.items()}, CONFIG_TENSOR: text}
 
 
 class VideoComposerModel(comfy.model_base.BaseModel):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import CONFIG_TENSOR, load_unet, read_checkpoint, save_checkpoint
 from vc_core.config import (
     AutoencoderConfig,
     Config,

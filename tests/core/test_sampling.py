@@ -10,7 +10,7 @@ import torch
 from vc_core import Condition, Style, UserError, compose
 from vc_core.config import AutoencoderConfig, DiffusionConfig
 from vc_core.diffusion.guidance import CONDITIONS, EVERYTHING, NOTHING, Embedded, GuidedDenoiser, combine, needed_sides
-from vc_core.diffusion.samplers import SAMPLERS, make_sampler, sample
+from vc_core.diffusion.samplers import SAMPLERS, make_sampler, released_timesteps, sample
 from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.pipeline import draw_noise, encode_video
 
@@ -154,6 +154,27 @@ def test_the_highest_timestep_of_a_part_is_not_lost_to_rounding():
     assert sampler.timesteps[sampler.begin] == 29
 
 
+@pytest.mark.parametrize(("steps", "denoise"), [(20, 1.0), (51, 1.0), (30, 0.5), (20, 0.29)])
+def test_the_released_timesteps_are_those_of_its_sampler(steps, denoise):
+    sampler = make_sampler("ddim_released", DiffusionConfig(), steps, denoise)
+    assert released_timesteps(DiffusionConfig(), steps, denoise).tolist() == sampler.timesteps[sampler.begin :].tolist()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "euler"])
+def test_given_noise_levels_are_run_on(name, prediction):
+    """Those of every 50th timestep; the network is told whole ones, the start is noise of unit variance."""
+    config = DiffusionConfig(prediction=prediction)
+    alphas = alphas_cumprod(config)
+    sigmas = torch.cat([((1 - alphas) / alphas).sqrt()[range(999, 0, -50)], torch.zeros(1)])
+    sampler = make_sampler(name, config, 20, sigmas=sigmas)
+    assert sampler.timesteps.tolist() == list(range(999, 0, -50))
+    out = run(name, config, 20, 0.0, noise := gaussian(1, 4, 2, 4, 4), sigmas=sigmas)
+    assert (out - MEAN).abs().max() < 1e-4
+    first = sampler.scheduler.scale_model_input(sampler.start(noise), sampler.keys[0])
+    torch.testing.assert_close(first, noise, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_part_of_the_run_finds_the_point_too(name):
     out = run(name, DiffusionConfig(), 6, 0.0, gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1), denoise=0.5)
@@ -197,6 +218,7 @@ def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer
         ({"batch": 3, "video": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "2 of 'video'"),
         ({"seed": 2**63 - 1, "batch": 2}, f"seed {2**63 - 1}.*0 to {2**63 - 2}"),
         ({"rescale": 1.5}, "rescale 1.5.*0 to 1"),
+        ({"sigmas": torch.tensor([14.6, 1.0, 0.0]), "sampler": "ddim"}, "3 sigmas.*'ddim'.*dpmpp_2m, unipc, euler"),
     ],
 )
 def test_what_cannot_be_sampled(tiny_composer, settings, message):
