@@ -57,7 +57,8 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
         }
         self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
         self.memory_usage_factor = _RELEASED_MEMORY * config.unet.width / _RELEASED_WIDTH
-        super().__init__({"videocomposer": config})
+        # The second is for stock nodes, which tell the levels of a UNet by it.
+        super().__init__({"videocomposer": config, "model_channels": config.unet.width})
 
     def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
         kinds = comfy.model_base.ModelType

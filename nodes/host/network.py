@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...vc_core.config import Config
 from ...vc_core.model.unet import UNet3D
 from .embedding import Conditions, Style
-
-# Attention is reached through the core's blocks, which know nothing of the host's options.
-_transformer_options: ContextVar[Mapping[str, Any]] = ContextVar("transformer_options")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """ComfyUI's attention of the moment, with what a model patch may put in its place; see the core's `Attend`."""
-    return optimized_attention(q, k, v, heads=heads, transformer_options=_transformer_options.get())
+from .patches import OPTIONS, attend, check_known, open_to_patches
 
 
 class Layers:
@@ -51,6 +42,7 @@ class HostUNet(UNet3D):
         super().__init__(videocomposer.unet, Layers(operations, dtype, device), attend)
         self.dtype = dtype
         self.last_timestep = videocomposer.diffusion.steps - 1
+        open_to_patches(self)
 
     def forward(
         self,
@@ -71,7 +63,8 @@ class HostUNet(UNet3D):
         """
         options = transformer_options or {}
         progress = 1.0 - float(timesteps[0]) / self.last_timestep
-        token = _transformer_options.set(options)
+        check_known(options)
+        token = OPTIONS.set(options)
         try:
             stc = None
             if conditions is not None:
@@ -81,4 +74,4 @@ class HostUNet(UNet3D):
                 context = torch.cat([context, comfy.utils.repeat_to_batch_size(tokens, len(context))], dim=1)
             return super().forward(x, timesteps, context, stc)
         finally:
-            _transformer_options.reset(token)
+            OPTIONS.reset(token)
