@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...vc_core.config import Config
 from ...vc_core.errors import UserError
 from ...vc_core.layouts import check, names_of, part
 from ...vc_core.model.layout import released_layout
+from ...vc_core.model.memory import activation_elements
 from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, StyleCond, StyleImage
 from .latent import VideoLatent
 from .network import HostUNet
@@ -34,8 +36,6 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
-
-_RELEASED_WIDTH, _RELEASED_MEMORY = 320, 2.0  # of Stable Diffusion's UNet, which each frame goes through
 
 
 class VideoComposerConfig(comfy.supported_models_base.BASE):
@@ -56,7 +56,6 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
             "timesteps": diffusion.steps,
         }
         self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
-        self.memory_usage_factor = _RELEASED_MEMORY * config.unet.width / _RELEASED_WIDTH
         # The second is for stock nodes, which tell the levels of a UNet by it.
         super().__init__({"videocomposer": config, "model_channels": config.unet.width})
 
@@ -88,6 +87,13 @@ class VideoComposerModel(comfy.model_base.BaseModel):
     @property
     def videocomposer(self) -> Config:
         return self.model_config.unet_config["videocomposer"]
+
+    def memory_required(self, input_shape: Sequence[int], *args: Any, **kwargs: Any) -> float:
+        """Bytes that a prediction takes beside the weights; ComfyUI's own formula is for other networks."""
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        batch, _, *shape = input_shape
+        elements = activation_elements(self.videocomposer.unet, batch, *shape)
+        return elements * comfy.model_management.dtype_size(dtype)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The inputs of the network that a CONDITIONING holds.

@@ -1,13 +1,19 @@
-"""How much memory loading takes: measured in processes of their own, on files of noise."""
+"""How much memory loading takes, measured in processes of their own on files of noise; and what predicting takes."""
 
 import dataclasses
 import importlib.util
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from vc_core.checkpoint import BUNDLED, read_checkpoint
 from vc_core.config import UNetConfig
 from vc_core.files import open_tensors
+from vc_core.model.memory import activation_elements
+from vc_core.model.unet import UNet3D
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +54,48 @@ def test_a_file_of_the_released_size(loading, tmp_path):
     assert again.shapes == first.shapes
     get, got = first.get(), again.get()
     assert all(torch.equal(get(name), got(name)) for name in first.shapes)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, also of those on meta; `weights` are left out."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.seen, self.now, self.most = {w.untyped_storage()._cdata for w in weights}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key, size):
+        self.seen.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 32, 32), (2, 16, 32, 32), (1, 8, 40, 64), (1, 24, 32, 32)])
+@pytest.mark.parametrize("config", [UNetConfig(), read_checkpoint(BUNDLED).config.unet], ids=["released", "bundled"])
+def test_activations_are_estimated(config, shape):
+    """The estimate is enough and not twice too much, both for the UNet and for an STC-encoder."""
+    batch, frames, height, width = shape
+    with torch.device("meta"), torch.inference_mode():
+        unet = UNet3D(config, attend=lambda q, k, v, heads: torch.empty_like(q))
+        x, text = torch.empty(batch, 4, frames, height, width), torch.empty(batch, 77, config.context_dim)
+        depth = torch.empty(1, 1, frames, 12 * height, 12 * width)
+        t = torch.empty(batch)
+        with Live(unet.parameters()) as predicting:
+            unet(x, t, text)
+        with Live(unet.parameters()) as encoding:
+            unet.encode_condition("depth", depth, (height, width))
+    most = max(predicting.most, encoding.most) // 4
+    assert most < activation_elements(config, *shape) < 2 * most
