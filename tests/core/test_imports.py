@@ -1,5 +1,6 @@
 """Importing the core is light, silent and without side effects, and never reaches another room."""
 
+import ast
 import json
 import os
 import subprocess
@@ -68,3 +69,30 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
 print("torch" in sys.modules, "vc_core" in sys.modules)
 """
     assert run_python(repository, code).split() == ["False", "False"]
+
+
+def imported(path):
+    """The modules that a file imports, as they are written: dots first for relative ones."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_nodes_reach_the_core_alone_and_by_its_place(repository):
+    """ComfyUI has a module `nodes` of its own, and a pack's folder may have any name: so all is relative."""
+    files = list((repository / "nodes").rglob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        up = len(file.relative_to(repository).parts)  # dots that lead to the project's folder
+        for name in imported(file):
+            room = name.lstrip(".")
+            assert not name.startswith(("vc_core", "nodes", "training")), f"{file}: {name}"
+            if name.startswith("." * up):
+                assert room.split(".")[0] == "vc_core", f"{file}: {name}"
+
+
+def test_the_core_is_found_by_its_place_too(repository):
+    for file in (repository / "vc_core").rglob("*.py"):
+        assert not [name for name in imported(file) if name.split(".")[0] in ("vc_core", "training", "nodes")], file
