@@ -128,7 +128,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _compose_arguments(parser: argparse.ArgumentParser) -> None:
-    from .commands.settings import SETTINGS, as_option
+    from .commands.settings import SETTINGS
 
     files = parser.add_argument_group("settings from files", "Options given besides override what the file says.")
     files.add_argument(
@@ -139,16 +139,23 @@ def _compose_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--batch", type=Path, metavar="RUNS", help="a .yaml list of settings, or 'runs:' with 'defaults:': all of them"
     )
-    groups: dict[str, Any] = {}
-    for name, setting in SETTINGS.items():
-        if setting.group not in groups:
-            groups[setting.group] = parser.add_argument_group(setting.group)
+    _add_settings(parser, {name: setting.group for name, setting in SETTINGS.items()}, {"out": "-o"})
+
+
+def _add_settings(parser: argparse.ArgumentParser, groups: dict[str, str], short: dict[str, str]) -> None:
+    """Options of the table of settings: for each of `groups` the group that it is shown in, some with a second name."""
+    from .commands.settings import SETTINGS, as_option
+
+    added: dict[str, Any] = {}
+    for name, group in groups.items():
+        if group not in added:
+            added[group] = parser.add_argument_group(group)
+        setting, names = SETTINGS[name], [as_option(name), *([short[name]] if name in short else [])]
         kind = setting.kind
         shape = {"metavar": kind.form} if kind.form else {"action": argparse.BooleanOptionalAction}
-        groups[setting.group].add_argument(
-            *(["-o"] if name == "out" else []), as_option(name), dest=name, default=argparse.SUPPRESS,
-            help=setting.help, **shape, **kind.option,
-        )  # fmt: skip
+        added[group].add_argument(
+            *sorted(names, key=len), dest=name, default=argparse.SUPPRESS, help=setting.help, **shape, **kind.option
+        )
 
 
 def _compose(arguments: argparse.Namespace) -> int | None:
@@ -190,48 +197,34 @@ def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int
 
 
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
-    from .commands.extraction import KINDS
+    from .commands.extraction import COLUMNS, KINDS, OPTIONS, SHORT
 
     add = parser.add_argument
-    add("kind", choices=KINDS, help="what to make")
-    add("file", type=Path, help="a video; an image for style, single_image and single_sketch")
-    add("-o", "--out", type=Path, required=True, help="a .safetensors: `condition` (1, C, F, H, W), settings inside")
-    add("--preview", type=Path, metavar="FILE", help="also something to look at: a .png, or a video")
+    add("kind", metavar="KIND", choices=KINDS, help=f"what to make: {', '.join(KINDS)}")
+    add("file", metavar="FILE", type=Path, help="a video; an image too for style, single_image and single_sketch")
+    add("-o", "--out", metavar="OUT", type=Path, required=True,
+        help="a .safetensors: `condition` (1, C, F, H, W), and how it was made as JSON in its metadata")  # fmt: skip
+    add("--preview", type=Path, metavar="OUT", help="also something to look at: a .png, or a video")
     add("--json", action="store_true", help="print a summary as JSON")
-    add("--checkpoint", type=Path, help="make it as this one was trained (default: as the released one); or `bundled`")
-    add("--frames", type=int, help="number of frames (default: the checkpoint's)")
-    add("--size", metavar="WIDTHxHEIGHT", help="of the video to be composed (default: the checkpoint's)")
-    add("--start", type=float, default=0.0, help="where to begin in the video, in seconds")
-    add("--rate", type=float, help="frames a second to take (default: 4, more where the video is short)")
-    motion = parser.add_argument_group("motion")
-    motion.add_argument("--mode", choices=("released", "stream"), default="released",
-                        help="block vectors as in training, or the file's own (default: released)")  # fmt: skip
-    motion.add_argument("--nominal-height", type=int, metavar="PIXELS", help="scale the video to this height first")
-    motion.add_argument("--vectors", action="store_true",
-                        help="also `vectors`: the released path's blocks as (frame, dst_x, dst_y, dx, dy)")  # fmt: skip
-    others = parser.add_argument_group("sketch, depth and mask")
-    others.add_argument("--sketch-method", choices=("auto", "pidinet", "edges"), default="auto")
-    others.add_argument("--lines", choices=("bright", "dark"), help="the image is a sketch already, with such lines")
-    others.add_argument("--depth-model", type=Path, help="a depth network: midas_v3_dpt_large.pth, or a folder")
-    others.add_argument("--depth-maps", type=Path, help="depth maps of this video from elsewhere, instead of a network")
-    others.add_argument("--near", choices=("bright", "dark"), default="bright", help="what is near in these maps")
-    others.add_argument("--mask", type=Path, help="image, video or folder of images: white is painted anew")
-    others.add_argument("--models", type=Path, action="append", help="a folder with annotators' files; may be repeated")
-    others.add_argument("--device", default="auto", help="auto, cpu, cuda, mps: where annotators' networks run")
+    add("--checkpoint", type=Path, metavar="FILE",
+        help="make it as this one was trained, or as the `bundled` one (default: as the released one)")  # fmt: skip
+    add("--vectors", action="store_true",
+        help=f"for motion: also `vectors`, rows of {', '.join(COLUMNS)} (pixels of the source), the blocks of the "
+        "released path whatever the checkpoint; their layout, height, width and fps are in the metadata")  # fmt: skip
+    _add_settings(parser, {name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT)
 
 
 def _extract(arguments: argparse.Namespace) -> None:
     import json
 
-    from .commands.extraction import check_names, extract_file, preview, save_extraction, source_of, summary
+    from .commands.extraction import extract_file, preview, request_of, save_extraction, summary
 
-    check_names(vars(arguments))
+    request = request_of(vars(arguments))
     with _bars() as progress:
-        source = source_of(vars(arguments))
-        made = extract_file(arguments.kind, source, arguments.vectors, arguments.lines, progress)
+        made = extract_file(request, progress)
         written = [save_extraction(made, arguments.out)]
         if arguments.preview is not None:
-            written.append(preview(made, source, arguments.preview))
+            written.append(preview(made, arguments.preview))
     told = summary(made)
     if arguments.json:
         print(json.dumps(told, indent=2))

@@ -131,7 +131,10 @@ class VideoComposerModel(comfy.model_base.BaseModel):
                 "OpenCLIP ViT-H/14."
             )
         if count not in (1, batch):
-            raise UserError(f"{count} style images were given for a batch of {batch}: expected 1 or {batch}.")
+            raise UserError(
+                f"StyleEmbed was given {count} images and {batch} videos are made: expected 1 image, or one for each "
+                "video of a batch; 'Get Image from Batch' takes one out."
+            )
 
 
 def check_fits(condition: Any, noise: Tensor, config: Config) -> None:

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vc_core.errors import UserError
-from vc_core.extract.depth_maps import HIGHEST, USUAL, by_percentiles, depth_from_maps, read_depth_maps
+from vc_core.extract.depth_maps import (
+    HIGHEST,
+    USUAL,
+    by_percentiles,
+    depth_from_maps,
+    mapped_levels,
+    read_depth_maps,
+)
 from vc_core.video import FramePlan
 
 # --- range and polarity -------------------------------------------------------------------------------------------
@@ -46,6 +53,17 @@ def test_percentiles_are_a_whole_clips_and_land_on_the_usual_depths():
     torch.testing.assert_close(out[0], out[1])
     wide = depth_from_maps(maps, percentiles=(0, 100))
     assert wide.min() == 0 and wide.max() == pytest.approx(USUAL[1])
+
+
+@pytest.mark.parametrize("near", ["bright", "dark"])
+def test_it_is_known_which_levels_became_what(near):
+    maps = torch.stack([torch.linspace(0.1, 0.6, 501), torch.linspace(0.3, 0.9, 501)]).view(2, 1, 1, 1, -1)
+    depths = depth_from_maps(maps, near)
+    for levels, clip, depth in zip(mapped_levels(maps, near), maps, depths, strict=True):
+        assert (levels[0] < levels[1]) == (near == "bright")
+        for level, became in zip(levels, USUAL, strict=True):
+            at = (clip - level).abs().argmin()
+            assert depth.flatten()[at] == pytest.approx(became, abs=2e-3)
 
 
 def test_a_scale_is_taken_as_it_is():

@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 
 from vc_core.cli import main
+from vc_core.commands.extraction import KINDS, LEGIBLE, OPTIONS
 from vc_core.commands.record import read_record
+from vc_core.commands.settings import as_option
 from vc_core.config import ExtractionConfig
 from vc_core.demo import draw_clip
+from vc_core.extract.mask import random_mask
 from vc_core.extract.motion import block_vectors
 from vc_core.files import open_tensors
-from vc_core.video import plan_frames, probe, write_video
+from vc_core.video import plan_frames, probe, read_frames, write_video
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,8 @@ def vc(*arguments):
         ("sketch", ("--size", "64x80", "--frames", 3), (1, 1, 3, 120, 96)),
         ("single_image", (), (1, 3, 1, 384, 384)),
         ("single_sketch", (), (1, 1, 1, 384, 384)),
+        ("style", (), (1, 3, 1, 224, 224)),
+        ("style", ("--checkpoint", "bundled"), (1, 3, 1, 64, 64)),
     ],
 )
 def test_from_a_video(clip, tmp_path, capsys, kind, options, shape):
@@ -57,14 +62,21 @@ def test_from_a_video(clip, tmp_path, capsys, kind, options, shape):
     assert settings["kind"] == kind and len(settings["sha256"]) == 64 and settings["rate"] > 0
     assert torch.isfinite(tensors.state()["condition"]).all() and told["least"] < told["most"]
     with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.width > sheet.height
+        assert sheet.width > sheet.height >= LEGIBLE
 
 
-def test_the_raw_blocks_of_the_released_path(clip, tmp_path):
-    assert vc("extract", "motion", clip, "-o", tmp_path / "x.safetensors", "--vectors") == 0
-    rows = block_vectors(clip, plan_frames(probe(clip))).rows
-    vectors = open_tensors(tmp_path / "x.safetensors").state()["vectors"]
+@pytest.mark.parametrize("checkpoint", [(), ("--checkpoint", "bundled")], ids=["released", "bundled"])
+def test_the_raw_blocks_of_the_released_path(clip, tmp_path, checkpoint):
+    options = ("--vectors", "--rate", 4, "--frames", 5)
+    assert vc("extract", "motion", clip, "-o", tmp_path / "x.safetensors", *options, *checkpoint) == 0
+    rows = block_vectors(clip, plan_frames(probe(clip), 5, 4)).rows
+    tensors = open_tensors(tmp_path / "x.safetensors")
+    vectors = tensors.state()["vectors"]
     assert vectors.shape == (len(rows), 5)
+    assert json.loads(tensors.metadata["videocomposer"])["vectors"] == {
+        "layout": "released", "columns": ["frame", "dst_x", "dst_y", "dx", "dy"], "rows": len(rows), "height": 160,
+        "width": 160, "fps": 4, "source_fps": 8,
+    }  # fmt: skip
     for column, name in enumerate(("frame", "dst_x", "dst_y", "dx", "dy")):
         assert vectors[:, column].tolist() == rows[name].tolist()
 
@@ -97,6 +109,8 @@ def test_from_an_image(picture, tmp_path):
         ("style", (), (1, 3, 1, 224, 224)),
         ("single_image", (), (1, 3, 1, 384, 384)),
         ("single_sketch", (), (1, 1, 1, 384, 384)),
+        ("single_sketch", ("--lines", "none"), (1, 1, 1, 384, 384)),
+        ("style", ("--checkpoint", "bundled"), (1, 3, 1, 64, 64)),
         ("single_sketch", ("--lines", "bright"), (1, 1, 1, 384, 384)),
     ):
         out = tmp_path / "x.safetensors"
@@ -114,12 +128,31 @@ def test_from_an_image(picture, tmp_path):
         (("depth", "CLIP"), "midas_v3_dpt_large.pth"),
         (("sketch", "CLIP", "--sketch-method", "pidinet"), "table5_pidinet.pth"),
         (("mask", "CLIP"), "needs a mask file"),
-        (("sketch", "CLIP", "--vectors"), "Block vectors go with motion alone"),
-        (("sketch", "CLIP", "--lines", "dark"), "goes with a single_sketch from an image alone"),
+        (("sketch", "CLIP", "--vectors"), "--vectors does nothing for sketch: leave it out, it goes with motion"),
+        (("motion", "CLIP", "--vectors", "--mode", "stream"), "--motion-mode stream does not go with --vectors"),
+        (("motion", "CLIP", "--vectors", "--nominal-height", "96"), "--nominal-height 96 does not go with --vectors"),
+        (
+            ("motion", "CLIP", "--mode", "strem"),
+            "--motion-mode strem is not possible: expected one of released, stream",
+        ),
+        (("single_sketch", "CLIP", "--lines", "dark"), "--sketch-lines goes with an image"),
+        (("single_sketch", "PICTURE", "--lines", "dark", "--sketch-method", "edges"), "give one of them"),
+        (("single_image", "PICTURE", "--rate", "4"), "--rate goes with a video, and"),
+        (("sketch", "CLIP", "--models", "none"), "There is no folder at none, which --models names"),
+        (("depth", "CLIP", "--depth-maps", "PICTURE", "--depth-model", "PICTURE"), "exclude each other"),
+        (("depth", "CLIP", "--depth-maps", "none.png"), "There is no file at none.png, which --depth-maps names"),
+        (("depth", "CLIP", "--scale", "2"), "--depth-scale goes with --depth-maps"),
+        (("mask", "CLIP", "--mask", "PICTURE", "--draw", "half"), "exclude each other"),
+        (("mask", "CLIP", "--draw", "box"), "expected one of strokes, rectangles, half, any"),
+        (("style", "CLIP", "--checkpoint", "PICTURE"), "cannot be read as a checkpoint"),
+        (("single_sketch", "PICTURE", "--device", "cpu"), "--device goes with networks, and none is run here"),
+        (("depth", "CLIP", "--depth-maps", "PICTURE", "--models", "."), "--models goes with networks"),
+        (("motion", "CLIP", "--preview", "."), "and something else is in it|is the current folder"),
         (("motion", "CLIP", "--size", "60x60"), "expected WIDTHxHEIGHT|multiples of 8"),
         (("motion", "CLIP", "-o", "x.pt"), "expected a name that ends in .safetensors"),
         (("motion", "CLIP", "--preview", "x.avi"), "no video is written as .avi"),
-        (("motion", "nothing.mp4"), "no such file"),
+        (("motion", "nothing.mp4"), "There is no file at nothing.mp4, which FILE names"),
+        (("motion", "."), ". is a folder, and FILE takes a file"),
     ],
 )
 def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, message):
@@ -130,6 +163,104 @@ def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, messa
     error = capsys.readouterr().err
     assert any(part in error for part in message.split("|")) and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"picture.png"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_that_do_nothing_for_a_kind_are_refused(clip, tmp_path, capsys, kind):
+    for name, kinds in OPTIONS.items():
+        if kind not in kinds:
+            assert vc("extract", kind, clip, as_option(name), 1, "-o", tmp_path / "x.safetensors") == 2
+            assert f"{as_option(name)} does nothing for {kind}: leave it out, it goes with" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def level(tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "map.png"
+    Image.fromarray(np.tile(np.linspace(0, 255, 160).astype(np.uint8), (160, 1))).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "common", "option"),
+    [
+        ("motion", (), ("--mode", "stream")),
+        ("motion", (), ("--nominal-height", 96)),
+        ("motion", (), ("--frames", 2)),
+        ("motion", (), ("--size", "48x48")),
+        ("single_image", (), ("--start", 1)),
+        ("motion", (), ("--rate", 2)),
+        ("depth", ("--depth-maps", "LEVEL"), ("--near", "dark")),
+        ("depth", ("--depth-maps", "LEVEL"), ("--scale", 4)),
+        ("mask", ("--mask", "LEVEL"), ("--white", "keep")),
+        ("mask", ("--draw", "strokes"), ("--draw", "half")),
+        ("mask", ("--draw", "strokes"), ("--seed", 1)),
+    ],
+)
+def test_options_do_something(clip, level, tmp_path, kind, common, option):
+    frames = () if kind == "single_image" or "--frames" in option else ("--frames", 3)
+    size = () if "--size" in option else ("--size", "64x64")
+    made = []
+    for options in ((), option):
+        given = [level if word == "LEVEL" else word for word in (*common, *frames, *size, *options)]
+        assert vc("extract", kind, clip, "-o", tmp_path / "x.safetensors", *given) == 0
+        made.append(open_tensors(tmp_path / "x.safetensors").state()["condition"])
+    assert made[0].shape != made[1].shape or not torch.equal(*made)
+
+
+def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
+    out, frames = tmp_path / "x.safetensors", ("--frames", 2)
+    assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "-o", out) == 0
+    assert "0.0142 became the depth 0 and 0.982 became 2 (percentiles 2 and 98)" in capsys.readouterr().out
+    how = json.loads(open_tensors(out).metadata["videocomposer"])["how"]
+    assert how["levels"] == pytest.approx([0.02, 0.98], abs=0.01)
+    assert (how["became"], how["percentiles"], how["scale"]) == ([0, 2], [2, 98], None)
+    assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "--scale", 4, "-o", out) == 0
+    assert "became" not in capsys.readouterr().out
+    assert open_tensors(out).state()["condition"].amax() == 4
+
+
+def test_a_drawn_mask_is_the_released_trainings(clip, tmp_path):
+    out = tmp_path / "x.safetensors"
+    for kind in ("strokes", "rectangles", "half", "any"):
+        assert vc("extract", "mask", clip, "--frames", 2, "--draw", kind, "--seed", 7, "-o", out) == 0
+        generator = torch.Generator().manual_seed(7)
+        keep = random_mask(2, (384, 384), generator, None if kind == "any" else kind)
+        assert torch.equal(open_tensors(out).state()["condition"][:, 3:], keep)
+        assert json.loads(open_tensors(out).metadata["videocomposer"])["how"] == {"drawn": kind, "seed": 7}
+
+
+def test_a_first_frame_needs_no_long_clip_and_is_the_sequences_first(tmp_path):
+    long, short = (write_video(tmp_path / f"{n}.mp4", draw_clip(size=64, frames=n), 8) for n in (20, 3))
+    out = tmp_path / "x.safetensors"
+    for kind in ("single_image", "single_sketch", "style"):
+        assert vc("extract", kind, short, "-o", out) == 0, kind
+    assert json.loads(open_tensors(out).metadata["videocomposer"])["frames"] == 1
+    # 16 of its 20 frames: 7 a second, so that the first one shown is not that of 4 a second
+    assert vc("extract", "single_image", long, "--size", "64x64", "-o", out) == 0
+    plan = plan_frames(probe(long))
+    expected = read_frames(long, plan, (96, 96))[:, :, :1]
+    assert plan.rate == 7 and torch.equal(open_tensors(out).state()["condition"], expected)
+
+
+def test_several_folders_of_models(clip, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    out = ("-o", tmp_path / "x.safetensors")
+    options = ("--models", tmp_path / "a", "--models", tmp_path / "b", "--frames", 2, "--size", "64x64")
+    assert vc("extract", "sketch", clip, *out, *options) == 0
+    told = json.loads(open_tensors(out[1]).metadata["videocomposer"])
+    assert told["models"] == [str(tmp_path / "a"), str(tmp_path / "b")] and "mask_white" not in told
+
+
+def test_small_conditions_are_shown_large(clip, tmp_path):
+    out = ("-o", tmp_path / "x.safetensors", "--size", "32x32", "--frames", 3)
+    for kind, draw in (("motion", ()), ("mask", ("--draw", "half"))):
+        assert vc("extract", kind, clip, *out, *draw, "--preview", tmp_path / "x.mp4") == 0
+        assert min(probe(tmp_path / "x.mp4").width, probe(tmp_path / "x.mp4").height) >= LEGIBLE
+    for _ in range(2):  # a folder of pictures, and again over it
+        assert vc("extract", "motion", clip, *out, "--preview", tmp_path / "frames") == 0
+        assert len(list((tmp_path / "frames").glob("*.png"))) == 3
 
 
 # --- Conditions of ./vc compose -------------------------------------------------------------------------------------
@@ -151,6 +282,60 @@ def test_composing_with_motion_made_by_hand(tiny_checkpoint, tiny_config, tmp_pa
     assert tracks[0, 0, 1].max() > 5 and tracks[0, 1].abs().max() < 1e-3 and not tracks[:, :, 0].any()
     assert pan[0, 0, 1:].min() > 5  # the camera goes left, so what it sees goes right
     assert read_record(tmp_path / "x.mp4").made["motion"] == {"method": "by hand"}
+
+
+@pytest.fixture
+def composed(tiny_checkpoint, tmp_path, monkeypatch):
+    """From options of `./vc compose` with the tiny checkpoint to what reaches the network."""
+    seen = {}
+    monkeypatch.setattr(
+        "vc_core.pipeline.compose", lambda composer, *_, **s: seen.update(s) or torch.zeros(1, 3, 3, 32, 40)
+    )
+
+    def run(*options):
+        assert vc("compose", "--checkpoint", tiny_checkpoint, "-o", tmp_path / "x.mp4", *options) == 0
+        return {condition.name: condition.tensor for condition in seen["conditions"]}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--sketch-lines", "bright"), ("--sketch-lines", "none"), ("--sketch-method", "edges")],
+    ids=" ".join,
+)
+def test_a_drawing_is_the_same_condition_for_both_commands(
+    composed, tiny_checkpoint, picture, tmp_path, capsys, options
+):
+    out = tmp_path / "x.safetensors"
+    assert vc("extract", "single_sketch", picture, "--checkpoint", tiny_checkpoint, "-o", out, *options) == 0
+    told = capsys.readouterr().out
+    mine = open_tensors(out).state()["condition"]
+    assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
+    assert "is taken as a drawing with dark lines" in capsys.readouterr().out or options
+    # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
+    assert (mine[..., 0, 0] > 0.99).all() == (options == ())
+    assert ("is taken as a drawing with dark lines" in told) == (options == ())
+
+
+def test_masks_and_depth_maps_are_the_same_for_both_commands(composed, tiny_checkpoint, clip, level, picture, tmp_path):
+    out = tmp_path / "x.safetensors"
+    for kind, options in (
+        ("mask", ("--mask", picture, "--mask-white", "keep")),
+        ("mask", ("--mask-draw", "strokes", "--mask-seed", 3)),
+        ("depth", ("--depth-maps", level, "--depth-near", "dark", "--depth-scale", 3)),
+        ("motion", ("--nominal-height", 96)),
+    ):
+        assert vc("extract", kind, clip, "--checkpoint", tiny_checkpoint, "-o", out, *options) == 0
+        theirs = composed("--video", clip, "--use", kind, *options)[kind]
+        assert torch.equal(open_tensors(out).state()["condition"], theirs)
+
+
+def test_composing_from_the_first_frame_of_a_short_clip(composed, tmp_path, capsys):
+    short = write_video(tmp_path / "short.mp4", draw_clip(size=64, frames=1), 8)
+    assert composed("--video", short, "--use", "single_image")["single_image"].shape == (1, 3, 1, 48, 60)
+    assert "frames taken from each second" not in capsys.readouterr().out
+    assert read_record(tmp_path / "x.mp4").settings.fps == 8  # the checkpoint's: one frame has no rate
 
 
 @pytest.mark.parametrize(
@@ -189,3 +374,12 @@ def test_tracks_beside_the_video_are_told(tmp_path, capsys):
     (tmp_path / "tracks.json").write_text(json.dumps([{"x": 300, "y": 300}, {"x": 480, "y": 300}]))
     assert vc("compose", "--tracks", tmp_path / "tracks.json", "-o", tmp_path / "x.mp4") == 2
     assert "give --canvas WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_a_mask_is_drawn_again_instead_of_a_file_that_is_gone(composed, clip, picture, tmp_path):
+    kept = picture.rename(tmp_path / "mask.png")
+    file = composed("--video", clip, "--use", "mask", "--mask", kept)["mask"]
+    kept.unlink()
+    made = (tmp_path / "x.mp4").rename(tmp_path / "made.mp4")
+    drawn = composed("--from", made, "--mask-draw", "half")["mask"]
+    assert file.shape == drawn.shape and set(drawn[:, 3].mean((1, 2, 3)).tolist()) == {0.5}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vc_core.commands.record import Record
 from vc_core.commands.settings import SETTINGS, Settings, as_option
-from vc_core.commands.values import APPLIED, EASINGS, METHODS, MODES
+from vc_core.commands.values import APPLIED, EASINGS, MASKS, METHODS, MODES, WHITES
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.errors import UserError
@@ -25,7 +25,12 @@ STRATEGIES = {
     "rate": st.none() | st.floats(1e-3, 1e6),
     "motion_mode": st.sampled_from(MODES),
     "sketch_method": st.sampled_from(METHODS),
+    "nominal_height": st.none() | st.integers(16, 8192),
     "depth_near": st.sampled_from(["bright", "dark"]),
+    "depth_scale": st.none() | st.floats(1e-3, 1e3),
+    "mask_white": st.sampled_from(WHITES),
+    "mask_draw": st.none() | st.sampled_from([*MASKS, "any"]),
+    "mask_seed": st.integers(0, 2**63 - 1),
     "models": st.lists(PATHS).map(tuple),
     "canvas": st.none() | st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
     "radius": st.none() | st.floats(1e-3, 1e6),
@@ -36,7 +41,7 @@ STRATEGIES = {
     "carry": FRACTIONS,
     "text": st.text(),
     "negative": st.text(),
-    "sketch_lines": st.sampled_from(["bright", "dark"]),
+    "sketch_lines": st.none() | st.sampled_from(["bright", "dark", "none"]),
     "strength": st.dictionaries(st.sampled_from(APPLIED), st.floats(allow_nan=False, allow_infinity=False)),
     "schedule": st.dictionaries(
         st.sampled_from(APPLIED), st.tuples(FRACTIONS, FRACTIONS).map(lambda span: tuple(sorted(span)))
@@ -118,9 +123,10 @@ def test_any_settings_can_be_given_as_options(settings):
 
 
 def test_words_are_those_of_the_extractors():
-    from vc_core.extract import drawing, motion, sketch
+    from vc_core.extract import drawing, mask, motion, sketch
 
     assert (tuple(drawing.EASINGS), tuple(sketch.METHODS), tuple(motion.MODES)) == (EASINGS, METHODS, MODES)
+    assert (tuple(mask.POLARITIES), tuple(mask.RANDOM_MASKS)) == (WHITES, MASKS)
 
 
 def test_yaml(tmp_path):
@@ -137,6 +143,15 @@ def test_yaml(tmp_path):
     assert (settings.strength, settings.schedule) == ({"motion": 0.5}, {"sketch": (0.0, 0.6)})
     (tmp_path / "a.json").write_text(json.dumps(settings.to_mapping()))
     assert Settings.from_yaml(tmp_path / "a.json") == settings
+
+
+def test_an_option_takes_the_place_of_what_it_excludes():
+    masked = Settings(video="a.mp4", use=("mask",), mask="m.png", mask_white="keep")
+    drawn = masked.with_options({"mask_draw": "half", "mask_seed": "3"})
+    assert (drawn.mask, drawn.mask_white, drawn.mask_draw, drawn.mask_seed) == (None, "paint", "half", 3)
+    assert drawn.with_options({"mask": "m.png", "mask_white": "keep"}) == masked
+    both = Settings().with_options({"depth_maps": "a", "depth_model": "b"})
+    assert both.depth_maps and both.depth_model  # which is then refused
 
 
 def test_options_override_and_mappings_join():
@@ -194,6 +209,9 @@ def test_a_file_of_settings_that_cannot_be_read(tmp_path):
         Settings.from_yaml(tmp_path / "latin.yaml")
 
 
+DEPTH, MASK = ({"video": "a.mp4", "use": (name,)} for name in ("depth", "mask"))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -210,6 +228,22 @@ def test_a_file_of_settings_that_cannot_be_read(tmp_path):
         ({"start": 1}, "--start 1.0 is not used"),
         ({"eta": 0.5}, "--eta 0.5 goes with the ddim samplers"),
         ({"window": 8, "overlap": 8}, "--overlap 8 is not possible with --window 8"),
+        ({"easing": "ease_in"}, "--easing ease_in is not used: it goes with --tracks, --pan, --zoom, --roll"),
+        ({"zoom": 2, "motion_mode": "stream"}, "--motion-mode is not used: add motion to --use"),
+        ({"pan": (1, 0), "nominal_height": 336}, "--nominal-height is not used: add motion to --use"),
+        ({**DEPTH, "depth_near": "dark"}, "--depth-near goes with --depth-maps"),
+        ({**DEPTH, "depth_scale": 2, "depth_model": "m"}, "--depth-scale goes with --depth-maps"),
+        ({**DEPTH, "depth_maps": "a", "depth_model": "b"}, "--depth-maps and --depth-model exclude each other"),
+        ({**MASK, "mask": "a.png", "mask_draw": "half"}, "--mask and --mask-draw exclude each other"),
+        ({**MASK, "mask_draw": "half", "mask_white": "keep"}, "--mask-white goes with --mask: "),
+        ({**MASK, "mask": "a.png", "mask_seed": 1}, "--mask-seed goes with --mask-draw"),
+        ({"mask_draw": "half"}, "--mask-draw is not used: add mask to --use"),
+        ({"sketch_lines": "bright"}, "--sketch-lines goes with --sketch"),
+        ({"sketch_method": "edges"}, "--sketch-method is not used: add sketch or single_sketch to --use"),
+        (
+            {"sketch": "a.png", "sketch_lines": "dark", "sketch_method": "edges"},
+            "--sketch-lines dark takes the drawing",
+        ),
     ],
 )
 def test_contradictions_and_what_has_no_effect(values, message):
@@ -227,6 +261,13 @@ def test_contradictions_and_what_has_no_effect(values, message):
         {"init": "a.mp4", "denoise": 0.5, "rate": 8},
         {"sampler": "ddim_released", "eta": 1},
         {"window": 8, "overlap": 0},
+        {"zoom": 2, "easing": "ease_in"},
+        {"sketch": "a.png", "sketch_method": "edges"},
+        {"sketch": "a.png", "sketch_lines": "none", "sketch_method": "edges"},
+        {"sketch": "a.png", "sketch_lines": "dark", "video": "a.mp4", "use": ("sketch",), "sketch_method": "edges"},
+        {**DEPTH, "depth_maps": "a", "depth_near": "dark", "depth_scale": 2},
+        {**MASK, "mask_draw": "any", "mask_seed": 5},
+        {**MASK, "mask": "a.png", "mask_white": "keep"},
     ],
 )
 def test_what_is_fine(values):

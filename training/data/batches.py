@@ -11,7 +11,7 @@ from torch import Tensor
 from training.data.cache import CAPTIONS, STILLS, ClipCache
 from training.objective import draw_kept
 from vc_core.conditions import CONDITIONS
-from vc_core.extract import masked_video
+from vc_core.extract import Rectangle, drawn_mask, half, masked_video
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,14 @@ def draw_mask(object_mask: Tensor, generator: torch.Generator) -> Tensor:
     if kind < 0.5:
         grow = 2 * int(1 + a * size / 16) + 1
         return 1 - (F.max_pool2d(object_mask, grow, stride=1, padding=grow // 2) > 0.5).float()
-    keep = torch.ones(frames, 1, size, size)
     if kind < 0.8:
         height, width = int(size * (0.25 + 0.5 * a)), int(size * (0.25 + 0.5 * b))
-        y, x = int(c * (size - height)), int(d * (size - width))
-        keep[..., y : y + height, x : x + width] = 0
+        top, left = int(c * (size - height)), int(d * (size - width))
+        shape = Rectangle(left, top, left + width, top + height)
     else:
-        half = slice(size // 2) if a < 0.5 else slice(size // 2, None)
-        keep[(..., half, slice(None)) if b < 0.5 else (..., half)] = 0
-    return keep
+        sides = ("top", "bottom") if b < 0.5 else ("left", "right")
+        shape = half(sides[a >= 0.5], (size, size))
+    return drawn_mask([shape], frames, (size, size))[0].transpose(0, 1)
 
 
 def spoil_motion(motion: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,17 +16,75 @@ from ..atomic import check_place
 from ..conditions import CONDITIONS
 from ..config import Config
 from ..errors import UserError
-from ..extract.sketch import as_sketch
-from ..extract.sources import Extracted, Source, extract_condition, sketch_of
+from ..extract.sources import Extracted, Source
 from ..files import save_tensors, sha256
 from ..progress import Progress
-from ..video import IMAGES, plan_frames, probe, read_frames, read_image, resize_crop
+from ..video import IMAGES, FramePlan, probe, read_frames, read_image
 from ..video.writing import check_format, write_contact_sheet, write_video
-from .values import SIZE
+from .checks import check_inputs, check_video_place
+from .making import frame_plan, make_conditions, source_of
+from .settings import SETTINGS, Settings, as_option
 
 KINDS = (*CONDITIONS, "style")
 KEY = "videocomposer"
 """Of the metadata: how the file's tensors were made, as JSON."""
+
+LEGIBLE = 256
+"""Pixels of a side that a preview has at least, so that arrows and thin lines can be made out."""
+
+_NETWORKS = ("depth", "sketch", "single_sketch")
+_SEQUENCES = tuple(name for name, spec in CONDITIONS.items() if spec.kind == "temporal")
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "frames": _SEQUENCES,
+    "size": tuple(CONDITIONS),
+    "start": KINDS,
+    "rate": KINDS,
+    **{name: setting.serves for name, setting in SETTINGS.items() if setting.serves},
+    "sketch_lines": ("single_sketch",),
+    "models": _NETWORKS,
+    "device": _NETWORKS,
+}
+"""Settings of `./vc compose` that are options here too -> the kinds that are made in another way by them."""
+
+COLUMNS = ("frame", "dst_x", "dst_y", "dx", "dy")
+"""Of the block vectors: which frame of the plan, the block's centre, and how far it moved, in pixels of the source."""
+
+SHORT = {
+    "motion_mode": "--mode",
+    "depth_near": "--near",
+    "depth_scale": "--scale",
+    "mask_white": "--white",
+    "mask_draw": "--draw",
+    "mask_seed": "--seed",
+    "sketch_lines": "--lines",
+}
+"""Options' second names: where the kind is said, it need not be in the name."""
+
+# What a still picture can give -> the setting of `./vc compose` that takes it for that.
+_STILLS = {"single_image": "image", "single_sketch": "sketch", "style": "style"}
+_OF_VIDEOS = ("start", "rate")
+_OF_STILLS = ("sketch_lines",)
+_FILE = "FILE"
+"""What the help calls the video or image that is read."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be extracted, checked as far as that goes without reading the file.
+
+    Attributes:
+        settings: with the file as the setting that takes it; `frames` and `size` filled in.
+        checkpoint: whose kind of condition it is; None for the released one.
+        vectors: also the raw blocks of the released motion path, for `motion`.
+    """
+
+    kind: str
+    file: Path
+    settings: Settings
+    config: Config
+    checkpoint: Path | None = None
+    vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,130 +93,170 @@ class Extraction:
 
     Attributes:
         extracted: the tensor `(1, C, F, H, W)`, and how it was made.
-        vectors: the raw blocks of the released motion path, rows of (frame, dst_x, dst_y, dx, dy) in source pixels;
-            None where they were not asked for.
+        source: what it was made from; its plan is None for a still picture.
+        vectors: the raw blocks of the released motion path, rows of `COLUMNS`; None where they were not asked for.
         settings: what was asked for, in values that JSON holds.
     """
 
     kind: str
     extracted: Extracted
+    source: Source
     vectors: Tensor | None
     settings: Mapping[str, Any]
 
 
-def source_of(options: Mapping[str, Any]) -> Source:
-    """The source that options of `./vc extract` name: a video with its frame plan, or an image without one."""
-    from ..checkpoint import BUNDLED, read_checkpoint
-    from ..composer import choose_device
-
-    config, checkpoint = Config(), options["checkpoint"]
-    if checkpoint is not None:
-        config = read_checkpoint(BUNDLED if str(checkpoint) == "bundled" else checkpoint).config
-        if config is None:
-            raise UserError(
-                f"{checkpoint} holds no network whose kind of conditions could be made: give one that does."
-            )
-    size = read_size(options["size"]) if options["size"] else (config.height, config.width)
-    plan = None
-    if options["file"].suffix.lower() not in IMAGES:
-        frames = config.frames if options["frames"] is None else options["frames"]
-        plan = plan_frames(probe(options["file"]), frames, options["rate"], options["start"])
-    return Source(
-        options["file"],
-        plan,
-        size,
-        config.extraction,
-        options["mask"],
-        options["mode"],
-        options["nominal_height"],
-        options["sketch_method"],
-        options["depth_model"],
-        options["depth_maps"],
-        options["near"],
-        options["models"],
-        str(choose_device(options["device"])),
-    )
+# --- What is asked for ----------------------------------------------------------------------------------------------
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """(height, width) of a text such as `256x256`. Raises `UserError`."""
-    try:
-        return SIZE.read(text)
-    except ValueError as error:
-        raise UserError(f"The size '{text}' cannot be read: expected {SIZE.expected}.") from error
-
-
-def extract_file(
-    kind: str, source: Source, vectors: bool = False, lines: str | None = None, progress: Progress | None = None
-) -> Extraction:
-    """Extracts one of `KINDS` from a source.
-
-    A style image, or a video's first frame, is what ViT-H/14's image tower sees of it, before its norm. From a still
-    picture come style, single image and single sketch; everything else needs a video, with its frame plan.
-
-    Args:
-        vectors: also the raw blocks of the released motion path, for `motion`.
-        lines: the picture is a sketch already, whose lines are `bright` or `dark`; for `single_sketch`.
+def request_of(options: Mapping[str, Any]) -> Request:
+    """What options of `./vc extract` ask for; of `OPTIONS` those that were given.
 
     Raises:
-        UserError: a kind that is unknown, a file that is unreadable, or a network whose files are missing.
+        UserError: options that do nothing for the kind or contradict each other, an image for a kind that needs a
+            video, inputs that are missing, or outputs that cannot be written.
     """
-    if kind not in KINDS:
-        raise UserError(f"There is no condition '{kind}': expected one of {', '.join(KINDS)}.")
-    if vectors and kind != "motion":
-        raise UserError(f"Block vectors go with motion alone, not with {kind}: leave them out.")
-    if lines is not None and (kind != "single_sketch" or source.plan is not None):
-        raise UserError(f"The lines are {lines}, which goes with a single_sketch from an image alone: leave it out.")
-    if source.plan is not None and kind == "style":
-        first = dataclasses.replace(source.plan, frames=1)
-        extracted = _style(read_frames(source.path, first)[:, :, 0], source, None)
-    elif source.plan is not None:
-        extracted = extract_condition(kind, source, progress)
-    elif kind in _STILLS:
-        extracted = _STILLS[kind](read_image(source.path), source, lines)
-    else:
-        raise UserError(f"{source.path} is an image, and {kind} comes from a video: give one.")
-    rows = None
-    if vectors:
-        from ..extract.motion import block_vectors
-
-        found = block_vectors(source.path, source.plan).rows
-        columns = [found[name].astype(np.float32) for name in ("frame", "dst_x", "dst_y", "dx", "dy")]
-        rows = torch.from_numpy(np.stack(columns, axis=1))
-    settings = {"kind": kind, "file": str(source.path), "sha256": sha256(source.path), **_plain(source)}
-    return Extraction(kind, extracted, rows, {**settings, "how": dict(extracted.how)})
+    kind, file, checkpoint = options["kind"], options["file"], options["checkpoint"]
+    given = {name: value for name, value in options.items() if name in OPTIONS}
+    _check_kind(kind, [*given, *(["vectors"] if options["vectors"] else [])])
+    still = file.suffix.lower() in IMAGES
+    _check_file(kind, file, still, given)
+    if options["vectors"]:
+        _check_vectors(given)
+    # The first frame of a video is what an image tower sees of it: taken as the single image is.
+    taken = {_STILLS[kind]: file} if still else {"video": file, "use": "single_image" if kind == "style" else kind}
+    settings = Settings().with_options({**given, **taken})
+    settings.check(_label)
+    check_inputs(settings, _label)
+    if settings.depth_maps or (settings.sketch and settings.lines != "none"):
+        for name in ("models", "device"):
+            if name in given:
+                raise UserError(f"{as_option(name)} goes with networks, and none is run here: leave it out.")
+    _check_outputs(settings, checkpoint, options["out"], options["preview"])
+    config = _config(checkpoint)
+    settings = dataclasses.replace(
+        settings, frames=settings.frames or config.frames, size=settings.size or (config.height, config.width)
+    )
+    return Request(kind, file, settings, config, checkpoint, options["vectors"])
 
 
-def _style(image: Tensor, source: Source, lines: str | None) -> Extracted:
-    from ..encoders.clip import fitted
-
-    return Extracted(fitted(image, (224, 224))[:, :, None])
+def _label(name: str) -> str:
+    return _FILE if name in ("video", *_STILLS.values()) else as_option(name)
 
 
-def _single_image(image: Tensor, source: Source, lines: str | None) -> Extracted:
-    return Extracted(resize_crop(image, source.at("single_image"))[:, :, None])
+def _check_kind(kind: str, given: list[str]) -> None:
+    for name in given:
+        kinds = OPTIONS.get(name, ("motion",))
+        if kind not in kinds:
+            raise UserError(
+                f"{as_option(name)} does nothing for {kind}: leave it out, it goes with {', '.join(kinds)}."
+            )
 
 
-def _single_sketch(image: Tensor, source: Source, lines: str | None) -> Extracted:
-    if lines is not None:
-        drawn = resize_crop(as_sketch(image, lines), source.at("single_sketch"))
-        return Extracted(drawn[:, :, None], {"method": "as it is", "lines": lines})
-    return sketch_of("single_sketch", _single_image(image, source, None).tensor, source)
+def _check_file(kind: str, file: Path, still: bool, given: Mapping[str, Any]) -> None:
+    if still and kind not in _STILLS:
+        raise UserError(f"{file} is an image, and {kind} comes from a video: give one.")
+    for name in _OF_VIDEOS if still else _OF_STILLS:
+        if name in given:
+            here, there = ("an image", "a video") if still else ("a video", "an image")
+            raise UserError(f"{as_option(name)} goes with {there}, and {file} is {here}: leave it out.")
 
 
-# What comes from a still picture. The resizes are the released ones.
-_STILLS: dict[str, Callable[[Tensor, Source, str | None], Extracted]] = {
-    "style": _style,
-    "single_image": _single_image,
-    "single_sketch": _single_sketch,
-}
+def _check_vectors(given: Mapping[str, Any]) -> None:
+    if given.get("motion_mode", "released") != "released" or "nominal_height" in given:
+        name = "nominal_height" if "nominal_height" in given else "motion_mode"
+        raise UserError(
+            f"{as_option(name)} {given[name]} does not go with --vectors, which are the released path's at the "
+            "source's own size: leave one of them out."
+        )
 
 
-def save_extraction(extraction: Extraction, out: str | Path) -> Path:
-    """Writes `condition`, and `vectors` where there are any, into a `.safetensors` with the settings as metadata."""
-    out = Path(out)
+def _check_outputs(settings: Settings, checkpoint: Path | None, out: Path, shown: Path | None) -> None:
+    """Refuses, before anything is extracted, other endings, folders, what is read, and one name for both."""
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"{out} cannot be written: expected a name that ends in .safetensors.")
+    inputs = [path for paths in settings.inputs().values() for path in paths]
+    read = {os.path.realpath(path) for path in (*inputs, *filter(None, [checkpoint]))}
+    for path in filter(None, (out, shown)):
+        if read & {os.path.realpath(path), os.path.realpath(path.parent)} and path.exists():
+            raise UserError(f"{path} would overwrite what is read: give another name.")
+    check_place(out)
+    if shown is not None and shown.suffix.lower() == ".png":
+        check_place(shown)
+    elif shown is not None:
+        check_video_place(shown, check_format(shown))
+
+
+def _config(checkpoint: Path | None) -> Config:
+    from ..checkpoint import BUNDLED, read_checkpoint
+
+    if checkpoint is None:
+        return Config()
+    config = read_checkpoint(BUNDLED if str(checkpoint) == "bundled" else checkpoint).config
+    if config is None:
+        raise UserError(f"{checkpoint} holds no network whose kind of conditions could be made: give one that does.")
+    return config
+
+
+# --- Extracting -----------------------------------------------------------------------------------------------------
+
+
+def extract_file(request: Request, progress: Progress | None = None) -> Extraction:
+    """Extracts what was asked for.
+
+    A style image, or a video's first frame, is what the checkpoint's image tower sees of it, before its norm.
+
+    Raises:
+        UserError: a file that is unreadable or too short, or a network whose files are missing.
+    """
+    settings, kind = request.settings, request.kind
+    plan = frame_plan(settings, settings.frames)
+    source = source_of(settings, plan, request.config)
+    if kind == "style":
+        extracted = _style(request, plan)
+    else:
+        extracted = make_conditions(settings, plan, request.config, progress)[kind]
+    told = {"kind": kind, "file": str(request.file), "sha256": sha256(request.file), **_plain(kind, source)}
+    told["checkpoint"] = None if request.checkpoint is None else str(request.checkpoint)
+    rows = None
+    if request.vectors:
+        rows, told["vectors"] = _vectors(request.file, plan)
+    return Extraction(kind, extracted, source, rows, {**told, "how": dict(extracted.how)})
+
+
+def _style(request: Request, plan: FramePlan | None) -> Extracted:
+    from ..encoders.clip import fitted
+
+    image = read_image(request.file) if plan is None else read_frames(request.file, plan)[:, :, 0]
+    side = request.config.towers.image_size
+    return Extracted(fitted(image, (side, side))[:, :, None])
+
+
+def _vectors(file: Path, plan: FramePlan) -> tuple[Tensor, dict[str, Any]]:
+    """The released path's blocks as rows of `COLUMNS`, and what there is to know of them."""
+    from ..extract.motion import block_vectors
+
+    found = block_vectors(file, plan)
+    rows = np.stack([found.rows[name].astype(np.float32) for name in COLUMNS], axis=1)
+    about = {"layout": "released", "columns": [*COLUMNS], "rows": len(rows), "height": found.height,
+             "width": found.width, "fps": float(plan.rate), "source_fps": float(probe(file).rate)}  # fmt: skip
+    return torch.from_numpy(rows), about
+
+
+def _plain(kind: str, source: Source) -> dict[str, Any]:
+    """The settings of a source that do something for the kind, but for the file, in values that JSON holds."""
+    names = [f.name for f in dataclasses.fields(source) if f.name not in ("path", "plan")]
+    values = {name: getattr(source, name) for name in names if kind in OPTIONS.get(name, KINDS)}
+    values["extraction"] = dataclasses.asdict(source.extraction)
+    if source.plan is not None:
+        values |= {"start": source.plan.start, "rate": float(source.plan.rate), "frames": source.plan.frames}
+    return json.loads(json.dumps(values, default=str))
+
+
+# --- What is written and told ---------------------------------------------------------------------------------------
+
+
+def save_extraction(extraction: Extraction, out: Path) -> Path:
+    """Writes `condition`, and `vectors` where there are any, into a `.safetensors` with the settings as metadata."""
     tensors = {"condition": extraction.extracted.tensor.float()}
     if extraction.vectors is not None:
         tensors["vectors"] = extraction.vectors
@@ -166,13 +264,14 @@ def save_extraction(extraction: Extraction, out: str | Path) -> Path:
     return out
 
 
-def preview(extraction: Extraction, source: Source, path: str | Path) -> Path:
+def preview(extraction: Extraction, path: Path) -> Path:
     """Something to look at: a `.png` is a contact sheet, any other name a video. Motion is arrows over the frames."""
-    path = Path(path)
-    picture = picture_of(extraction.kind, extraction.extracted.tensor, source)
+    picture = picture_of(extraction.kind, extraction.extracted.tensor, extraction.source)
     if path.suffix.lower() == ".png":
-        return write_contact_sheet(path, [(extraction.kind, picture)])
-    return write_video(path, picture, source.plan.rate if source.plan else 1)
+        return write_contact_sheet(path, [(extraction.kind, picture)], cell=LEGIBLE)
+    plan = extraction.source.plan
+    scale = -(-LEGIBLE // min(picture.shape[-2:]))
+    return write_video(path, picture, plan.rate if plan else 1, scale)
 
 
 def summary(extraction: Extraction) -> dict[str, Any]:
@@ -180,8 +279,7 @@ def summary(extraction: Extraction) -> dict[str, Any]:
     tensor = extraction.extracted.tensor.float()
     values = {"shape": list(tensor.shape), "least": tensor.min().item(), "mean": tensor.mean().item(),
               "most": tensor.max().item()}  # fmt: skip
-    rows = {} if extraction.vectors is None else {"vectors": len(extraction.vectors)}
-    return {**extraction.settings, **values, **rows, "note": extraction.extracted.note}
+    return {**extraction.settings, **values, "note": extraction.extracted.note}
 
 
 def picture_of(kind: str, tensor: Tensor, source: Source | None = None) -> Tensor:
@@ -200,27 +298,3 @@ _PICTURES: dict[str, Callable[[Tensor, Source | None], Tensor]] = {
     "depth": lambda x, _: x / x.amax().clamp(min=1e-6),
     "mask": lambda x, _: x[:, :3] / 2 + 0.5,
 }
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    """The settings of a source, but for the file, in values that JSON holds."""
-    values = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name not in ("path", "plan")}
-    values["extraction"] = dataclasses.asdict(source.extraction)
-    if source.plan is not None:
-        values |= {"start": source.plan.start, "rate": float(source.plan.rate), "frames": source.plan.frames}
-    return json.loads(json.dumps(values, default=str))
-
-
-def check_names(options: Mapping[str, Any]) -> None:
-    """Refuses outputs before anything is extracted: other endings, folders, and what is read. Raises `UserError`."""
-    out, shown = options["out"], options["preview"]
-    if out.suffix.lower() != ".safetensors":
-        raise UserError(f"{out} cannot be written: expected a name that ends in .safetensors.")
-    if shown is not None and shown.suffix.lower() != ".png":
-        check_format(shown)
-    inputs = [options[name] for name in ("file", "mask", "depth_model", "depth_maps", "checkpoint")]
-    read = {os.path.realpath(path) for path in filter(None, inputs)}
-    for path in filter(None, (out, shown)):
-        check_place(path)
-        if read & {os.path.realpath(path), os.path.realpath(path.parent)} and path.exists():
-            raise UserError(f"{path} would overwrite what is read: give another name.")

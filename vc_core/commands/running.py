@@ -6,18 +6,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..atomic import check_place
 from ..checkpoint import BUNDLED
-from ..composer import VideoComposer, choose_device
-from ..conditions import Condition, condition_size
+from ..composer import VideoComposer
+from ..conditions import Condition
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, probe
+from .checks import check_inputs, check_video_place
+from .making import frame_plan, make_conditions
 from .record import (
     KEY,
     Record,
@@ -29,9 +31,6 @@ from .record import (
     with_found_inputs,
 )
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
-
-if TYPE_CHECKING:
-    from ..extract.sources import Extracted
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 
@@ -62,7 +61,8 @@ def gather(source: Path | None, options: Mapping[str, Any], progress: Progress |
         record = read_record(source)
         settings = record.settings.with_options(options)
         _check_new_name(settings, source)
-        settings = with_found_inputs(record, source, options, progress).with_options(options)
+        replaced = [name for name in record.inputs if getattr(settings, name) != getattr(record.settings, name)]
+        settings = with_found_inputs(record, source, {*options, *replaced}, progress).with_options(options)
         now = dataclasses.replace(record, versions=versions(), machine=machine(settings))
         if differs := differences(record, now):
             warnings.warn(f"{source}: the result may differ in its last bits ({'; '.join(differs)}).", stacklevel=2)
@@ -113,12 +113,7 @@ def _listed_runs(path: Path) -> list[dict[str, Any]]:
 def check_ready(settings: Settings, label: Label = as_option) -> None:
     """Refuses what cannot run: contradictions, missing inputs, outputs that cannot be written. Raises `UserError`."""
     settings.check(label)
-    for name, paths in settings.inputs().items():
-        for path in paths:
-            if path.is_dir() and name not in ("mask", "depth_model", "depth_maps"):
-                raise UserError(f"{path} is a folder, and {label(name)} takes a file: name the file in it.")
-            if not path.exists():
-                raise UserError(f"There is no file at {path}, which {label(name)} names: check the path.")
+    check_inputs(settings, label)
     if settings.out is None:
         raise UserError(f"There is no name for the result: give {label('out')}.")
     read = {os.path.realpath(path): name for name, paths in settings.inputs().items() for path in paths}
@@ -138,17 +133,16 @@ def outputs(settings: Settings) -> list[Path]:
 
 def _check_format(settings: Settings) -> None:
     """Refuses now what writing would refuse after minutes of composing."""
-    from ..video.formats import FOLDER, FORMATS, check_replaceable
     from ..video.writing import check_format
 
     form = check_format(settings.out, settings.fps)
     if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
         raise UserError(f"{settings.sheet} cannot be written: expected a name that ends in .png for a contact sheet.")
     for path in outputs(settings):
-        if form is FORMATS[FOLDER] and path != settings.sheet:
-            check_replaceable(path)
-        else:
+        if path == settings.sheet:
             check_place(path)
+        else:
+            check_video_place(path, form)
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -170,7 +164,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
     full, plan = fill_in(settings, composer.config)
-    made = _conditions(full, plan, composer.config, progress)
+    made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
     videos = compose(
         composer,
@@ -202,8 +196,9 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         **({"init": init} if full.init else {}),
     }
     notes = [each.note for each in made.values() if each.note]
-    result = _write(full, record, videos, shown, _chosen(settings, full, plan, record), progress)
-    return Result(result.paths, [*result.summary, *notes])
+    chosen = _chosen(settings, full, plan, record)
+    result = _write(full, record, videos, shown, progress)
+    return Result(result.paths, [*result.summary, *notes, *([chosen] if chosen else [])])
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
@@ -235,80 +230,19 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     """
     frames = settings.frames or config.frames
     height, width = size = settings.size or (config.height, config.width)
-    source = settings.video or settings.init
-    plan = None if source is None else plan_frames(probe(source), frames, settings.rate, settings.start)
+    plan = frame_plan(settings, frames)
     window = settings.window or (config.frames if frames > config.frames else None)
     full = dataclasses.replace(
         settings,
         frames=frames,
         size=size,
-        fps=settings.fps or float(plan.rate if plan else config.rate),
+        fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
         scale=settings.scale or max(1, 256 // min(height, width)),
         guidance=config.guidance if settings.guidance is None else settings.guidance,
         window=window,
         overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
     )
     return full, plan
-
-
-def _conditions(
-    settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None
-) -> "dict[str, Extracted]":
-    """The conditions by name, made from the source, by hand, and from the images."""
-    from ..extract import as_sketch, extract_condition
-    from ..extract.sources import Extracted, Source
-    from ..video import read_image, resize_crop
-
-    made = {}
-    for name in settings.use:
-        source = Source(
-            settings.video,
-            plan,
-            settings.size,
-            config.extraction,
-            mask=settings.mask,
-            motion_mode=settings.motion_mode,
-            sketch_method=settings.sketch_method,
-            depth_model=settings.depth_model,
-            depth_maps=settings.depth_maps,
-            depth_near=settings.depth_near,
-            models=settings.models or None,
-            device=str(choose_device(settings.device)),
-        )
-        made[name] = extract_condition(name, source, progress)
-    if settings.moves_by_hand:
-        made["motion"] = _motion_by_hand(settings, config)
-    if settings.image is not None:
-        image = resize_crop(read_image(settings.image), condition_size("single_image", settings.size))
-        made["single_image"] = Extracted(image[:, :, None])
-    if settings.sketch is not None:
-        sketch = as_sketch(read_image(settings.sketch), settings.sketch_lines)
-        size = condition_size("single_sketch", settings.size)
-        made["single_sketch"] = Extracted(resize_crop(sketch, size)[:, :, None])
-    return made
-
-
-def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
-    """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
-    from ..extract.camera import CameraMove, camera_field
-    from ..extract.fields import add_fields, condition_from_field
-    from ..extract.sources import Extracted
-    from ..extract.tracks import read_tracks, tracks_field
-
-    move = CameraMove(settings.pan, settings.zoom, settings.roll, easing=settings.easing)
-    field = camera_field(move, settings.frames, settings.size)
-    if settings.tracks is not None:
-        tracks = read_tracks(settings.tracks)
-        drawn = tracks_field(
-            tracks, settings.frames, settings.size, settings.canvas, settings.radius, easing=settings.easing
-        )
-        if not drawn.any():
-            raise UserError(
-                f"No track of {settings.tracks} moves anything in the video: give --canvas WIDTHxHEIGHT, the size of "
-                "what they were drawn on."
-            )
-        field = add_fields(field, drawn)
-    return Extracted(condition_from_field(field, config.extraction, settings.size), {"method": "by hand"})
 
 
 def _style(settings: Settings) -> Any:
@@ -353,7 +287,7 @@ def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Rec
         for name, say in _CHOICES
         if getattr(given, name) is None and getattr(full, name) is not None and (name, full.scale) != ("scale", 1)
     ]
-    if plan is not None and given.rate is None:
+    if given.takes_frames and given.rate is None:
         words.append(f"{float(plan.rate):g} frames taken from each second of {(given.video or given.init).name}")
     if given.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
@@ -365,7 +299,6 @@ def _write(
     record: Record,
     videos: Tensor,
     shown: Mapping[str, Tensor],
-    chosen: str,
     progress: Progress | None,
 ) -> Result:
     from ..video.writing import write_contact_sheet, write_videos
@@ -380,7 +313,7 @@ def _write(
         rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
         paths = [*paths, write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)]
         summary.append(f"{settings.sheet}: what the network saw and what it made")
-    return Result(paths, [*summary, *([chosen] if chosen else [])])
+    return Result(paths, summary)
 
 
 # --- Many runs ------------------------------------------------------------------------------------------------------

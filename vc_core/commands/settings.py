@@ -4,7 +4,7 @@ the record inside a produced file, and every check of a value."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from .values import (
     CONDITION_NAMES,
     DEVICE,
     EASINGS,
+    MASKS,
     METHODS,
     MODES,
     PAIR,
@@ -29,6 +30,7 @@ from .values import (
     STRENGTHS,
     SWITCH,
     TEXT,
+    WHITES,
     Kind,
     choice,
     nearest,
@@ -55,16 +57,24 @@ Role = Literal["value", "input", "output"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the table says of a field. `role`: an input is a file that must exist, an output one that is written."""
+    """What the table says of a field.
+
+    Attributes:
+        role: an input is a file that must exist, an output one that is written.
+        serves: the conditions that are made in another way by it; empty where it is not about single conditions.
+    """
 
     group: str
     kind: Kind
     help: str
     role: Role = "value"
+    serves: tuple[str, ...] = ()
 
 
-def _setting(group: str, kind: Kind, help: str, default: Any = None, role: Role = "value") -> Any:
-    metadata = {"setting": Setting(group, kind, help, role)}
+def _setting(
+    group: str, kind: Kind, help: str, default: Any = None, role: Role = "value", serves: tuple[str, ...] = ()
+) -> Any:
+    metadata = {"setting": Setting(group, kind, help, role, serves)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -94,22 +104,56 @@ class Settings:
     rate: float | None = _setting(
         _SOURCE, number(above=0), "frames a second to take (default: 4, more where the clip is short)"
     )
-    mask: Path | None = _setting(_SOURCE, PATH, "image or video for --use mask: white is painted anew", role="input")
 
     motion_mode: str = _setting(
-        _SOURCE, choice(MODES), "block vectors as in training (released), or the file's own (stream)", "released"
+        _SOURCE,
+        choice(MODES),
+        "block vectors as in training (released, the default), or the file's own (stream)",
+        "released",
+        serves=("motion",),
     )
+    nominal_height: int | None = _setting(
+        _SOURCE, whole(16, 8192), "pixels that the clip is scaled to before its motion is taken, 336 as trained "
+        "(default: as it is)", serves=("motion",),
+    )  # fmt: skip
     sketch_method: str = _setting(
         _SOURCE, choice(METHODS), "auto (as the checkpoint was trained, where its files are there), pidinet or edges",
-        "auto",
+        "auto", serves=("sketch", "single_sketch"),
     )  # fmt: skip
     depth_model: Path | None = _setting(
-        _SOURCE, PATH, "a depth network: midas_v3_dpt_large.pth, or a folder (default: as in --models)", role="input"
-    )
+        _SOURCE, PATH, "a depth network: midas_v3_dpt_large.pth, or a folder (default: as in --models)",
+        role="input", serves=("depth",),
+    )  # fmt: skip
     depth_maps: Path | None = _setting(
-        _SOURCE, PATH, "depth maps of the clip from elsewhere: a video, or a folder of images", role="input"
+        _SOURCE, PATH, "depth maps of the clip from elsewhere: a video, an image, or a folder of images",
+        role="input", serves=("depth",),
+    )  # fmt: skip
+    depth_near: str = _setting(
+        _SOURCE,
+        choice(("bright", "dark")),
+        "what is near in these maps: bright (default) or dark",
+        "bright",
+        serves=("depth",),
     )
-    depth_near: str = _setting(_SOURCE, choice(("bright", "dark")), "what is near in these maps", "bright")
+    depth_scale: float | None = _setting(
+        _SOURCE, number(above=0), "the depth, 0 to 10, of what is nearest of all in these maps (default: their "
+        "percentiles 2 and 98 become 0 and 2)", serves=("depth",),
+    )  # fmt: skip
+    mask: Path | None = _setting(
+        _SOURCE, PATH, "what is painted anew: an image, a video, or a folder of images", role="input", serves=("mask",)
+    )
+    mask_white: str = _setting(
+        _SOURCE,
+        choice(WHITES),
+        "what the white of --mask means: paint (anew, the default) or keep",
+        "paint",
+        serves=("mask",),
+    )
+    mask_draw: str | None = _setting(
+        _SOURCE, choice((*MASKS, "any")), f"draw a mask as the released training did: {', '.join(MASKS)} (of the "
+        "frame), or any of them", serves=("mask",),
+    )  # fmt: skip
+    mask_seed: int = _setting(_SOURCE, whole(0, 2**63 - 1), "of the drawn mask (default: 0)", 0, serves=("mask",))
     models: tuple[Path, ...] = _setting(_SOURCE, PATHS, "folders with the files of PiDiNet and MiDaS", ())
 
     tracks: Path | None = _setting(
@@ -133,7 +177,10 @@ class Settings:
     negative: str = _setting(_IMAGES, TEXT, "the negative prompt", "")
     image: Path | None = _setting(_IMAGES, PATH, "the single image: how the video begins", role="input")
     sketch: Path | None = _setting(_IMAGES, PATH, "the single sketch: a drawing, taken as it is", role="input")
-    sketch_lines: str = _setting(_IMAGES, choice(("bright", "dark")), "what the drawing's lines are", "dark")
+    sketch_lines: str | None = _setting(
+        _IMAGES, choice(("bright", "dark", "none")), "what the drawing's lines are, bright or dark; none: it is a "
+        "picture in which --sketch-method finds them (default: dark, or none with a --sketch-method for it)",
+    )  # fmt: skip
     style: Path | None = _setting(_IMAGES, PATH, "the style image", role="input")
     strength: Mapping[str, float] = _setting(
         _IMAGES, STRENGTHS, "a condition's strength, for instance motion=0.5; may be repeated", {}
@@ -248,8 +295,11 @@ class Settings:
         return {**plain, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
-        """These settings with some replaced by options, as the command line gave their texts. Raises `UserError`."""
-        changed = {}
+        """These settings with some replaced by options, as the command line gave their texts. Raises `UserError`.
+
+        An option also takes the place of the setting that it excludes, so that a mask can be drawn instead of a file's.
+        """
+        changed = _displaced(texts)
         for name, text in texts.items():
             setting = SETTINGS[name]
             value = _read(setting, name, text, as_option, setting.kind.from_text)
@@ -275,23 +325,53 @@ class Settings:
     @property
     def moves_by_hand(self) -> bool:
         """Whether tracks or a camera move make the motion."""
-        return any(getattr(self, name) != _DEFAULTS[name] for name in ("tracks", "pan", "zoom", "roll"))
+        return any(getattr(self, name) != DEFAULTS[name] for name in MOVES)
+
+    @property
+    def lines(self) -> str:
+        """What the lines of the single sketch's picture are; `none` where the sketch method has to find them."""
+        meant = self.sketch_method != "auto" and "sketch" not in self.use
+        return self.sketch_lines or ("none" if meant else "dark")
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether more than its first frame is taken from the source."""
+        return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
     # --- What fits together ---
 
     def check(self, label: Label = as_option) -> None:
         """Refuses settings that contradict each other, or that have no effect. Raises `UserError`."""
-        for wrong, message in _contradictions(self, label):
+        from .checks import contradictions
+
+        for wrong, message in contradictions(self, label):
             if wrong:
                 raise UserError(message)
 
 
+MOVES = ("tracks", "pan", "zoom", "roll")
+"""Settings that make motion by hand."""
+
+GOES_WITH = (
+    ("canvas", "tracks"),
+    ("radius", "tracks"),
+    ("sketch_lines", "sketch"),
+    ("depth_near", "depth_maps"),
+    ("depth_scale", "depth_maps"),
+    ("mask_white", "mask"),
+    ("mask_seed", "mask_draw"),
+)
+"""A setting, and the one without which it has no effect."""
+
+EITHER = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
+"""Settings of which one leaves nothing for the other."""
+
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(Settings)}
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Settings)}
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Settings)}
 
 
 def _read(setting: Setting, name: str, value: Any, label: Label, prepare: Callable[[Any], Any] = lambda v: v) -> Any:
-    if value is None and _DEFAULTS[name] is None:
+    if value is None and DEFAULTS[name] is None:
         return None
     try:
         return setting.kind.read(prepare(value))
@@ -302,52 +382,12 @@ def _read(setting: Setting, name: str, value: Any, label: Label, prepare: Callab
         raise UserError(f"{label(name)} {shown} is not possible: {reason}.") from error
 
 
-def _contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
-    given = {*s.use, *(["single_image"] if s.image else []), *(["single_sketch"] if s.sketch else [])}
-    given |= {"style"} if s.style else set()
-    given |= {"motion"} if s.moves_by_hand else set()
-    idle = sorted({*s.strength, *s.schedule} - given)
-    timed = next((name for name in ("start", "rate") if getattr(s, name) != _DEFAULTS[name]), "")
-    use, video, mask, init, denoise = map(label, ("use", "video", "mask", "init", "denoise"))
-    yield bool(s.use) and not s.video, f"{use} {','.join(s.use)} needs a source: give {video} FILE."
-    yield (
-        bool(s.video) and not s.use,
-        f"{video} {s.video} is not used: say what to take from it, for instance {use} motion.",
-    )
-    yield bool(s.mask) and "mask" not in s.use, f"{mask} {s.mask} is not used: add mask to {use}."
-    yield "mask" in s.use and not s.mask, f"{use} mask needs a mask file: give {mask} an image or a video."
-    for name, own in (("single_image", "image"), ("single_sketch", "sketch")):
-        path = getattr(s, own)
-        yield (
-            bool(path) and name in s.use,
-            f"The condition '{name}' was given twice, by {use} and by {label(own)} {path}: give it once.",
-        )
-    yield (
-        bool(idle),
-        f"{label('strength')} or {label('schedule')} names {', '.join(idle)}: name conditions that are given.",
-    )
-    yield (
-        s.moves_by_hand and "motion" in s.use,
-        f"The condition 'motion' was given twice, by {use} and by hand: give it once.",
-    )
-    idle = [name for name in ("canvas", "radius") if getattr(s, name) is not None and s.tracks is None]
-    yield bool(idle), f"{', '.join(map(label, idle))} goes with {label('tracks')}: leave it out, or give tracks."
-    idle = [name for name in ("depth_model", "depth_maps") if getattr(s, name) is not None and "depth" not in s.use]
-    yield bool(idle), f"{', '.join(map(label, idle))} is not used: add depth to {use}."
-    yield bool(s.init) and s.denoise == 1, f"{init} {s.init} has no effect at {denoise} 1: give a lower {denoise}."
-    yield s.denoise < 1 and not s.init, f"{denoise} {s.denoise:g} needs a video to begin from: give {init} FILE."
-    yield (
-        bool(timed) and not (s.video or s.init),
-        f"{label(timed)} {getattr(s, timed or 'start')} is not used: it goes with {video} or {init}.",
-    )
-    yield (
-        s.eta > 0 and not s.sampler.startswith("ddim"),
-        f"{label('eta')} {s.eta:g} goes with the ddim samplers: leave it out, or choose {label('sampler')} ddim.",
-    )
-    yield (
-        None not in (s.window, s.overlap) and s.overlap >= s.window,
-        f"{label('overlap')} {s.overlap} is not possible with {label('window')} {s.window}: expected fewer frames.",
-    )
+def _displaced(given: Collection[str]) -> dict[str, Any]:
+    """The defaults of what given options exclude, and of what goes with that, where they are not given too."""
+    rivals = [pair for one in EITHER for pair in (one, one[::-1])]
+    gone = {rival for name, rival in rivals if name in given}
+    gone |= {name for name, other in GOES_WITH if other in gone}
+    return {name: DEFAULTS[name] for name in gone - {*given}}
 
 
 # --- Files of settings ----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ BUNDLED = "bundled"
 MODES = ("released", "stream")
 METHODS = ("auto", "pidinet", "edges")
 EASINGS = ("linear", "ease_in", "ease_out", "ease_in_out")
+WHITES = ("paint", "keep")
+MASKS = ("strokes", "rectangles", "half")
 """As `vc_core.extract` has them, which takes a second to import; the tests compare them."""
 
 APPLIED = (*CONDITIONS, "style")
@@ -217,7 +219,7 @@ PATHS = Kind(
     plain=lambda paths: [str(path) for path in paths],
     each_path=lambda paths, change: tuple(map(change, paths)),
     form="FILE",
-    option={"nargs": "+"},
+    option={"nargs": "+", "action": "extend"},
 )
 CHECKPOINT = dataclasses.replace(PATH, read=_read_checkpoint)
 CONDITION_NAMES = Kind("names with commas", _read_conditions, plain=list, form="NAMES")

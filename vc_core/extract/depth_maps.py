@@ -37,13 +37,22 @@ def by_percentiles(values: Tensor, percentiles: tuple[float, float] = PERCENTILE
     Raises:
         UserError: values that are not finite, the same value everywhere, or percentiles that are none.
     """
+    clips = [
+        USUAL[0] + (clip.float() - far) * ((USUAL[1] - USUAL[0]) / (near - far))
+        for clip, (far, near) in zip(values.split(1), percentile_ends(values, percentiles), strict=True)
+    ]
+    return torch.cat(clips).clamp(0, HIGHEST)
+
+
+def percentile_ends(values: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> list[tuple[float, float]]:
+    """The values of each clip (B, ...) that `by_percentiles` puts on USUAL's ends, far and near. Raises as it does."""
     low, high = percentiles
     if not 0 <= low < high <= 100:
         raise UserError(f"The percentiles of depth are {low} and {high}: expected two numbers that rise from 0 to 100.")
-    return torch.cat([_stretched(clip, low, high) for clip in values.split(1)])
+    return [_ends(clip, low, high) for clip in values.split(1)]
 
 
-def _stretched(clip: Tensor, low: float, high: float) -> Tensor:
+def _ends(clip: Tensor, low: float, high: float) -> tuple[float, float]:
     if not torch.isfinite(clip).all():
         raise UserError("The depth holds values that are not finite: make it again, or give another map.")
     # numpy's, because torch's quantile takes no more than 16 million values.
@@ -55,8 +64,7 @@ def _stretched(clip: Tensor, low: float, high: float) -> Tensor:
         raise UserError(
             f"The depth is {far:g} everywhere: expected near and far in it; give another clip or map, or a scale."
         )
-    result = USUAL[0] + (clip.float() - float(far)) * ((USUAL[1] - USUAL[0]) / float(near - far))
-    return result.clamp(0, HIGHEST)
+    return float(far), float(near)
 
 
 def depth_from_maps(
@@ -80,17 +88,31 @@ def depth_from_maps(
     Raises:
         UserError: another word or shape, coloured maps, a scale that is not above 0, or what `by_percentiles` raises.
     """
-    if near not in ("bright", "dark"):
-        raise UserError(f'Near is {near!r} in the depth maps: say "bright" or "dark".')
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"The scale of the depth maps is {scale}: expected a number above 0, such as 2.")
+    grey = _near_bright(maps, near)
+    return by_percentiles(grey, percentiles) if scale is None else (grey * scale).clamp(0, HIGHEST)
+
+
+def _near_bright(maps: Tensor, near: str) -> Tensor:
+    """Maps as `depth_from_maps` takes them to (B, 1, F, H, W), near bright."""
+    if near not in ("bright", "dark"):
+        raise UserError(f'Near is {near!r} in the depth maps: say "bright" or "dark".')
     if maps.dim() != 5 or maps.shape[1] not in (1, 3):
         raise UserError(
             f"The depth maps have the shape {tuple(maps.shape)}: expected (batch, 1 or 3, frames, height, width)."
         )
     grey = _grey(maps, "The depth maps")
-    grey = 1 - grey if near == "dark" else grey
-    return by_percentiles(grey, percentiles) if scale is None else (grey * scale).clamp(0, HIGHEST)
+    return 1 - grey if near == "dark" else grey
+
+
+def mapped_levels(
+    maps: Tensor, near: str = "bright", percentiles: tuple[float, float] = PERCENTILES
+) -> list[tuple[float, float]]:
+    """The levels of maps, of each clip, that `depth_from_maps` without a scale puts on USUAL's ends: far, near."""
+    grey = _near_bright(maps, near)
+    ends = percentile_ends(grey, percentiles)
+    return [(1 - far, 1 - near_) for far, near_ in ends] if near == "dark" else ends
 
 
 def _grey(maps: Tensor, what: str) -> Tensor:

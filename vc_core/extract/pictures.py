@@ -129,7 +129,10 @@ def _ground(frames: Tensor | None, count: int, size: tuple[int, int]) -> np.ndar
             f"The frames under the arrows have the shape {tuple(frames.shape)}: expected (1, 3, {count} or 1, height, "
             "width), as many as the motion field has."
         )
-    frames = resize_crop(frames.detach().float().cpu(), size).clamp(0, 1).expand(-1, -1, count, -1, -1)
+    # By whole pixels where that is possible: what the network sees of a small frame is not blurred.
+    whole = [side % own for side, own in zip(size, frames.shape[-2:], strict=True)] == [0, 0]
+    frames = resize_crop(frames.detach().float().cpu(), size, "nearest" if whole else "bilinear", antialias=not whole)
+    frames = frames.clamp(0, 1).expand(-1, -1, count, -1, -1)
     return (frames[0] * 255).round().byte().permute(1, 2, 3, 0).numpy()
 
 

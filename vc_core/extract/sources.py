@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..conditions import CONDITIONS, condition_size
@@ -15,7 +16,7 @@ from ..config import ExtractionConfig
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, read_frames
-from .mask import masked_video, read_mask
+from .mask import masked_video, random_mask, read_mask
 from .motion import read_motion
 from .networks import Folders
 from .sketch import sketch
@@ -29,7 +30,9 @@ class Source:
         plan: None for a still picture.
         size: (height, width) of the video to be composed.
         extraction: what the checkpoint was trained with; a sketch of the method `auto` follows it.
-        mask: image, video or folder of images that tells what to paint (white), for the mask condition.
+        mask: image, video or folder of images that tells what to paint, for the mask condition.
+        mask_white: what its white means, one of `vc_core.extract.mask.POLARITIES`.
+        mask_draw: instead of a file, a kind of `random_mask` to draw, or `any`; with `mask_seed`.
         motion_mode: `released` or `stream`, see `vc_core.extract.motion`.
         nominal_height: the source is scaled to this height before its motion is taken (None: as it is).
         sketch_method: `auto`, `pidinet` or `edges`. `auto` is edges for a checkpoint that was trained on them, else
@@ -37,6 +40,7 @@ class Source:
         depth_model: file or folder of a depth network; None for the released one, found in `models`.
         depth_maps: depth maps from elsewhere instead of a network: a video, image or folder of images.
         depth_near: what is near in these maps, `bright` or `dark`.
+        depth_scale: see `depth_from_maps`; None: by percentiles.
         models: folders in which annotators' files are looked for.
         device: where the annotators' networks run.
     """
@@ -46,12 +50,16 @@ class Source:
     size: tuple[int, int]
     extraction: ExtractionConfig
     mask: Path | None = None
+    mask_white: str = "paint"
+    mask_draw: str | None = None
+    mask_seed: int = 0
     motion_mode: str = "released"
     nominal_height: int | None = None
     sketch_method: str = "auto"
     depth_model: Path | None = None
     depth_maps: Path | None = None
     depth_near: str = "bright"
+    depth_scale: float | None = None
     models: Folders = None
     device: str = "cpu"
 
@@ -60,7 +68,10 @@ class Source:
         return condition_size(name, self.size)
 
     def frames(self, name: str) -> Tensor:
-        return read_frames(self.path, self.plan, self.at(name))
+        """The frames (1, 3, F, H, W) that a condition is made of: the plan's, of which one that is spatial takes the
+        first alone."""
+        plan = self.plan if CONDITIONS[name].kind == "temporal" else replace(self.plan, frames=1)
+        return read_frames(self.path, plan, self.at(name))
 
 
 @dataclass(frozen=True)
@@ -87,24 +98,46 @@ def _motion(source: Source, progress: Progress | None) -> Extracted:
 
 
 def _mask(source: Source, progress: Progress | None) -> Extracted:
-    if source.mask is None:
+    how = {}
+    if source.mask_draw is not None:
+        kind = None if source.mask_draw == "any" else source.mask_draw
+        generator = torch.Generator().manual_seed(source.mask_seed)
+        keep = random_mask(source.plan.frames, source.at("mask"), generator, kind)
+        how = {"drawn": source.mask_draw, "seed": source.mask_seed}
+    elif source.mask is not None:
+        keep = read_mask(source.mask, source.plan, source.mask_white, source.at("mask"))
+        how = {"white": source.mask_white}
+    else:
         raise UserError("The condition 'mask' needs a mask file: give an image or a video, white where to paint.")
-    keep = read_mask(source.mask, source.plan, size=source.at("mask"))
-    return Extracted(masked_video(source.frames("mask"), keep))
+    return Extracted(masked_video(source.frames("mask"), keep), how)
 
 
 def _depth(source: Source, progress: Progress | None) -> Extracted:
     from .depth import depth
-    from .depth_maps import depth_from_maps, read_depth_maps
 
     if source.depth_maps is not None:
-        maps = read_depth_maps(source.depth_maps, source.plan, source.at("depth"))
-        tensor = depth_from_maps(maps, source.depth_near)
-        return Extracted(tensor, {"maps": str(source.depth_maps), "near": source.depth_near})
+        return _depth_of_maps(source)
     tensor, which = depth(
         source.frames("depth"), source.depth_model, source.models, device=source.device, progress=progress
     )
     return Extracted(tensor, {"model": which}, f"depth: by {which}.")
+
+
+def _depth_of_maps(source: Source) -> Extracted:
+    from .depth_maps import PERCENTILES, USUAL, depth_from_maps, mapped_levels, read_depth_maps
+
+    maps = read_depth_maps(source.depth_maps, source.plan, source.at("depth"))
+    how = {"maps": str(source.depth_maps), "near": source.depth_near, "scale": source.depth_scale}
+    tensor = depth_from_maps(maps, source.depth_near, source.depth_scale)
+    if source.depth_scale is not None:
+        return Extracted(tensor, how)
+    far, near = mapped_levels(maps, source.depth_near)[0]
+    how |= {"percentiles": [*PERCENTILES], "levels": [far, near], "became": [*USUAL]}
+    note = (
+        f"depth: of the maps' levels, 0 to 1, {far:.3g} became the depth {USUAL[0]:g} and {near:.3g} became "
+        f"{USUAL[1]:g} (percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}); --depth-scale takes them as they are."
+    )
+    return Extracted(tensor, how, note)
 
 
 def sketch_of(name: str, frames: Tensor, source: Source, progress: Progress | None = None) -> Extracted:
@@ -117,12 +150,11 @@ def sketch_of(name: str, frames: Tensor, source: Source, progress: Progress | No
 
 
 def _sketch(name: str, source: Source, progress: Progress | None) -> Extracted:
-    frames = source.frames(name)
-    return sketch_of(name, frames[:, :, :1] if CONDITIONS[name].kind == "spatial" else frames, source, progress)
+    return sketch_of(name, source.frames(name), source, progress)
 
 
 def _single_image(source: Source, progress: Progress | None) -> Extracted:
-    return Extracted(source.frames("single_image")[:, :, :1])
+    return Extracted(source.frames("single_image"))
 
 
 EXTRACTORS: dict[str, Callable[[Source, Progress | None], Extracted]] = {
