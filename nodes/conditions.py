@@ -308,7 +308,7 @@ class VCSingleSketch(io.ComfyNode):
                 io.Image.Input("image", tooltip="A sketch, or an image whose outlines are found."),
                 *size_inputs()[1:],
                 *schedule_inputs("the sketch"),
-                sketch_input("is a sketch, bright lines"),
+                sketch_input("is a sketch, dark lines"),
             ],
             outputs=outputs("single_sketch"),
         )

@@ -231,16 +231,16 @@ def test_a_drawn_mask_is_the_released_trainings(clip, tmp_path):
 
 
 def test_a_first_frame_needs_no_long_clip_and_is_the_sequences_first(tmp_path):
-    long, short = (write_video(tmp_path / f"{n}.mp4", draw_clip(size=64, frames=n), 8) for n in (20, 3))
+    long, short = (write_video(tmp_path / f"{n}.mp4", draw_clip(size=64, frames=n), 30) for n in (30, 3))
     out = tmp_path / "x.safetensors"
     for kind in ("single_image", "single_sketch", "style"):
         assert vc("extract", kind, short, "-o", out) == 0, kind
     assert json.loads(open_tensors(out).metadata["videocomposer"])["frames"] == 1
-    # 16 of its 20 frames: 7 a second, so that the first one shown is not that of 4 a second
+    # 16 of its 30 frames, 17 a second: the first one shown is not that of the usual 4 a second
     assert vc("extract", "single_image", long, "--size", "64x64", "-o", out) == 0
     plan = plan_frames(probe(long))
     expected = read_frames(long, plan, (96, 96))[:, :, :1]
-    assert plan.rate == 7 and torch.equal(open_tensors(out).state()["condition"], expected)
+    assert plan.rate == 17 and torch.equal(open_tensors(out).state()["condition"], expected)
 
 
 def test_several_folders_of_models(clip, tmp_path):
