@@ -42,6 +42,19 @@ def test_saved_and_loaded_gives_the_same_output(tiny_unet, tiny_checkpoint, tiny
     torch.testing.assert_close(loaded(*arguments(loaded)), tiny_unet(*arguments(tiny_unet)), rtol=1e-5, atol=1e-6)
 
 
+def test_the_config_in_a_tensor(tiny_unet, tiny_config, tmp_path):
+    """As programs save it that keep no metadata."""
+    state = {f"model.{name}": tensor.clone() for name, tensor in to_released(tiny_unet).items()}
+    state[CONFIG_TENSOR] = torch.frombuffer(bytearray(tiny_config.to_json().encode()), dtype=torch.uint8)
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "a.safetensors")
+    assert checkpoint.config == tiny_config and not checkpoint.assumed and not checkpoint.extra
+    state[CONFIG_TENSOR] = state[CONFIG_TENSOR][:50].clone()
+    safetensors.torch.save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="valid JSON"):
+        read_checkpoint(tmp_path / "b.safetensors")
+
+
 def test_half_precision_in_the_file(tiny_unet, tiny_config, tmp_path):
     save_checkpoint(tmp_path / "half.safetensors", tiny_config, {"model": to_released(tiny_unet)}, torch.float16)
     with safetensors.safe_open(tmp_path / "half.safetensors", framework="pt") as file:

@@ -376,7 +376,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path, change):
 def test_a_pipe_or_a_device_is_refused_and_stays(tmp_path, name):
     path = tmp_path / name
     os.mkfifo(path)
-    with pytest.raises(UserError, match="is a device or a pipe, and a (file|folder) to write was expected"):
+    with pytest.raises(UserError, match=r"is a device or a pipe, and a (file|folder) to write was expected"):
         write_video(path, painting(), 8)
     assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
 
