@@ -11,7 +11,8 @@ from importlib import metadata
 if sys.version_info < (3, 10):  # noqa: UP036 - it may be any Python that the user names
     sys.exit(1)
 
-NEEDED_BESIDES = ("torch", "torchvision", "diffusers")  # which requirements.txt leaves out for ComfyUI's sake
+# Which requirements.txt leaves out for ComfyUI's sake.
+NEEDED_BESIDES = ("torch", "torchvision", "diffusers", "open_clip_torch")
 
 
 def named_packages(requirements: str) -> list:

@@ -16,7 +16,7 @@ Findings = dict[str, Any]
 """What was found, in values that JSON holds."""
 
 # What composing needs beyond requirements.txt; the rest of requirements-dev.txt serves tests and training.
-NEEDED = ("torch", "torchvision", "diffusers")
+NEEDED = ("torch", "torchvision", "diffusers", "open_clip_torch")
 # Name -> what it is for. Of the decoders, any source may need one; of the encoders, .mp4 and motion need theirs.
 ENCODERS = {"libx264": ".mp4", "libvpx-vp9": ".webm", "mpeg4": "motion"}
 DECODERS = ("h264", "hevc", "vp9", "av1")
