@@ -33,7 +33,6 @@ from .inputs import (
     schedule_inputs,
     schema,
     size_inputs,
-    spread,
     target,
     video_input,
 )
@@ -233,7 +232,7 @@ class VCMaskSequence(io.ComfyNode):
             inputs=[
                 model_input(),
                 video_input("The video of which a part is kept."),
-                io.Mask.Input("mask", tooltip="One mask for all frames, or one for each frame."),
+                io.Mask.Input("mask", tooltip="One mask for all frames, or one for each frame of the video."),
                 *plan_inputs(),
                 *size_inputs(),
                 *schedule_inputs("the mask"),
@@ -249,7 +248,7 @@ class VCMaskSequence(io.ComfyNode):
         goal = target(model, frames, width, height)
         clip, size = footage(video, goal, start_time, frame_rate), goal.at("mask")
         area = channels_first(mask)
-        area, note = (area, "") if area.shape[2] == 1 else spread(area, goal.frames)
+        area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
         keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
         tensor = masked_video(frames_of(clip, size), keep)
         say(clip.note, note and f"Mask: {note}")

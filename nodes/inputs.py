@@ -131,12 +131,22 @@ class Footage:
     Attributes:
         source: what the core's readers open, or the frames `(1, 3, F, H, W)` in [0, 1].
         plan: which frames of it are used.
+        count: its number of frames.
+        chosen: the numbers of those that are used, for what goes with them one by one, such as masks.
         note: what was decided for the user.
     """
 
     source: Any
     plan: FramePlan
+    count: int
+    chosen: tuple[int, ...]
     note: str = ""
+
+    def along(self, frames: Tensor) -> tuple[Tensor, str]:
+        """Of frames `(1, C, N, H, W)` that go with the source's, or with the plan's, those of the plan."""
+        if frames.shape[2] == self.count != self.plan.frames:
+            return frames[:, :, list(self.chosen)], ""
+        return spread(frames, self.plan.frames)
 
 
 def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> Footage:
@@ -152,22 +162,31 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
                 "connect a VIDEO."
             )
         frames, note = spread(channels_first(video), goal.frames)
-        return Footage(frames, FramePlan(0.0, Fraction(goal.config.rate).limit_denominator(1001), goal.frames), note)
+        plan = FramePlan(0.0, Fraction(goal.config.rate).limit_denominator(1001), goal.frames)
+        return Footage(frames, plan, len(video), tuple(evenly(len(video), goal.frames)), note)
     if isinstance(video, InputImpl.VideoFromComponents):  # whose own stream fails in ComfyUI 0.3.64
-        return _of_components(video.get_components(), goal, start_time, frame_rate)
+        parts = video.get_components()
+        count, rate = len(parts.images), Fraction(parts.frame_rate)
+        height, width = parts.images.shape[1:3]
+        info = VideoInfo(Path("The VIDEO"), width, height, count, "header", rate, float(count / rate), "raw", 0)
+        plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
+        chosen = shown(info, plan)
+        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen)
     source = video.get_stream_source()
-    return Footage(source, plan_frames(probe(source), goal.frames, frame_rate or None, start_time))
-
-
-def _of_components(parts: Any, goal: Target, start_time: float, frame_rate: float) -> Footage:
-    """The frames that the plan takes of a VIDEO that is in memory, as ffmpeg's `fps` filter takes them of a file."""
-    count, rate = len(parts.images), Fraction(parts.frame_rate)
-    height, width = parts.images.shape[1:3]
-    info = VideoInfo(Path("The VIDEO"), width, height, count, "header", rate, float(count / rate), "raw", 0)
+    info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
-    ticks = [Fraction(plan.start) + (i + Fraction(1, 2)) / plan.rate for i in range(plan.frames)]
-    chosen = [max(0, min(count - 1, math.ceil(tick * rate) - 1)) for tick in ticks]
-    return Footage(channels_first(parts.images[chosen]), plan)
+    return Footage(source, plan, info.frames, shown(info, plan))
+
+
+def shown(info: VideoInfo, plan: FramePlan) -> tuple[int, ...]:
+    """Numbers of the frames that a plan takes of a video of even rate, as ffmpeg's `fps` filter takes them."""
+    ticks = (Fraction(plan.start) + (i + Fraction(1, 2)) / plan.rate for i in range(plan.frames))
+    return tuple(max(0, min(info.frames - 1, math.ceil(tick * info.rate) - 1)) for tick in ticks)
+
+
+def evenly(given: int, count: int) -> list[int]:
+    """`count` numbers of `given` frames, evenly from the first to the last."""
+    return torch.linspace(0, given - 1, count).round().long().tolist()
 
 
 def spread(frames: Tensor, count: int) -> tuple[Tensor, str]:
@@ -175,8 +194,7 @@ def spread(frames: Tensor, count: int) -> tuple[Tensor, str]:
     given = frames.shape[2]
     if given == count:
         return frames, ""
-    chosen = torch.linspace(0, given - 1, count).round().long()
-    return frames[:, :, chosen], f"{given} frames were spread over {count}."
+    return frames[:, :, evenly(given, count)], f"{given} frames were spread over {count}."
 
 
 def channels_first(images: Tensor) -> Tensor:
