@@ -1,0 +1,75 @@
+"""What a data set gives and what a step takes. The only words that data, objective and trainer share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip or image. Of what can be cached, either the cached form or what it is made from is there.
+
+    Attributes:
+        key: tells the sample in messages and in the log.
+        latents: `(4, F, h, w)`, scaled by the autoencoder's factor.
+        video: `(3, F, H, W)` in [0, 1], at the size of training.
+        text: caption.
+        text_tokens: `(77, D)`.
+        style: image `(3, S, S)` in [0, 1]; only where style is kept.
+        style_embedding: `(1, D)`; only where style is kept.
+        conditions: by name `(C, F or 1, H', W')`, only those that are kept and need no network on the device; what is
+            kept and not here (depth, sketch) is made from `video` at the condition's size by the step.
+        source: `(3, F, H', W')` in [0, 1] at the conditions' larger size, for those.
+    """
+
+    key: str
+    latents: Tensor | None = None
+    video: Tensor | None = None
+    text: str = ""
+    text_tokens: Tensor | None = None
+    style: Tensor | None = None
+    style_embedding: Tensor | None = None
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    source: Tensor | None = None
+
+
+class Clips(Protocol):
+    """A data set that is read as a map. `sample` is a function of its arguments alone."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
+        """Sample `index`, with those of `text`, `style` and the condition table that are `kept`.
+
+        Raises:
+            BadSample: it cannot be read.
+        """
+        ...
+
+
+class BadSample(Exception):
+    """A sample that cannot be read: skipped and counted, never turned into zeros. Names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one domain.
+
+    Attributes:
+        samples: in their order.
+        kept: by name, `(B,)` bool: which samples keep text, style and each condition.
+        numbers: of the samples in the order of the run, which everything random of them is a function of.
+    """
+
+    samples: Sequence[Sample]
+    kept: dict[str, Tensor]
+    numbers: Sequence[int]
+
+    def rows(self, name: str) -> list[int]:
+        """Positions of the samples that keep a condition."""
+        return self.kept[name].nonzero(as_tuple=True)[0].tolist()
