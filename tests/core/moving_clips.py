@@ -44,8 +44,46 @@ def sprite(velocity: int, frames: int = 13) -> list[np.ndarray]:
     return found
 
 
-def encode(target, frames, codec="libx264", form=None, pix_fmt="yuv420p", times=None, rotation=None, **options):
-    """Writes (H, W, 3) uint8 pictures to a path, or to bytes where `target` is None."""
+MATRICES = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
+MATRICES += [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
+"""(a, b, c, d) of display matrices: what is stored at (x, y) is shown at (ax + cy, bx + dy); the last four mirror."""
+
+
+def stored(shown: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """The picture that a display matrix makes players show as `shown`."""
+    a, b, c, d = matrix
+    picture = shown[:: b + d, :: a + c]
+    return picture if a else picture.swapaxes(0, 1)
+
+
+def woven(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Interlaced pictures: each takes its even lines from one frame and its odd ones from the next."""
+    found = [upper.copy() for upper in frames[::2]]
+    for picture, lower in zip(found, frames[1::2], strict=True):
+        picture[1::2] = lower[1::2]
+    return found
+
+
+INTERLACED = {
+    # codec: (container, options)
+    "libx264": ("mp4", {**OWN, "x264-params": "interlaced=1:ref=1:bframes=0"}),
+    "mpeg2video": ("mpegts", {"b": "4000000", "flags": "+ildct+ilme"}),
+}
+
+
+def encode(
+    target,
+    frames,
+    codec="libx264",
+    form=None,
+    pix_fmt="yuv420p",
+    times=None,
+    rotation=None,
+    matrix=None,
+    aspect=None,
+    **options,
+):
+    """Writes (H, W, 3 or 4) uint8 pictures to a path, or to bytes where `target` is None."""
     buffer = io.BytesIO() if target is None else str(target)
     with av.open(buffer, "w", format=form or ("mp4" if target is None else None)) as container:
         stream = container.add_stream(codec, rate=RATE)
@@ -55,8 +93,14 @@ def encode(target, frames, codec="libx264", form=None, pix_fmt="yuv420p", times=
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            a, b, c, d = (each << 16 for each in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            coded = "rgba" if pixels.shape[-1] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=coded)
             frame.pts = times[number] if times else number
             frame.time_base = Fraction(1, 1000) if times else Fraction(1, RATE)
             container.mux(stream.encode(frame))

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, assert_moves, encode, moving
+from tests.core.moving_clips import (
+    CODECS,
+    INTERLACED,
+    MATRICES,
+    OWN,
+    PLAN,
+    RATE,
+    assert_moves,
+    encode,
+    moving,
+    stored,
+    woven,
+)
 from vc_core.errors import UserError
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import obstacle
@@ -78,6 +90,15 @@ def test_unknown_options_are_told(wrong):
         read_motion(b"", PLAN, **wrong)
 
 
+@pytest.mark.parametrize("size", [(64, 2_560_000), (0, 64), (20_000, 16)])
+def test_absurd_sizes_are_told(tmp_path, size):
+    data = encode(None, moving(1, 0, 4))
+    with pytest.raises(UserError, match=f"{size[1]} by {size[0]} pixels"):
+        read_motion(data, PLAN, size)
+    with pytest.raises(UserError, match=f"{size[1]} by {size[0]} pixels"):
+        read_frames(data, PLAN, size)
+
+
 def test_no_source_and_text_are_told(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with open(tmp_path / "a.txt") as text, pytest.raises(UserError, match="binary mode"):
@@ -89,12 +110,10 @@ def test_no_source_and_text_are_told(tmp_path):
 # --- odd files ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rotation", [90, 180, -90])
+@pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_a_rotated_file_moves_as_it_is_shown(rotation, mode):
-    upright = moving(3, -2)
-    stored = [np.rot90(picture, -rotation // 90) for picture in upright]  # both count counter-clockwise
-    data = encode(None, stored, rotation=rotation, **OWN)
+def test_a_turned_or_mirrored_file_moves_as_it_is_shown(matrix, mode):
+    data = encode(None, [stored(picture, matrix) for picture in moving(3, -2)], matrix=matrix, **OWN)
     motion = read_motion(data, PLAN, (96, 128), "dense", mode=mode)
     assert motion.field.shape[-2:] == (96, 128)
     assert_moves(motion.field, 9, -6)
@@ -126,16 +145,46 @@ def test_a_variable_rate_follows_the_clock():
         assert_moves(motion.field[:, :, [0, frame]], 3 * steps, -2 * steps)
 
 
-def test_interlaced_streams_are_encoded_anew():
-    for codec, form, options in (
-        ("libx264", "mp4", {**OWN, "x264-params": "interlaced=1:ref=1:bframes=0"}),
-        ("mpeg2video", "mpegts", {"b": "2000000", "flags": "+ildct+ilme"}),
-    ):
-        motion = read_motion(
-            encode(None, moving(3, -2), codec, form, **options), PLAN, (96, 128), "dense", mode="stream"
-        )
-        assert motion.reencoded and motion.why == "it is interlaced"
-        assert_moves(motion.field, 9, -6)
+@pytest.mark.parametrize("codec", INTERLACED)
+def test_interlaced_streams_are_encoded_anew(codec):
+    """As whole pictures without combs: with them, a block would hold two pictures of different times."""
+    form, options = INTERLACED[codec]
+    data = encode(None, woven(moving(2, -1, 26)), codec, form, **options)
+    motion = read_motion(data, PLAN, (96, 128), "dense", mode="stream")
+    assert motion.reencoded and motion.why == "it is interlaced"
+    assert_moves(motion.field, 12, -6)
+    assert_moves(extract_motion(data, FramePlan(0.0, Fraction(RATE), 4), "dense", (96, 128)), 4, -2, share=0.9)
+
+
+@pytest.mark.parametrize("mode", ["released", "stream"])
+def test_motion_is_that_of_square_pixels(mode):
+    """Each pixel is shown twice as wide: what moves by 3 of them moves by 6, but turned by 90 degrees, up and down."""
+    for matrix, size, expected in (((1, 0, 0, 1), (96, 256), (6, -2)), ((0, 1, -1, 0), (256, 96), (2, 6))):
+        data = encode(None, moving(3, -2), aspect=2, matrix=matrix, **OWN)
+        plan = FramePlan(0.0, Fraction(RATE), 5)
+        motion = read_motion(data, plan, size, "dense", mode=mode)
+        assert (motion.reencoded is None) == (mode == "stream")
+        assert_moves(motion.field, *expected)
+        points = extract_motion(data, plan, "points", size, mode=mode)
+        centres = points[0, :, 1:, 8::16, 8::16]  # the blocks are 16 x 16 pixels of what is shown
+        assert centres.flatten(1).median(dim=1).values.tolist() == pytest.approx(expected, abs=1)
+        assert points[0, :, 1:].count_nonzero() == centres.count_nonzero() > 0
+
+
+def test_points_of_a_nominal_height_are_those_of_the_scaled_clip():
+    """Their values, and where they stand: on the blocks of 16 x 16 pixels of the scaled clip."""
+    data = encode(None, moving(6, -4, 8, 192, 256, start=60), **OWN)
+    plan = FramePlan(0.0, Fraction(RATE), 5)
+    found = {
+        mode: extract_motion(data, plan, "points", (96, 128), mode=mode, nominal_height=96)[0, :, 1:]
+        for mode in ("stream", "released")
+    }
+    middle = {mode: field[:, :, 8::16, 8::16].flatten(1).median(dim=1).values for mode, field in found.items()}
+    for mode, field in found.items():
+        assert (middle[mode] - torch.tensor([3.0, -2.0])).abs().max() <= 0.5, mode
+        assert field[:, :, torch.arange(96) % 16 != 8].abs().max() == 0
+    plain = extract_motion(data, plan, "points", (192, 256), mode="stream")[0, :, 1:, 8::16, 8::16]
+    assert plain.flatten(1).median(dim=1).values.tolist() == pytest.approx([6, -4], abs=0.5)
 
 
 def test_a_stream_that_begins_between_keyframes():
@@ -248,6 +297,54 @@ def test_an_error_comes_at_its_turn_and_no_thread_stays():
 
 
 # --- damaged files --------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_time_of_decoding_loses_no_frames():
+    """It says of one packet that it is decoded long after it is shown: reading once ended there."""
+
+    def stamp(ticks: int) -> bytes:  # the time of decoding in a transport stream
+        parts = 0x11 | ticks >> 29 & 14, ticks >> 22, 1 | ticks >> 14 & 254, ticks >> 7, 1 | ticks << 1
+        return bytes(part & 255 for part in parts)
+
+    data = encode(None, moving(3, -2), "mpeg2video", "mpegts", b="2000000")
+    with av.open(io.BytesIO(data)) as container:
+        third = [packet.dts for packet in container.demux(video=0)][2]
+    assert data.count(stamp(third)) == 1
+    motion = read_motion(data.replace(stamp(third), stamp(third + 2**21)), PLAN, (96, 128), "dense")
+    assert motion.repeated == 0
+    assert_moves(motion.field, 9, -6)
+
+
+def without_picture(data: bytes, number: int, length: int | None = None) -> bytes:
+    """An MPEG-4 file at 12 frames a second whose packet `number` says that it holds no picture, cut to a length."""
+    found = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(found, "w", format="mp4") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(each for each in source.demux(video=0) if each.size):
+            coded = bytearray(packet)
+            if n == number:
+                assert coded[:4] == b"\0\0\1\xb6" and coded[5] & 0x40
+                coded[5] &= ~0x40  # vop_coded, after the type, the second, 4 bits of ticks and a marker
+                coded = coded[:length]
+            fresh = av.Packet(bytes(coded))
+            fresh.pts, fresh.dts, fresh.time_base, fresh.stream = packet.pts, packet.dts, packet.time_base, stream
+            fresh.is_keyframe = packet.is_keyframe
+            target.mux(fresh)
+    return found.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["released", "stream"])
+def test_a_picture_that_is_lost_is_told(mode):
+    """A packet of a usual size that gives no picture is damaged; a few bytes may say that the last one is shown on."""
+    data = encode(None, moving(3, -2), "mpeg4", b="2000000", g="30")
+    plan = FramePlan(0.0, Fraction(RATE), 8)
+    for at, plan_to in ((5, plan), (12, FramePlan(0.0, Fraction(RATE), 13))):  # in the middle, at the end
+        with pytest.raises(UserError, match=rf"picture at {at / 12:.2f} s is damaged"):
+            read_motion(without_picture(data, at), plan_to, (96, 128), "dense", mode=mode)
+    still = without_picture(data, 5, length=8)
+    field = extract_motion(still, plan, "dense", (96, 128), mode=mode)
+    assert_moves(field[:, :, :5], 3, -2)
+    assert field[0, :, 5].abs().median() == 0
 
 
 def damaged(data: bytes, seed: int) -> bytes:

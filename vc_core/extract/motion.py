@@ -32,17 +32,27 @@ from ..video.decoding import Index
 from ..video.frames import (
     FramePlan,
     chosen_times,
-    filtering,
     pictures,
     planned_frames,
     planned_index,
     shown_frames,
-    stored_picture,
 )
+from ..video.limits import check_size
 from ..video.opening import Media, VideoSource, media
+from ..video.showing import Picture, filtering, stored_picture
 from .reencode import REENCODE, Reencode, reencode, reencoded
-from .stream import CELL, Obstacle, between_ticks, block_rows, encoded_steps, obstacle, own_rows, own_steps
-from .vectors import VECTOR, BlockVectors, CellMap, PointMap, fill, rasterise_dense, rasterise_points
+from .stream import CELL, Obstacle, between_ticks, encoded_steps, obstacle, own_rows, own_steps
+from .vectors import (
+    VECTOR,
+    BlockMeans,
+    BlockVectors,
+    CellMap,
+    PointMap,
+    covering_scale,
+    fill,
+    rasterise_dense,
+    rasterise_points,
+)
 
 __all__ = [
     "REENCODE",
@@ -109,7 +119,8 @@ def read_motion(
 ) -> Motion:
     """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
-    The result is the same to the bit at every run, whatever the number of cores.
+    The result is the same to the bit at every run, whatever the number of cores. What moves is the picture as players
+    show it: with square pixels, turned and mirrored as the file asks for, deinterlaced.
 
     Args:
         source: a path, bytes, a binary file object, or the plan's frames themselves, (F, 3, H, W) or (1, 3, F, H, W)
@@ -122,13 +133,15 @@ def read_motion(
             trained on (default: as it is; an odd one loses its last line).
         progress: called as `progress("motion", frames done, frames)`.
 
-    Raises UserError for an option that is not in these lists, and where the source cannot be read.
+    Raises UserError for an option that is not in these lists, a size with a side above 16384, and where the source
+    cannot be read.
     """
     _check("motion layout", layout, UNITS)
     _check("motion unit", unit := unit or UNITS[layout], UNITS.values())
     _check("motion mode", mode, MODES)
     if nominal_height is not None and not 16 <= nominal_height <= 8192:
         raise UserError(f"The nominal height is {nominal_height}: expected 16 to 8192 pixels, 336 as trained.")
+    check_size("The size of the motion field", size)
     job = _Job(plan, tuple(size), layout, unit, nominal_height, progress)
     if isinstance(source, Tensor):
         frames = tensor_pictures(source, plan)
@@ -149,7 +162,7 @@ def read_motion(
 def block_vectors(
     source: VideoSource | Tensor, plan: FramePlan, layout: str = "points", mode: str = "released"
 ) -> BlockVectors:
-    """Block vectors of the plan's clip, upright in the mode "released"; nothing touches the disk.
+    """Block vectors of the plan's clip, as it is shown in the mode "released"; nothing touches the disk.
 
     In the mode "released" from the re-encode that the layout is made from. In the mode "stream" the file's own at
     its own rate, of all frames from the plan's first to its last one, as they are stored: an I-frame has none.
@@ -180,7 +193,7 @@ def block_vectors(
             ) from error
         for number, (_, rows) in enumerate(found):
             rows["frame"] = number
-        height, width, _ = stored_picture(video)
+        height, width = stored_picture(video).size
         kinds = "".join(letter for letter, _ in found)
         return BlockVectors(np.concatenate([rows for _, rows in found]), height, width, len(found), kinds)
 
@@ -253,7 +266,7 @@ class _Job:
         settings = REENCODE[self.layout]
         source, found = _peeked(frames(self._filters(settings)))
         draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
-        scale = self._scale(source)
+        scale = self._unit(source)
         rows = reencoded(found, self.plan.rate, self.plan.frames, settings)
         return Motion(self._fill(draw(each) * scale for _, each in rows), "released", settings.codec)
 
@@ -264,9 +277,9 @@ class _Job:
         try:
             if reason := obstacle(table):
                 raise Obstacle(reason)
-            height, width, rotation = stored_picture(video)
-            steps = own_steps(video, table, times, (height, width))
-            return Motion(self._along(steps, counts, (height, width), rotation), "stream")
+            picture = stored_picture(video)
+            steps = own_steps(video, table, times, picture.size)
+            return Motion(self._along(steps, counts, picture, self._nominal(picture.shown)), "stream")
         except Obstacle as error:
             why = str(error)
         rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
@@ -279,35 +292,50 @@ class _Job:
         with ExitStack() as stack:
             steps = encoded_steps(found, rate, sum(counts) + 1, source)
             stack.callback(steps.close)
-            return Motion(self._along(steps, counts, source), "stream", settings.codec, why)
+            return Motion(self._along(steps, counts, Picture(source, source), source), "stream", settings.codec, why)
 
     def _filters(self, settings: Reencode) -> list[tuple[str, str]]:
         if self.nominal_height is None:
             return settings.filters
         return [("scale", f"-2:{_even(self.nominal_height)}"), *settings.filters]
 
-    def _scale(self, source: tuple[int, int]) -> float:
-        """What vectors in pixels of a source of (h, w), as shown, are multiplied by."""
-        if self.unit == "pixels":
-            return max(self.size[0] / source[0], self.size[1] / source[1])
-        return 1.0 if self.nominal_height is None else _even(self.nominal_height) / source[0]
+    def _nominal(self, shown: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that these filters make of a picture that is shown at (height, width)."""
+        if self.nominal_height is None:
+            return shown
+        height = _even(self.nominal_height)
+        return height, 2 * round(height * shown[1] / shown[0] / 2)
 
-    def _along(self, steps: Iterator, counts: list[int], source: tuple[int, int], rotation: int = 0) -> Tensor:
-        """The field of steps, so many of them from each of the plan's frames to the next; turned upright."""
-        turned = rotation % 180 != 0
-        size = self.size[::-1] if turned else self.size
-        scale = self._scale(source[::-1] if turned else source)
-        dense, points = CellMap(source, size, CELL), PointMap(source, size)
+    def _unit(self, shown: tuple[int, int]) -> float:
+        """What vectors in pixels of a picture of (height, width) are multiplied by."""
+        return covering_scale(shown, self.size) if self.unit == "pixels" else 1.0
+
+    def _along(self, steps: Iterator, counts: list[int], picture: Picture, shown: tuple[int, int]) -> Tensor:
+        """The field of steps, so many of them from each of the plan's frames to the next.
+
+        The steps are those of the picture as it is stored; the field is that of it at the size `shown`, and upright.
+        """
+        turn = picture.turn
+        source, backward = turn.axes(picture.size), (turn.rows, turn.columns)
+        dense = CellMap(source, self.size, CELL, shown, backward)
+        points, blocks = PointMap(shown, self.size), BlockMeans(source, shown, CELL, backward)
+        down, right = (
+            (-to if reverse else to) / length for to, reverse, length in zip(shown, backward, source, strict=True)
+        )
+        scale = np.array([right, down], np.float32).reshape(2, 1, 1)
 
         def maps() -> Iterator[Tensor]:
-            yield torch.zeros(2, *size)
+            yield torch.zeros(2, *self.size)
             for grid in between_ticks(steps, counts):
                 if grid is None:
-                    yield torch.zeros(2, *size)
-                else:
-                    yield dense.spread(grid) if self.layout == "dense" else points(block_rows(grid, source))
+                    yield torch.zeros(2, *self.size)
+                    continue
+                if turn.transposed:
+                    grid = grid[::-1].swapaxes(1, 2)
+                grid = np.ascontiguousarray(grid * scale)
+                yield dense.spread(grid) if self.layout == "dense" else points(blocks(grid))
 
-        return self._fill(upright(each, rotation) * scale for each in maps())
+        return self._fill(each * self._unit(shown) for each in maps())
 
     def _fill(self, maps: Iterable[Tensor]) -> Tensor:
         def told() -> Iterator[Tensor]:
@@ -327,11 +355,3 @@ def _peeked(frames: Iterator) -> tuple[tuple[int, int], Iterator]:
     """The (height, width) of the first frame, and all of them."""
     first = next(frames)
     return (first.height, first.width), chain([first], frames)
-
-
-def upright(field: Tensor, rotation: int) -> Tensor:
-    """A map (2, h, w) of a stored picture as it is shown: turned counter-clockwise by a multiple of 90 degrees."""
-    for _ in range(rotation // 90):
-        dx, dy = torch.rot90(field, 1, (1, 2))
-        field = torch.stack([dy, -dx])
-    return field

@@ -13,9 +13,7 @@ from ..video.frames import resize_crop
 from .fields import fit_field
 
 
-def refit(
-    name: str, tensor: Tensor, size: tuple[int, int], frames: int, extraction: ExtractionConfig
-) -> Tensor:
+def refit(name: str, tensor: Tensor, size: tuple[int, int], frames: int, extraction: ExtractionConfig) -> Tensor:
     """A condition `(B, C, F, H, W)` for a video of `frames` frames and `size` (height, width).
 
     It is scaled to cover the size and centre-cropped; frames are chosen evenly from first to last. Motion is spread

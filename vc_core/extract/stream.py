@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 
 from ..video.decoding import Index, decode
-from ..video.frames import filtering
 from ..video.nal import references, sequence_headers
 from ..video.opening import Media
+from ..video.showing import filtering
 from .reencode import REENCODE, kind, reencoded
-from .vectors import VECTOR, exported, to_cells
+from .vectors import NONE, exported, to_cells
 
 CELL = 8  # decoders export no smaller blocks
 CODECS = {"h264": "H.264", "mpeg4": "MPEG-4 part 2", "mpeg2video": "MPEG-2", "flv": "FLV1"}
@@ -55,19 +55,20 @@ def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple
     """
 
     def each() -> Callable:
-        def make(frame) -> tuple[tuple[str, np.ndarray], int]:
+        def make(frame) -> tuple[tuple[int, str, np.ndarray], int]:
             letter = kind(frame)
             if letter not in "IP":
                 raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
             if frame.interlaced_frame:
                 raise Obstacle("it is interlaced")
             rows = exported(frame)
-            return (letter, rows), rows.nbytes
+            return (frame.pts, letter, rows), rows.nbytes
 
         return make
 
-    for time, (letter, rows) in decode(video, table, times, each, vectors=True):
-        yield time, letter, rows
+    for time, (shown, letter, rows) in decode(video, table, times, each, vectors=True):
+        # Where the stream says that the frame before is shown on, its vectors have been told.
+        yield (time, letter, rows) if shown == time else (time, "P", NONE)
 
 
 def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -85,7 +86,7 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
 def _between(video: Media, table: Index, *times: int) -> np.ndarray:
     """The VECTOR rows from one frame to another, both decoded and encoded anew."""
     settings = REENCODE["dense"]
-    found = decode(video, table, times, lambda: filtering(video, settings.filters, upright=False))
+    found = decode(video, table, times, lambda: filtering(video, settings.filters, aspect=None))
     frames = (frame for _, (frame, _) in found)
     return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
 
@@ -145,16 +146,3 @@ def between_ticks(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterato
                 kept = [follow(kept)]
             kept.append(next(steps))
         yield follow(kept) if kept else None
-
-
-def block_rows(grid: np.ndarray, source: tuple[int, int], block: int = 16) -> np.ndarray:
-    """The grid as encoders would write it: the VECTOR rows of 16 x 16 blocks, each the mean over its cells."""
-    side = block // CELL
-    rows, columns = (-(-length // block) for length in source)
-    spare = ((0, 0), (0, rows * side - grid.shape[1]), (0, columns * side - grid.shape[2]))
-    blocks = np.pad(grid, spare, mode="edge").reshape(2, rows, side, columns, side).mean(axis=(2, 4))
-    found = np.zeros((rows, columns), VECTOR)
-    found["dst_y"], found["dst_x"] = np.mgrid[:rows, :columns] * block + block // 2
-    found["w"] = found["h"] = block
-    found["dx"], found["dy"] = blocks
-    return found.reshape(-1)

@@ -107,13 +107,24 @@ def _shares(at: Tensor, length: int, scaled: int, first: int, count: int) -> Ten
 
 
 class CellMap:
-    """The dense map of a source of `source` (h, w), at `size`: cells filled with their values, antialiased."""
+    """The dense map of a source of `source` (h, w), at `size`: cells filled with their values, antialiased.
 
-    def __init__(self, source: tuple[int, int], size: tuple[int, int], cell: int = CELL):
+    `shown` (h, w) is what the source is scaled to first, for instance to have square pixels (default: itself);
+    `backward` tells whether its rows and its columns are stored in the reverse order.
+    """
+
+    def __init__(
+        self,
+        source: tuple[int, int],
+        size: tuple[int, int],
+        cell: int = CELL,
+        shown: tuple[int, int] | None = None,
+        backward: tuple[bool, bool] = (False, False),
+    ):
         self.source, self.cell = source, cell
-        scaled, corner = covering(source, size)
-        self.scale = max(size[0] / source[0], size[1] / source[1])  # one source pixel in pixels of `size`
-        self.y, self.x = (_cells(cell, *along) for along in zip(source, scaled, corner, size, strict=True))
+        scaled, corner = covering(shown or source, size)
+        self.scale = covering_scale(shown or source, size)
+        self.y, self.x = (_cells(cell, *along) for along in zip(source, scaled, corner, size, backward, strict=True))
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """(2, h, w), in the rows' own pixels, of one frame's rows; zero where no block stands."""
@@ -124,9 +135,44 @@ class CellMap:
         return self.y @ torch.from_numpy(grid) @ self.x.T
 
 
-def _cells(cell: int, length: int, scaled: int, first: int, count: int) -> Tensor:
+def covering_scale(source: tuple[int, int], size: tuple[int, int]) -> float:
+    """One pixel of a source of (h, w) in pixels of `size` (h, w), which it is scaled to cover."""
+    return max(size[0] / source[0], size[1] / source[1])
+
+
+class BlockMeans:
+    """A grid of cells as encoders would write it: the VECTOR rows of blocks, each the mean over what it covers.
+
+    The grid is of a source of `source` (h, w), scaled to `shown` (h, w), where the blocks of 16 x 16 pixels stand;
+    `backward` as in `CellMap`.
+    """
+
+    def __init__(
+        self,
+        source: tuple[int, int],
+        shown: tuple[int, int],
+        cell: int = CELL,
+        backward: tuple[bool, bool] = (False, False),
+        block: int = 16,
+    ):
+        whole = CellMap(source, shown, cell, backward=backward)
+        self.y, self.x = (
+            F.avg_pool1d(each.T[None], block, ceil_mode=True)[0].T.contiguous() for each in (whole.y, whole.x)
+        )
+        self.blank = np.zeros((len(self.y), len(self.x)), VECTOR)
+        self.blank["dst_y"], self.blank["dst_x"] = np.mgrid[: len(self.y), : len(self.x)] * block + block // 2
+        self.blank["w"] = self.blank["h"] = block
+
+    def __call__(self, grid: np.ndarray) -> np.ndarray:
+        found = self.blank.copy()
+        found["dx"], found["dy"] = (self.y @ torch.from_numpy(grid) @ self.x.T).numpy()
+        return found.reshape(-1)
+
+
+def _cells(cell: int, length: int, scaled: int, first: int, count: int, backward: bool) -> Tensor:
     """(count, n): what share each of the n cells along an axis has in `count` pixels from `first` on, of `scaled`."""
-    cells = torch.arange(length)[:, None] // cell == torch.arange(-(-length // cell))
+    stored = torch.arange(length).flip(0) if backward else torch.arange(length)
+    cells = stored[:, None] // cell == torch.arange(-(-length // cell))
     picture = cells.float()[None, None]
     if scaled != length:
         shape = (scaled, picture.shape[-1])

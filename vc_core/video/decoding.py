@@ -12,12 +12,22 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ..errors import UserError
 from .nal import Slices
 from .opening import Media, opened, unreadable
 from .parallel import cores, in_order
+from .showing import SQUARE, pixel_aspect
 
 SPLIT = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "flv", "vp8", "libvpx-vp9", "vp9", "libdav1d"})
 """Decoders whose keyframes were tested to stand by themselves; what others decode is one segment."""
+
+TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that leave out the alpha channel of WebM -> those that decode it, more slowly."""
+
+WHOLE = frozenset({"mpeg4", "mpeg1video", "mpeg2video", "flv"})
+"""Decoders that give a picture for every packet, but for one of a few bytes, which says: the same one again."""
+
+FEW = 64  # bytes
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -47,6 +57,7 @@ class Index:
         seek: where the first packet is sought; None for the stream's beginning.
         headless: packets before the first keyframe, which cannot be decoded.
         extradata: the codec's headers.
+        aspect: a stored pixel's width over its height.
     """
 
     codec: str
@@ -61,6 +72,7 @@ class Index:
     seek: int | None
     headless: int
     extradata: bytes
+    aspect: Fraction = SQUARE
 
     @property
     def reordered(self) -> bool:
@@ -92,6 +104,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         until = None if seconds is None else first + int(seconds / base)
         step = max(1, int(1 / (stream.average_rate or 25) / base))
         codec, extradata = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
+        aspect = pixel_aspect(stream)
         slices = Slices(codec, extradata)
         seek = None if before is None or min(first, before) <= origin else int(min(first, before))
         if seek is not None:
@@ -111,7 +124,8 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
             key, disposable = slices.of(packet)
             packets.append(Packet(pts, _mark(packet), key, disposable))
             end = max(end, pts + (packet.duration or step))
-            if until is not None and (packet.dts if timed and packet.dts is not None else pts) > until:
+            # Later packets are shown later than this one is decoded; a time of decoding after that of showing is wrong.
+            if until is not None and (min(pts, packet.dts) if timed and packet.dts is not None else pts) > until:
                 end = None
                 break
     if not timed:
@@ -119,7 +133,8 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     # What is shown before the first keyframe refers to frames before it.
     times = sorted({packet.pts for packet in packets if packet.pts >= packets[0].pts})
     headless += sum(packet.pts < packets[0].pts for packet in packets)
-    return Index(codec, base, origin, first, step, tuple(packets), tuple(times), end, timed, seek, headless, extradata)
+    shown = tuple(packets), tuple(times)
+    return Index(codec, base, origin, first, step, *shown, end, timed, seek, headless, extradata, aspect)
 
 
 def _mark(packet) -> tuple:
@@ -164,19 +179,25 @@ def segments(table: Index, wanted: Sequence[int]) -> list[Segment]:
     return found
 
 
-def _prepare(stream, vectors: bool, alone: bool) -> None:
+def _decoder(stream, vectors: bool, alone: bool):
     """The decoder of a stream, made ready before its first packet."""
+    import av
     from av.codec.context import Flags2
 
+    decoder = stream.codec_context
+    better = TRANSPARENT.get(decoder.name)
+    if better in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(better, "r")
     # Not frame threads: they corrupt exported vectors; and they work on between calls, so where the host has
     # switched PyAV's logging on, a damaged file makes one of them wait for the interpreter's lock while closing the
     # file waits for it: a hang.
-    stream.thread_type = "SLICE" if alone else "NONE"
+    decoder.thread_type = "SLICE" if alone else "NONE"
     if not alone:
-        stream.codec_context.thread_count = 1
+        decoder.thread_count = 1
     if vectors:
-        stream.codec_context.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
-        stream.codec_context.options = {"skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
+        decoder.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
+        decoder.options = {"skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
+    return decoder
 
 
 class _Missed(Exception):
@@ -206,18 +227,30 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
     """(wanted time, frame) for each wanted time of a segment."""
     import av
 
-    container, stream = reader
+    container, stream, decoder = reader
     wanted, held, count = deque(segment.wanted), None, table.origin
     chosen = frozenset(segment.wanted)
+
+    def again(time: int):
+        """The frame before, which is shown on where a packet gave none."""
+        lost = table.timed and table.codec in WHOLE
+        if lost and any(p.pts == time and p.mark[2] > FEW for p in table.packets[segment.first : segment.last]):
+            raise damaged(time)
+        return held
+
+    def damaged(time: int) -> UserError:
+        return unreadable(video, f"its picture at {float(time * table.time_base):.2f} s is damaged")
 
     def decoded() -> Iterator:
         for number, packet in _packets(container, stream, table, segment, seek):
             entry = table.packets[number]
             if not entry.disposable or entry.pts in chosen or not table.timed:
-                yield from stream.decode(packet)
-        yield from stream.decode(None)
+                yield from decoder.decode(packet)
+        yield from decoder.decode(None)
 
     try:
+        if decoder.is_open:  # from an earlier segment
+            decoder.flush_buffers()
         for frame in decoded():
             frame.time_base = table.time_base
             if not table.timed or frame.pts is None:
@@ -226,9 +259,12 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
             if not segment.begin <= frame.pts < segment.end:
                 continue
             if frame.is_corrupt:
-                raise unreadable(video, f"its picture at {frame.time or 0:.2f} s is damaged")
+                raise damaged(frame.pts)
+            if held is not None and table.codec in WHOLE and _picture(frame) == _picture(held):
+                continue  # given at the end, for a packet that held none
             while wanted and held is not None and frame.pts > wanted[0]:
-                yield wanted.popleft(), held
+                time = wanted.popleft()
+                yield time, again(time)
             if wanted and frame.pts == wanted[0]:
                 yield wanted.popleft(), frame
             if not wanted:
@@ -238,8 +274,13 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
         raise unreadable(video, f"decoding stopped with {error.strerror or error!r}") from error
     if held is None:
         raise unreadable(video, f"no picture can be decoded from {float(segment.begin * table.time_base):.2f} s on")
-    while wanted:
-        yield wanted.popleft(), held
+    for time in wanted:
+        yield time, again(time)
+
+
+def _picture(frame) -> int:
+    """Where a frame's picture lies; frames that exist at the same time share it where they show the same one."""
+    return frame.planes[0].buffer_ptr
 
 
 def decode(
@@ -267,9 +308,8 @@ def decode(
         idle: deque = deque()
 
         def reader() -> tuple:
-            found = stack.enter_context(opened(video))
-            _prepare(found[1], vectors, alone=workers == 1)
-            return found, each()
+            container, stream = stack.enter_context(opened(video))
+            return (container, stream, _decoder(stream, vectors, alone=workers == 1)), each()
 
         def task(segment: Segment) -> Callable[[], Iterator]:
             from_start = segment.first == 0 and table.seek is None

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .decoding import Index, decode, index
-from .opening import Media, VideoSource, existing, media, opened, unreadable
+from .limits import FASTEST, check_rate, check_size
+from .opening import Media, VideoSource, existing, media, opened
+from .showing import UPRIGHT, Turn, changing, filtering, first_picture
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 
@@ -30,7 +32,7 @@ RELEASED_RATE = 4  # frames a second that the released pipeline samples from a c
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` found. Width and height are as shown, that is after the file's rotation is applied."""
+    """What `probe` found. Width and height are as shown: with square pixels, and turned as the file asks for."""
 
     path: Path
     width: int
@@ -40,7 +42,7 @@ class VideoInfo:
     rate: Fraction  # average frames a second
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
-    rotation: int  # degrees counter-clockwise, a multiple of 90, that a player turns the stored picture by
+    turn: Turn = UPRIGHT  # what makes the stored picture upright
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,7 @@ def probe(source: VideoSource) -> VideoInfo:
     """
     with media(source) as video:
         with opened(video) as (container, stream):
-            first = next(container.decode(stream), None)
-            if first is None:
-                raise unreadable(video, "it holds no frame")
-            rotation = _rotation(video, first)
-            width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+            picture = first_picture(video, container, stream)
             codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
             frames, frames_source = stream.frames, "header"
             duration = float(stream.duration * stream.time_base) if stream.duration else None
@@ -78,7 +76,8 @@ def probe(source: VideoSource) -> VideoInfo:
             frames, frames_source = frames or counted, frames_source if frames else "counted"
     rate = Fraction(rate) if rate else Fraction(frames / duration if duration else 1).limit_denominator(1001)
     duration = duration or float(frames / rate)
-    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, rotation)
+    height, width = picture.shown
+    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn)
 
 
 def _count(video: Media) -> tuple[int, float]:
@@ -103,11 +102,12 @@ def plan_frames(
 
     Without `rate` it is the released rule (tools/videocomposer/datasets.py): 4 frames a second, or, where the clip
     has no more than `frames` frames at 4, int(frames / duration) + 1; the released number of frames is 16 and its
-    duration is the number of frames over the average rate. `start` is in seconds.
+    duration is the number of frames over the average rate. `start` is in seconds. A plan of one frame takes the one
+    that is shown at the start.
 
     Raises UserError where the clip is too short: for the rule, where fewer than `frames` frames of the source
     remain from `start` on (it would have to repeat frames, which do not move); for a given rate, where the
-    remaining seconds do not hold `frames` frames at that rate.
+    remaining seconds do not hold `frames` frames at that rate. Also for a rate outside 0.01 to 1000.
     """
     if frames < 1:
         raise UserError(f"{info.path}: {frames} frames were asked for: ask for at least 1.")
@@ -126,10 +126,12 @@ def plan_frames(
         chosen = RELEASED_RATE if nominal * RELEASED_RATE > frames else int(frames / nominal) + 1
         if round(seconds * chosen) < frames:  # an average rate that is off (variable frame rates): go by the clock
             chosen = int(frames / seconds) + 1
+        if frames == 1:
+            chosen = min(chosen, FASTEST)
+        check_rate(f"{info.path}: the released rule's rate for a clip so short", chosen)
         return FramePlan(start, Fraction(chosen), frames)
-    if not rate > 0 or not math.isfinite(rate):
-        raise UserError(f"{info.path}: the rate is {rate} frames a second: give a number above 0.")
-    available = max(0, round(seconds * rate))
+    check_rate(f"{info.path}: the rate", rate)
+    available = max(round(seconds * rate), 1 if seconds > 0 else 0)  # one frame is shown at the start itself
     if available < frames:
         raise UserError(
             f"{info.path}: too short, {available} frames at {float(rate):g} a second remain from {start:g} s on and "
@@ -143,16 +145,14 @@ def plan_frames(
 # Frames
 # ---------------------------------------------------------------------------------------------------------------
 
-# Counter-clockwise degrees of the display matrix -> the filter that turns the stored picture upright.
-_UPRIGHT = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
-
 
 def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
-    """The plan's frames as av.VideoFrame, one after the other, upright, through further ffmpeg filters.
+    """The plan's frames as av.VideoFrame, one after the other, as shown, through further ffmpeg filters.
 
-    The choice is ffmpeg's `fps` filter's, as in the released pipeline. Pixels and motion vectors both come from
-    here, so they always speak of the same frames. Segments between keyframes that hold none of them are not decoded,
-    the others in parallel, and the filters run beside the decoders: they must treat each frame by itself.
+    The choice is ffmpeg's `fps` filter's, as in the released pipeline; what is done to each frame, `filtering` tells.
+    Pixels and motion vectors both come from here, so they always speak of the same frames. Segments between keyframes
+    that hold none of them are not decoded, the others in parallel, and the filters run beside the decoders: they must
+    treat each frame by itself.
 
     Raises UserError where the source cannot be read or has fewer frames.
     """
@@ -170,22 +170,13 @@ def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Seq
 
 
 def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
-    """The frames of the index's `times` (ascending) as av.VideoFrame, upright, through further ffmpeg filters."""
+    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters."""
     shape = None
-    for _, (frame, size) in decode(video, table, times, lambda: filtering(video, filters)):
+    for _, (frame, size) in decode(video, table, times, lambda: filtering(video, filters, table.aspect)):
         shape = shape or size
         if size != shape:
-            raise _changing(video)
+            raise changing(video)
         yield frame
-
-
-def stored_picture(video: Media) -> tuple[int, int, int]:
-    """(height, width, rotation) of the first picture as it is stored; the rotation as in VideoInfo."""
-    with opened(video) as (container, stream):
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise unreadable(video, "it holds no frame")
-        return first.height, first.width, _rotation(video, first)
 
 
 def planned_index(video: Media, plan: FramePlan) -> Index:
@@ -204,7 +195,8 @@ def chosen_times(video: Media, table: Index, plan: FramePlan) -> list[int]:
             f"{float((table.times[0] - table.origin) * table.time_base):.2f} s on: start there or later."
         )
     if table.end is not None:
-        available = max(0, math.floor((table.end - table.start) * rate + Fraction(1, 2)))
+        available = math.floor((table.end - table.start) * rate + Fraction(1, 2))
+        available = max(available, 1 if table.start < table.end else 0)
         if available < plan.frames:
             raise UserError(
                 f"{video}: only {available} of the {plan.frames} frames expected from {plan.start:g} s on at "
@@ -214,64 +206,16 @@ def chosen_times(video: Media, table: Index, plan: FramePlan) -> list[int]:
     return found
 
 
-def filtering(video: Media | str, filters: Sequence[tuple[str, str]], upright: bool = True) -> Callable:
-    """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames."""
-    graph, shape = None, None
-
-    def run(frame) -> tuple[tuple, int]:
-        nonlocal graph, shape
-        now = frame.width, frame.height, frame.format.name
-        if graph is None:
-            turn = _UPRIGHT[_rotation(video, frame)] if upright else []
-            shape, graph = now, _graph(frame, [*turn, *filters])
-        if now != shape:
-            raise _changing(video)
-        graph.push(frame)
-        out = graph.pull()
-        return (out, now), sum(plane.buffer_size for plane in out.planes)
-
-    return run
-
-
-def _changing(video: object) -> UserError:
-    return UserError(
-        f"{video}: its picture changes size or format on the way, and one size is expected: "
-        "re-encode it to a single size."
-    )
-
-
-def _rotation(path: object, frame) -> int:
-    """Counter-clockwise degrees, 0, 90, 180 or 270, that the file asks a player to turn its pictures by."""
-    rotation = round(frame.rotation) % 360
-    if rotation not in _UPRIGHT:
-        raise UserError(
-            f"{path}: is to be shown turned by {rotation} degrees, and a multiple of 90 is expected: "
-            "re-encode it upright."
-        )
-    return rotation
-
-
-def _graph(frame, chain: list[tuple[str, str]]):
-    """A filter graph for frames like this one, ended by a buffer sink."""
-    import av
-
-    graph = av.filter.Graph()
-    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    for name, options in [*chain, ("buffersink", "")]:
-        node = graph.add(name, options) if options else graph.add(name)
-        last.link_to(node)
-        last = node
-    graph.configure()
-    return graph
-
-
 def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | None = None) -> Tensor:
     """The plan's frames as a video tensor (1, 3, F, H, W) float32 in [0, 1].
 
     With `size` (h, w) each frame is scaled and centre-cropped as it arrives (`resize_crop`), which keeps large
-    videos out of memory. Raises UserError where the file cannot give them all.
+    videos out of memory. Colours are made as `filtering` says. Raises UserError where the file cannot give them all,
+    and for a size with a side above 16384.
     """
     frames = []
+    if size is not None:
+        check_size("The size that frames are asked for in", size)
     for frame in planned_frames(source, plan, ("format", "rgb24")):
         image = torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1)[None]
         frames.append(image if size is None else resize_crop(image.float() / 255, size))
@@ -279,8 +223,8 @@ def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | No
     return video.float() / 255 if size is None else video
 
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-"""Endings that stand for a still picture, in lower case."""
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
+"""Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
 
 
 def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:

@@ -1,0 +1,195 @@
+"""How pictures are stored and how players show them: turned, mirrored, with pixels that are not square, interlaced,
+transparent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from .limits import check_size
+from .opening import Media, opened, unreadable
+
+SQUARE = Fraction(1)
+
+
+class Turn(NamedTuple):
+    """What makes a stored picture upright: rows become columns first, then the order of either is reversed."""
+
+    transposed: bool = False
+    rows: bool = False  # upside down
+    columns: bool = False  # left to right
+
+    def axes(self, pair: tuple[int, int]) -> tuple[int, int]:
+        """(vertical, horizontal) of the stored picture as those of the upright one."""
+        return pair[::-1] if self.transposed else pair
+
+    @property
+    def filters(self) -> list[tuple[str, str]]:
+        """The same as ffmpeg filters."""
+        if self.transposed:
+            return [("transpose", _TRANSPOSED[self.rows, self.columns])]
+        return [(name, "") for name, needed in (("vflip", self.rows), ("hflip", self.columns)) if needed]
+
+
+UPRIGHT = Turn()
+
+# (rows, columns) reversed after the exchange -> ffmpeg's name of it.
+_TRANSPOSED = {
+    (False, False): "cclock_flip",
+    (True, False): "cclock",
+    (False, True): "clock",
+    (True, True): "clock_flip",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A video's pictures as they are stored, and how players show them.
+
+    Attributes:
+        size: (height, width) as stored.
+        square: (height, width) to which they are scaled so that their pixels are square.
+        turn: what makes them upright then.
+    """
+
+    size: tuple[int, int]
+    square: tuple[int, int]
+    turn: Turn = UPRIGHT
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(height, width) as players show them."""
+        return self.turn.axes(self.square)
+
+
+def stored_picture(video: Media) -> Picture:
+    """A video's first picture. Raises UserError where there is none, or it is shown as no picture can be read."""
+    with opened(video) as (container, stream):
+        return first_picture(video, container, stream)
+
+
+def first_picture(video: Media, container, stream) -> Picture:
+    """As `stored_picture`, of an opened video."""
+    frame = next(container.decode(stream), None)
+    if frame is None:
+        raise unreadable(video, "it holds no frame")
+    size = frame.height, frame.width
+    return Picture(size, _square(video, size, pixel_aspect(stream)), _turn(video, frame))
+
+
+def pixel_aspect(stream) -> Fraction:
+    """A stored pixel's width over its height, as the container says, else the codec; 1 where neither does."""
+    return stream.sample_aspect_ratio or SQUARE
+
+
+def _square(video: object, size: tuple[int, int], aspect: Fraction) -> tuple[int, int]:
+    height, width = size
+    wide = round(width * aspect)
+    if abs(wide - width) * 100 < width:  # containers round; scaling all pictures by a line or two gains nothing
+        return size
+    check_size(f"{video}: with pixels {float(aspect):g} times as wide as high, its picture", (height, wide))
+    return height, wide
+
+
+def _turn(video: object, frame) -> Turn:
+    """What the display matrix of a frame asks for: what is stored at (x, y) is shown at (ax + cy, bx + dy)."""
+    from av.sidedata.sidedata import SideDataContainer
+
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # frame.side_data would tie the frame to itself
+    if matrix is None:
+        return UPRIGHT
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), "=i4").tolist()
+    straight, across = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if min(straight, across) * 50 > max(straight, across):  # more than about a degree off
+        raise UserError(
+            f"{video}: is to be shown turned by {math.degrees(math.atan2(-b, a)):.0f} degrees, and a multiple of 90 is "
+            "expected: re-encode it upright."
+        )
+    return Turn(transposed=across > straight, rows=b + d < 0, columns=a + c < 0)
+
+
+def filtering(
+    video: Media | str, filters: Sequence[tuple[str, str]], aspect: Fraction | None = SQUARE
+) -> Callable[..., tuple[tuple, int]]:
+    """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames.
+
+    A frame comes out as it is shown, each by itself: transparent ones over white, as images are; interlaced ones as
+    their upper field, at full height; with square pixels; turned upright; then through the further ffmpeg filters.
+
+    RGB is made by swscale with the matrix that the file names, and with BT.601 where it names none, also for HD, which
+    some players take for BT.709: so do the released pipeline, ffmpeg and ComfyUI's own loader, and a video must
+    have the same colours on all of these ways.
+
+    Args:
+        aspect: a stored pixel's width over its height; None: frames are left as they are stored.
+    """
+    graphs: dict[bool, object] = {}  # of whole frames and of interlaced ones; some streams hold both
+    shape = None
+
+    def run(frame) -> tuple[tuple, int]:
+        nonlocal shape
+        now = frame.width, frame.height, frame.format.name
+        shape = shape or now
+        if now != shape:
+            raise changing(video)
+        interlaced = aspect is not None and frame.interlaced_frame
+        upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
+        frame = over_white(frame)
+        if interlaced not in graphs:
+            graphs[interlaced] = _graph(frame, [*upright, *filters])
+        graphs[interlaced].push(frame)
+        out = graphs[interlaced].pull()
+        return (out, now), sum(plane.buffer_size for plane in out.planes)
+
+    return run
+
+
+def _as_shown(video: object, frame, interlaced: bool, aspect: Fraction) -> list[tuple[str, str]]:
+    """The filters that bring frames like this one to what is shown."""
+    size = frame.height, frame.width
+    height, width = square = _square(video, size, aspect)
+    # The field's lines alone: what deinterlaces better looks at the frames beside, which are not decoded here.
+    field = [("field", "type=top")] if interlaced else []
+    scale = [("scale", f"{width}:{height}")] if interlaced or square != size else []
+    return [*field, *scale, *_turn(video, frame).filters]
+
+
+def over_white(frame):
+    """The av.VideoFrame itself, or, where it has an alpha channel (taken as straight), rgb24 of it laid over white."""
+    import av
+
+    if not any(component.is_alpha for component in frame.format.components):
+        return frame
+    rgba = frame.to_ndarray(format="rgba")
+    colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
+    pixels = 255 - ((255 - colour) * alpha + 127) // 255
+    laid = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
+    laid.pts, laid.time_base = frame.pts, frame.time_base
+    return laid
+
+
+def changing(video: object) -> UserError:
+    return UserError(
+        f"{video}: its picture changes size or format on the way, and one size is expected: "
+        "re-encode it to a single size."
+    )
+
+
+def _graph(frame, chain: list[tuple[str, str]]):
+    """A filter graph for frames like this one, ended by a buffer sink."""
+    import av
+
+    graph = av.filter.Graph()
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    for name, options in [*chain, ("buffersink", "")]:
+        node = graph.add(name, options) if options else graph.add(name)
+        last.link_to(node)
+        last = node
+    graph.configure()
+    return graph
