@@ -19,7 +19,7 @@ from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.config import Config
 from ...vc_core.errors import UserError
-from ...vc_core.layouts import check, names_of, part
+from ...vc_core.layouts import check, names_of, part, shorten
 from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
 from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, StyleCond, StyleImage
@@ -168,16 +168,18 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
         UserError: tensors that are missing or of another shape; the message lists them.
     """
     mm = comfy.model_management
-    tensors, layout = checkpoint.part("model").tensors, released_layout(on_meta(checkpoint.config))
+    plain, tensors = on_meta(checkpoint.config), checkpoint.part("model").tensors
+    layout = released_layout(plain)
     check(layout, tensors, "its network")
-    names = names_of(layout)
-    if extra := [name for name in checkpoint.extra]:
-        logging.warning("%s: %d tensors are not used: %s", checkpoint.path, len(extra), ", ".join(extra[:5]))
+    if checkpoint.extra:
+        logging.warning(
+            "%s: %d tensors are not used: %s", checkpoint.path, len(checkpoint.extra), shorten(checkpoint.extra)
+        )
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     stored = WEIGHT_TYPES[weights]
     if stored is None:
-        in_file = max((tensors.dtypes[name] for name in names), key=[*tensors.dtypes.values()].count)
-        count = sum(tensors.numel(name) for name in names)
+        types = [tensors.dtypes[name] for name in names_of(layout)]
+        in_file, count = max(types, key=types.count), sum(parameter.numel() for parameter in plain.parameters())
         stored = mm.unet_dtype(load_device, count, VideoComposerConfig.supported_inference_dtypes, in_file)
     computed = mm.unet_manual_cast(stored, load_device, VideoComposerConfig.supported_inference_dtypes)
     config = VideoComposerConfig(checkpoint.config, rgb)
@@ -186,10 +188,8 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     # Newer versions' own patcher fits the layers for loading on demand, so it comes before the weights.
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    get = tensors.get()
-    shapes = {name: tuple(parameter.shape) for name, parameter in on_meta(checkpoint.config).named_parameters()}
-    state = {name: origin.join(get, shapes[name]) for name, origin in layout.items()}
-    model.diffusion_model.load_state_dict(state)
+    get, shapes = tensors.get(), {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
+    model.diffusion_model.load_state_dict({name: origin.join(get, shapes[name]) for name, origin in layout.items()})
     model.eval().requires_grad_(False)
     preview_all_frames(patcher)
     patcher.cached_patcher_init = (_again, (checkpoint, weights, rgb))
