@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..vc_core.errors import UserError
 from ..vc_core.extract.depth import depth
 from ..vc_core.extract.depth_maps import depth_from_maps
 from ..vc_core.extract.mask import as_mask, masked_video
@@ -92,6 +93,8 @@ class MotionVectorExtract(io.ComfyNode):
                 mode, nominal_height) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
         clip, kind = footage(video, goal, start_time, frame_rate), goal.config.extraction
+        if clip.count < 2 <= goal.frames:
+            raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
         motion = read_motion(clip.source, clip.plan, goal.at("motion"), kind.motion_layout, kind.motion_unit, mode,
                              nominal_height or None, progress_bar())  # fmt: skip
         say(clip.note, motion.note if mode == "stream" or motion.repeated else "")

@@ -194,7 +194,8 @@ def spread(frames: Tensor, count: int) -> tuple[Tensor, str]:
     given = frames.shape[2]
     if given == count:
         return frames, ""
-    return frames[:, :, evenly(given, count)], f"{given} frames were spread over {count}."
+    note = "One image stands for all frames." if given == 1 else f"{given} frames were spread over {count}."
+    return frames[:, :, evenly(given, count)], note
 
 
 def channels_first(images: Tensor) -> Tensor:

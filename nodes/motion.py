@@ -85,12 +85,12 @@ class VCMotionFromTracks(io.ComfyNode):
             search_aliases=["spline", "trajectory", "drag", "tracks", "videocomposer"],
             inputs=[
                 model_input(),
-                io.String.Input("tracks", multiline=True, default='[{"x": 16, "y": 32}, {"x": 48, "y": 32}]',
+                io.String.Input("tracks", multiline=True, default='[{"x": 128, "y": 256}, {"x": 384, "y": 256}]',
                                 tooltip="JSON of points in pixels of the canvas, one track or a list of tracks: "
-                                        '[{"x": 16, "y": 32}, {"x": 48, "y": 32}]'),
-                io.Int.Input("canvas_width", default=0, min=0, max=16384,
+                                        '[{"x": 128, "y": 256}, {"x": 384, "y": 256}]'),
+                io.Int.Input("canvas_width", default=512, min=0, max=16384,
                              tooltip="Width of the canvas that the tracks were drawn on; 0: the video's."),
-                io.Int.Input("canvas_height", default=0, min=0, max=16384,
+                io.Int.Input("canvas_height", default=512, min=0, max=16384,
                              tooltip="Height of the canvas that the tracks were drawn on; 0: the video's."),
                 *size_inputs(),
                 *schedule_inputs("the motion"),

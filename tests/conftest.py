@@ -1,6 +1,7 @@
 """What all tests share: where the reference values and real clips lie, and how many threads they may use."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def _shared_folder(variable: str, default: str) -> Path:
     return folder
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Says once for each reason how many tests were skipped, thus what is needed to run them."""
+    reports = [report for report in terminalreporter.getreports("skipped") if isinstance(report.longrepr, tuple)]
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports).items():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The project's root folder."""
@@ -41,3 +49,21 @@ def golden_dir() -> Path:
 def clips_dir() -> Path:
     """The folder of real clips and images, from VC_CLIPS; the test is skipped where it is absent."""
     return _shared_folder("VC_CLIPS", "clips")
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """A running ComfyUI with this pack in it, one for all tests that need one; see `tests/host/server.py`.
+
+    They are skipped where there is no ComfyUI.
+    """
+    from tests.host.server import Host, NoHost
+
+    try:
+        running = Host.start(tmp_path_factory.mktemp("comfyui"))
+    except NoHost as reason:
+        pytest.skip(str(reason))
+    except OSError as error:  # a variable that names no ComfyUI
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    yield running
+    running.stop()

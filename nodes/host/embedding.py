@@ -61,8 +61,9 @@ class Conditions:
         total = sum(e.strength * e.embedding for e in present)
         if self.area is not None:
             dims = len(self.area) // 2
-            (height, width), (top, left) = self.area[dims - 2 : dims], self.area[-2:]
-            total = total[..., top : top + height, left : left + width]
+            for axis, size, offset in zip(range(-dims, 0), self.area[:dims], self.area[dims:], strict=True):
+                if total.shape[axis] > 1:  # one frame stands for all
+                    total = total.narrow(axis, offset, size)
         return comfy.utils.repeat_to_batch_size(total, len(x))
 
     def _embedded(self, unet: HostUNet, x: Tensor, window: Any) -> list[Embedded]:

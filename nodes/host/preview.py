@@ -10,12 +10,13 @@ from typing import Any
 import comfy.patcher_extension
 import latent_preview
 import torch
-from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 from torch import Tensor
 
 EVENT = "videocomposer.preview"
 """The name of the message to the page, see `web/preview.js`."""
+ROW = 4096
+"""Pixels of a row of frames: neither JPEG nor browsers take pictures of any width."""
 
 
 def preview_all_frames(patcher: Any) -> None:
@@ -34,10 +35,14 @@ def _outer_sample(executor: Callable, noise: Any, latent: Any, sampler: Any, sig
 
 
 def with_preview(callback: Callable | None, model: Any) -> Callable:
-    """A sampler's callback that sends a picture of all frames before it calls the given one."""
+    """A sampler's callback that sends a picture of all frames before it calls the given one.
+
+    It does so whatever ComfyUI's preview method is, which is none unless chosen: it costs next to nothing, and the
+    page has a setting of its own.
+    """
 
     def wrapped(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
-        if args.preview_method != LatentPreviewMethod.NoPreviews and denoised.ndim == 5:
+        if denoised.ndim == 5:
             send(denoised, model.latent_format, model.videocomposer.rate)
         if callback is not None:
             callback(step, denoised, x, total)
@@ -47,27 +52,36 @@ def with_preview(callback: Callable | None, model: Any) -> Callable:
 
 def send(latent: Tensor, latent_format: Any, rate: float) -> None:
     """Sends the frames of a latent `(B, 4, F, h, w)`, of its first video, to the page of whoever asked for it."""
+    from comfy_execution.progress import get_progress_state
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
-    context = get_executing_context()
-    if context is None or PromptServer.instance is None:
+    context, server = get_executing_context(), PromptServer.instance
+    if context is None or server is None or server.client_id is None:
         return
-    strip, buffer = frames_strip(latent[0], latent_format), io.BytesIO()
-    strip.save(buffer, "JPEG", quality=90)
+    prompt = get_progress_state().dynprompt
+    node = prompt.get_display_node_id(context.node_id)  # of one that a loop made, the node that the page has
+    frames = latent.shape[2]
+    columns = max(1, min(frames, ROW // latent.shape[4]))
+    sheet, buffer = frames_sheet(latent[0], columns, latent_format), io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=90, subsampling=0)  # whole colours: a frame may be 8 pixels wide
     message = {
-        "node": context.node_id,
-        "frames": latent.shape[2],
+        "node": node,
+        "type": prompt.get_node(node)["class_type"],
+        "frames": frames,
+        "columns": columns,
         "rate": rate,
         "image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
     }
-    PromptServer.instance.send_sync(EVENT, message, PromptServer.instance.client_id)
+    server.send_sync(EVENT, message, server.client_id)
 
 
-def frames_strip(latent: Tensor, latent_format: Any) -> Image.Image:
-    """The frames of a latent `(4, F, h, w)` side by side, a pixel for a latent position."""
+def frames_sheet(latent: Tensor, columns: int, latent_format: Any) -> Image.Image:
+    """The frames of a latent `(4, F, h, w)` in rows of so many, a pixel for a latent position."""
     factors = torch.tensor(latent_format.latent_rgb_factors, device=latent.device, dtype=torch.float32)
     bias = latent_format.latent_rgb_factors_bias
     rgb = torch.einsum("cfhw,cr->fhwr", latent.float(), factors)
     rgb = rgb if bias is None else rgb + torch.tensor(bias, device=latent.device)
-    return latent_preview.preview_to_image(torch.cat(list(rgb), dim=1))
+    rows = [torch.cat(list(row), dim=1) for row in rgb.split(columns)]
+    rows[-1] = torch.nn.functional.pad(rows[-1], (0, 0, 0, rows[0].shape[1] - rows[-1].shape[1]))
+    return latent_preview.preview_to_image(torch.cat(rows))

@@ -1,0 +1,19 @@
+"""What the tests against a real ComfyUI share."""
+
+import pytest
+
+from tests.host.scene import Scene
+
+
+@pytest.fixture
+def scene(host):
+    """A fresh graph with the bundled checkpoint."""
+    return Scene(host)
+
+
+@pytest.fixture(scope="session")
+def composer():
+    """The bundled checkpoint in the core, float32."""
+    from vc_core.composer import VideoComposer
+
+    return VideoComposer.load(device="cpu", dtype="fp32")

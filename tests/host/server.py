@@ -1,0 +1,321 @@
+"""A real ComfyUI: where one is found, and one that runs with this checkout linked in as a pack."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tests.host.graph import Graph
+from tests.host.websocket import WebSocket
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+PACK_FOLDER = "ComfyUI-VideoComposer v0.1 (copy)"
+"""The folder the pack lies in: a user may call it anything, so it has a space, a dot, a dash and brackets."""
+
+_START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
+
+
+class NoHost(Exception):
+    """There is no ComfyUI to test against; the message says how to give one."""
+
+
+def find_comfyui() -> tuple[Path, Path]:
+    """The folder of a ComfyUI and its Python: by COMFYUI_PATH and COMFYUI_PYTHON, else as `_places` and `_pythons`.
+
+    Raises:
+        NoHost: there is none.
+        FileNotFoundError: COMFYUI_PATH or COMFYUI_PYTHON names what is none.
+    """
+    given = os.environ.get("COMFYUI_PATH")
+    if given and not _is_comfyui(Path(given)):
+        raise FileNotFoundError(f"COMFYUI_PATH is {given}, where no ComfyUI lies: expected a checkout with a main.py.")
+    folder = next(filter(_is_comfyui, [Path(given)] if given else _places()), None)
+    if folder is None:
+        raise NoHost("no ComfyUI found: set COMFYUI_PATH to a checkout of it, and COMFYUI_PYTHON to its Python")
+    given = os.environ.get("COMFYUI_PYTHON")
+    if given and not Path(given).is_file():
+        raise FileNotFoundError(f"COMFYUI_PYTHON is {given}, which is no file: expected a Python with ComfyUI's needs.")
+    python = next(filter(Path.is_file, [Path(given)] if given else _pythons(folder)), None)
+    if python is None:
+        raise NoHost(f"no Python found for {folder}: set COMFYUI_PYTHON to one that has what ComfyUI needs")
+    return folder.absolute(), python.absolute()
+
+
+def _is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy" / "model_base.py").is_file()
+
+
+def _places() -> Iterator[Path]:
+    """The ComfyUI whose custom_nodes holds this checkout, itself or a link to it, else the one in the home folder."""
+    for start in (Path(os.environ.get("PWD", ".")).absolute(), REPOSITORY):  # the shell's own PWD keeps the links
+        if start.resolve().is_relative_to(REPOSITORY):
+            yield from (parent.parent for parent in start.parents if parent.name == "custom_nodes")
+    yield Path.home() / "ComfyUI"
+
+
+def _pythons(folder: Path) -> Iterator[Path]:
+    for environment in (".venv", "venv"):
+        yield folder / environment / "bin" / "python"
+        yield folder / environment / "Scripts" / "python.exe"
+
+
+@dataclass
+class Result:
+    """One run of a graph.
+
+    Attributes:
+        outputs: node id -> what the node shows, under ComfyUI's keys ("images", "latents", "video", "text").
+        events: all messages of the websocket about the run as (type, data), in their order. Binary ones are there as
+            ("binary", bytes); and texts on a node as ("text", (node id, text)).
+        error: of a failed run the message "execution_error", with "node_type", "exception_type",
+            "exception_message"; None of one that succeeded or was interrupted.
+        interrupted: whether it was.
+        seconds: how long it took.
+    """
+
+    outputs: dict[str, dict[str, Any]]
+    events: list[tuple[str, Any]]
+    error: dict[str, Any] | None
+    interrupted: bool
+    seconds: float
+    _folder: Path
+
+    @property
+    def executed(self) -> set[str]:
+        """Ids of the nodes that ran."""
+        return {data["node"] for kind, data in self.events if kind == "executing" and data["node"] is not None}
+
+    @property
+    def cached(self) -> set[str]:
+        """Ids of the nodes that did not have to."""
+        return {node for kind, data in self.events if kind == "execution_cached" for node in data["nodes"]}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the nodes told the user."""
+        return [text for kind, data in self.events if kind == "text" for text in data[1].split("\n")]
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the run made, or would have made again."""
+        return [file for node in self.outputs for file in self.files_of(node)]
+
+    def files_of(self, node: str) -> list[Path]:
+        """The files that a node made."""
+        entries = [entry for listed in self.outputs[node].values() for entry in listed if isinstance(entry, dict)]
+        return [self._folder / e["type"] / e["subfolder"] / e["filename"] for e in entries if "filename" in e]
+
+
+class RunFailed(AssertionError):
+    """A graph that should have run did not."""
+
+
+@dataclass
+class Host:
+    """A running ComfyUI.
+
+    Attributes:
+        url: such as `http://127.0.0.1:8188`.
+        folder: its base directory, with `input`, `output`, `models`, `user`.
+        start_log: what it logged until it was up.
+    """
+
+    url: str
+    folder: Path
+    process: subprocess.Popen = field(repr=False)
+    _log: Path = field(repr=False)
+    start_log: str = field(default="", repr=False)
+
+    @staticmethod
+    def start(folder: Path, pack: str = PACK_FOLDER) -> "Host":
+        """Starts the ComfyUI that `find_comfyui` finds, on the CPU, with an empty base directory and this pack in a
+        folder of that name."""
+        comfyui, python = find_comfyui()
+        for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
+            (folder / name).mkdir(parents=True)
+        (folder / "custom_nodes" / pack).symlink_to(REPOSITORY, target_is_directory=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        options = {
+            "--listen": "127.0.0.1",
+            "--port": port,
+            "--base-directory": folder,
+            "--database-url": f"sqlite:///{folder / 'user' / 'comfyui.db'}",
+            "--preview-method": "latent2rgb",
+        }
+        switches = ["--cpu", "--disable-api-nodes", "--disable-auto-launch"]
+        # What ./vc sets for this project's own Python would hide ComfyUI's modules from it.
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
+        log = folder / "host.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [python, "main.py", *switches, *(str(part) for option in options.items() for part in option)],
+                cwd=comfyui,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        host = Host(f"http://127.0.0.1:{port}", folder, process, log)
+        try:
+            host._wait_until_up()
+        except BaseException:
+            host.stop()
+            raise
+        return host
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                self.get("/system_stats")
+                self.start_log = self.log()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError(f"ComfyUI did not come up; its log ends:\n{self.log()[-3000:]}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self) -> str:
+        """Everything that it has logged so far."""
+        return self._log.read_text(errors="replace")
+
+    # --- Its HTTP interface -----------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as response:
+            return json.load(response)
+
+    def post(self, path: str, content: Any) -> Any:
+        """What a POST of JSON answers, of status 400 too, where that says what is wrong with a graph."""
+        data, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=30) as response:
+                body = response.read()
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+            body = error.read()
+        return json.loads(body) if body else None
+
+    def object_info(self) -> dict[str, Any]:
+        """node id -> what ComfyUI says about it, of all nodes there are."""
+        return self.get("/object_info")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Its model folder `videocomposer`."""
+        return self.folder / "models" / "videocomposer"
+
+    @cached_property
+    def nodes(self) -> dict[str, Any]:
+        return self.object_info()
+
+    def graph(self) -> Graph:
+        """An empty graph, whose nodes get the defaults of every widget that is not given."""
+        return Graph(self.nodes)
+
+    def pack_nodes(self) -> dict[str, Any]:
+        """Those of `object_info` that are this pack's."""
+        return {k: v for k, v in self.object_info().items() if v["python_module"].startswith("custom_nodes")}
+
+    def unload_models(self) -> None:
+        """Takes all models out of memory; what was computed stays in the cache."""
+        self.post("/free", {"unload_models": True})
+        time.sleep(0.5)  # it is the worker that does it, woken up by the request
+
+    def interrupt(self) -> None:
+        self.post("/interrupt", {})
+
+    def run(self, graph: dict[str, Any], on_event: Any = None) -> Result:
+        """Runs a graph in API format to its end.
+
+        Args:
+            on_event: called as `on_event(type, data)` with each message of the websocket as it comes.
+
+        Raises:
+            RunFailed: ComfyUI refused the graph, or a node failed.
+        """
+        result = self._run(graph, on_event)
+        if result.error is not None:
+            error = result.error
+            raise RunFailed(
+                f"{error['node_type']} ({error['node_id']}): {error['exception_type']}: {error['exception_message']}\n"
+                + "".join(error["traceback"])
+            )
+        return result
+
+    def fails(self, graph: dict[str, Any]) -> dict[str, Any]:
+        """The error of a graph that cannot run, see `Result.error`."""
+        error = self._run(graph).error
+        if error is None:
+            raise RunFailed("The graph ran.")
+        return error
+
+    def _run(self, graph: dict[str, Any], on_event: Any = None) -> Result:
+        client, started = uuid.uuid4().hex, time.monotonic()
+        with WebSocket(f"{self.url}/ws?clientId={client}", _RUN_SECONDS) as messages:
+            answer = self.post("/prompt", {"prompt": graph, "client_id": client})
+            if "prompt_id" not in answer:
+                raise RunFailed(f"ComfyUI refused the graph: {json.dumps(answer, indent=1)}")
+            prompt, events = answer["prompt_id"], []
+            for message in messages:
+                kind, data = _parsed(message)
+                if isinstance(data, dict) and data.get("prompt_id", prompt) != prompt:
+                    continue
+                events.append((kind, data))
+                if on_event is not None:
+                    on_event(kind, data)
+                if kind == "executing" and data["node"] is None:
+                    break
+        there = {kind: data for kind, data in events}
+        history = self.get(f"/history/{prompt}")[prompt]
+        return Result(
+            history["outputs"],
+            events,
+            there.get("execution_error"),
+            "execution_interrupted" in there,
+            time.monotonic() - started,
+            self.folder,
+        )
+
+
+_TEXT = 3  # ComfyUI's number for a text on a node among its binary messages
+
+
+def _parsed(message: str | bytes) -> tuple[str, Any]:
+    if isinstance(message, str):
+        content = json.loads(message)
+        return content["type"], content.get("data")
+    if int.from_bytes(message[:4], "big") != _TEXT:
+        return "binary", message
+    end = 8 + int.from_bytes(message[4:8], "big")
+    return "text", (message[8:end].decode(), message[end:].decode())
+
+
+if __name__ == "__main__":  # for a look at the pages: python -m tests.host.server FOLDER
+    running = Host.start(Path(sys.argv[1]))
+    print(running.url, flush=True)
+    try:
+        running.process.wait()
+    finally:
+        running.stop()

@@ -1,0 +1,95 @@
+"""Conditions on the sampler: absent, of no strength and unplugged are one thing; sizes and lengths are fitted."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.host.scene import error, saved_latent
+
+SOURCES = {
+    "motion": ("VCCameraMotion", lambda clip: {"zoom": 2.0}),
+    "depth": ("DepthSequence", lambda clip: {"video": clip[2], "input": "depth maps, near is bright"}),
+    "sketch": ("VCSketchSequence", lambda clip: {"video": clip[1]}),
+    "mask": ("VCMaskSequence", lambda clip: {"video": clip[1], "mask": clip[3]}),
+    "single_image": ("VCSingleImage", lambda clip: {"image": clip[1]}),
+    "single_sketch": ("VCSingleSketch", lambda clip: {"image": clip[2]}),
+}
+
+
+def source(scene, name, **inputs):
+    """The node that makes a condition of the example clip."""
+    kind, sockets = SOURCES[name]
+    return scene.add(kind, **sockets(scene.add("VCExampleClip")), **inputs)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_strength_and_no_schedule_are_unplugged_to_the_bit(scene, name):
+    unplugged, plugged, weak, never = scene.latents(
+        *(
+            scene.sample(scene.encode(**inputs), steps=2)
+            for inputs in (
+                {},
+                {name: source(scene, name)},
+                {name: source(scene, name, strength=0.0)},
+                {name: source(scene, name, end_percent=0.0)},
+            )
+        )
+    )
+    assert error(plugged, unplugged) > 1e-3
+    assert torch.equal(weak, unplugged)
+    assert torch.equal(never, unplugged)
+
+
+def test_a_style_of_no_strength_is_unplugged_to_the_bit(scene):
+    image = scene.add("VCExampleClip", frames=1)[1]
+
+    def styled(**inputs):
+        sides = {"positive": scene.positive, "negative": scene.negative}
+        style = scene.add("StyleEmbed", **sides, clip_vision=scene.loader[2], image=image, **inputs)
+        return scene.sample(scene.encode(positive=style[0], negative=style[1]), steps=2)
+
+    unplugged, plugged, weak, never = scene.latents(
+        scene.sample(scene.encode(), steps=2), styled(), styled(strength=0.0), styled(end_percent=0.0)
+    )
+    assert error(plugged, unplugged) > 1e-3
+    assert torch.equal(weak, unplugged)
+    assert torch.equal(never, unplugged)
+
+
+def test_a_style_may_come_from_the_stock_encoder(scene):
+    image, sides = scene.add("VCExampleClip", frames=1)[1], {"positive": scene.positive, "negative": scene.negative}
+    seen = scene.add("CLIPVisionEncode", clip_vision=scene.loader[2], image=image, crop="center")
+    styles = [
+        scene.add("StyleEmbed", **sides, clip_vision=scene.loader[2], image=image),
+        scene.add("StyleEmbed", **sides, clip_vision_output=seen),
+    ]
+    ours, stock = scene.latents(*(scene.sample(scene.encode(positive=s[0], negative=s[1]), steps=2) for s in styles))
+    assert torch.equal(ours, stock)
+
+
+def test_conditions_of_another_video_are_fitted_and_that_is_said(scene):
+    """Eight frames at 64 x 64 for a video of twelve at 96 x 64."""
+    made = {name: source(scene, name, frames=8) for name in ("motion", "depth", "sketch", "mask")}
+    stc = scene.encode(**made, frames=12, width=96, height=64)
+    saved = scene.add("SaveLatent", samples=scene.sample(stc, steps=1))
+    result = scene.host.run(scene.graph)
+    assert saved_latent(result, saved).shape == (1, 4, 12, 8, 12)
+    notes = "\n".join(result.notes)
+    for name in made:
+        assert f"{name}: resampled from 8 x" in notes
+
+
+def test_the_length_and_size_of_the_conditions_are_the_video_s(scene):
+    motion = source(scene, "motion", frames=8, width=80)
+    (latent,) = scene.latents(scene.sample(scene.encode(motion=motion), steps=1))
+    assert latent.shape == (1, 4, 8, 8, 10)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_condition_shows_what_the_network_sees(scene, name):
+    scene.add("SaveImage", images=source(scene, name)[1], filename_prefix="seen")
+    files = scene.host.run(scene.graph).files
+    assert len(files) == (1 if name.startswith("single") else 16)
+    with Image.open(files[-1]) as picture:
+        low, high = picture.convert("L").getextrema()
+        assert high - low > 20  # not blank

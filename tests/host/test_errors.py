@@ -1,0 +1,227 @@
+"""Wrong wiring and wrong files: one sentence at the node that cannot go on, which names the socket or the file."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
+from vc_core.demo import draw_clip
+from vc_core.video import write_video
+
+
+def depth_of(scene, output=2):
+    """Depth of what an output of the example clip holds; the third are its depth maps."""
+    return scene.add("DepthSequence", video=scene.add("VCExampleClip")[output], input="depth maps, near is bright")
+
+
+def styled(scene, **inputs):
+    style = scene.add("StyleEmbed", positive=scene.positive, negative=scene.negative, **inputs)
+    return scene.encode(positive=style[0], negative=style[1])
+
+
+def motion_of(scene, file, **inputs):
+    return scene.encode(motion=scene.add("MotionVectorExtract", video=scene.add("LoadVideo", file=file), **inputs))
+
+
+def clip_files(scene):
+    """A file of 3 frames, and the first half of it."""
+    folder = scene.host.folder / "input"
+    write_video(folder / "short.mp4", draw_clip(frames=3), 8)
+    whole = (folder / "short.mp4").read_bytes()
+    (folder / "damaged.mp4").write_bytes(whole[: len(whole) // 2])
+
+
+# What is wrong -> the node that says so, words of its sentence, and how it is wired: returns an STCEncode, after which
+# the graph is sampled.
+WIRING = {
+    "another condition's socket": (
+        "STCEncode", ["'motion'", "'depth'"],
+        lambda s: s.encode(motion=depth_of(s)),
+    ),
+    "another condition to add to": (
+        "VCCameraMotion", ["'add_to'", "'depth'"],
+        lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=depth_of(s))),
+    ),
+    "a motion of another length to add to": (
+        "VCCameraMotion", ["'add_to'", "8 frames", "16"],
+        lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=s.add("VCCameraMotion", frames=8))),
+    ),
+    "motion of one image": (
+        "MotionVectorExtract", ["'video'", "one image"],
+        lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=1)[1])),
+    ),
+    "a style without its image": (
+        "StyleEmbed", ["'clip_vision'", "'image'"],
+        lambda s: styled(s, clip_vision=s.loader[2]),
+    ),
+    "a style of nothing": ("StyleEmbed", ["'clip_vision_output'"], styled),
+    "more style images than videos": (
+        "VC3DUNetSampler", ["StyleEmbed", "16 images"],
+        lambda s: styled(s, clip_vision=s.loader[2], image=s.add("VCExampleClip")[1]),
+    ),
+    "a schedule that ends before it starts": (
+        "VCCameraMotion", ["'motion'", "0.8", "0.2"],
+        lambda s: s.encode(motion=s.add("VCCameraMotion", start_percent=0.8, end_percent=0.2)),
+    ),
+    "a frame plan for images": (
+        "MotionVectorExtract", ["'video'", "IMAGE", "frame_rate"],
+        lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip")[1], frame_rate=8.0)),
+    ),
+    "a video in memory that is too short": (
+        "MotionVectorExtract", ["VIDEO", "too short", "4 frames", "16"],
+        lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=4), frame_rate=8.0)),
+    ),
+    "a video file that is too short": (
+        "MotionVectorExtract", ["short.mp4", "too short", "3 frames", "16"],
+        lambda s: (clip_files(s), motion_of(s, "short.mp4", frame_rate=8.0))[1],
+    ),
+    "a damaged video file": (
+        "MotionVectorExtract", ["damaged.mp4"],
+        lambda s: (clip_files(s), motion_of(s, "damaged.mp4", frame_rate=8.0))[1],
+    ),
+    "tracks that are no JSON": (
+        "VCMotionFromTracks", ["'tracks'", "JSON"],
+        lambda s: s.encode(motion=s.add("VCMotionFromTracks", tracks="[{")),
+    ),
+    "depth maps in colours": (
+        "DepthSequence", ["depth maps", "colours"],
+        lambda s: s.encode(depth=depth_of(s, 1)),
+    ),
+    "no depth network": (
+        "DepthSequence", ["midas_v3_dpt_large.pth", "models/videocomposer"],
+        lambda s: s.encode(depth=s.add("DepthSequence", video=s.add("VCExampleClip")[1])),
+    ),
+    "no PiDiNet": (
+        "VCSketchSequence", ["table5_pidinet.pth", "models/videocomposer"],
+        lambda s: s.encode(sketch=s.add("VCSketchSequence", video=s.add("VCExampleClip")[1], method="pidinet")),
+    ),
+    "a size that latents do not have": ("STCEncode", ["12x64", "8"], lambda s: s.encode(width=12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WIRING)
+def test_wrong_wiring(scene, wrong):
+    node, words, wire = WIRING[wrong]
+    scene.add("SaveLatent", samples=scene.sample(wire(scene), steps=1))
+    assert_told(scene, node, *words)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (lambda s: {"latent": s.add("EmptyLatentImage", width=64, height=64)}, ["'latent'", "(1, 4, 8, 8)"]),
+        (lambda s: {"latent": s.encode(frames=8)[2]}, ["'motion'", "16 frames", "8"]),
+        (lambda s: {"context_length": 8, "context_overlap": 8, "latent": s.encode(frames=32)[2]}, ["8 frames", "7"]),
+        (lambda s: {"scheduler": "ddim_released", "steps": 1000, "denoise": 0.5}, ["2000", "1000"]),
+    ],
+    ids=["a latent of an image", "a latent of another length", "windows that overlap whole", "too many steps"],
+)
+def test_wrong_settings_of_the_sampler(scene, inputs, words):
+    stc = scene.encode(motion=scene.add("VCCameraMotion"))
+    scene.add("SaveLatent", samples=scene.sample(stc, **{"steps": 1, **inputs(scene)}))
+    assert_told(scene, "VC3DUNetSampler", *words)
+
+
+@pytest.mark.parametrize("kind", ["VC3DUNetSampler", "KSampler"])
+def test_a_prompt_of_another_text_encoder(scene, kind):
+    folder = scene.host.folder / "models" / "text_encoders"
+    folder.mkdir(exist_ok=True)
+    # ComfyUI takes what it does not know for Stable Diffusion 1's, 768 wide, and leaves what is missing as it is.
+    save_file({"text_model.final_layer_norm.weight": torch.ones(768)}, folder / "other.safetensors")
+    clip = scene.add("CLIPLoader", clip_name="other.safetensors", type="stable_diffusion")
+    prompt = scene.add("CLIPTextEncode", text="", clip=clip)
+    stc = scene.encode(positive=prompt, negative=prompt)
+    sample = {"VC3DUNetSampler": scene.sample, "KSampler": scene.stock_sample}[kind]
+    scene.add("SaveLatent", samples=sample(stc, steps=1))
+    assert_told(scene, kind, "768", "64", "CLIP")
+
+
+def _half(file):
+    whole = BUNDLED_FILE.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def _lacking_a_tensor(file):
+    tensors = _bundled()
+    del tensors["model.out.2.bias"]
+    save_file(tensors, file, _metadata())
+
+
+class _Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+FILES = {
+    "truncated.safetensors": _half,
+    "foreign.safetensors": lambda file: save_file({"a.weight": torch.zeros(3)}, file),
+    "lacking.safetensors": _lacking_a_tensor,
+    "noise.safetensors": lambda file: file.write_bytes(b"no checkpoint" * 1000),
+    "empty.pth": lambda file: file.write_bytes(b""),
+    "code.pth": lambda file: torch.save({"a": _Code(str(file) + ".ran")}, file),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_checkpoint(scene, name):
+    file = scene.host.checkpoints / name
+    FILES[name](file)
+    try:
+        scene.graph.set(scene.loader, ckpt_name=name)
+        scene.add("SaveLatent", samples=scene.sample(scene.encode(), steps=1))
+        assert_told(scene, "VCCheckpointLoader", name)
+        assert not file.with_name(f"{name}.ran").exists()
+    finally:
+        file.unlink()
+
+
+USES = {
+    "VAEDecode": lambda s, loader: s.add("VAEDecode", samples=s.encode()[2], vae=loader[3]),
+    "VAEEncode": lambda s, loader: s.add("VAEEncode", pixels=s.add("VCExampleClip")[1], vae=loader[3]),
+    "CLIPTextEncode": lambda s, loader: s.add("CLIPTextEncode", text="", clip=loader[1]),
+    "CLIPVisionEncode": lambda s, loader: s.add(
+        "CLIPVisionEncode", clip_vision=loader[2], image=s.add("VCExampleClip")[1]
+    ),
+    "StyleEmbed": lambda s, loader: styled(s, clip_vision=loader[2], image=s.add("VCExampleClip", frames=1)[1]),
+}
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_part_that_the_checkpoint_lacks_is_told_where_it_is_used(scene, kind):
+    name = "network.safetensors"
+    network = {key: tensor for key, tensor in _bundled().items() if key.startswith("model.")}
+    save_file(network, scene.host.checkpoints / name, _metadata())
+    used = USES[kind](scene, scene.add("VCCheckpointLoader", ckpt_name=name))
+    if kind.startswith("VAE"):
+        output = ("SaveImage", "images") if kind == "VAEDecode" else ("SaveLatent", "samples")
+        scene.add(output[0], **{output[1]: used}, filename_prefix="x")
+    else:
+        scene.add("PreviewAny", source=used)
+    assert_told(scene, kind, name, "Load")
+
+
+def _bundled():
+    with safe_open(BUNDLED_FILE, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _metadata():
+    with safe_open(BUNDLED_FILE, "pt") as file:
+        return file.metadata()
+
+
+def assert_told(scene, node, *words):
+    """The graph fails at a node of this kind, in one sentence for users that has these words."""
+    error = scene.host.fails(scene.graph)
+    message = error["exception_message"].strip()
+    assert error["node_type"] == node, message
+    assert error["exception_type"] == "vc_core.UserError", f"{error['exception_type']}: {message}"
+    assert "\n" not in message and message.endswith(".")
+    for word in words:
+        assert word in message

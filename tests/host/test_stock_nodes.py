@@ -1,0 +1,276 @@
+"""ComfyUI's own nodes on the pack's models and 5-D latents."""
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+from tests.host.scene import error, saved_latent
+from vc_core.demo import draw_clip
+
+FRAMES = 8  # half of what the checkpoint was trained for, which is enough here
+
+
+@pytest.fixture
+def moved(scene):
+    """An STCEncode with motion and a single image."""
+    image = scene.add("VCSingleImage", image=scene.add("VCExampleClip", frames=FRAMES)[1])
+    return scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3, frames=FRAMES), single_image=image)
+
+
+def half_mask(scene, size=64):
+    """A MASK that is black on the left and white on the right."""
+    white = scene.add("SolidMask", value=1.0, width=size, height=size)
+    black = scene.add("SolidMask", value=0.0, width=size // 2, height=size)
+    return scene.add("MaskComposite", destination=white, source=black, x=0, y=0, operation="multiply")
+
+
+def pictures(files):
+    return torch.stack([to_tensor(Image.open(file).convert("RGB")) for file in files], dim=1)[None]  # (1, 3, F, H, W)
+
+
+# --- VAEs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_video_comes_back_from_the_vae(scene):
+    pixels = scene.add("VCExampleClip", size=64, frames=6)[1]
+    latent = scene.add("VAEEncode", pixels=pixels, vae=scene.loader[3])
+    images = scene.add("SaveImage", images=scene.add("VAEDecode", samples=latent, vae=scene.loader[3]))
+    saved = scene.add("SaveLatent", samples=latent)
+    result = scene.host.run(scene.graph)
+    assert saved_latent(result, saved).shape == (1, 4, 6, 8, 8)
+    assert (pictures(result.files_of(images)) - draw_clip(size=64, frames=6)).square().mean() < 0.01
+
+
+def test_tiles_decode_and_encode_every_frame(scene):
+    pixels = scene.add("VCExampleClip", size=96, frames=3)[1]
+    tiles = {"tile_size": 64, "overlap": 16, "vae": scene.loader[3]}
+    whole = scene.add("VAEEncode", pixels=pixels, vae=scene.loader[3])
+    tiled = scene.add("VAEEncodeTiled", pixels=pixels, **tiles)
+    shown = [
+        scene.add("SaveImage", images=scene.add("VAEDecode", samples=whole, vae=scene.loader[3])),
+        scene.add("SaveImage", images=scene.add("VAEDecodeTiled", samples=whole, **tiles)),
+    ]
+    saved = [scene.add("SaveLatent", samples=node) for node in (whole, tiled)]
+    result = scene.host.run(scene.graph)
+    latents = [saved_latent(result, node) for node in saved]
+    assert latents[1].shape == (1, 4, 3, 12, 12)
+    assert error(latents[1], latents[0]) < 0.2
+    videos = [pictures(result.files_of(node)) for node in shown]
+    assert (videos[1] - videos[0]).square().mean() < 0.003
+
+
+# --- Samplers ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_way_of_sampling_gives_the_same_video(scene, moved):
+    """KSampler, KSamplerAdvanced in two parts, SamplerCustom, SamplerCustomAdvanced and ours."""
+    sides = {"positive": moved[0], "negative": moved[1]}
+    steps = {"steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "karras", **sides}
+    first = scene.add(
+        "KSamplerAdvanced", **steps, noise_seed=1, add_noise="enable", latent_image=moved[2], start_at_step=0,
+        end_at_step=2, return_with_leftover_noise="enable",
+    )  # fmt: skip
+    second = scene.add(
+        "KSamplerAdvanced", **steps, noise_seed=1, add_noise="disable", latent_image=first, start_at_step=2,
+        end_at_step=10000, return_with_leftover_noise="disable",
+    )  # fmt: skip
+    custom = {
+        "sampler": scene.add("KSamplerSelect", sampler_name="euler"),
+        "sigmas": scene.add("BasicScheduler", scheduler="karras", steps=4, denoise=1.0),
+        "latent_image": moved[2],
+    }
+    noise, guider = scene.add("RandomNoise", noise_seed=1), scene.add("CFGGuider", cfg=2.0, **sides)
+    guided = scene.add("SamplerCustomAdvanced", noise=noise, guider=guider, **custom)
+    ours, *others = scene.latents(
+        scene.sample(moved, steps=4),
+        scene.stock_sample(moved, steps=4),
+        second,
+        scene.add("SamplerCustom", add_noise=True, noise_seed=1, cfg=2.0, **sides, **custom),
+        guided,
+    )
+    for other in others:
+        assert error(other, ours) < 1e-5
+
+
+def test_a_given_video_is_changed_by_the_share_of_denoise(scene, moved):
+    given = scene.add("VAEEncode", pixels=scene.add("VCExampleClip", size=64, frames=FRAMES)[1], vae=scene.loader[3])
+    before, little, ours, stock = scene.latents(
+        given,
+        scene.sample(moved, latent=given, denoise=0.2),
+        scene.sample(moved, latent=given, denoise=0.6),
+        scene.stock_sample(moved, latent_image=given, denoise=0.6),
+    )
+    assert error(ours, stock) < 1e-5
+    assert 0.0 < error(little, before) < error(ours, before)
+
+
+def test_samplers_of_every_family_run(scene, moved):
+    names = ["ddim", "dpmpp_2m_sde", "euler_ancestral", "lcm", "res_multistep", "uni_pc"]
+    for latent in scene.latents(*(scene.stock_sample(moved, sampler_name=name, steps=3) for name in names)):
+        assert latent.shape == (1, 4, FRAMES, 8, 8)
+        assert 0.3 < latent.std() < 3  # also false of NaN
+
+
+def test_each_of_a_batch_is_a_video_of_its_own(scene):
+    conditions = {"motion": scene.add("VCCameraMotion", zoom=1.5, frames=FRAMES)}
+    both, alone = scene.encode(**conditions, batch_size=2), scene.encode(**conditions)
+    shown = scene.add("SaveImage", images=scene.add("VAEDecode", samples=scene.sample(both), vae=scene.loader[3]))
+    saved = [scene.add("SaveLatent", samples=scene.sample(stc)) for stc in (both, alone)]
+    result = scene.host.run(scene.graph)
+    two, one = (saved_latent(result, node) for node in saved)
+    assert error(two[:1], one) < 1e-5
+    assert error(two[1:], one) > 0.1
+    assert len(result.files_of(shown)) == 2 * FRAMES
+
+
+def test_a_prompt_may_be_longer_than_the_tower(scene):
+    long = scene.text("a red circle on a background of blue and white stripes, " * 12)
+    latent, plain = scene.latents(
+        *(scene.sample(scene.encode(positive=p, frames=FRAMES)) for p in (long, scene.positive))
+    )
+    assert latent.isfinite().all() and error(latent, plain) > 1e-3
+
+
+# --- Parts of the picture ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["one for all frames", "one for each frame"])
+def test_a_noise_mask_keeps_what_is_black(scene, moved, mask):
+    clip = scene.add("VCExampleClip", size=64, frames=FRAMES, speed=2.0)
+    given = scene.add("VAEEncode", pixels=clip[1], vae=scene.loader[3])
+    area = half_mask(scene) if mask == "one for all frames" else clip[3]
+    masked = scene.add("SetLatentNoiseMask", samples=given, mask=area)
+    before, after = scene.latents(given, scene.sample(moved, latent=masked))
+    changed = (after - before).abs().amax((0, 1)) > 1e-4  # (F, h, w)
+    if mask == "one for all frames":
+        assert not changed[..., :4].any() and changed[..., 4:].float().mean() > 0.9
+    else:  # the disc goes from the middle to the right
+        across = changed.float().mean((1, 2)), changed[0].any(0).nonzero(), changed[-1].any(0).nonzero()
+        assert across[0].min() > 0 and across[0].max() < 0.2
+        assert across[1].float().mean() + 2 < across[2].float().mean()
+
+
+PARTS = {
+    "ConditioningSetMask": (lambda s: {"mask": half_mask(s), "set_cond_area": "default"}, (..., slice(4))),
+    "ConditioningSetAreaPercentageVideo": (
+        lambda s: {"width": 0.5, "height": 1.0, "temporal": 1.0, "x": 0.5, "y": 0.0, "z": 0.0}, (..., slice(4)),
+    ),
+    "ConditioningSetAreaPercentageVideo in time": (
+        lambda s: {"width": 1.0, "height": 1.0, "temporal": 0.5, "x": 0.0, "y": 0.0, "z": 0.5},
+        (slice(None), slice(None), slice(FRAMES // 2)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_prompt_for_a_part_of_the_video(scene, moved, part):
+    """Two prompts, one of which counts in a part only: after one step the rest is as without it."""
+    inputs, rest = PARTS[part]
+    inputs = {"strength": 1.0, **inputs(scene)}
+    other = dict(scene.graph[moved]["inputs"]) | {"positive": scene.text("a green square")[0]}
+    local = scene.add(part.split()[0], conditioning=scene.add("STCEncode", **other)[0], **inputs)
+    both = scene.add("ConditioningCombine", conditioning_1=local, conditioning_2=moved[0])
+    whole, partial = scene.latents(scene.sample(moved, steps=1), scene.sample(moved, steps=1, positive=both))
+    torch.testing.assert_close(partial[rest], whole[rest], rtol=1e-4, atol=1e-4)
+    assert error(partial, whole) > 0.01
+
+
+def test_an_area_sees_its_own_part_of_the_conditions(scene):
+    """Two images that differ on the far left alone are one to an area on the right."""
+    left_is_black = draw_clip(size=64, frames=1)
+    left_is_black[..., :16] = 0
+    plain = scene.encode(frames=FRAMES)
+
+    def on_the_right(stc):
+        right = scene.add(
+            "ConditioningSetAreaPercentageVideo", conditioning=stc[0], width=0.5, height=1.0, temporal=1.0,
+            x=0.5, y=0.0, z=0.0, strength=1.0,
+        )  # fmt: skip
+        both = scene.add("ConditioningCombine", conditioning_1=right, conditioning_2=plain[0])
+        return scene.sample(plain, steps=1, positive=both)
+
+    made = [on_the_right(plain)]
+    for name, image in {"whole.png": draw_clip(size=64, frames=1), "black.png": left_is_black}.items():
+        to_pil_image(image[0, :, 0]).save(scene.host.folder / "input" / name)
+        seen = scene.add("VCSingleImage", image=scene.add("LoadImage", image=name))
+        made.append(on_the_right(scene.encode(single_image=seen, frames=FRAMES)))
+    without, whole, black = scene.latents(*made)
+    assert error(whole, without) > 0.01
+    assert torch.equal(whole, black)
+
+
+def test_a_condition_for_a_part_of_the_schedule(scene, moved):
+    """A stock node that limits a CONDITIONING in time does so with what it carries of ours."""
+    plain = scene.encode(positive=scene.text(""), frames=FRAMES)
+    halves = [
+        scene.add("ConditioningSetTimestepRange", conditioning=stc[0], start=start, end=end)
+        for stc, start, end in ((moved, 0.0, 0.5), (plain, 0.5, 1.0))
+    ]
+    both = scene.add("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1])
+    whole, changed = scene.latents(scene.sample(moved, steps=4), scene.sample(moved, steps=4, positive=both))
+    assert changed.isfinite().all() and error(changed, whole) > 0.01
+
+
+# --- Model patches ----------------------------------------------------------------------------------------------------
+
+EFFECTIVE = {
+    "ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": True},
+    "PatchModelAddDownscale": {},
+    "PerturbedAttentionGuidance": {"scale": 3.0},
+    "RescaleCFG": {"multiplier": 0.7},
+    "UNetCrossAttentionMultiply": {"k": 1.2},
+}
+WITHOUT_EFFECT = {
+    "FreeU_V2": {},  # patches layers of Stable Diffusion's widths alone
+    "ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": False},  # is the checkpoint's own
+    "TomePatchModel": {},
+}
+
+
+@pytest.mark.parametrize("kind", EFFECTIVE)
+def test_a_patch_of_the_model_works(scene, moved, kind):
+    plain, patched = scene.latents(
+        scene.sample(moved, steps=4), scene.sample(moved, steps=4, model=scene.add(kind, **EFFECTIVE[kind]))
+    )
+    assert patched.isfinite().all() and error(patched, plain) > 1e-5
+
+
+@pytest.mark.parametrize("kind", WITHOUT_EFFECT)
+def test_a_patch_that_has_no_place_in_the_model_leaves_it_as_it_is(scene, moved, kind):
+    plain, patched = scene.latents(
+        scene.sample(moved), scene.sample(moved, model=scene.add(kind, **WITHOUT_EFFECT[kind]))
+    )
+    assert torch.equal(patched, plain)
+    if kind == "TomePatchModel":
+        assert "these patches of the model have no effect on it" in scene.host.log()
+
+
+# --- Context windows --------------------------------------------------------------------------------------------------
+
+
+def test_stock_context_windows_are_ours_where_nothing_overlaps(scene):
+    """Each window has the conditions of its own frames, whichever node cut it."""
+    frames = 2 * FRAMES
+    motion = scene.add("VCCameraMotion", pan_right=0.5, frames=frames, easing="ease_in_out")
+    stc = scene.encode(motion=motion, single_image=scene.add("VCSingleImage", image=scene.add("VCExampleClip")[1]))
+    windows = scene.add("ContextWindowsManual", context_length=FRAMES, context_overlap=0, dim=2)
+    ours, stock, whole = scene.latents(
+        scene.sample(stc, context_length=FRAMES, context_overlap=0),
+        scene.stock_sample(stc, model=windows),
+        scene.stock_sample(stc),
+    )
+    assert ours.shape == (1, 4, frames, 8, 8)
+    assert error(stock, ours) < 1e-5
+    assert error(whole, ours) > 0.01
+
+
+@pytest.mark.parametrize("schedule", [0, 1, 2, 3])
+def test_every_schedule_of_the_stock_context_windows_runs(scene, schedule):
+    options = scene.host.nodes["ContextWindowsManual"]["input"]["required"]["context_schedule"][1]["options"]
+    stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.5, frames=14))
+    windows = scene.add(
+        "ContextWindowsManual", context_length=FRAMES, context_overlap=4, dim=2, context_schedule=options[schedule]
+    )
+    (latent,) = scene.latents(scene.sample(stc, model=windows))
+    assert latent.shape == (1, 4, 14, 8, 8) and latent.isfinite().all()
