@@ -1,0 +1,104 @@
+"""ComfyUI's page in a headless browser."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.server import Host, NoHost
+
+HERE = Path(__file__).parent
+PACK_FOLDER = "ComfyUI-VideoComposer"
+"""ComfyUI serves the scripts, templates and help pages of no pack whose folder has a space in its name."""
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_SECONDS = 300
+
+# What the page complains about without any pack too: files that a fresh user folder lacks, and its own settings.
+_STOCK = ("status of 404", "reading 'id'")
+
+
+class NoBrowser(Exception):
+    """There is no browser to test with; the message says how to give one."""
+
+
+def find_browser() -> dict[str, str]:
+    """Where Node.js, playwright-core and a Chromium are, as the environment that `browser.js` wants.
+
+    Raises:
+        NoBrowser: one of them is missing.
+    """
+    if shutil.which("node") is None:
+        raise NoBrowser("no Node.js found, which drives the browser: install it, or run without tests/web")
+    homes = (HERE.parents[1], Path.home(), *sorted(path for path in Path.home().iterdir() if os.path.isdir(path)))
+    places = (folder / "node_modules" / "playwright-core" for folder in homes)
+    playwright = os.environ.get("PLAYWRIGHT_PATH") or next((str(place) for place in places if os.path.isdir(place)), None)
+    if playwright is None:
+        raise NoBrowser("no playwright-core found: npm install playwright-core, and set PLAYWRIGHT_PATH to its folder")
+    chromium = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if chromium is None:
+        raise NoBrowser("no Chromium found: install one, or set CHROMIUM_PATH to its executable")
+    return {"PLAYWRIGHT_PATH": playwright, "CHROMIUM_PATH": chromium}
+
+
+@dataclass
+class Seen:
+    """What came of a scenario.
+
+    Attributes:
+        result: what it returned.
+        complaints: errors and warnings of the page that have to do with this pack, or that no stock page has.
+    """
+
+    result: Any
+    complaints: list[str]
+
+
+@dataclass
+class Browser:
+    """Plays scenarios on the page of a running ComfyUI; pictures of it are kept in `pictures`."""
+
+    host: Any
+    pictures: Path
+    environment: dict[str, str]
+
+    def play(self, scenario: str, **given: Any) -> Seen:
+        """Plays a scenario of this folder with what it is given; see `browser.js`."""
+        run = subprocess.run(
+            ["node", HERE / "browser.js", HERE / scenario, self.host.url, self.pictures, json.dumps(given)],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={**os.environ, **self.environment},
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        seen = json.loads(run.stdout.splitlines()[-1])
+        return Seen(seen["result"], [text for text in map(_ours, seen["complaints"]) if text])
+
+
+def _ours(complaint: dict[str, str]) -> str:
+    """The complaint as a text where it may be ours, else an empty one."""
+    text = f"{complaint['text']} {complaint['where']}"
+    if ("/extensions/" in text and "/extensions/core/" not in text) or "videocomposer" in text.lower():
+        return text
+    stock = complaint["kind"] == "warning" or any(known in text for known in _STOCK)
+    return "" if stock else text
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser on the page of a ComfyUI with this pack. Its pictures go to VC_PICTURES, else into pytest's folder."""
+    try:
+        environment = find_browser()
+        host = Host.start(tmp_path_factory.mktemp("comfyui"), PACK_FOLDER)
+    except (NoBrowser, NoHost) as reason:
+        pytest.skip(str(reason))
+    folder = os.environ.get("VC_PICTURES")
+    pictures = Path(folder) if folder else tmp_path_factory.mktemp("pictures")
+    pictures.mkdir(parents=True, exist_ok=True)
+    yield Browser(host, pictures, environment)
+    host.stop()

@@ -1,0 +1,167 @@
+"""The real page: the tracks' editor, the previews, the templates and the languages."""
+
+import json
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+
+from tests.web.conftest import PACK_FOLDER
+
+WIDE = {"width": 2400, "height": 1200}  # for pictures of whole graphs
+REPOSITORY = Path(__file__).parents[2]
+TEMPLATES = sorted((REPOSITORY / "workflows").glob("*.json"))
+
+
+def points(*pairs):
+    return [{"x": x, "y": y} for x, y in pairs]
+
+
+def test_tracks_are_drawn_and_written_into_the_text(browser):
+    seen = browser.play("edit_tracks.js")
+    steps = seen.result
+    assert not seen.complaints
+    first, second = points((128, 256), (256, 256), (384, 400)), points((60, 60))
+    expected = {
+        "fresh": points((128, 256), (384, 256)),
+        "added": points((128, 256), (384, 256), (450, 100)),
+        "inserted": points((128, 256), (256, 256), (384, 256), (450, 100)),
+        "moved": points((128, 256), (256, 256), (384, 400), (450, 100)),
+        "clamped": points((128, 256), (256, 256), (384, 400), (512, 100)),
+        "deleted": first,
+        "second": [first, second + points((60, 200))],
+        "doubled": [first, second],
+        "doubledOnNothing": [first, second + points((300, 480))],
+        "undone": [first, second + points((300, 480))],
+        "cleared": [],
+    }
+    for step, tracks in expected.items():
+        assert steps[step] == [tracks, 512, 512], step
+    assert steps["textShown"] == 3
+    assert steps["unreadable"][0] == "nonsense" and "no JSON" in steps["unreadable"][1]
+    assert steps["unsized"] == [points((16, 32), (48, 32)), 0, 0]
+    assert steps["sized"] == [points((16, 32), (48, 32), (48, 56)), 64, 64] == steps["loaded"]
+    assert (steps["editorsAfterUndo"], steps["editors"], steps["editorsAfterClear"]) == (1, 1, 0)
+    assert steps["prompt"][0] == "tracks" and "videocomposer_tracks" not in steps["prompt"]
+
+
+def test_previews_come_and_go_with_their_messages(browser):
+    seen = browser.play("send_previews.js")
+    assert not seen.complaints
+    assert seen.result == {
+        "nothing": False,  # for another node, another class, a picture that is none
+        "stockAlone": True,
+        "shown": True,
+        "stockBeside": False,
+        "pixels": [512, 256],
+        "colors": True,
+        "grown": True,
+        "saved": True,
+        "stays": True,
+        "ended": True,
+        "still": True,
+        "ends": ["executing", "status", "execution_start", "execution_success", "reconnecting"],
+        "late": False,
+        "widgets": 1,
+        "resizedStays": True,
+        "off": False,
+        "removed": True,
+    }
+
+
+def video_graph(host, sampler="VC3DUNetSampler", steps=6, frames=0):
+    graph = host.graph()
+    checkpoint = graph.add("VCCheckpointLoader")
+    text = graph.add("CLIPTextEncode", text="a red circle", clip=checkpoint[1])
+    none = graph.add("CLIPTextEncode", text="", clip=checkpoint[1])
+    inputs = {"positive": text, "negative": none, "frames": frames}
+    encode = graph.add("STCEncode", model=checkpoint, **inputs)
+    latent = {"latent_image" if sampler == "KSampler" else "latent": encode[2]}
+    inputs = {"positive": encode[0], "negative": encode[1], "steps": steps, "cfg": 2.0, **latent}
+    samples = graph.add(sampler, model=checkpoint, **inputs)
+    images = graph.add("VAEDecode", samples=samples, vae=checkpoint[3])
+    graph.add("SaveAnimatedWEBP", images=images, filename_prefix="page")
+    return graph
+
+
+def test_a_run_from_the_page_is_previewed_frame_by_frame(browser):
+    own, stock = video_graph(browser.host), video_graph(browser.host, "KSampler")
+    cases = {
+        "own": {"prompt": own, "shot": "preview"},
+        "stock": {"prompt": stock, "sampler": "KSampler"},
+        "subgraph": {"prompt": own, "subgraph": True, "shot": "preview_subgraph"},
+        "replaced": {"prompt": video_graph(browser.host, steps=20), "replace": True},
+        "interrupted": {"prompt": video_graph(browser.host, steps=500), "interrupt": True},
+    }
+    seen = browser.play("watch_preview.js", cases=[{"sampler": "VC3DUNetSampler", **case} for case in cases.values()])
+    assert not seen.complaints
+    for name, run in zip(cases, seen.result, strict=True):
+        assert run["ended"] == ("execution_interrupted" if name == "interrupted" else "execution_success"), name
+        (sampler,) = run["samplers"]
+        assert run["nodes"] == ([sampler.split(":")[0], sampler] if name == "subgraph" else [sampler]), name
+        assert (run["connected"], run["stock"], run["left"], run["pixels"]) == (True, False, 0, [512, 512]), name
+        ((before, after),) = run["sizes"]
+        assert before == after, name
+        assert {message["node"] for message in run["messages"]} == {sampler}
+        assert all((message["frames"], message["rate"]) == (16, 8) for message in run["messages"])
+    runs = dict(zip(cases, seen.result, strict=True))
+    assert len(runs["own"]["messages"]) == len(runs["stock"]["messages"]) == 6
+    assert len(runs["interrupted"]["messages"]) < 100
+    # More pictures than steps: each step's frames were played.
+    assert all(run["pictures"] > 8 for name, run in runs.items() if name not in ("interrupted",))
+
+
+@pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
+def test_every_template_loads_as_it_was_saved(browser):
+    names = [template.stem for template in TEMPLATES]
+    seen = browser.play("load_templates.js", templates=names, pack=PACK_FOLDER, viewport=WIDE)
+    assert not seen.complaints
+    for name in names:
+        loaded = seen.result[name]
+        assert loaded["thumbnail"], name
+        assert (loaded["missing"], loaded["dialogs"], loaded.get("error")) == ([], [], None), name
+        assert loaded["nodes"][0] == loaded["nodes"][1] and loaded["links"][0] == loaded["links"][1], name
+        assert (loaded["changed"], loaded["overlapping"]) == ([], []), name
+        assert loaded["prompt"], name
+
+
+@pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
+def test_a_template_runs_from_the_page_to_its_end(browser):
+    template = next((t for t in TEMPLATES if t.stem == "text_motion_transfer"), TEMPLATES[0])
+    case = {"graph": json.loads(template.read_text()), "sampler": "VC3DUNetSampler", "shot": "template_run"}
+    seen = browser.play("watch_preview.js", cases=[case])
+    (run,) = seen.result
+    assert not seen.complaints
+    assert run["ended"] == "execution_success"
+    assert run["nodes"] == run["samplers"] and run["pictures"] > 8 and run["left"] == 0
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_speaks_the_language(browser, language):
+    nodes = browser.host.pack_nodes()
+    settings = {"Comfy.Locale": language}
+    given = {"nodes": list(nodes), "help": "DepthSequence", "shot": f"nodes_{language}"}
+    seen = browser.play("read_texts.js", **given, settings=settings, viewport=WIDE)
+    # In English the page first asks for a file that no pack needs to have, and then takes the one without a language.
+    assert not [text for text in seen.complaints if not text.endswith("/DepthSequence/en.md")]
+    title = {"en": "Depth Sequence", "zh": "深度序列"}[language]
+    assert title in seen.result["help"] and "midas_v3_dpt_large.pth" in seen.result["help"]
+    folder = REPOSITORY / "locales" / language
+    texts, categories = (json.loads((folder / f"{name}.json").read_text()) for name in ("nodeDefs", "main"))
+    for name, node in nodes.items():
+        shown, expected = seen.result["texts"][name], texts[name]
+        assert (shown["title"], shown["description"]) == (expected["display_name"], expected["description"]), name
+        path = node["category"].split("/")
+        assert shown["category"] == "/".join(categories["nodeCategories"][part] for part in path), name
+        for key, label in {**shown["inputs"], **shown["widgets"]}.items():
+            if key in expected["inputs"]:
+                assert label == expected["inputs"][key]["name"], (name, key)
+        assert shown["outputs"] == [text["name"] for text in expected["outputs"].values()], name
+
+
+@pytest.mark.parametrize("ending", [".md", "/zh.md"])
+def test_the_help_pages_are_served(browser, ending):
+    for node in browser.host.pack_nodes():
+        with urlopen(f"{browser.host.url}/extensions/{quote(PACK_FOLDER)}/docs/{node}{ending}") as page:
+            assert page.read().startswith(b"# ")

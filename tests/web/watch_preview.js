@@ -1,0 +1,86 @@
+// Runs graphs from the page, and looks at the previews on the node that samples. given: {cases}, each
+// {graph or prompt: in the page's or the API's form, sampler: class of the node, subgraph: put it into one first,
+// replace: load the graph again while it runs, interrupt: the run, shot: name of a picture}.
+
+module.exports = async (page, { cases }) => {
+  await page.evaluate(() => {
+    const { api } = window.comfyAPI.api;
+    window.everyNode = (graph = app.graph, prefix = "") =>
+      graph.nodes.flatMap((node) => [
+        [prefix + node.id, node],
+        ...(node.subgraph ? everyNode(node.subgraph, `${prefix}${node.id}:`) : []),
+      ]);
+    window.sizes = () => Object.fromEntries(everyNode().map(([id, node]) => [id, [...node.size]]));
+    window.look = () =>
+      everyNode().flatMap(([id, node]) =>
+        (node.widgets ?? [])
+          .filter((widget) => widget.name === "videocomposer_preview" && !widget.hidden)
+          .map((widget) => ({
+            id,
+            picture: widget.element.toDataURL(),
+            pixels: [widget.element.width, widget.element.height],
+            connected: widget.element.isConnected,
+            stock: Boolean(node.imgs?.length),
+          })),
+      );
+    api.addEventListener("videocomposer.preview", ({ detail }) => messages.push({ ...detail, image: detail.image.length }));
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, () => (window.ended = end));
+    }
+  });
+  const results = [];
+  for (const given of cases) results.push(await watch(page, given));
+  return results;
+};
+
+async function watch(page, given) {
+  if (given.graph) await page.evaluate((graph) => app.loadGraphData(graph), given.graph);
+  else await page.evaluate((prompt) => app.loadApiJson(prompt, "a run"), given.prompt);
+  await page.waitForTimeout(300);
+  if (given.subgraph) {
+    await page.evaluate((type) => {
+      const [, node] = everyNode().find(([, node]) => node.comfyClass === type);
+      app.graph.convertToSubgraph(new Set([node]));
+    }, given.sampler);
+  }
+  await page.evaluate(() => {
+    app.canvas.ds.reset();
+    Object.assign(window, { messages: [], seen: [], ended: null, before: sizes() });
+    window.watching = setInterval(() => seen.push(...look()), 40);
+  });
+  await page.locator('[data-testid="queue-button"]').first().click();
+  await page.waitForFunction(() => seen.length > 3 || ended, null, { timeout: 120000 });
+  await page.evaluate(() => {
+    const shown = look()[0];
+    const node = shown && app.graph.getNodeById(Number(shown.id.split(":")[0]));
+    if (node) app.canvas.centerOnNode(node);
+  });
+  if (given.shot) {
+    await page.waitForTimeout(300);
+    await page.shot(given.shot);
+  }
+  if (given.replace) {
+    await page.evaluate(() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize()))));
+    await page.evaluate(() => (window.seen.length = 0));
+  }
+  if (given.interrupt) await page.evaluate(() => window.comfyAPI.api.api.interrupt());
+  await page.waitForFunction(() => ended, null, { timeout: 240000 });
+  await page.waitForTimeout(500);
+  if (given.shot) await page.shot(`${given.shot}_after`);
+  return page.evaluate((sampler) => {
+    clearInterval(watching);
+    const samplers = everyNode().filter(([, node]) => node.comfyClass === sampler).map(([id]) => id);
+    return {
+      ended,
+      messages,
+      samplers,
+      nodes: [...new Set(seen.map(({ id }) => id))].sort(),
+      pixels: seen[0]?.pixels,
+      pictures: new Set(seen.map(({ picture }) => picture)).size,
+      connected: seen.some(({ connected }) => connected),
+      stock: seen.some(({ stock }) => stock),
+      left: look().length,
+      sizes: samplers.map((id) => [before[id], sizes()[id]]),
+    };
+  }, given.sampler);
+}
