@@ -86,6 +86,10 @@ class UNetConfig:
 class DiffusionConfig:
     """The noise schedule and what the network predicts (released: scaled-linear betas, 1000 steps, noise).
 
+    Attributes:
+        zero_terminal_snr: the schedule is rescaled so that its last step is noise alone, which shows nothing of itself:
+            the network predicts v.
+
     Raises:
         UserError: a value out of its range, or a schedule that falls or whose last steps leave no signal.
     """
@@ -97,6 +101,7 @@ class DiffusionConfig:
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         from .diffusion.schedule import alphas_cumprod
@@ -106,6 +111,8 @@ class DiffusionConfig:
             raise UserError(
                 f"The config's diffusion.beta_start is {self.beta_start}: expected at most beta_end, {self.beta_end}."
             )
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise UserError("The config's diffusion.zero_terminal_snr goes with the prediction v_prediction alone.")
         if alphas_cumprod(self)[-1] < 1e-35:  # the last noise level is about 1 by its root, in float32
             raise UserError(
                 f"The config's diffusion.beta_end is {self.beta_end}: expected less, as after {self.steps} steps no "

@@ -54,6 +54,7 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
             "linear_start": diffusion.beta_start,
             "linear_end": diffusion.beta_end,
             "timesteps": diffusion.steps,
+            "zsnr": diffusion.zero_terminal_snr,
         }
         self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
         # The second is for stock nodes, which tell the levels of a UNet by it.
