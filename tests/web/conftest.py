@@ -36,7 +36,7 @@ def find_browser() -> dict[str, str]:
         raise NoBrowser("no Node.js found, which drives the browser: install it, or run without tests/web")
     homes = (HERE.parents[1], Path.home(), *sorted(path for path in Path.home().iterdir() if os.path.isdir(path)))
     places = (folder / "node_modules" / "playwright-core" for folder in homes)
-    playwright = os.environ.get("PLAYWRIGHT_PATH") or next((str(place) for place in places if os.path.isdir(place)), None)
+    playwright = os.environ.get("PLAYWRIGHT_PATH") or next((str(place) for place in places if place.is_dir()), None)
     if playwright is None:
         raise NoBrowser("no playwright-core found: npm install playwright-core, and set PLAYWRIGHT_PATH to its folder")
     chromium = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _BROWSERS)), None)
