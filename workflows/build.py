@@ -1,0 +1,419 @@
+"""Makes this folder's templates and their pictures, with a ComfyUI that runs and has the pack:
+
+    python workflows/build.py http://127.0.0.1:8188 [--pictures] [NAME ...]
+
+ComfyUI lists the folder's *.json as the pack's templates. `layout.py` says how a graph becomes such a file; here is
+what the graphs are. A template that was released stays loadable for ever: tests/host/test_templates.py freezes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from layout import Graph, Node, Output, prompt, workflow
+
+FOLDER = Path(__file__).parent
+STRIPES = "a red circle on a background of blue and white stripes"
+GRADIENT = "a yellow circle on a blue and purple gradient"
+MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
+    "Model", "Inputs", "Text and style", "Conditions", "Sampling", "Video",
+)  # fmt: skip
+STEPS = 12
+"""Enough for the bundled checkpoint: twice as many make no difference to be seen."""
+RATE = 8.0
+"""Frames a second of the example clip, and of the bundled checkpoint's videos."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One template: the three sentences of its note, and what adds its nodes to a graph."""
+
+    does: str
+    change: str
+    attempt: str
+    build: Callable[[Graph], None]
+
+    def note(self, name: str) -> str:
+        return (
+            f"## {name.replace('_', ' ').capitalize()}\n\n{self.does}\n\n**Change** {self.change}\n\n"
+            f"**Try** {self.attempt}\n\nThe bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, "
+            "and 12 steps do; larger ones want 20 or more."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Parts that templates share
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """The loader, and what the sampler is told."""
+
+    graph: Graph
+    loader: Node
+    positive: Output
+    negative: Output
+
+    @property
+    def model(self) -> Output:
+        return self.loader["MODEL"]
+
+    def add(self, kind: str, **inputs: Any) -> Node:
+        """Adds a condition node for the model."""
+        return self.graph.add(kind, CONDITIONS, model=self.model, **inputs)
+
+
+def start(graph: Graph, text: str) -> Start:
+    loader = graph.add("VCCheckpointLoader", MODEL)
+    positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=loader["CLIP"], text=text)
+    negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=loader["CLIP"], text="")
+    return Start(graph, loader, positive[0], negative[0])
+
+
+def styled(begun: Start, image: Output) -> Start:
+    """With the style of an image beside the text."""
+    node = begun.graph.add("StyleEmbed", TEXT, positive=begun.positive, negative=begun.negative,
+                           clip_vision=begun.loader["CLIP_VISION"], image=image)  # fmt: skip
+    return Start(begun.graph, begun.loader, node["positive"], node["negative"])
+
+
+def finish(begun: Start, seed: int, cfg: float = 0.0, windows: tuple[int, int] = (0, -1), **conditions: Node) -> None:
+    """Everything from the conditions, by STCEncode's sockets, to the saved video.
+
+    cfg 0 is what the checkpoint recommends; windows are (length, overlap) in frames, see VC3DUNetSampler.
+    """
+    graph = begun.graph
+    encode = graph.add("STCEncode", SAMPLING, model=begun.model, positive=begun.positive, negative=begun.negative,
+                       **{name: node[0] for name, node in conditions.items()})  # fmt: skip
+    sampler = graph.add("VC3DUNetSampler", SAMPLING, model=begun.model, positive=encode["positive"],
+                        negative=encode["negative"], latent=encode["latent"], seed=seed, steps=STEPS, cfg=cfg,
+                        context_length=windows[0], context_overlap=windows[1])  # fmt: skip
+    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=begun.loader["VAE"])
+    larger = graph.add("ImageScale", VIDEO, title="Enlarge, to look at it", image=images[0], upscale_method="bicubic",
+                       width=256, height=256, crop="disabled")  # fmt: skip
+    video = graph.add("CreateVideo", VIDEO, images=larger[0], fps=RATE)
+    graph.add("SaveVideo", VIDEO, video=video[0], filename_prefix="video/VideoComposer")
+
+
+def shown(graph: Graph, images: Output, title: str) -> None:
+    graph.add("PreviewImage", CONDITIONS, title=title, images=images)
+
+
+def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
+    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames)
+
+
+def motion_of(begun: Start, clip: Node) -> Node:
+    node = begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
+    shown(begun.graph, node["preview"], "The motion that the network sees")
+    return node
+
+
+def depth_of(begun: Start, clip: Node) -> Node:
+    node = begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright")
+    shown(begun.graph, node["preview"], "The depth that the network sees")
+    return node
+
+
+def mask_of(begun: Start, clip: Node) -> Node:
+    wider = begun.graph.add("GrowMask", CONDITIONS, mask=clip["mask"], expand=12)
+    node = begun.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
+    shown(begun.graph, node["preview"], "What is kept of the clip")
+    return node
+
+
+def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> Output:
+    """An image of the clip's disc in a colour of its own."""
+    color = graph.add("EmptyImage", INPUTS, title="Colour of the disc", width=256, height=256, color=disc)
+    return graph.add("ImageCompositeMasked", INPUTS, title=title, destination=ground, source=color[0],
+                     mask=clip["mask"])[0]  # fmt: skip
+
+
+def style_image(graph: Graph, clip: Node, disc: int, ground: int) -> Output:
+    """An image in two colours, for its style."""
+    plain = graph.add("EmptyImage", INPUTS, title="Colour of the ground", width=256, height=256, color=ground)
+    image = disc_on(graph, clip, disc, plain[0], "The style image")
+    graph.add("PreviewImage", INPUTS, title="The style image", images=image)
+    return image
+
+
+def tracks(*points: tuple[float, float]) -> str:
+    return json.dumps([{"x": round(x), "y": round(y)} for x, y in points])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Templates
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def text_to_video(graph: Graph) -> None:
+    finish(start(graph, GRADIENT), seed=1, cfg=4.0)
+
+
+def text_motion_transfer(graph: Graph) -> None:
+    clip, begun = example(graph), start(graph, GRADIENT)
+    finish(begun, seed=6, cfg=3.0, motion=motion_of(begun, clip))
+
+
+def image_motion_transfer(graph: Graph) -> None:
+    clip = example(graph, "down", title="The clip that moves")
+    still = example(graph, frames=1, title="The image")
+    image = disc_on(graph, still, 0x26A638, still["images"], "Put your image here")
+    begun = start(graph, "a green circle on a background of blue and white stripes")
+    graph.add("PreviewImage", INPUTS, title="The first frame", images=image)
+    first = begun.add("VCSingleImage", image=image)
+    finish(begun, seed=2, motion=motion_of(begun, clip), single_image=first)
+
+
+def single_sketch_style(graph: Graph) -> None:
+    clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the style image")
+    white = graph.add("MaskToImage", INPUTS, mask=clip["mask"])
+    one = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0],
+                    batch_index=12)  # fmt: skip
+    begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
+    sketch = begun.add("VCSingleSketch", image=one[0], method="edges")
+    shown(graph, sketch["preview"], "The sketch that the network sees")
+    finish(begun, seed=6, cfg=4.0, single_sketch=sketch)
+
+
+def text_depth(graph: Graph) -> None:
+    clip, begun = example(graph), start(graph, GRADIENT)
+    finish(begun, seed=2, cfg=4.0, depth=depth_of(begun, clip))
+
+
+def text_depth_style(graph: Graph) -> None:
+    clip, still = example(graph), example(graph, frames=1, title="The shape in the style image")
+    begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x26A638, 0x8040B0))
+    finish(begun, seed=3, cfg=4.0, depth=depth_of(begun, clip))
+
+
+def text_sketch_sequence(graph: Graph) -> None:
+    clip, begun = example(graph, "up"), start(graph, GRADIENT)
+    sketch = begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
+    shown(graph, sketch["preview"], "The sketches that the network sees")
+    finish(begun, seed=7, cfg=4.0, sketch=sketch)
+
+
+def inpainting_moving_mask(graph: Graph) -> None:
+    clip, begun = example(graph), start(graph, "a yellow circle on a background of blue and white stripes")
+    finish(begun, seed=6, cfg=4.0, mask=mask_of(begun, clip))
+
+
+def drawn_motion(graph: Graph, begun: Start, clip: Node, points: str, **more: Any) -> Node:
+    node = begun.add("VCMotionFromTracks", tracks=points, spacing="length", mask=clip["mask"], **more)
+    arrows = graph.add("VCMotionPreview", CONDITIONS, motion=node[0], images=clip["images"])
+    shown(graph, arrows[0], "The motion that was drawn")
+    return node
+
+
+def motion_by_hand_tracks(graph: Graph) -> None:
+    clip, begun = example(graph, frames=1), start(graph, STRIPES)
+    first = begun.add("VCSingleImage", image=clip["images"])
+    motion = drawn_motion(graph, begun, clip, tracks((256, 256), (350, 240), (390, 160), (330, 90)))
+    finish(begun, seed=3, motion=motion, single_image=first)
+
+
+def motion_by_hand_camera(graph: Graph) -> None:
+    clip, begun = example(graph, frames=1), start(graph, STRIPES)
+    first = begun.add("VCSingleImage", image=clip["images"])
+    camera = begun.add("VCCameraMotion", zoom=1.3)
+    motion = drawn_motion(graph, begun, clip, tracks((256, 256), (256, 100)), add_to=camera[0])
+    finish(begun, seed=4, motion=motion, single_image=first)
+
+
+def long_video_context_windows(graph: Graph) -> None:
+    clip, begun = example(graph, frames=1), start(graph, STRIPES)
+    first = begun.add("VCSingleImage", image=clip["images"])
+    turns = [2 * math.pi * i / 16 for i in range(17)]
+    circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
+    motion = drawn_motion(graph, begun, clip, circle, frames=32)
+    finish(begun, seed=3, windows=(16, 8), motion=motion, single_image=first)
+
+
+def everything_together(graph: Graph) -> None:
+    clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the image")
+    image = disc_on(graph, still, 0x26A638, still["images"], "The first frame, and the style")
+    outline = graph.add("MaskToImage", INPUTS, mask=still["mask"])
+    begun = styled(start(graph, "a green circle on a background of blue and white stripes"), image)
+    finish(
+        begun,
+        seed=3,
+        motion=begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE),
+        depth=begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright"),
+        sketch=begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE),
+        mask=mask_of(begun, clip),
+        single_image=begun.add("VCSingleImage", image=image),
+        single_sketch=begun.add("VCSingleSketch", image=outline[0], method="edges"),
+    )
+
+
+TEMPLATES = {
+    "text_to_video": Template(
+        "Makes a video from a line of text.",
+        "the text: a circle, square, triangle, diamond, star or ring, in a colour, on stripes, checks, blobs or a "
+        "gradient in two colours.",
+        "other seeds, and a higher cfg where the text counts too little.",
+        text_to_video,
+    ),
+    "text_motion_transfer": Template(
+        "The text says what the video shows, the clip how it moves.",
+        "the clip: connect Load Video in place of the example, and set frame_rate to the frames that you want of a "
+        "second.",
+        "another direction of the example, or end_percent 0.5: the motion then sets the layout alone.",
+        text_motion_transfer,
+    ),
+    "image_motion_transfer": Template(
+        "The video begins with an image and moves as a clip does.",
+        "the image: connect Load Image to Single Image; and the clip, by Load Video.",
+        "strength 0 at Motion Vectors: without a motion the network makes up its own.",
+        image_motion_transfer,
+    ),
+    "single_sketch_style": Template(
+        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
+        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
+        "the strength of the style, or a text that names other colours than the image has.",
+        single_sketch_style,
+    ),
+    "text_depth": Template(
+        "The text says what the video shows, depth maps say what is near and where.",
+        "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
+        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
+        text_depth,
+    ),
+    "text_depth_style": Template(
+        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
+        "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
+        "the strength of the style: at 0 the colours are anyone's guess.",
+        text_depth_style,
+    ),
+    "text_sketch_sequence": Template(
+        "The text says what the video shows, a sketch of every frame says where the outlines are.",
+        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
+        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
+        text_sketch_sequence,
+    ),
+    "inpainting_moving_mask": Template(
+        "Paints an area anew that moves with the clip, and keeps the rest.",
+        "the text, the clip, and the mask: one for all frames, or one for each.",
+        "white set to 'area to keep': the disc stays and the ground is painted.",
+        inpainting_moving_mask,
+    ),
+    "motion_by_hand_tracks": Template(
+        "The video begins with an image, and what the mask marks follows a track that you draw.",
+        "the track: draw it on the node's canvas; and the image, with a mask of what moves.",
+        "several tracks, or no mask: a radius around each track moves then.",
+        motion_by_hand_tracks,
+    ),
+    "motion_by_hand_camera": Template(
+        "A camera moves while the disc follows a drawn track: motions are added by the socket 'add_to'.",
+        "pan_right, pan_down, zoom and roll; unplug the track by wiring Camera Motion straight to STC Encode.",
+        "larger checkpoints: the bundled one was trained on objects that move, and follows the track but no camera.",
+        motion_by_hand_camera,
+    ),
+    "long_video_context_windows": Template(
+        "Makes twice as many frames as the checkpoint was trained for, in windows that overlap.",
+        "frames at Motion from Tracks; the video is as long as its longest condition.",
+        "a larger context_overlap: seams get softer and sampling slower.",
+        long_video_context_windows,
+    ),
+    "everything_together": Template(
+        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: the disc of the clip "
+        "is replaced by another one.",
+        "the strength of any condition; 0 is the same as unplugging it.",
+        "start_percent and end_percent: let motion and depth begin, and style end.",
+        everything_together,
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def run(url: str, graph: dict[str, Any]) -> dict[str, Any]:
+    """What the nodes of a graph in API format show: node id -> output."""
+    data, headers = json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/prompt", data, headers)) as answer:
+        number = json.load(answer)["prompt_id"]
+    while number not in (history := fetched(f"{url}/history/{number}")):
+        time.sleep(0.3)
+    if history[number]["status"]["status_str"] != "success":
+        raise SystemExit(f"The template failed: {json.dumps(history[number]['status']['messages'][-1], indent=1)}")
+    return history[number]["outputs"]
+
+
+def fetched(address: str) -> Any:
+    with urllib.request.urlopen(address) as answer:
+        return json.load(answer)
+
+
+def pictures(url: str, files: list[dict[str, str]]) -> list[Any]:
+    """The frames of what a node saved, images or a video, as PIL images."""
+    import av
+    from PIL import Image
+
+    frames = []
+    for file in files:
+        with urllib.request.urlopen(f"{url}/view?{urlencode(file)}") as answer:
+            content = io.BytesIO(answer.read())
+        if file["filename"].endswith(".mp4"):
+            with av.open(content) as container:
+                frames += [frame.to_image() for frame in container.decode(video=0)]
+        else:
+            frames.append(Image.open(content).convert("RGB"))
+    return frames
+
+
+def evenly(frames: list[Any], count: int, skip: int = 0) -> list[Any]:
+    """So many of the frames, from the first to the last; the earliest `skip` of the choice are left out."""
+    return [frames[round(i * (len(frames) - 1) / (skip + count - 1))] for i in range(skip, skip + count)]
+
+
+def thumbnail(url: str, graph: Graph, columns: int = 3, side: int = 128) -> Any:
+    """A template's picture, from a run: a row of what its PreviewImage nodes show, if any, then the video's frames."""
+    from PIL import Image
+
+    outputs = run(url, prompt(graph))
+    *previews, video = (pictures(url, outputs[node]["images"]) for node in sorted(outputs, key=int))
+    cells = [preview[0] for preview in previews[:-1]]
+    if previews:
+        cells += evenly(previews[-1], columns - len(cells), skip=1)  # a motion begins with none
+    cells += evenly(video, columns * columns - len(cells))
+    sheet = Image.new("RGB", (columns * side, columns * side))
+    for i, cell in enumerate(cells):
+        sheet.paste(cell.resize((side, side), Image.Resampling.LANCZOS), (i % columns * side, i // columns * side))
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="of a running ComfyUI, such as http://127.0.0.1:8188")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="templates; by default all")
+    parser.add_argument("--pictures", action="store_true", help="also run them, and make their thumbnails")
+    arguments = parser.parse_intermixed_args()
+    nodes = fetched(f"{arguments.url}/object_info")
+    for name in arguments.names or TEMPLATES:
+        template = TEMPLATES[name]
+        graph = Graph(nodes, GROUPS)
+        template.build(graph)
+        content = workflow(graph, name, template.note(name))
+        (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        if arguments.pictures:
+            thumbnail(arguments.url, graph).save(FOLDER / f"{name}.jpg", quality=80)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

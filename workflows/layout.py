@@ -1,0 +1,259 @@
+"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with places and sizes, links, groups, a note."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+AFTER = ("control_after_generate", "fixed")
+"""The widget that the page adds below a seed."""
+
+TITLE, SLOT, WIDGET, MULTILINE = 30, 20, 24, 90
+GAP, MARGIN, HEADING, TALLEST = 40, 20, 34, 1000
+WIDTH = 330
+SIZES = {  # of nodes that show something, or hold long texts
+    "CLIPTextEncode": (360, 120),
+    "PreviewImage": (330, 340),
+    "SaveVideo": (360, 440),
+    "VC3DUNetSampler": (330, 520),
+    "VCMotionFromTracks": (360, 900),
+}
+NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
+BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
+
+
+class Output(NamedTuple):
+    """An output of a node, as others connect to it."""
+
+    node: int
+    slot: int
+
+
+@dataclass
+class Node:
+    """A node of a graph; `node["mask"]` and `node[3]` are its outputs."""
+
+    number: int
+    kind: str
+    group: str
+    title: str
+    values: dict[str, Any]
+    links: dict[str, Output]
+    info: dict[str, Any]
+    place: tuple[int, int] = (0, 0)
+
+    @property
+    def outputs(self) -> list[str]:
+        return self.info["output_name"]
+
+    def __getitem__(self, output: int | str) -> Output:
+        return Output(self.number, self.outputs.index(output) if isinstance(output, str) else output)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if self.kind in SIZES:
+            return SIZES[self.kind]
+        sockets = [name for name, spec in specs(self.info) if not is_widget(spec)]
+        rows = max(len(sockets), len(self.outputs))
+        return WIDTH, rows * SLOT + len(widgets(self)) * WIDGET + 16
+
+
+@dataclass
+class Graph:
+    """Nodes in the order in which they were added: links point forward.
+
+    Attributes:
+        info: what ComfyUI's /object_info says about every node.
+        groups: titles of the groups, from left to right.
+    """
+
+    info: dict[str, Any]
+    groups: tuple[str, ...]
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
+        """Adds a node; widgets that are not given keep their defaults. Raises KeyError for inputs that it has not."""
+        info = self.info[kind]
+        known = dict(specs(info))
+        if unknown := set(inputs) - set(known):
+            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
+        links = {name: value for name, value in inputs.items() if isinstance(value, Output)}
+        own = [name for name, spec in known.items() if is_widget(spec) and name not in links]
+        values = {name: inputs.get(name, default(known[name])) for name in own}
+        if extra := set(inputs) - set(links) - set(values):
+            raise KeyError(f"{kind}: {sorted(extra)} are sockets, which take the output of a node")
+        node = Node(len(self.nodes) + 1, kind, group, title or "", values, links, info)
+        self.nodes.append(node)
+        return node
+
+
+def specs(info: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name, what /object_info says) of a node's inputs, in the page's order."""
+    kinds = ("required", "optional")
+    return [(name, info["input"][kind][name]) for kind in kinds for name in info["input_order"].get(kind, ())]
+
+
+def options(spec: Any) -> dict[str, Any]:
+    return spec[1] if len(spec) > 1 else {}
+
+
+def is_widget(spec: Any) -> bool:
+    return (isinstance(spec[0], list) or spec[0] in WIDGETS) and not options(spec).get("forceInput")
+
+
+def default(spec: Any) -> Any:
+    choices = spec[0] if isinstance(spec[0], list) else options(spec).get("options")
+    return options(spec).get("default", choices[0] if choices else "")
+
+
+def widgets(node: Node) -> list[tuple[str, Any]]:
+    """(name, value) of a node's widgets, as the page stores them."""
+    stored = []
+    for name, spec in specs(node.info):
+        if is_widget(spec):
+            stored.append((name, node.values.get(name, default(spec))))
+            if options(spec).get("control_after_generate"):
+                stored.append(AFTER)
+    return stored
+
+
+def prompt(graph: Graph) -> dict[str, Any]:
+    """The graph in ComfyUI's API format."""
+    return {
+        str(node.number): {
+            "class_type": node.kind,
+            "inputs": {**node.values, **{name: [str(o.node), o.slot] for name, o in node.links.items()}},
+        }
+        for node in graph.nodes
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The page's format
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
+    """The graph as the page saves and loads it, version 0.4, laid out, with a note at the top left."""
+    groups = arrange(graph)
+    types = {Output(n.number, i): kind for n in graph.nodes for i, kind in enumerate(n.info["output"])}
+    links, ins = [], {}
+    for node in graph.nodes:
+        for slot, (socket, _) in enumerate(ordered(node)):
+            if socket in node.links:
+                origin = node.links[socket]
+                links.append([len(links) + 1, origin.node, origin.slot, node.number, slot, types[origin]])
+                ins[node.number, socket] = len(links)
+    last = len(graph.nodes) + 1
+    nodes = [ui_node(node, order, ins, links) for order, node in enumerate(graph.nodes, 1)]
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"videocomposer/{name}")),
+        "revision": 0,
+        "last_node_id": last,
+        "last_link_id": len(links),
+        "nodes": [note_node(last, note), *nodes],
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {"ds": {"scale": 0.65, "offset": [60, 140]}},
+        "version": 0.4,
+    }
+
+
+def ordered(node: Node) -> list[tuple[str, Any]]:
+    """A node's inputs as the page numbers them: sockets, then those that have a widget too."""
+    return sorted(specs(node.info), key=lambda one: is_widget(one[1]))
+
+
+def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list[list[Any]]) -> dict[str, Any]:
+    optional = node.info["input"].get("optional", {})
+    inputs = []
+    for name, spec in ordered(node):
+        entry = {"name": name, "type": "COMBO" if isinstance(spec[0], list) else spec[0]}
+        entry |= {"shape": 7} if name in optional and not is_widget(spec) else {}
+        entry |= {"widget": {"name": name}} if is_widget(spec) else {}
+        inputs.append({**entry, "link": ins.get((node.number, name))})
+    outputs = [
+        {
+            "name": title,
+            "type": kind,
+            "links": [link[0] for link in links if link[1:3] == [node.number, slot]] or None,
+        }
+        for slot, (title, kind) in enumerate(zip(node.outputs, node.info["output"], strict=True))
+    ]
+    return {
+        "id": node.number,
+        "type": node.kind,
+        "pos": list(node.place),
+        "size": list(node.size),
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": outputs,
+        **({"title": node.title} if node.title else {}),
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": [value for _, value in widgets(node)],
+    }
+
+
+def note_node(number: int, text: str) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [0, 0],
+        "size": list(NOTE),
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "About this template",
+        "properties": {},
+        "widgets_values": [text],
+        **NOTE_COLORS,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Layout
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def arrange(graph: Graph) -> list[dict[str, Any]]:
+    """Places the nodes, group by group from left to right, each in columns; returns the groups' boxes.
+
+    The first group stands below the note.
+    """
+    boxes, left = [], 0
+    for title in graph.groups:
+        top = 0 if boxes else NOTE[1] + GAP + HEADING
+        right, low = left - GAP, top
+        for column in columns([node for node in graph.nodes if node.group == title], TALLEST - top):
+            right, y = right + GAP, top
+            for node in column:
+                node.place = (right, y + TITLE)
+                y += TITLE + node.size[1] + GAP // 2
+            right += max(node.size[0] for node in column)
+            low = max(low, y)
+        if right > left:
+            box = [left - MARGIN, top - HEADING, right - left + 2 * MARGIN, low - top + HEADING]
+            boxes.append({"id": len(boxes) + 1, "title": title, "bounding": box, **BOX})
+            left = right + 2 * MARGIN + GAP
+    return boxes
+
+
+def columns(nodes: list[Node], tallest: int) -> list[list[Node]]:
+    """The nodes in their order, a new column begun where one would be too tall."""
+    tall = itertools.accumulate((TITLE + node.size[1] + GAP // 2 for node in nodes), initial=0)
+    result: list[list[Node]] = []
+    begun = 0
+    for node, above in zip(nodes, tall, strict=False):
+        if not result or above - begun + TITLE + node.size[1] > tallest:
+            result.append([])
+            begun = above
+        result[-1].append(node)
+    return result
