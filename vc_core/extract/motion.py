@@ -267,8 +267,10 @@ class _Job:
         source, found = _peeked(frames(self._filters(settings)))
         draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
         scale = self._unit(source)
-        rows = reencoded(found, self.plan.rate, self.plan.frames, settings)
-        return Motion(self._fill(draw(each) * scale for _, each in rows), "released", settings.codec)
+        # Drawn once the decoders are done: beside them torch's threads would wait for cores. Rows are smaller than maps.
+        rows = [each for _, each in self._told(reencoded(found, self.plan.rate, self.plan.frames, settings))]
+        field = fill((draw(each) * scale for each in rows), self.plan.frames, self.size)
+        return Motion(field, "released", settings.codec)
 
     def stream(self, video: Media, table: Index, chosen: list[int]) -> Motion:
         times = _window(table, chosen)
@@ -324,7 +326,7 @@ class _Job:
         )
         scale = np.array([right, down], np.float32).reshape(2, 1, 1)
 
-        def maps() -> Iterator[Tensor]:
+        def drawn() -> Iterator[Tensor]:
             yield torch.zeros(2, *self.size)
             for grid in between_ticks(steps, counts):
                 if grid is None:
@@ -335,16 +337,15 @@ class _Job:
                 grid = np.ascontiguousarray(grid * scale)
                 yield dense.spread(grid) if self.layout == "dense" else points(blocks(grid))
 
-        return self._fill(each * self._unit(shown) for each in maps())
+        maps = (each * self._unit(shown) for each in self._told(drawn()))
+        return fill(maps, self.plan.frames, self.size)
 
-    def _fill(self, maps: Iterable[Tensor]) -> Tensor:
-        def told() -> Iterator[Tensor]:
-            for number, each in enumerate(maps):
-                yield each
-                if self.progress is not None:
-                    self.progress("motion", number + 1, self.plan.frames)
-
-        return fill(told(), self.plan.frames, self.size)
+    def _told(self, items: Iterable) -> Iterator:
+        """The items, one a frame, as they come, with the progress told."""
+        for number, each in enumerate(items):
+            yield each
+            if self.progress is not None:
+                self.progress("motion", number + 1, self.plan.frames)
 
 
 def _even(side: int) -> int:
