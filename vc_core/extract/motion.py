@@ -267,7 +267,7 @@ class _Job:
         source, found = _peeked(frames(self._filters(settings)))
         draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
         scale = self._unit(source)
-        # Drawn once the decoders are done: beside them torch's threads would wait for cores. Rows are smaller than maps.
+        # Drawn once the decoders are done: beside them torch's threads would wait for cores. Rows take less than maps.
         rows = [each for _, each in self._told(reencoded(found, self.plan.rate, self.plan.frames, settings))]
         field = fill((draw(each) * scale for each in rows), self.plan.frames, self.size)
         return Motion(field, "released", settings.codec)
