@@ -176,7 +176,10 @@ def midas_model(
 def _found(models: Folders) -> Path:
     if not (files := locate([RELEASED_FILE], models)):
         folders = ", ".join(map(str, as_folders(models)))
-        raise UserError(f"Depth needs a model, and {RELEASED_FILE} is not in {folders}: {_advice(models)}.")
+        raise UserError(
+            f"Depth of a video needs a model (ready depth maps need none), and {RELEASED_FILE} is not in {folders}: "
+            f"{_advice(models)}."
+        )
     return files[RELEASED_FILE]
 
 
