@@ -85,6 +85,7 @@ def video_graph(host, sampler="VC3DUNetSampler", steps=6, frames=0):
     return graph
 
 
+@pytest.mark.slow  # 5 runs at the pace of their previews
 def test_a_run_from_the_page_is_previewed_frame_by_frame(browser):
     own, stock = video_graph(browser.host), video_graph(browser.host, "KSampler")
     cases = {

@@ -20,7 +20,6 @@ POLARITIES = ("paint", "keep")
 """What a mask's white can mean: to be painted anew, as painting programs and ComfyUI have it, or to be kept."""
 
 
-
 def read_mask(
     path: str | os.PathLike,
     plan: FramePlan | int,
