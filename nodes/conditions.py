@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -10,11 +11,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vc_core.errors import UserError
+from ..vc_core.extract.depth import RELEASED_FILE as MIDAS
 from ..vc_core.extract.depth import depth
 from ..vc_core.extract.depth_maps import depth_from_maps
 from ..vc_core.extract.mask import as_mask, masked_video
 from ..vc_core.extract.motion import read_motion
 from ..vc_core.extract.pictures import flow_picture
+from ..vc_core.extract.refit import refit
+from ..vc_core.extract.sketch import RELEASED_FILES as PIDINET
 from ..vc_core.extract.sketch import as_sketch, sketch
 from ..vc_core.video import read_frames, resize_crop
 from .host import folders
@@ -34,6 +38,7 @@ from .inputs import (
     schedule_inputs,
     schema,
     size_inputs,
+    switched_off,
     target,
     video_input,
 )
@@ -92,14 +97,25 @@ class MotionVectorExtract(io.ComfyNode):
     def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
                 mode, nominal_height) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
-        clip, kind = footage(video, goal, start_time, frame_rate), goal.config.extraction
+        if strength == 0.0:
+            return switched_off("motion", goal)
+        kind, taken = goal.config.extraction, goal
+        if isinstance(video, Tensor):  # fewer images than frames would stand still between, so they are spread later
+            taken = replace(goal, frames=min(goal.frames, len(video)))
+        clip = footage(video, taken, start_time, frame_rate)
         if clip.count < 2 <= goal.frames:
             raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
         motion = read_motion(clip.source, clip.plan, goal.at("motion"), kind.motion_layout, kind.motion_unit, mode,
                              nominal_height or None, progress_bar())  # fmt: skip
-        say(clip.note, motion.note if mode == "stream" or motion.repeated else "")
-        value = made("motion", motion.field, goal, strength, start_percent, end_percent)
-        return io.NodeOutput(value, channels_last(flow_picture(motion.field)))
+        field = refit("motion", motion.field, goal.size, goal.frames, kind)
+        slower = taken is not goal and taken.frames < goal.frames
+        say(
+            clip.note,
+            f"The motion of {taken.frames} images was spread over {goal.frames} frames." if slower else "",
+            motion.note if mode == "stream" or motion.repeated else "",
+        )
+        value = made("motion", field, goal, strength, start_percent, end_percent)
+        return io.NodeOutput(value, channels_last(flow_picture(field)))
 
 
 class DepthSequence(io.ComfyNode):
@@ -142,9 +158,16 @@ class DepthSequence(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, depth_model: str | None = None, **inputs: Any) -> Any:
+        """A network that was put there or replaced is used."""
+        return folders.fingerprint(MIDAS if depth_model in (None, "auto") else depth_model)
+
+    @classmethod
     def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
                 input, depth_model, depth_scale) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
+        if strength == 0.0:
+            return switched_off("depth", goal)
         clip = footage(video, goal, start_time, frame_rate)
         pictures, near = frames_of(clip, goal.at("depth")), cls.INPUTS[input]
         if near is not None:
@@ -209,9 +232,16 @@ class VCSketchSequence(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """PiDiNet's files are used once they are put there."""
+        return folders.fingerprint(*PIDINET)
+
+    @classmethod
     def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
                 method) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
+        if strength == 0.0:
+            return switched_off("sketch", goal)
         clip = footage(video, goal, start_time, frame_rate)
         tensor, note = drawn(frames_of(clip, goal.at("sketch")), method, goal)
         say(clip.note, note)
@@ -249,6 +279,8 @@ class VCMaskSequence(io.ComfyNode):
     def execute(cls, model, video, mask, start_time, frame_rate, frames, width, height, strength, start_percent,
                 end_percent, white) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
+        if strength == 0.0:
+            return switched_off("mask", goal)
         clip, size = footage(video, goal, start_time, frame_rate), goal.at("mask")
         area = channels_first(mask)
         area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
@@ -259,11 +291,10 @@ class VCMaskSequence(io.ComfyNode):
         return io.NodeOutput(value, channels_last(tensor[:, :3] / 2 + 0.5))
 
 
-def one_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first of a batch of images as `(1, 3, 1, h, w)`."""
-    if len(image) > 1:
-        say(f"The first of {len(image)} images is used.")
-    return resize_crop(channels_first(image[:1])[:, :3].expand(-1, 3, -1, -1, -1), size)
+def one_image(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
+    """The first of a batch of images as `(1, 3, 1, h, w)`, and a sentence where there are more."""
+    note = f"The first of {len(image)} images is used." if len(image) > 1 else ""
+    return resize_crop(channels_first(image[:1])[:, :3].expand(-1, 3, -1, -1, -1), size), note
 
 
 class VCSingleImage(io.ComfyNode):
@@ -289,7 +320,10 @@ class VCSingleImage(io.ComfyNode):
     @classmethod
     def execute(cls, model, image, width, height, strength, start_percent, end_percent) -> io.NodeOutput:
         goal = target(model, 0, width, height)
-        tensor = one_image(image, goal.at("single_image"))
+        if strength == 0.0:
+            return switched_off("single_image", goal)
+        tensor, note = one_image(image, goal.at("single_image"))
+        say(note)
         value = made("single_image", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))
 
@@ -316,10 +350,18 @@ class VCSingleSketch(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """PiDiNet's files are used once they are put there."""
+        return folders.fingerprint(*PIDINET)
+
+    @classmethod
     def execute(cls, model, image, width, height, strength, start_percent, end_percent, method) -> io.NodeOutput:
         goal = target(model, 0, width, height)
-        tensor, note = drawn(one_image(image, goal.at("single_sketch")), method, goal)
-        say(note)
+        if strength == 0.0:
+            return switched_off("single_sketch", goal)
+        picture, which = one_image(image, goal.at("single_sketch"))
+        tensor, how = drawn(picture, method, goal)
+        say(which, how)
         value = made("single_sketch", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))
 

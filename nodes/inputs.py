@@ -12,11 +12,13 @@ import torch
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
+from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.conditions import Condition, condition_size
 from ..vc_core.config import Config
 from ..vc_core.errors import UserError
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
 from .host.model import config_of
+from .host.running import say
 
 CATEGORY = "VideoComposer"
 ConditionType = io.Custom("VC_CONDITION")
@@ -120,6 +122,15 @@ class Made:
     config: Config
 
 
+def switched_off(name: str, goal: Target) -> io.NodeOutput:
+    """What a condition node gives at strength 0, whatever its other inputs are: STCEncode takes it as unplugged."""
+    table = TABLE[name]
+    frames = goal.frames if table.kind == "temporal" else 1
+    blank = torch.zeros(1, table.channels, frames, *goal.at(name))
+    say("Switched off by strength 0.")
+    return io.NodeOutput(made(name, blank, goal, 0.0, 0.0, 1.0), channels_last(blank[:, :1]))
+
+
 def made(name: str, tensor: Tensor, goal: Target, strength: float, start: float, end: float) -> Made:
     return Made(Condition(name, tensor, strength, start, end), goal.size, goal.config)
 
@@ -164,7 +175,8 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
         frames, note = spread(channels_first(video), goal.frames)
         plan = FramePlan(0.0, Fraction(goal.config.rate).limit_denominator(1001), goal.frames)
         return Footage(frames, plan, len(video), tuple(evenly(len(video), goal.frames)), note)
-    if isinstance(video, InputImpl.VideoFromComponents):  # whose own stream fails in ComfyUI 0.3.64
+    if isinstance(video, InputImpl.VideoFromComponents) or trimmed(video):
+        # The stream of the first fails in ComfyUI 0.3.64, that of a trimmed one is the whole file.
         parts = video.get_components()
         count, rate = len(parts.images), Fraction(parts.frame_rate)
         height, width = parts.images.shape[1:3]
@@ -176,6 +188,14 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
     info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
     return Footage(source, plan, info.frames, shown(info, plan))
+
+
+def trimmed(video: Any) -> bool:
+    """Whether a VIDEO is a part of its file, as newer versions' VIDEOs can be."""
+    if not hasattr(video, "as_trimmed"):
+        return False
+    info = probe(video.get_stream_source())
+    return float(video.get_duration()) < info.duration - float(1 / info.rate)
 
 
 def shown(info: VideoInfo, plan: FramePlan) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ class VCCheckpointLoader(io.ComfyNode):
         clip = load_clip(parts["text"], towers) if "text" in parts else missing["text"]
         vision = load_clip_vision(parts["image"], towers) if "image" in parts else missing["image"]
         colors = latent_colors(vae) if "vae" in parts and checkpoint.config.autoencoder.layout != "kl" else None
-        say(*checkpoint.assumed)
+        say(*checkpoint.assumed, *(str(each) for name, each in missing.items() if name not in parts))
         return io.NodeOutput(load_model(checkpoint, weight_dtype, colors), clip, vision, vae)
 
 
@@ -85,9 +85,7 @@ class VCVideoVAE(io.ComfyNode):
             description="Makes a Stable Diffusion VAE take the 5-D latents of videos, frame by frame.",
             search_aliases=["vae", "stable diffusion vae", "videocomposer"],
             inputs=[io.Vae.Input("vae", tooltip="Stable Diffusion 1.x's or 2.x's VAE, from 'Load VAE'.")],
-            outputs=[
-                io.Vae.Output("video_vae", display_name="VAE", tooltip="For VAEDecode and VAEEncode of videos.")
-            ],
+            outputs=[io.Vae.Output("video_vae", display_name="VAE", tooltip="For VAEDecode and VAEEncode of videos.")],
         )
 
     @classmethod

@@ -30,6 +30,7 @@ from .inputs import (
     schema,
     size_inputs,
     spread,
+    switched_off,
     target,
 )
 
@@ -43,8 +44,10 @@ def easing_input() -> io.Input:
 
 def add_input() -> io.Input:
     return ConditionType.Input(
-        "add_to", optional=True, tooltip="Another motion, made for the same video, to which this one is added."
-    )
+        "add_to", optional=True,
+        tooltip="Another motion, made for the same video, to which this one is added. Strength, start and end of the "
+                "sum are set here.",
+    )  # fmt: skip
 
 
 def checked(value: Made, socket: str, name: str) -> Made:
@@ -60,8 +63,14 @@ def checked(value: Made, socket: str, name: str) -> Made:
 def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
     """The motion condition of a dense field, with another motion added to it, and its picture."""
     tensor = condition_from_field(field, goal.config.extraction, goal.size)
-    if add_to is not None:
-        other = checked(add_to, "add_to", "motion").condition.tensor
+    if add_to is not None and checked(add_to, "add_to", "motion").condition.strength != 0.0:
+        given = add_to.condition
+        if (given.strength, given.start, given.end) != (1.0, 0.0, 1.0):
+            raise UserError(
+                f"The socket 'add_to' holds a motion of strength {given.strength:g} from {given.start:g} to "
+                f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
+            )
+        other = given.tensor
         if other.shape[2:] != tensor.shape[2:]:
             raise UserError(
                 f"The socket 'add_to' holds a motion of {other.shape[2]} frames at {other.shape[4]}x{other.shape[3]} "
@@ -116,6 +125,8 @@ class VCMotionFromTracks(io.ComfyNode):
     def execute(cls, model, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent,
                 end_percent, radius, easing, falloff, spacing, mask=None, add_to=None) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
+        if strength == 0.0:
+            return switched_off("motion", goal)
         canvas = (canvas_height or goal.size[0], canvas_width or goal.size[1])
         region = None
         if mask is not None:
@@ -162,6 +173,8 @@ class VCCameraMotion(io.ComfyNode):
     def execute(cls, model, pan_right, pan_down, zoom, roll, easing, frames, width, height, strength, start_percent,
                 end_percent, add_to=None) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height)
+        if strength == 0.0:
+            return switched_off("motion", goal)
         move = CameraMove((pan_right, pan_down), zoom, roll, easing=easing)
         field = camera_field(move, goal.frames, goal.size)
         return by_hand(field, goal, add_to, strength, start_percent, end_percent)

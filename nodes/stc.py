@@ -67,13 +67,34 @@ class STCEncode(io.ComfyNode):
         wired = [value for value in wired if value.condition.strength != 0.0]
         goal = _goal(model, frames, width, height, wired)
         conditions = tuple(_fitted(value, goal) for value in wired)
+        say(*(_resampled(value.condition, fitted) for value, fitted in zip(wired, conditions, strict=True)))
         device = comfy.model_management.intermediate_device()
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
             positive, negative = (
-                conditioning_set_values(side, {CONDITIONS: conditions}) for side in (positive, negative)
+                conditioning_set_values(_without(side, name, conditions), {CONDITIONS: conditions}, append=True)
+                for name, side in (("positive", positive), ("negative", negative))
             )
         return io.NodeOutput(positive, negative, {"samples": latent})
+
+
+def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
+    """A CONDITIONING that has none of the conditions yet, as it is. Raises `UserError` for one that has."""
+    there = {condition.name for _, carried in side for condition in carried.get(CONDITIONS, ())}
+    if twice := there & {condition.name for condition in conditions}:
+        raise UserError(
+            f"The socket '{socket}' has been through another STCEncode, which gave it '{min(twice)}' already: unplug "
+            "that condition in one of the two."
+        )
+    return side
+
+
+def _resampled(before: Condition, after: Condition) -> str:
+    """A sentence where a condition was resampled."""
+    if before is after:
+        return ""
+    sizes = (f"{t.shape[2]} x {t.shape[4]}x{t.shape[3]}" for t in (before.tensor, after.tensor))
+    return f"{before.name}: resampled from {' to '.join(sizes)} (frames x width x height)."
 
 
 def _goal(model: Any, frames: int, width: int, height: int, wired: list[Made]) -> Target:
@@ -104,8 +125,6 @@ def _fitted(value: Made, goal: Target) -> Condition:
     tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, ours.extraction)
     if tensor is condition.tensor:
         return condition
-    before, after = (f"{t.shape[2]} x {t.shape[4]}x{t.shape[3]}" for t in (condition.tensor, tensor))
-    say(f"{condition.name}: resampled from {before} to {after} (frames x width x height).")
     return Condition(condition.name, tensor, condition.strength, condition.start, condition.end)
 
 
@@ -148,6 +167,11 @@ class StyleEmbed(io.ComfyNode):
                 "alone: connect one of the two."
             )
         check_schedule("style", strength, start_percent, end_percent)
+        if any(STYLE in carried for side in (positive, negative) for _, carried in side):
+            raise UserError(
+                "The sockets 'positive' and 'negative' have been through another StyleEmbed, and a video takes one "
+                "style: bypass one of the two."
+            )
         if strength == 0.0:
             return io.NodeOutput(positive, negative)
         seen = clip_vision_output

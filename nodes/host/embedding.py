@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ...vc_core.conditions import Condition, is_active
+from ...vc_core.config import ExtractionConfig
 from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.diffusion.windows import Windows
+from ...vc_core.extract.refit import refit
 from ...vc_core.pipeline import seen_by_window
 
 if TYPE_CHECKING:
@@ -44,14 +46,17 @@ class Conditions:
 
     Attributes:
         given: what was wired.
-        size: (h, w) of the whole latent.
+        size: (h, w) of the whole latent. A condition that was made for another size is scaled to it, and vectors of
+            motion with it.
+        extraction: the checkpoint's.
         area: sizes, then offsets, along the latent's last dimensions, of the part that is denoised; None for all of it.
     """
 
     given: tuple[Condition, ...]
     size: tuple[int, int]
+    extraction: ExtractionConfig
     area: tuple[int, ...] | None = None
-    kept: dict[tuple[int, ...] | None, list[Embedded]] = field(default_factory=dict)
+    kept: dict[tuple[Any, ...], list[Embedded]] = field(default_factory=dict)
 
     def summed(self, unet: HostUNet, x: Tensor, progress: float, window: Any) -> Tensor | None:
         """The sum of the embeddings that are present for x `(B, C, F, h, w)`, `(B, stc_channels, F or 1, h, w)`."""
@@ -67,15 +72,27 @@ class Conditions:
         return comfy.utils.repeat_to_batch_size(total, len(x))
 
     def _embedded(self, unet: HostUNet, x: Tensor, window: Any) -> list[Embedded]:
-        indexes = None if window is None or window.dim != 2 else tuple(window.index_list)
-        if indexes not in self.kept:
-            seen = self.given if indexes is None else [seen_by_window(c, indexes, CARRY) for c in self.given]
-            self.kept[indexes] = [
+        indexes = None if window is None or window.dim != 2 else frames_of(window)
+        key = (indexes, x.device, x.dtype)  # newer versions sample on several devices at once
+        if key not in self.kept:
+            fitted = [self._fitted(c) for c in self.given if c.strength != 0.0]
+            seen = fitted if indexes is None else [seen_by_window(c, indexes, CARRY) for c in fitted]
+            self.kept[key] = [
                 Embedded(unet.encode_condition(c.name, c.tensor.to(x), self.size), c.strength, c.start, c.end)
                 for c in seen
-                if c.strength != 0.0
             ]
-        return self.kept[indexes]
+        return self.kept[key]
+
+    def _fitted(self, condition: Condition) -> Condition:
+        size = (8 * self.size[0], 8 * self.size[1])
+        tensor = refit(condition.name, condition.tensor, size, condition.tensor.shape[2], self.extraction)
+        return replace(condition, tensor=tensor)
+
+
+def frames_of(window: Any) -> tuple[int, ...]:
+    """The numbers of a context window's frames, with the one that newer versions put before it for causal networks."""
+    anchor = getattr(window, "causal_anchor_index", None)
+    return (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import folder_paths
 
 from ...vc_core.checkpoint import BUNDLED
 from ...vc_core.errors import UserError
+from ...vc_core.extract.networks import locate
+from ...vc_core.models import MODELS
 
 FOLDER = "videocomposer"
 """The model folder, `models/videocomposer` and whatever `extra_model_paths.yaml` names `videocomposer`."""
@@ -31,7 +33,9 @@ def folders() -> list[Path]:
 
 def checkpoint_names() -> list[str]:
     """What the checkpoint list shows: the bundled one, then the files of the model folder."""
-    return [BUNDLED_NAME, *folder_paths.get_filename_list(FOLDER)]
+    annotators = {model.name for model in MODELS if not model.option}
+    names = folder_paths.get_filename_list(FOLDER)
+    return [BUNDLED_NAME, *(name for name in names if Path(name).name not in annotators)]
 
 
 def checkpoint_path(name: str) -> Path:
@@ -50,11 +54,20 @@ def depth_models() -> list[str]:
     """Depth networks that can be chosen: files, and folders with a `config.json`, below the model folder."""
     found = set()
     for top in folders():
-        found |= {str(config.parent.relative_to(top)) for config in top.rglob("config.json")}
+        # No deeper: a model folder may be large, and this is asked whenever a page is opened.
+        configs = (config for pattern in ("*/config.json", "*/*/config.json") for config in top.glob(pattern))
+        found |= {str(config.parent.relative_to(top)) for config in configs}
         found |= {
             name for name in folder_paths.get_filename_list(FOLDER) if "midas" in name.lower() or "dpt" in name.lower()
         }
     return sorted(found - {"."})
+
+
+def fingerprint(*names: str) -> list[tuple[str, int, int]]:
+    """What tells whether models below the folder were put there or replaced: paths, times of change and sizes."""
+    paths = [path for path in locate(names, folders()).values()]
+    paths += [top / name for top in folders() for name in names if (top / name).exists()]
+    return sorted((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in set(paths))
 
 
 def model_path(name: str) -> Path:

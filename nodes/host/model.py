@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
+from ...vc_core.conditions import Condition
 from ...vc_core.config import Config
 from ...vc_core.errors import UserError
 from ...vc_core.layouts import check, names_of, part, shorten
@@ -108,7 +109,8 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         if given:
             for condition in given:
                 check_fits(condition, noise, self.videocomposer)
-            out["conditions"] = ConditionsCond(Conditions(tuple(given), tuple(noise.shape[-2:])))
+            conditions = Conditions(tuple(given), tuple(noise.shape[-2:]), self.videocomposer.extraction)
+            out["conditions"] = ConditionsCond(conditions)
         if image is not None:
             self._check_style(image, len(noise))
             out["style"] = StyleCond(Style((image,), len(noise)))
@@ -138,7 +140,7 @@ class VideoComposerModel(comfy.model_base.BaseModel):
             )
 
 
-def check_fits(condition: Any, noise: Tensor, config: Config) -> None:
+def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
     """Refuses a condition that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
     if condition.name not in config.unet.conditions:
         raise UserError(
@@ -158,12 +160,13 @@ def check_fits(condition: Any, noise: Tensor, config: Config) -> None:
         )
 
 
-def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None) -> Any:
+def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None, disable_dynamic: bool = False) -> Any:
     """The network of a checkpoint as a MODEL (a ModelPatcher); see the end of `comfy.sd`'s own loaders.
 
     Args:
         weights: one of `WEIGHT_TYPES`.
         rgb: see `VideoLatent`.
+        disable_dynamic: make the plain patcher, where newer versions have one of their own that loads on demand.
 
     Raises:
         UserError: tensors that are missing or of another shape; the message lists them.
@@ -187,19 +190,21 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     config.set_inference_dtype(stored, computed)
     model = config.get_model({}, device=offload_device)
     # Newer versions' own patcher fits the layers for loading on demand, so it comes before the weights.
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    plain_class = comfy.model_patcher.ModelPatcher
+    patcher_class = plain_class if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain_class)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
     get, shapes = tensors.get(), {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
-    model.diffusion_model.load_state_dict({name: origin.join(get, shapes[name]) for name, origin in layout.items()})
+    state = {name: origin.join(get, shapes[name]) for name, origin in layout.items()}
+    model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
     preview_all_frames(patcher)
     patcher.cached_patcher_init = (_again, (checkpoint, weights, rgb))
     return patcher
 
 
-def _again(checkpoint: Checkpoint, weights: str, rgb: Any, **kwargs: Any) -> Any:
+def _again(checkpoint: Checkpoint, weights: str, rgb: Any, disable_dynamic: bool = False, **kwargs: Any) -> Any:
     """What newer versions call for a further copy of a MODEL, on another device or with other hooks."""
-    return load_model(checkpoint, weights, rgb)
+    return load_model(checkpoint, weights, rgb, disable_dynamic)
 
 
 def config_of(model: Any) -> Config:

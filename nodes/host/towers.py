@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +90,9 @@ def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.Clip
         "patch_size": towers.patch_size,
         "projection_dim": towers.embed_dim,
     }
-    with TemporaryDirectory(prefix="clip-vision-") as folder:  # its only way in is a file
+    temporary = folder_paths.get_temp_directory()
+    os.makedirs(temporary, exist_ok=True)
+    with TemporaryDirectory(prefix="clip-vision-", dir=temporary) as folder:  # its only way in is a file
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
         vision = comfy.clip_vision.ClipVisionModel(str(path))
@@ -110,13 +113,22 @@ def _check(part: Part, result: Any, left_out: tuple[str, ...]) -> None:
         )
 
 
+class MissingPart(UserError, AttributeError):
+    """A checkpoint lacks a part. Newer versions ask what they cache by `hasattr`, which is False by AttributeError."""
+
+    __module__ = "vc_core"  # what users see of a UserError's name
+
+
 class Missing:
     """In place of a part that a checkpoint lacks: says so when it is used."""
 
     def __init__(self, sentence: str):
         object.__setattr__(self, "_sentence", sentence)
 
+    def __str__(self) -> str:
+        return object.__getattribute__(self, "_sentence")
+
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise UserError(object.__getattribute__(self, "_sentence"))
+        raise MissingPart(str(self))

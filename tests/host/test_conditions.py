@@ -1,5 +1,6 @@
 """Conditions on the sampler: absent, of no strength and unplugged are one thing; sizes and lengths are fitted."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -38,6 +39,55 @@ def test_no_strength_and_no_schedule_are_unplugged_to_the_bit(scene, name):
     assert error(plugged, unplugged) > 1e-3
     assert torch.equal(weak, unplugged)
     assert torch.equal(never, unplugged)
+
+
+def test_what_strength_0_switches_off_needs_no_input_that_works(scene):
+    unplugged, off = scene.latents(
+        scene.sample(scene.encode()),
+        scene.sample(
+            scene.encode(
+                motion=scene.add("VCMotionFromTracks", tracks="[]", strength=0.0),
+                depth=scene.add("DepthSequence", video=scene.add("VCExampleClip"), strength=0.0),  # without a network
+            )
+        ),
+    )
+    assert torch.equal(off, unplugged)
+
+
+def test_an_added_motion_of_no_strength_is_not_added(scene):
+    motions = [{}, *({"add_to": scene.add("VCCameraMotion", zoom=2.0, strength=s)} for s in (1.0, 0.0))]
+    alone, both, off = scene.latents(
+        *(scene.sample(scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3, **each))) for each in motions)
+    )
+    assert error(both, alone) > 1e-3
+    assert torch.equal(off, alone)
+
+
+def test_conditions_of_two_encoders_add_up(scene):
+    motion, image = source(scene, "motion"), source(scene, "single_image")
+    first = scene.encode(motion=motion)
+    second = scene.encode(positive=first[0], negative=first[1], single_image=image)
+    together = scene.encode(motion=motion, single_image=image)
+    assert torch.equal(*scene.latents(*(scene.sample(stc) for stc in (second, together))))
+
+
+def test_conditions_are_fitted_to_the_latent_that_is_sampled(scene):
+    """As for a second pass at twice the size: vectors are twice as long there."""
+    motion, image = source(scene, "motion"), source(scene, "single_image")
+    small, large = (
+        scene.encode(motion=motion, single_image=image, width=side, height=side, frames=8) for side in (64, 128)
+    )
+    assert torch.equal(*scene.latents(scene.sample(small, latent=large[2]), scene.sample(large)))
+
+
+def test_the_motion_of_fewer_images_is_slower_and_even(scene):
+    clip = scene.add("VCExampleClip", frames=9)
+    scene.add("SaveImage", images=scene.add("MotionVectorExtract", video=clip[1])[1], filename_prefix="few")
+    result = scene.host.run(scene.graph)
+    assert "The motion of 9 images was spread over 16 frames." in result.notes
+    pictures = [torch.from_numpy(np.array(Image.open(file))).float() for file in result.files]
+    moving = torch.stack([(picture.amax(-1) - picture.amin(-1)).mean() for picture in pictures])[1:]  # colourful
+    assert len(moving) == 15 and moving.min() > 0.5 * moving.max()
 
 
 def test_a_style_of_no_strength_is_unplugged_to_the_bit(scene):

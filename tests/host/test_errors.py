@@ -47,6 +47,16 @@ WIRING = {
         "VCCameraMotion", ["'add_to'", "8 frames", "16"],
         lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=s.add("VCCameraMotion", frames=8))),
     ),
+    "a motion with a strength of its own to add to": (
+        "VCCameraMotion", ["'add_to'", "strength 0.5"],
+        lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=s.add("VCCameraMotion", strength=0.5))),
+    ),
+    "one condition from two encoders": (
+        "STCEncode", ["'positive'", "'motion'", "another STCEncode"],
+        lambda s: s.encode(
+            positive=s.encode(motion=s.add("VCCameraMotion"))[0], motion=s.add("VCCameraMotion", zoom=2.0)
+        ),
+    ),
     "motion of one image": (
         "MotionVectorExtract", ["'video'", "one image"],
         lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=1)[1])),
@@ -114,8 +124,18 @@ def test_wrong_wiring(scene, wrong):
         (lambda s: {"latent": s.encode(frames=8)[2]}, ["'motion'", "16 frames", "8"]),
         (lambda s: {"context_length": 8, "context_overlap": 8, "latent": s.encode(frames=32)[2]}, ["8 frames", "7"]),
         (lambda s: {"scheduler": "ddim_released", "steps": 1000, "denoise": 0.5}, ["2000", "1000"]),
+        (
+            lambda s: {"scheduler": "ddim_released", "model": s.add("ModelSamplingDiscrete", sampling="lcm")},
+            ["50 noise levels", "1000"],
+        ),
     ],
-    ids=["a latent of an image", "a latent of another length", "windows that overlap whole", "too many steps"],
+    ids=[
+        "a latent of an image",
+        "a latent of another length",
+        "windows that overlap whole",
+        "too many steps",
+        "the released grid of another schedule",
+    ],
 )
 def test_wrong_settings_of_the_sampler(scene, inputs, words):
     stc = scene.encode(motion=scene.add("VCCameraMotion"))
@@ -221,7 +241,9 @@ def assert_told(scene, node, *words):
     error = scene.host.fails(scene.graph)
     message = error["exception_message"].strip()
     assert error["node_type"] == node, message
-    assert error["exception_type"] == "vc_core.UserError", f"{error['exception_type']}: {message}"
+    assert error["exception_type"] in ("vc_core.UserError", "vc_core.MissingPart"), (
+        f"{error['exception_type']}: {message}"
+    )
     assert "\n" not in message and message.endswith(".")
     for word in words:
         assert word in message

@@ -118,6 +118,20 @@ def test_a_replaced_video_file_is_read_again(scene):
     assert {video, motion} <= scene.host.run(scene.graph).executed
 
 
+def test_annotators_files_are_used_once_they_are_there(scene):
+    sketch = scene.add("VCSketchSequence", video=scene.add("VCExampleClip"), method="edges")
+    scene.add("SaveImage", images=sketch[1], filename_prefix="sketch")
+    scene.host.run(scene.graph)
+    assert scene.host.run(scene.graph).executed == set()
+    file = scene.host.checkpoints / "table5_pidinet.pth"
+    file.write_bytes(b"not yet")
+    try:
+        assert sketch in scene.host.run(scene.graph).executed
+        assert file.name not in scene.host.object_info()["VCCheckpointLoader"]["input"]["required"]["ckpt_name"][0]
+    finally:
+        file.unlink()
+
+
 def test_unloaded_models_come_back_as_they_were(scene):
     node = scene.sample(scene.encode())
     saved = scene.add("SaveLatent", samples=node)

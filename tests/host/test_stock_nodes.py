@@ -105,6 +105,13 @@ def test_a_given_video_is_changed_by_the_share_of_denoise(scene, moved):
     assert 0.0 < error(little, before) < error(ours, before)
 
 
+@pytest.mark.parametrize("scheduler", ["karras", "ddim_released"])
+def test_a_denoise_of_0_changes_nothing(scene, scheduler):
+    encoded = scene.add("VAEEncode", pixels=scene.add("VCExampleClip")[1], vae=scene.loader[3])
+    same = scene.sample(scene.encode(), latent=encoded, scheduler=scheduler, denoise=0.0)
+    assert torch.equal(*scene.latents(encoded, same))
+
+
 def test_samplers_of_every_family_run(scene, moved):
     names = ["ddim", "dpmpp_2m_sde", "euler_ancestral", "lcm", "res_multistep", "uni_pc"]
     for latent in scene.latents(*(scene.stock_sample(moved, sampler_name=name, steps=3) for name in names)):
@@ -122,6 +129,13 @@ def test_each_of_a_batch_is_a_video_of_its_own(scene):
     assert error(two[:1], one) < 1e-5
     assert error(two[1:], one) > 0.1
     assert len(result.files_of(shown)) == 2 * FRAMES
+
+
+def test_each_of_a_batch_of_long_videos_is_a_video_of_its_own(scene):
+    motion = scene.add("VCCameraMotion", pan_right=0.4, frames=24)
+    one, two = scene.latents(*(scene.sample(scene.encode(motion=motion, batch_size=count)) for count in (1, 2)))
+    assert error(two[:1], one) < 1e-4
+    assert error(two[1:], one) > 0.1
 
 
 def test_a_prompt_may_be_longer_than_the_tower(scene):
