@@ -13,12 +13,12 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from training.data.batches import Batch, draw_batch
 from training.data.cache import ClipCache, build, made_with
 from training.muon import Muon
 from training.objective import Objective, embed_conditions, make_context, moving_weight
+from training.start import initialise
 from training.timed import TimedRun
 from training.towers import SIZES
 from vc_core.checkpoint import Part, read_checkpoint, save_checkpoint
@@ -52,15 +52,6 @@ MOVING_GAIN = 6.0
 """How much more moving content counts, see `moving_weight`."""
 NO_STYLE = 0.3
 """How many batches have no style token at all, as when no style is wired."""
-
-
-def initialise(unet: UNet3D) -> None:
-    """Fresh weights whose residual branches start as zero, so that every block starts as the identity."""
-    for name, module in unet.named_modules():
-        last = name.endswith((".conv2", ".proj_out", "temporal.convs.3", "conv_out"))
-        if last and not name.startswith("stc.") and ".ff." not in name:
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 def loss_of(unet: UNet3D, objective: Objective, batch: Batch, empty: torch.Tensor, generator: torch.Generator,

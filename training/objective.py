@@ -1,23 +1,107 @@
-"""What the network learns: noise schedule, target, condition dropout (paper, section 3.3)."""
+"""What the network learns: noise schedule, target, weights, condition dropout (paper, section 3.3).
+
+Everything random of a sample is a function of the run's seed, the sample's number and what is drawn, so that it is the
+same whichever rank and batch the sample is in.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from training.data.sampler import generator_for
+from training.recipe import Domain, Loss, Recipe
 from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig
-from vc_core.diffusion.schedule import alphas_cumprod
+from vc_core.diffusion.schedule import LEAST, alphas_cumprod
 from vc_core.model.unet import UNet3D
 
 NAMES = ("text", "style", *CONDITIONS)
 KEEP_ALL, DROP_ALL, DROP = 0.1, 0.1, 0.5
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+# --- Randomness -----------------------------------------------------------------------------------------------------
+
+
+def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
+    """Timesteps `(B,)` in [0, steps), uniform over the run.
+
+    Those of samples that follow each other are spread evenly over the schedule (multiples of the golden ratio, from a
+    start that the seed gives), which makes the loss of a batch less noisy: its mean is the same.
+    """
+    start = torch.rand((), generator=generator_for(seed, 0, "timesteps"), dtype=torch.float64)
+    spread = torch.tensor([number * _GOLDEN % 1 for number in numbers], dtype=torch.float64)
+    return ((start + spread) % 1 * steps).long().clamp(max=steps - 1)
+
+
+def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: float = 0.0) -> Tensor:
+    """Standard normal noise `(B, *shape)`, shape (C, F, h, w), on the CPU.
+
+    Args:
+        offset: strength of a further noise that is constant over each channel of each frame, by which the network
+            learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
+    """
+    noise = torch.stack([torch.randn(*shape, generator=generator_for(seed, n, "noise")) for n in numbers])
+    if offset == 0.0:
+        return noise
+    constant = [torch.randn(*shape[:2], 1, 1, generator=generator_for(seed, n, "offset noise")) for n in numbers]
+    return noise + offset * torch.stack(constant)
+
+
+# --- Condition dropout ----------------------------------------------------------------------------------------------
+
+
+def possible_names(stage: int, frames: int, conditions: Collection[str]) -> tuple[str, ...]:
+    """Those of `NAMES` that a sample of a domain can keep, in their order.
+
+    Args:
+        stage: stage 1 has the text alone.
+        frames: of a sample; in an image nothing moves.
+        conditions: that the network has STC-encoders for.
+    """
+    if stage == 1:
+        return ("text",)
+    there = [name for name in CONDITIONS if name in conditions and (frames > 1 or name != "motion")]
+    return ("text", "style", *there)
+
+
+def kept_of(
+    numbers: Sequence[int], seed: int, loss: Loss, stage: int = 2, possible: Collection[str] = NAMES
+) -> dict[str, Tensor]:
+    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What a sample drops is not even made.
+
+    Stage 1 drops the text with `loss.text_dropout`. Stage 2 keeps all with 0.1, drops all with 0.1 and else drops each
+    with 0.5: for each sample by itself, or, by the rule `released`, for the batch that `numbers` is.
+
+    Args:
+        possible: what can be kept at all, see `possible_names`; the rest is dropped.
+    """
+    if stage == 1:
+        lots = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
+        kept = {name: torch.full((len(numbers),), False) for name in NAMES} | {"text": lots >= (loss.text_dropout or 0)}
+    elif loss.dropout == "released":
+        kept = draw_kept_released(len(numbers), generator_for(seed, numbers[0], "dropout of a batch"))
+    else:
+        one = [draw_kept(1, generator_for(seed, n, "dropout"), loss.lone_motion) for n in numbers]
+        kept = {name: torch.cat([each[name] for each in one]) for name in NAMES}
+    return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
+
+
+def keep_for(
+    recipe: Recipe, domain: Domain, conditions: Collection[str]
+) -> Callable[[Sequence[int]], dict[str, Tensor]]:
+    """`kept_of` for a domain of a recipe and the conditions of the network: a function of a batch's numbers alone."""
+    frames = max(domain.lengths or (domain.frames,))
+    possible = set(possible_names(recipe.stage, frames, conditions)) - set(domain.without)
+    return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
 
 
 def draw_kept(batch: int, generator: torch.Generator, lone_motion: float = 0.0) -> dict[str, Tensor]:
     """Which conditions each sample keeps, `(batch,)` bool by name: all with 0.1, none with 0.1, else each with 0.5.
-
-    Drawn per sample. (The released code draws how many of a batch are dropped, which biases small batches.)
 
     Args:
         lone_motion: share of the third kind whose one sequence is the motion. Depth, sketches and masks show where
@@ -33,6 +117,43 @@ def draw_kept(batch: int, generator: torch.Generator, lone_motion: float = 0.0) 
     return dict(zip(NAMES, kept, strict=True))
 
 
+def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """As `draw_kept`, by the rule of the released code (tools/videocomposer/unet_sd.py).
+
+    How many samples drop all, keep all and drop one condition is drawn for the whole batch, then which. The number
+    that drop a condition is a share of the whole batch but is taken from those that neither drop nor keep all, so that
+    these drop more than half: 0.62 of the time in large batches.
+    """
+
+    def count(share: float) -> int:
+        return int((torch.rand(batch, generator=generator) < share).sum())
+
+    none, every = count(DROP_ALL), count(KEEP_ALL)
+    order = torch.randperm(batch, generator=generator)
+    rest = order[none + every :]
+    kept = torch.ones(len(NAMES), batch, dtype=torch.bool)
+    kept[:, order[:none]] = False
+    for row in kept:
+        dropped = count(DROP)
+        row[rest[torch.randperm(len(rest), generator=generator)[:dropped]]] = False
+    return dict(zip(NAMES, kept, strict=True))
+
+
+# --- Schedule, target, weights --------------------------------------------------------------------------------------
+
+
+def snr_weights(alphas: Tensor, prediction: str, gamma: float) -> Tensor:
+    """Min-SNR weights `(steps,)` of the squared error (arXiv 2303.09556): min(SNR, gamma), as a weight of the clean
+    latent's error, in terms of what the network predicts.
+
+    Of noise alone, where v is the clean latent and no minimum would count anything, the weight is 1: there sampling
+    begins.
+    """
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    return torch.where(alphas <= LEAST, torch.ones_like(weights), weights)
+
+
 def moving_weight(latents: Tensor, gain: float) -> Tensor:
     """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip.
 
@@ -45,11 +166,16 @@ def moving_weight(latents: Tensor, gain: float) -> Tensor:
 
 
 class Objective:
-    """The diffusion loss of one batch."""
+    """The diffusion loss: what a sample becomes, what is predicted of it, what an error counts."""
 
-    def __init__(self, config: DiffusionConfig):
+    def __init__(self, config: DiffusionConfig, loss: Loss | None = None):
+        loss = loss or Loss()
         self.prediction = config.prediction
-        self.alphas_cumprod = alphas_cumprod(config).float()
+        self.moving_gain, self.offset = loss.moving_gain, loss.offset_noise
+        alphas = alphas_cumprod(config)
+        self.alphas_cumprod = alphas.float()
+        gamma = loss.min_snr_gamma
+        self.weights = None if gamma is None else snr_weights(alphas, config.prediction, gamma).float()
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy latents and the network's target, both `(B, 4, F, h, w)`, at `timesteps` (B,)."""
@@ -58,11 +184,28 @@ class Objective:
         target = noise if self.prediction == "epsilon" else signal * noise - sigma * latents
         return signal * latents + sigma * noise, target
 
+    def drawn(self, latents: Tensor, seed: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, target and timesteps (B,) of samples of these numbers, on the latents' device."""
+        timesteps = draw_timesteps(seed, numbers, len(self.alphas_cumprod)).to(latents.device)
+        noise = draw_noise(seed, numbers, latents.shape[1:], self.offset).to(latents)
+        return *self.noised(latents, noise, timesteps), timesteps
+
+    def losses(self, prediction: Tensor, target: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """What each sample's error counts, `(B,)` in float32: the mean squared error, weighted."""
+        error = (prediction.float() - target.float()).square()
+        if self.moving_gain:
+            error = error * moving_weight(latents, self.moving_gain)
+        losses = error.mean((1, 2, 3, 4))
+        return losses if self.weights is None else losses * self.weights.to(losses.device)[timesteps]
+
+
+# --- Conditions and tokens ------------------------------------------------------------------------------------------
+
 
 def embed_conditions(
     unet: UNet3D, tensors: dict[str, Tensor], kept: dict[str, Tensor], size: tuple[int, int], frames: int
 ) -> Tensor:
-    """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each sample keeps.
+    """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each sample keeps, in float32.
 
     `tensors` holds, by name, only the samples that keep the condition, in their order: what is dropped is not even
     made. Spatial conditions have F = 1.

@@ -8,10 +8,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import reprlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vc_core.checkpoint import BUNDLED
+from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
 
 
@@ -39,11 +46,19 @@ class Domain:
     kind: Literal["shards", "folder", "synthetic"] = "synthetic"
     """shards: what `./vc prepare` wrote; folder: video files with captions; synthetic: drawn scenes."""
     path: Path | None = None
-    """Folder of the shards or of the videos; for synthetic scenes the folder of their cache."""
+    """Folder of the shards or of the videos; for synthetic scenes the folder of their cache, which is filled first,
+    and without one they are drawn anew each time."""
     captions: Path | None = None
     """CSV or JSONL of file names and captions, for a folder; by default `captions.csv` or `captions.jsonl` in it."""
     frames: int = 16
     """Frames of a sample; 1 trains on images, with the temporal layers left out."""
+    lengths: tuple[int, ...] = ()
+    """Numbers of frames of which each step draws one instead of `frames`; of a shorter one there are as many samples
+    more as it is shorter. Listed twice, it is drawn twice as often."""
+    rate: float | None = None
+    """Frames a second of the clips of a folder; by default the released rule's, see `vc_core.video.plan_frames`."""
+    nominal_height: int | None = None
+    """Height in pixels that the videos of a folder are scaled to before their motion is taken, for instance 336."""
     ranks: int = 1
     """Share of the ranks that train on this domain, as a whole number beside the other domains' (3 and 1: three
     quarters and one quarter)."""
@@ -51,6 +66,9 @@ class Domain:
     """Samples for each rank and step."""
     weight: float = 1.0
     """Of its loss beside the other domains'."""
+    without: tuple[str, ...] = ()
+    """Conditions that none of its samples keep (text and style may be among them), for instance depth where no network
+    for it is at hand."""
     count: int = 2560
     """Number of synthetic clips."""
     max_bad: float = 0.01
@@ -78,6 +96,8 @@ class Loss:
     """Share of samples whose only sequence is motion, beyond the paper's rule; see `training.objective`."""
     moving_gain: float = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
+    no_style: float = 0.0
+    """Share of the batches that have no style token at all, as when no style is wired; the paper's is 0."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,8 @@ class Engine:
     """Checkpoints that are kept, the last ones."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    workers: int = 0
+    """Processes of each rank that read samples ahead; 0 reads them between the steps."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +176,8 @@ class Watch:
     """Texts of the validation videos."""
     seeds: tuple[int, ...] = (0,)
     """Of the validation videos."""
+    samples: int = 0
+    """Samples of the first domain that are composed too, with all of their conditions that no network has to make."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +196,9 @@ class Recipe:
     """Of the videos, in pixels."""
     width: int = 256
     """Of the videos, in pixels."""
+    depth_model: Path | None = None
+    """Network for the depth that the data does not bring, see `vc_core.extract.depth`; by default the released MiDaS,
+    where it is found in the folders of VC_MODELS."""
     start: Start = field(default_factory=Start)
     data: tuple[Domain, ...] = (Domain(),)
     """One domain, or several that share the ranks: a quarter of images beside video is the paper's."""
@@ -182,13 +209,180 @@ class Recipe:
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
+        _check_ranges(self, "")
+        if not self.data or not sum(domain.weight for domain in self.data):
+            raise UserError("The recipe's data has no domain with a weight: give one source of samples or several.")
+        for i, domain in enumerate(self.data):
+            if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
+                raise UserError(f"The recipe's data.{i}.without names {', '.join(unknown)}: expected of text, style, "
+                                f"{', '.join(CONDITIONS)}.")  # fmt: skip
+        if self.optimizer.kind == "muon" and self.engine.parallel != "ddp":
+            raise UserError("The recipe's optimizer muon needs whole matrices, and engine.parallel "
+                            f"{self.engine.parallel} shards them: take ddp, or adamw.")  # fmt: skip
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 8:
             raise UserError(f"The recipe's size {self.width}x{self.height} is not possible: expected multiples of 8.")
         if self.start.kind != "scratch" and self.start.checkpoint is None:
             raise UserError(f"The recipe starts from {self.start.kind}: give start.checkpoint, the file of it.")
+        if self.loss.text_dropout is not None and self.stage == 2:
+            raise UserError("The recipe's loss.text_dropout is for stage 1: stage 2 drops text with the conditions.")
         if self.loss.zero_terminal_snr and self.loss.prediction == "epsilon":
             raise UserError("The recipe's loss.zero_terminal_snr needs loss.prediction v_prediction: noise alone shows "
                             "nothing of itself.")  # fmt: skip
+
+
+_MORE = 1e30
+_RANGES: dict[type, dict[str, tuple[float, float]]] = {
+    Domain: {"frames": (1, _MORE), "ranks": (1, _MORE), "batch": (1, _MORE), "weight": (0, _MORE), "count": (1, _MORE),
+             "max_bad": (0, 1), "rate": (0.01, 1000), "nominal_height": (16, 8192)},
+    Loss: {"min_snr_gamma": (0, _MORE), "offset_noise": (0, _MORE), "text_dropout": (0, 1), "lone_motion": (0, 1),
+           "moving_gain": (0, _MORE), "no_style": (0, 1)},
+    Optimizer: {"learning_rate": (0, _MORE), "temporal_learning_rate": (0, _MORE), "weight_decay": (0, _MORE),
+                "clip": (1e-9, _MORE), "accumulate": (1, _MORE), "warmup": (0, _MORE), "final_rate": (0, 1),
+                "ema": (0, 1 - 1e-9)},
+    Train: {"lora_rank": (1, _MORE)},
+    Engine: {"keep": (1, _MORE), "save_every": (1, _MORE), "workers": (0, 1024)},
+    Watch: {"log_every": (1, _MORE), "validate_every": (0, _MORE), "samples": (0, _MORE)},
+    Recipe: {"steps": (1, _MORE), "seed": (0, 2**31 - 1)},
+}  # fmt: skip
+"""What numbers must be, both ends included."""
+
+
+def _check_ranges(section: Any, where: str) -> None:
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        for name, inner in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            if dataclasses.is_dataclass(inner):
+                _check_ranges(inner, f"{where}{f.name}.{'' if name is None else f'{name}.'}")
+        low, high = _RANGES.get(type(section), {}).get(f.name, (-_MORE, _MORE))
+        if isinstance(value, int | float) and not low <= value <= high:  # NaN is in no range
+            expected = f"{low:g} or more" if high == _MORE else f"{low:g} to {high:g}"
+            raise UserError(f"The recipe's {where}{f.name} is {value}: expected {expected}.")
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+_READ = ("checkpoint", "parts", "network", "path", "captions", "depth_model")
+"""Fields that name files to read, which a recipe may have beside it."""
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe's file, changed by options of the command line (`--optimizer.learning-rate 1e-4`).
+
+    Files to read that a recipe names are looked for beside it, then in the current folder; `bundled` is the bundled
+    checkpoint. `out` and what the options name are relative to the current folder.
+
+    Raises:
+        UserError: no such file, broken YAML, unknown keys, or values of another type or out of their range.
+        SystemExit: of tyro, for options that are wrong (2) and for `--help` (0), which shows every field.
+    """
+    import tyro
+
+    path = Path(path)
+    recipe = tyro.cli(
+        Recipe,
+        prog=f"vc train {path}",
+        description=f"A training run by the recipe {path}, whose values are shown as the defaults.",
+        args=list(overrides),
+        default=_read_yaml(path),
+    )
+    return _with_files(recipe, None)
+
+
+def _read_yaml(path: Path) -> Recipe:
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read ({error.strerror}): name one such as those in "
+                        "training/recipes.") from error  # fmt: skip
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The recipe {path} is no valid YAML: {' '.join(str(error).split())}.") from error
+    try:
+        return _with_files(from_plain(plain or {}), path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def from_plain(plain: Any) -> Recipe:
+    """A recipe from values of YAML or JSON, the inverse of `as_plain`.
+
+    Raises:
+        UserError: an unknown key, a value of another type or out of its range. It names the key.
+    """
+    return _built(Recipe, plain, "")
+
+
+def _built(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type of a field: a dataclass of a mapping, a tuple of a list, a path of a string."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"The recipe's {where or 'top'} is {reprlib.repr(value)}: expected keys and values.")
+        hints, names = typing.get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
+        for key in value:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                raise UserError(f"The recipe has an unknown key {_join(where, key)}: expected "
+                                f"{near[0] if near else 'one of ' + ', '.join(names)}.")  # fmt: skip
+        return kind(**{key: _built(hints[key], item, _join(where, key)) for key, item in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):  # the unions here are all with None
+        return None if value is None else _built(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        if len(kinds) == len(value):
+            items = zip(kinds, value, strict=True)
+            return tuple(_built(of, item, _join(where, i)) for i, (of, item) in enumerate(items))
+    elif origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+    elif kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    elif kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # of a string too: YAML takes 1e-4, which has no point, for one
+        except ValueError:
+            pass
+    elif kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise UserError(f"The recipe's {where} is {reprlib.repr(value)}: expected {_expected(kind)}.")
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _expected(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        if arguments[1:] != (...,):
+            return f"a list of {len(arguments)}, each {_expected(arguments[0])}"
+        return "a list" if dataclasses.is_dataclass(arguments[0]) else f"a list, each {_expected(arguments[0])}"
+    return {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
+
+
+def _with_files(value: Any, folder: Path | None) -> Any:
+    """A recipe, or a part of it, whose files to read are where they are."""
+    if isinstance(value, tuple):
+        return tuple(_with_files(item, folder) for item in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    changes = {}
+    for f in dataclasses.fields(value):
+        of = getattr(value, f.name)
+        if f.name in _READ and of:
+            changes[f.name] = tuple(_file(p, folder) for p in of) if isinstance(of, tuple) else _file(of, folder)
+        else:
+            changes[f.name] = _with_files(of, folder)
+    return dataclasses.replace(value, **changes)
+
+
+def _file(path: Path, folder: Path | None) -> Path:
+    if str(path) == "bundled":
+        return BUNDLED
+    return folder / path if folder is not None and (folder / path).exists() else path
 
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:

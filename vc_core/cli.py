@@ -6,7 +6,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in (
         ("test", "run the tests (--all: the slow ones too)"),
-        ("train", "train or evaluate a part"),
+        ("prepare", "make shards for training out of a folder of videos or images"),
+        ("train", "train by a recipe"),
+        ("export", "make a checkpoint or a LoRA of what a run has learned"),
+        ("evaluate", "measure how well checkpoints obey their conditions"),
         ("bench", "measure speed and memory, as ratios in one run"),
     ):
         commands.add_parser(name, help=summary).set_defaults(
@@ -78,7 +81,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     return parser
 
 
-# --- test, train and bench: other programs, which this package does not import --------------------------------------
+# --- test, prepare, train, export, evaluate, bench: other programs, which this package does not import ---------------
 
 
 def _test(arguments: list[str]) -> int:
@@ -88,9 +91,18 @@ def _test(arguments: list[str]) -> int:
     return subprocess.call([sys.executable, "-m", "pytest", *selection], cwd=PROJECT)
 
 
-def _train(arguments: list[str]) -> int:
-    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    return subprocess.call([sys.executable, "-m", "training", *arguments], env={**os.environ, "PYTHONPATH": path})
+def _program(module: str) -> Callable[[list[str]], int]:
+    """A module of the project as a program, which need not lie in the folder that the user is in."""
+
+    def run(arguments: list[str]) -> int:
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        command, environment = [sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
+        if os.name == "nt":  # where the caller would not wait for what takes its place
+            return subprocess.call(command, env=environment)
+        # In the place of this process: a signal to it is for the training, which saves before it leaves.
+        os.execve(sys.executable, command, environment)
+
+    return run
 
 
 def _bench(arguments: list[str]) -> int:
@@ -103,7 +115,14 @@ def _bench(arguments: list[str]) -> int:
 
 
 PROJECT = Path(__file__).resolve().parents[1]
-HANDED_ON = {"test": _test, "train": _train, "bench": _bench}
+HANDED_ON = {
+    "test": _test,
+    "prepare": _program("training.data.prepare"),
+    "train": _program("training"),
+    "export": _program("training.export"),
+    "evaluate": _program("training.evaluate"),
+    "bench": _bench,
+}
 
 
 # --- demo -----------------------------------------------------------------------------------------------------------

@@ -303,6 +303,8 @@ def test_ctrl_c_leaves_nothing(compose, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("what", ["sampling", "writing"])
 def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
     """The signal itself, in the middle of the real work."""
+    # What a shell starts in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     told, inner = [], cli._Bars.__call__
 
     def report(self, *progress):
@@ -313,7 +315,10 @@ def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
 
     monkeypatch.setattr(cli._Bars, "__call__", report)
     (tmp_path / "out.mp4").write_bytes(b"an older one")
-    assert compose("--frames", 16, "--steps", 500 if what == "sampling" else 1, "-o", tmp_path / "out.mp4") == 130
+    try:
+        assert compose("--frames", 16, "--steps", 500 if what == "sampling" else 1, "-o", tmp_path / "out.mp4") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told[-1] == (what, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
@@ -376,19 +381,35 @@ def test_the_module_runs_as_the_launcher_does(tmp_path):
     [
         (["test", "-k", "two words"], ["-m", "pytest", "-m", "not slow", "-k", "two words"]),
         (["test", "--all", "-x"], ["-m", "pytest", "-x"]),
-        (["train", "network", "--minutes", "3"], ["-m", "training", "network", "--minutes", "3"]),
     ],
 )
-def test_test_and_train_are_handed_on(monkeypatch, repository, arguments, handed_on):
+def test_tests_are_handed_on(monkeypatch, repository, arguments, handed_on):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
     assert vc(*arguments) == 7
     ((command, settings),) = calls
     assert command == [sys.executable, *handed_on]
-    if arguments[0] == "test":
-        assert settings["cwd"] == repository
-    else:
-        assert settings["env"]["PYTHONPATH"].startswith(str(repository))
+    assert settings["cwd"] == repository
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("prepare", "training.data.prepare"), ("train", "training"), ("export", "training.export"),
+     ("evaluate", "training.evaluate")],
+)  # fmt: skip
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_trainings_programs_take_the_commands_place_where_they_can(monkeypatch, repository, name, module, system):
+    """So that a signal to the command reaches the training, which saves before it leaves."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command[0], command, env)) or 7)
+    monkeypatch.setattr("vc_core.cli.os.name", system)
+    status = vc(name, "a b", "--minutes", "3")
+    monkeypatch.undo()
+    assert status == (7 if system == "nt" else None)
+    ((program, command, environment),) = calls
+    assert (program, command) == (sys.executable, [sys.executable, "-m", module, "a b", "--minutes", "3"])
+    assert environment["PYTHONPATH"].startswith(str(repository))
 
 
 def test_train_names_its_parts(repository):

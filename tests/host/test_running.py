@@ -33,7 +33,8 @@ def test_every_step_shows_all_frames(scene, sampler):
 
 
 def test_an_interrupted_run_ends_within_a_step(scene):
-    scene.add("SaveLatent", samples=scene.sample(scene.encode(), steps=500))
+    # Steps so long that the message of one comes before the next is done.
+    scene.add("SaveLatent", samples=scene.sample(scene.encode(width=128, height=128), steps=500))
     steps, interrupted = [], []
 
     def on_event(kind, data):

@@ -1,52 +1,97 @@
-"""The objective: the target, the dropout, and batches that are a function of seed and step alone."""
+"""The objective: schedule, target and weights against diffusers, dropout by its frequencies, a sample's own chance."""
 
 import pytest
 import torch
 
-from training.data.batches import draw_batch, draw_mask, spoil_motion
-from training.data.cache import ClipCache, build
-from training.network import CONFIG, initialise, loss_of
-from training.objective import NAMES, Objective, draw_kept, embed_conditions, make_context, moving_weight
+from training.objective import (
+    NAMES,
+    Objective,
+    draw_kept,
+    draw_noise,
+    draw_timesteps,
+    embed_conditions,
+    keep_for,
+    kept_of,
+    make_context,
+    moving_weight,
+    possible_names,
+    snr_weights,
+)
+from training.recipe import Domain, Loss, Recipe
+from training.start import initialise
 from vc_core.conditions import CONDITIONS
-from vc_core.config import DiffusionConfig
+from vc_core.config import DiffusionConfig, UNetConfig
+from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.model.unet import UNet3D
+
+NOISE_ALONE = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
+PREDICTIONS = ["epsilon", "v_prediction"]
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_dropout_keeps_all_drops_all_and_else_each_with_half():
-    kept = torch.stack(list(draw_kept(40_000, generator()).values()))
-    assert kept.shape == (len(NAMES), 40_000)
-    independent = 0.8 * 0.5 ** len(NAMES)
-    assert kept.all(0).float().mean() == pytest.approx(0.1 + independent, abs=0.01)
-    assert (~kept).all(0).float().mean() == pytest.approx(0.1 + independent, abs=0.01)
-    assert kept.float().mean(1) == pytest.approx(torch.full((len(NAMES),), 0.5), abs=0.02)
-    some = kept[:, kept.any(0) & ~kept.all(0)].float()
-    correlation = torch.corrcoef(some[:2])[0, 1]
-    assert abs(correlation) < 0.03
+def chi_square(observed, expected):
+    """The probability of frequencies at least as far from what is expected."""
+    statistic = ((observed - expected).square() / expected).sum()
+    degrees = torch.tensor(len(observed) - 1.0, dtype=statistic.dtype)
+    return torch.special.gammaincc(degrees / 2, statistic / 2).item()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_target_gives_back_the_clean_latent(prediction):
-    objective = Objective(DiffusionConfig(prediction=prediction))
-    latents, noise = torch.randn(3, 4, 2, 4, 4), torch.randn(3, 4, 2, 4, 4)
-    t = torch.tensor([1, 500, 950])
-    noisy, target = objective.noised(latents, noise, t)
-    alpha = objective.alphas_cumprod[t].view(-1, 1, 1, 1, 1)
-    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-    clean = (noisy - sigma * target) / signal if prediction == "epsilon" else signal * noisy - sigma * target
-    torch.testing.assert_close(clean, latents, rtol=1e-3, atol=1e-3)
-    assert noisy[2].sub(noise[2]).abs().mean() < 0.3  # nearly all noise at 950
+# --- Dropout --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    net = UNet3D(CONFIG.unet)
-    initialise(net)
-    return net
+def test_every_pattern_of_dropout_has_its_frequency():
+    count, names = 8_000, ("text", "style", "motion", "depth", "mask", "single_image")
+    kept = kept_of(range(count), 3, Loss())
+    pattern = sum(kept[name].long() << i for i, name in enumerate(names))
+    observed = torch.bincount(pattern, minlength=2 ** len(names)).double()
+    expected = torch.full_like(observed, 0.8 / 2 ** len(names))
+    expected[0] += 0.1
+    expected[-1] += 0.1
+    assert chi_square(observed, expected * count) > 0.001
+    assert chi_square(observed, torch.full_like(observed, count / len(observed))) < 1e-9  # and the test can tell
+
+
+def test_what_a_sample_keeps_depends_on_its_number_alone():
+    together = kept_of([7, 8, 9], 0, Loss())
+    apart = [kept_of([number], 0, Loss()) for number in (7, 8, 9)]
+    for name in NAMES:
+        assert torch.equal(together[name], torch.cat([one[name] for one in apart]))
+    assert any(not torch.equal(keep, kept_of([7, 8, 9], 1, Loss())[name]) for name, keep in together.items())
+
+
+def test_the_released_rule_counts_by_batches():
+    kept = torch.stack(list(kept_of(range(20_000), 0, Loss(dropout="released")).values()))
+    assert kept.all(0).float().mean() == pytest.approx(0.1 + 0.8 * 0.375**8, abs=0.01)
+    assert (~kept).all(0).float().mean() == pytest.approx(0.1 + 0.8 * 0.625**8, abs=0.01)
+    some = kept[:, kept.any(0) & ~kept.all(0)]
+    assert some.float().mean() == pytest.approx(0.375 * 0.8 / (0.8 - 0.8 * 0.625**8), abs=0.01)
+    one = torch.stack([torch.stack(list(kept_of([n], 0, Loss(dropout="released")).values())) for n in range(1500)], 1)
+    assert one.float().mean() == pytest.approx(0.09 + 0.81 * 0.5, abs=0.02)  # dropping all comes before keeping all
+
+
+def test_stage_1_drops_the_text_alone():
+    kept = kept_of(range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_names(1, 16, CONDITIONS))
+    dropped = (~kept["text"]).sum().double()
+    assert chi_square(torch.stack([dropped, 8000 - dropped]), torch.tensor([800.0, 7200.0]).double()) > 0.001
+    assert not any(kept[name].any() for name in NAMES if name != "text")
+    assert kept_of(range(50), 0, Loss(), stage=1)["text"].all()
+
+
+def test_what_cannot_be_kept_is_dropped():
+    assert possible_names(2, 1, ("motion", "depth")) == ("text", "style", "depth")
+    kept = kept_of(range(200), 0, Loss(), possible=possible_names(2, 16, ("depth", "motion")))
+    assert kept["motion"].any() and kept["style"].any() and not kept["sketch"].any()
+
+
+def test_a_domain_goes_without_what_it_lacks():
+    recipe = Recipe(data=(Domain(without=("depth", "text")), Domain()), seed=3)
+    first, second = (keep_for(recipe, domain, tuple(CONDITIONS))(range(100)) for domain in recipe.data)
+    for name in NAMES:
+        assert torch.equal(first[name], torch.zeros(100).bool() if name in ("depth", "text") else second[name]), name
+    assert second["depth"].any() and second["text"].any()
 
 
 def test_motion_alone_more_often():
@@ -60,6 +105,91 @@ def test_motion_alone_more_often():
     assert kept["text"].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
+# --- Timesteps and noise --------------------------------------------------------------------------------------------
+
+
+def test_timesteps_are_uniform_and_those_of_neighbours_far_apart():
+    drawn = draw_timesteps(0, range(10_000), 1000)
+    assert chi_square(torch.bincount(drawn // 50, minlength=20).double(), torch.full((20,), 500.0).double()) > 0.001
+    assert (drawn.min(), drawn.max()) == (0, 999)
+    for start in range(0, 800, 8):  # of any eight that follow each other, none is alone in a half of the schedule
+        quarters = torch.bincount(drawn[start : start + 8] // 250, minlength=4)
+        assert quarters.min() >= 1
+    assert torch.equal(draw_timesteps(0, [17], 1000), drawn[17:18])
+    assert not torch.equal(draw_timesteps(1, range(100), 1000), drawn[:100])
+
+
+def test_noise_is_a_samples_own():
+    noise = draw_noise(0, [4, 9], (4, 2, 8, 8))
+    assert torch.equal(noise[1:], draw_noise(0, [9], (4, 2, 8, 8)))
+    assert not torch.equal(noise[0], noise[1])
+    assert draw_noise(0, range(40), (4, 2, 8, 8)).std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_offset_noise_is_constant_over_a_frame():
+    plain, offset = (draw_noise(0, range(60), (4, 2, 4, 4), strength) for strength in (0.0, 0.5))
+    added = offset - plain
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added), rtol=0, atol=1e-6)
+    assert added[..., 0, 0].std() == pytest.approx(0.5, abs=0.05)
+    assert not torch.equal(added[:, :, 0], added[:, :, 1])
+
+
+# --- Schedule, target, weights --------------------------------------------------------------------------------------
+
+
+def ddpm(**settings):
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", **settings)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_noising_is_that_of_diffusers(prediction):
+    latents, noise, t = torch.randn(4, 4, 2, 4, 4), torch.randn(4, 4, 2, 4, 4), torch.tensor([0, 1, 500, 999])
+    noisy, target = Objective(DiffusionConfig(prediction=prediction)).noised(latents, noise, t)
+    torch.testing.assert_close(noisy, ddpm().add_noise(latents, noise, t), rtol=1e-5, atol=1e-5)
+    expected = noise if prediction == "epsilon" else ddpm().get_velocity(latents, noise, t)
+    torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_zero_terminal_schedule_is_that_of_diffusers():
+    ours = alphas_cumprod(NOISE_ALONE)
+    assert ours[-1] < 1e-7
+    torch.testing.assert_close(ours.float(), ddpm(rescale_betas_zero_snr=True).alphas_cumprod, rtol=1e-4, atol=1e-6)
+
+
+def test_zero_terminal_snr_trains_on_noise_alone_at_the_end():
+    latents, noise = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 4, 2, 4, 4)
+    noisy, target = Objective(NOISE_ALONE).noised(latents, noise, torch.tensor([999]))
+    torch.testing.assert_close(noisy, noise, rtol=0, atol=2e-3)
+    torch.testing.assert_close(target, -latents, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_min_snr_weights_are_the_papers(prediction):
+    alphas = ddpm().alphas_cumprod
+    snr = alphas / (1 - alphas)
+    weights = snr_weights(alphas_cumprod(DiffusionConfig()), prediction, 5.0)
+    expected = snr.clamp(max=5.0) / (snr if prediction == "epsilon" else snr + 1)
+    torch.testing.assert_close(weights.float(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_min_snr_weights_count_noise_alone():
+    alphas = alphas_cumprod(NOISE_ALONE)
+    weights = snr_weights(alphas, "v_prediction", 5.0)
+    assert torch.isfinite(weights).all() and weights[-1] == 1.0
+
+
+def test_the_loss_of_each_sample_is_weighted_by_its_timestep():
+    objective = Objective(DiffusionConfig(), Loss(min_snr_gamma=5.0))
+    prediction, target = torch.zeros(2, 4, 1, 2, 2), torch.ones(2, 4, 1, 2, 2)
+    t = torch.tensor([10, 900])
+    losses = objective.losses(prediction, target, target, t)
+    torch.testing.assert_close(losses, objective.weights[t])
+    assert losses[0] < 0.1 and losses[1] == 1.0
+    assert torch.equal(Objective(DiffusionConfig()).losses(prediction, target, target, t), torch.ones(2))
+
+
 def test_moving_content_weighs_more():
     latents = torch.zeros(1, 4, 3, 4, 4)
     latents[:, :, 1:, :2] = 1.0
@@ -67,6 +197,27 @@ def test_moving_content_weighs_more():
     assert weight.mean() == pytest.approx(1.0)
     assert weight[0, 0, 2, 0, 0] == pytest.approx(7 * weight[0, 0, 2, 3, 3].item())
     assert torch.equal(moving_weight(torch.ones(1, 4, 3, 4, 4), 6.0), torch.ones(1, 1, 3, 4, 4))
+    error = torch.zeros(1, 4, 3, 4, 4)
+    error[:, :, 2, 0, 0] = 1.0
+    plain, moving = (
+        Objective(DiffusionConfig(), Loss(moving_gain=gain)).losses(error, 0 * error, latents, torch.tensor([5]))
+        for gain in (0.0, 6.0)
+    )
+    torch.testing.assert_close(moving, plain * weight[0, 0, 2, 0, 0])
+
+
+# --- Conditions and tokens ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    net = UNet3D(
+        UNetConfig(width=32, multipliers=(1, 2), res_blocks=1, attention_levels=(0,), head_dim=16,
+                   temporal_in_heads=1, context_dim=64, dropout=0.0, stc_dropout=0.0)
+    )  # fmt: skip
+    initialise(net)
+    return net
 
 
 def test_a_fresh_network_predicts_zero(unet):
@@ -94,80 +245,3 @@ def test_dropped_tokens_are_the_empty_prompt_and_the_token_of_zeros(unet):
     torch.testing.assert_close(context[0:1, 77:], unet.encode_style(torch.zeros(1, 1, 64)))
     torch.testing.assert_close(context[1:2, 77:], unet.encode_style(style[1:2]))
     assert make_context(unet, text, empty, None, kept).shape == (2, 77, 64)
-
-
-def test_spoiled_motion_is_still_that_motion():
-    motion = torch.zeros(6, 2, 64, 64)
-    motion[1:, 0, 16:48, 16:48] = 2.0
-    for seed in range(20):
-        spoiled = spoil_motion(motion, generator(seed))
-        assert spoiled.shape == motion.shape
-        assert not spoiled[0].any()
-        inside = spoiled[1:, :, 20:44, 20:44].mean((0, 2, 3))
-        assert inside == pytest.approx(torch.tensor([2.0, 0.0]), abs=0.35)
-        assert spoiled[1:, :, :12].abs().mean() < 0.1
-
-
-def test_masks_paint_some_and_keep_some():
-    objects = torch.zeros(4, 1, 48, 48)
-    objects[:, :, 10:20, 10:20] = 1
-    kinds = set()
-    for seed in range(60):
-        keep = draw_mask(objects, generator(seed))
-        assert set(keep.unique().tolist()) == {0.0, 1.0}
-        painted = 1 - keep.mean().item()
-        assert 0.02 < painted < 0.8
-        kinds.add(painted == 0.5)
-    assert kinds == {True, False}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A handful of clips with untrained towers and autoencoder."""
-    import training.data.cache as module
-    from training.towers import SMALL_CONFIG
-    from vc_core.encoders.autoencoder import new_autoencoder
-    from vc_core.encoders.clip import build_clip
-
-    folder = tmp_path_factory.mktemp("cache")
-    size, module.SHARD = module.SHARD, 3
-    try:
-        shards = build(folder, 1, 0, 6, new_autoencoder(), build_clip(SMALL_CONFIG).eval())
-        assert shards == build(folder, 1, 0, 6, None, None)  # what exists is not made again
-    finally:
-        module.SHARD = size
-    return ClipCache(shards)
-
-
-def test_batches_repeat_and_hold_what_is_kept(cache):
-    assert len(cache) == 6
-    batch, again = (draw_batch(cache, 8, 4, generator(3)) for _ in range(2))
-    assert torch.equal(batch.latents, again.latents)
-    assert batch.latents.shape == (8, 4, 4, 8, 8)
-    assert batch.text.shape == (8, 77, 64) and batch.style.shape == (8, 1, 64)
-    for name, spec in CONDITIONS.items():
-        count = int(batch.kept[name].sum())
-        if count:
-            tensor = batch.conditions[name]
-            frames = 1 if spec.kind == "spatial" else 4
-            assert tensor.shape == (count, spec.channels, frames, spec.scale * 8, spec.scale * 8)
-            assert torch.equal(tensor, again.conditions[name])
-            assert tensor.min() >= spec.low and tensor.max() <= spec.high
-    assert not torch.equal(batch.latents, draw_batch(cache, 8, 4, generator(4)).latents)
-
-
-def test_the_loss_falls(cache):
-    torch.manual_seed(0)
-    net = UNet3D(CONFIG.unet)
-    initialise(net)
-    objective, optimizer = Objective(CONFIG.diffusion), torch.optim.Adam(net.parameters(), 2e-3)
-    losses = []
-    for step in range(12):
-        batch = draw_batch(cache, 4, 2, generator(step % 2))
-        loss = loss_of(net, objective, batch, torch.zeros(1, 77, 64), generator(7), "cpu")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
-    assert all(p.grad is not None for name, p in net.named_parameters() if not name.startswith(("stc.", "style")))

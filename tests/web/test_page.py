@@ -141,7 +141,7 @@ def test_a_template_runs_from_the_page_to_its_end(browser):
     (run,) = seen.result
     assert not seen.complaints
     assert run["ended"] == "execution_success"
-    assert run["nodes"] == run["samplers"] and run["pictures"] > 8 and run["left"] == 0
+    assert run["nodes"] == run["samplers"] and run["pictures"] > 2 and run["left"] == 0
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -17,6 +17,7 @@ from training.data.scenes import sample_scenes, scene_seeds
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS
 from vc_core.extract import edges
+from vc_core.progress import Progress
 
 SHARD = 128
 CAPTIONS = 4
@@ -52,10 +53,10 @@ def make_shard(
                 "latents": encode(autoencoder, small).half(),  # in the autoencoder's own type
                 "text": torch.stack([encode_text(towers, captions(scenes, v)) for v in range(CAPTIONS)], 1).half(),
                 "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
-                "video": _bytes(large.video),
-                "edges": _bytes(edges(large.video)),
-                "outline": _bytes(large.outline),
-                "object": _bytes(large.object_mask),
+                "video": as_bytes(large.video),
+                "edges": as_bytes(edges(large.video)),
+                "outline": as_bytes(large.outline),
+                "object": as_bytes(large.object_mask),
                 "depth": large.depth.half(),
                 "motion": fields.motion.half(),
             }
@@ -65,7 +66,8 @@ def make_shard(
     return {k: v if k in tokens else v.transpose(1, 2).contiguous() for k, v in joined.items()}
 
 
-def _bytes(values: Tensor) -> Tensor:
+def as_bytes(values: Tensor) -> Tensor:
+    """0..1 as bytes of 0..255."""
     return (values * 255).round().to(torch.uint8)
 
 
@@ -88,15 +90,35 @@ class ClipCache:
         return self.files[shard].get_slice(name)[index, frames]
 
 
-def build(folder: Path, seed: int, start: int, count: int, autoencoder: Any, towers: Any) -> list[Path]:
-    """The shards of the scenes `start` to `start + count` of a seed; those that exist are left as they are."""
+def build(
+    folder: Path,
+    seed: int,
+    start: int,
+    count: int,
+    autoencoder: Any,
+    towers: Any,
+    size: int = 64,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """The shards of the scenes `start` to `start + count` of a seed; those that exist are left as they are.
+
+    Args:
+        size: pixels of a side.
+        progress: called as `progress("scenes", done, count)`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{seed:04d}-{first:06d}.safetensors" for first in range(start, start + count, SHARD)]
-    for first, path in zip(range(start, start + count, SHARD), paths, strict=True):
+    paths = []
+    for first in range(start, start + count, SHARD):
+        number = min(SHARD, start + count - first)
+        partial = "" if number == SHARD else f"-{number}"
+        path = folder / f"{seed:04d}-{first:06d}{partial}.safetensors"
         if not path.exists():
-            shard = make_shard(scene_seeds(seed, first, SHARD), autoencoder, towers)
+            shard = make_shard(scene_seeds(seed, first, number), autoencoder, towers, size)
             with written_beside(path) as temporary:
                 safetensors.torch.save_file(shard, temporary)
+        paths.append(path)
+        if progress is not None:
+            progress("scenes", first - start + number, count)
     return paths
 
 

@@ -141,7 +141,7 @@ def _regular(count: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
     return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(turns)]
 
 
-def _unit_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def unit_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Signed distance at x, y to the shape of radius 1 around the origin, negative inside."""
     if shape == "circle":
         return torch.hypot(x, y) - 0.95
@@ -182,7 +182,7 @@ def _layer(scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
     for index, shape in enumerate(SHAPES):
         (chosen,) = (pick(scenes.shape) == index).nonzero(as_tuple=True)
         if len(chosen):
-            distance[chosen] = _unit_distance(shape, u[chosen], v[chosen])
+            distance[chosen] = unit_distance(shape, u[chosen], v[chosen])
     distance *= _wide(radius * size)
     shade, grain = None, 0.0
     if shaded:

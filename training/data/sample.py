@@ -24,7 +24,8 @@ class Sample:
         style_embedding: `(1, D)`; only where style is kept.
         conditions: by name `(C, F or 1, H', W')`, only those that are kept and need no network on the device; what is
             kept and not here (depth, sketch) is made from `video` at the condition's size by the step.
-        source: `(3, F, H', W')` in [0, 1] at the conditions' larger size, for those.
+        source: `(3, F, H', W')` in [0, 1] at the conditions' larger size, for those; where single_sketch alone needs
+            it, with its first frame alone.
     """
 
     key: str
@@ -63,12 +64,18 @@ class Batch:
     Attributes:
         samples: in their order.
         kept: by name, `(B,)` bool: which samples keep text, style and each condition.
-        numbers: of the samples in the order of the run, which everything random of them is a function of.
+        numbers: of the samples in the order of the run, which everything random of them is a function of. No two
+            samples of a run have the same, of whatever domains they are.
+        after: how many samples of its domain, on all ranks, are taken once this batch's step is done: where a resumed
+            run goes on, see `training.data.sampler`.
+        bad: for each sample that could not be read, and that another one stands for, which it was and why.
     """
 
     samples: Sequence[Sample]
     kept: dict[str, Tensor]
     numbers: Sequence[int]
+    after: int = 0
+    bad: Sequence[str] = ()
 
     def rows(self, name: str) -> list[int]:
         """Positions of the samples that keep a condition."""

@@ -161,27 +161,35 @@ class _Draw:
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def _palette(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Object colours (K, 3) and their muted twins for backgrounds (K, 3), in the order of COLOR_NAMES."""
+@dataclass(frozen=True)
+class Palette:
+    """Colours of objects and backgrounds, (K, 3) each in the order of COLOR_NAMES, and which are too alike."""
+
+    pure: torch.Tensor  # of objects
+    muted: torch.Tensor  # their twins, of backgrounds
+    alike: torch.Tensor  # (K, K) bool: muted ones that share no background
+    pale: torch.Tensor  # (K, K) bool: of an object (row) on a background with it (column) too little would be seen
+
+
+def palette(device: torch.device | str = "cpu") -> Palette:
     pure = torch.tensor(list(COLORS.values()), device=device)
-    return pure, pure + (0.5 - pure) * BACKGROUND_MUTING
+    muted = pure + (0.5 - pure) * BACKGROUND_MUTING
+    return Palette(pure, muted, torch.cdist(muted, muted) < 0.25, torch.cdist(pure, muted) < 0.42)
 
 
 def _draw_colors(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two background colours and two object colours (N, 2) with their RGB (N, 2, 3), well apart from each other."""
-    pure, muted = _palette(draw.seeds.device)
-    near_muted = torch.cdist(muted, muted) < 0.25  # (K, K) too alike to share a background
-    near_object = torch.cdist(pure, muted) < 0.42  # (object, background): too little contrast
+    colors = palette(draw.seeds.device)
     every = torch.ones(len(draw.seeds), len(COLORS), dtype=torch.bool, device=draw.seeds.device)
     first = draw.choice(every)
-    second = draw.choice(~near_muted[first])
+    second = draw.choice(~colors.alike[first])
     for_objects = every.clone()
     for_objects[:, len(OBJECT_COLORS) :] = False
-    clear = for_objects & ~near_object.T[first] & ~near_object.T[second]
+    clear = for_objects & ~colors.pale.T[first] & ~colors.pale.T[second]
     one = draw.choice(clear)
     other = draw.choice(clear.scatter(1, one[:, None], False))
     background, objects = torch.stack([first, second], 1), torch.stack([one, other], 1)
-    return background, muted[background], objects, pure[objects]
+    return background, colors.muted[background], objects, colors.pure[objects]
 
 
 def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

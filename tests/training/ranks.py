@@ -1,0 +1,167 @@
+"""A tiny network that learns from made-up samples, on one rank or several: what the tests of the engine share.
+
+As a program, `python ranks.py FOLDER NAME...` with torchrun's variables: runs some of `SCENARIOS` on its ranks and
+writes the weights that come of it to FOLDER.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training.data.sample import Batch, Sample
+from training.data.sampler import Order, Share, generator_for
+from training.engine import Engine, checkpoints
+from training.images import leave_out_for_images
+from training.parameters import choose_parameters
+from training.ranks import joined, lanes_of
+from training.recipe import Domain, Optimizer, Recipe, Start
+from training.recipe import Engine as Settings
+from vc_core.config import UNetConfig
+from vc_core.model.unet import UNet3D
+
+CONFIG = UNetConfig(
+    width=32, multipliers=(1, 1), res_blocks=1, attention_levels=(1,), head_dim=16, temporal_in_heads=1, context_dim=16,
+    dropout=0.0, stc_dropout=0.0, conditions=("motion", "depth"),
+)  # fmt: skip
+CHANNELS = {"motion": 2, "depth": 1}
+SIZE = 4
+STEPS = 2
+
+
+def make_recipe(batches=(2,), frames=(3,), ranks=None, **optimizer):
+    shares = ranks or [1] * len(batches)
+    data = [Domain(batch=b, frames=f, ranks=r, weight=1.0 + i) for i, (b, f, r) in
+            enumerate(zip(batches, frames, shares, strict=True))]  # fmt: skip
+    settings = {"learning_rate": 1e-3, "warmup": 0, "ema": 0.9, **optimizer}
+    return Recipe(start=Start(), steps=100, data=tuple(data), optimizer=Optimizer(**settings),
+                  engine=Settings(device="cpu"))  # fmt: skip
+
+
+def make_unet(dtype=torch.float64):
+    torch.manual_seed(0)
+    return leave_out_for_images(UNet3D(CONFIG)).to(dtype)
+
+
+def make_batch(recipe, slot, order, dtype=torch.float64, clips=None):
+    """Samples that are functions of their numbers, of which every third keeps the motion and every other the depth."""
+    numbers = [order.number(count) for count in slot.counts]
+    samples, kept = [], {"motion": torch.tensor([n % 3 == 0 for n in numbers]),
+                         "depth": torch.tensor([n % 2 == 0 for n in numbers])}  # fmt: skip
+    for number in numbers:
+        clip = number if clips is None else number % clips
+        draw = generator_for(recipe.seed, clip, "sample")
+        latents = torch.randn(4, slot.frames, SIZE, SIZE, generator=draw).to(dtype)
+        tokens = torch.randn(5, CONFIG.context_dim, generator=draw).to(dtype)
+        large = {n: torch.randn(c, slot.frames, 4 * SIZE, 4 * SIZE, generator=draw) for n, c in CHANNELS.items()}
+        samples.append(Sample(str(clip), latents=latents, text_tokens=tokens,
+                              conditions={n: t.to(dtype) for n, t in large.items()}))  # fmt: skip
+    return Batch(samples, kept, numbers, slot.after)
+
+
+@dataclass
+class Outcome:
+    loss: torch.Tensor
+    losses: torch.Tensor
+    timesteps: torch.Tensor
+
+
+class Step:
+    """A loss like the real one's, without its encoders. `seen` are the samples' numbers."""
+
+    def __init__(self, unet, seed=0):
+        self.unet, self.seed, self.seen = unet, seed, []
+
+    def __call__(self, batch):
+        self.seen += batch.numbers
+        latents = torch.stack([sample.latents for sample in batch.samples])
+        context = torch.stack([sample.text_tokens for sample in batch.samples])
+        draws = [generator_for(self.seed, number, "noise") for number in batch.numbers]
+        timesteps = torch.stack([torch.randint(1000, (), generator=draw) for draw in draws])
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=draw) for draw in draws]).to(latents)
+        stc = latents.new_zeros(len(latents), CONFIG.stc_channels, *latents.shape[2:])
+        for name in CONFIG.conditions:
+            rows = batch.rows(name)
+            if rows:
+                tensor = torch.stack([batch.samples[row].conditions[name] for row in rows])
+                stc = stc.index_add(0, torch.tensor(rows), self.unet.encode_condition(name, tensor, (SIZE, SIZE)))
+        noisy = 0.6 * latents + 0.8 * noise
+        context = self.unet.encode_style(context)
+        losses = (self.unet(noisy, timesteps, context, stc) - noise).square().mean((1, 2, 3, 4))
+        return Outcome(losses.mean(), losses, timesteps)
+
+
+class Run:
+    """A few steps of a recipe, from its beginning or from a checkpoint."""
+
+    def __init__(self, recipe, world, dtype=torch.float64, clips=None):
+        unet = make_unet(dtype)
+        choose_parameters(unet, recipe)
+        self.step = Step(unet, recipe.seed)
+        self.engine = Engine(unet, self.step, recipe, world)
+        self.recipe, self.dtype, self.clips = recipe, dtype, clips
+        self.lanes = lanes_of(world.rank, world.size, [domain.ranks for domain in recipe.data])
+        self.counts = [0] * len(recipe.data)
+
+    def learn(self, steps=STEPS):
+        """Makes steps. Returns the norms and, of each step, the mean loss on this rank."""
+        norms, means = [], []
+        for _ in range(steps):
+            batches = []
+            for lane in self.lanes:
+                domain = self.recipe.data[lane.domain]
+                order = Order(self.recipe.seed, 1000, lane.domain, len(self.recipe.data))
+                share = Share(order, (domain.frames,), domain.batch, lane.rank, lane.ranks,
+                              self.recipe.optimizer.accumulate)  # fmt: skip
+                slots = share.step(self.counts[lane.domain])
+                batches += [(lane, make_batch(self.recipe, s, order, self.dtype, self.clips)) for s in slots]
+                self.counts[lane.domain] = slots[-1].after
+            found, told = self.engine.update(batches)
+            norms.append(found["all"])
+            means.append(float(torch.cat([each.losses for each in told]).mean()))
+        return norms, means
+
+    def save(self, out):
+        return self.engine.save(out, {"counts": self.counts})
+
+    def load(self, out):
+        self.counts = self.engine.load(checkpoints(out)[-1])["counts"]
+
+
+TWO = make_recipe()
+IMAGES = make_recipe(batches=(2, 3), frames=(3, 1))
+SCENARIOS = {
+    "ddp": TWO,
+    "accumulated": replace(make_recipe(batches=(1,)), optimizer=replace(TWO.optimizer, accumulate=2)),
+    "fsdp2": replace(TWO, engine=replace(TWO.engine, parallel="fsdp2")),
+    "fsdp2_accumulated": replace(make_recipe(batches=(1,)), optimizer=replace(TWO.optimizer, accumulate=2),
+                                 engine=replace(TWO.engine, parallel="fsdp2", checkpointing=True)),
+    "hsdp": replace(TWO, engine=replace(TWO.engine, parallel="hsdp")),
+    "images": IMAGES,
+    "images_fsdp2": replace(IMAGES, engine=replace(IMAGES.engine, parallel="fsdp2")),
+}  # fmt: skip
+
+
+def main(folder, names):
+    with joined("cpu") as world:
+        for name in names:
+            run = Run(SCENARIOS[name], world)
+            norms, _ = run.learn()
+            if name == "fsdp2":
+                run.save(folder / name)
+            weights = {"weights": run.engine.weights(False), "average": run.engine.weights(), "norms": norms}
+            torch.save({"seen": run.step.seen}, folder / f"{name}.{world.rank}.pt")
+            if world.main:
+                torch.save(weights, folder / f"{name}.pt")
+        if "fsdp2" in names:
+            resumed = Run(SCENARIOS["fsdp2"], world)  # what one rank wrote, by two that share it
+            resumed.load(folder / "one")
+            resumed.learn()
+            weights = resumed.engine.weights(False)
+            if world.main:
+                torch.save(weights, folder / "resumed.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

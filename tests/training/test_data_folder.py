@@ -1,0 +1,166 @@
+"""Folders of videos and images as clips."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.training.clips import EDGES, EVERYTHING, FRAMES, MOTIONS, SIZE, Spy, generator, make_folder, same
+from training.data import folder as module
+from training.data import making
+from training.data.folder import FolderClips, read_captions
+from training.data.making import Form
+from training.data.sample import BadSample
+from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.config import ExtractionConfig
+from vc_core.errors import UserError
+from vc_core.video import plan_frames, probe, read_frames
+
+FORM = Form(SIZE, FRAMES, EDGES, style_size=24)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("videos"))
+
+
+def clips(videos, form=FORM, **options):
+    return FolderClips(videos, read_captions(videos), form, **options)
+
+
+def test_captions_are_read_from_both_kinds_of_files(videos):
+    entries = read_captions(videos)
+    assert [entry.file for entry in entries] == list(MOTIONS)
+    assert entries[0].caption == "a scene, right" and entries[0].others == {"license": "CC0"}
+    assert read_captions(videos, videos / "others.jsonl") == entries
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1.*'caption'"),
+        ("a.jsonl", '{"file": "x.mp4", "caption": "x"}\n[]\n', "line 2.*object"),
+        ("a.jsonl", "{\n", "line 1.*JSON"),
+        ("a.jsonl", "\n", "lists no files"),
+        ("a.csv", "name,caption\nx.mp4,x\n", "line 2.*'file'"),
+        ("a.csv", "file,caption\nx.mp4\n", "line 2.*'caption'"),
+        ("a.txt", "x", "neither .csv nor .jsonl"),
+    ],
+)
+def test_captions_that_are_not_as_expected_are_named(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_captions(tmp_path, tmp_path / name)
+
+
+def test_a_folder_without_captions_is_refused(tmp_path):
+    with pytest.raises(UserError, match="captions"):
+        read_captions(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        read_captions(tmp_path / "nowhere")
+
+
+def test_a_sample_has_what_is_kept_in_its_shape(videos):
+    sample = clips(videos).sample(0, EVERYTHING, generator())
+    assert sample.video.shape == (3, FRAMES, *SIZE)
+    assert sample.text == "a scene, right"
+    assert sample.style.shape == (3, 24, 24)
+    assert sample.source.shape == (3, FRAMES, *condition_size("depth", SIZE))
+    assert set(sample.conditions) == {"motion", "mask", "single_image"}  # the step makes the others of the source
+    for name, tensor in sample.conditions.items():
+        spec = CONDITIONS[name]
+        frames = FRAMES if spec.kind == "temporal" else 1
+        assert tensor.shape == (spec.channels, frames, *condition_size(name, SIZE))
+    assert torch.equal(sample.conditions["single_image"], sample.source[:, :1])
+    mask = sample.conditions["mask"]
+    assert torch.equal(mask[:3] * mask[3:], (sample.source * 2 - 1) * mask[3:])
+    assert set(mask[3].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_motion_is_the_videos(videos):
+    dense = ExtractionConfig(motion_layout="dense", motion_unit="pixels")
+    data = clips(videos, Form((96, 128), FRAMES, dense))
+    for index, motion in enumerate(MOTIONS.values()):
+        moved = data.sample(index, {"motion"}, generator()).conditions["motion"]
+        assert moved[:, 0].abs().max() == 0
+        middle = moved[:, 1:, 24:-24, 24:-24].flatten(1).median(dim=1).values
+        assert middle.tolist() == pytest.approx([3 * step for step in motion], abs=0.5)  # 4 of 12 frames a second
+
+
+def test_motion_is_taken_at_the_nominal_height(videos):
+    """Points are in pixels of the source: half of its height halves them. Scaled up again, a point is 9/16 as high."""
+
+    def largest(height):
+        data = clips(videos, Form((96, 128), FRAMES), nominal_height=height)
+        return data.sample(0, {"motion"}, generator()).conditions["motion"].abs().max().item()
+
+    assert largest(None) == pytest.approx(9, abs=1) and largest(48) == pytest.approx(4.5 * 9 / 16, abs=0.6)
+
+
+def test_frames_are_random_and_a_function_of_the_generator(videos):
+    data = clips(videos)
+    assert same(data.sample(0, EVERYTHING, generator(3)), data.sample(0, EVERYTHING, generator(3)))
+    seen = {tuple(data.sample(0, (), generator(seed)).video[:, 0, 16, 20].tolist()) for seed in range(12)}
+    assert 2 <= len(seen) <= 6  # of 13 frames at 12 a second, 0.33 s are spare
+    path = videos / "right.mp4"
+    beginning = read_frames(path, plan_frames(probe(path), FRAMES), SIZE)[0]
+    assert any(torch.equal(data.sample(0, (), generator(seed)).video, beginning) for seed in range(40))
+
+
+def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
+    spy = Spy(monkeypatch)
+    spy.watch(module, "read_motion")
+    spy.watch(making, "random_mask", "style_image", "masked_video")
+    sizes = []
+    fit = making.fit
+    monkeypatch.setattr(making, "fit", lambda picture, size: sizes.append(size) or fit(picture, size))
+    data = clips(videos)
+
+    def calls(*kept):
+        sizes.clear()
+        spy.calls.update(dict.fromkeys(spy.calls, 0))
+        sample = data.sample(0, kept, generator())
+        return sample, {name for name, count in spy.calls.items() if count}, sizes.count(FORM.large)
+
+    sample, called, large = calls()
+    assert (called, large) == (set(), 0)
+    assert sample.text == "" and sample.conditions == {} and sample.style is sample.source is None
+    assert calls("text")[1:] == (set(), 0)
+    assert calls("motion")[1:] == ({"read_motion"}, 0)
+    assert calls("style")[1:] == ({"style_image"}, 0)
+    assert calls("mask")[1:] == ({"random_mask", "masked_video"}, FRAMES)
+    assert calls("single_image")[1:] == (set(), 1)
+    sample, called, large = calls("single_sketch")
+    assert (called, large) == (set(), 1) and sample.source.shape[1] == 1
+    assert calls("depth")[1:] == (set(), FRAMES)
+
+
+def test_bad_files_are_told_by_name_and_reason(tmp_path):
+    make_folder(tmp_path, {"right.mp4": (3, 0)})
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "right.mp4").read_bytes()[:700])
+    entries = [{"file": name, "caption": ""} for name in ("cut.mp4", "missing.mp4", "right.mp4")]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    data = FolderClips(tmp_path, read_captions(tmp_path, tmp_path / "list.jsonl"), Form(SIZE, 14))
+    for index, told in enumerate(["cannot be read", "no such file", "too short"]):
+        with pytest.raises(BadSample, match=told) as caught:
+            data.sample(index, ("motion",), generator())
+        assert str(tmp_path / entries[index]["file"]) in str(caught.value)
+
+
+def test_mistakes_of_ours_are_no_bad_samples(videos, monkeypatch):
+    monkeypatch.setattr(making, "random_mask", lambda *_: (_ for _ in ()).throw(ValueError("ours")))
+    with pytest.raises(ValueError, match="ours"):
+        clips(videos).sample(0, ("mask",), generator())
+
+
+def test_images_are_clips_of_one_frame(tmp_path):
+    Image.new("RGB", (80, 64), (255, 0, 0)).save(tmp_path / "red.png")
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file": "red.png", "caption": "red"}))
+    data = clips(tmp_path, Form(SIZE, 1, EDGES, 24))
+    sample = data.sample(0, EVERYTHING, generator())
+    assert sample.video.shape == (3, 1, *SIZE)
+    assert torch.equal(sample.video, torch.tensor([1.0, 0, 0]).view(3, 1, 1, 1).expand(3, 1, *SIZE))
+    assert not sample.conditions["motion"].any() and sample.conditions["motion"].shape[1] == 1
+    with pytest.raises(UserError, match=r"red\.png is an image"):
+        clips(tmp_path)

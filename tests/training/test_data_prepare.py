@@ -1,0 +1,177 @@
+"""`./vc prepare`: restarts, what is dropped, its command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.clips import FRAMES, MOTIONS, SIZE, make_folder
+from training.data import preparing
+from training.data.folder import read_captions
+from training.data.prepare import main
+from training.data.preparing import PLAN, SUMMARY, Options, prepare
+from training.data.shards import Shards
+from vc_core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Five videos, one that is cut off, one that is missing."""
+    folder = make_folder(tmp_path_factory.mktemp("videos"))
+    (folder / "cut.mp4").write_bytes((folder / "up.mp4").read_bytes()[:700])
+    with open(folder / "captions.csv", "a", encoding="utf-8") as file:
+        file.write("cut.mp4,cut off,\nmissing.mp4,not there,\n")
+    return folder
+
+
+def options(videos, **others):
+    return Options(videos, FRAMES, SIZE, **{"sketch": "edges", **others})
+
+
+def made(folder):
+    """Names and bytes of what matters of a folder of shards; an index tells when its tar was written."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".index.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    prepare(options(videos), read_captions(videos), out, per_shard=2)
+    return out
+
+
+def test_what_is_dropped_is_told_with_the_reason(whole, videos):
+    summary = json.loads((whole / SUMMARY).read_text())
+    assert (summary["clips"], summary["shards"]) == (5, 4)
+    assert [each["file"] for each in summary["dropped"]] == ["cut.mp4", "missing.mp4"]
+    assert "cannot be read" in summary["dropped"][0]["reason"]
+    assert "no such file" in summary["dropped"][1]["reason"]
+    assert summary["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
+    shards = Shards(whole)
+    assert [json.loads(shards.read(n, ["json"])[1]["json"])["file"] for n in range(5)] == list(MOTIONS)
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same_shards(whole, videos, tmp_path, monkeypatch):
+    calls, make = [], preparing.make_members
+
+    def stopped(clip, *rest):
+        calls.append(clip.number)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return make(clip, *rest)
+
+    monkeypatch.setattr(preparing, "make_members", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options(videos), read_captions(videos), tmp_path, per_shard=2)
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["shard-000000.tar"]
+    before = (tmp_path / "shard-000000.tar").stat().st_mtime_ns
+    (tmp_path / ".shard-000001.123.tar").write_bytes(b"of a run that was killed")
+    told = []
+    prepare(options(videos), read_captions(videos), tmp_path, 2, progress=lambda *values: told.append(values))
+    assert calls == [0, 1, 2, 3, 2, 3, 4, 5, 6]  # finished shards stay
+    assert told == [("preparing", done, 7) for done in range(3, 8)]
+    assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == before
+    assert made(tmp_path) == made(whole)
+    prepare(options(videos), read_captions(videos), tmp_path, 2)
+    assert len(calls) == 9 and made(tmp_path) == made(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(whole, videos, tmp_path):
+    settings = ["--sketch", "edges", "--frames", str(FRAMES), "--size", f"{SIZE[1]}x{SIZE[0]}"]
+    command = [sys.executable, "-m", "training.data.prepare", str(videos), "-o", str(tmp_path), *settings,
+               "--per-shard", "2", "--jobs", "2"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("shard-*.tar")) and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    assert len(list(tmp_path.glob("shard-*.tar"))) < 4 and not (tmp_path / SUMMARY).exists()
+    while time.monotonic() < deadline:  # its processes end with it
+        try:
+            os.killpg(run.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(run.pid, signal.SIGKILL)
+        pytest.fail("processes are left behind")
+    assert subprocess.call(command, env=environment, stderr=subprocess.DEVNULL) == 0
+    assert made(tmp_path) == made(whole)
+
+
+def test_each_clip_of_a_video_begins_elsewhere_as_the_seed_says(videos, tmp_path):
+    def starts(seed, name):
+        prepare(options(videos, clips=3, seed=seed, sketch=None), read_captions(videos)[:1], tmp_path / name)
+        shards = Shards(tmp_path / name)
+        return [json.loads(shards.read(n, ["json"])[1]["json"])["plan"]["start"] for n in range(3)]
+
+    first = starts(0, "a")
+    assert len(set(first)) == 3 and first == starts(0, "b") and set(first).isdisjoint(starts(1, "c"))
+
+
+def test_shards_of_something_else_are_not_mixed_with(whole, videos, tmp_path):
+    before = made(whole)
+    for others, told in [
+        ({"options": options(videos, seed=1)}, "other seed"),
+        ({"options": options(videos, sketch=None)}, "other settings"),
+        ({"per_shard": 3}, "other per_shard"),
+        ({"entries": read_captions(videos)[1:]}, "other entries"),
+    ]:
+        arguments = {"options": options(videos), "entries": read_captions(videos), "per_shard": 2, **others}
+        with pytest.raises(UserError, match=told):
+            prepare(out=whole, **arguments)
+    assert made(whole) == before
+    (tmp_path / "shard-000000.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="something else"):
+        prepare(options(videos), read_captions(videos), tmp_path)
+    assert not (tmp_path / PLAN).exists()
+
+
+def test_nothing_that_can_be_prepared_is_an_error(videos, tmp_path):
+    with pytest.raises(UserError, match="none of the files"):
+        prepare(options(videos), read_captions(videos)[5:], tmp_path)
+
+
+def test_a_process_that_is_killed_is_told(videos, tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def submit(self, *_):
+            raise preparing.BrokenProcessPool
+
+        def shutdown(self, cancel_futures):
+            pass
+
+    monkeypatch.setattr(preparing, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="--jobs"):
+        prepare(options(videos), read_captions(videos), tmp_path, jobs=2)
+
+
+def test_the_command_prints_what_it_made_and_dropped(videos, tmp_path, capsys):
+    size = f"{SIZE[1]}x{SIZE[0]}"
+    arguments = [str(videos), "-o", str(tmp_path / "out"), "--frames", str(FRAMES), "--size", size, "--jobs", "1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "5 clips in 1 shards" in printed and "2 clips were dropped" in printed and "missing.mp4" in printed
+    assert main([*arguments[:2], str(tmp_path / "twice"), *arguments[3:], "--clips", "2", "--latents", "bundled"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 clips" in printed and printed.count("missing.mp4") == 1 and "(2 clips)" in printed
+    assert main([*arguments, "--rate", "5"]) == 2
+    assert "vc: " in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("wrong", [["--size", "30x30"], ["--frames", "0"], ["--jobs", "no"], ["--sketch", "pencil"]])
+def test_options_that_are_wrong_are_refused(videos, tmp_path, wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(videos), "-o", str(tmp_path), *wrong])
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and wrong[0] in told and ("expected" in told or "invalid choice" in told)

@@ -1,0 +1,383 @@
+"""Shards: what lies in them, the map against the tar, damage."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.clips import EDGES, EVERYTHING, FRAMES, MOTIONS, SIZE, Spy, generator, make_folder, same
+from training.data import members as packing
+from training.data import shards as module
+from training.data.caches import fingerprint
+from training.data.folder import read_captions
+from training.data.loading import load
+from training.data.making import Form
+from training.data.preparing import Options, prepare
+from training.data.sample import BadSample
+from training.data.sampler import Order, Share
+from training.data.shards import OWN, ShardClips, Shards, index_path, write_shard
+from vc_core.checkpoint import BUNDLED, Part
+from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.config import ExtractionConfig
+from vc_core.errors import UserError
+from vc_core.extract import edges, read_motion
+from vc_core.files import Tensors
+from vc_core.video import FramePlan, read_frames, resize_crop
+
+LONG = 5
+"""Frames that the shards have."""
+FORM = Form(SIZE, FRAMES, EDGES, style_size=24)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="module")
+def prepared(videos, tmp_path_factory):
+    """Five clips in three shards, with latents and sketches."""
+    out = tmp_path_factory.mktemp("out") / "shards"
+    options = Options(videos, LONG, SIZE, rate=5, latents=BUNDLED, sketch="edges")
+    summary = prepare(options, read_captions(videos), out, per_shard=2)
+    assert summary["clips"] == 5 and summary["shards"] == 3 and not summary["dropped"]
+    return out
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    """The shards, for tests that damage them."""
+    for file in prepared.iterdir():
+        shutil.copy2(file, tmp_path)  # with their times, so that the indexes hold
+    return tmp_path
+
+
+def about(shards, index):
+    return json.loads(shards.read(index, ["json"])[1]["json"])
+
+
+def plan_of(about):
+    return FramePlan(about["plan"]["start"], Fraction(about["plan"]["rate"]), LONG)
+
+
+def test_the_map_is_the_tar_read_from_its_beginning_to_its_end(prepared):
+    shards, index = Shards(prepared), 0
+    for file in sorted(prepared.glob("*.tar")):
+        samples = {}
+        with tarfile.open(file, "r|") as tar:
+            for member in tar:
+                if not member.name.startswith(OWN):
+                    key, _, ending = member.name.partition(".")
+                    samples.setdefault(key, {})[ending] = tar.extractfile(member).read()
+        for key, members in samples.items():
+            name, read = shards.read(index, list(members))
+            assert read == members and name == f"{file}:{key}"
+            assert set(members) == {"json", "mp4", "motion.npz", "latents.npy", "sketch.png"}
+            index += 1
+    assert index == len(shards) == 5
+    with pytest.raises(IndexError):
+        shards.find(5)
+
+
+def test_members_are_those_of_the_source(videos, prepared):
+    shards = Shards(prepared)
+    for index, file in enumerate(MOTIONS):
+        told = about(shards, index)
+        assert told["file"] == file and told["caption"].startswith("a scene") and told["others"] == {"license": "CC0"}
+        assert told["fps"] == 5 and told["size"] == [48, 60] and told["motion"] == {"height": 96, "width": 128}
+        assert 0 <= told["plan"]["start"] <= 13 / 12 - 1
+        frames = read_frames(videos / file, plan_of(told), (48, 60))
+        stored = packing.unpack_video(shards.read(index, ["mp4"])[1]["mp4"], Fraction(5), LONG)
+        error = stored.transpose(0, 1).float() / 255 - frames[0]
+        assert error.mean((1, 2, 3)).abs().max() < 0.01  # no colour is off
+        grey = error[0] * 0.299 + error[1] * 0.587 + error[2] * 0.114  # of colours one stands for four pixels
+        assert grey.abs().mean() < 0.02
+        sketch = packing.unpack_maps(shards.read(index, ["sketch.png"])[1]["sketch.png"], 0, 1, LONG)
+        assert (sketch - edges(frames)[0]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def clips(folder, form=FORM, latents=None):
+    return ShardClips(Shards(folder), form, latents)
+
+
+@pytest.mark.parametrize("layout", ["points", "dense"])
+def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
+    """To the bit, though only the blocks are stored, and in windows that begin anywhere."""
+    unit = {"points": "source_pixels", "dense": "pixels"}[layout]
+    extraction = ExtractionConfig(layout, unit)
+    options = Options(videos, LONG, SIZE, rate=5, layout=layout, nominal_height=48)
+    prepare(options, read_captions(videos)[:1], tmp_path, per_shard=1)
+    shards = Shards(tmp_path)
+    plan, size = plan_of(about(shards, 0)), condition_size("motion", SIZE)
+    expected = read_motion(videos / "right.mp4", plan, size, layout, unit, nominal_height=48).field[0]
+    whole = ShardClips(shards, Form(SIZE, LONG, extraction)).sample(0, {"motion"}, generator())
+    assert expected.abs().max() > 1 and torch.equal(whole.conditions["motion"], expected)
+    starts = set()
+    for seed in range(20):
+        part = ShardClips(shards, Form(SIZE, FRAMES, extraction)).sample(0, {"motion"}, generator(seed))
+        motion = part.conditions["motion"]
+        first = next(n for n in range(3) if torch.equal(part.video, whole.video[:, n : n + FRAMES]))
+        assert not motion[:, 0].any() and torch.equal(motion[:, 1:], expected[:, first + 1 : first + FRAMES])
+        starts.add(first)
+    assert starts == {0, 1, 2}
+
+
+def test_a_sample_has_what_is_kept_in_its_shape(prepared):
+    sample = clips(prepared).sample(2, EVERYTHING, generator())
+    assert sample.key.endswith("shard-000001.tar:000000002") and sample.text == "a scene, down"
+    assert sample.latents is None and sample.video.shape == (3, FRAMES, *SIZE)
+    assert sample.style.shape == (3, 24, 24)
+    assert set(sample.conditions) == {"motion", "sketch", "mask", "single_image", "single_sketch"}  # not depth
+    for name, tensor in sample.conditions.items():
+        frames = FRAMES if CONDITIONS[name].kind == "temporal" else 1
+        assert tensor.shape == (CONDITIONS[name].channels, frames, *condition_size(name, SIZE)), name
+    assert torch.equal(sample.conditions["single_sketch"], sample.conditions["sketch"][:, :1])
+    assert torch.equal(sample.conditions["single_image"], sample.source[:, :1])
+    assert torch.equal(sample.video, resize_crop(sample.source[None], SIZE)[0])
+    assert same(sample, clips(prepared).sample(2, EVERYTHING, generator()))
+
+
+def test_latents_are_the_autoencoders(prepared):
+    from vc_core.checkpoint import read_checkpoint
+    from vc_core.encoders.autoencoder import encode, load_autoencoder
+
+    settings = Shards(prepared).settings
+    data = clips(prepared, Form(SIZE, LONG, EDGES), settings["latents"]["fingerprint"])
+    sample = data.sample(0, {"text"}, generator())
+    assert sample.video is None
+    video = clips(prepared, Form(SIZE, LONG, EDGES)).sample(0, (), generator()).video
+    expected = encode(load_autoencoder(read_checkpoint(BUNDLED).part("vae")), video[None])[0]
+    assert sample.latents.shape == expected.shape
+    assert (sample.latents - expected).abs().mean() < 0.1 * expected.abs().mean()  # the video was encoded once more
+    with pytest.raises(UserError, match="latents are those of another autoencoder"):
+        clips(prepared, FORM, "0123")
+
+
+def test_fingerprints_tell_weights_and_factors():
+    state = {"a": torch.rand(3, 4), "b": torch.zeros(0), "c": torch.tensor(1.0)}
+
+    def told(changes, scale=1.0):
+        return fingerprint(Part("vae", "taesd", Tensors.of({**state, **changes})), scale)
+
+    assert told({}) == told({}) == told({"a": state["a"].clone()})
+    other = state["a"].clone()
+    other[2, 3] += 1e-6
+    changed = [told({"a": other}), told({"a": state["a"].T}), told({"a": state["a"].half()}), told({}, 0.5)]
+    assert len({told({}), *changed}) == 5
+
+
+def test_windows_of_latents_video_and_sketches_are_the_same(prepared):
+    settings = Shards(prepared).settings
+    latents = settings["latents"]["fingerprint"]
+    whole = clips(prepared, Form(SIZE, LONG, EDGES), latents).sample(0, {"sketch"}, generator())
+    plain = clips(prepared, Form(SIZE, LONG, EDGES)).sample(0, (), generator())
+    for seed in range(6):
+        part = clips(prepared, FORM, latents).sample(0, {"sketch"}, generator(seed))
+        video = clips(prepared).sample(0, (), generator(seed)).video
+        first = next(n for n in range(3) if torch.equal(part.latents, whole.latents[:, n : n + FRAMES]))
+        assert torch.equal(part.conditions["sketch"], whole.conditions["sketch"][:, first : first + FRAMES])
+        assert torch.equal(video, plain.video[:, first : first + FRAMES])
+
+
+def test_what_is_dropped_is_not_even_read(prepared, monkeypatch):
+    read = []
+    find = Shards.read
+    monkeypatch.setattr(Shards, "read", lambda self, n, endings: read.append(set(endings)) or find(self, n, endings))
+    spy = Spy(monkeypatch)
+    spy.watch(module, "rasterise_points", "unpack_video", "unpack_maps")
+    shards = Shards(prepared)
+    cached, plain = ShardClips(shards, FORM, shards.settings["latents"]["fingerprint"]), ShardClips(shards, FORM)
+    for kept, members in {
+        (): {"latents.npy"},
+        ("text",): {"latents.npy"},
+        ("motion",): {"latents.npy", "motion.npz"},
+        ("sketch", "single_sketch"): {"latents.npy", "sketch.png"},
+        ("style",): {"latents.npy", "mp4"},
+        ("depth",): {"latents.npy", "mp4"},
+    }.items():
+        cached.sample(0, kept, generator())
+        assert read.pop() == {"json", *members}
+    assert spy.calls == {"rasterise_points": 1, "unpack_video": 2, "unpack_maps": 1}
+    plain.sample(0, (), generator())
+    assert read.pop() == {"json", "mp4"}
+    assert plain.sample(0, ("sketch", "single_image"), generator()).source is None  # nothing is left for the step
+
+
+def test_depth_is_between_its_two_values(tmp_path):
+    depth = torch.rand(1, 1, LONG, 48, 60) * 3 + 0.5
+    span = [depth.min().item(), depth.max().item()]
+    back = packing.unpack_maps(packing.pack_maps(depth, *span), *span, LONG)
+    assert (back - depth[0]).abs().max() <= (span[1] - span[0]) / 510 + 1e-6
+    flat = torch.full((1, 1, LONG, 4, 4), 0.7)
+    assert torch.equal(packing.unpack_maps(packing.pack_maps(flat, 0.7, 0.7), 0.7, 0.7, LONG), flat[0])
+
+
+def test_images_are_stored_as_images(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture = np.linspace(0, 255, 80 * 100 * 3).reshape(80, 100, 3).astype(np.uint8)
+    Image.fromarray(picture).save(folder / "a.png")
+    (folder / "captions.jsonl").write_text('{"file": "a.png", "caption": "grey"}\n')
+    prepare(Options(folder, 1, SIZE), read_captions(folder), tmp_path / "out")
+    sample = clips(tmp_path / "out", Form(SIZE, 1, EDGES, 24)).sample(0, EVERYTHING, generator())
+    assert sample.video.shape == (3, 1, *SIZE) and not sample.conditions["motion"].any()
+    expected = resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255, (48, 60))
+    assert (sample.source[:, 0] - expected[0]).abs().mean() < 0.02
+
+
+# --- The index ------------------------------------------------------------------------------------------------------
+
+
+def test_the_index_is_made_anew_where_it_is_missing_broken_or_of_another_tar(copied, monkeypatch):
+    scans = Spy(monkeypatch)
+    scans.watch(module, "_scan")
+    expected = [Shards(copied).read(n, ["json"])[1] for n in range(5)]
+    assert scans.calls == {"_scan": 0}
+    first, second, third = sorted(copied.glob("*.tar"))
+    index_path(first).unlink()
+    index_path(second).write_text('{"count": ')
+    os.utime(third, (1, 1))
+    module._table.cache_clear()
+    assert [Shards(copied).read(n, ["json"])[1] for n in range(5)] == expected
+    assert scans.calls == {"_scan": 3}
+    module._table.cache_clear()
+    Shards(copied).read(0, ["json"])
+    assert scans.calls == {"_scan": 3}  # they were written
+
+
+def test_a_changed_tar_is_read_as_it_is_now(copied):
+    tar = copied / "shard-000000.tar"
+    settings = {name: value for name, value in Shards(copied).settings.items() if name != "format"}
+    write_shard(tar, settings, [("a", {"json": b"{}"}), ("b", {"json": b"1", "mp4": b"22"}), ("c", {"json": b"[]"})])
+    module._table.cache_clear()
+    shards = Shards(copied)
+    assert len(shards) == 6 and shards.read(1, ["mp4"])[1] == {"mp4": b"22"}
+
+
+def test_threads_and_processes_read_the_same(prepared):
+    data = clips(prepared)
+    alone = [data.sample(n % 5, EVERYTHING, generator(n)) for n in range(10)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda n: data.sample(n % 5, EVERYTHING, generator(n)), range(10)))
+    assert all(map(same, alone, together))
+    share = Share(Order(0, 5), (FRAMES,), batch=2)
+
+    def keys(workers):
+        batches = islice(load({FRAMES: data}, share, keep_all, workers=workers), 3)
+        return [(sample.key, sample.video) for batch in batches for sample in batch.samples]
+
+    for (a, x), (b, y) in zip(keys(0), keys(2), strict=True):
+        assert a == b and torch.equal(x, y)
+
+
+def keep_all(numbers):
+    return {name: torch.ones(len(numbers), dtype=torch.bool) for name in EVERYTHING}
+
+
+# --- Damage ---------------------------------------------------------------------------------------------------------
+
+
+def damage(folder, index, ending, data=None):
+    """Overwrites a member with noise, or with data of its length."""
+    shard, _, members = Shards(folder).find(index)
+    offset, size = members[ending]
+    stamp = shard.stat()
+    with open(shard, "r+b") as file:
+        file.seek(offset)
+        file.write((data or os.urandom(size)).ljust(size, b" ")[:size])
+    os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+@pytest.mark.parametrize("ending", ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
+def test_a_damaged_member_is_a_bad_sample_where_it_is_needed(copied, ending):
+    damage(copied, 3, ending)
+    latents = Shards(copied).settings["latents"]["fingerprint"] if ending == "latents.npy" else None
+    data = clips(copied, FORM, latents)
+    with pytest.raises(BadSample, match=r"shard-000001.tar:000000003: .+"):
+        data.sample(3, EVERYTHING, generator())
+    assert data.sample(2, EVERYTHING, generator()).key
+    if ending in ("motion.npz", "sketch.png"):
+        assert data.sample(3, ("text",), generator()).key
+
+
+def test_json_of_another_kind_is_a_bad_sample(copied):
+    damage(copied, 3, "json", b"[1, 2]")
+    with pytest.raises(BadSample):
+        clips(copied).sample(3, ("motion",), generator())
+
+
+def test_corrupt_samples_are_skipped_and_counted_and_too_many_stop(copied):
+    damage(copied, 1, "mp4")
+    share = Share(Order(0, 5), (FRAMES,), batch=5)
+
+    def batches(max_bad):
+        return islice(load({FRAMES: clips(copied)}, share, keep_all, max_bad=max_bad), 4)
+
+    for batch in batches(1.0):
+        assert len(batch.samples) == 5 and len(batch.bad) >= 1
+        assert all("000000001" not in sample.key for sample in batch.samples)
+        assert all("000000001: " in told for told in batch.bad)
+    with pytest.raises(UserError, match="000000001"):
+        list(batches(0.001))
+
+
+def test_a_shard_that_is_cut_off_is_told(copied):
+    tar = copied / "shard-000001.tar"
+    data = tar.read_bytes()
+    for length in (len(data) // 2, 1024 * 3, 100):
+        tar.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"shard-000001\.tar: (is cut off|was not written)"):
+            Shards(copied)
+    shards = Shards.__new__(Shards)  # as a run has opened it, before it was cut off
+    tar.write_bytes(data)
+    shards.__init__(copied)
+    shards.find(3)
+    tar.write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadSample, match="cut off"):
+        shards.read(3, ["sketch.png"])
+    tar.unlink()
+    with pytest.raises(BadSample, match="No such file"):
+        shards.read(3, ["json"])
+
+
+def test_a_set_may_be_prepared_in_parts(copied):
+    before = [Shards(copied).read(n, ["json"])[1] for n in range(5)]
+    for number, name in enumerate(("shard-000000.tar", "shard-000001.tar", "shard-000002.tar")):
+        part = copied / f"part-{number}"
+        part.mkdir()
+        shutil.move(copied / name, part / "shard-000000.tar")
+    parts = Shards(copied)
+    assert len(parts) == 5 and [parts.read(n, ["json"])[1] for n in range(5)] == before
+
+
+def test_other_tars_and_other_settings_are_refused(copied, tmp_path):
+    with pytest.raises(UserError, match=r"\.tar"):
+        Shards(tmp_path / "nothing")
+    for form, told in [
+        (Form((32, 32), FRAMES, EDGES), "prepared at 40x32"),
+        (Form(SIZE, LONG + 1, EDGES), f"prepared with {LONG} frames"),
+        (Form(SIZE, FRAMES, ExtractionConfig("dense", "pixels", "edges")), "motion is points"),
+        (Form(SIZE, FRAMES, ExtractionConfig()), "sketch is edges"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            clips(copied, form)
+    settings = {name: value for name, value in Shards(copied).settings.items() if name != "format"}
+    write_shard(copied / "shard-000009.tar", {**settings, "rate": 7}, [])
+    with pytest.raises(UserError, match="other settings"):
+        Shards(copied)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w"):
+        pass
+    (copied / "shard-000009.tar").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="not written by"):
+        Shards(copied)

@@ -1,0 +1,259 @@
+"""The engine: ranks, what they share, checkpoints."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.training.ranks import SCENARIOS, STEPS, Run, make_recipe
+from training.engine import checkpoints, rate, read_state, read_weights
+from training.ranks import World, lanes_of
+from training.recipe import Optimizer
+from vc_core.errors import UserError
+
+WHOLE = make_recipe(batches=(4,))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one():
+    """One process: twice the batch of the two ranks'."""
+    run = Run(WHOLE, World())
+    norms, _ = run.learn()
+    return run, norms
+
+
+QUICK = ("accumulated", "fsdp2", "images")
+SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2_accumulated", "hsdp"))
+
+
+@pytest.fixture(scope="module")
+def two(repository, one, tmp_path_factory):
+    """The folder of what two ranks made of the quick scenarios."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one[0].save(folder / "one")
+    return run_two(repository, folder, QUICK)
+
+
+@pytest.fixture(scope="module")
+def two_more(repository, tmp_path_factory):
+    """The folder of what two ranks made of the others."""
+    return run_two(repository, tmp_path_factory.mktemp("ranks"), [n for n in SCENARIOS if n not in QUICK])
+
+
+def run_two(repository, folder, names):
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, str(repository / "tests" / "training" / "ranks.py"), str(folder), *names]
+    ranks = [
+        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1",
+                              "PYTHONPATH": str(repository)})
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
+    return folder
+
+
+def weights_of(folder, name, kind="weights"):
+    return torch.load(folder / f"{name}.pt", weights_only=True)[kind]
+
+
+def assert_same(weights, expected, **tolerance):
+    assert weights.keys() == expected.keys()
+    tolerance = tolerance or {"rtol": 0.0, "atol": 1e-6}
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# --- Ranks ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_dealt_out_by_the_domains_shares():
+    def owners(size, shares):
+        return [lanes_of(rank, size, shares)[0].domain for rank in range(size)]
+
+    assert owners(4, [3, 1]) == [0, 0, 0, 1]
+    assert owners(8, [3, 1]).count(1) == 2
+    assert owners(2, [3, 1]) == [0, 1]
+    assert owners(7, [1]) == [0] * 7
+    for size in (3, 5, 16):
+        lanes = [lanes_of(rank, size, [2, 1, 1]) for rank in range(size)]
+        assert all(len(each) == 1 for each in lanes)
+        for domain in range(3):
+            mine = [each[0] for each in lanes if each[0].domain == domain]
+            assert [lane.rank for lane in mine] == list(range(len(mine)))
+            assert {lane.ranks for lane in mine} == {len(mine)}
+    assert [(lane.domain, lane.rank, lane.ranks) for lane in lanes_of(0, 1, [3, 1])] == [(0, 0, 1), (1, 0, 1)]
+    with pytest.raises(UserError, match="2 ranks"):
+        lanes_of(0, 2, [1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["accumulated", "fsdp2", *SLOW])
+def test_two_ranks_learn_what_one_learns_with_twice_the_batch(one, request, name):
+    run, norms = one
+    two = request.getfixturevalue("two" if name in QUICK else "two_more")
+    assert weights_of(two, name, "norms") == pytest.approx(norms, rel=1e-6)
+    assert_same(weights_of(two, name), run.engine.weights(False))
+    assert_same(weights_of(two, name, "average"), run.engine.weights())
+    seen = [n for rank in range(2) for n in torch.load(two / f"{name}.{rank}.pt", weights_only=True)["seen"]]
+    assert sorted(seen) == sorted(run.step.seen) == list(range(4 * STEPS))
+
+
+@pytest.mark.parametrize("name", ["images", pytest.param("images_fsdp2", marks=pytest.mark.slow)])
+def test_one_rank_on_images_beside_one_on_videos_learns_what_one_process_learns_of_both(request, name):
+    two = request.getfixturevalue("two" if name in QUICK else "two_more")
+    run = Run(SCENARIOS["images"], World())
+    run.learn()
+    assert_same(weights_of(two, name), run.engine.weights(False))
+
+
+def test_more_ranks_of_a_domain_do_not_change_what_it_counts():
+    """A domain's loss is the mean of its batches, however many there are."""
+    few, many = (make_recipe(batches=(2, images), frames=(3, 1), ema=0.0) for images in (1, 1))
+    run = Run(few, World())
+    three = [(lane.ranks, run.engine._weight(lane)) for lane in run.lanes]
+    assert three == [(1, 1 / 3), (1, 2 / 3)]
+    engine = Run(many, World()).engine
+    engine.world = World(size=4)
+    of_ranks = [engine._weight(lanes_of(rank, 4, [3, 1])[0]) for rank in range(4)]
+    # Gradients are averaged over the ranks.
+    assert sum(of_ranks[:3]) / 4 == pytest.approx(1 / 3)
+    assert of_ranks[3] / 4 == pytest.approx(2 / 3)
+
+
+# --- Steps ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine():
+    settings = Optimizer(warmup=10, final_rate=0.1)
+    rates = [rate(step, 110, settings) for step in (0, 9, 10, 60, 110, 200)]
+    assert rates == pytest.approx([0.1, 1, 1, 0.55, 0.1, 0.1])
+    assert rate(60, 110, replace(settings, decay="constant")) == 1.0
+
+
+def test_gradients_are_clipped_and_norms_are_of_before():
+    run = Run(make_recipe(clip=1e-3), World())
+    norms, _ = run.learn(1)
+    assert norms[0] > 1e-2
+    clipped = torch.stack([p.grad.norm() for p in run.engine.trained.values()]).norm()
+    assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing():
+    run = Run(make_recipe(), World())
+    with torch.no_grad():
+        run.engine.unet.conv_out.bias.fill_(torch.inf)
+    before = run.engine.weights(False)
+    with pytest.raises(UserError, match="not finite in step 0"):
+        run.learn(1)
+    assert_same(run.engine.weights(False), before, rtol=0.0, atol=0.0)
+
+
+def test_the_average_follows_the_weights():
+    run = Run(make_recipe(ema=0.5), World())
+    expected = run.engine.weights(False)
+    for step in range(4):
+        run.learn(1)
+        decay = min(0.5, (1 + step) / (10 + step))
+        weights = run.engine.weights(False)
+        expected = {name: decay * mean + (1 - decay) * weights[name] for name, mean in expected.items()}
+    assert_same(run.engine.weights(), expected, rtol=0.0, atol=1e-12)
+    assert not Run(make_recipe(ema=0.0), World()).engine.average
+
+
+def test_checkpointing_changes_nothing(one):
+    run = Run(replace(WHOLE, engine=replace(WHOLE.engine, checkpointing=True)), World())
+    run.learn()
+    assert_same(run.engine.weights(False), one[0].engine.weights(False), rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clips", [1, 8])
+def test_it_overfits_a_few_clips(clips):
+    run = Run(make_recipe(batches=(8,), frames=(2,), learning_rate=5e-3, ema=0.0), World(), torch.float32, clips)
+    _, losses = run.learn(28)
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_run_goes_on_bit_for_bit(tmp_path, kind):
+    recipe = make_recipe(kind=kind, betas=(0.9, 0.99))
+    straight = Run(recipe, World(), torch.float32)
+    straight.learn(3)
+    first = Run(recipe, World(), torch.float32)
+    first.learn(1)
+    first.save(tmp_path)
+    second = Run(recipe, World(), torch.float32)
+    second.load(tmp_path)
+    second.learn(2)
+    assert second.engine.steps == 3
+    assert_same(second.engine._tensors(), straight.engine._tensors(), rtol=0.0, atol=0.0)
+    assert first.step.seen + second.step.seen == straight.step.seen
+
+
+def test_what_sharded_ranks_wrote_is_read_by_one_and_the_other_way_round(one, two):
+    expected = Run(WHOLE, World())
+    expected.learn(2 * STEPS)
+    run = Run(WHOLE, World())
+    run.load(two / "fsdp2")
+    run.learn()
+    assert_same(run.engine.weights(False), expected.engine.weights(False))
+    assert_same(torch.load(two / "resumed.pt", weights_only=True), expected.engine.weights(False))
+    average = read_weights(checkpoints(two / "fsdp2")[-1])
+    assert_same(average, weights_of(two, "fsdp2", "average"), rtol=0.0, atol=0.0)
+
+
+def test_the_last_checkpoints_are_kept_and_half_written_ones_are_none(tmp_path):
+    recipe = make_recipe()
+    run = Run(replace(recipe, engine=replace(recipe.engine, keep=2)), World())
+    for step in range(1, 5):
+        run.engine.steps = step
+        run.save(tmp_path)
+    (tmp_path / "checkpoints" / ".step-00000009.part").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    assert read_state(checkpoints(tmp_path)[-1])["step"] == 4
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
+    run = Run(make_recipe(), World())
+    run.learn(1)
+    folder = run.save(tmp_path)
+    with pytest.raises(UserError, match=r"of another network, optimizer.*average\."):
+        Run(make_recipe(ema=0.0), World()).load(tmp_path)
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        Run(make_recipe(), World()).load(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        read_state(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_as_they_were(tmp_path, monkeypatch):
+    run = Run(make_recipe(), World())
+    run.learn(1)
+    run.save(tmp_path)
+    run.learn(1)
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.save", fail)
+    with pytest.raises(OSError, match="no space"):
+        run.save(tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]

@@ -1,0 +1,290 @@
+"""`./vc evaluate`: what is composed, by whom it is compared, and what is left on the disk."""
+
+import json
+import sys
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from training.data.scenes import OBJECT_COLORS, SHAPES
+from training.evaluate import __main__ as program
+from training.evaluate import evaluation, fvd, trials
+from training.evaluate.clips import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
+from training.evaluate.evaluation import Settings, evaluate, names_of, possible
+from training.evaluate.measures import MEASURES
+from training.evaluate.towers import Clip, load_clip
+from training.evaluate.trials import ARMS, TRIALS, Sampling, Wiring, arms_of, compose_wirings
+from training.recipe import Recipe
+from vc_core.checkpoint import save_checkpoint
+from vc_core.conditions import CONDITIONS
+from vc_core.errors import UserError
+
+FAST = Sampling(seeds=2, steps=1)
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_config):
+    return held_out_clips(2, tiny_config)
+
+
+# --- Scenes and trials ----------------------------------------------------------------------------------------------
+
+
+def test_no_recipe_can_train_on_the_held_out_scenes():
+    with pytest.raises(UserError):
+        Recipe(seed=HELD_OUT)
+
+
+def test_scenes_do_not_depend_on_how_many_there_are():
+    few, many = held_out_scenes(3), held_out_scenes(90)
+    assert few.seed.tolist() == many.seed[:3].tolist()
+    assert len(set(many.seed.tolist())) == 90 and (many.count == 1).all()
+    with pytest.raises(UserError, match="at most"):
+        held_out_scenes(100_000)
+
+
+def test_few_scenes_have_all_shapes_colours_and_paces():
+    scenes = held_out_scenes(8)
+    assert set(scenes.shape[:, 0].tolist()) == set(range(len(SHAPES)))
+    assert set(scenes.color[:, 0].tolist()) == set(range(len(OBJECT_COLORS)))
+    speed = scenes.displacement()[:, 0].norm(dim=1) / 15
+    counts = [int((speed >= pace).sum()) for pace in PACES]
+    assert counts[0] == 8 and 5 <= counts[1] <= 6 and 2 <= counts[2] <= 3
+
+
+def test_clips_fit_the_checkpoint(clips, tiny_config):
+    side = min(tiny_config.height, tiny_config.width)
+    assert clip_size(tiny_config) == (side, side)
+    assert set(clips.conditions) == set(CONDITIONS)
+    for name, spec in CONDITIONS.items():
+        frames = 1 if spec.kind == "spatial" else tiny_config.frames
+        assert clips.conditions[name].shape == (2, spec.channels, frames, *(side // 8 * spec.scale,) * 2)
+    assert clips.truth.video.shape == (2, 3, tiny_config.frames, side, side)
+    kept = clips.conditions["mask"][:, 3:]  # the hole is where the object is, and larger
+    object_there = torch.nn.functional.interpolate(clips.truth.mask[:, None].float(), kept.shape[2:]) > 0.5
+    assert (kept[object_there] == 0).float().mean() > 0.99 and kept.mean() > 0.6
+
+
+def test_the_arms_of_a_trial_differ_in_its_condition_alone():
+    for name, beside in TRIALS.items():
+        given, shuffled, absent = (arms_of(name)[arm] for arm in ARMS)
+        assert given == Wiring(absent.own | {name}) and shuffled == Wiring(absent.own, name)
+        assert absent.own == set(beside) and name not in absent.own
+    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 17  # what trials share is made once
+
+
+def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer):
+    calls = []
+
+    def compose(composer, text, **options):
+        calls.append((text, options))
+        frames, size = options["frames"], options["size"]
+        return torch.full((options["batch"], 3, frames, *size), options["seed"] / 10)
+
+    monkeypatch.setattr(trials, "compose", compose)
+    wirings = [Wiring(frozenset({"text", "single_image"})), Wiring(frozenset({"single_image"}), "motion")]
+    made = compose_wirings(tiny_composer, clips, wirings, replace(FAST, batch=3))
+    assert [video.shape[0] for video in made.values()] == [4, 4]
+    (first, one), (_, two), (text, three), _ = calls  # batches of 3 and 1 of each wiring
+    assert (one["seed"], two["seed"], three["seed"]) == (0, 3, 0)
+    assert first == [clips.texts[i] for i in (0, 0, 1)] and text == ""
+    assert [c.name for c in three["conditions"]] == ["motion", "single_image"]
+    motion, image = (c.tensor for c in three["conditions"])
+    assert motion.equal(clips.conditions["motion"][[1, 1, 0]])  # of the other scene
+    assert image.equal(clips.conditions["single_image"][[0, 0, 1]])
+
+
+# --- Evaluations ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_checkpoint):
+    return Settings((tiny_checkpoint,), clips=2, sampling=FAST, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def result(settings):
+    return evaluate(settings)[0]
+
+
+def test_all_measures_are_taken_of_every_video(result):
+    assert list(result.rows) == list(MEASURES) and result.notes == []
+    for row in result.rows.values():
+        assert {arm: values.shape for arm, values in row.values.items()} == {
+            **dict.fromkeys(ARMS, (2, 2)),
+            "source": (2, 1),
+        }
+
+
+def test_the_same_again_gives_the_same_figures_and_a_twin_no_difference(result, settings, tiny_checkpoint, tmp_path):
+    only = ("style", "kept")
+    both = evaluate(replace(settings, checkpoints=(tiny_checkpoint, tiny_checkpoint), only=only))
+    assert [made.name for made in both] == ["1-tiny", "2-tiny"]
+    assert list(both[0].rows) == [row.name for row in MEASURES.values() if row.name in ("style_similarity", "kept")]
+    for name, row in both[1].rows.items():
+        for arm in ARMS:
+            np.testing.assert_array_equal(row.values[arm], result.rows[name].values[arm])
+        gap = both[1].beside[name]
+        assert gap.mean in (0.0, None) and gap.low in (0.0, None)
+
+
+def test_what_a_checkpoint_lacks_is_said_and_not_measured(settings):
+    towers = Clip("", None, {"image": "the checkpoint brings no image tower"})
+    found, notes = possible(settings.measures(), ["motion", "depth"], towers)
+    names = {row.name for row in found}
+    assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
+    assert "endpoint" not in names  # its image cannot be given
+    assert len(found) + len(notes) == len(MEASURES)
+    assert "kept: not measured, as the checkpoint has no mask condition." in notes
+
+
+def test_names_are_told_apart(tmp_path):
+    assert names_of([tmp_path / "a/x.pth", tmp_path / "y.pth", tmp_path / "b/x.pth"]) == ["1-x", "y", "3-x"]
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [({"clips": 1}, "at least 2"), ({"only": ("colours",)}, "colours"), ({"sampling": Sampling(seeds=0)}, "seeds")],
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong, told):
+    with pytest.raises(UserError, match=told):
+        Settings(**wrong)
+
+
+def test_a_checkpoint_that_is_missing_is_told_before_the_others_are_evaluated(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_evaluate", None)
+    with pytest.raises(UserError, match="gone"):
+        evaluate(Settings((tiny_checkpoint, tmp_path / "gone.safetensors"), clips=2))
+
+
+# --- CLIP -----------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_open_clips(tiny_composer):
+    clip = load_clip(None, tiny_composer)
+    texts, pictures = ["a red circle", "two"], torch.rand(3, 3, 32, 32)
+    from vc_core.encoders.clip import preprocess, tokenize
+
+    model = clip.model
+    torch.testing.assert_close(clip.texts(texts), model.encode_text(tokenize(texts)))
+    torch.testing.assert_close(clip.images(pictures, batch=2), model.encode_image(preprocess(pictures, (32, 32))))
+
+
+def test_a_file_without_towers_is_refused(tiny_composer, tiny_config, tiny_unet, tmp_path):
+    from vc_core.model.layout import to_released
+
+    save_checkpoint(tmp_path / "network.safetensors", tiny_config, {"model": to_released(tiny_unet)})
+    with pytest.raises(UserError, match="no text and image tower"):
+        load_clip(tmp_path / "network.safetensors", tiny_composer)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file of weights"):
+        load_clip(tmp_path / "empty", tiny_composer)
+
+
+# --- FVD ------------------------------------------------------------------------------------------------------------
+
+
+class FakeDistance:
+    """The interface of cd-fvd that is used, with a distance that can be checked."""
+
+    def __init__(self, model, n_fake, ckpt_path, device):
+        assert (model, n_fake, device) == ("i3d", "full", "cpu")
+        self.path = ckpt_path
+
+    def empty_real_stats(self):
+        pass
+
+    empty_fake_stats = empty_real_stats
+
+    def compute_fvd(self, real, made):
+        assert real.dtype == np.uint8 and real.shape[-1] == 3
+        return abs(float(real.mean()) - float(made.mean()))
+
+
+def test_without_weights_fvd_says_what_to_get_and_no_figure():
+    none = fvd.load_fvd(None, torch.device("cpu"))
+    told = fvd.described(none, torch.zeros(1), {})
+    assert told["distances"] == {} and "i3d_pretrained_400.pt" in told["note"] and "cd-fvd" in told["note"]
+
+
+def test_weights_that_are_named_must_be_there_and_so_must_the_package(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such file"):
+        fvd.load_fvd(tmp_path / "i3d.pt", torch.device("cpu"))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
+    monkeypatch.setitem(sys.modules, "cdfvd", None)
+    with pytest.raises(UserError, match="pip install cd-fvd"):
+        fvd.load_fvd(tmp_path / "i3d.pt", torch.device("cpu"))
+
+
+def test_fvd_is_the_packages_between_the_sources_and_each_arm(tmp_path, monkeypatch):
+    package = types.ModuleType("cdfvd")
+    package.fvd = types.SimpleNamespace(cdfvd=FakeDistance)
+    monkeypatch.setitem(sys.modules, "cdfvd", package)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
+    found = fvd.load_fvd(tmp_path / "i3d.pt", torch.device("cpu"))
+    videos = torch.full((4, 3, 16, 8, 8), 100, dtype=torch.uint8)
+    told = fvd.described(found, videos, {"given": videos, "absent": videos + 20})
+    assert told["distances"] == {"given": 0.0, "absent": 20.0} and "of 4 videos" in told["note"]
+    assert fvd.described(found, videos[:, :, :3], {"given": videos})["distances"] == {}
+
+
+# --- The command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "new" / "results"
+    words = [
+        str(tiny_checkpoint),
+        "-o",
+        str(out),
+        "--clips",
+        "2",
+        "--seeds",
+        "1",
+        "--steps",
+        "1",
+        "--only",
+        "sketch",
+    ]
+    assert program.main(words) == 0
+    printed = capsys.readouterr().out
+    assert (out / "table.md").read_text() in printed
+    assert {path.name for path in out.iterdir()} == {"table.md", "evaluation.json", "sketch.png"}
+    first = (out / "evaluation.json").read_text()
+    told = json.loads(first)
+    (checkpoint,) = told["checkpoints"]
+    assert len(checkpoint["sha256"]) == 64 and told["settings"]["clips"] == 2 and len(told["scenes"]) == 2
+    figures = checkpoint["results"]["outline_overlap"]
+    assert np.shape(figures["given"]["values"]) == (2, 1)
+    assert figures["given"]["mean"] == pytest.approx(np.mean(figures["given"]["values"]), abs=1e-5)
+    assert program.main(words) == 0  # earlier results may be replaced
+    assert (out / "evaluation.json").read_text() == first
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert program.main(["-o", str(tmp_path)]) == 2
+    assert "holds other files" in capsys.readouterr().err and (tmp_path / "notes.txt").exists()
+
+
+def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "compose_wirings", interrupted)
+    assert program.main([str(tiny_checkpoint), "-o", str(tmp_path / "out"), "--clips", "2"]) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr("training.evaluate.report.write_contact_sheet", interrupted)
+    words = ["--clips", "2", "--seeds", "1", "--steps", "1", "--only", "depth"]
+    assert program.main([str(tiny_checkpoint), "-o", str(tmp_path / "out"), *words]) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert "nothing was written" in capsys.readouterr().err
+
+
+def test_the_launcher_hands_the_command_on():
+    from vc_core.cli import HANDED_ON, PROJECT
+
+    assert "evaluate" in HANDED_ON and "./vc evaluate" in (PROJECT / "vc").read_text()

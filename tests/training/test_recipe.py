@@ -1,0 +1,116 @@
+"""Recipes: files and options in, dataclasses out; what cannot be meant is refused by name."""
+
+import dataclasses
+
+import pytest
+
+from training.recipe import Recipe, as_plain, from_plain, read_recipe
+from vc_core.checkpoint import BUNDLED
+from vc_core.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writes(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return writes
+
+
+def test_a_file_changes_the_defaults_and_options_change_the_file(write):
+    path = write("steps: 7\ndata:\n  - {frames: 8}\n  - {frames: 1, weight: 0.5}\noptimizer: {learning_rate: 1e-4}\n")
+    recipe = read_recipe(path, ["--data.1.batch", "3", "--engine.compile", "--loss.min-snr-gamma", "5"])
+    assert (recipe.steps, recipe.height) == (7, Recipe().height)
+    assert [(d.frames, d.batch, d.weight) for d in recipe.data] == [(8, 1, 1.0), (1, 3, 0.5)]
+    assert recipe.optimizer.learning_rate == 1e-4  # which YAML takes for a text
+    assert recipe.engine.compile and recipe.loss.min_snr_gamma == 5.0
+
+
+def test_a_recipe_survives_being_written():
+    recipe = from_plain({"data": [{"lengths": [4, 8]}, {"frames": 1}], "start": {"parts": ["a", "b"]}})
+    assert from_plain(as_plain(recipe)) == recipe
+
+
+def test_files_are_found_beside_the_recipe_and_bundled_is_the_bundled_one(write, tmp_path):
+    (tmp_path / "net.json").write_text("{}")
+    path = write("out: net.json\nstart: {network: net.json, parts: [bundled, elsewhere.safetensors]}\n")
+    recipe = read_recipe(path)
+    assert recipe.start.network == tmp_path / "net.json"
+    assert [str(part) for part in recipe.start.parts] == [str(BUNDLED), "elsewhere.safetensors"]
+    assert str(recipe.out) == "net.json"  # is written, not read
+    assert read_recipe(path, ["--start.parts", "bundled"]).start.parts == (BUNDLED,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optimiser: {}", "unknown key optimiser: expected optimizer"),
+        ("data:\n  - {fames: 3}", r"unknown key data\.0\.fames: expected frames"),
+        ("optimizer: 3", "optimizer is 3: expected keys and values"),
+        ("- 1", r"top is \[1\]"),
+        ("optimizer: {betas: [1]}", "expected a list of 2, each a number"),
+        ("optimizer: {clip: 0}", r"optimizer\.clip is 0.*: expected 1e-09 or more"),
+        ("optimizer: {learning_rate: fast}", r"learning_rate is 'fast': expected a number"),
+        ("optimizer: {learning_rate: nan}", r"learning_rate is nan"),
+        ("data:\n  - {batch: 0}", r"data\.0\.batch is 0: expected 1 or more"),
+        ("data: []", "no domain"),
+        ("engine: {keep: true}", r"engine\.keep is True: expected a whole number"),
+        ("engine: {compile: 1}", "expected true or false"),
+        ("stage: 3", "expected one of 1, 2"),
+        ("height: 100", "multiples of 8"),
+        ("start: {kind: modelscope}", r"give start\.checkpoint"),
+        ("engine: {parallel: fsdp2}\noptimizer: {kind: muon}", "muon needs whole matrices"),
+        ("data:\n  - {without: [text, dept]}", r"data\.0\.without names dept: expected of text, style, motion"),
+        ("out: [", "no valid YAML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(write, text, said):
+    with pytest.raises(UserError, match=said) as refused:
+        read_recipe(write(text))
+    assert "recipe.yaml" in str(refused.value)
+
+
+def test_a_file_that_is_not_there_and_options_that_are_not_there_are_refused(write, tmp_path, capsys):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(SystemExit) as left:
+        read_recipe(write(""), ["--optimizer.momentum", "1"])
+    assert left.value.code == 2
+    assert "--optimizer.momentum" in capsys.readouterr().err
+
+
+def test_help_shows_every_field_with_what_it_is_for(write, capsys):
+    with pytest.raises(SystemExit) as left:
+        read_recipe(write("data:\n  - {}"), ["--help"])
+    assert left.value.code == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+    def check(kind, where):
+        for f in dataclasses.fields(kind):
+            inner = f.default_factory if f.default_factory is not dataclasses.MISSING else None
+            if f.name == "data":
+                check(type(f.default[0]), "data.0.")
+            elif dataclasses.is_dataclass(inner):
+                check(inner, f"{f.name}.")
+            else:
+                option = f"--{where}{f.name}".replace("_", "-")
+                at = told.index(option)
+                described = told[at : at + 1500].split("(default:")[0].removeprefix(option)
+                assert len(described.split()) > 1, option
+
+    check(Recipe, "")
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "finetune", "lora", "synthetic", "synthetic_quick"])
+def test_the_recipes_can_be_read(repository, name):
+    recipe = read_recipe(repository / "training" / "recipes" / f"{name}.yaml")
+    assert recipe.out.name == name
+    steps = {"stage1": 132_000, "stage2": 268_000}
+    assert recipe.steps == steps.get(name, recipe.steps)
+    if name in steps:
+        assert [(d.frames, d.ranks) for d in recipe.data] == [(16, 3), (1, 1)]
+        assert recipe.stage == int(name[-1])
+    if name.startswith("synthetic"):
+        assert recipe.start.network.is_file() and recipe.start.parts == (BUNDLED,)

@@ -1,0 +1,243 @@
+"""The trainer: whole runs of a tiny network on synthetic scenes, interrupted in every way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.interrupted import interrupted
+from training.engine import checkpoints, read_state
+from training.log import Log, domain_names
+from training.ranks import World
+from training.recipe import Domain, from_plain, read_recipe
+from training.trainer import changed, train
+from vc_core.checkpoint import save_checkpoint
+from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
+from vc_core.errors import UserError
+from vc_core.video import probe
+
+CONFIG = Config(
+    name="tiny",
+    frames=3,
+    height=32,
+    width=32,
+    guidance=2.0,
+    unet=UNetConfig(
+        width=32, multipliers=(1,), res_blocks=1, attention_levels=(), head_dim=16, temporal_in_heads=1, context_dim=16,
+    ),
+    diffusion=DiffusionConfig(prediction="v_prediction"),
+    extraction=ExtractionConfig(motion_layout="dense", motion_unit="pixels", sketch="edges", depth="relative"),
+    autoencoder=AutoencoderConfig("taesd", 1.0),
+    towers=TowersConfig(16, 16, 2, 2, 32, 16, 32, 16, 1),
+)  # fmt: skip
+"""With dropout in the network, whose random numbers must be the same after a resume too."""
+
+RECIPE = """
+height: 32
+width: 32
+start: {network: net.json, parts: [parts.safetensors]}
+data:
+  - {kind: synthetic, frames: 3, batch: 2, count: 5}
+  - {kind: synthetic, frames: 1, batch: 1, count: 5}
+optimizer: {learning_rate: 1e-3, warmup: 2, ema: 0.9}
+engine: {device: cpu, keep: 9}
+watch: {log_every: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    from vc_core.encoders.autoencoder import new_autoencoder, to_taesd_layout
+    from vc_core.encoders.clip import build_clip, open_clip_config
+
+    folder = tmp_path_factory.mktemp("recipe")
+    torch.manual_seed(1)
+    towers = build_clip(open_clip_config(CONFIG.towers)).state_dict()
+    parts = {
+        "vae": to_taesd_layout(new_autoencoder()),
+        "text": {k: v for k, v in towers.items() if not k.startswith("visual.")},
+        "image": {k.removeprefix("visual."): v for k, v in towers.items() if k.startswith("visual.")},
+    }
+    save_checkpoint(folder / "parts.safetensors", CONFIG, parts)
+    (folder / "net.json").write_text(CONFIG.to_json())
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture
+def make(recipe_file, tmp_path):
+    """The recipe with options, in a folder of its own."""
+    return lambda *options: read_recipe(recipe_file, ["--out", str(tmp_path / "run"), *options])
+
+
+@pytest.fixture(scope="module")
+def straight(recipe_file, tmp_path_factory):
+    """Folder of 20 steps without an interruption."""
+    out = tmp_path_factory.mktemp("straight")
+    assert train(read_recipe(recipe_file, ["--out", str(out), "--steps", "20", "--engine.save-every", "10"])) == 0
+    return out
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(checkpoint):
+    return {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def assert_equal_runs(one, other):
+    """The same weights, averages and optimizer, bit for bit, and in every step the same losses of the same samples."""
+    ours, theirs = (tensors(checkpoints(run)[-1]) for run in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert {name.split(".")[0] for name in ours} == {"weights", "average", "optimizer"}
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    of_time = ("seconds", "clips_per_second", "memory_gib")
+    told = [[{k: v for k, v in line.items() if k not in of_time} for line in lines(run)] for run in (one, other)]
+    assert told[0] == told[1]
+    assert [line["step"] for line in told[0]] == list(range(1, len(told[0]) + 1))
+
+
+def test_a_run_killed_and_then_terminated_is_the_same_run(recipe_file, straight, tmp_path, repository):
+    """20 steps are 10 and SIGKILL, some and SIGTERM, and the rest."""
+    options = ["--out", str(tmp_path), "--steps", "20", "--engine.save-every", "10"]
+    program = [sys.executable, str(repository / "tests" / "training" / "interrupted.py"), "12", str(recipe_file)]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    killed = subprocess.run([*program, *options], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010"]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 12))
+
+    recipe = read_recipe(recipe_file, options)
+    assert train(recipe, interrupted(signal.SIGTERM, 14)) == 143
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-00000014"]
+    assert train(recipe) == 0
+    assert_equal_runs(tmp_path, straight)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_within_a_step(make, capsys, number, status):
+    recipe, before = make("--steps", "9"), signal.getsignal(number)
+    assert train(recipe, interrupted(number, 2)) == status
+    assert signal.getsignal(number) is before
+    assert [path.name for path in checkpoints(recipe.out)] == ["step-00000002"]
+    assert [line["step"] for line in lines(recipe.out)] == [1, 2]
+    assert f"stopped by {number.name}" in capsys.readouterr().out
+
+
+def test_where_the_data_stands_is_kept(straight):
+    """Two videos and one image in a step, whose numbers alternate between the domains."""
+    assert read_state(checkpoints(straight)[-1])["samples"] == [40, 20]
+    assert from_plain(read_state(checkpoints(straight)[-1])["recipe"]).steps == 20
+    assert read_recipe(straight / "recipe.yaml").steps == 20
+
+
+def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
+    assert train(make("--steps", "1")) == 0
+    assert train(make("--steps", "1")) == 0
+    assert len(lines(make().out)) == 1
+    capsys.readouterr()
+    assert train(make("--steps", "2", "--optimizer.clip", "0.5")) == 0
+    assert len(lines(make().out)) == 2
+    told = capsys.readouterr().err
+    assert "optimizer.clip was 1.0 until here, and is 0.5 now" in told
+    assert "steps was 1 until here, and is 2 now" in told
+
+
+def test_another_number_of_domains_is_refused(make):
+    recipe = make("--steps", "1")
+    assert train(recipe) == 0
+    with pytest.raises(UserError, match="2 domains, and the recipe has 1"):
+        train(replace(recipe, data=recipe.data[:1]))
+
+
+def test_what_is_seen_of_a_run(straight):
+    line = lines(straight)[-1]
+    assert line["samples"] == [40, 20]
+    assert {"loss", "loss/videos", "loss/images", "norm/spatial", "norm/temporal", "norm/all", "rate/spatial",
+            "clips_per_second", "memory_gib"} <= line.keys()  # fmt: skip
+    assert line["loss"] == pytest.approx((line["loss/videos"] + line["loss/images"]) / 2)
+    assert any(re.fullmatch(r"loss/videos/\d+-\d+", name) for name in line)
+    assert list((straight / "tensorboard").glob("events*"))
+
+
+def test_losses_are_told_apart_by_domain_and_quarter_of_the_schedule(make, tmp_path):
+    from training.engine import Told
+
+    log = Log(tmp_path, make(), World(), 1000)
+    log.take([Told(0, torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 249, 999])),
+              Told(1, torch.tensor([4.0]), torch.tensor([500]))], ["a clip: gone"])  # fmt: skip
+    line = log.write(1, {"all": 1.0}, {"spatial": 0.1})
+    log.close()
+    assert {name: value for name, value in line.items() if name.startswith("loss")} == {
+        "loss": 3.5, "loss/videos": 3.0, "loss/images": 4.0, "loss/videos/0-249": 2.0, "loss/videos/750-999": 5.0,
+        "loss/images/500-749": 4.0,
+    }  # fmt: skip
+    assert (line["bad_samples"], line["bad"]) == (1, ["a clip: gone"])
+    assert domain_names([Domain(), Domain(lengths=(1,)), Domain()]) == ["videos0", "images", "videos2"]
+
+
+def test_a_log_forgets_what_came_after_the_checkpoint(make, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    Log(tmp_path, make(), World(), 1000, step=2).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("what", ["all", "lora"])
+def test_validation_composes_the_prompts_and_some_samples(make, what):
+    recipe = make("--steps", "2", "--watch.validate-every", "2", "--watch.prompts", "a red circle", "--watch.seeds",
+                  "0", "1", "--watch.samples", "1", "--train.what", what, "--train.lora-on", "spatial", "temporal",
+                  "--data.1.weight", "0.5")  # fmt: skip
+    if what == "lora":
+        config = replace(CONFIG, unet=replace(CONFIG.unet, attention_levels=(0,)))
+        (recipe.out.parent / "net.json").write_text(config.to_json())
+        recipe = replace(recipe, start=replace(recipe.start, network=recipe.out.parent / "net.json"),
+                         train=replace(recipe.train, lora_on=("spatial.block",)))  # fmt: skip
+    assert train(recipe) == 0
+    videos = sorted((recipe.out / "validation" / "step-00000002").iterdir())
+    assert [video.name for video in videos] == ["0-seed0.mp4", "0-seed1.mp4", "sample0-seed0.mp4", "sample0-seed1.mp4"]
+    assert probe(videos[0]).frames == 3
+
+
+def test_a_signal_ends_validation_too(make, monkeypatch):
+    composed = []
+
+    def compose(*_, progress, **__):
+        composed.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        progress("sampling", 1, 2)
+        raise AssertionError("was not stopped")
+
+    monkeypatch.setattr("training.validation.compose", compose)
+    recipe = make("--steps", "5", "--watch.validate-every", "1", "--watch.prompts", "a", "b")
+    assert train(recipe) == 143
+    assert len(composed) == 1
+    assert read_state(checkpoints(recipe.out)[-1])["step"] == 2
+
+
+def test_recipes_that_differ_are_told_by_name():
+    before = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": 4}
+    assert changed(before, before) == {}
+    assert changed(before, {"a": 1, "b": {"c": [1, 5], "d": 3}}) == {"b.c.1": (2, 5), "e": (4, None)}
+
+
+def test_the_command_says_what_is_wrong_and_returns_2(recipe_file, monkeypatch, capsys):
+    from training.__main__ import main
+
+    for arguments, status, said in (
+        ([], 2, "usage: vc train RECIPE"),
+        (["--help"], 0, "training/recipes/stage1.yaml"),
+        (["none.yaml"], 2, "vc: The recipe none.yaml cannot be read"),
+        ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be made a folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["vc train", *arguments])
+        assert main() == status
+        assert said in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""What `./vc prepare` makes by networks, once for all epochs: latents, depth and sketches.
+
+Each cache says what it was made with, so that a run that needs another one is told, see `ShardClips`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.making import fit
+from training.data.members import pack_latents, pack_maps
+from vc_core.checkpoint import Part, read_checkpoint
+from vc_core.errors import UserError
+from vc_core.files import sha256
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache of a shard's samples.
+
+    Attributes:
+        name: `latents`, `depth` or `sketch`.
+        about: the extractor and its settings, in values that JSON holds; of equal ones the results are equal.
+        make: from frames `(1, 3, F, H', W')` in [0, 1], at the conditions' size, to the member's bytes and what the
+            sample's .json says of them, None for nothing.
+        ending: of the member.
+    """
+
+    name: str
+    about: dict[str, Any]
+    make: Callable[[Tensor], tuple[bytes, Any]]
+    ending: str
+
+    def settings(self) -> dict[str, Any]:
+        """What the shard says of it."""
+        told = json.dumps(self.about, sort_keys=True).encode()
+        return {**self.about, "fingerprint": self.about.get("fingerprint") or hashlib.sha256(told).hexdigest()[:16]}
+
+
+def fingerprint(part: Part, scale: float = 1.0) -> str:
+    """Tells the weights of an autoencoder or a tower, by their names, types and values.
+
+    Args:
+        scale: the factor of the autoencoder's latents.
+    """
+    digest = hashlib.sha256(f"{part.layout} {scale}".encode())
+    get = part.tensors.get()
+    for name in sorted(part.tensors.shapes):
+        tensor = get(name).contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") -> Cache:
+    """Latents of the video at `size`, by the autoencoder of a checkpoint.
+
+    Raises:
+        UserError: the file cannot be read or holds no autoencoder.
+    """
+    from vc_core.encoders.autoencoder import encode, load_autoencoder
+
+    read = read_checkpoint(checkpoint)
+    vae = read.part("vae")
+    scale = read.config.autoencoder.scale if read.config else latent_scale(vae)
+    about = {"file": Path(checkpoint).name, "scale": scale, "fingerprint": fingerprint(vae, scale)}
+    autoencoder = load_autoencoder(vae, device=device)
+
+    def make(frames: Tensor) -> tuple[bytes, None]:
+        return pack_latents(encode(autoencoder, fit(frames, size)) * scale), None
+
+    return Cache("latents", about, make, "latents.npy")
+
+
+def latent_scale(autoencoder: Part) -> float:
+    """The factor of a file that is an autoencoder alone: Stable Diffusion's, or none for TAESD's."""
+    return 1.0 if autoencoder.layout == "taesd" else 0.18215
+
+
+def depth_cache(model: Path, device: str = "cpu") -> Cache:
+    """Depth by a network, see `vc_core.extract.depth`. Raises `UserError`."""
+    from vc_core.extract.depth import depth, load_depth_model
+
+    network = load_depth_model(model, device)
+    file = Path(model).expanduser()
+    about = {"method": network.which, "file": file.name, "sha256": sha256(file) if file.is_file() else None}
+
+    def make(frames: Tensor) -> tuple[bytes, list[float]]:
+        maps, _ = depth(frames, network, device=device)
+        span = [maps.min().item(), maps.max().item()]
+        return pack_maps(maps, *span), span
+
+    return Cache("depth", about, make, "depth.png")
+
+
+def sketch_cache(method: str, device: str = "cpu") -> Cache:
+    """Sketches by a method of `vc_core.extract.sketch`, whose networks are read once.
+
+    Raises:
+        UserError: a file of the networks is missing.
+    """
+    from vc_core.extract.networks import locate, per_frame, what_to_get
+    from vc_core.extract.pidinet import load_pidinet
+    from vc_core.extract.simplify import load_simplifier
+    from vc_core.extract.sketch import RELEASED_FILES, edges, released_sketch
+
+    files = {} if method == "edges" else locate(RELEASED_FILES)
+    missing = [name for name in RELEASED_FILES if name not in files]
+    if method == "pidinet" and missing:
+        raise UserError(f"PiDiNet's sketches need {' and '.join(missing)}: {what_to_get(missing)}.")
+    about: dict[str, Any] = {"method": "edges" if missing else "pidinet"}
+    if missing:
+        draw = edges
+    else:
+        detector, simplifier = (files[name] for name in RELEASED_FILES)
+        about["sha256"] = [sha256(detector), sha256(simplifier)]
+        network = released_sketch(load_pidinet(detector).to(device), load_simplifier(simplifier).to(device))
+
+        def draw(frames: Tensor) -> Tensor:
+            return per_frame(network, frames, "sketch", device, chunk=4)
+
+    return Cache("sketch", about, lambda frames: (pack_maps(draw(frames), 0.0, 1.0), [0.0, 1.0]), "sketch.png")

@@ -1,0 +1,131 @@
+"""Batches of one rank, read ahead by worker processes: the same whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.data.sample import BadSample, Batch, Clips, Sample
+from training.data.sampler import Order, Share, Slot, generator_for
+from vc_core.errors import UserError
+
+Keep = Callable[[Sequence[int]], Mapping[str, Tensor]]
+"""From the numbers of a batch's samples to which of them keep text, style and each condition, `(B,)` bool by name."""
+
+ATTEMPTS = 100
+"""Clips that are tried for one sample; where none of so many can be read, the data set is not there."""
+
+FEW = 1000
+"""Samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth."""
+
+TOLD = 3
+"""Bad samples that the error names, the last ones."""
+
+
+class Batches(Dataset):
+    """The batches of a domain as a map from `Slot`s.
+
+    Args:
+        clips: by their number of frames.
+        order: the domain's.
+        keep: which conditions are kept.
+    """
+
+    def __init__(self, clips: Mapping[int, Clips], order: Order, keep: Keep):
+        self.clips, self.order, self.keep = dict(clips), order, keep
+
+    def __getitem__(self, slot: Slot) -> Batch | UserError:
+        """A batch, or an error that the trainer's process is to raise: a worker's would come with its traceback."""
+        numbers = tuple(map(self.order.number, slot.counts))
+        kept = dict(self.keep(numbers))
+        bad: list[str] = []
+        try:
+            samples = [
+                self._sample(count, slot.frames, {name for name, rows in kept.items() if rows[row]}, bad)
+                for row, count in enumerate(slot.counts)
+            ]
+        except UserError as error:
+            return error
+        return Batch(samples, kept, numbers, slot.after, tuple(bad))
+
+    def _sample(self, count: int, frames: int, kept: set[str], bad: list[str]) -> Sample:
+        for attempt in range(ATTEMPTS):
+            generator = generator_for(self.order.seed, self.order.number(count), "sample", attempt)
+            try:
+                return self.clips[frames].sample(self.order.index(count, attempt), kept, generator)
+            except BadSample as error:
+                bad.append(str(error))
+        raise UserError(f"{ATTEMPTS} samples in a row cannot be read, the last one because: {bad[-1]}; check the data.")
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What the DataLoader goes through: slots without end, from a count on."""
+
+    share: Share
+    count: int
+
+    def __iter__(self) -> Iterator[Slot]:
+        return self.share.slots(self.count)
+
+
+def load(
+    clips: Mapping[int, Clips],
+    share: Share,
+    keep: Keep,
+    count: int = 0,
+    workers: int = 0,
+    max_bad: float = 0.01,
+) -> Iterator[Batch]:
+    """This rank's batches without end, `share.accumulate` for each step.
+
+    Args:
+        clips: the domain's, by their number of frames, for each of `share.frames`; see `training.data.open_clips`.
+        keep: which conditions each sample keeps. With workers it must be picklable.
+        count: where the domain's order goes on: `Batch.after` of the last step that was done.
+        workers: processes that read ahead; 0 reads in this one.
+        max_bad: share of samples that may be unreadable, of those that this rank took since it started.
+
+    Raises:
+        UserError: more of them are unreadable; it names some.
+    """
+    loader = DataLoader(
+        Batches(clips, share.order, keep),
+        batch_size=None,
+        sampler=_Slots(share, count),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
+    )
+    if workers:
+        _allow_many_files()
+    taken, bad, last = 0, 0, []
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        taken, bad, last = taken + len(batch.samples), bad + len(batch.bad), [*last, *batch.bad][-TOLD:]
+        if bad > max_bad * max(taken, FEW):
+            raise UserError(
+                f"{bad} of {taken} samples cannot be read, and max_bad allows a share of {max_bad:g} (of at least {FEW}"
+                f"): mend the data or allow more. The last ones: {'; '.join(last)}."
+            )
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _allow_many_files() -> None:
+    """Each tensor that comes from another process is an open file, and the usual limit is soon reached."""
+    try:
+        import resource
+    except ImportError:  # Windows, where they are none
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

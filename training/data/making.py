@@ -1,0 +1,139 @@
+"""What samples are made of, whether their pictures come out of a file or a shard: only what is kept is made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from training.data.sample import BadSample
+from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.config import Config, ExtractionConfig
+from vc_core.errors import UserError
+from vc_core.extract import masked_video, random_mask
+from vc_core.video import resize_crop
+
+LEFT = ("depth", "sketch", "single_sketch")
+"""Conditions that the step makes on its device, out of `Sample.source`, where no cache has them."""
+
+PICTURED = ("mask", "single_image", *LEFT)
+"""Conditions that are made of the clip's pictures. All of them are of one size."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What samples are to be like.
+
+    Attributes:
+        size: (height, width) of the video.
+        frames: of the clip.
+        extraction: how the network's conditions are made.
+        style_size: pixels of a side of style images, as the image tower takes them.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    frames: int = 16
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    style_size: int = 224
+
+    @staticmethod
+    def of(config: Config, size: tuple[int, int], frames: int) -> Form:
+        """As the network of a config needs it."""
+        return Form(size, frames, config.extraction, config.towers.image_size)
+
+    @property
+    def large(self) -> tuple[int, int]:
+        """(height, width) that the conditions of `PICTURED` are made at."""
+        return condition_size(PICTURED[0], self.size)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of a clip's pictures; fields are those of `Sample`."""
+
+    video: Tensor | None = None
+    style: Tensor | None = None
+    conditions: dict[str, Tensor] = field(default_factory=dict)
+    source: Tensor | None = None
+
+
+def make(
+    pictures: Iterable[Tensor],
+    form: Form,
+    kept: Collection[str],
+    generator: torch.Generator,
+    ready: Collection[str] = (),
+    video: bool = True,
+) -> Made:
+    """What is kept of a clip, as far as its pictures tell it.
+
+    Args:
+        pictures: the clip's frames one after the other, `(1, 3, H, W)` in [0, 1]; each is scaled and cropped as it
+            arrives, so that large videos do not lie in memory.
+        generator: draws which of the frames is the style, and the mask.
+        ready: conditions that a cache has.
+        video: the video is needed too, as no cache has its latents.
+    """
+    needed = [name for name in PICTURED if name in kept and name not in ready]
+    count = max([form.frames if CONDITIONS[name].kind == "temporal" else 1 for name in needed], default=0)
+    chosen = draw_below(form.frames, generator) if "style" in kept else None
+    small, large, style = [], [], None
+    for number, picture in enumerate(pictures):
+        if video:
+            small.append(fit(picture, form.size)[0])
+        if number < count:
+            large.append(fit(picture, form.large)[0])
+        if number == chosen:
+            style = style_image(picture[0], form.style_size)
+    conditions, source = {}, None
+    if needed:
+        frames = torch.stack(large, dim=1)
+        if "mask" in needed:
+            keep = random_mask(form.frames, form.large, generator)
+            conditions["mask"] = masked_video(frames[None], keep)[0]
+        if "single_image" in needed:
+            conditions["single_image"] = frames[:, :1]
+        left = [name for name in needed if name in LEFT]
+        if left:
+            source = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
+    return Made(torch.stack(small, dim=1) if small else None, style, conditions, source)
+
+
+def style_image(picture: Tensor, side: int) -> Tensor:
+    """A picture `(3, H, W)` in [0, 1] as the image tower takes it, `(3, side, side)`."""
+    from vc_core.encoders.clip import fitted
+
+    return fitted(picture[None], (side, side))[0]
+
+
+def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """`resize_crop`, but of a picture that is of this size already itself."""
+    return picture if tuple(picture.shape[-2:]) == tuple(size) else resize_crop(picture, size)
+
+
+def no_motion(form: Form) -> Tensor:
+    """The motion `(2, 1, h, w)` of an image: that of any clip's first frame, before which there is none."""
+    return torch.zeros(2, 1, *condition_size("motion", form.size))
+
+
+def draw_below(high: int, generator: torch.Generator) -> int:
+    """A whole number from 0 on and below `high`."""
+    return int(torch.randint(high, (), generator=generator))
+
+
+@contextmanager
+def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
+    """Makes a BadSample, which names `what`, of a file that cannot be read; `damage` is what else tells of that."""
+    import av
+
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
+    except (OSError, av.FFmpegError, *damage) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason})") from error

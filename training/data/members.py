@@ -1,0 +1,124 @@
+"""What members of a shard hold, each a pair of functions: to bytes and back. The same values give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vc_core.extract import BlockVectors
+from vc_core.extract.vectors import VECTOR
+from vc_core.video import FramePlan, planned_frames, write_video
+
+ROW = np.dtype([(name, "<i2") for name in ("frame", "dst_x", "dst_y", "w", "h")] + [("dx", "<f4"), ("dy", "<f4")])
+"""A block: its frame, centre and extent, and how far it moved since the frame before, in pixels of the source."""
+
+IMAGE_QUALITY = 95
+"""Of WebP, out of 100."""
+
+
+def pack_video(video: Tensor, rate: Fraction) -> bytes:
+    """A clip `(1, 3, F, H, W)` in [0, 1] as H.264 in MP4."""
+    with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, video, rate)
+        return path.read_bytes()
+
+
+def unpack_video(data: bytes, rate: Fraction, frames: int) -> Tensor:
+    """All frames of a clip, `(F, 3, H, W)` uint8."""
+    plan = FramePlan(0.0, rate, frames)
+    return torch.stack([as_tensor(frame.to_ndarray()) for frame in planned_frames(data, plan, ("format", "rgb24"))])
+
+
+def pack_image(image: Tensor) -> bytes:
+    """An image `(1, 3, H, W)` in [0, 1] as WebP."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=IMAGE_QUALITY)
+    return buffer.getvalue()
+
+
+def unpack_image(data: bytes) -> Tensor:
+    """An image as a clip of one frame, `(1, 3, H, W)` uint8."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return as_tensor(np.asarray(image.convert("RGB")))[None]
+
+
+def as_tensor(pixels: np.ndarray) -> Tensor:
+    """`(H, W, 3)` to `(3, H, W)`."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
+def pack_vectors(vectors: BlockVectors) -> bytes:
+    """The rows of block vectors, compressed: most of them differ little from their neighbours."""
+    rows = np.empty(len(vectors.rows), ROW)
+    for name in ROW.names:
+        rows[name] = vectors.rows[name]
+    # One array for each column: of equal numbers side by side little is left.
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: rows[name] for name in ROW.names})
+    return buffer.getvalue()
+
+
+def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) -> BlockVectors:
+    """The block vectors of a window of a clip. Its first frame has none, as that of every clip.
+
+    Args:
+        size: (height, width) of the source.
+        first, frames: where the window begins in the clip, and its number of frames.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as columns:
+        frame = columns["frame"].astype(np.int32)
+        inside = (frame > first) & (frame < first + frames)
+        rows = np.empty(int(inside.sum()), VECTOR)
+        for name in ROW.names:
+            rows[name] = columns[name][inside]
+    rows["frame"] -= first
+    present = np.isin(np.arange(frames), rows["frame"])
+    return BlockVectors(rows, *size, frames, "".join("IP"[int(one)] for one in present))
+
+
+def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
+    """Maps `(1, 1, F, H, W)` of values between two as a grey PNG, the frames one below the other.
+
+    One step of its 255 is as much as a network's guess varies from frame to frame at the least.
+    """
+    from PIL import Image
+
+    levels = ((maps[0, 0] - low) / (high - low) * 255) if high > low else torch.zeros_like(maps[0, 0])
+    buffer = io.BytesIO()
+    Image.fromarray(levels.clamp(0, 255).round().byte().flatten(0, 1).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:
+    """Maps `(1, F, H, W)` of a clip of so many frames."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        levels = torch.from_numpy(np.array(image.convert("L")))
+    if len(levels) % frames:
+        raise ValueError(f"{len(levels)} lines are not {frames} frames")
+    return levels.unflatten(0, (frames, -1))[None].float() / 255 * (high - low) + low
+
+
+def pack_latents(latents: Tensor) -> bytes:
+    """Latents `(1, 4, F, h, w)` in half precision."""
+    buffer = io.BytesIO()
+    np.save(buffer, latents[0].half().numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpack_latents(data: bytes) -> Tensor:
+    """Latents `(4, F, h, w)`."""
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False)).float()

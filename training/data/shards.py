@@ -1,0 +1,361 @@
+"""Shards: tar files in WebDataset's format, read as a map. (`training.data.members` says how members are stored.)
+
+A sample is what has one key, the members' name before the first dot:
+
+    000000042.json           caption, fps, size, frames, plan and where it comes from
+    000000042.mp4            the clip at the conditions' size; .webp of an image
+    000000042.motion.npz     block vectors of a real encode; their source's size is in the .json
+    000000042.latents.npy    caches, where they were asked for: half precision, (4, F, h, w), scaled
+    000000042.depth.png      grey, the frames one below the other, between the two values in the .json
+    000000042.sketch.png     grey, the frames one below the other
+
+Beside each tar lies an index of where its members are, made anew where it is missing or older than the tar. What all
+samples of a shard have in common is told by a member that readers of WebDataset skip, `SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import warnings
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.making import PICTURED, Form, Made, draw_below, make, no_motion, reading
+from training.data.members import unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
+from training.data.sample import BadSample, Sample
+from vc_core.atomic import written_beside
+from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.errors import UserError
+from vc_core.extract import rasterise_dense, rasterise_points
+
+FORMAT = 1
+OWN = "__vc__/"
+"""Members below this are no samples: WebDataset skips names between two underscores."""
+SETTINGS, DROPPED = f"{OWN}settings.json", f"{OWN}dropped.json"
+
+Members = dict[str, tuple[int, int]]
+"""Of a sample: from a member's ending, without the first dot, to where its bytes begin and how many there are."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an index says of a shard: its samples' keys and members, in the order of the tar."""
+
+    settings: Mapping[str, Any]
+    dropped: Sequence[Mapping[str, str]]
+    keys: Sequence[str]
+    members: Sequence[Members]
+
+
+# --- Writing --------------------------------------------------------------------------------------------------------
+
+
+def write_shard(
+    path: Path,
+    settings: Mapping[str, Any],
+    samples: Iterable[tuple[str, Mapping[str, bytes]]],
+    dropped: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Writes a shard and its index; the shard whole or not at all.
+
+    Args:
+        samples: key, and its members by their endings.
+        dropped: `file` and `reason` of those that are not in it; it may be filled while the samples are drawn.
+    """
+    with written_beside(path) as part:
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+            _add(tar, SETTINGS, _json({"format": FORMAT, **settings}))
+            for key, members in samples:
+                for ending, data in members.items():
+                    _add(tar, f"{key}.{ending}", data)
+            _add(tar, DROPPED, _json(list(dropped)))
+        part.chmod(0o644)
+    read_table(path)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Without a date or an owner: the same samples give the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+# --- The index ------------------------------------------------------------------------------------------------------
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.json")
+
+
+def read_header(shard: Path) -> dict[str, Any]:
+    """`count`, `settings` and `dropped` of a shard: the first line of its index, which is made where it must be.
+
+    Raises:
+        UserError: it is no shard of `./vc prepare`, or damaged.
+    """
+    header = _read_index(shard, whole=False)
+    return header[0] if header else _write_index(shard, *_scan(shard))[0]
+
+
+def read_table(shard: Path) -> Table:
+    """The whole index of a shard, which is made where it must be. Raises as `read_header`."""
+    header, samples = _read_index(shard, whole=True) or _write_index(shard, *_scan(shard))
+    members = [{ending: (offset, size) for ending, offset, size in each} for each in samples["members"]]
+    return Table(header["settings"], header["dropped"], samples["keys"], members)
+
+
+def _stamp(shard: Path) -> dict[str, int]:
+    status = shard.stat()
+    return {"format": FORMAT, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The two lines of an index, or None where there is none, or that of another tar."""
+    try:
+        with open(index_path(shard), encoding="utf-8") as file:
+            header = json.loads(file.readline())
+            if header["tar"] != _stamp(shard):
+                return None
+            return header, json.loads(file.readline()) if whole else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with written_beside(index_path(shard)) as part:
+            part.write_bytes(_json(header) + b"\n" + _json(samples) + b"\n")
+    except OSError as error:  # a place that can only be read: the scan is repeated in every process
+        warnings.warn(f"{index_path(shard)} cannot be written ({error.strerror}): reading starts slowly.", stacklevel=2)
+    return header, samples
+
+
+def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two lines of an index, from the tar itself."""
+    own: dict[str, Any] = {}
+    samples: dict[str, list[tuple[str, int, int]]] = {}
+    stamp = _stamp(shard)
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if member.name.startswith(OWN):
+                    own[member.name] = json.load(tar.extractfile(member))
+                elif member.isfile():
+                    folder, slash, name = member.name.rpartition("/")
+                    key, _, ending = name.partition(".")
+                    samples.setdefault(folder + slash + key, []).append((ending, member.offset_data, member.size))
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
+    if not {SETTINGS, DROPPED} <= own.keys() or own[SETTINGS].get("format") != FORMAT:
+        raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
+    header = {"tar": stamp, "count": len(samples), "settings": own[SETTINGS], "dropped": own[DROPPED]}
+    return header, {"keys": list(samples), "members": list(samples.values())}
+
+
+# --- Reading as a map -----------------------------------------------------------------------------------------------
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards of a folder and of those in it, in the order of their names; not those that are being written."""
+    return sorted(path for path in Path(folder).rglob("*.tar") if not path.name.startswith("."))
+
+
+@lru_cache(maxsize=256)
+def _table(shard: Path) -> Table:
+    return read_table(shard)
+
+
+class Shards:
+    """The samples of a folder of shards, counted in the order of the shards' names and in each as they lie.
+
+    Folders in it count too: large sets are prepared in parts, each on its own machine into its own folder.
+
+    No file stays open, so that threads and forked processes may share it.
+
+    Raises:
+        UserError: there are none, they are damaged, or were prepared with different settings.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.files = Path(folder), shard_files(folder)
+        if not self.files:
+            raise UserError(f"{folder}: holds no .tar, and shards were expected: make some with ./vc prepare.")
+        counts = []
+        self.settings: Mapping[str, Any] = {}
+        for file in self.files:
+            header = read_header(file)
+            counts.append(header["count"])
+            self.settings = self.settings or header["settings"]
+            if header["settings"] != self.settings:
+                raise UserError(
+                    f"{file}: was prepared with other settings than {self.files[0].name} beside it: prepare both alike "
+                    "or move one of them into another folder."
+                )
+        self.ends = list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def find(self, index: int) -> tuple[Path, str, Members]:
+        """Shard, key and members of a sample."""
+        number = bisect_right(self.ends, index)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        table = _table(self.files[number])
+        place = index - (self.ends[number - 1] if number else 0)
+        return self.files[number], table.keys[place], table.members[place]
+
+    def read(self, index: int, endings: Collection[str]) -> tuple[str, dict[str, bytes]]:
+        """Where a sample comes from, for messages, and the bytes of its members of these endings.
+
+        Raises:
+            BadSample: it lacks one of them, or the shard cannot be read or is shorter than it was.
+        """
+        shard, key, members = self.find(index)
+        name, found = f"{shard}:{key}", {}
+        try:
+            with open(shard, "rb") as file:
+                for ending in endings:
+                    if ending not in members:
+                        raise BadSample(f"{name}: has no .{ending}")
+                    offset, size = members[ending]
+                    file.seek(offset)
+                    found[ending] = file.read(size)
+                    if len(found[ending]) != size:
+                        raise BadSample(f"{name}: its .{ending} is cut off")
+        except OSError as error:
+            raise BadSample(f"{name}: cannot be read ({error.strerror})") from error
+        return name, found
+
+
+# --- As samples -----------------------------------------------------------------------------------------------------
+
+CACHED = {"depth": ("depth",), "sketch": ("sketch", "single_sketch")}
+"""Caches of maps -> the conditions that they give."""
+
+DAMAGE = (ValueError, KeyError, TypeError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)
+"""What decoders of damaged members raise."""
+
+
+@dataclass(frozen=True)
+class ShardClips:
+    """The clips of shards that `./vc prepare` wrote; of fewer frames than they have, windows that begin at random.
+
+    Attributes:
+        latents: fingerprint of the run's autoencoder (`training.data.caches.fingerprint`), which cached latents must be
+            of; None where they are not to be used.
+
+    Raises:
+        UserError: the shards were prepared at another size, with too few frames, or for another kind of conditions.
+    """
+
+    shards: Shards
+    form: Form
+    latents: str | None = None
+
+    def __post_init__(self) -> None:
+        settings, form, folder = self.shards.settings, self.form, self.shards.folder
+        asked = "x".join(map(str, reversed(form.size)))
+        there = "x".join(map(str, reversed(settings["size"])))
+        if asked != there:
+            raise UserError(f"{folder}: was prepared at {there} and the recipe says {asked}: make them equal.")
+        if form.frames > settings["frames"]:
+            raise UserError(
+                f"{folder}: was prepared with {settings['frames']} frames and the recipe asks for {form.frames}: "
+                "prepare it with more or ask for fewer."
+            )
+        for name, of, trained in (
+            ("motion", "layout", form.extraction.motion_layout),
+            ("depth", "method", form.extraction.depth),
+            ("sketch", "method", form.extraction.sketch),
+        ):
+            about = settings.get(name)
+            if about is not None and trained not in (about[of], "relative"):
+                raise UserError(
+                    f"{folder}: its {name} is {about[of]} and the network's is {trained}: prepare it again with that."
+                )
+        about = settings.get("latents")
+        if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
+            raise UserError(
+                f"{folder}: its latents are those of another autoencoder ({about['file']}) than the run's: prepare it "
+                "again with the run's checkpoint, or without --latents."
+            )
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
+        """See `training.data.sample.Clips`. Of the sample's members only those that are needed are read."""
+        settings, form = self.shards.settings, self.form
+        first = draw_below(settings["frames"] - form.frames + 1, generator)
+        has_latents = self.latents is not None and settings.get("latents") is not None
+        ready = {name for cache, names in CACHED.items() if settings.get(cache) is not None for name in names}
+        needed = {
+            settings["picture"]: not has_latents or not ready.issuperset({*PICTURED, "style"} & set(kept)),
+            "latents.npy": has_latents,
+            "motion.npz": "motion" in kept and form.frames > 1,
+            **{f"{cache}.png": not ready.isdisjoint({*names} & set(kept)) for cache, names in CACHED.items()},
+        }
+        name, members = self.shards.read(index, ["json", *(ending for ending, needs in needed.items() if needs)])
+        window = slice(first, first + form.frames)
+        with reading(name, *DAMAGE):
+            about = json.loads(members["json"])
+            made = Made()
+            if needed[settings["picture"]]:
+                pictures = _pictures(members, settings, about)[window, None].float() / 255
+                made = make(pictures, form, kept, generator, ready, video=not has_latents)
+            conditions = {**made.conditions, **_maps(members, settings, about, kept, window)}
+            if "motion" in kept:
+                conditions["motion"] = self._motion(members, about, first)
+            latents = unpack_latents(members["latents.npy"])[:, window] if has_latents else None
+            text = about["caption"] if "text" in kept else ""
+        return Sample(name, latents, made.video, text, style=made.style, conditions=conditions, source=made.source)
+
+    def _motion(self, members: Mapping[str, bytes], about: Mapping[str, Any], first: int) -> Tensor:
+        if self.form.frames == 1:
+            return no_motion(self.form)
+        source = (about["motion"]["height"], about["motion"]["width"])
+        vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
+        draw = {"points": rasterise_points, "dense": rasterise_dense}[self.shards.settings["motion"]["layout"]]
+        return draw(vectors, source, self.form.frames, condition_size("motion", self.form.size))[0]
+
+
+def _pictures(members: Mapping[str, bytes], settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor:
+    """All frames of a clip, `(F, 3, H', W')` uint8."""
+    if settings["picture"] == "webp":
+        return unpack_image(members["webp"])
+    return unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), settings["frames"])
+
+
+def _maps(
+    members: Mapping[str, bytes],
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    kept: Collection[str],
+    window: slice,
+) -> dict[str, Tensor]:
+    """Conditions out of the caches that were read, `(1, F or 1, H', W')` by name."""
+    found = {}
+    for cache, names in CACHED.items():
+        if (data := members.get(f"{cache}.png")) is not None:
+            maps = unpack_maps(data, *about[cache], settings["frames"])[:, window]
+            whole = {name: maps if CONDITIONS[name].kind == "temporal" else maps[:, :1] for name in names}
+            found |= {name: tensor for name, tensor in whole.items() if name in kept}
+    return found

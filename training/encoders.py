@@ -1,0 +1,157 @@
+"""The frozen networks of a run: they make, of what a data set gives, what the network takes.
+
+Each is loaded when it is first needed, so a data set with caches needs fewer files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.recipe import Recipe
+from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
+from vc_core.composer import VideoComposer, choose_dtypes
+from vc_core.conditions import condition_size
+from vc_core.config import Config
+from vc_core.encoders.layouts import find_parts
+from vc_core.errors import UserError
+from vc_core.files import open_tensors
+from vc_core.model.unet import UNet3D
+from vc_core.video import resize_crop
+
+MADE = ("depth", "sketch", "single_sketch")
+"""Conditions that are made here of a sample's frames, where the data set does not bring them."""
+
+
+def gather_parts(recipe: Recipe) -> dict[str, Part]:
+    """The autoencoder and the towers of the recipe's files; the first file that brings one gives it.
+
+    Raises:
+        UserError: a file that cannot be read, or one of `start.parts` that holds none of them.
+    """
+    start, found = recipe.start, {}
+    for path in filter(None, (start.checkpoint, *start.parts)):
+        # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.
+        if path == start.checkpoint and not find_parts(open_tensors(path).shapes, str(path)):
+            continue
+        found = {**read_checkpoint(path).parts, **found}
+    return {name: found[name] for name in PARTS if name in found and name != "model"}
+
+
+class Encoders:
+    """The autoencoder, the towers and the annotators of one run, on one device.
+
+    Args:
+        config: of the network that is trained, which says how its conditions are made.
+        parts: the autoencoder and the towers, see `gather_parts`.
+        size: (height, width) of the videos in pixels.
+        dtype: the autoencoder and the towers compute in; by default as they do to compose, fp16 on CUDA.
+        depth_model: see `vc_core.extract.depth.depth`; None for the released one, where it is found.
+        chunk: frames at a time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parts: dict[str, Part],
+        size: tuple[int, int],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        depth_model: Path | None = None,
+        chunk: int = 16,
+    ):
+        self.config, self.parts, self.size = config, parts, size
+        self.device, self.depth_model, self.chunk = torch.device(device), depth_model, chunk
+        self.dtype = dtype or choose_dtypes(self.device, "auto", "auto")[1]
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        from vc_core.encoders.autoencoder import load_autoencoder
+
+        return load_autoencoder(self._part("vae"), self.dtype, self.device)
+
+    @cached_property
+    def towers(self) -> Any:
+        from vc_core.encoders.clip import load_towers
+
+        parts = (self._part("text"), self.parts.get("image"))
+        return load_towers(self.config.towers, *parts, self.dtype, self.device)
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """Tokens of the empty prompt, `(1, 77, D)`."""
+        return self.text([""])
+
+    def latents(self, video: Tensor) -> Tensor:
+        """Scaled latents `(B, 4, F, h, w)` of videos `(B, 3, F, H, W)` in [0, 1]."""
+        from vc_core.encoders.autoencoder import encode
+
+        return encode(self.autoencoder, video.to(self.device), self.chunk) * self.config.autoencoder.scale
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Tokens `(B, 77, D)` of prompts."""
+        from vc_core.encoders.clip import encode_text
+
+        return encode_text(self.towers, list(prompts)).float()
+
+    def style(self, image: Tensor) -> Tensor:
+        """Embeddings `(B, 1, D)` of images `(B, 3, H, W)` in [0, 1]."""
+        from vc_core.encoders.clip import encode_image
+
+        return encode_image(self.towers, image.to(self.device)).float()
+
+    def condition(self, name: str, source: Tensor) -> Tensor:
+        """One of `MADE`, `(B, 1, F, H', W')`, of the frames `(B, 3, F, H, W)` in [0, 1] that it is of."""
+        pictures = resize_crop(source.to(self.device, torch.float32), condition_size(name, self.size)).clamp(0, 1)
+        try:
+            return self._depth(pictures) if name == "depth" else self._sketch(pictures)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
+                            ) from error  # fmt: skip
+
+    def composer(self, unet: UNet3D) -> VideoComposer:
+        """A network in training, ready to compose with these encoders."""
+        path = Path(getattr(self._part("vae").tensors, "source", "training"))
+        checkpoint = Checkpoint(path, self.config, self.parts)
+        return VideoComposer(self.config, unet, self.autoencoder, self.towers, checkpoint, self.device, torch.float32)
+
+    def _part(self, name: str) -> Part:
+        if name not in self.parts:
+            raise UserError(f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its "
+                            "start.parts bring it: add a file of it to start.parts.")  # fmt: skip
+        return self.parts[name]
+
+    @cached_property
+    def _depth(self) -> Callable[[Tensor], Tensor]:
+        from vc_core.extract.depth import RELEASED_FILE, depth, load_depth_model
+        from vc_core.extract.networks import locate
+
+        path = self.depth_model or locate([RELEASED_FILE]).get(RELEASED_FILE)
+        if path is None:
+            depth(torch.zeros(1, 3, 1, 8, 8))  # which says what to get, and where
+        model = load_depth_model(path, self.device)
+        if self.config.extraction.depth == "midas" and model.which != "midas":
+            raise UserError(f"{path} is {model.which}, and the network's depth is MiDaS's: give that as depth_model, "
+                            "or say extraction.depth relative in start.network.")  # fmt: skip
+        return lambda frames: depth(frames, model, device=self.device, chunk=self.chunk)[0]
+
+    @cached_property
+    def _sketch(self) -> Callable[[Tensor], Tensor]:
+        from vc_core.extract.networks import locate, per_frame
+        from vc_core.extract.pidinet import load_pidinet
+        from vc_core.extract.simplify import load_simplifier
+        from vc_core.extract.sketch import RELEASED_FILES, edges, released_sketch, sketch
+
+        if self.config.extraction.sketch == "edges":
+            return edges
+        files = locate(RELEASED_FILES)
+        if len(files) < len(RELEASED_FILES):
+            sketch(torch.zeros(1, 3, 1, 8, 8), "pidinet")  # which says what to get, and where
+        detector, simplifier = (files[name] for name in RELEASED_FILES)
+        draw = released_sketch(load_pidinet(detector).to(self.device), load_simplifier(simplifier).to(self.device))
+        return lambda frames: per_frame(draw, frames, "sketch", self.device, self.chunk)

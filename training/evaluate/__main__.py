@@ -1,0 +1,133 @@
+"""`./vc evaluate [CHECKPOINT ...]`, or `python -m training.evaluate`: measures, a table, JSON and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vc_core.atomic import check_folder, folder_beside
+from vc_core.checkpoint import BUNDLED
+from vc_core.errors import UserError
+from vc_core.progress import Progress
+
+DEFAULT = {"clips": 8, "seeds": 2, "steps": 20}
+QUICK = {"clips": 3, "seeds": 1, "steps": 8}
+"""What --quick takes for what is not given: enough to see that it works, too little to compare by."""
+JSON = "evaluation.json"  # that of training.evaluate.report, which imports torch
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns its exit status: 0, 2 for users' errors, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"vc: {message}", file=sys.stderr)
+            print(_run(arguments))
+        return 0
+    except UserError as error:
+        print(f"vc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vc: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vc evaluate",
+        description="Measures how well checkpoints obey their conditions, on held-out synthetic scenes: each condition "
+        "given, taken from another scene, and absent, with the same noise. Writes a table, JSON and contact sheets.",
+    )
+    add = parser.add_argument
+    add("checkpoints", type=Path, nargs="*", metavar="CHECKPOINT", help="files (default: the bundled checkpoint)")
+    add("-o", "--out", type=Path, default=Path("evaluation"), help="folder for the results (default: evaluation)")
+    add("--clips", type=int, help=f"number of scenes (default: {DEFAULT['clips']})")
+    add("--seeds", type=int, help=f"videos of each scene and wiring (default: {DEFAULT['seeds']})")
+    add("--steps", type=int, help=f"of the sampler (default: {DEFAULT['steps']})")
+    add("--guidance", type=float, help="scale of the guidance (default: each checkpoint's)")
+    add("--only", default="", metavar="NAMES", help="conditions or measures, with commas, as in motion,colour")
+    add("--quick", action="store_true", help="only to see that it works: {clips} scenes, {seeds} seed, {steps} steps "
+        "where nothing else is given".format(**QUICK))  # fmt: skip
+    add("--parts", type=Path, nargs="+", default=[], metavar="FILE", help="files that bring autoencoder and towers")
+    add("--clip", type=Path, metavar="PATH", help="file or folder of an OpenCLIP ViT-H/14 for the CLIP measures "
+        "(default: each checkpoint's own towers)")  # fmt: skip
+    add("--fvd", type=Path, metavar="FILE", help="I3D's weights for FVD by the package cd-fvd (default: none)")
+    add("--batch", type=int, default=4, help="videos that are composed at a time (default: 4)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> str:
+    from training.evaluate.evaluation import Settings, evaluate
+    from training.evaluate.report import TABLE, as_table, write_report
+    from training.evaluate.trials import Sampling
+
+    check_replaceable(arguments.out)
+    numbers = {name: getattr(arguments, name) for name in DEFAULT}
+    numbers = {name: (QUICK if arguments.quick else DEFAULT)[name] if n is None else n for name, n in numbers.items()}
+    settings = Settings(
+        checkpoints=tuple(arguments.checkpoints) or (BUNDLED,),
+        parts=tuple(arguments.parts),
+        clips=numbers.pop("clips"),
+        sampling=replace(Sampling(), guidance=arguments.guidance, batch=arguments.batch, **numbers),
+        only=tuple(name.strip() for name in arguments.only.split(",") if name.strip()),
+        clip=arguments.clip,
+        fvd=arguments.fvd,
+        device=arguments.device,
+    )
+    with _bars() as progress:
+        results = evaluate(settings, progress)
+    with folder_beside(arguments.out) as folder:
+        write_report(folder, settings, results)
+    return f"{as_table(settings, results)}\n{arguments.out / TABLE}, {JSON}, and a contact sheet for each condition"
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuses a folder for the results that cannot be made or holds anything else than earlier results.
+
+    Raises:
+        UserError: it says why.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}): give another folder with -o.") from error
+    check_folder(out)
+    if not os.access(out.parent, os.W_OK):  # told before the minutes that the work takes
+        raise UserError(f"{out}: its folder {out.parent} cannot be written to: give another one with -o.")
+    if out.is_dir() and any(out.iterdir()) and not (out / JSON).is_file():
+        raise UserError(f"{out}: holds other files than an evaluation's: give another folder with -o.")
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A progress bar for each thing that reports."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        bar = bars.get(what)
+        if bar is None or done < bar.n or bar.total != total:  # something else begins, or it begins anew
+            finish()
+            bar = bars[what] = tqdm(desc=what, total=total, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    def finish() -> None:
+        while bars:
+            bars.popitem()[1].close()
+
+    try:
+        yield report
+    finally:
+        finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What checkpoints are evaluated on: scenes that no training has seen, with their conditions and what is true of them.
+
+The conditions are made as users make them, out of the scene's frames by the extractors that the checkpoint's config
+names, but for depth, which scenes know and no network has to guess.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.captions import captions
+from training.data.render import render
+from training.data.scenes import CLIP_FRAMES, OBJECT_COLORS, SHAPES, Scenes, sample_scenes, scene_seeds
+from training.evaluate.objects import SEEN
+from vc_core.conditions import condition_size
+from vc_core.config import Config
+from vc_core.errors import UserError
+from vc_core.extract import masked_video, read_motion
+from vc_core.extract.fields import NOMINAL_SIDE
+from vc_core.extract.sketch import sketch
+from vc_core.progress import Progress
+from vc_core.video import FramePlan
+
+HELD_OUT = 2**32
+"""Seed of the scenes to evaluate on: a recipe's seed is below 2**31, and those of the other parts are small."""
+POOL = 2**16
+"""Scenes of it among which are chosen."""
+PACES = (3 / 64 / 15, 1 / 64, 2 / 64)
+"""Slow, middle and fast: where each begins, of the object's way over the clip, in frame widths a frame. Slower ones,
+which go less than 3 of 64 pixels, are left out: they do not tell whether they obey."""
+REACH = 1.35
+"""How far an object reaches from its centre at most, in radii: the tip of a triangle does."""
+FILMED = 256
+"""Pixels a side at which scenes are drawn for the motion extractor: finer, and with the grain that codecs need."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of N scenes, one object each.
+
+    Attributes:
+        video: (N, 3, F, S, S) in [0, 1], at the size to be composed.
+        motion: (N, 2, F, S, S) in frame widths since the previous frame, exact.
+        mask: (N, F, SEEN, SEEN) bool, where the object is to be seen.
+        color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
+        keep: (N, 1, F, S, S) bool, what the mask condition keeps.
+        style: (N, 3, S, S), the style images.
+    """
+
+    video: Tensor
+    motion: Tensor
+    mask: Tensor
+    color: Tensor
+    shape: Tensor
+    keep: Tensor
+    style: Tensor
+
+    def of(self, rows: Tensor) -> Truth:
+        """What is true of some of the scenes, which may be the same one several times."""
+        return Truth(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """N scenes, to compose by and to measure against.
+
+    Attributes:
+        texts: one caption each, of the object and the background but not of any motion.
+        conditions: by name, (N, C, F or 1, H, W).
+        sketched: the method that drew the sketches.
+    """
+
+    texts: list[str]
+    conditions: dict[str, Tensor]
+    truth: Truth
+    sketched: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def held_out_scenes(count: int) -> Scenes:
+    """Scenes of `HELD_OUT` with one object, as of two none could be told to be the one that is meant, which stays
+    within the frame, as of one that is cut neither shape nor place could be told.
+
+    Shapes, colours and paces take turns, so that few scenes have all of them and neighbours differ. The first scenes
+    are the same however many there are.
+
+    Raises:
+        UserError: more than there are.
+    """
+    scenes, kinds = _pool()
+    turns = math.lcm(len(SHAPES), len(OBJECT_COLORS), len(SHAPES) * len(PACES))
+    chosen = []
+    for number in range(count):
+        # The pace moves on with each round of the shapes: else each shape would always have the same one.
+        pace = (number + number // len(SHAPES)) % len(PACES)
+        wanted = torch.tensor([number % len(SHAPES), number % len(OBJECT_COLORS), pace])
+        found = (kinds == wanted).all(1).nonzero(as_tuple=True)[0]
+        if number // turns >= len(found):
+            raise UserError(f"{count} clips are more than there are: expected at most {number}.")
+        chosen.append(int(found[number // turns]))
+    return scenes[chosen]
+
+
+@cache
+def _pool() -> tuple[Scenes, Tensor]:
+    """The scenes that can be taken, and of each its shape, colour and pace (N, 3)."""
+    scenes = sample_scenes(scene_seeds(HELD_OUT, 0, POOL))
+    pace = torch.bucketize(scenes.displacement()[:, 0].norm(dim=1) / (CLIP_FRAMES - 1), torch.tensor(PACES)) - 1
+    centers = scenes.centers(torch.arange(CLIP_FRAMES))[:, 0]  # (N, F, 2)
+    whole = (centers - 0.5).abs().amax((1, 2)) + REACH * scenes.radius[:, 0] <= 0.5
+    (fit,) = ((scenes.count == 1) & whole & (pace >= 0)).nonzero(as_tuple=True)
+    return scenes[fit], torch.stack([scenes.shape[:, 0], scenes.color[:, 0], pace], 1)[fit]
+
+
+def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Clips:
+    """The clips that a checkpoint of this config is evaluated on.
+
+    Scenes are square and planned for CLIP_FRAMES frames: so are the clips, at the config's shorter side and at most
+    that long.
+    """
+    scenes, frames = held_out_scenes(count), min(config.frames, CLIP_FRAMES)
+    made = []
+    for number in range(len(scenes)):
+        made.append(_clip(scenes[number], config, frames))
+        if progress is not None:
+            progress("scenes", number + 1, len(scenes))
+    conditions = {name: torch.cat([clip.conditions[name] for clip in made]) for name in made[0].conditions}
+    truth = Truth(*(torch.cat([getattr(clip.truth, field.name) for clip in made]) for field in fields(Truth)))
+    return Clips([text for clip in made for text in clip.texts], conditions, truth, made[0].sketched)
+
+
+def clip_size(config: Config) -> tuple[int, int]:
+    """(height, width) of the videos that a checkpoint is evaluated with."""
+    side = min(config.height, config.width) // 8 * 8
+    return side, side
+
+
+def _clip(scene: Scenes, config: Config, frames: int) -> Clips:
+    size, extraction = clip_size(config), config.extraction
+    large_size = condition_size("depth", size)
+    small = render(scene, size[0], frames, what=("video", "motion"))
+    large = render(scene, large_size[0], frames, what=("video", "depth", "object_mask"))
+    filmed = render(scene, FILMED, frames, what=("video",)).video
+    seen = render(scene, SEEN, frames, what=("object_mask",)).object_mask[:, 0] > 0.5
+
+    sketches, sketched = sketch(large.video, "auto" if extraction.sketch == "pidinet" else extraction.sketch)
+    grow = 2 * int(1 + large_size[0] / 32) + 1  # in the middle of what training draws
+    keep = 1 - F.max_pool3d(large.object_mask, (1, grow, grow), stride=1, padding=(0, grow // 2, grow // 2))
+    plan = FramePlan(0.0, Fraction(config.rate).limit_denominator(1001), frames)
+    motion = read_motion(
+        filmed,
+        plan,
+        condition_size("motion", size),
+        extraction.motion_layout,
+        extraction.motion_unit,
+        nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
+    ).field
+    conditions = {
+        "motion": motion,
+        "depth": large.depth,
+        "sketch": sketches,
+        "mask": masked_video(large.video, keep),
+        "single_image": large.video[:, :, :1],
+        "single_sketch": sketches[:, :, :1],
+    }
+    truth = Truth(
+        small.video,
+        small.motion / size[1],
+        seen,
+        scene.color[:, 0],
+        scene.shape[:, 0],
+        F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
+        small.video[:, :, frames // 2],
+    )
+    return Clips(captions(scene, motion=0.0, background=1.0), conditions, truth, sketched)

@@ -1,0 +1,241 @@
+"""`evaluate`: checkpoints side by side, by all measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.evaluate.clips import HELD_OUT, Clips, held_out_clips
+from training.evaluate.fvd import described, load_fvd
+from training.evaluate.measures import MEASURES, Measure, Seen
+from training.evaluate.statistics import Estimate, difference, estimate
+from training.evaluate.towers import Clip, load_clip
+from training.evaluate.trials import ARMS, TRIALS, Sampling, Wiring, arms_of, compose_wirings, pairs
+from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.composer import VideoComposer
+from vc_core.conditions import CONDITIONS
+from vc_core.encoders.autoencoder import decode, encode
+from vc_core.errors import UserError
+from vc_core.files import sha256
+from vc_core.progress import Progress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated and how.
+
+    Attributes:
+        checkpoints: files; their results are compared with the first one's.
+        parts: files that bring what the checkpoints lack.
+        clips: number of scenes.
+        only: names of measures or trials; all of them where it is empty.
+        clip: file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' own towers.
+        fvd: I3D's weights.
+        device: where the networks run, see `VideoComposer.load`.
+    """
+
+    checkpoints: tuple[Path, ...] = (BUNDLED,)
+    parts: tuple[Path, ...] = ()
+    clips: int = 8
+    sampling: Sampling = field(default_factory=Sampling)
+    only: tuple[str, ...] = ()
+    clip: Path | None = None
+    fvd: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.clips < 2:
+            raise UserError(f"{self.clips} clips are too few: expected at least 2, as conditions are swapped.")
+        for name in ("seeds", "steps", "batch"):
+            if (number := getattr(self.sampling, name)) < 1:
+                raise UserError(f"The number of {name} is {number}: expected at least 1.")
+        self.measures()
+
+    def measures(self) -> list[Measure]:
+        """The rows of the table. Raises UserError for a name in `only` that is none."""
+        known = {*MEASURES, *TRIALS}
+        if unknown := [name for name in self.only if name not in known]:
+            raise UserError(f"There is no measure '{unknown[0]}': expected some of {', '.join([*TRIALS, *MEASURES])}.")
+        chosen = {*self.only} or known
+        return [row for row in MEASURES.values() if row.name in chosen or row.trial in chosen]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one checkpoint.
+
+    Attributes:
+        values: by arm (scenes, seeds), and `source` (scenes, 1): the scenes themselves, through the autoencoder.
+        estimates: of each of these.
+        gains: given less shuffled and given less absent, paired by scene and seed.
+    """
+
+    values: dict[str, np.ndarray]
+    estimates: dict[str, Estimate]
+    gains: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One checkpoint.
+
+    Attributes:
+        name: the file's name, or with its number before it where several have the same.
+        about: what is known of it: file, SHA-256, size, guidance, whose towers, how sketches were drawn.
+        rows: by measure.
+        notes: what was not measured, and why.
+        beside: by measure, given less the first checkpoint's given, paired by scene and seed.
+        clips, sources, videos: to look at; videos of each wiring (N * seeds, 3, F, H, W) uint8.
+    """
+
+    name: str
+    about: dict[str, Any]
+    rows: dict[str, Row]
+    notes: list[str]
+    fvd: dict[str, object]
+    beside: dict[str, Estimate]
+    clips: Clips
+    sources: Tensor
+    videos: dict[Wiring, Tensor]
+
+
+def evaluate(settings: Settings, progress: Progress | None = None) -> list[Evaluated]:
+    """Evaluates the checkpoints one after the other.
+
+    Raises:
+        UserError: files that cannot be read, or settings that are out of their range.
+    """
+    for path in settings.checkpoints:  # what is wrong with the last one is told before the minutes of the first
+        read_checkpoint(path).part("model")
+    names = names_of(settings.checkpoints)
+    results: list[Evaluated] = []
+    for path, name in zip(settings.checkpoints, names, strict=True):
+        results.append(_evaluate(path, name, settings, results[0] if results else None, progress))
+    return results
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each file that no other one has."""
+    stems = [path.stem for path in paths]
+    return [stem if stems.count(stem) == 1 else f"{number + 1}-{stem}" for number, stem in enumerate(stems)]
+
+
+def _evaluate(
+    path: Path, name: str, settings: Settings, first: Evaluated | None, progress: Progress | None
+) -> Evaluated:
+    fvd = load_fvd(settings.fvd, torch.device("cpu"))  # before the minutes that composing takes
+    composer = VideoComposer.load(path, settings.parts, device=settings.device)
+    clip = load_clip(settings.clip, composer, settings.parts)
+    measures, notes = possible(settings.measures(), composer.config.unet.conditions, clip)
+    trials = list(dict.fromkeys(row.trial for row in measures))
+    clips = held_out_clips(settings.clips, composer.config, progress)
+    wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]
+    videos = compose_wirings(composer, clips, wirings, settings.sampling, progress)
+    sources = torch.cat([decode(composer.autoencoder, encode(composer.autoencoder, one[None].to(composer.device))).cpu()
+                         for one in clips.truth.video])  # fmt: skip
+    rows = measure(measures, clips, sources, videos, clip, settings.sampling.seeds, progress)
+    arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if wiring in videos}
+    distances = {"note": "not measured: --only left out text.", "distances": {}}
+    if len(arms) == len(ARMS):
+        real = (clips.truth.video * 255).round().to(torch.uint8)
+        distances = described(fvd, real, arms)
+    return Evaluated(
+        name,
+        _about(path, composer, clip, clips, settings),
+        rows,
+        notes,
+        distances,
+        {} if first is None else beside(rows, first.rows),
+        clips,
+        sources,
+        videos,
+    )
+
+
+def possible(measures: Sequence[Measure], conditions: Sequence[str], clip: Clip) -> tuple[list[Measure], list[str]]:
+    """The measures that a checkpoint with these conditions and towers allows, and why not the others."""
+    found, notes = [], []
+    for row in measures:
+        towers = {*row.needs, *({"image"} if row.trial == "style" else ())}
+        reasons = [clip.missing[tower] for tower in ("text", "image") if tower in towers and tower in clip.missing]
+        needed = {row.trial, *TRIALS[row.trial]} & set(CONDITIONS)
+        reasons += [f"the checkpoint has no {name} condition" for name in CONDITIONS if name in needed - {*conditions}]
+        if reasons:
+            notes.append(f"{row.name}: not measured, as {' and '.join(reasons)}.")
+        else:
+            found.append(row)
+    return found, notes
+
+
+def measure(
+    measures: Sequence[Measure],
+    clips: Clips,
+    sources: Tensor,
+    videos: dict[Wiring, Tensor],
+    clip: Clip,
+    seeds: int,
+    progress: Progress | None = None,
+) -> dict[str, Row]:
+    """All measures of composed videos, by name.
+
+    Args:
+        sources: (N, 3, F, H, W) in [0, 1], the scenes themselves, as well as the autoencoder can show them.
+        videos: of each wiring (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
+    """
+    scenes = pairs(len(clips), seeds)
+    truth, texts = clips.truth.of(scenes), [clips.texts[scene] for scene in scenes]
+    seen = {wiring: Seen(video, texts, clip) for wiring, video in videos.items()}
+    own = Seen(sources, clips.texts, clip)
+    rows = {}
+    for number, row in enumerate(measures):
+        values = {arm: _figures(row, seen[wiring], truth, seeds) for arm, wiring in arms_of(row.trial).items()}
+        values["source"] = _figures(row, own, clips.truth, 1)
+        gains = {arm: difference(values["given"], values[arm]) for arm in ARMS[1:]}
+        rows[row.name] = Row(values, {arm: estimate(figures) for arm, figures in values.items()}, gains)
+        if progress is not None:
+            progress("measuring", number + 1, len(measures))
+    return rows
+
+
+def _figures(row: Measure, seen: Seen, truth: Any, seeds: int) -> np.ndarray:
+    return row.of(seen, truth).double().numpy().reshape(-1, seeds)
+
+
+def beside(rows: dict[str, Row], first: dict[str, Row]) -> dict[str, Estimate]:
+    """Given less the first checkpoint's given, for all measures of both."""
+    return {name: difference(rows[name].values["given"], first[name].values["given"]) for name in rows if name in first}
+
+
+def _about(path: Path, composer: VideoComposer, clip: Clip, clips: Clips, settings: Settings) -> dict[str, Any]:
+    config, video = composer.config, clips.truth.video
+    return {
+        "file": str(path),
+        "sha256": sha256(path),
+        "parts": {str(file): sha256(file) for file in settings.parts},
+        "name": config.name,
+        "width": video.shape[-1],
+        "height": video.shape[-2],
+        "frames": video.shape[2],
+        "guidance": config.guidance if settings.sampling.guidance is None else settings.sampling.guidance,
+        "towers": clip.source,
+        "sketches": clips.sketched,
+        "device": str(composer.device),
+    }
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """The settings for JSON."""
+    plain = asdict(settings) | {"held_out_seed": HELD_OUT, "measures": [row.name for row in settings.measures()]}
+    return {name: _plain(value) for name, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,262 @@
+"""How well videos do what they were told to: pure functions of what is seen in them and what is true, and their table.
+
+Every function takes B videos, or what was found in them, and returns one figure each, (B,) float32; NaN where there is
+nothing to be measured, as where the object is lost. Lengths are in frame widths, so that sizes compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.evaluate.clips import PACES, Truth
+from training.evaluate.objects import NOTHING, Found, find_objects, shapes_of
+from training.evaluate.towers import Clip
+from vc_core.extract import edges, read_motion
+from vc_core.extract.sketch import REFERENCE
+from vc_core.video import FramePlan, resize_crop
+
+FINE = 128
+"""Pixels a side at which motion is looked for, at least: larger, the autoencoder's flicker is taken for motion too."""
+
+
+# --- Motion ---------------------------------------------------------------------------------------------------------
+
+
+def motion_of(video: Tensor) -> Tensor:
+    """The motion field (B, 2, F, H, W) of videos (B, 3, F, H, W), in frame widths a frame: our own extractor's.
+
+    Smaller videos are enlarged to `FINE` pixels: the blocks of a codec are large beside their objects. Of a smooth
+    background that pans it sees little, as anybody would: along a stripe, nothing tells that it moves.
+    """
+    size, plan = tuple(video.shape[-2:]), FramePlan(0.0, Fraction(8), video.shape[2])
+    options = {"layout": "dense", "mode": "stream", "nominal_height": max(FINE, size[0])}
+    return torch.cat([read_motion(one[None], plan, size, **options).field for one in video]) / size[1]
+
+
+def endpoint_error(motion: Tensor, command: Tensor, where: Tensor) -> Tensor:
+    """Mean distance of the vectors of two fields (B, 2, F, H, W) over the places `where` (B, F, H, W) bool."""
+    return _mean_over((motion - command).norm(dim=1), where)
+
+
+def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where the object of a mask (B, F, S, S) bool is after the first frame, before which nothing moves: at `size`."""
+    there = F.interpolate(mask.float(), size, mode="nearest") > 0.5
+    there[:, 0] = False
+    return there
+
+
+def path(mask: Tensor) -> Tensor:
+    """How far the centre of a mask (B, F, H, W) bool is from where it began, (B, F, 2) as x, y in frame widths; NaN
+    where a frame has none, and everywhere where the first one has none."""
+    y, x = ((torch.arange(side) + 0.5) / mask.shape[-1] for side in mask.shape[-2:])
+    area = mask.sum((2, 3))
+    area = torch.where(area > 0, area, math.nan)
+    centers = torch.stack([(mask * x).sum((2, 3)), (mask * y[:, None]).sum((2, 3))], dim=-1) / area[..., None]
+    return centers - centers[:, :1]
+
+
+def path_error(mask: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance of an object from where it was to be, seen from where it began, over the frames that have it."""
+    return (path(mask) - path(truth))[:, 1:].norm(dim=2).nanmean(1)
+
+
+def displacement_error(mask: Tensor, truth: Tensor) -> Tensor:
+    """The same of the last frame alone."""
+    return (path(mask) - path(truth))[:, -1].norm(dim=1)
+
+
+def displacement_share(mask: Tensor, truth: Tensor, slowest: float = 0.0, fastest: float = math.inf) -> Tensor:
+    """The share of the commanded way that an object went, along it: 1 is all of it, 0 none, -1 the opposite way.
+
+    NaN where its mean speed was to be outside `slowest` to `fastest`, in frame widths a frame, or it was not to move.
+    """
+    went, told = path(mask)[:, -1], path(truth)[:, -1]
+    length = told.norm(dim=1)
+    speed = length / (mask.shape[1] - 1)
+    meant = (length > 0) & (speed >= slowest) & (speed < fastest)
+    return torch.where(meant, (went * told).sum(1) / length.square(), math.nan)
+
+
+# --- Shapes and places ----------------------------------------------------------------------------------------------
+
+
+def overlap(mask: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of two masks (B, F, H, W) bool, over all frames."""
+    return (mask & truth).sum((1, 2, 3)) / (mask | truth).sum((1, 2, 3)).clamp_min(1)
+
+
+def outlines(video: Tensor) -> Tensor:
+    """The edges of videos (B, 3, F, H, W), (B, F, S, S) bool, at the size for which the edges' thresholds hold."""
+    return edges(resize_crop(video, (REFERENCE, REFERENCE)))[:, 0] > 0.5
+
+
+def outline_overlap(lines: Tensor, truth: Tensor, tolerance: int = 1) -> Tensor:
+    """The boundary F-measure of two outlines (B, F, H, W) bool: the harmonic mean of the share of the lines that are
+    within `tolerance` pixels of a true one, and of the true ones that are as near to one."""
+
+    def near(lines: Tensor, others: Tensor) -> Tensor:
+        reach = F.max_pool2d(others.float(), 2 * tolerance + 1, stride=1, padding=tolerance) > 0
+        return (lines & reach).sum((1, 2, 3)) / lines.sum((1, 2, 3)).clamp_min(1)
+
+    precision, recall = near(lines, truth), near(truth, lines)
+    return 2 * precision * recall / (precision + recall).clamp_min(1e-9)
+
+
+def equal(found: Tensor, truth: Tensor) -> Tensor:
+    """1 where two indices (B,) are the same, else 0: nothing found is wrong."""
+    return ((found == truth) & (found != NOTHING)).float()
+
+
+# --- Pixels and embeddings ------------------------------------------------------------------------------------------
+
+
+def pixel_error(video: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
+    """Root mean square error of RGB (B, 3, F, H, W) in [0, 1], over the places `where` (B, 1, F, H, W) bool."""
+    where = torch.ones_like(video[:, :1], dtype=torch.bool) if where is None else where
+    return _mean_over((video - truth).square().mean(1), where[:, 0]).sqrt()
+
+
+def neighbour_similarity(frames: Tensor) -> Tensor:
+    """Mean cosine of the embeddings (B, F, D) of neighbouring frames."""
+    return F.cosine_similarity(frames[:, 1:], frames[:, :-1], dim=-1).mean(1)
+
+
+def similarity(frames: Tensor, to: Tensor) -> Tensor:
+    """Mean cosine of the embeddings of frames (B, F, D) with one of a text or an image (B, D)."""
+    return F.cosine_similarity(frames, to[:, None], dim=-1).mean(1)
+
+
+def _mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values (B, F, H, W) over the places `where` (B, F, H, W) bool; NaN where there are none."""
+    count = where.sum((1, 2, 3))
+    return torch.where(count > 0, (values * where).sum((1, 2, 3)) / count.clamp_min(1), math.nan)
+
+
+# --- The table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What is seen in B videos, found out when it is asked for, and once.
+
+    Attributes:
+        pixels: (B, 3, F, H, W), in [0, 1] or as bytes.
+        texts: the captions of their scenes.
+    """
+
+    pixels: Tensor
+    texts: list[str]
+    clip: Clip
+
+    @property
+    def video(self) -> Tensor:
+        """In [0, 1]; made anew each time, as all videos as floats would be four times as large."""
+        return self.pixels if self.pixels.is_floating_point() else self.pixels.float() / 255
+
+    @cached_property
+    def found(self) -> Found:
+        return find_objects(self.video)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Where the object is, (B, F, SEEN, SEEN) bool; nowhere in videos without one."""
+        return self.found.mask & (self.found.color != NOTHING).view(-1, 1, 1, 1)
+
+    @cached_property
+    def motion(self) -> Tensor:
+        return motion_of(self.video)
+
+    @cached_property
+    def outlines(self) -> Tensor:
+        return outlines(self.video)
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """Embeddings (B, F, D)."""
+        return self.clip.images(self.video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(self.pixels), -1))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table.
+
+    Attributes:
+        trial: a key of `training.evaluate.trials.TRIALS`, whose videos it looks at.
+        better: which way is better; `source`: the nearer to what the source itself has.
+        of: its figures of some videos, by what is true of their scenes.
+        unit: what figures are multiplied by for the table, and its sign.
+        needs: towers that it needs.
+    """
+
+    name: str
+    label: str
+    trial: str
+    better: Literal["high", "low", "source"]
+    of: Callable[[Seen, Truth], Tensor]
+    unit: tuple[float, str] = (1.0, "")
+    needs: tuple[Literal["text", "image"], ...] = ()
+
+
+_PERCENT = (100.0, "%")
+_, _MIDDLE, _FAST = PACES
+
+
+def _share(slowest: float, fastest: float, seen: Seen, truth: Truth) -> Tensor:
+    return displacement_share(seen.mask, truth.mask, slowest, fastest)
+
+
+def _endpoint(seen: Seen, truth: Truth) -> Tensor:
+    return endpoint_error(seen.motion, truth.motion, on_object(truth.mask, tuple(truth.motion.shape[-2:])))
+
+
+_ROWS = (
+    Measure("consistency", "neighbouring frames alike (CLIP cosine)", "text", "source",
+            lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
+    Measure("similarity", "like the text (CLIP cosine)", "text", "high",
+            lambda seen, truth: similarity(seen.frames, seen.clip.texts(seen.texts)), needs=("text", "image")),
+    Measure("colour", "object of the colour that the text says", "text", "high",
+            lambda seen, truth: equal(seen.found.color, truth.color), _PERCENT),
+    Measure("shape", "object of the shape that the text says", "text", "high",
+            lambda seen, truth: equal(shapes_of(seen.mask), truth.shape), _PERCENT),
+    Measure("style_similarity", "like the style image (CLIP cosine)", "style", "high",
+            lambda seen, truth: similarity(seen.frames, seen.clip.images(truth.style)), needs=("image",)),
+    Measure("first_frame", "error of the first frame (RMS of RGB)", "single_image", "low",
+            lambda seen, truth: pixel_error(seen.video[:, :, :1], truth.video[:, :, :1]), _PERCENT),
+    Measure("single_sketch_overlap", "overlap of the first frame's outlines (boundary F)", "single_sketch", "high",
+            lambda seen, truth: outline_overlap(seen.outlines[:, :1], outlines(truth.video[:, :, :1])), _PERCENT),
+    Measure("outline_overlap", "overlap of the outlines (boundary F)", "sketch", "high",
+            lambda seen, truth: outline_overlap(seen.outlines, outlines(truth.video)), _PERCENT),
+    Measure("sketch_overlap", "overlap of the object (IoU)", "sketch", "high",
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+    Measure("depth_overlap", "overlap of the object (IoU)", "depth", "high",
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+    Measure("mask_overlap", "overlap of the object (IoU)", "mask", "high",
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+    Measure("kept", "error of what is kept (RMS of RGB)", "mask", "low",
+            lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), _PERCENT),
+    Measure("endpoint", "end-point error on the object (widths a frame)", "motion", "low", _endpoint, _PERCENT),
+    Measure("path", "error of the object's place, from where it began (widths)", "motion", "low",
+            lambda seen, truth: path_error(seen.mask, truth.mask), _PERCENT),
+    Measure("displacement", "the same at the end of the clip (widths)", "motion", "low",
+            lambda seen, truth: displacement_error(seen.mask, truth.mask), _PERCENT),
+    Measure("way", "share of the commanded way, all speeds", "motion", "source", partial(_share, 0.0, math.inf)),
+    Measure("way_slow", "share of the way, slower than 1 pixel of 64 a frame", "motion", "source",
+            partial(_share, 0.0, _MIDDLE)),
+    Measure("way_middle", "share of the way, 1 to 2 pixels a frame", "motion", "source",
+            partial(_share, _MIDDLE, _FAST)),
+    Measure("way_fast", "share of the way, faster than 2 pixels a frame", "motion", "source",
+            partial(_share, _FAST, math.inf)),
+    Measure("motion_consistency", "neighbouring frames alike (CLIP cosine)", "motion", "source",
+            lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
+)  # fmt: skip
+
+MEASURES: dict[str, Measure] = {row.name: row for row in _ROWS}

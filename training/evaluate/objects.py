@@ -1,0 +1,155 @@
+"""What is to be seen in a video of a synthetic scene: which object, of which colour and shape, and where.
+
+The scenes have a known palette: a background is a blend of two muted colours, an object one pure colour, shaded. So
+a video is read by trying all of these and keeping the ones that explain its pixels best. Nothing is learned here, and
+nothing is known of the scene that was asked for: what is found can be held against it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.render import unit_distance
+from training.data.scenes import OBJECT_COLORS, SHAPES, palette
+from vc_core.video import resize_crop
+
+SEEN = 64
+"""Videos are read at this many pixels a side, whatever their size, so that figures compare."""
+NOTHING = -1
+"""Index of the colour and shape of an object that was not found."""
+
+_SHADES = (0.76, 1.0)  # of an object's texture, see training.data.render
+_CAP = 0.3  # a pixel that is farther than this from every colour of a palette tells nothing of which one it is
+_LEAST = 0.004  # share of the frame that an object covers at least: a disc of radius 2.3 pixels in 64
+_FRAMES = 4  # a palette holds for the whole video, so a few frames tell it
+
+
+@dataclass(frozen=True)
+class Found:
+    """The object of each of B videos.
+
+    Attributes:
+        mask: (B, F, SEEN, SEEN) bool, where it is.
+        color: (B,) index into OBJECT_COLORS, or NOTHING.
+    """
+
+    mask: Tensor
+    color: Tensor
+
+
+@dataclass(frozen=True)
+class _Palettes:
+    """All palettes that scenes have: backgrounds and, of each with each object, whether the two go together."""
+
+    backgrounds: Tensor  # (P, 2, 3) ends of the blends
+    objects: Tensor  # (K, 2, 3) darkest and brightest shade
+    possible: Tensor  # (P, K) bool
+
+
+@cache
+def _palettes() -> _Palettes:
+    colors, objects = palette(), len(OBJECT_COLORS)
+    pairs = [pair for pair in combinations(range(len(colors.muted)), 2) if not colors.alike[pair]]
+    first, second = torch.tensor(pairs).unbind(1)
+    pale = colors.pale[:objects].T  # (background, object)
+    shades = torch.tensor(_SHADES)[:, None] * colors.pure[:objects, None]
+    grounds = torch.stack([colors.muted[first], colors.muted[second]], 1)
+    return _Palettes(grounds, shades, ~(pale[first] | pale[second]))
+
+
+def _distance(pixels: Tensor, ends: Tensor) -> Tensor:
+    """Distances (E, N) in RGB of pixels (3, N) to the blends between two colours each, (E, 2, 3)."""
+    start, way = ends[:, 0], ends[:, 1] - ends[:, 0]
+    # |p - s - t w|^2 with the best t in 0..1, by inner products alone: no (E, N, 3) in memory
+    length = way.square().sum(1, keepdim=True)
+    along = way @ pixels - (way * start).sum(1, keepdim=True)
+    t = (along / length).clamp_(0.0, 1.0)
+    far = pixels.square().sum(0) - 2 * start @ pixels + start.square().sum(1, keepdim=True)
+    return (far - 2 * t * along + t.square() * length).clamp_min_(0.0).sqrt_()
+
+
+def find_objects(video: Tensor) -> Found:
+    """The object of each video (B, 3, F, H, W) in [0, 1]."""
+    small = as_seen(video)
+    found = [_find(one) for one in small]
+    return Found(torch.stack([mask for mask, _ in found]), torch.tensor([color for _, color in found]))
+
+
+def as_seen(video: Tensor) -> Tensor:
+    """A video at the size at which it is read, (B, 3, F, SEEN, SEEN)."""
+    return video if video.shape[-2:] == (SEEN, SEEN) else resize_crop(video, (SEEN, SEEN))
+
+
+def _find(video: Tensor) -> tuple[Tensor, int]:
+    """The mask (F, SEEN, SEEN) and colour of the object of one video (3, F, SEEN, SEEN)."""
+    palettes, frames = _palettes(), video.shape[1]
+    chosen = torch.linspace(0, frames - 1, min(_FRAMES, frames)).round().long()
+    pixels = video[:, chosen].flatten(1)
+    to_ground, to_object = (_distance(pixels, ends) for ends in (palettes.backgrounds, palettes.objects))
+    to_ground, to_object = to_ground.clamp_max_(_CAP).square_(), to_object.clamp_max_(_CAP).square_()
+    cost = torch.stack([torch.minimum(to_ground, one).mean(1) for one in to_object], dim=1)  # (P, K)
+    best = int(torch.where(palettes.possible, cost, math.inf).argmin())
+    ground, color = divmod(best, len(OBJECT_COLORS))
+    mask = _mask(video, palettes.backgrounds[ground], palettes.objects[color])
+    return mask, color if float(mask[chosen].float().mean()) >= _LEAST else NOTHING
+
+
+def _mask(video: Tensor, ground: Tensor, surface: Tensor) -> Tensor:
+    """Where a video (3, F, H, W) is nearer to an object's colours than to the background's, both (2, 3)."""
+    apart = _distance(video.flatten(1), torch.stack([ground, surface])).unflatten(1, video.shape[1:])
+    return (apart[1] < apart[0]) & (apart[1] < _CAP)
+
+
+# --- Shapes ---------------------------------------------------------------------------------------------------------
+
+_GRID = 40  # pixels a side of masks that are brought to one place and size
+_REACH = 1.3  # half of that side, in square roots of the object's area: a star's points reach 1.2
+_TILTS = (-0.22, -0.11, 0.0, 0.11, 0.22)
+
+
+def shapes_of(mask: Tensor) -> Tensor:
+    """The shape of the object in each mask (B, F, S, S) bool: an index into SHAPES (B,), or NOTHING.
+
+    The mask of each frame is centred and scaled to unit area, the mean over the frames compared with all shapes as
+    scenes draw them; the largest overlap (IoU of soft masks) wins.
+    """
+    normal, seen = _normalised(mask.flatten(0, 1).float())
+    whole = ~(mask[..., [0, -1], :].flatten(-2).any(-1) | mask[..., :, [0, -1]].flatten(-2).any(-1))  # (B, F)
+    seen = seen.unflatten(0, mask.shape[:2])
+    use = torch.where((whole & seen).any(1, keepdim=True), whole & seen, seen)  # cut ones only where all are cut
+    mean = (normal.unflatten(0, mask.shape[:2]) * use[..., None, None]).sum(1) / use.sum(1).clamp_min(1)[:, None, None]
+    one, templates = mean[:, None, None], _templates()[None]
+    overlap = torch.minimum(one, templates).sum((-2, -1)) / torch.maximum(one, templates).sum((-2, -1))
+    return torch.where(use.any(1), overlap.amax(2).argmax(1), NOTHING)
+
+
+def _normalised(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (N, S, S) of 0 and 1, centred and of unit area (N, _GRID, _GRID); and whether there was any (N,)."""
+    area = mask.sum((1, 2))
+    at = torch.linspace(-1, 1, 2 * mask.shape[-1] + 1)[1::2]
+    center = torch.stack([(mask * at).sum((1, 2)), (mask * at[:, None]).sum((1, 2))], 1) / area.clamp_min(1)[:, None]
+    reach = _REACH * area.clamp_min(1).sqrt() * 2 / mask.shape[-1]
+    own = torch.linspace(-1, 1, 2 * _GRID + 1)[1::2]
+    y, x = torch.meshgrid(own, own, indexing="ij")
+    grid = torch.stack([x, y], -1)[None] * reach[:, None, None, None] + center[:, None, None]
+    return F.grid_sample(mask[:, None], grid, align_corners=False)[:, 0], area > 0
+
+
+@cache
+def _templates() -> Tensor:
+    """Soft masks (shapes, tilts, _GRID, _GRID) as `_normalised` gives them."""
+    at = torch.linspace(-1.5, 1.5, 2 * 256 + 1)[1::2]
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    drawn = []
+    for shape in SHAPES:
+        for tilt in _TILTS:
+            u, v = x * math.cos(tilt) + y * math.sin(tilt), y * math.cos(tilt) - x * math.sin(tilt)
+            drawn.append((unit_distance(shape, u, v) < 0).float())
+    return _normalised(torch.stack(drawn))[0].unflatten(0, (len(SHAPES), len(_TILTS)))

@@ -1,0 +1,148 @@
+"""Writes what a run has learned into one file that the nodes and `./vc compose` load: `./vc export RUN -o FILE`.
+
+Of a LoRA's run it is the LoRA, for ComfyUI's LoRA loaders; of another the network with the autoencoder and the towers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.encoders import gather_parts
+from training.engine import checkpoints, read_state, read_weights
+from training.lora import merge_lora, save_lora
+from training.parameters import choose_parameters
+from training.recipe import Recipe, as_plain, from_plain
+from training.start import begin
+from vc_core.checkpoint import on_meta, save_checkpoint
+from vc_core.config import Config
+from vc_core.errors import UserError
+from vc_core.files import SUFFIXES, check_target
+from vc_core.layouts import shorten
+from vc_core.model.layout import to_released
+from vc_core.model.unet import UNet3D
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    average: bool = True,
+    merge: bool = False,
+    network_only: bool = False,
+    dtype: str = "fp16",
+) -> dict[str, str]:
+    """Writes what the last checkpoint of a run holds. Returns what it says of the training.
+
+    Args:
+        run: folder of the run.
+        out: a `.safetensors`.
+        average: the averaged weights, where the run keeps them, instead of those of the last step.
+        merge: of a LoRA's run the whole network, with the LoRA in its weights, instead of the LoRA.
+        network_only: without the autoencoder and the towers that the run was made with.
+        dtype: of the network's file, one of `DTYPES`; a LoRA is written in fp32, as it is small.
+
+    Raises:
+        UserError: no run there, one whose recipe or files are gone, or a path that cannot be written.
+    """
+    run, out = Path(run), Path(out)
+    check_target(out)
+    if out.suffix.lower() != SUFFIXES[0]:
+        raise UserError(f"{out} has no room for the config: give a name that ends in {SUFFIXES[0]}.")
+    if dtype not in DTYPES:
+        raise UserError(f"The dtype '{dtype}' is unknown: expected one of {', '.join(DTYPES)}.")
+    found = checkpoints(run)
+    if not found:
+        raise UserError(f"{run} holds no checkpoint of a run: name the folder that the recipe's `out` names.")
+    state = read_state(found[-1])
+    recipe = recipe_of(state, found[-1])
+    metadata = training_metadata(recipe, state["step"], average and recipe.optimizer.ema > 0)
+    config, unet = network_of(found[-1], recipe, read_weights(found[-1], average))
+    if recipe.train.what == "lora" and not merge:
+        save_lora(out, unet, metadata)
+        return metadata
+    merge_lora(unet)
+    parts = {} if network_only else {name: part.tensors.state() for name, part in gather_parts(recipe).items()}
+    save_checkpoint(out, config, {"model": to_released(unet), **parts}, DTYPES[dtype], metadata)
+    return metadata
+
+
+def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was made by. Raises `UserError`."""
+    if "recipe" not in state:
+        raise UserError(f"{checkpoint} does not say by which recipe it was made: it is of another version; train on "
+                        "from it, and export then.")  # fmt: skip
+    try:
+        return from_plain(state["recipe"])
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+
+
+def training_metadata(recipe: Recipe, step: int, average: bool) -> dict[str, str]:
+    """What a file says of its training, as a `.safetensors` holds it."""
+    said = {"step": step, "weights": "averaged" if average else "raw", "recipe": as_plain(recipe)}
+    return {"training": json.dumps(said)}
+
+
+@torch.no_grad()
+def network_of(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) -> tuple[Config, UNet3D]:
+    """The network that a run has made of the one that it began with, and its config.
+
+    Args:
+        weights: those that were trained.
+
+    Raises:
+        UserError: they are not those that the recipe trains; the message lists what differs.
+    """
+    state = read_state(checkpoint)
+    if "config" in state:
+        config = Config.from_json(state["config"])
+        unet = on_meta(config)
+        if {name: p.shape for name, p in unet.named_parameters()} == {name: t.shape for name, t in weights.items()}:
+            unet.load_state_dict(weights, assign=True)  # what the run began with need not be there any more
+            return config, unet
+    started = begin(recipe)
+    choose_parameters(started.unet, recipe)
+    trained = {name: p for name, p in started.unet.named_parameters() if p.requires_grad}
+    wrong = [name for name in {**trained, **weights} if name not in trained or name not in weights
+             or trained[name].shape != weights[name].shape]  # fmt: skip
+    if wrong:
+        raise UserError(f"{checkpoint} does not fit the run's recipe: {len(wrong)} tensors differ ({shorten(wrong)}); "
+                        "the recipe or the file that it starts from has changed.")  # fmt: skip
+    for name, parameter in trained.items():
+        parameter.copy_(weights[name])
+    return started.config, started.unet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns its exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="vc export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors to write")
+    parser.add_argument("--raw", action="store_true", help="the last step's weights instead of the averaged ones")
+    parser.add_argument("--merge", action="store_true", help="of a LoRA's run the network with the LoRA in it")
+    parser.add_argument("--network-only", action="store_true", help="leave out the autoencoder and the towers")
+    parser.add_argument("--dtype", default="fp16", choices=list(DTYPES), help="of the file (default: fp16)")
+    given = parser.parse_args(arguments)
+    options = {"average": not given.raw, "merge": given.merge, "network_only": given.network_only, "dtype": given.dtype}
+    try:
+        said = json.loads(export(given.run, given.out, **options)["training"])
+    except UserError as error:
+        print(f"vc: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.out}: {said['weights']} weights of step {said['step']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

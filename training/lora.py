@@ -1,0 +1,177 @@
+"""LoRA (arXiv 2106.09685): what fine-tuning adds to linear layers, of low rank, in files that ComfyUI's stock loader
+reads.
+
+A layer's change is alpha / rank * up @ down. In a file its tensors are `diffusion_model.<module>.lora_down.weight`,
+`.lora_up.weight` and `.alpha`, with the module names of `vc_core.model.unet.UNet3D`, which the nodes' MODEL has too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vc_core.errors import UserError
+from vc_core.files import StateDict, Tensors, open_tensors, save_tensors
+from vc_core.layouts import shorten
+
+PREFIX = "diffusion_model."
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer, frozen, and its change of low rank. Weight and bias keep their names, as nothing is wrapped."""
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float):
+        weight = layer.weight
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = weight, layer.bias
+        self.alpha, self.scale = alpha, alpha / rank
+        self.lora_down = nn.Linear(layer.in_features, rank, bias=False, device=weight.device, dtype=weight.dtype)
+        self.lora_up = nn.Linear(rank, layer.out_features, bias=False, device=weight.device, dtype=weight.dtype)
+        if not weight.is_meta:
+            nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.lora_up.weight)  # the change starts as none
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.scale * self.lora_up(self.lora_down(x))
+
+    def change(self) -> Tensor:
+        """What is added to the weight, `(out, in)`."""
+        return self.scale * self.lora_up.weight @ self.lora_down.weight
+
+
+def lora_layers(unet: nn.Module) -> dict[str, LoRALinear]:
+    """The layers that have a LoRA, by name."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, LoRALinear)}
+
+
+def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str]) -> list[str]:
+    """Gives linear layers a LoRA, which alone trains from then on. Returns their names.
+
+    Args:
+        alpha: by default the rank, so that the change is up @ down.
+        on: parts of module names; a layer in whose name any of them is gets one.
+
+    Raises:
+        UserError: one of `on` is in no layer's name, or the network has LoRAs already.
+    """
+    if lora_layers(unet):
+        raise UserError("The network has a LoRA already: merge it before another one is added.")
+    linear = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+    if nowhere := [part for part in on if not any(part in name for name in linear)]:
+        raise UserError(
+            f"The recipe's train.lora_on names {', '.join(nowhere)}, which no linear layer's name has: the names are "
+            f"such as {shorten(_examples(linear), 12)}."
+        )
+    names = [name for name in linear if any(part in name for part in on)]
+    if not names:
+        raise UserError("The recipe's train.lora_on is empty: name parts of modules, for instance spatial.block.")
+    unet.requires_grad_(False)
+    for name in names:
+        _replace(unet, name, LoRALinear(linear[name], rank, rank if alpha is None else alpha))
+    return names
+
+
+def merge_lora(unet: nn.Module) -> None:
+    """Adds each LoRA to its layer's weight; the network is then as without LoRAs."""
+    for name, layer in lora_layers(unet).items():
+        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        with torch.no_grad():
+            layer.weight += layer.change()
+        plain.weight, plain.bias = layer.weight, layer.bias
+        _replace(unet, name, plain)
+
+
+def lora_state(state: Mapping[str, Tensor], alphas: Mapping[str, float]) -> StateDict:
+    """What a LoRA's file holds of the network's state (only the LoRAs' tensors are needed).
+
+    Args:
+        alphas: by layer, see `alphas_of`.
+    """
+    result: StateDict = {}
+    for name, alpha in alphas.items():
+        for leaf in (DOWN, UP):
+            result[f"{PREFIX}{name}.{leaf}"] = state[f"{name}.{leaf}"].detach()
+        result[f"{PREFIX}{name}.{ALPHA}"] = torch.tensor(float(alpha))
+    return result
+
+
+def alphas_of(unet: nn.Module) -> dict[str, float]:
+    """The scale of each layer's LoRA times its rank."""
+    return {name: layer.alpha for name, layer in lora_layers(unet).items()}
+
+
+def save_lora(path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the network's LoRAs. Raises `UserError` where it has none, or for a path that cannot be written."""
+    alphas = alphas_of(unet)
+    if not alphas:
+        raise UserError(f"{path} would be empty: the network has no LoRA; export the network itself.")
+    save_tensors(path, lora_state(unet.state_dict(), alphas), metadata)
+
+
+def load_lora(unet: nn.Module, path: str | Path) -> list[str]:
+    """Gives the layers that a file has a LoRA for these LoRAs, to be trained on or merged. Returns their names.
+
+    Raises:
+        UserError: a key that no linear layer of the network matches, one that is missing beside another, or a tensor
+            of another shape.
+    """
+    tensors = open_tensors(path)
+    linear = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+    names = _names_in(tensors, linear)
+    get = tensors.get()
+    layers = {}
+    for name in names:
+        down, up = (get(f"{PREFIX}{name}.{leaf}") for leaf in (DOWN, UP))
+        layer, rank = linear[name], down.shape[0]
+        expected = ((rank, layer.in_features), (layer.out_features, rank))
+        if (tuple(down.shape), tuple(up.shape)) != expected:
+            raise UserError(
+                f"{path}: the LoRA of {name} is {tuple(down.shape)} and {tuple(up.shape)}, expected {expected[0]} and "
+                f"{expected[1]}: it is of another network."
+            )
+        alpha = f"{PREFIX}{name}.{ALPHA}"
+        layers[name] = LoRALinear(layer, rank, float(get(alpha)) if alpha in tensors.shapes else rank)
+        with torch.no_grad():
+            layers[name].lora_down.weight.copy_(down)
+            layers[name].lora_up.weight.copy_(up)
+    if existing := lora_layers(unet):
+        raise UserError(f"The network has a LoRA already, of {shorten(existing)}: merge it before {path} is loaded.")
+    unet.requires_grad_(False)
+    for name, layer in layers.items():
+        _replace(unet, name, layer)
+    return names
+
+
+def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
+    """The layers that a LoRA's file is for. Raises `UserError` for keys that no layer matches."""
+    known = {f"{PREFIX}{name}.{leaf}": name for name in linear for leaf in (DOWN, UP, ALPHA)}
+    if unmatched := [key for key in tensors.shapes if key not in known]:
+        raise UserError(
+            f"{tensors.source} has {len(unmatched)} keys that no linear layer of the network matches "
+            f"({shorten(unmatched)}): expected such as {PREFIX}{next(iter(linear), 'layer')}.{DOWN}; it is a LoRA of "
+            "another network or in another format."
+        )
+    found = {known[key] for key in tensors.shapes}
+    names = [name for name in linear if name in found]
+    halves = [f"{PREFIX}{name}.{leaf}" for name in names for leaf in (DOWN, UP)]
+    if missing := [key for key in halves if key not in tensors.shapes]:
+        raise UserError(f"{tensors.source} lacks {shorten(missing)}: the file is incomplete; save it again.")
+    return names
+
+
+def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(unet.get_submodule(parent), leaf, module)
+
+
+def _examples(names: Collection[str]) -> list[str]:
+    """Parts of names, each once: what a user may say in `lora_on`."""
+    inner = ([part for part in name.split(".")[1:-1] if not part.isdigit()] for name in names)
+    return sorted({".".join(parts) for parts in inner if parts})

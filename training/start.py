@@ -1,0 +1,261 @@
+"""What a run begins from: the 3D network with fresh weights, those of a 2D UNet, or those of a checkpoint.
+
+Whatever a file lacks stays fresh, and what is fresh starts without effect: residual branches and temporal layers as the
+identity, the first convolution's channels for the conditions as zero. So a 3D network made of a 2D one gives, on every
+frame, exactly what that gives; and stage 2 begins with exactly the text-to-video model, whatever the conditions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.parameters import is_temporal
+from training.recipe import Recipe
+from vc_core.checkpoint import LEFTOVERS, find_prefix, read_checkpoint
+from vc_core.config import Config, UNetConfig
+from vc_core.errors import UserError
+from vc_core.files import Tensors, open_tensors
+from vc_core.layouts import Layout, Origin, check, shorten, unused
+from vc_core.model.layout import key_table, released_layout
+from vc_core.model.unet import UNet3D
+
+_LAST = (".conv2", ".proj_out", "temporal.convs.3", "conv_out")
+
+
+@dataclass(frozen=True)
+class Started:
+    """The network before the first step.
+
+    Attributes:
+        unet: on the CPU in float32; all of it requires gradients.
+        config: of the network that is trained, as its checkpoints will say.
+        fresh: what the file lacked, in words.
+    """
+
+    unet: UNet3D
+    config: Config
+    fresh: tuple[str, ...]
+
+
+def begin(recipe: Recipe) -> Started:
+    """The network that a recipe begins with. A function of the recipe and its files alone.
+
+    Raises:
+        UserError: a file that cannot be read, is of another model or size, or has tensors that have no place.
+    """
+    config, tensors = _source(recipe)
+    config = run_config(recipe, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        unet = UNet3D(config.unet)
+        initialise(unet)
+    if tensors is None:
+        return Started(unet, config, ("everything",))
+    layout = _layout_2d(unet, tensors) if recipe.start.kind == "stable_diffusion" else _layout_3d(unet, tensors)
+    _fill(unet, layout, tensors)
+    groups = {name: _group(name) for name, _ in unet.named_parameters()}
+    return Started(unet, config, tuple(dict.fromkeys(group for name, group in groups.items() if name not in layout)))
+
+
+def initialise(unet: nn.Module) -> None:
+    """Makes the residual branches of fresh weights zero, so that every block starts as the identity."""
+    for name, module in unet.named_modules():
+        if name.endswith(_LAST) and not name.startswith("stc.") and ".ff." not in name:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def run_config(recipe: Recipe, config: Config) -> Config:
+    """The config of the network that a recipe trains, of the one that it begins from.
+
+    Stage 2 adds all conditions to a network that has none. In stage 1 a network that has none gets none.
+
+    Raises:
+        UserError: a schedule that ends in noise alone for a network that predicts noise.
+    """
+    unet = config.unet
+    if recipe.stage == 2 and not unet.conditions:
+        released = UNetConfig()
+        unet = dataclasses.replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
+    if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
+        unet = dataclasses.replace(unet, conditions=(), stc_channels=0)
+    longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
+    return dataclasses.replace(
+        config,
+        frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
+        height=recipe.height,
+        width=recipe.width,
+        unet=unet,
+        diffusion=dataclasses.replace(
+            config.diffusion,
+            prediction=recipe.loss.prediction or config.diffusion.prediction,
+            zero_terminal_snr=recipe.loss.zero_terminal_snr or config.diffusion.zero_terminal_snr,
+        ),
+    )
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+def _source(recipe: Recipe) -> tuple[Config, Tensors | None]:
+    """The config that a recipe's files tell, and the tensors of the network, under the names of its file."""
+    start = recipe.start
+    told = None if start.network is None else _read_config(start.network)
+    if start.kind == "scratch":
+        return told or Config(), None
+    if start.kind == "stable_diffusion":
+        return told or Config(), open_tensors(start.checkpoint)
+    checkpoint = read_checkpoint(start.checkpoint)
+    return told or checkpoint.config, checkpoint.part("model").tensors
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        return Config.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a "
+                        "network's config.") from error  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
+    """Where parameters lie in a file under the released names: all but the groups that it has nothing of.
+
+    ModelScope's text-to-video UNet has VideoComposer's names, without STC-encoders and style.
+    """
+    whole = released_layout(unet)
+    there = {_group(name) for name, origin in whole.items() if origin.names[0] in tensors.shapes}
+    optional = {_group(name) for name in whole if name.startswith(("stc.", "style_"))}
+    layout = {n: origin for n, origin in whole.items() if _group(n) in there or _group(n) not in optional}
+    extra = [name for name in unused(layout, tensors) if not name.startswith(LEFTOVERS)]
+    if extra:
+        warnings.warn(f"{tensors.source}: {len(extra)} tensors are not used: {shorten(extra)}", stacklevel=2)
+    return _first_convolution(layout, unet, tensors)
+
+
+def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
+    """Where the spatial parameters lie in a file of Stable Diffusion's 2D UNet, of LDM's layout or diffusers'.
+
+    Raises:
+        UserError: no such UNet, or one with tensors that this network has no place for.
+    """
+    found = ((find_prefix(file.shapes, markers), names) for markers, names in _KINDS_2D)
+    prefix, names = next((each for each in found if each[0] is not None), (None, None))
+    if prefix is None:
+        raise UserError(
+            f"{file.source} holds no 2D UNet of Stable Diffusion: expected a checkpoint such as "
+            "v2-1_512-ema-pruned, or the UNet's file of diffusers' folder unet."
+        )
+    table = names(unet.config)
+    layout = {}
+    for name, parameter in unet.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        if module in table:
+            layout[name] = Origin((f"{prefix}{table[module]}.{leaf}",), tuple(parameter.shape))
+    tensors = file.renamed({name: name for name in file.shapes if name.startswith(prefix or _OF_UNET)})
+    layout = _first_convolution(layout, unet, tensors)
+    check(layout, tensors, "a 2D UNet of the network's sizes")
+    if extra := unused(layout, tensors):
+        raise UserError(
+            f"{file.source} has {len(extra)} tensors that the network has no place for ({shorten(extra)}): it is "
+            "another model than Stable Diffusion 2.1's."
+        )
+    return layout
+
+
+def _first_convolution(layout: Layout, unet: UNet3D, tensors: Tensors) -> Layout:
+    """The layout, in which the first convolution may be one without channels for the conditions."""
+    origin, channels = layout["conv_in.weight"], unet.config.channels
+    if tensors.shapes.get(origin.names[0], (0, 0))[1] != channels:
+        return layout
+    return {**layout, "conv_in.weight": Origin(origin.names, (origin.shape[0], channels, *origin.shape[2:]))}
+
+
+@torch.no_grad()
+def _fill(unet: UNet3D, layout: Layout, tensors: Tensors) -> None:
+    check(layout, tensors, "the network that the recipe trains")
+    get = tensors.get()
+    for name, origin in layout.items():
+        parameter = unet.get_parameter(name)
+        if name == "conv_in.weight":
+            channels = origin.shape[1]
+            parameter[:, channels:] = 0.0
+            parameter = parameter[:, :channels]
+        parameter.copy_(origin.join(get, tuple(parameter.shape)))
+
+
+def _group(name: str) -> str:
+    """What a parameter is part of, in words."""
+    if name.startswith("stc."):
+        return f"the STC-encoder of {name.split('.')[1]}"
+    if name.startswith("style_"):
+        return "the style's layers"
+    return "the temporal layers" if is_temporal(name) else "the spatial layers"
+
+
+# --- Names of the 2D UNet -------------------------------------------------------------------------------------------
+
+_OF_UNET = ("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out.",
+            "conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj.")  # fmt: skip
+"""Starts of a UNet's names, where nothing stands before them that would tell it from other networks."""
+
+_RESNET = {"norm1": "norm1", "conv1": "conv1", "time_proj": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
+           "skip": "conv_shortcut"}  # fmt: skip
+_TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "conv_in": "conv_in",
+        "norm_out": "conv_norm_out", "conv_out": "conv_out"}  # fmt: skip
+
+
+def ldm_names(config: UNetConfig) -> dict[str, str]:
+    """Our spatial modules' names -> LDM's: the released ones, but for what comes after a temporal Transformer, and for
+    the downsampling, which is one of a sequence there."""
+    table = {}
+    for ours, released in key_table(config).items():
+        if _group(f"{ours}.") != "the spatial layers":
+            continue
+        if ours.startswith("middle_out."):
+            released = released.replace("middle_block.3.", "middle_block.2.")
+        if ours.endswith(".upsample.conv"):
+            released = released.replace(".3.conv", ".2.conv")
+        if ours.endswith(".downsample.conv"):
+            released = released.replace(".op", ".0.op")
+        table[ours] = released
+    return table
+
+
+def diffusers_names(config: UNetConfig) -> dict[str, str]:
+    """Our spatial modules' names -> those of diffusers' UNet2DConditionModel."""
+    places = {
+        "middle.resnet": "mid_block.resnets.0",
+        "middle.spatial": "mid_block.attentions.0",
+        "middle_out": "mid_block.resnets.1",
+    }
+    for i in range((config.res_blocks + 1) * len(config.multipliers)):
+        level, block = divmod(i, config.res_blocks + 1)
+        for ours, theirs in (("encoder", "down_blocks"), ("decoder", "up_blocks")):
+            places[f"{ours}.{i}.resnet"] = f"{theirs}.{level}.resnets.{block}"
+            places[f"{ours}.{i}.spatial"] = f"{theirs}.{level}.attentions.{block}"
+            places[f"{ours}.{i}.downsample"] = f"{theirs}.{level}.downsamplers.0"
+            places[f"{ours}.{i}.upsample"] = f"{theirs}.{level}.upsamplers.0"
+    ldm = ldm_names(config)
+    table = {ours: theirs for ours, theirs in _TOP.items() if ours in ldm}
+    for ours, theirs in places.items():
+        start = ldm.get(f"{ours}.norm", "").removesuffix("norm")  # of a Transformer, inside of which LDM's names serve
+        for module in ldm:
+            if module.startswith(f"{ours}."):
+                inner = module.removeprefix(f"{ours}.")
+                table[module] = f"{theirs}.{ldm[module].removeprefix(start) if start else _RESNET.get(inner, inner)}"
+    return table
+
+
+_KINDS_2D = (
+    (("out.2.weight", "input_blocks.1.0.in_layers.0.weight"), ldm_names),
+    (("conv_norm_out.weight", "down_blocks.0.resnets.0.norm1.weight"), diffusers_names),
+)
+"""Two names that tell a layout of the 2D UNet, and its names."""
