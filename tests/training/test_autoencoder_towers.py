@@ -157,6 +157,7 @@ def test_psnr_of_a_known_error():
     torch.testing.assert_close(autoencoder_training.psnr(image + 0.1, image), torch.full((2,), 20.0))
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_autoencoder_training_help():
     torch.manual_seed(0)
     model = autoencoder_training.initialize(ae_module.new_autoencoder()).train()
