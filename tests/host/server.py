@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACK_FOLDER = "ComfyUI-VideoComposer v0.1 (copy)"
 """The folder the pack lies in: a user may call it anything, so it has a space, a dot, a dash and brackets."""
 
+INTERRUPTER = Path(__file__).with_name("interrupter.py")
+
 _START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
 
 
@@ -145,6 +147,7 @@ class Host:
         for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
             (folder / name).mkdir(parents=True)
         (folder / "custom_nodes" / pack).symlink_to(REPOSITORY, target_is_directory=True)
+        (folder / "custom_nodes" / INTERRUPTER.name).symlink_to(INTERRUPTER)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -236,7 +239,9 @@ class Host:
 
     def pack_nodes(self) -> dict[str, Any]:
         """Those of `object_info` that are this pack's."""
-        return {k: v for k, v in self.object_info().items() if v["python_module"].startswith("custom_nodes")}
+        module = f"custom_nodes.{INTERRUPTER.stem}"
+        nodes = {k: v for k, v in self.object_info().items() if v["python_module"].startswith("custom_nodes")}
+        return {k: v for k, v in nodes.items() if v["python_module"] != module}
 
     def unload_models(self) -> None:
         """Takes all models out of memory; what was computed stays in the cache."""
