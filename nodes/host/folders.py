@@ -65,7 +65,7 @@ def depth_models() -> list[str]:
 
 def fingerprint(*names: str) -> list[tuple[str, int, int]]:
     """What tells whether models below the folder were put there or replaced: paths, times of change and sizes."""
-    paths = [path for path in locate(names, folders()).values()]
+    paths = [*locate(names, folders()).values()]
     paths += [top / name for top in folders() for name in names if (top / name).exists()]
     return sorted((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in set(paths))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
-from ...vc_core.conditions import Condition
+from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import Config
 from ...vc_core.errors import UserError
 from ...vc_core.layouts import check, names_of, part, shorten
@@ -27,6 +27,7 @@ from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, Sty
 from .latent import VideoLatent
 from .network import HostUNet
 from .preview import preview_all_frames
+from .running import say
 
 WEIGHT_TYPES = {
     "default": None,
@@ -109,6 +110,7 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         if given:
             for condition in given:
                 check_fits(condition, noise, self.videocomposer)
+            self._tell_fitted(given, noise)
             conditions = Conditions(tuple(given), tuple(noise.shape[-2:]), self.videocomposer.extraction)
             out["conditions"] = ConditionsCond(conditions)
         if image is not None:
@@ -122,6 +124,12 @@ class VideoComposerModel(comfy.model_base.BaseModel):
                 "with the checkpoint's own CLIP, for the released one Stable Diffusion 2.1's (OpenCLIP ViT-H/14)."
             )
         return out
+
+    def _tell_fitted(self, given: Sequence[Condition], noise: Tensor) -> None:
+        size = (8 * noise.shape[-2], 8 * noise.shape[-1])
+        names = [c.name for c in given if tuple(c.tensor.shape[-2:]) != condition_size(c.name, size)]
+        if names:
+            say(f"{', '.join(names)}: resampled to the latent's {size[1]}x{size[0]}.")
 
     def _check_style(self, image: StyleImage, batch: int) -> None:
         if image.embedding is None:

@@ -77,7 +77,10 @@ def test_conditions_are_fitted_to_the_latent_that_is_sampled(scene):
     small, large = (
         scene.encode(motion=motion, single_image=image, width=side, height=side, frames=8) for side in (64, 128)
     )
-    assert torch.equal(*scene.latents(scene.sample(small, latent=large[2]), scene.sample(large)))
+    saved = [scene.add("SaveLatent", samples=s) for s in (scene.sample(small, latent=large[2]), scene.sample(large))]
+    result = scene.host.run(scene.graph)
+    assert torch.equal(*(saved_latent(result, node) for node in saved))
+    assert "motion, single_image: resampled to the latent's 128x128." in result.notes
 
 
 def test_the_motion_of_fewer_images_is_slower_and_even(scene):
