@@ -52,6 +52,18 @@ def clips_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def comfyui() -> tuple[str, str]:
+    """The folder of a ComfyUI and its Python; the test is skipped where there is none."""
+    from tests.host.server import NoHost, find_comfyui
+
+    try:
+        folder, python = find_comfyui()
+    except NoHost as reason:
+        pytest.skip(str(reason))
+    return str(folder), str(python)
+
+
+@pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """A running ComfyUI with this pack in it, one for all tests that need one; see `tests/host/server.py`.
 

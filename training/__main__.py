@@ -6,17 +6,15 @@ With torchrun on several ranks:
 """
 
 import sys
-import warnings
 from importlib import import_module
 from pathlib import Path
 
-from vc_core.errors import UserError
+from vc_core.terminal import run_program
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = {
     "autoencoder": "the bundled checkpoint's autoencoder, on frames of synthetic scenes",
     "towers": "its text and image towers, on frames and captions",
-    "network": "the network of version 0 of it",
 }
 """What trained the rest of the bundled checkpoint, with options of its own instead of a recipe."""
 
@@ -27,25 +25,19 @@ def main() -> int:
     if not arguments or arguments[0].startswith("-"):
         print(usage(), file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    try:
-        if arguments[0] in PARTS:
-            sys.argv = [f"vc train {arguments[0]}", *arguments[1:]]
-            import_module(f"training.{arguments[0]}").main()
-            return 0
-        from training.recipe import read_recipe
+    return run_program(lambda: _run(arguments), "interrupted; the same command goes on from the last checkpoint")
 
-        recipe = read_recipe(arguments[0], arguments[1:])  # before the libraries that take seconds to import
-        from training.trainer import train
 
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"vc: {message}", file=sys.stderr)
-            return train(recipe)
-    except UserError as error:
-        print(f"vc: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vc: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+def _run(arguments: list[str]) -> int | None:
+    if arguments[0] in PARTS:
+        sys.argv = [f"vc train {arguments[0]}", *arguments[1:]]
+        return import_module(f"training.{arguments[0]}").main()
+    from training.recipe import read_recipe
+
+    recipe = read_recipe(arguments[0], arguments[1:])  # before the libraries that take seconds to import
+    from training.trainer import train
+
+    return train(recipe)
 
 
 def usage() -> str:

@@ -20,13 +20,14 @@ from training.lora import merge_lora, save_lora
 from training.parameters import choose_parameters
 from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
-from vc_core.checkpoint import on_meta, save_checkpoint
+from vc_core.checkpoint import TRAINING, on_meta, save_checkpoint
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.files import SUFFIXES, check_target
 from vc_core.layouts import shorten
 from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
+from vc_core.terminal import run_program
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -89,7 +90,7 @@ def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
 def training_metadata(recipe: Recipe, step: int, average: bool) -> dict[str, str]:
     """What a file says of its training, as a `.safetensors` holds it."""
     said = {"step": step, "weights": "averaged" if average else "raw", "recipe": as_plain(recipe)}
-    return {"training": json.dumps(said)}
+    return {TRAINING: json.dumps(said)}
 
 
 @torch.no_grad()
@@ -134,14 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network-only", action="store_true", help="leave out the autoencoder and the towers")
     parser.add_argument("--dtype", default="fp16", choices=list(DTYPES), help="of the file (default: fp16)")
     given = parser.parse_args(arguments)
+    return run_program(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> None:
     options = {"average": not given.raw, "merge": given.merge, "network_only": given.network_only, "dtype": given.dtype}
-    try:
-        said = json.loads(export(given.run, given.out, **options)["training"])
-    except UserError as error:
-        print(f"vc: {error}", file=sys.stderr)
-        return 2
+    said = json.loads(export(given.run, given.out, **options)[TRAINING])
     print(f"{given.out}: {said['weights']} weights of step {said['step']}")
-    return 0
 
 
 if __name__ == "__main__":

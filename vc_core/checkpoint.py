@@ -36,6 +36,8 @@ _MARKERS = ("out.2.weight", "input_blocks.0.1.proj_in.weight")
 LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature")
 CONFIG_TENSOR = "videocomposer_config"
 """The config's JSON as bytes, in files of programs that keep no metadata, such as ComfyUI's save nodes."""
+TRAINING = "training"
+"""Key of the metadata under which a file says how its network was trained."""
 BUNDLED = Path(__file__).parent / "assets" / "videocomposer_small.safetensors"
 
 
@@ -57,6 +59,7 @@ class Checkpoint:
         parts: by name, see `PARTS`.
         assumed: one sentence for each thing that neither said.
         extra: names of tensors that nothing uses.
+        training: what a file of `./vc export` says of how its network was trained, as JSON.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class Checkpoint:
     parts: dict[str, Part]
     assumed: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
+    training: str | None = None
 
     def part(self, name: str) -> Part:
         """One part. Raises `UserError` where the file has none."""
@@ -102,7 +106,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         known = names_of(released_layout(on_meta(config)))
         unused = [name for name in parts["model"].tensors.shapes if name not in known]
         extra += [name for name in unused if not name.startswith(LEFTOVERS)]
-    return Checkpoint(path, config, parts, assumed, extra)
+    return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
 
 
 def find_prefix(names: Mapping[str, Any], markers: tuple[str, str]) -> str | None:

@@ -5,15 +5,12 @@ import os
 import subprocess
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-
-INTERRUPTED = 130
+from .terminal import progress_bars, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,17 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return HANDED_ON[argv[0]](argv[1:])
     arguments = _parser(next((word for word in argv if not word.startswith("-")), "")).parse_args(argv)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"vc: {message}", file=sys.stderr)
-            return arguments.run(arguments) or 0
-    except KeyboardInterrupt:
-        print("vc: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return run_program(lambda: arguments.run(arguments), debug=arguments.debug)
     except Exception as error:
         if arguments.debug:
             raise
         print(f"vc: {_sentence(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 1
 
 
 def _sentence(error: Exception) -> str:
@@ -137,7 +129,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from .demo import run_demo
 
-    with _bars() as progress:
+    with progress_bars() as progress:
         summary = run_demo(arguments.out, arguments.checkpoint, arguments.seed, progress)
     for line in summary:
         print(line)
@@ -184,7 +176,7 @@ def _compose(arguments: argparse.Namespace) -> int | None:
     options = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
     if arguments.batch is not None:
         return _compose_many(arguments, options)
-    with _bars() as progress:
+    with progress_bars() as progress:
         result = run(gather(arguments.source, options, progress), progress=progress)
     for line in result.summary:
         print(line)
@@ -199,7 +191,7 @@ def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int
             raise UserError(f"{name} does not go with --batch: write it into {arguments.batch}, in each run.")
     runs = gather_many(arguments.batch, options)
     failed = []
-    with _bars() as progress:
+    with progress_bars() as progress:
         for number, outcome in enumerate(run_all(runs, progress), 1):
             if outcome.error is not None:
                 failed.append(f"run {number}, {outcome.settings.out}: {_sentence(outcome.error)}")
@@ -239,7 +231,7 @@ def _extract(arguments: argparse.Namespace) -> None:
     from .commands.extraction import extract_file, preview, request_of, save_extraction, summary
 
     request = request_of(vars(arguments))
-    with _bars() as progress:
+    with progress_bars() as progress:
         made = extract_file(request, progress)
         written = [save_extraction(made, arguments.out)]
         if arguments.preview is not None:
@@ -270,7 +262,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from .checkpoint import BUNDLED
     from .inspection import as_mapping, as_text, inspect
 
-    with _bars() as progress:
+    with progress_bars() as progress:
         info = inspect(arguments.file or BUNDLED, progress)
     print(json.dumps(as_mapping(info), indent=2) if arguments.json else as_text(info))
     return 0 if info.whole else 2
@@ -292,7 +284,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from .inspection import as_text
 
     parts = arguments.parts and [name.strip() for name in arguments.parts.split(",")]
-    with _bars() as progress:
+    with progress_bars() as progress:
         info = convert(
             arguments.source,
             arguments.out,
@@ -318,44 +310,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from .commands.doctor import as_text, examine
 
-    with _bars() as progress:
+    with progress_bars() as progress:
         findings = examine(arguments.hash, progress)
     print(json.dumps(findings, indent=2) if arguments.json else as_text(findings))
     return 0 if findings["works"] else 2
-
-
-# --- Progress -------------------------------------------------------------------------------------------------------
-
-
-class _Bars:
-    """A progress bar for each thing that reports, shown only where it takes more than half a second."""
-
-    def __init__(self) -> None:
-        self.bars: dict[str, Any] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        bar = self.bars.get(what)
-        if bar is None or done < bar.n or bar.total != total:  # it begins anew
-            self.finish()
-            bar = self.bars[what] = tqdm(desc=what, total=total, delay=0.5, dynamic_ncols=True)
-        bar.update(done - bar.n)
-
-    def finish(self) -> None:
-        while self.bars:
-            self.bars.popitem()[1].close()
-
-    def write(self, line: str) -> None:
-        """A line on standard output, where no bar is under way."""
-        self.finish()
-        print(line, flush=True)
-
-
-@contextmanager
-def _bars() -> Iterator[_Bars]:
-    bars = _Bars()
-    try:
-        yield bars
-    finally:
-        bars.finish()

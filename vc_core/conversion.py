@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import PARTS, Part, read_checkpoint
+from .checkpoint import PARTS, TRAINING, Part, read_checkpoint
 from .composer import DTYPES
 from .config import Config, unet_config_from_shapes
 from .encoders.autoencoder import SCALARS
@@ -82,7 +82,10 @@ def convert(
     # Every .safetensors carries the config where there is one: a tower's file then says the tower's sizes.
     if progress is not None:
         progress("writing", 0, 1)
-    save_tensors(out, tensors, None if pickled or config is None else {"config": config.to_json()})
+    metadata = {} if config is None else {"config": config.to_json()}
+    if "model" in chosen and (training := next(file.training for file in files if "model" in file.parts)):
+        metadata[TRAINING] = training
+    save_tensors(out, tensors, None if pickled else metadata)
     return inspect(out, progress)
 
 

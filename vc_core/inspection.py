@@ -47,6 +47,7 @@ class FileInfo:
     config: Config | None
     assumed: tuple[str, ...]
     extra: tuple[str, ...]
+    training: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,7 +70,16 @@ def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
         checkpoint.config,
         tuple(checkpoint.assumed),
         (*checkpoint.extra, *(name for _, extra in found for name in extra)),
+        _training(checkpoint.training),
     )
+
+
+def _training(text: str | None) -> Any:
+    """What the metadata says of the training, as values; of a foreign program its text."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str]]:
@@ -157,4 +167,6 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
         lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")
     if info.config is not None and not brief:
         lines.append(json.dumps(json.loads(info.config.to_json()), indent=2))
+    if info.training is not None and not brief:
+        lines.append(f"  trained: {json.dumps(info.training, indent=2)}")
     return "\n".join(lines)

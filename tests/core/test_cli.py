@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vc_core import cli, pipeline
+from vc_core import cli, pipeline, terminal
 from vc_core.commands import running
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import SETTINGS, Settings, as_option
@@ -305,7 +305,7 @@ def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
     """The signal itself, in the middle of the real work."""
     # What a shell starts in the background ignores it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    told, inner = [], cli._Bars.__call__
+    told, inner = [], terminal.Bars.__call__
 
     def report(self, *progress):
         inner(self, *progress)
@@ -313,7 +313,7 @@ def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
         if progress[:2] == (what, 2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli._Bars, "__call__", report)
+    monkeypatch.setattr(terminal.Bars, "__call__", report)
     (tmp_path / "out.mp4").write_bytes(b"an older one")
     try:
         assert compose("--frames", 16, "--steps", 500 if what == "sampling" else 1, "-o", tmp_path / "out.mp4") == 130
@@ -347,7 +347,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
 
 
 def test_a_bar_for_what_takes_time_and_none_for_what_does_not(capsys):
-    with cli._bars() as progress:
+    with terminal.progress_bars() as progress:
         for done in range(1, 4):
             progress("hashing", done, 3)
         assert capsys.readouterr().err == ""

@@ -11,7 +11,17 @@ from training.data.folder import FolderClips, read_captions
 from training.data.opening import SCENES, lengths, open_clips
 from training.data.preparing import Options, prepare
 from training.data.shards import ShardClips
-from training.data.synthetic import CLIP, DrawnScenes, SyntheticClips, Window, captions, draw_window, scene_seeds
+from training.data.synthetic import (
+    CLIP,
+    DrawnScenes,
+    SyntheticClips,
+    Window,
+    captions,
+    draw_mask,
+    draw_window,
+    scene_seeds,
+    spoil_motion,
+)
 from training.recipe import Domain
 from vc_core.checkpoint import BUNDLED, read_checkpoint
 from vc_core.conditions import CONDITIONS
@@ -96,6 +106,31 @@ def test_conditions_and_video_are_of_the_same_frames():
         first = F.interpolate(sample.conditions["single_image"].transpose(0, 1), (64, 64), mode="area")
         distances = [(first[0] - frame).abs().mean() for frame in sample.video.unbind(1)]
         assert min(distances) == distances[0] < 0.03
+
+
+def test_spoiled_motion_is_still_that_motion():
+    motion = torch.zeros(6, 2, 64, 64)
+    motion[1:, 0, 16:48, 16:48] = 2.0
+    for seed in range(20):
+        spoiled = spoil_motion(motion, generator(seed))
+        assert spoiled.shape == motion.shape
+        assert not spoiled[0].any()
+        inside = spoiled[1:, :, 20:44, 20:44].mean((0, 2, 3))
+        assert inside == pytest.approx(torch.tensor([2.0, 0.0]), abs=0.35)
+        assert spoiled[1:, :, :12].abs().mean() < 0.1
+
+
+def test_masks_paint_some_and_keep_some():
+    objects = torch.zeros(4, 1, 48, 48)
+    objects[:, :, 10:20, 10:20] = 1
+    kinds = set()
+    for seed in range(60):
+        keep = draw_mask(objects, generator(seed))
+        assert set(keep.unique().tolist()) == {0.0, 1.0}
+        painted = 1 - keep.mean().item()
+        assert 0.02 < painted < 0.8
+        kinds.add(painted == 0.5)
+    assert kinds == {True, False}
 
 
 def test_captions_and_stills_vary_and_are_the_scenes(cache):

@@ -24,7 +24,9 @@ from training.trainer import kept
 from vc_core.checkpoint import load_unet, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.conversion import convert
 from vc_core.errors import UserError
+from vc_core.inspection import as_mapping, as_text, inspect
 from vc_core.pipeline import compose
 
 
@@ -83,6 +85,15 @@ def test_an_exported_file_composes_and_says_how_it_was_trained(recipe, exported)
     assert (said["step"], said["weights"]) == (3, "averaged")
     assert said["recipe"]["optimizer"]["learning_rate"] == 0.01
     assert set(read_checkpoint(exported).parts) == {"model", "vae", "text", "image"}
+
+
+def test_info_tells_the_training_and_a_converted_file_keeps_it(exported, tiny_checkpoint, tmp_path):
+    info = inspect(exported)
+    assert info.training["step"] == 3 and as_mapping(info)["training"] == info.training
+    assert '"learning_rate": 0.01' in as_text(info) and "trained" not in as_text(info, brief=True)
+    assert convert(exported, tmp_path / "half.safetensors", dtype="fp16").training == info.training
+    assert convert(exported, tmp_path / "vae.safetensors", parts=["vae"]).training is None
+    assert inspect(tiny_checkpoint).training is None and "trained" not in as_text(inspect(tiny_checkpoint))
 
 
 def test_averaged_or_raw_weights(recipe, engine, exported, tmp_path, capsys):
@@ -163,13 +174,8 @@ print(model.model.videocomposer.frames, sum(p.numel() for p in model.model.diffu
 
 
 @pytest.mark.slow
-def test_the_nodes_loader_takes_it(exported, tiny_unet, repository):
-    from tests.host.server import NoHost, find_comfyui
-
-    try:
-        folder, python = find_comfyui()
-    except NoHost as reason:
-        pytest.skip(str(reason))
+def test_the_nodes_loader_takes_it(comfyui, exported, tiny_unet, repository):
+    folder, python = comfyui
     done = subprocess.run(
         [python, "-c", _LOAD, folder, repository, exported], capture_output=True, text=True, check=False
     )

@@ -132,13 +132,8 @@ print(json.dumps(changes))
 
 
 @pytest.mark.slow
-def test_comfyuis_stock_loader_reads_it(unet, tmp_path):
-    from tests.host.server import NoHost, find_comfyui
-
-    try:
-        folder, python = find_comfyui()
-    except NoHost as reason:
-        pytest.skip(str(reason))
+def test_comfyuis_stock_loader_reads_it(comfyui, unet, tmp_path):
+    folder, python = comfyui
     names = trained(unet)
     save_lora(tmp_path / "lora.safetensors", unet)
     run = subprocess.run(

@@ -115,8 +115,7 @@ def test_a_run_from_the_page_is_previewed_frame_by_frame(browser):
     runs = dict(zip(cases, seen.result, strict=True))
     assert len(runs["own"]["messages"]) == len(runs["stock"]["messages"]) == 6
     assert len(runs["interrupted"]["messages"]) < 100
-    # More pictures than steps: each step's frames were played.
-    assert all(run["pictures"] > 8 for name, run in runs.items() if name not in ("interrupted",))
+    assert all(run["pictures"] >= 16 for run in runs.values())  # the frames of a message are played
 
 
 @pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
@@ -137,16 +136,13 @@ def test_every_template_loads_as_it_was_saved(browser):
 def test_a_template_runs_from_the_page_to_its_end(browser):
     template = next((t for t in TEMPLATES if t.stem == "text_motion_transfer"), TEMPLATES[0])
     graph = json.loads(template.read_text())
-    (sampler,) = [node for node in graph["nodes"] if node["type"] == "VC3DUNetSampler"]
-    steps = sampler["widgets_values"].index(12)
-    sampler["widgets_values"][steps] = 60  # so long that frames are drawn on a slow machine too
     case = {"graph": graph, "sampler": "VC3DUNetSampler", "shot": "template_run"}
     seen = browser.play("watch_preview.js", cases=[case])
     (run,) = seen.result
     assert not seen.complaints
     assert run["ended"] == "execution_success"
-    assert [message["node"] for message in run["messages"]] == run["samplers"] * 60
-    assert run["nodes"] == run["samplers"] and run["pictures"] > 8 and run["left"] == 0
+    assert [message["node"] for message in run["messages"]] == run["samplers"] * 12
+    assert run["nodes"] == run["samplers"] and run["pictures"] >= 16 and run["left"] == 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 // Runs graphs from the page, and looks at the previews on the node that samples. given: {cases}, each
 // {graph or prompt: in the page's or the API's form, sampler: class of the node, subgraph: put it into one first,
-// replace: load the graph again while it runs, interrupt: the run, shot: name of a picture}.
+// replace: load the graph again while it runs, interrupt: the run, shot: name of a picture}. A short run may end before a
+// busy machine has drawn anything: so the last message of each is then sent again, and shown until its video has gone by.
 
 module.exports = async (page, { cases }) => {
   await page.evaluate(() => {
@@ -23,7 +24,10 @@ module.exports = async (page, { cases }) => {
             stock: Boolean(node.imgs?.length),
           })),
       );
-    api.addEventListener("videocomposer.preview", ({ detail }) => messages.push({ ...detail, image: detail.image.length }));
+    api.addEventListener("videocomposer.preview", ({ detail }) => {
+      window.last = detail;
+      messages.push({ ...detail, image: detail.image.length });
+    });
     for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
       api.addEventListener(end, () => (window.ended = end));
     }
@@ -67,12 +71,12 @@ async function watch(page, given) {
   await page.waitForFunction(() => ended, null, { timeout: 240000 });
   await page.waitForTimeout(500);
   if (given.shot) await page.shot(`${given.shot}_after`);
-  return page.evaluate((sampler) => {
+  const run = await page.evaluate(() => ({ ended, messages: [...messages] }));
+  await replay(page);
+  const shown = await page.evaluate((sampler) => {
     clearInterval(watching);
     const samplers = everyNode().filter(([, node]) => node.comfyClass === sampler).map(([id]) => id);
     return {
-      ended,
-      messages,
       samplers,
       nodes: [...new Set(seen.map(({ id }) => id))].sort(),
       pixels: seen[0]?.pixels,
@@ -83,4 +87,20 @@ async function watch(page, given) {
       sizes: samplers.map((id) => [before[id], sizes()[id]]),
     };
   }, given.sampler);
+  return { ...shown, ...run };
+}
+
+async function replay(page) {
+  await page.waitForFunction(
+    () => {
+      const { api } = window.comfyAPI.api;
+      // Again where a late message of the run has ended it.
+      if (!look().length) api.dispatchEvent(new CustomEvent("videocomposer.preview", { detail: last }));
+      return new Set(seen.map(({ picture }) => picture)).size >= last.frames;
+    },
+    null,
+    { timeout: 120000, polling: 500 },
+  );
+  await page.evaluate(() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_success")));
+  await page.waitForTimeout(500);
 }

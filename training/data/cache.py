@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +119,3 @@ def build(
         if progress is not None:
             progress("scenes", first - start + number, count)
     return paths
-
-
-def made_with(*files: Path) -> str:
-    """A name for a cache that tells the files its latents and tokens were made with."""
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]

@@ -20,8 +20,8 @@ from training.data.folder import CAPTIONS, read_captions
 from training.data.preparing import SUMMARY, Options, prepare
 from vc_core.checkpoint import BUNDLED
 from vc_core.commands.values import METHODS, SIZE
-from vc_core.errors import UserError
 from vc_core.progress import Progress
+from vc_core.terminal import run_program
 from vc_core.video.parallel import cores
 
 LAYOUTS = ("points", "dense")
@@ -32,20 +32,16 @@ SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for what the user can mend, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
+    return run_program(lambda: _run(arguments), "interrupted; the same command goes on after the last finished shard")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
-    try:
-        entries = read_captions(arguments.folder, arguments.captions)
-        with _bar() as progress:
-            summary = prepare(options, entries, arguments.out, arguments.per_shard, arguments.jobs, progress)
-    except UserError as error:
-        print(f"vc: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vc: interrupted; the same command goes on after the last finished shard", file=sys.stderr)
-        return 130
+    entries = read_captions(arguments.folder, arguments.captions)
+    with _bar() as progress:
+        summary = prepare(options, entries, arguments.out, arguments.per_shard, arguments.jobs, progress)
     for line in as_text(summary, arguments.out):
         print(line)
-    return 0
 
 
 def as_text(summary: Mapping[str, Any], out: Path) -> list[str]:

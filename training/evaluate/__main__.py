@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vc_core.atomic import check_folder, folder_beside
 from vc_core.checkpoint import BUNDLED
 from vc_core.errors import UserError
-from vc_core.progress import Progress
+from vc_core.terminal import progress_bars, run_program
 
 DEFAULT = {"clips": 8, "seeds": 2, "steps": 20}
 QUICK = {"clips": 3, "seeds": 1, "steps": 8}
@@ -25,17 +23,7 @@ JSON = "evaluation.json"  # that of training.evaluate.report, which imports torc
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns its exit status: 0, 2 for users' errors, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"vc: {message}", file=sys.stderr)
-            print(_run(arguments))
-        return 0
-    except UserError as error:
-        print(f"vc: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vc: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_program(lambda: print(_run(arguments)), "interrupted; nothing was written")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> str:
         fvd=arguments.fvd,
         device=arguments.device,
     )
-    with _bars() as progress:
+    with progress_bars() as progress:
         results = evaluate(settings, progress)
     with folder_beside(arguments.out) as folder:
         write_report(folder, settings, results)
@@ -103,30 +91,6 @@ def check_replaceable(out: Path) -> None:
         raise UserError(f"{out}: its folder {out.parent} cannot be written to: give another one with -o.")
     if out.is_dir() and any(out.iterdir()) and not (out / JSON).is_file():
         raise UserError(f"{out}: holds other files than an evaluation's: give another folder with -o.")
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    """A progress bar for each thing that reports."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        bar = bars.get(what)
-        if bar is None or done < bar.n or bar.total != total:  # something else begins, or it begins anew
-            finish()
-            bar = bars[what] = tqdm(desc=what, total=total, dynamic_ncols=True)
-        bar.update(done - bar.n)
-
-    def finish() -> None:
-        while bars:
-            bars.popitem()[1].close()
-
-    try:
-        yield report
-    finally:
-        finish()
 
 
 if __name__ == "__main__":
