@@ -16,7 +16,9 @@ from training.data.synthetic import render, sample_scenes, scene_seeds
 from training.muon import Muon
 from training.timed import TimedRun, save_tensors
 from vc_core.atomic import written_beside
-from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
+from vc_core.checkpoint import read_checkpoint
+from vc_core.encoders.autoencoder import decode_frames, load_autoencoder, new_autoencoder, to_taesd_layout
+from vc_core.errors import UserError
 
 SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)
@@ -158,19 +160,29 @@ def train(
     batch: int = 8,
     learning_rate: float = 2e-3,
     bf16: bool = True,
-    decoder_only: bool = False,
+    decoder_of: Path | None = None,
 ) -> Path:
     """Train for `minutes` (resuming what is in `out`), then write the averaged weights and the report.
 
-    `decoder_only` leaves the encoder, and so the latents that a network was trained on, as they are.
+    Args:
+        decoder_of: a checkpoint whose autoencoder's decoder is trained on. Its encoder, and so the latents that its
+            network was trained on, stay as they are.
+
+    Raises:
+        UserError: `decoder_of` has no autoencoder in TAESD's layout.
     """
     torch.manual_seed(0)
-    model = initialize(new_autoencoder()).to(memory_format=torch.channels_last).train()
-    model.encoder.requires_grad_(not decoder_only)
+    model = initialize(new_autoencoder())
+    if decoder_of is not None:
+        part = read_checkpoint(decoder_of).part("vae")
+        if part.layout != "taesd":
+            raise UserError(f"{decoder_of} has an autoencoder in the layout {part.layout}: expected one in TAESD's.")
+        model.load_state_dict(load_autoencoder(part).state_dict())
+    model = model.to(memory_format=torch.channels_last).train()
+    model.encoder.requires_grad_(decoder_of is None)
     # In a budget of about 2000 steps Muon is worth 2 dB over AdamW.
-    run = TimedRun(out, model, Muon(model.parameters(), lr=learning_rate), minutes, decay=0.995)
-    if decoder_only:  # the latents are those of the averaged encoder
-        model.encoder.load_state_dict(run.average.encoder.state_dict())
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    run = TimedRun(out, model, Muon(trained, lr=learning_rate), minutes, decay=0.995)
     for step in run:
         size = RENDER_SIZES[step % len(RENDER_SIZES)]
         frames = random_frames(TRAIN_SEED, step * batch, batch, size)
@@ -193,10 +205,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--fp32", action="store_true", help="train in float32 instead of bf16 autocast")
-    parser.add_argument("--decoder-only", action="store_true", help="resume without changing the latents")
+    parser.add_argument("--decoder-of", type=Path, metavar="CHECKPOINT",
+                        help="train the decoder of this checkpoint alone: its latents stay as they are")  # fmt: skip
     arguments = parser.parse_args()
     rate, bf16 = arguments.learning_rate, not arguments.fp32
-    train(arguments.out, arguments.minutes, arguments.batch, rate, bf16, arguments.decoder_only)
+    train(arguments.out, arguments.minutes, arguments.batch, rate, bf16, arguments.decoder_of)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ same whichever rank and batch the sample is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def kept_of(
     elif loss.dropout == "released":
         kept = draw_kept_released(len(numbers), generator_for(seed, numbers[0], "dropout of a batch"))
     else:
-        one = [draw_kept(1, generator_for(seed, n, "dropout"), loss.lone_motion) for n in numbers]
+        one = [draw_kept(1, generator_for(seed, n, "dropout"), loss.lone) for n in numbers]
         kept = {name: torch.cat([each[name] for each in one]) for name in NAMES}
     return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
 
@@ -100,21 +101,33 @@ def keep_for(
     return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
 
 
-def draw_kept(batch: int, generator: torch.Generator, lone_motion: float = 0.0) -> dict[str, Tensor]:
+def draw_kept(
+    batch: int, generator: torch.Generator, lone: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Tensor]:
     """Which conditions each sample keeps, `(batch,)` bool by name: all with 0.1, none with 0.1, else each with 0.5.
 
     Args:
-        lone_motion: share of the third kind whose one sequence is the motion. Depth, sketches and masks show where
-            things are; by the paper's rule (0) they are all absent, with motion present, in one sample of twenty.
+        lone: shares of the third kind that keep this condition and none that would tell as much: beside a sequence no
+            other sequence, beside a still (single image or sketch) neither the other still nor a sequence. Depth,
+            sketches and masks show where things are: by the paper's rule (no shares) motion is kept and they are all
+            absent in one sample of twenty, and a single sketch is all that shows it in one of eighty.
     """
     fate = torch.rand(batch, generator=generator)
     kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
     kept = torch.where(fate < KEEP_ALL, True, torch.where(fate < KEEP_ALL + DROP_ALL, False, kept))
-    lone = (torch.rand(batch, generator=generator) < lone_motion) & (fate >= KEEP_ALL + DROP_ALL)
-    sequences = torch.tensor([name in CONDITIONS and CONDITIONS[name].kind == "temporal" for name in NAMES])
-    motion = torch.tensor([name == "motion" for name in NAMES])
-    kept = torch.where(lone & sequences[:, None], motion[:, None], kept)
+    lot, start = torch.rand(batch, generator=generator), 0.0
+    for name, share in lone.items():
+        chosen = (start <= lot) & (lot < start + share) & (fate >= KEEP_ALL + DROP_ALL)
+        kept[[other in _rivals(name) for other in NAMES]] &= ~chosen
+        kept[NAMES.index(name)] |= chosen
+        start += share
     return dict(zip(NAMES, kept, strict=True))
+
+
+def _rivals(name: str) -> set[str]:
+    """The conditions that tell as much as this one."""
+    still = CONDITIONS[name].kind != "temporal"
+    return {other for other, spec in CONDITIONS.items() if other != name and (still or spec.kind == "temporal")}
 
 
 def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -49,7 +49,8 @@ class Domain:
     """Folder of the shards or of the videos; for synthetic scenes the folder of their cache, which is filled first,
     and without one they are drawn anew each time."""
     captions: Path | None = None
-    """CSV or JSONL of file names and captions, for a folder; by default `captions.csv` or `captions.jsonl` in it."""
+    """CSV or JSONL of file names and captions, for a folder; by default `captions.csv` or `captions.jsonl` in it, else
+    the `.txt` beside each file."""
     frames: int = 16
     """Frames of a sample; 1 trains on images, with the temporal layers left out."""
     lengths: tuple[int, ...] = ()
@@ -92,8 +93,9 @@ class Loss:
     the released code's draw of a count for the whole batch, which biases it."""
     text_dropout: float | None = None
     """Stage 1: share of samples without their text, for guidance; none in stage 2, whose dropout drops text too."""
-    lone_motion: float = 0.0
-    """Share of samples whose only sequence is motion, beyond the paper's rule; see `training.objective`."""
+    lone: dict[str, float] = field(default_factory=dict)
+    """Shares of samples that show a condition without the others that would tell as much, beyond the paper's rule, for
+    instance motion 0.35; see `training.objective.draw_kept`."""
     moving_gain: float = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
     no_style: float = 0.0
@@ -216,6 +218,11 @@ class Recipe:
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
                 raise UserError(f"The recipe's data.{i}.without names {', '.join(unknown)}: expected of text, style, "
                                 f"{', '.join(CONDITIONS)}.")  # fmt: skip
+        if unknown := [name for name in self.loss.lone if name not in CONDITIONS]:
+            raise UserError(f"The recipe's loss.lone names {', '.join(unknown)}: expected of {', '.join(CONDITIONS)}.")
+        if not all(share >= 0 for share in self.loss.lone.values()) or sum(self.loss.lone.values()) > 1:
+            raise UserError(f"The recipe's loss.lone is {self.loss.lone}: expected shares of 0 or more whose sum is at "
+                            "most 1.")  # fmt: skip
         if self.optimizer.kind == "muon" and self.engine.parallel != "ddp":
             raise UserError("The recipe's optimizer muon needs whole matrices, and engine.parallel "
                             f"{self.engine.parallel} shards them: take ddp, or adamw.")  # fmt: skip
@@ -234,7 +241,7 @@ _MORE = 1e30
 _RANGES: dict[type, dict[str, tuple[float, float]]] = {
     Domain: {"frames": (1, _MORE), "ranks": (1, _MORE), "batch": (1, _MORE), "weight": (0, _MORE), "count": (1, _MORE),
              "max_bad": (0, 1), "rate": (0.01, 1000), "nominal_height": (16, 8192)},
-    Loss: {"min_snr_gamma": (0, _MORE), "offset_noise": (0, _MORE), "text_dropout": (0, 1), "lone_motion": (0, 1),
+    Loss: {"min_snr_gamma": (0, _MORE), "offset_noise": (0, _MORE), "text_dropout": (0, 1),
            "moving_gain": (0, _MORE), "no_style": (0, 1)},
     Optimizer: {"learning_rate": (0, _MORE), "temporal_learning_rate": (0, _MORE), "weight_decay": (0, _MORE),
                 "clip": (1e-9, _MORE), "accumulate": (1, _MORE), "warmup": (0, _MORE), "final_rate": (0, 1),
@@ -333,6 +340,8 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) == len(value):
             items = zip(kinds, value, strict=True)
             return tuple(_built(of, item, _join(where, i)) for i, (of, item) in enumerate(items))
+    elif origin is dict and isinstance(value, Mapping):
+        return {_built(arguments[0], k, where): _built(arguments[1], v, _join(where, k)) for k, v in value.items()}
     elif origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value
@@ -360,6 +369,8 @@ def _expected(kind: Any) -> str:
         if arguments[1:] != (...,):
             return f"a list of {len(arguments)}, each {_expected(arguments[0])}"
         return "a list" if dataclasses.is_dataclass(arguments[0]) else f"a list, each {_expected(arguments[0])}"
+    if origin is dict:
+        return "names and values"
     return {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
 
 
@@ -393,6 +404,8 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, tuple | list):
             return [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
         return str(value) if isinstance(value, Path) else value
 
     return plain(recipe)

@@ -14,7 +14,8 @@ from training import towers as towers_training
 from training.data.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
 from training.timed import TimedRun, rate, save_tensors
-from vc_core.checkpoint import Part
+from vc_core.checkpoint import BUNDLED, Part, read_checkpoint
+from vc_core.conversion import convert
 from vc_core.encoders import autoencoder as ae_module
 from vc_core.encoders import clip as clip_module
 from vc_core.errors import UserError
@@ -172,6 +173,19 @@ def test_a_few_steps_of_autoencoder_training_help():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_decoder_is_trained_on_and_its_latents_stay(tmp_path):
+    before = ae_module.load_autoencoder(read_checkpoint(BUNDLED).part("vae"))
+    path = autoencoder_training.train(tmp_path, minutes=0.05, batch=2, bf16=False, decoder_of=BUNDLED)
+    after = ae_module.load_autoencoder(read_checkpoint(path).part("vae"))
+    same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
+    assert all(equal for name, equal in same.items() if name.startswith("encoder."))
+    assert not any(equal for name, equal in same.items() if name == "decoder.layers.0.weight")
+    convert(BUNDLED, tmp_path / "text.safetensors", parts=["text"])
+    with pytest.raises(UserError, match="no 'vae' part"):
+        autoencoder_training.train(tmp_path / "other", 0.05, decoder_of=tmp_path / "text.safetensors")
 
 
 # --- towers ---

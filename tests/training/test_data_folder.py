@@ -9,7 +9,7 @@ from PIL import Image
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, MOTIONS, SIZE, Spy, generator, make_folder, same
 from training.data import folder as module
 from training.data import making
-from training.data.folder import FolderClips, read_captions
+from training.data.folder import Entry, FolderClips, read_captions
 from training.data.making import Form
 from training.data.sample import BadSample
 from vc_core.conditions import CONDITIONS, condition_size
@@ -52,6 +52,24 @@ def test_captions_that_are_not_as_expected_are_named(tmp_path, name, text, told)
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=told):
         read_captions(tmp_path, tmp_path / name)
+
+
+def test_a_text_beside_each_file_is_its_caption(tmp_path):
+    (tmp_path / "street").mkdir()
+    for name, text in {
+        "swan.mp4": "",
+        "swan.TXT": "a black\nswan\n",
+        "street/1.png": "",
+        "street/1.txt": "",
+        ".x": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert read_captions(tmp_path) == [Entry("street/1.png", "", {}), Entry("swan.mp4", "a black swan", {})]
+    (tmp_path / "other.mp4").touch()
+    with pytest.raises(UserError, match=r"1 files.*other\.mp4"):
+        read_captions(tmp_path)
+    (tmp_path / "captions.csv").write_text("file,caption\nother.mp4,x\n")
+    assert read_captions(tmp_path) == [Entry("other.mp4", "x", {})]
 
 
 def test_a_folder_without_captions_is_refused(tmp_path):

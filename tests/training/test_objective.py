@@ -95,7 +95,7 @@ def test_a_domain_goes_without_what_it_lacks():
 
 
 def test_motion_alone_more_often():
-    kept = draw_kept(40_000, generator(), lone_motion=0.5)
+    kept = draw_kept(40_000, generator(), {"motion": 0.5})
     table = torch.stack(list(kept.values()))
     none, every = 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES), 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES)
     assert (~table).all(0).float().mean() == pytest.approx(none, abs=0.01)
@@ -103,6 +103,14 @@ def test_motion_alone_more_often():
     alone = kept["motion"] & ~kept["depth"] & ~kept["sketch"] & ~kept["mask"]
     assert alone.float().mean() == pytest.approx(0.8 * (0.5 + 0.5 / 16), abs=0.01)
     assert kept["text"].float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_still_alone_more_often():
+    plain, kept = (draw_kept(40_000, generator(), lone) for lone in ({}, {"motion": 0.3, "single_sketch": 0.2}))
+    alone = kept["single_sketch"] & ~torch.stack([kept[n] for n in CONDITIONS if n != "single_sketch"]).any(0)
+    assert alone.float().mean() == pytest.approx(0.8 * (0.2 + 0.5 / 2**6), abs=0.01)
+    assert all(torch.equal(plain[name], kept[name]) for name in ("text", "style"))
+    assert kept["single_image"].float().mean() == pytest.approx(0.1 + 0.8 * 0.8 * 0.5, abs=0.01)
 
 
 # --- Timesteps and noise --------------------------------------------------------------------------------------------

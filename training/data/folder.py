@@ -50,12 +50,18 @@ def read_captions(folder: Path, captions: Path | None = None) -> list[Entry]:
 
     Args:
         captions: a CSV with a header, or a JSONL (an object a line): columns or keys `file` and `caption`, others are
-            kept. By default one of `CAPTIONS` in the folder.
+            kept. By default one of `CAPTIONS` in the folder; where there is none, a text beside each file in it
+            (`swan.txt` beside `swan.mp4`), in the order of their names.
 
     Raises:
         UserError: there is no such file, it is empty, or a line of it is not as expected.
     """
-    path = _captions_file(Path(folder), captions)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, and one of videos or images was expected: check the path.")
+    path = _captions_file(folder, captions)
+    if path is None:
+        return _texts_beside(folder)
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     try:
         entries = [_entry(f"{path}, line {line}", row) for line, row in rows]
@@ -66,22 +72,39 @@ def read_captions(folder: Path, captions: Path | None = None) -> list[Entry]:
     return entries
 
 
-def _captions_file(folder: Path, captions: Path | None) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, and one of videos or images was expected: check the path.")
+def _captions_file(folder: Path, captions: Path | None) -> Path | None:
     if captions is None:
         found = [folder / name for name in CAPTIONS if (folder / name).is_file()]
-        if len(found) != 1:
-            how = f"both {' and '.join(CAPTIONS)}" if found else f"neither {' nor '.join(CAPTIONS)}"
-            raise UserError(f"{folder}: has {how}: expected one such file, with file and caption in each line, or its "
-                            "name.")  # fmt: skip
-        return found[0]
+        if len(found) == 2:
+            raise UserError(f"{folder}: has both {' and '.join(CAPTIONS)}: leave one there, or name the one to take.")
+        return found[0] if found else None
     captions = Path(captions)
     if not captions.is_file():
         raise UserError(f"{captions}: no such file, and a CSV or JSONL of captions was expected: check the path.")
     if captions.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{captions}: is neither .csv nor .jsonl: give captions as one of them.")
     return captions
+
+
+def _texts_beside(folder: Path) -> list[Entry]:
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    texts = {path.with_suffix(""): folder / path for path in shown if path.suffix.lower() == ".txt"}
+    files = [path for path in shown if path.suffix.lower() != ".txt"]
+    if not texts or not files:
+        raise UserError(f"{folder}: has neither {' nor '.join(CAPTIONS)} nor a text beside each file: expected a list "
+                        "with file and caption in each line, or swan.txt beside swan.mp4.")  # fmt: skip
+    if without := [path for path in files if path.with_suffix("") not in texts]:
+        raise UserError(f"{folder}: {len(without)} files have no text beside them, {without[0]} among them: give each "
+                        f"its .txt, or list those to train on in {CAPTIONS[0]}.")  # fmt: skip
+    entries = []
+    for path in files:
+        text = texts[path.with_suffix("")]
+        try:
+            entries.append(Entry(path.as_posix(), " ".join(text.read_text(encoding="utf-8-sig").split()), {}))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{text}: cannot be read as a caption ({error}): give a text in UTF-8.") from error
+    return entries
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

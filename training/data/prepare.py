@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         "--captions",
         type=Path,
         metavar="FILE",
-        help=f"CSV or JSONL with file and caption, others are kept (default: {' or '.join(CAPTIONS)} in FOLDER)",
+        help=f"CSV or JSONL with file and caption, others are kept (default: {' or '.join(CAPTIONS)} in FOLDER, "
+        "else the .txt beside each file)",
     )
     add("--frames", type=_whole, default=default.frames, metavar="N", help="of each clip (default: 16); 1 for images")
     add("--size", type=_size, default=default.size, metavar="WIDTHxHEIGHT", help="of the training (default: 256x256)")
