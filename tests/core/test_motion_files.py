@@ -254,7 +254,7 @@ def test_only_the_segments_that_are_needed_are_decoded():
     assert torch.equal(late, read_frames(data, FramePlan(0.0, Fraction(4), 14), (24, 32))[:, :, 10:])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_parallel_generators_come_out_in_order(workers):
     ready = [0, 0]
 

@@ -285,7 +285,8 @@ class _Job:
         except Obstacle as error:
             why = str(error)
         rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
-        return self.encoded(lambda filters: pictures(video, table, times, filters), counts, rate, why)
+        # The encoder, one thread, is slower than one decoder: more would take memory for nothing.
+        return self.encoded(lambda filters: pictures(video, table, times, filters, workers=1), counts, rate, why)
 
     def encoded(self, frames: Pictures, counts: list[int], rate: Fraction, why: str) -> Motion:
         """As `stream`, where the vectors must be made."""

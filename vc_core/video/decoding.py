@@ -298,18 +298,19 @@ def decode(
         each: called once a decoder; returns a function from an av.VideoFrame to (result, its bytes), which runs
             beside the decoder.
         vectors: export block vectors, exactly; the frames' pictures are not to be used then.
-        workers: decoders at a time (default: a core each, at most 8). The results do not depend on it.
+        workers: decoders that run beside the caller (default: a core each, at most 8; none on one core). The results
+            do not depend on it.
 
     Raises UserError where the file cannot be read or its frames are damaged.
     """
     parts = segments(table, wanted)
-    workers = min(workers or cores(), 8, len(parts))
+    workers = min((cores() if cores() > 1 else 0) if workers is None else workers, 8, len(parts))
     with ExitStack() as stack:
         idle: deque = deque()
 
         def reader() -> tuple:
             container, stream = stack.enter_context(opened(video))
-            return (container, stream, _decoder(stream, vectors, alone=workers == 1)), each()
+            return (container, stream, _decoder(stream, vectors, alone=workers == 0 or len(parts) == 1)), each()
 
         def task(segment: Segment) -> Callable[[], Iterator]:
             from_start = segment.first == 0 and table.seek is None

@@ -169,10 +169,21 @@ def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Seq
             yield frame
 
 
-def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
-    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters."""
+def pictures(
+    video: Media,
+    table: Index,
+    times: Sequence[int],
+    filters: Sequence[tuple[str, str]],
+    workers: int | None = None,
+) -> Iterator:
+    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters.
+
+    `workers`: see `decode`.
+    """
     shape = None
-    for _, (frame, size) in decode(video, table, times, lambda: filtering(video, filters, table.aspect)):
+    for _, (frame, size) in decode(
+        video, table, times, lambda: filtering(video, filters, table.aspect), False, workers
+    ):
         shape = shape or size
         if size != shape:
             raise changing(video)

@@ -23,12 +23,12 @@ def cores() -> int:
 
 
 def in_order(tasks: Sequence[Callable[[], Iterator[tuple[Any, int]]]], workers: int, budget: int = BUDGET) -> Iterator:
-    """The items of generators that run in threads, in the order of the generators.
+    """The items of generators that run in so many threads, in the order of the generators.
 
-    They yield (item, its bytes); all but the first unfinished one wait while `budget` bytes lie ready. What one
-    raises is raised here, when its turn comes.
+    Without threads, or for one generator, they run in the caller's. They yield (item, its bytes); all but the first
+    unfinished one wait while `budget` bytes lie ready. What one raises is raised here, when its turn comes.
     """
-    if workers < 2 or len(tasks) < 2:
+    if workers < 1 or len(tasks) < 2:
         for task in tasks:
             for item, _ in task():
                 yield item
