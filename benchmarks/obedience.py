@@ -27,7 +27,7 @@ HEADER = ("speed, pixels of 64 a frame", "frames", "with the motion", "reversed"
 
 
 def measure(composer: VideoComposer, speed: float, frames: int, seeds: int, folder: Path) -> np.ndarray:
-    """(share of the commanded way, error sideways in shares of it) of N videos with and N against the motion, (2, N, 2).
+    """(share of the commanded way, error sideways as a share of it), of N videos with and N against it: (2, N, 2).
 
     NaN where the disc is lost.
     """
