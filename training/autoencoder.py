@@ -24,7 +24,7 @@ SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)
 """Sizes at which successive batches are rendered, to be cropped to SIZE: grain and large shapes are seen too."""
 TRAIN_SEED, TEST_SEED = 1, 2
-SHAPE_WEIGHT = 5.0
+SHAPE_WEIGHT = 12.0
 LATENT_NOISE = 0.08
 """Standard deviation of the noise on latents in training, so that the decoder forgives small errors."""
 

@@ -73,13 +73,13 @@ class Encoders:
     def autoencoder(self) -> Any:
         from vc_core.encoders.autoencoder import load_autoencoder
 
-        return load_autoencoder(self._part("vae"), self.dtype, self.device)
+        return load_autoencoder(self.part("vae"), self.dtype, self.device)
 
     @cached_property
     def towers(self) -> Any:
         from vc_core.encoders.clip import load_towers
 
-        parts = (self._part("text"), self.parts.get("image"))
+        parts = (self.part("text"), self.parts.get("image"))
         return load_towers(self.config.towers, *parts, self.dtype, self.device)
 
     @cached_property
@@ -103,6 +103,7 @@ class Encoders:
         """Embeddings `(B, 1, D)` of images `(B, 3, H, W)` in [0, 1]."""
         from vc_core.encoders.clip import encode_image
 
+        self.part("image")
         return encode_image(self.towers, image.to(self.device)).float()
 
     def condition(self, name: str, source: Tensor) -> Tensor:
@@ -116,14 +117,16 @@ class Encoders:
 
     def composer(self, unet: UNet3D) -> VideoComposer:
         """A network in training, ready to compose with these encoders."""
-        path = Path(getattr(self._part("vae").tensors, "source", "training"))
+        path = Path(getattr(self.part("vae").tensors, "source", "training"))
         checkpoint = Checkpoint(path, self.config, self.parts)
         return VideoComposer(self.config, unet, self.autoencoder, self.towers, checkpoint, self.device, torch.float32)
 
-    def _part(self, name: str) -> Part:
+    def part(self, name: str) -> Part:
+        """One of the frozen networks' files. Raises `UserError` where the recipe brings none."""
         if name not in self.parts:
+            without = ", or train with style in the domains' `without`" if name == "image" else ""
             raise UserError(f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its "
-                            "start.parts bring it: add a file of it to start.parts.")  # fmt: skip
+                            f"start.parts bring it: add a file of it to start.parts{without}.")  # fmt: skip
         return self.parts[name]
 
     @cached_property

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +79,16 @@ def blocks_of(unet: UNet3D) -> list[nn.Module]:
     return [*unet.encoder, unet.middle, unet.middle_out, *unet.decoder]
 
 
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, whose activations are computed again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint
+
+    def again(*arguments: Any) -> Any:  # a function of ours: torch.compile sees nothing of a partial of torch's
+        return checkpoint(forward, *arguments, use_reentrant=False)
+
+    return again
+
+
 def rate(step: int, steps: int, settings: Optimizer) -> float:
     """The learning rate's factor in a step: a linear warm-up, then a cosine to `final_rate`, or constant."""
     if step < settings.warmup:
@@ -124,9 +133,7 @@ class Engine:
         settings, world = self.recipe.engine, self.world
         for block in blocks_of(module.unet):
             if settings.checkpointing:
-                from torch.utils.checkpoint import checkpoint
-
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = _recomputed(block.forward)
             if settings.compile:
                 block.compile()
         if world.size == 1 or settings.parallel == "ddp":
@@ -143,7 +150,7 @@ class Engine:
         self.shards = mesh.get_group("shards")
         # Computation is autocast as under DDP. Weights are gathered in its type, gradients are summed in float32.
         # Nothing is cast on the way in: a batch is no tensor.
-        types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if self._mixed else {}
+        types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if self.mixed else {}
         policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
         for block in blocks_of(module.unet):
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -161,7 +168,8 @@ class Engine:
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     @property
-    def _mixed(self) -> bool:
+    def mixed(self) -> bool:
+        """Whether it computes in bf16."""
         return self.recipe.engine.precision == "bf16" and self.world.device.type == "cuda"
 
     def update(self, batches: Sequence[tuple[Lane, Batch]]) -> tuple[dict[str, float], list[Told]]:
@@ -184,7 +192,7 @@ class Engine:
             # What dropout in the network draws is a function of the recipe and the sample too.
             torch.manual_seed(self.recipe.seed * 1_000_003 + batch.numbers[0])
             with self._synced(i == len(batches) - 1):
-                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._mixed):
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.mixed):
                     loss, losses, timesteps = self.model(batch)
                 (loss * (self._weight(lane) / counts[lane.domain])).backward()
             told.append(Told(lane.domain, losses, timesteps))
@@ -255,7 +263,7 @@ class Engine:
         """
         from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
-        folder = Path(out) / "checkpoints" / f"step-{self.steps:08d}"
+        folder = step_folder(out, self.steps)
         part = _part_of(folder)
         if folder.exists():
             return folder
@@ -328,6 +336,22 @@ def checkpoints(out: Path) -> list[Path]:
     """The whole checkpoints of a run, the last one last."""
     found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in (Path(out) / "checkpoints").glob("step-*")}
     return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
+
+
+def step_folder(out: Path, step: int) -> Path:
+    """Where a run's checkpoint of a step is."""
+    return Path(out) / "checkpoints" / f"step-{step:08d}"
+
+
+def last_step(out: Path) -> int:
+    """The step of a run's last checkpoint; 0 without any."""
+    return max((int(path.name[5:]) for path in checkpoints(out)), default=0)
+
+
+def remove_remains(out: Path) -> None:
+    """Removes checkpoints of a run that were interrupted while they were written or removed."""
+    for part in (Path(out) / "checkpoints").glob(_part_of(Path("step-*")).name):
+        shutil.rmtree(part)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

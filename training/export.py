@@ -88,8 +88,8 @@ def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
 
 
 def training_metadata(recipe: Recipe, step: int, average: bool) -> dict[str, str]:
-    """What a file says of its training, as a `.safetensors` holds it."""
-    said = {"step": step, "weights": "averaged" if average else "raw", "recipe": as_plain(recipe)}
+    """What a file says of its training, as a `.safetensors` holds it; of the machine's folders it says nothing."""
+    said = {"step": step, "weights": "averaged" if average else "raw", "recipe": as_plain(recipe, whole_paths=False)}
     return {TRAINING: json.dumps(said)}
 
 

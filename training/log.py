@@ -88,7 +88,7 @@ class Log:
         bad = self.world.sum(torch.tensor(len(self._bad)))
         memory = self.world.most(_memory(self.world.device))
         clips = float(counts.sum()) / max(self.seconds - self._written, 1e-9)
-        reasons = self._bad
+        reasons = self.world.gathered(self._bad) if bad else []
         self._written = self.seconds
         self._clear()
         if not self.world.main:

@@ -92,12 +92,17 @@ def kept_of(
     return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
 
 
+def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> set[str]:
+    """`possible_names` of a recipe's domain, but for those that it goes without."""
+    frames = max(domain.lengths or (domain.frames,))
+    return set(possible_names(recipe.stage, frames, conditions)) - set(domain.without)
+
+
 def keep_for(
     recipe: Recipe, domain: Domain, conditions: Collection[str]
 ) -> Callable[[Sequence[int]], dict[str, Tensor]]:
     """`kept_of` for a domain of a recipe and the conditions of the network: a function of a batch's numbers alone."""
-    frames = max(domain.lengths or (domain.frames,))
-    possible = set(possible_names(recipe.stage, frames, conditions)) - set(domain.without)
+    possible = possible_in(recipe, domain, conditions)
     return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
-from training.lora import add_lora
+from training.lora import add_lora, load_lora
 from training.recipe import Recipe
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
@@ -29,11 +30,16 @@ def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
 
     Raises:
         UserError: nothing would be learned: there is nothing of that kind, or nothing that its gradient could come
-            from.
+            from; or `train.lora_from` is no LoRA for this network.
     """
     train = recipe.train
     if train.what == "lora":
-        add_lora(unet, train.lora_rank, train.lora_alpha, train.lora_on)
+        if train.lora_from is not None:
+            load_lora(unet, train.lora_from)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                add_lora(unet, train.lora_rank, train.lora_alpha, train.lora_on)
     else:
         pattern = {"all": re.compile(""), "temporal": _TEMPORAL, "stc": _STC}[train.what]
         for name, parameter in unet.named_parameters():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
+
+    def gathered(self, items: list[Any]) -> list[Any]:
+        """The ranks' items, values that pickle holds, one rank's after the other."""
+        if self.size == 1:
+            return items
+        of_ranks: list[Any] = [None] * self.size
+        dist.all_gather_object(of_ranks, items)
+        return [item for of_one in of_ranks for item in of_one]
 
     def wait(self) -> None:
         """For all ranks to come here."""

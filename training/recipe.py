@@ -57,7 +57,8 @@ class Domain:
     """Numbers of frames of which each step draws one instead of `frames`; of a shorter one there are as many samples
     more as it is shorter. Listed twice, it is drawn twice as often."""
     rate: float | None = None
-    """Frames a second of the clips of a folder; by default the released rule's, see `vc_core.video.plan_frames`."""
+    """Frames a second of the clips of a folder; by default the released rule's, see `vc_core.video.plan_frames`. Shards
+    were prepared with theirs, and with the next one."""
     nominal_height: int | None = None
     """Height in pixels that the videos of a folder are scaled to before their motion is taken, for instance 336."""
     ranks: int = 1
@@ -71,9 +72,13 @@ class Domain:
     """Conditions that none of its samples keep (text and style may be among them), for instance depth where no network
     for it is at hand."""
     count: int = 2560
-    """Number of synthetic clips."""
+    """Number of synthetic clips; folders and shards give all that they have."""
     max_bad: float = 0.01
     """Share of samples that may be unreadable; more stop the run."""
+
+
+_ONLY = {"shards": (), "folder": ("captions", "rate", "nominal_height"), "synthetic": ("count",)}
+"""Kinds of data -> fields of a domain that are for them alone; shards were prepared with theirs."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Loss:
     moving_gain: float = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
     no_style: float = 0.0
-    """Share of the batches that have no style token at all, as when no style is wired; the paper's is 0."""
+    """Share of the steps that have no style token at all, as when no style is wired; the paper's is 0."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class Train:
 
     what: Literal["all", "temporal", "stc", "lora"] = "all"
     """all; temporal: the temporal layers; stc: the STC-encoders; lora: low-rank changes of the linear layers."""
+    lora_from: Path | None = None
+    """A LoRA's file to train on, whose rank, scale and layers hold; by default a new one."""
     lora_rank: int = 16
     """Rank of the LoRA's matrices."""
     lora_alpha: float | None = None
@@ -151,7 +158,7 @@ class Engine:
     parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     """ddp: a copy on every rank; fsdp2: sharded over all; hsdp: sharded within nodes, copied among them."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of the computation; weights stay in fp32."""
+    """Type of the computation; weights stay in fp32. bf16 is for CUDA: elsewhere it is fp32 too."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool = False
@@ -215,6 +222,10 @@ class Recipe:
         if not self.data or not sum(domain.weight for domain in self.data):
             raise UserError("The recipe's data has no domain with a weight: give one source of samples or several.")
         for i, domain in enumerate(self.data):
+            for kind, name in [(kind, name) for kind, names in _ONLY.items() for name in names if kind != domain.kind]:
+                if getattr(domain, name) != (default := getattr(Domain, name)):
+                    raise UserError(f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
+                                    f"the kind {domain.kind}: leave it out, or at {default}.")  # fmt: skip
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
                 raise UserError(f"The recipe's data.{i}.without names {', '.join(unknown)}: expected of text, style, "
                                 f"{', '.join(CONDITIONS)}.")  # fmt: skip
@@ -244,9 +255,9 @@ _RANGES: dict[type, dict[str, tuple[float, float]]] = {
     Loss: {"min_snr_gamma": (0, _MORE), "offset_noise": (0, _MORE), "text_dropout": (0, 1),
            "moving_gain": (0, _MORE), "no_style": (0, 1)},
     Optimizer: {"learning_rate": (0, _MORE), "temporal_learning_rate": (0, _MORE), "weight_decay": (0, _MORE),
-                "clip": (1e-9, _MORE), "accumulate": (1, _MORE), "warmup": (0, _MORE), "final_rate": (0, 1),
-                "ema": (0, 1 - 1e-9)},
-    Train: {"lora_rank": (1, _MORE)},
+                "betas": (0, 1 - 1e-9), "clip": (1e-9, _MORE), "accumulate": (1, _MORE), "warmup": (0, _MORE),
+                "final_rate": (0, 1), "ema": (0, 1 - 1e-9)},
+    Train: {"lora_rank": (1, _MORE), "lora_alpha": (1e-9, _MORE)},
     Engine: {"keep": (1, _MORE), "save_every": (1, _MORE), "workers": (0, 1024)},
     Watch: {"log_every": (1, _MORE), "validate_every": (0, _MORE), "samples": (0, _MORE)},
     Recipe: {"steps": (1, _MORE), "seed": (0, 2**31 - 1)},
@@ -261,14 +272,15 @@ def _check_ranges(section: Any, where: str) -> None:
             if dataclasses.is_dataclass(inner):
                 _check_ranges(inner, f"{where}{f.name}.{'' if name is None else f'{name}.'}")
         low, high = _RANGES.get(type(section), {}).get(f.name, (-_MORE, _MORE))
-        if isinstance(value, int | float) and not low <= value <= high:  # NaN is in no range
+        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | float)]
+        if not all(low <= number <= high for number in numbers):  # NaN is in no range
             expected = f"{low:g} or more" if high == _MORE else f"{low:g} to {high:g}"
             raise UserError(f"The recipe's {where}{f.name} is {value}: expected {expected}.")
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
 
-_READ = ("checkpoint", "parts", "network", "path", "captions", "depth_model")
+_READ = ("checkpoint", "parts", "network", "path", "captions", "depth_model", "lora_from")
 """Fields that name files to read, which a recipe may have beside it."""
 
 
@@ -396,8 +408,12 @@ def _file(path: Path, folder: Path | None) -> Path:
     return folder / path if folder is not None and (folder / path).exists() else path
 
 
-def as_plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe in values that YAML and JSON hold."""
+def as_plain(recipe: Recipe, whole_paths: bool = True) -> dict[str, Any]:
+    """A recipe in values that YAML and JSON hold.
+
+    Args:
+        whole_paths: False leaves of paths the last name alone, for what others will read.
+    """
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -406,6 +422,8 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
             return [plain(v) for v in value]
         if isinstance(value, dict):
             return {key: plain(v) for key, v in value.items()}
-        return str(value) if isinstance(value, Path) else value
+        if isinstance(value, Path):
+            return str(value) if whole_paths else value.name
+        return value
 
     return plain(recipe)

@@ -93,7 +93,8 @@ class Step:
             return Inputs(latents, text, self._style(batch, text), conditions)
 
     def _style(self, batch: Batch, text: Tensor) -> Tensor | None:
-        lot = torch.rand((), generator=generator_for(self.recipe.seed, batch.numbers[0], "no style"))
+        # Of the step, so that it does not depend on how its samples are shared among ranks and batches.
+        lot = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
         if self.recipe.stage == 1 or lot < self.recipe.loss.no_style:
             return None
         style = text.new_zeros(len(text), 1, text.shape[-1])

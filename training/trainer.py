@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from training.data.opening import lengths, open_clips
 from training.data.sample import Batch, Clips
 from training.data.sampler import Order, Share
 from training.encoders import Encoders, gather_parts
-from training.engine import Engine, Outcome, checkpoints, read_state
+from training.engine import Engine, Outcome, checkpoints, last_step, read_state, remove_remains, step_folder
 from training.log import Log
-from training.objective import Objective, keep_for
+from training.objective import Objective, keep_for, possible_in
 from training.parameters import choose_parameters
 from training.ranks import Lane, World, joined, lanes_of
 from training.recipe import Recipe, as_plain
@@ -43,6 +43,7 @@ class Parts:
         step: a batch's loss.
         batches: from a lane, and how many samples of its domain were taken, its batches from there on.
         validate: from the network's weights, the folder for videos, the log, and whether to stop; on the main rank.
+        fresh: what the file that the run starts from lacks, in words.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Parts:
     step: Callable[[Batch], Outcome]
     batches: Callable[[Lane, int], Iterator[Batch]]
     validate: Callable[[Mapping[str, Tensor], Path, Log, Callable[[], bool]], Any]
+    fresh: tuple[str, ...] = ()
 
 
 def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = None) -> int:
@@ -73,7 +75,7 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
         engine = Engine(parts.unet, parts.step, recipe, world)
         state = resume(engine, recipe)
         log = Log(recipe.out, recipe, world, parts.config.diffusion.steps, engine.steps, state["seconds"])
-        tell_start(log, engine, state)
+        tell_start(log, engine, state, parts.fresh)
 
         # How many samples of each domain were taken, by all ranks: with the seed, that is all there is to know of
         # the data, as every sample and all that is random of it is a function of its number.
@@ -133,6 +135,10 @@ def assembled(recipe: Recipe, world: World) -> Parts:
     choose_parameters(unet, recipe)
     own_parts, size = gather_parts(recipe), (recipe.height, recipe.width)
     encoders = Encoders(config, own_parts, size, world.device, depth_model=recipe.depth_model)
+    # Told now, and not by the first sample that keeps a style: only the cache of the scenes brings embeddings.
+    if any(domain.kind != "synthetic" and "style" in possible_in(recipe, domain, config.unet.conditions)
+           for domain in recipe.data):  # fmt: skip
+        encoders.part("image")
     opened: dict[int, Mapping[int, Clips]] = {}
 
     def clips(domain: int) -> Mapping[int, Clips]:
@@ -156,7 +162,7 @@ def assembled(recipe: Recipe, world: World) -> Parts:
     step = Step(unet, encoders, Objective(config.diffusion, recipe.loss), recipe)
     return Parts(
         config, unet, step, batches,
-        lambda weights, *how: validate(recipe, encoders, weights, clips(0), *how),
+        lambda weights, *how: validate(recipe, encoders, weights, clips(0), *how), started.fresh,
     )  # fmt: skip
 
 
@@ -179,26 +185,33 @@ def resume(engine: Engine, recipe: Recipe) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with --out.") from error
-    found = checkpoints(out)
     if engine.world.main:
+        remove_remains(out)
+    state = {"samples": [0] * len(recipe.data), "seconds": 0.0, "recipe": as_plain(recipe)}
+    if last := engine.world.most(last_step(out)):  # the same on all ranks, whatever a slow disk shows each of them
+        folder = step_folder(out, last)
+        domains = len(read_state(folder)["samples"])
+        if domains != len(recipe.data):
+            raise UserError(f"{out} is a run on {domains} domains, and the recipe has {len(recipe.data)}: give another "
+                            "folder with --out.")  # fmt: skip
+        state = engine.load(folder)
+    if engine.world.main:  # only now: a start that is refused changes nothing
         write_recipe(out / "recipe.yaml", recipe)
     engine.world.wait()
-    if not found:
-        return {"samples": [0] * len(recipe.data), "seconds": 0.0, "recipe": as_plain(recipe)}
-    engine_state = read_state(found[-1])
-    if len(engine_state["samples"]) != len(recipe.data):
-        raise UserError(f"{out} is a run on {len(engine_state['samples'])} domains, and the recipe has "
-                        f"{len(recipe.data)}: give another folder with --out.")  # fmt: skip
-    return engine.load(found[-1])
+    return state
 
 
-def tell_start(log: Log, engine: Engine, state: Mapping[str, Any]) -> None:
+def tell_start(log: Log, engine: Engine, state: Mapping[str, Any], fresh: Sequence[str] = ()) -> None:
     """Says what is trained, from where, and by what of the recipe that is not as it was."""
     recipe, world = engine.recipe, engine.world
     trained = sum(parameter.numel() for parameter in engine.trained.values())
     total = sum(parameter.numel() for parameter in engine.unet.parameters())
     ranks = f"{world.size} ranks ({recipe.engine.parallel})" if world.size > 1 else "1 process"
     log.say(f"{trained / 1e6:.4g} M of {total / 1e6:.4g} M parameters train, on {ranks}, {world.device.type}")
+    if recipe.engine.precision == "bf16" and not engine.mixed:
+        log.say(f"computing in fp32: bf16 is for CUDA, and this is {world.device.type}")
+    if fresh and not engine.steps:
+        log.say(f"starting fresh: {', '.join(fresh)}")
     if engine.steps:
         log.say(f"going on from step {engine.steps} in {recipe.out}")
         for name, (before, now) in changed(state["recipe"], as_plain(recipe)).items():
@@ -248,10 +261,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
-        if os.getpid() != self._process:  # a process that reads samples, which has inherited this
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return  # Ctrl-C reaches all processes, and this one is needed until the step is done
+        if os.getpid() != self._process:  # one that reads samples, and has inherited this until it begins
+            return
         if self.came == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.came = number

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
+from torch import nn
 
 from tests.training.ranks import SCENARIOS, STEPS, Run, make_recipe
 from training.engine import checkpoints, rate, read_state, read_weights
@@ -179,6 +181,18 @@ def test_checkpointing_changes_nothing(one):
     run = Run(replace(WHOLE, engine=replace(WHOLE.engine, checkpointing=True)), World())
     run.learn()
     assert_same(run.engine.weights(False), one[0].engine.weights(False), rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_also_where_activations_are_recomputed(monkeypatch):
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    recipe = replace(WHOLE, engine=replace(WHOLE.engine, compile=True, checkpointing=True))
+    Run(recipe, World()).learn(1)
+    told = torch._dynamo.utils.counters
+    assert told["stats"]["unique_graphs"] >= 1 and not told["graph_break"]
 
 
 @pytest.mark.parametrize("clips", [1, 8])

@@ -84,6 +84,8 @@ def test_an_exported_file_composes_and_says_how_it_was_trained(recipe, exported)
         said = json.loads(file.metadata()["training"])
     assert (said["step"], said["weights"]) == (3, "averaged")
     assert said["recipe"]["optimizer"]["learning_rate"] == 0.01
+    assert said["recipe"]["start"]["checkpoint"] == recipe.start.checkpoint.name
+    assert str(recipe.out.parent) not in json.dumps(said)  # nobody's folders are told to others
     assert set(read_checkpoint(exported).parts) == {"model", "vae", "text", "image"}
 
 

@@ -199,3 +199,25 @@ def test_a_lora_by_the_recipe(unet):
     choose_parameters(unet, Recipe(train=Train("lora", lora_rank=2, lora_on=("spatial.block.attn2",))))
     assert trains(unet) and all("spatial.block.attn2" in name and ".lora_" in name for name in trains(unet))
     assert {layer.alpha for layer in lora_layers(unet).values()} == {2}
+
+
+def test_a_lora_begins_as_the_recipes_seed_says(unet):
+    def begun(seed):
+        torch.manual_seed(torch.seed() % 1000)  # whatever the process drew before
+        own = copy.deepcopy(unet)
+        choose_parameters(own, Recipe(seed=seed, train=Train("lora", lora_rank=2)))
+        return {name: p for name, p in own.named_parameters() if p.requires_grad}
+
+    one, again, other = begun(0), begun(0), begun(1)
+    assert all(torch.equal(weight, again[name]) for name, weight in one.items())
+    assert any(not torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_a_loras_file_is_trained_on(unet, tmp_path):
+    other = copy.deepcopy(unet)
+    names = trained(other)
+    save_lora(tmp_path / "lora.safetensors", other)
+    choose_parameters(unet, Recipe(train=Train("lora", lora_from=tmp_path / "lora.safetensors", lora_rank=9)))
+    assert set(lora_layers(unet)) == set(names) and all(".lora_" in name for name in trains(unet))
+    for name, layer in lora_layers(unet).items():
+        assert torch.equal(layer.change(), lora_layers(other)[name].change())

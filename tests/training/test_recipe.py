@@ -54,6 +54,8 @@ def test_files_are_found_beside_the_recipe_and_bundled_is_the_bundled_one(write,
         ("optimizer: {clip: 0}", r"optimizer\.clip is 0.*: expected 1e-09 or more"),
         ("optimizer: {learning_rate: fast}", r"learning_rate is 'fast': expected a number"),
         ("optimizer: {learning_rate: nan}", r"learning_rate is nan"),
+        ("optimizer: {betas: [0.9, 1.5]}", r"betas is \(0\.9, 1\.5\): expected 0 to 1"),
+        ("train: {lora_alpha: -1}", r"lora_alpha is -1"),
         ("data:\n  - {batch: 0}", r"data\.0\.batch is 0: expected 1 or more"),
         ("data: []", "no domain"),
         ("engine: {keep: true}", r"engine\.keep is True: expected a whole number"),
@@ -101,6 +103,36 @@ def test_help_shows_every_field_with_what_it_is_for(write, capsys):
                 assert len(described.split()) > 1, option
 
     check(Recipe, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("shards", "rate", "8"),
+        ("shards", "nominal-height", "336"),
+        ("shards", "captions", "others.csv"),
+        ("shards", "count", "7"),
+        ("folder", "count", "7"),
+        ("synthetic", "rate", "8"),
+        ("synthetic", "nominal-height", "336"),
+        ("synthetic", "captions", "others.csv"),
+    ],
+)
+def test_settings_that_a_kind_of_data_does_not_take_are_refused(write, kind, field, value):
+    path = write(f"data:\n  - {{}}\n  - {{kind: {kind}, path: there}}\n")
+    with pytest.raises(UserError, match=rf"data\.1\.{field.replace('-', '_')} is for .* of the kind {kind}: leave it"):
+        read_recipe(path, [f"--data.1.{field}", value])
+    default = {"count": "2560"}.get(field, "None")
+    assert read_recipe(path, [f"--data.1.{field}", default]).data[1].kind == kind  # as the message says
+
+
+def test_a_recipe_of_a_folder_takes_shards_instead(repository):
+    for name in ("finetune", "lora"):
+        path = repository / "training" / "recipes" / f"{name}.yaml"
+        (domain,) = read_recipe(path, ["--data.0.kind", "shards", "--data.0.path", "data/videos"]).data
+        assert (domain.kind, str(domain.path)) == ("shards", "data/videos")
+    folder = read_recipe(path, ["--data.0.rate", "8", "--data.0.nominal-height", "336", "--data.0.captions", "a.csv"])
+    assert (folder.data[0].rate, folder.data[0].nominal_height) == (8, 336)
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "finetune", "lora", "synthetic", "synthetic_quick"])

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from training.recipe import Domain, from_plain, read_recipe
 from training.trainer import changed, train
 from vc_core.checkpoint import save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
+from vc_core.conversion import convert
 from vc_core.errors import UserError
 from vc_core.video import probe
 
@@ -133,6 +135,22 @@ def test_a_signal_saves_and_leaves_within_a_step(make, capsys, number, status):
     assert f"stopped by {number.name}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_run_saves_too(recipe_file, tmp_path, repository):
+    """As torchrun and service managers send it, while a worker reads samples."""
+    command = [sys.executable, "-m", "training", str(recipe_file), "--out", str(tmp_path), "--engine.workers", "1"]
+    run = subprocess.Popen(command, cwd=repository, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        while run.poll() is None and not ((tmp_path / "log.jsonl").exists() and len(lines(tmp_path)) > 2):
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        said, _ = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 143 and "stopped by SIGTERM" in said
+    assert read_state(checkpoints(tmp_path)[-1])["step"] == lines(tmp_path)[-1]["step"]
+
+
 def test_where_the_data_stands_is_kept(straight):
     """Two videos and one image in a step, whose numbers alternate between the domains."""
     assert read_state(checkpoints(straight)[-1])["samples"] == [40, 20]
@@ -142,8 +160,11 @@ def test_where_the_data_stands_is_kept(straight):
 
 def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
     assert train(make("--steps", "1")) == 0
+    assert "starting fresh: everything" in capsys.readouterr().err
+    remains = make().out / "checkpoints" / ".step-00000007.part"  # of one that was killed while it was written
+    remains.mkdir()
     assert train(make("--steps", "1")) == 0
-    assert len(lines(make().out)) == 1
+    assert len(lines(make().out)) == 1 and not remains.exists()
     capsys.readouterr()
     assert train(make("--steps", "2", "--optimizer.clip", "0.5")) == 0
     assert len(lines(make().out)) == 2
@@ -155,8 +176,23 @@ def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
 def test_another_number_of_domains_is_refused(make):
     recipe = make("--steps", "1")
     assert train(recipe) == 0
+    told = (recipe.out / "recipe.yaml").read_text()
     with pytest.raises(UserError, match="2 domains, and the recipe has 1"):
         train(replace(recipe, data=recipe.data[:1]))
+    with pytest.raises(UserError, match="of another network, optimizer"):
+        train(replace(recipe, optimizer=replace(recipe.optimizer, ema=0.0)))
+    assert (recipe.out / "recipe.yaml").read_text() == told
+
+
+def test_a_missing_image_tower_is_told_before_the_first_step(make, tmp_path):
+    recipe = make()
+    convert(recipe.start.parts[0], tmp_path / "few.safetensors", parts=["vae", "text"])
+    start, data = replace(recipe.start, parts=(tmp_path / "few.safetensors",)), (Domain("folder", tmp_path, frames=3),)
+    recipe = replace(recipe, start=start, data=data)
+    with pytest.raises(UserError, match=r"image tower.*style in the domains' `without`"):
+        train(recipe)
+    with pytest.raises(UserError, match="captions"):  # so far without it
+        train(replace(recipe, data=(replace(data[0], without=("style",)),)))
 
 
 def test_what_is_seen_of_a_run(straight):

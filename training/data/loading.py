@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,7 @@ def load(
         sampler=_Slots(share, count),
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
     )
     if workers:
@@ -115,6 +117,15 @@ def load(
                 f"): mend the data or allow more. The last ones: {'; '.join(last)}."
             )
         yield batch
+
+
+def _leave_signals(_: int) -> None:
+    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done.
+
+    Workers end when it does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:
