@@ -28,8 +28,9 @@ class Start:
 
     kind: Literal["scratch", "stable_diffusion", "modelscope", "videocomposer"] = "scratch"
     """scratch: fresh weights; stable_diffusion: a 2D UNet of SD 2.1, whose weights become the 3D network's spatial
-    layers, the temporal ones the identity; modelscope: ModelScope's text-to-video UNet; videocomposer: a checkpoint of
-    this project or the released one. Entering stage 2 the first convolution keeps its channels and gets zero ones."""
+    layers, the temporal ones the identity; modelscope: ModelScope's text-to-video UNet, in its own layout or
+    diffusers'; videocomposer: a checkpoint of this project or the released one. Entering stage 2 the first convolution
+    keeps its channels and gets zero ones."""
     checkpoint: Path | None = None
     """File of the network that the run begins from; none for scratch."""
     parts: tuple[Path, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,13 @@ def begin(recipe: Recipe) -> Started:
         initialise(unet)
     if tensors is None:
         return Started(unet, config, ("everything",))
-    layout = _layout_2d(unet, tensors) if recipe.start.kind == "stable_diffusion" else _layout_3d(unet, tensors)
+    if recipe.start.kind == "stable_diffusion":
+        layout = _layout_2d(unet, tensors)
+    elif _is_diffusers_3d(tensors):
+        names = diffusers_names(unet.config, temporal=True)
+        layout = _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
+    else:
+        layout = _layout_3d(unet, tensors)
     _fill(unet, layout, tensors)
     groups = {name: _group(name) for name, _ in unet.named_parameters()}
     return Started(unet, config, tuple(dict.fromkeys(group for name, group in groups.items() if name not in layout)))
@@ -111,6 +118,8 @@ def _source(recipe: Recipe) -> tuple[Config, Tensors | None]:
         return told or Config(), None
     if start.kind == "stable_diffusion":
         return told or Config(), open_tensors(start.checkpoint)
+    if start.kind == "modelscope" and _is_diffusers_3d(tensors := open_tensors(start.checkpoint)):
+        return told or Config(unet=dataclasses.replace(UNetConfig(), conditions=(), stc_channels=0)), tensors
     checkpoint = read_checkpoint(start.checkpoint)
     return told or checkpoint.config, checkpoint.part("model").tensors
 
@@ -140,6 +149,11 @@ def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
     return _first_convolution(layout, unet, tensors)
 
 
+def _is_diffusers_3d(tensors: Tensors) -> bool:
+    """Whether a file holds ModelScope's text-to-video UNet in diffusers' layout."""
+    return all(name in tensors.shapes for name in ("conv_norm_out.weight", "transformer_in.proj_in.weight"))
+
+
 def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
     """Where the spatial parameters lie in a file of Stable Diffusion's 2D UNet, of LDM's layout or diffusers'.
 
@@ -153,19 +167,31 @@ def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
             f"{file.source} holds no 2D UNet of Stable Diffusion: expected a checkpoint such as "
             "v2-1_512-ema-pruned, or the UNet's file of diffusers' folder unet."
         )
-    table = names(unet.config)
+    tensors = file.renamed({name: name for name in file.shapes if name.startswith(prefix or _OF_UNET)})
+    table = {ours: prefix + theirs for ours, theirs in names(unet.config).items()}
+    return _layout_named(unet, tensors, table, "Stable Diffusion 2.1's UNet")
+
+
+def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
+    """Where the parameters of those of our modules lie that a file has other `names` for.
+
+    Raises:
+        UserError: one is missing there or of another shape, or a tensor there has no place; `what` names the network.
+    """
     layout = {}
     for name, parameter in unet.named_parameters():
         module, _, leaf = name.rpartition(".")
-        if module in table:
-            layout[name] = Origin((f"{prefix}{table[module]}.{leaf}",), tuple(parameter.shape))
-    tensors = file.renamed({name: name for name in file.shapes if name.startswith(prefix or _OF_UNET)})
+        if module in names:
+            shape = tuple(parameter.shape)
+            if shape[2:] == (3, 1):  # a convolution over time, which is a 3D one there
+                shape = (*shape, 1)
+            layout[name] = Origin((f"{names[module]}.{leaf}",), shape)
     layout = _first_convolution(layout, unet, tensors)
-    check(layout, tensors, "a 2D UNet of the network's sizes")
+    check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(
-            f"{file.source} has {len(extra)} tensors that the network has no place for ({shorten(extra)}): it is "
-            "another model than Stable Diffusion 2.1's."
+            f"{tensors.source} has {len(extra)} tensors that the network has no place for ({shorten(extra)}): it is "
+            f"another model than {what}."
         )
     return layout
 
@@ -200,14 +226,14 @@ def _group(name: str) -> str:
     return "the temporal layers" if is_temporal(name) else "the spatial layers"
 
 
-# --- Names of the 2D UNet -------------------------------------------------------------------------------------------
+# --- Names in other layouts -----------------------------------------------------------------------------------------
 
 _OF_UNET = ("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out.",
             "conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj.")  # fmt: skip
 """Starts of a UNet's names, where nothing stands before them that would tell it from other networks."""
 
-_RESNET = {"norm1": "norm1", "conv1": "conv1", "time_proj": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
-           "skip": "conv_shortcut"}  # fmt: skip
+_BLOCK = {"norm1": "norm1", "conv1": "conv1", "time_proj": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
+          "skip": "conv_shortcut", "conv": "conv"}  # fmt: skip
 _TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "conv_in": "conv_in",
         "norm_out": "conv_norm_out", "conv_out": "conv_out"}  # fmt: skip
 
@@ -229,28 +255,38 @@ def ldm_names(config: UNetConfig) -> dict[str, str]:
     return table
 
 
-def diffusers_names(config: UNetConfig) -> dict[str, str]:
-    """Our spatial modules' names -> those of diffusers' UNet2DConditionModel."""
+def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str]:
+    """Our modules' names -> those of diffusers' UNet2DConditionModel; with the temporal layers, of its
+    UNet3DConditionModel."""
+    there = ldm_names(config)
+    if temporal:
+        there |= {ours: name for ours, name in key_table(config).items() if _group(f"{ours}.") == "the temporal layers"}
     places = {
+        "temporal_in": "transformer_in",
         "middle.resnet": "mid_block.resnets.0",
+        "middle.resnet.temporal": "mid_block.temp_convs.0",
         "middle.spatial": "mid_block.attentions.0",
+        "middle.temporal": "mid_block.temp_attentions.0",
         "middle_out": "mid_block.resnets.1",
+        "middle_out.temporal": "mid_block.temp_convs.1",
     }
     for i in range((config.res_blocks + 1) * len(config.multipliers)):
         level, block = divmod(i, config.res_blocks + 1)
         for ours, theirs in (("encoder", "down_blocks"), ("decoder", "up_blocks")):
             places[f"{ours}.{i}.resnet"] = f"{theirs}.{level}.resnets.{block}"
+            places[f"{ours}.{i}.resnet.temporal"] = f"{theirs}.{level}.temp_convs.{block}"
             places[f"{ours}.{i}.spatial"] = f"{theirs}.{level}.attentions.{block}"
+            places[f"{ours}.{i}.temporal"] = f"{theirs}.{level}.temp_attentions.{block}"
             places[f"{ours}.{i}.downsample"] = f"{theirs}.{level}.downsamplers.0"
             places[f"{ours}.{i}.upsample"] = f"{theirs}.{level}.upsamplers.0"
-    ldm = ldm_names(config)
-    table = {ours: theirs for ours, theirs in _TOP.items() if ours in ldm}
+    table = {ours: theirs for ours, theirs in _TOP.items() if ours in there}
     for ours, theirs in places.items():
-        start = ldm.get(f"{ours}.norm", "").removesuffix("norm")  # of a Transformer, inside of which LDM's names serve
-        for module in ldm:
-            if module.startswith(f"{ours}."):
-                inner = module.removeprefix(f"{ours}.")
-                table[module] = f"{theirs}.{ldm[module].removeprefix(start) if start else _RESNET.get(inner, inner)}"
+        inside = {module.removeprefix(f"{ours}."): name for module, name in there.items()
+                  if module.startswith(f"{ours}.") and not module.startswith(f"{ours}.temporal.")}  # fmt: skip
+        # Inside of Transformers and of convolutions over time LDM's names serve.
+        start = inside.get("norm", "").removesuffix("norm") or inside.get("norms.0", "").removesuffix("conv1.0")
+        for inner, name in inside.items():
+            table[f"{ours}.{inner}"] = f"{theirs}.{_BLOCK.get(inner) or name.removeprefix(start)}"
     return table
 
 

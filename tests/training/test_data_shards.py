@@ -20,16 +20,21 @@ from training.data.caches import fingerprint
 from training.data.folder import read_captions
 from training.data.loading import load
 from training.data.making import Form
+from training.data.opening import open_clips
 from training.data.preparing import Options, prepare
 from training.data.sample import BadSample
 from training.data.sampler import Order, Share
 from training.data.shards import OWN, ShardClips, Shards, index_path, write_shard
-from vc_core.checkpoint import BUNDLED, Part
+from training.recipe import Domain
+from vc_core.checkpoint import BUNDLED, Part, read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS, condition_size
-from vc_core.config import ExtractionConfig
+from vc_core.config import Config, ExtractionConfig
+from vc_core.encoders.autoencoder import SCALARS, encode, load_autoencoder, new_autoencoder
+from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
 from vc_core.extract import edges, read_motion
 from vc_core.files import Tensors
+from vc_core.layouts import part
 from vc_core.video import FramePlan, read_frames, resize_crop
 
 LONG = 5
@@ -146,9 +151,6 @@ def test_a_sample_has_what_is_kept_in_its_shape(prepared):
 
 
 def test_latents_are_the_autoencoders(prepared):
-    from vc_core.checkpoint import read_checkpoint
-    from vc_core.encoders.autoencoder import encode, load_autoencoder
-
     settings = Shards(prepared).settings
     data = clips(prepared, Form(SIZE, LONG, EDGES), settings["latents"]["fingerprint"])
     sample = data.sample(0, {"text"}, generator())
@@ -167,11 +169,55 @@ def test_fingerprints_tell_weights_and_factors():
     def told(changes, scale=1.0):
         return fingerprint(Part("vae", "taesd", Tensors.of({**state, **changes})), scale)
 
-    assert told({}) == told({}) == told({"a": state["a"].clone()})
+    assert told({}) == told({}, 1) == told({"a": state["a"].clone()}) == told({"vae_scale": torch.tensor(1.0)})
     other = state["a"].clone()
-    other[2, 3] += 1e-6
-    changed = [told({"a": other}), told({"a": state["a"].T}), told({"a": state["a"].half()}), told({}, 0.5)]
+    other[2, 3] += 1e-3
+    changed = [told({"a": other}), told({"a": state["a"].T}), told({"d": torch.zeros(1)}), told({}, 0.5)]
     assert len({told({}), *changed}) == 5
+
+
+def test_fingerprints_are_those_of_half_precision_in_all_layouts():
+    torch.manual_seed(0)
+    model = new_autoencoder("ldm", (32, 32, 32, 32))
+
+    def told(layout, dtype):
+        state = part(model.state_dict(), layout_of("vae", layout, model))
+        return fingerprint(Part("vae", layout, Tensors.of({name: t.to(dtype) for name, t in state.items()})), 0.18215)
+
+    halves = {told(layout, dtype) for layout in ("ldm", "diffusers") for dtype in (torch.float32, torch.float16)}
+    assert len(halves) == 1 and told("ldm", torch.bfloat16) not in halves
+
+
+def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
+    """`prepare --latents` by a checkpoint in float32, then a run that starts from what `./vc export` made of it."""
+    bundled, config = read_checkpoint(BUNDLED), Config()
+    state = {
+        name: t.float() * (1 if name in SCALARS else 1.0001) for name, t in bundled.part("vae").tensors.state().items()
+    }
+
+    def saved(name, state, dtype):
+        save_checkpoint(tmp_path / name, config, {"vae": state}, dtype)
+        return read_checkpoint(tmp_path / name).part("vae")
+
+    saved("whole.safetensors", state, torch.float32)
+    options = Options(videos, FRAMES, SIZE, latents=tmp_path / "whole.safetensors")
+    prepare(options, read_captions(videos)[:1], tmp_path / "shards")
+    domain = Domain("shards", tmp_path / "shards", frames=FRAMES)
+
+    def latents(part):
+        (clips,) = open_clips(domain, SIZE, config, {"vae": part}).values()
+        return clips.sample(0, (), generator()).latents
+
+    for dtype in (torch.float32, torch.float16):
+        assert latents(saved("export.safetensors", state, dtype)) is not None
+    with pytest.raises(UserError, match="another autoencoder"):
+        latents(
+            saved(
+                "export.safetensors",
+                {name: t if name in SCALARS else t * 1.01 for name, t in state.items()},
+                torch.float16,
+            )
+        )
 
 
 def test_windows_of_latents_video_and_sketches_are_the_same(prepared):
@@ -246,13 +292,54 @@ def test_the_index_is_made_anew_where_it_is_missing_broken_or_of_another_tar(cop
     first, second, third = sorted(copied.glob("*.tar"))
     index_path(first).unlink()
     index_path(second).write_text('{"count": ')
-    os.utime(third, (1, 1))
+    with open(third, "ab") as file:
+        file.write(bytes(10240))  # which readers of tars take for its end
     module._table.cache_clear()
     assert [Shards(copied).read(n, ["json"])[1] for n in range(5)] == expected
     assert scans.calls == {"_scan": 3}
     module._table.cache_clear()
     Shards(copied).read(0, ["json"])
     assert scans.calls == {"_scan": 3}  # they were written
+
+
+def test_an_index_holds_for_a_copy_whatever_its_times(prepared, tmp_path, monkeypatch):
+    expected = [Shards(prepared).read(n, ["json"])[1] for n in range(5)]
+    for number, file in enumerate(sorted(prepared.iterdir(), reverse=True)):
+        shutil.copyfile(file, tmp_path / file.name)
+        os.utime(tmp_path / file.name, (1000 + number,) * 2)  # the tars after their indexes
+    scans = Spy(monkeypatch)
+    scans.watch(module, "_scan")
+    assert [Shards(tmp_path).read(n, ["json"])[1] for n in range(5)] == expected
+    assert scans.calls == {"_scan": 0}
+
+
+def other_tars():
+    """Settings and samples of tars of one size, the first of them the one that has an index."""
+    sizes = {"a": 20_000, "b": 45_000, "c": 20_000}
+    data = {key: {"mp4": os.urandom(size), "json": json.dumps(key).encode()} for key, size in sizes.items()}
+    yield {"latents": "0123"}, data
+    yield {"latents": "4567"}, data
+    yield {"latents": "0123"}, {"d": data["a"], "b": data["b"], "c": data["c"]}
+    yield {"latents": "0123"}, {**data, "b": {**data["b"], "mp4": os.urandom(45_000 + 512)}}
+    yield {"latents": "0123"}, {"a": data["a"], "b": data["b"], "d": data["c"]}
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_an_index_of_another_tar_of_its_size_is_told_from_its_own(tmp_path, number):
+    first, *others = other_tars()
+    tar, other = tmp_path / "here" / "shard.tar", tmp_path / "there" / "shard.tar"
+    for path, (settings, samples) in ((tar, first), (other, others[number - 1])):
+        path.parent.mkdir()
+        write_shard(path, settings, samples.items())
+    status = tar.stat()
+    assert other.stat().st_size == status.st_size
+    shutil.copyfile(other, tar)
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
+    settings, samples = others[number - 1]
+    shards = Shards(tar.parent)
+    assert shards.settings["latents"] == settings["latents"]
+    for index, (key, members) in enumerate(samples.items()):
+        assert shards.read(index, ["mp4", "json"]) == (f"{tar}:{key}", members)
 
 
 def test_a_changed_tar_is_read_as_it_is_now(copied):
@@ -296,6 +383,90 @@ def damage(folder, index, ending, data=None):
         file.seek(offset)
         file.write((data or os.urandom(size)).ljust(size, b" ")[:size])
     os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+DAMAGES = 120
+"""Of each kind of member."""
+
+
+def damages(data, seed):
+    """Copies of bytes, most of them with some bits flipped, the others cut off."""
+    random = np.random.default_rng(seed)
+    for number in range(DAMAGES):
+        copy = bytearray(data)
+        if number % 4 == 0:
+            yield bytes(copy[: random.integers(len(copy))])
+            continue
+        among = min(len(copy), 160) if number % 2 else len(copy)  # the headers, whose damage does most, are short
+        for place in random.integers(among, size=random.integers(1, 4)):
+            copy[-1 - place if number % 8 == 7 else place] ^= 1 << random.integers(8)
+        yield bytes(copy)
+
+
+@pytest.mark.parametrize("ending", ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_members_are_bad_samples_or_give_finite_numbers(prepared, monkeypatch, ending):
+    shards = Shards(prepared)
+    name, whole = shards.read(3, ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
+    data = clips(prepared, FORM, shards.settings["latents"]["fingerprint"] if ending == "latents.npy" else None)
+    expected = data.sample(3, EVERYTHING, generator())
+    refused = 0
+    for number, damaged in enumerate(damages(whole[ending], 7)):
+        members = {**whole, ending: damaged}
+        monkeypatch.setattr(Shards, "read", lambda self, index, endings: (name, members))  # noqa: B023 - it is now
+        try:
+            sample = data.sample(3, EVERYTHING, generator())
+        except BadSample as error:
+            assert str(error).startswith(f"{name}: .{'' if ending == 'json' else ending}"), error
+            refused += 1
+            continue
+        for field in ("latents", "video", "style", "source"):
+            there, like = getattr(sample, field), getattr(expected, field)
+            assert (there is None) == (like is None), (number, field)
+            assert there is None or (there.shape == like.shape and there.isfinite().all()), (number, field)
+        for condition, like in expected.conditions.items():
+            there = sample.conditions[condition]
+            assert there.shape == like.shape and there.isfinite().all(), (number, condition)
+    assert refused > DAMAGES / 5
+
+
+def test_numbers_that_are_not_finite_are_a_bad_sample(copied):
+    fingerprint = Shards(copied).settings["latents"]["fingerprint"]
+    latents = torch.zeros(1, 4, LONG, 4, 5)
+    latents[0, 2, 4, 1, 1] = torch.inf
+    damage(copied, 3, "latents.npy", packing.pack_latents(latents))
+    for seed in range(4):  # of a window without it, too: the sample is damaged
+        with pytest.raises(BadSample, match=r"000000003: \.latents\.npy.*not finite"):
+            clips(copied, FORM, fingerprint).sample(3, (), generator(seed))
+    vectors = packing.unpack_vectors(Shards(copied).read(3, ["motion.npz"])[1]["motion.npz"], (96, 128), 0, LONG)
+    vectors.rows["dy"][7] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        packing.unpack_vectors(packing.pack_vectors(vectors), (96, 128), 0, LONG)
+
+
+def test_our_own_mistakes_are_no_bad_samples(prepared, monkeypatch):
+    def mistaken(*_, **__):
+        raise TypeError("ours")
+
+    for name in ("rasterise_points", "make"):
+        monkeypatch.setattr(module, name, mistaken)
+        with pytest.raises(TypeError, match="ours"):
+            clips(prepared).sample(3, ("motion",), generator())
+        monkeypatch.undo()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_tars_are_told(prepared, tmp_path):
+    tar, read = tmp_path / "shard-000000.tar", 0
+    data = (prepared / "shard-000002.tar").read_bytes()
+    for damaged in damages(data, 8):
+        tar.write_bytes(damaged)
+        index_path(tar).unlink(missing_ok=True)
+        try:
+            read += len(Shards(tmp_path))
+        except UserError as error:
+            assert str(error).startswith(str(tar))
+    assert read > 10
 
 
 @pytest.mark.parametrize("ending", ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])

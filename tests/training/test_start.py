@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import training.start as start_module
 from training.recipe import Domain, Loss, Recipe, Start
 from training.start import begin, diffusers_names, ldm_names
 from vc_core.checkpoint import on_meta, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError
+from vc_core.files import Tensors
 from vc_core.model.layout import released_layout, to_released
 from vc_core.model.unet import UNet3D
 
@@ -162,6 +164,84 @@ def test_modelscopes_unet_has_neither_style_nor_conditions(tmp_path):
     torch.save({**state, "another.weight": torch.zeros(1)}, tmp_path / "text2video_pytorch_model.pth")
     with pytest.warns(UserWarning, match=r"another\.weight"):
         begin(Recipe(start=start))
+
+
+DIFFUSERS_3D = dataclasses.replace(SIZES, temporal_in_heads=8, conditions=(), stc_channels=0)
+"""Of the first temporal Transformer's heads diffusers lets nobody choose the number."""
+
+
+@pytest.fixture(scope="module")
+def three_dimensional():
+    """diffusers' UNet of ModelScope's text-to-video model; nothing in it is zero."""
+    from diffusers import UNet3DConditionModel
+
+    torch.manual_seed(4)
+    unet = UNet3DConditionModel(
+        block_out_channels=(32, 64, 64), layers_per_block=2, cross_attention_dim=24, attention_head_dim=16,
+        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+    ).eval().requires_grad_(False)  # fmt: skip
+    for parameter in unet.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    return unet
+
+
+def from_diffusers_3d(folder, state, stage=2):
+    (folder / "three.json").write_text(Config(unet=DIFFUSERS_3D).to_json())
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    start = Start("modelscope", folder / "diffusion_pytorch_model.safetensors", network=folder / "three.json")
+    return begin(Recipe(stage=stage, start=start))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@torch.no_grad()
+def test_modelscopes_unet_of_diffusers_gives_its_own_output(tmp_path, three_dimensional, stage):
+    started = from_diffusers_3d(tmp_path, three_dimensional.state_dict(), stage)
+    x, t, context = inputs()
+    stc = torch.randn(2, 8, 3, 8, 16) if stage == 2 else None
+    expected = three_dimensional(x, t, context).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(started.unet.eval()(x, t, context, stc), expected, rtol=1e-5, atol=1e-5)
+    still = three_dimensional(x[:, :, [0, 0, 0]], t, context).sample
+    assert (still - expected)[:, :, 0].abs().max() > 0.01  # frames see each other
+    conditions = {f"the STC-encoder of {name}" for name in CONDITIONS} if stage == 2 else set()
+    assert set(started.fresh) == {"the style's layers", *conditions}
+
+
+def test_every_tensor_of_diffusers_unet_has_one_place(tmp_path, three_dimensional):
+    names = diffusers_names(DIFFUSERS_3D, temporal=True)
+    theirs = {name.rpartition(".")[0] for name in three_dimensional.state_dict()}
+    ours = {name.rpartition(".")[0] for name, _ in on_meta(Config(unet=DIFFUSERS_3D)).named_parameters()}
+    ours = {name for name in ours if not name.startswith("style_")}
+    assert {names[name] for name in ours} == theirs and len(ours) == len(theirs)
+    state = dict(three_dimensional.state_dict())
+    del state["up_blocks.1.temp_attentions.0.proj_in.bias"]
+    with pytest.raises(UserError, match=r"up_blocks\.1\.temp_attentions\.0\.proj_in\.bias"):
+        from_diffusers_3d(tmp_path, state)
+    state = {**three_dimensional.state_dict(), "motion_modules.0.weight": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"motion_modules\.0\.weight.*another model than ModelScope's"):
+        from_diffusers_3d(tmp_path, state)
+
+
+def test_diffusers_file_of_modelscopes_unet_has_the_released_sizes(monkeypatch):
+    """The tensors of diffusers' default, which is ModelScope's, are those of our network's default, to the shape."""
+    from diffusers import UNet3DConditionModel
+
+    with torch.device("meta"):
+        theirs = {name: tuple(t.shape) for name, t in UNet3DConditionModel().state_dict().items()}
+    monkeypatch.setattr(start_module, "open_tensors", lambda path: shapes_alone(theirs))
+    config, tensors = start_module._source(Recipe(start=Start("modelscope", Path("unet.safetensors"))))
+    assert config.unet.conditions == () and config.unet.stc_channels == 0
+    unet = on_meta(config)
+    layout = start_module._layout_named(unet, tensors, diffusers_names(config.unet, temporal=True), "it")
+    assert {o.names[0]: o.shape for o in layout.values()} == theirs
+    assert {name for name, _ in unet.named_parameters() if name not in layout} == {
+        f"style_{end}.{leaf}" for end in ("in", "out") for leaf in ("weight", "bias")
+    }
+
+
+def shapes_alone(shapes):
+    return Tensors("a file", shapes, dict.fromkeys(shapes, torch.float32), None)
 
 
 def test_the_released_names_less_stc_and_style_are_modelscopes():

@@ -18,6 +18,7 @@ from torch import Tensor
 from training.data.making import fit
 from training.data.members import pack_latents, pack_maps
 from vc_core.checkpoint import Part, read_checkpoint
+from vc_core.encoders.layouts import is_known_extra
 from vc_core.errors import UserError
 from vc_core.files import sha256
 
@@ -46,18 +47,23 @@ class Cache:
 
 
 def fingerprint(part: Part, scale: float = 1.0) -> str:
-    """Tells the weights of an autoencoder or a tower, by their names, types and values.
+    """Tells the weights of an autoencoder or a tower by their values in half precision.
+
+    So what `./vc export` writes in half precision has the fingerprint of the file that it is of, and an autoencoder has
+    one under all names that it goes by (`ldm` and `diffusers`). One in bfloat16 is another: that is coarser.
 
     Args:
         scale: the factor of the autoencoder's latents.
     """
-    digest = hashlib.sha256(f"{part.layout} {scale}".encode())
     get = part.tensors.get()
-    for name in sorted(part.tensors.shapes):
-        tensor = get(name).contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
-    return digest.hexdigest()[:16]
+    used = (name for name in part.tensors.shapes if not is_known_extra(part.name, name))
+    values = sorted(_values(get(name)) for name in used)  # each stands for its tensor's name, which layouts differ in
+    return hashlib.sha256("".join([str(float(scale)), *values]).encode()).hexdigest()[:16]
+
+
+def _values(tensor: Tensor) -> str:
+    numbers = tensor.half() if tensor.is_floating_point() else tensor
+    return hashlib.sha256(numbers.flatten().contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
 def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") -> Cache:

@@ -1,4 +1,7 @@
-"""What members of a shard hold, each a pair of functions: to bytes and back. The same values give the same bytes."""
+"""What members of a shard hold, each a pair of functions: to bytes and back. The same values give the same bytes.
+
+Damaged bytes may make the decoders raise anything, or give values of another form, which `checked` refuses.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,20 @@ from vc_core.video import FramePlan, planned_frames, write_video
 ROW = np.dtype([(name, "<i2") for name in ("frame", "dst_x", "dst_y", "w", "h")] + [("dx", "<f4"), ("dy", "<f4")])
 """A block: its frame, centre and extent, and how far it moved since the frame before, in pixels of the source."""
 
+LARGEST = np.iinfo(ROW["dst_x"]).max
+"""Pixels of a side that a source of block vectors may have."""
+
 IMAGE_QUALITY = 95
 """Of WebP, out of 100."""
+
+
+def checked(tensor: Tensor, *shape: int) -> Tensor:
+    """The tensor itself. Raises a ValueError where it is of another shape or has numbers that are not finite."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"is {tuple(tensor.shape)}, expected {shape}")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError("has numbers that are not finite")
+    return tensor
 
 
 def pack_video(video: Tensor, rate: Fraction) -> bytes:
@@ -77,12 +92,16 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
         size: (height, width) of the source.
         first, frames: where the window begins in the clip, and its number of frames.
     """
+    if not all(isinstance(side, int) and 0 < side <= LARGEST for side in size):
+        raise ValueError(f"is of a source of {size}")
     with np.load(io.BytesIO(data), allow_pickle=False) as columns:
         frame = columns["frame"].astype(np.int32)
         inside = (frame > first) & (frame < first + frames)
         rows = np.empty(int(inside.sum()), VECTOR)
         for name in ROW.names:
             rows[name] = columns[name][inside]
+    if not (np.isfinite(rows["dx"]).all() and np.isfinite(rows["dy"]).all()):
+        raise ValueError("has vectors that are not finite")
     rows["frame"] -= first
     present = np.isin(np.arange(frames), rows["frame"])
     return BlockVectors(rows, *size, frames, "".join("IP"[int(one)] for one in present))
@@ -121,4 +140,7 @@ def pack_latents(latents: Tensor) -> bytes:
 
 def unpack_latents(data: bytes) -> Tensor:
     """Latents `(4, F, h, w)`."""
-    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False)).float()
+    latents = np.load(io.BytesIO(data), allow_pickle=False)
+    if latents.dtype != np.float16:
+        raise ValueError(f"is of {latents.dtype}, expected float16")
+    return torch.from_numpy(latents).float()

@@ -9,20 +9,22 @@ A sample is what has one key, the members' name before the first dot:
     000000042.depth.png      grey, the frames one below the other, between the two values in the .json
     000000042.sketch.png     grey, the frames one below the other
 
-Beside each tar lies an index of where its members are, made anew where it is missing or older than the tar. What all
-samples of a shard have in common is told by a member that readers of WebDataset skip, `SETTINGS`.
+Beside each tar lies an index of where its members are, made anew where it is missing or of another tar: of another
+size, or with other bytes at its beginning or end. Times do not count, so copies may have any. What all samples of a
+shard have in common is told by a member that readers of WebDataset skip, `SETTINGS`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import tarfile
 import warnings
-import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -34,10 +36,11 @@ import torch
 from torch import Tensor
 
 from training.data.making import PICTURED, Form, Made, draw_below, make, no_motion, reading
-from training.data.members import unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
+from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
 
@@ -45,6 +48,9 @@ FORMAT = 1
 OWN = "__vc__/"
 """Members below this are no samples: WebDataset skips names between two underscores."""
 SETTINGS, DROPPED = f"{OWN}settings.json", f"{OWN}dropped.json"
+
+ENDS = 2**14
+"""Bytes at the beginning of a tar, where its settings and first sample are, and at its end that are its stamp."""
 
 Members = dict[str, tuple[int, int]]
 """Of a sample: from a member's ending, without the first dot, to where its bytes begin and how many there are."""
@@ -83,7 +89,7 @@ def write_shard(
                     _add(tar, f"{key}.{ending}", data)
             _add(tar, DROPPED, _json(list(dropped)))
         part.chmod(0o644)
-    read_table(path)
+    _write_index(path, *_scan(path))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -121,9 +127,15 @@ def read_table(shard: Path) -> Table:
     return Table(header["settings"], header["dropped"], samples["keys"], members)
 
 
-def _stamp(shard: Path) -> dict[str, int]:
-    status = shard.stat()
-    return {"format": FORMAT, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def _stamp(shard: Path) -> dict[str, Any]:
+    """Tells a tar from others, without reading all of it: one whose members are elsewhere has another size, or others
+    of them at its end."""
+    with open(shard, "rb", buffering=0) as file:
+        ends = file.read(ENDS)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - ENDS))
+        ends += file.read(ENDS)
+    return {"format": FORMAT, "size": size, "ends": hashlib.sha256(ends).hexdigest()[:16]}
 
 
 def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -134,7 +146,7 @@ def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any
             if header["tar"] != _stamp(shard):
                 return None
             return header, json.loads(file.readline()) if whole else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -151,8 +163,8 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The two lines of an index, from the tar itself."""
     own: dict[str, Any] = {}
     samples: dict[str, list[tuple[str, int, int]]] = {}
-    stamp = _stamp(shard)
     try:
+        stamp = _stamp(shard)
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if member.name.startswith(OWN):
@@ -161,9 +173,11 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     folder, slash, name = member.name.rpartition("/")
                     key, _, ending = name.partition(".")
                     samples.setdefault(folder + slash + key, []).append((ending, member.offset_data, member.size))
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read ({error.strerror}): check its disk and permissions.") from error
+    except Exception as error:  # damaged bytes make nearly anything of tarfile and json
         raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
-    if not {SETTINGS, DROPPED} <= own.keys() or own[SETTINGS].get("format") != FORMAT:
+    if not {SETTINGS, DROPPED} <= own.keys() or own[SETTINGS]["format"] != FORMAT:
         raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
     header = {"tar": stamp, "count": len(samples), "settings": own[SETTINGS], "dropped": own[DROPPED]}
     return header, {"keys": list(samples), "members": list(samples.values())}
@@ -250,9 +264,6 @@ class Shards:
 CACHED = {"depth": ("depth",), "sketch": ("sketch", "single_sketch")}
 """Caches of maps -> the conditions that they give."""
 
-DAMAGE = (ValueError, KeyError, TypeError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)
-"""What decoders of damaged members raise."""
-
 
 @dataclass(frozen=True)
 class ShardClips:
@@ -314,48 +325,70 @@ class ShardClips:
             **{f"{cache}.png": not ready.isdisjoint({*names} & set(kept)) for cache, names in CACHED.items()},
         }
         name, members = self.shards.read(index, ["json", *(ending for ending, needs in needed.items() if needs)])
+        about = _about(name, members["json"])
         window = slice(first, first + form.frames)
-        with reading(name, *DAMAGE):
-            about = json.loads(members["json"])
-            made = Made()
-            if needed[settings["picture"]]:
-                pictures = _pictures(members, settings, about)[window, None].float() / 255
-                made = make(pictures, form, kept, generator, ready, video=not has_latents)
-            conditions = {**made.conditions, **_maps(members, settings, about, kept, window)}
-            if "motion" in kept:
-                conditions["motion"] = self._motion(members, about, first)
-            latents = unpack_latents(members["latents.npy"])[:, window] if has_latents else None
-            text = about["caption"] if "text" in kept else ""
+        made = Made()
+        if needed[settings["picture"]]:
+            pictures = self._pictures(name, members, about)[window, None].float() / 255
+            made = make(pictures, form, kept, generator, ready, video=not has_latents)
+        maps = {cache: self._maps(name, members, about, cache)[:, window] for cache in CACHED if needed[f"{cache}.png"]}
+        conditions = {**made.conditions, **_given(maps, kept)}
+        if "motion" in kept:
+            conditions["motion"] = self._motion(name, members, about, first)
+        latents = self._latents(name, members)[:, window] if has_latents else None
+        text = about["caption"] if "text" in kept else ""
         return Sample(name, latents, made.video, text, style=made.style, conditions=conditions, source=made.source)
 
-    def _motion(self, members: Mapping[str, bytes], about: Mapping[str, Any], first: int) -> Tensor:
+    def _pictures(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any]) -> Tensor:
+        """All frames of a clip, `(F, 3, H', W')` uint8."""
+        frames, picture = self.shards.settings["frames"], self.shards.settings["picture"]
+        with _decoding(name, picture):
+            if picture == "webp":
+                pictures = unpack_image(members["webp"])
+            else:
+                pictures = unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), frames)
+            return checked(pictures, frames, 3, *self.form.large)
+
+    def _maps(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any], cache: str) -> Tensor:
+        """The maps of a cache for all frames of a clip, `(1, F, H', W')`."""
+        frames = self.shards.settings["frames"]
+        with _decoding(name, f"{cache}.png"):
+            return checked(unpack_maps(members[f"{cache}.png"], *about[cache], frames), 1, frames, *self.form.large)
+
+    def _latents(self, name: str, members: Mapping[str, bytes]) -> Tensor:
+        """Those of all frames of a clip, `(4, F, h, w)`."""
+        height, width = self.form.size
+        with _decoding(name, "latents.npy"):
+            shape = (CHANNELS, self.shards.settings["frames"], height // FACTOR, width // FACTOR)
+            return checked(unpack_latents(members["latents.npy"]), *shape)
+
+    def _motion(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any], first: int) -> Tensor:
+        """The motion of the window that begins at frame `first`, `(2, F, h, w)`."""
         if self.form.frames == 1:
             return no_motion(self.form)
-        source = (about["motion"]["height"], about["motion"]["width"])
-        vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
+        with _decoding(name, "motion.npz"):
+            source = (about["motion"]["height"], about["motion"]["width"])
+            vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
         draw = {"points": rasterise_points, "dense": rasterise_dense}[self.shards.settings["motion"]["layout"]]
         return draw(vectors, source, self.form.frames, condition_size("motion", self.form.size))[0]
 
 
-def _pictures(members: Mapping[str, bytes], settings: Mapping[str, Any], about: Mapping[str, Any]) -> Tensor:
-    """All frames of a clip, `(F, 3, H', W')` uint8."""
-    if settings["picture"] == "webp":
-        return unpack_image(members["webp"])
-    return unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), settings["frames"])
+def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
+    """Makes a BadSample of whatever a member's decoder raises: of damaged bytes that may be anything. What is done with
+    the values stays outside, where our own mistakes are to be seen."""
+    return reading(f"{name}: .{ending}", Exception)
 
 
-def _maps(
-    members: Mapping[str, bytes],
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
-    kept: Collection[str],
-    window: slice,
-) -> dict[str, Tensor]:
-    """Conditions out of the caches that were read, `(1, F or 1, H', W')` by name."""
-    found = {}
-    for cache, names in CACHED.items():
-        if (data := members.get(f"{cache}.png")) is not None:
-            maps = unpack_maps(data, *about[cache], settings["frames"])[:, window]
-            whole = {name: maps if CONDITIONS[name].kind == "temporal" else maps[:, :1] for name in names}
-            found |= {name: tensor for name, tensor in whole.items() if name in kept}
-    return found
+def _about(name: str, data: bytes) -> Mapping[str, Any]:
+    """What the .json of a sample says."""
+    with _decoding(name, "json"):
+        about = json.loads(data)
+        if not isinstance(about["caption"], str):
+            raise ValueError("has a caption that is no text")
+        return about
+
+
+def _given(maps: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+    """Conditions out of caches, `(1, F or 1, H', W')` by name."""
+    whole = {name: maps[cache] for cache, names in CACHED.items() if cache in maps for name in names if name in kept}
+    return {name: each if CONDITIONS[name].kind == "temporal" else each[:, :1] for name, each in whole.items()}
