@@ -256,7 +256,7 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
     first = (out / "evaluation.json").read_text()
     told = json.loads(first)
     (checkpoint,) = told["checkpoints"]
-    assert len(checkpoint["sha256"]) == 64 and told["settings"]["clips"] == 2 and len(told["scenes"]) == 2
+    assert len(checkpoint["sha256"]) == 64 and told["settings"]["clips"] == 2 and len(checkpoint["clips"]) == 2
     figures = checkpoint["results"]["outline_overlap"]
     assert np.shape(figures["given"]["values"]) == (2, 1)
     assert figures["given"]["mean"] == pytest.approx(np.mean(figures["given"]["values"]), abs=1e-5)

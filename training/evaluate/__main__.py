@@ -29,19 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vc evaluate",
-        description="Measures how well checkpoints obey their conditions, on held-out synthetic scenes: each condition "
-        "given, taken from another scene, and absent, with the same noise. Writes a table, JSON and contact sheets.",
+        description="Measures how well checkpoints obey their conditions, on held-out synthetic scenes or on clips of "
+        "your own: each condition given, taken from another one, and absent, with the same noise. Writes a table, JSON "
+        "and contact sheets.",
     )
     add = parser.add_argument
     add("checkpoints", type=Path, nargs="*", metavar="CHECKPOINT", help="files (default: the bundled checkpoint)")
     add("-o", "--out", type=Path, default=Path("evaluation"), help="folder for the results (default: evaluation)")
-    add("--clips", type=int, help=f"number of scenes (default: {DEFAULT['clips']})")
-    add("--seeds", type=int, help=f"videos of each scene and wiring (default: {DEFAULT['seeds']})")
+    add("--data", type=Path, metavar="FOLDER|SHARDS", help="clips to measure on, in place of the scenes: a folder of "
+        "videos with captions, or shards of ./vc prepare; only what needs no scene is measured then")  # fmt: skip
+    add("--clips", type=int, help="number of scenes, or at most that many clips of the data, evenly spread over it "
+        f"(default: {DEFAULT['clips']})")  # fmt: skip
+    add("--rate", type=float, metavar="FPS", help="of the clips of a folder, as in training (default: the released "
+        "rule, 4 as a rule)")  # fmt: skip
+    add("--nominal-height", type=int, metavar="PIXELS", help="the folder's videos are scaled to it before their motion "
+        "is taken, as in training: 336 for the released checkpoint (default: as they are)")  # fmt: skip
+    add("--seeds", type=int, help=f"videos of each scene or clip and wiring (default: {DEFAULT['seeds']})")
     add("--steps", type=int, help=f"of the sampler (default: {DEFAULT['steps']})")
     add("--guidance", type=float, help="scale of the guidance (default: each checkpoint's)")
     add("--only", default="", metavar="NAMES", help="conditions or measures, with commas, as in motion,colour")
-    add("--quick", action="store_true", help="only to see that it works: {clips} scenes, {seeds} seed, {steps} steps "
-        "where nothing else is given".format(**QUICK))  # fmt: skip
+    add("--quick", action="store_true", help="only to see that it works: {clips} scenes or clips, {seeds} seed, "
+        "{steps} steps where nothing else is given".format(**QUICK))  # fmt: skip
     add("--parts", type=Path, nargs="+", default=[], metavar="FILE", help="files that bring autoencoder and towers")
     add("--clip", type=Path, metavar="PATH", help="file or folder of an OpenCLIP ViT-H/14 for the CLIP measures "
         "(default: each checkpoint's own towers)")  # fmt: skip
@@ -63,6 +71,9 @@ def _run(arguments: argparse.Namespace) -> str:
         checkpoints=tuple(arguments.checkpoints) or (BUNDLED,),
         parts=tuple(arguments.parts),
         clips=numbers.pop("clips"),
+        data=arguments.data,
+        rate=arguments.rate,
+        nominal_height=arguments.nominal_height,
         sampling=replace(Sampling(), guidance=arguments.guidance, batch=arguments.batch, **numbers),
         only=tuple(name.strip() for name in arguments.only.split(",") if name.strip()),
         clip=arguments.clip,

@@ -7,7 +7,8 @@ names, but for depth, which scenes know and no network has to guess.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cache
 
@@ -43,47 +44,71 @@ FILMED = 256
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of N scenes, one object each.
+    """What is true of N clips, and of scenes, one object each, what nobody knows of other clips.
 
     Attributes:
-        video: (N, 3, F, S, S) in [0, 1], at the size to be composed.
-        motion: (N, 2, F, S, S) in frame widths since the previous frame, exact.
-        mask: (N, F, SEEN, SEEN) bool, where the object is to be seen.
-        color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
-        keep: (N, 1, F, S, S) bool, what the mask condition keeps.
+        video: (N, 3, F, H, W) in [0, 1], at the size to be composed.
+        motion: (N, 2, F, H, W) in frame widths since the previous frame: of scenes exact, else as the
+            measures see it in the clip.
+        told: (N, F, H, W) bool, where that motion counts.
         style: (N, 3, S, S), the style images.
+        mask: (N, F, SEEN, SEEN) bool, where the object is to be seen; like all that follow, of scenes alone.
+        color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
+        keep: (N, 1, F, H, W) bool, what the mask condition keeps.
     """
 
     video: Tensor
     motion: Tensor
-    mask: Tensor
-    color: Tensor
-    shape: Tensor
-    keep: Tensor
+    told: Tensor
     style: Tensor
+    mask: Tensor | None = None
+    color: Tensor | None = None
+    shape: Tensor | None = None
+    keep: Tensor | None = None
 
     def of(self, rows: Tensor) -> Truth:
-        """What is true of some of the scenes, which may be the same one several times."""
-        return Truth(*(getattr(self, field.name)[rows] for field in fields(self)))
+        """What is true of some of the clips, which may be the same one several times."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Truth(*(None if value is None else value[rows] for value in values))
 
 
 @dataclass(frozen=True)
 class Clips:
-    """N scenes, to compose by and to measure against.
+    """N clips, to compose by and to measure against.
 
     Attributes:
-        texts: one caption each, of the object and the background but not of any motion.
+        keys: tell the clips, each another one.
+        texts: one caption each; of scenes, of the object and the background but not of any motion.
         conditions: by name, (N, C, F or 1, H, W).
-        sketched: the method that drew the sketches.
+        sketched: the method that drew the sketches, where there are any.
+        skipped: those that could not be read, each with the reason.
     """
 
+    keys: list[str]
     texts: list[str]
     conditions: dict[str, Tensor]
     truth: Truth
-    sketched: str
+    sketched: str | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def joined(clips: Sequence[Clips], skipped: Sequence[str] = ()) -> Clips:
+    """Clips of the same conditions one after the other, those that were skipped beside them."""
+    truths = ([getattr(one.truth, field.name) for one in clips] for field in fields(Truth))
+    return Clips(
+        [key for one in clips for key in one.keys],
+        [text for one in clips for text in one.texts],
+        {name: torch.cat([one.conditions[name] for one in clips]) for name in clips[0].conditions},
+        Truth(*(None if values[0] is None else torch.cat(values) for values in truths)),
+        clips[0].sketched,
+        list(skipped),
+    )
+
+
+# --- Scenes ---------------------------------------------------------------------------------------------------------
 
 
 def held_out_scenes(count: int) -> Scenes:
@@ -122,7 +147,7 @@ def _pool() -> tuple[Scenes, Tensor]:
 
 
 def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Clips:
-    """The clips that a checkpoint of this config is evaluated on.
+    """The scenes that a checkpoint of this config is evaluated on.
 
     Scenes are square and planned for CLIP_FRAMES frames: so are the clips, at the config's shorter side and at most
     that long.
@@ -130,21 +155,26 @@ def held_out_clips(count: int, config: Config, progress: Progress | None = None)
     scenes, frames = held_out_scenes(count), min(config.frames, CLIP_FRAMES)
     made = []
     for number in range(len(scenes)):
-        made.append(_clip(scenes[number], config, frames))
+        made.append(_clip(f"scene {number + 1}", scenes[number], config, frames))
         if progress is not None:
             progress("scenes", number + 1, len(scenes))
-    conditions = {name: torch.cat([clip.conditions[name] for clip in made]) for name in made[0].conditions}
-    truth = Truth(*(torch.cat([getattr(clip.truth, field.name) for clip in made]) for field in fields(Truth)))
-    return Clips([text for clip in made for text in clip.texts], conditions, truth, made[0].sketched)
+    return joined(made)
 
 
 def clip_size(config: Config) -> tuple[int, int]:
-    """(height, width) of the videos that a checkpoint is evaluated with."""
+    """(height, width) of the videos of scenes that a checkpoint is evaluated with."""
     side = min(config.height, config.width) // 8 * 8
     return side, side
 
 
-def _clip(scene: Scenes, config: Config, frames: int) -> Clips:
+def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where the object of a mask (B, F, S, S) bool is after the first frame, before which nothing moves: at `size`."""
+    there = F.interpolate(mask.float(), size, mode="nearest") > 0.5
+    there[:, 0] = False
+    return there
+
+
+def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     size, extraction = clip_size(config), config.extraction
     large_size = condition_size("depth", size)
     small = render(scene, size[0], frames, what=("video", "motion"))
@@ -175,10 +205,11 @@ def _clip(scene: Scenes, config: Config, frames: int) -> Clips:
     truth = Truth(
         small.video,
         small.motion / size[1],
+        on_object(seen, size),
+        small.video[:, :, frames // 2],
         seen,
         scene.color[:, 0],
         scene.shape[:, 0],
         F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
-        small.video[:, :, frames // 2],
     )
-    return Clips(captions(scene, motion=0.0, background=1.0), conditions, truth, sketched)
+    return Clips([key], captions(scene, motion=0.0, background=1.0), conditions, truth, sketched)

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.folder import FolderClips
+from training.data.shards import ShardClips
 from training.evaluate.clips import HELD_OUT, Clips, held_out_clips
+from training.evaluate.data import open_data, read_clips
 from training.evaluate.fvd import described, load_fvd
 from training.evaluate.measures import MEASURES, Measure, Seen
 from training.evaluate.statistics import Estimate, difference, estimate
@@ -20,6 +23,7 @@ from training.evaluate.trials import ARMS, TRIALS, Sampling, Wiring, arms_of, co
 from vc_core.checkpoint import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS
+from vc_core.config import Config
 from vc_core.encoders.autoencoder import decode, encode
 from vc_core.errors import UserError
 from vc_core.files import sha256
@@ -33,7 +37,9 @@ class Settings:
     Attributes:
         checkpoints: files; their results are compared with the first one's.
         parts: files that bring what the checkpoints lack.
-        clips: number of scenes.
+        clips: number of scenes, or at most that many of the data's clips.
+        data: folder of videos with captions, or of shards, in place of the scenes.
+        rate, nominal_height: of a folder's videos, as the checkpoint was trained; see `training.recipe.Domain`.
         only: names of measures or trials; all of them where it is empty.
         clip: file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' own towers.
         fvd: I3D's weights.
@@ -43,6 +49,9 @@ class Settings:
     checkpoints: tuple[Path, ...] = (BUNDLED,)
     parts: tuple[Path, ...] = ()
     clips: int = 8
+    data: Path | None = None
+    rate: float | None = None
+    nominal_height: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     only: tuple[str, ...] = ()
     clip: Path | None = None
@@ -55,15 +64,41 @@ class Settings:
         for name in ("seeds", "steps", "batch"):
             if (number := getattr(self.sampling, name)) < 1:
                 raise UserError(f"The number of {name} is {number}: expected at least 1.")
-        self.measures()
+        if self.data is None and (self.rate or self.nominal_height):
+            raise UserError("The rate and the nominal height are for videos of --data: name these, or leave them out.")
+        if not self.measures():
+            raise UserError(
+                f"{' and '.join(self.only)} can be measured on synthetic scenes alone: leave out --data, or choose "
+                f"among {', '.join(row.name for row in MEASURES.values() if not row.scenes)}."
+            )
+
+    @property
+    def noun(self) -> str:
+        """What is evaluated on."""
+        return "scene" if self.data is None else "clip"
 
     def measures(self) -> list[Measure]:
         """The rows of the table. Raises UserError for a name in `only` that is none."""
+        return [row for row in self._chosen() if self.data is None or not row.scenes]
+
+    def left_out(self) -> list[Measure]:
+        """The rows that were asked for and that clips of which nothing else is known do not allow."""
+        return [row for row in self._chosen() if self.data is not None and row.scenes]
+
+    def _chosen(self) -> list[Measure]:
         known = {*MEASURES, *TRIALS}
         if unknown := [name for name in self.only if name not in known]:
             raise UserError(f"There is no measure '{unknown[0]}': expected some of {', '.join([*TRIALS, *MEASURES])}.")
         chosen = {*self.only} or known
         return [row for row in MEASURES.values() if row.name in chosen or row.trial in chosen]
+
+    def open_clips(self, config: Config) -> FolderClips | ShardClips | None:
+        """The data's clips as a checkpoint of this config needs them; None where scenes are evaluated on.
+
+        Raises:
+            UserError: the data cannot be read, or does not fit the checkpoint.
+        """
+        return None if self.data is None else open_data(self.data, config, self.rate, self.nominal_height)
 
 
 @dataclass(frozen=True)
@@ -71,9 +106,9 @@ class Row:
     """One measure of one checkpoint.
 
     Attributes:
-        values: by arm (scenes, seeds), and `source` (scenes, 1): the scenes themselves, through the autoencoder.
+        values: by arm (clips, seeds), and `source` (clips, 1): the clips themselves, through the autoencoder.
         estimates: of each of these.
-        gains: given less shuffled and given less absent, paired by scene and seed.
+        gains: given less shuffled and given less absent, paired by clip and seed.
     """
 
     values: dict[str, np.ndarray]
@@ -90,7 +125,7 @@ class Evaluated:
         about: what is known of it: file, SHA-256, size, guidance, whose towers, how sketches were drawn.
         rows: by measure.
         notes: what was not measured, and why.
-        beside: by measure, given less the first checkpoint's given, paired by scene and seed.
+        beside: by measure, given less the first checkpoint's given, paired by clip and seed.
         clips, sources, videos: to look at; videos of each wiring (N * seeds, 3, F, H, W) uint8.
     """
 
@@ -112,7 +147,9 @@ def evaluate(settings: Settings, progress: Progress | None = None) -> list[Evalu
         UserError: files that cannot be read, or settings that are out of their range.
     """
     for path in settings.checkpoints:  # what is wrong with the last one is told before the minutes of the first
-        read_checkpoint(path).part("model")
+        checkpoint = read_checkpoint(path)
+        checkpoint.part("model")
+        settings.open_clips(checkpoint.config)
     names = names_of(settings.checkpoints)
     results: list[Evaluated] = []
     for path, name in zip(settings.checkpoints, names, strict=True):
@@ -133,16 +170,22 @@ def _evaluate(
     composer = VideoComposer.load(path, settings.parts, device=settings.device)
     clip = load_clip(settings.clip, composer, settings.parts)
     measures, notes = possible(settings.measures(), composer.config.unet.conditions, clip)
-    trials = list(dict.fromkeys(row.trial for row in measures))
-    clips = held_out_clips(settings.clips, composer.config, progress)
+    trials = dict.fromkeys(row.trial for row in measures)
+    if fvd.distance is not None and any(row.trial == "text" for row in settings.measures()):
+        trials["text"] = None  # it needs no tower, as the other measures of text may
+    opened = settings.open_clips(composer.config)
+    if opened is None:
+        clips = held_out_clips(settings.clips, composer.config, progress)
+    else:
+        clips = read_clips(opened, settings.clips, progress)
     wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]
     videos = compose_wirings(composer, clips, wirings, settings.sampling, progress)
     sources = torch.cat([decode(composer.autoencoder, encode(composer.autoencoder, one[None].to(composer.device))).cpu()
                          for one in clips.truth.video])  # fmt: skip
     rows = measure(measures, clips, sources, videos, clip, settings.sampling.seeds, progress)
-    arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if wiring in videos}
+    arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if "text" in trials}
     distances = {"note": "not measured: --only left out text.", "distances": {}}
-    if len(arms) == len(ARMS):
+    if arms or fvd.distance is None:
         real = (clips.truth.video * 255).round().to(torch.uint8)
         distances = described(fvd, real, arms)
     return Evaluated(
@@ -151,7 +194,7 @@ def _evaluate(
         rows,
         notes,
         distances,
-        {} if first is None else beside(rows, first.rows),
+        {} if first is None else beside(rows, first.rows, clips.keys, first.clips.keys),
         clips,
         sources,
         videos,
@@ -185,11 +228,11 @@ def measure(
     """All measures of composed videos, by name.
 
     Args:
-        sources: (N, 3, F, H, W) in [0, 1], the scenes themselves, as well as the autoencoder can show them.
+        sources: (N, 3, F, H, W) in [0, 1], the clips themselves, as well as the autoencoder can show them.
         videos: of each wiring (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
     """
-    scenes = pairs(len(clips), seeds)
-    truth, texts = clips.truth.of(scenes), [clips.texts[scene] for scene in scenes]
+    which = pairs(len(clips), seeds)
+    truth, texts = clips.truth.of(which), [clips.texts[clip] for clip in which]
     seen = {wiring: Seen(video, texts, clip) for wiring, video in videos.items()}
     own = Seen(sources, clips.texts, clip)
     rows = {}
@@ -207,9 +250,22 @@ def _figures(row: Measure, seen: Seen, truth: Any, seeds: int) -> np.ndarray:
     return row.of(seen, truth).double().numpy().reshape(-1, seeds)
 
 
-def beside(rows: dict[str, Row], first: dict[str, Row]) -> dict[str, Estimate]:
-    """Given less the first checkpoint's given, for all measures of both."""
-    return {name: difference(rows[name].values["given"], first[name].values["given"]) for name in rows if name in first}
+def beside(
+    rows: dict[str, Row], first: dict[str, Row], keys: Sequence[str], first_keys: Sequence[str]
+) -> dict[str, Estimate]:
+    """Given less the first checkpoint's given, for all measures of both, on the clips that both have.
+
+    They are not the same ones where one checkpoint takes longer clips than the other, which some files have not.
+    """
+    both = [key for key in keys if key in first_keys]
+    if not both:
+        return {}
+    mine, theirs = [keys.index(key) for key in both], [first_keys.index(key) for key in both]
+    return {
+        name: difference(rows[name].values["given"][mine], first[name].values["given"][theirs])
+        for name in rows
+        if name in first
+    }
 
 
 def _about(path: Path, composer: VideoComposer, clip: Clip, clips: Clips, settings: Settings) -> dict[str, Any]:
@@ -231,7 +287,9 @@ def _about(path: Path, composer: VideoComposer, clip: Clip, clips: Clips, settin
 
 def as_plain(settings: Settings) -> dict[str, Any]:
     """The settings for JSON."""
-    plain = asdict(settings) | {"held_out_seed": HELD_OUT, "measures": [row.name for row in settings.measures()]}
+    plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
+    if settings.data is None:
+        plain["held_out_seed"] = HELD_OUT
     return {name: _plain(value) for name, value in plain.items()}
 
 

@@ -74,7 +74,7 @@ def described(fvd: Fvd, sources: Tensor, made: dict[str, Tensor]) -> dict[str, o
         return {"note": note, "distances": {}}
     distances = {arm: fvd.distance(sources, videos) for arm, videos in made.items()}
     if not all(map(math.isfinite, distances.values())):
-        return {"note": f"not measured: {len(sources)} scenes are too few for any distance.", "distances": {}}
+        return {"note": f"not measured: {len(sources)} videos are too few for any distance.", "distances": {}}
     count = min(len(sources), *(len(videos) for videos in made.values()))
     few = f"; of {count} videos, where {CUSTOMARY} are customary: too high" if count < CUSTOMARY else ""
     return {"note": fvd.note + few, "distances": distances}

@@ -47,13 +47,6 @@ def endpoint_error(motion: Tensor, command: Tensor, where: Tensor) -> Tensor:
     return _mean_over((motion - command).norm(dim=1), where)
 
 
-def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where the object of a mask (B, F, S, S) bool is after the first frame, before which nothing moves: at `size`."""
-    there = F.interpolate(mask.float(), size, mode="nearest") > 0.5
-    there[:, 0] = False
-    return there
-
-
 def path(mask: Tensor) -> Tensor:
     """How far the centre of a mask (B, F, H, W) bool is from where it began, (B, F, 2) as x, y in frame widths; NaN
     where a frame has none, and everywhere where the first one has none."""
@@ -150,7 +143,7 @@ class Seen:
 
     Attributes:
         pixels: (B, 3, F, H, W), in [0, 1] or as bytes.
-        texts: the captions of their scenes.
+        texts: the captions of their clips.
     """
 
     pixels: Tensor
@@ -192,9 +185,10 @@ class Measure:
     Attributes:
         trial: a key of `training.evaluate.trials.TRIALS`, whose videos it looks at.
         better: which way is better; `source`: the nearer to what the source itself has.
-        of: its figures of some videos, by what is true of their scenes.
+        of: its figures of some videos, by what is true of their clips.
         unit: what figures are multiplied by for the table, and its sign.
         needs: towers that it needs.
+        scenes: taken on synthetic scenes alone, as it needs what is known of them or the conditions made of them.
     """
 
     name: str
@@ -204,6 +198,7 @@ class Measure:
     of: Callable[[Seen, Truth], Tensor]
     unit: tuple[float, str] = (1.0, "")
     needs: tuple[Literal["text", "image"], ...] = ()
+    scenes: bool = False
 
 
 _PERCENT = (100.0, "%")
@@ -214,47 +209,46 @@ def _share(slowest: float, fastest: float, seen: Seen, truth: Truth) -> Tensor:
     return displacement_share(seen.mask, truth.mask, slowest, fastest)
 
 
-def _endpoint(seen: Seen, truth: Truth) -> Tensor:
-    return endpoint_error(seen.motion, truth.motion, on_object(truth.mask, tuple(truth.motion.shape[-2:])))
-
-
 _ROWS = (
     Measure("consistency", "neighbouring frames alike (CLIP cosine)", "text", "source",
             lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
     Measure("similarity", "like the text (CLIP cosine)", "text", "high",
             lambda seen, truth: similarity(seen.frames, seen.clip.texts(seen.texts)), needs=("text", "image")),
     Measure("colour", "object of the colour that the text says", "text", "high",
-            lambda seen, truth: equal(seen.found.color, truth.color), _PERCENT),
+            lambda seen, truth: equal(seen.found.color, truth.color), _PERCENT, scenes=True),
     Measure("shape", "object of the shape that the text says", "text", "high",
-            lambda seen, truth: equal(shapes_of(seen.mask), truth.shape), _PERCENT),
+            lambda seen, truth: equal(shapes_of(seen.mask), truth.shape), _PERCENT, scenes=True),
     Measure("style_similarity", "like the style image (CLIP cosine)", "style", "high",
             lambda seen, truth: similarity(seen.frames, seen.clip.images(truth.style)), needs=("image",)),
     Measure("first_frame", "error of the first frame (RMS of RGB)", "single_image", "low",
             lambda seen, truth: pixel_error(seen.video[:, :, :1], truth.video[:, :, :1]), _PERCENT),
     Measure("single_sketch_overlap", "overlap of the first frame's outlines (boundary F)", "single_sketch", "high",
-            lambda seen, truth: outline_overlap(seen.outlines[:, :1], outlines(truth.video[:, :, :1])), _PERCENT),
+            lambda seen, truth: outline_overlap(seen.outlines[:, :1], outlines(truth.video[:, :, :1])), _PERCENT,
+            scenes=True),
     Measure("outline_overlap", "overlap of the outlines (boundary F)", "sketch", "high",
-            lambda seen, truth: outline_overlap(seen.outlines, outlines(truth.video)), _PERCENT),
+            lambda seen, truth: outline_overlap(seen.outlines, outlines(truth.video)), _PERCENT, scenes=True),
     Measure("sketch_overlap", "overlap of the object (IoU)", "sketch", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
     Measure("depth_overlap", "overlap of the object (IoU)", "depth", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
     Measure("mask_overlap", "overlap of the object (IoU)", "mask", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT),
+            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
     Measure("kept", "error of what is kept (RMS of RGB)", "mask", "low",
-            lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), _PERCENT),
-    Measure("endpoint", "end-point error on the object (widths a frame)", "motion", "low", _endpoint, _PERCENT),
+            lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), _PERCENT, scenes=True),
+    Measure("endpoint", "end-point error (widths a frame)", "motion", "low",
+            lambda seen, truth: endpoint_error(seen.motion, truth.motion, truth.told), _PERCENT),
     Measure("path", "error of the object's place, from where it began (widths)", "motion", "low",
-            lambda seen, truth: path_error(seen.mask, truth.mask), _PERCENT),
+            lambda seen, truth: path_error(seen.mask, truth.mask), _PERCENT, scenes=True),
     Measure("displacement", "the same at the end of the clip (widths)", "motion", "low",
-            lambda seen, truth: displacement_error(seen.mask, truth.mask), _PERCENT),
-    Measure("way", "share of the commanded way, all speeds", "motion", "source", partial(_share, 0.0, math.inf)),
+            lambda seen, truth: displacement_error(seen.mask, truth.mask), _PERCENT, scenes=True),
+    Measure("way", "share of the commanded way, all speeds", "motion", "source",
+            partial(_share, 0.0, math.inf), scenes=True),
     Measure("way_slow", "share of the way, slower than 1 pixel of 64 a frame", "motion", "source",
-            partial(_share, 0.0, _MIDDLE)),
+            partial(_share, 0.0, _MIDDLE), scenes=True),
     Measure("way_middle", "share of the way, 1 to 2 pixels a frame", "motion", "source",
-            partial(_share, _MIDDLE, _FAST)),
+            partial(_share, _MIDDLE, _FAST), scenes=True),
     Measure("way_fast", "share of the way, faster than 2 pixels a frame", "motion", "source",
-            partial(_share, _FAST, math.inf)),
+            partial(_share, _FAST, math.inf), scenes=True),
     Measure("motion_consistency", "neighbouring frames alike (CLIP cosine)", "motion", "source",
             lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from training.evaluate.clips import Clips
 from training.evaluate.evaluation import Evaluated, Settings, as_plain
 from training.evaluate.measures import MEASURES, Measure
 from training.evaluate.objects import NOTHING, as_seen, find_objects
@@ -21,7 +23,9 @@ from vc_core.video import resize_crop, write_contact_sheet
 
 JSON, TABLE = "evaluation.json", "table.md"
 SHOWN = 4
-"""Scenes on a contact sheet."""
+"""Clips on a contact sheet."""
+TOLD = 5
+"""Clips that could not be read that the table names; the JSON names all."""
 
 
 def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated]) -> None:
@@ -35,7 +39,7 @@ def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated])
             write_contact_sheet(
                 folder / f"{before}{trial}.png",
                 sheet_rows(result, trial, settings.sampling.seeds),
-                title=f"{result.name}: {trial} given, of another scene, and absent (first seed)",
+                title=f"{result.name}: {trial} given, of another {settings.noun}, and absent (first seed)",
                 cell=96,
             )
 
@@ -53,7 +57,7 @@ def as_table(settings: Settings, results: Sequence[Evaluated]) -> str:
         for result in results:
             if row.name in result.rows:
                 lines.append(f"| {' | '.join(_cells(row, result, several))} |")
-    return "\n".join([*_intro(settings, results), "", *lines, "", *_notes(results)]) + "\n"
+    return "\n".join([*_intro(settings, results), "", *lines, "", *_notes(settings, results)]) + "\n"
 
 
 def _cells(row: Measure, result: Evaluated, several: bool) -> list[str]:
@@ -86,52 +90,75 @@ def _loses(row: Measure) -> bool:
 
 
 def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
-    sampling = settings.sampling
+    sampling, noun = settings.sampling, settings.noun
+    counts = [len(result.clips) for result in results]
+    count = f"{max(counts)}" if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+    if settings.data is None:
+        what, error = "held-out scenes", "of the object's motion"
+    else:
+        what = f"clips of {settings.data}, evenly spread over it"
+        error = "from the clip's motion, where the condition tells any"
     lines = [
-        f"{settings.clips} held-out scenes, {sampling.seeds} seed{'s' if sampling.seeds > 1 else ''} each, "
-        f"{sampling.steps} steps of {sampling.sampler}. Means with 95 % confidence intervals, by a bootstrap over the "
-        "scenes.",
+        f"{count} {what}, {sampling.seeds} seed{'s' if sampling.seeds > 1 else ''} each, {sampling.steps} steps of "
+        f"{sampling.sampler}. Means with 95 % confidence intervals, by a bootstrap over the {noun}s.",
         "",
-        "*Given* is with the scene's own condition, *shuffled* with another scene's, *absent* without; all else is the "
-        "same, the noise included. *Source* is the scene itself through the checkpoint's autoencoder: what a perfect "
-        "network would reach. *Over shuffled* is given less shuffled, paired by scene and seed.",
+        f"*Given* is with the {noun}'s own condition, *shuffled* with another {noun}'s, *absent* without; all else is "
+        f"the same, the noise included. *Source* is the {noun} itself through the checkpoint's autoencoder: what a "
+        f"perfect network would reach. *Over shuffled* is given less shuffled, paired by {noun} and seed. The "
+        f"end-point error is {error}.",
         "",
     ]
     for result in results:
         about = result.about
+        sketches = f" sketches: {about['sketches']};" if about["sketches"] else ""
         lines.append(
             f"- {result.name}: {about['name']}, {about['width']}x{about['height']}, {about['frames']} frames, guidance "
-            f"{about['guidance']:g}; CLIP: {about['towers']}; sketches: {about['sketches']}; SHA-256 "
-            f"{about['sha256'][:16]}"
+            f"{about['guidance']:g}; CLIP: {about['towers']};{sketches} SHA-256 {about['sha256'][:16]}"
         )
     return lines
 
 
-def _notes(results: Sequence[Evaluated]) -> list[str]:
+def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
     lines = []
+    if left_out := settings.left_out():
+        lines.append(f"- Not measured, as it takes synthetic scenes: {', '.join(row.name for row in left_out)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
         told, note = result.fvd["distances"].items(), result.fvd["note"]
         figures = ", ".join(f"{arm} {value:.1f}" for arm, value in told)
         lines.append(f"- {before}FVD of text alone: {f'{figures} ({note}).' if figures else note}")
-        lines += [f"- {before}{note}" for note in result.notes]
+        lines += [f"- {before}{note}" for note in [*_skipped(result.clips), *result.notes]]
     return lines
+
+
+def _skipped(clips: Clips) -> list[str]:
+    """How many clips could not be read, and which; nothing where all could."""
+    if not (skipped := clips.skipped):
+        return []
+    more = f"; and {len(skipped) - TOLD} more, which {JSON} names" if len(skipped) > TOLD else ""
+    told = "; ".join(reason.rstrip(".") for reason in skipped[:TOLD])
+    return [f"Left out, as they cannot be read, {len(skipped)} of {len(clips) + len(skipped)} clips: {told}{more}."]
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, Any]:
-    """Everything, with the figures of every video: (scenes, seeds) in each arm, null where there is none."""
+    """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none."""
     return {
         "settings": as_plain(settings),
-        "scenes": results[0].clips.texts,
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
         },
         "checkpoints": [
             result.about
-            | {"notes": result.notes, "fvd": result.fvd, "results": {k: _row(result, k) for k in result.rows}}
+            | {
+                "clips": dict(zip(result.clips.keys, result.clips.texts, strict=True)),
+                "skipped": result.clips.skipped,
+                "notes": result.notes,
+                "fvd": result.fvd,
+                "results": {name: _row(result, name) for name in result.rows},
+            }
             for result in results
         ],
     }
@@ -153,26 +180,27 @@ def _nulls(values: np.ndarray) -> list[list[float | None]]:
 
 
 def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Tensor]]:
-    """Strips of the first scenes: the source, the condition, what was made of it in each arm, the object found."""
+    """Strips of the first clips: the source, the condition, what was made of it in each arm, a scene's object found."""
     rows, clips = [], result.clips
-    for scene in range(min(SHOWN, len(clips))):
-        rows.append((f"{scene + 1}: source" if trial != "text" else clips.texts[scene], clips.truth.video[scene]))
+    for number in range(min(SHOWN, len(clips))):
+        caption = textwrap.shorten(clips.texts[number], 48, placeholder=" ...")
+        rows.append((f"{number + 1}: source" if trial != "text" else caption, clips.truth.video[number]))
         if trial != "text":
-            rows.append((f"{trial} given", _picture(result, trial, scene)))
+            rows.append((f"{trial} given", _picture(result, trial, number)))
         for arm, wiring in arms_of(trial).items():
-            video = result.videos[wiring][scene * seeds].float() / 255
+            video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
-            if arm == "given":
+            if arm == "given" and clips.truth.mask is not None:
                 rows.append(("  object found", _found(video)))
     return rows
 
 
-def _picture(result: Evaluated, trial: str, scene: int) -> Tensor:
-    """What was given of a scene, as a picture (3 or 1, F, H, W) in [0, 1]."""
+def _picture(result: Evaluated, trial: str, number: int) -> Tensor:
+    """What was given of a clip, as a picture (3 or 1, F, H, W) in [0, 1]."""
     clips = result.clips
     if trial == "style":
-        return clips.truth.style[scene][:, None]
-    condition = clips.conditions[trial][scene]
+        return clips.truth.style[number][:, None]
+    condition = clips.conditions[trial][number]
     if trial == "motion":
         return flow_picture(condition[None])[0]
     if trial == "depth":

@@ -1,4 +1,4 @@
-"""Means with confidence intervals, by the bootstrap over scenes."""
+"""Means with confidence intervals, by the bootstrap over clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its confidence interval; None where nothing was measured, or for an interval of one scene alone.
+    """A mean and its confidence interval; None where nothing was measured, or for an interval of one clip alone.
 
     Attributes:
         missing: share of the figures that are not there, as where objects were lost.
@@ -26,10 +26,10 @@ class Estimate:
 
 
 def estimate(values: Sequence[Sequence[float]] | np.ndarray) -> Estimate:
-    """Of figures (scenes, seeds), NaN where there is none.
+    """Of figures (clips, seeds), NaN where there is none.
 
-    Whole scenes are drawn anew, with all of their seeds: videos of one scene are no independent samples of the scenes
-    that there are. The resamples are the same at every call for as many scenes, so that intervals can be repeated.
+    Whole clips are drawn anew, with all of their seeds: videos of one clip are no independent samples of the clips
+    that there are. The resamples are the same at every call for as many clips, so that intervals can be repeated.
     """
     values = np.asarray(values, dtype=np.float64)
     there = ~np.isnan(values)

@@ -1,4 +1,4 @@
-"""What is composed for an evaluation: each condition given, taken from another scene, and left out.
+"""What is composed for an evaluation: each condition given, taken from another clip, and left out.
 
 The videos that are compared differ in one condition alone: all else is the same, the noise included.
 """
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from training.evaluate.clips import Clips, clip_size
+from training.evaluate.clips import Clips
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
 from vc_core.pipeline import Style, compose
@@ -28,14 +28,14 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "mask": ("text",),
     "motion": ("text", "single_image"),
 }
-"""The condition that a trial is about -> what stands beside it, always the scene's own."""
+"""The condition that a trial is about -> what stands beside it, always the clip's own."""
 
 ARMS = ("given", "shuffled", "absent")
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which conditions a video is composed from: the scene's own, and at most one of another scene."""
+    """Which conditions a video is composed from: the clip's own, and at most one of another clip."""
 
     own: frozenset[str]
     other: str | None = None
@@ -59,7 +59,7 @@ class Sampling:
 
 
 def pairs(clips: int, seeds: int) -> Tensor:
-    """The scene of each video, (clips * seeds,): each scene with all of its seeds, then the next one."""
+    """The clip of each video, (clips * seeds,): each clip with all of its seeds, then the next one."""
     return torch.arange(clips).repeat_interleave(seeds)
 
 
@@ -89,8 +89,8 @@ def compose_wirings(
         videos = []
         for part, numbers in enumerate(batches):
             told = partial(report, number * len(batches) + part)
-            scenes = rows[numbers.start : numbers.stop]
-            videos.append(_compose(composer, clips, wiring, scenes.tolist(), numbers.start, sampling, told))
+            chosen = rows[numbers.start : numbers.stop]
+            videos.append(_compose(composer, clips, wiring, chosen.tolist(), numbers.start, sampling, told))
         made[wiring] = torch.cat(videos)
     return made
 
@@ -99,13 +99,13 @@ def _compose(
     composer: VideoComposer,
     clips: Clips,
     wiring: Wiring,
-    scenes: Sequence[int],
+    chosen: Sequence[int],
     seed: int,
     sampling: Sampling,
     progress: Progress,
 ) -> Tensor:
-    others = [(scene + 1) % len(clips) for scene in scenes]
-    taken = {name: list(scenes) for name in wiring.own} | ({wiring.other: others} if wiring.other else {})
+    others = [(clip + 1) % len(clips) for clip in chosen]
+    taken = {name: list(chosen) for name in wiring.own} | ({wiring.other: others} if wiring.other else {})
     video = compose(
         composer,
         [clips.texts[i] for i in taken["text"]] if "text" in taken else "",
@@ -113,8 +113,8 @@ def _compose(
         # In the table's order, not in that of a set, which is another one at every run: sums round differently.
         conditions=[Condition(name, clips.conditions[name][taken[name]]) for name in CONDITIONS if name in taken],
         frames=clips.truth.video.shape[2],
-        size=clip_size(composer.config),
-        batch=len(scenes),
+        size=tuple(clips.truth.video.shape[-2:]),
+        batch=len(chosen),
         seed=seed,
         sampler=sampling.sampler,
         steps=sampling.steps,

@@ -1,0 +1,218 @@
+"""`./vc evaluate --data`: the user's own clips, of folders and shards, by the measures that need no scene."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.clips import MOTIONS, make_folder
+from training.data.folder import read_captions
+from training.data.preparing import Options, prepare
+from training.evaluate import __main__ as program
+from training.evaluate import evaluation
+from training.evaluate.data import covered, open_data, read_clips
+from training.evaluate.evaluation import Row, Settings, beside, evaluate
+from training.evaluate.fvd import Fvd
+from training.evaluate.measures import MEASURES, Seen
+from training.evaluate.report import TOLD, as_table, sheet_rows
+from training.evaluate.statistics import estimate
+from training.evaluate.towers import Clip
+from training.evaluate.trials import ARMS, Sampling
+from vc_core.conditions import CONDITIONS
+from vc_core.config import ExtractionConfig
+from vc_core.errors import UserError
+
+GENERAL = ["consistency", "similarity", "style_similarity", "first_frame", "endpoint", "motion_consistency"]
+FAST = Sampling(seeds=2, steps=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    """The same with one video cut off."""
+    shutil.copytree(folder, tmp_path / "videos")
+    (tmp_path / "videos" / "left.mp4").write_bytes((folder / "left.mp4").read_bytes()[:200])
+    return tmp_path / "videos"
+
+
+@pytest.fixture(scope="module")
+def clips(folder, tiny_config):
+    return read_clips(open_data(folder, tiny_config), 8)
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def test_clips_of_a_folder_fit_the_checkpoint(clips, tiny_config):
+    size, count = (tiny_config.height, tiny_config.width), len(MOTIONS)
+    assert clips.keys == [f"{number + 1}: {name}" for number, name in enumerate(MOTIONS)]
+    assert clips.texts == [f"a scene, {name.split('.')[0]}" for name in MOTIONS] and clips.skipped == []
+    assert clips.truth.video.shape == (count, 3, tiny_config.frames, *size)
+    assert clips.truth.style.shape == (count, 3, *(tiny_config.towers.image_size,) * 2)
+    assert set(clips.conditions) == {"single_image", "motion"}
+    for name, tensor in clips.conditions.items():
+        frames = 1 if CONDITIONS[name].kind == "spatial" else tiny_config.frames
+        assert tensor.shape[:3] == (count, CONDITIONS[name].channels, frames)
+    assert clips.truth.mask is clips.truth.color is clips.truth.shape is clips.truth.keep is None
+
+
+def test_the_motion_is_that_of_the_clips_in_frame_widths(clips):
+    moved = clips.truth.motion[:, :, 1:].flatten(2).median(2).values  # three frames of the source at a time, 128 wide
+    wanted = torch.tensor([[3 * dx / 120, 3 * dy / 120] for dx, dy in MOTIONS.values()])  # of which 120 are not cut off
+    assert (moved - wanted).abs().max() < 0.01
+
+
+def test_the_end_point_error_is_0_of_the_clips_themselves_and_large_of_others(clips):
+    row = MEASURES["endpoint"]
+    assert row.of(Seen(clips.truth.video, clips.texts, None), clips.truth).max() < 1e-6
+    others = Seen(clips.truth.video.roll(1, 0), clips.texts, None)
+    assert row.of(others, clips.truth).min() > 0.03
+
+
+def test_a_dense_command_covers_all_after_the_first_frame_and_points_where_they_stand():
+    command = torch.zeros(1, 2, 3, 4, 4)
+    command[0, 1, 2, 3, 0] = -2
+    assert covered(command, "dense").sum((0, 2, 3)).tolist() == [0, 16, 16]
+    assert covered(command, "points").nonzero().tolist() == [[0, 2, 3, 0]]
+
+
+def test_points_are_held_against_the_same_motion_as_dense_fields(folder, clips, tiny_config):
+    points = read_clips(open_data(folder, replace(tiny_config, extraction=ExtractionConfig())), 8)
+    assert points.truth.motion.equal(clips.truth.motion)
+    assert 0 < points.truth.told.sum() < clips.truth.told.sum()
+
+
+def test_few_clips_are_evenly_spread_and_the_same_as_among_many(folder, clips, tiny_config):
+    few = read_clips(open_data(folder, tiny_config), 2)
+    assert few.keys == [clips.keys[0], clips.keys[2]]
+    assert few.truth.video.equal(clips.truth.video[[0, 2]])
+
+
+def test_the_folders_rate_and_nominal_height_are_trainings(folder, tiny_config):
+    data = open_data(folder, tiny_config, rate=12, nominal_height=48)
+    assert (data.rate, data.nominal_height) == (12, 48)
+    moved = read_clips(data, 2).truth.motion[0, 0, 1:].median()
+    assert moved.item() == pytest.approx(3 / 120, abs=0.005)
+
+
+def test_shards_are_read_as_folders_are(folder, tiny_config, tmp_path):
+    options = Options(folder, 3, (tiny_config.height, tiny_config.width), layout="dense")
+    prepare(options, read_captions(folder), tmp_path / "shards")
+    found = read_clips(open_data(tmp_path / "shards", tiny_config), 8)
+    assert len(found) == len(MOTIONS) and found.texts[0] == "a scene, right" and "shard-000000.tar" in found.keys[0]
+    assert found.truth.motion[0, 0, 1:].median().item() == pytest.approx(9 / 120, abs=0.01)
+    with pytest.raises(UserError, match="leave out"):
+        open_data(tmp_path / "shards", tiny_config, rate=4)
+    with pytest.raises(UserError, match="was prepared at 40x32"):
+        open_data(tmp_path / "shards", replace(tiny_config, height=64, width=64))
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_named(damaged, clips, tiny_config):
+    found = read_clips(open_data(damaged, tiny_config), 8)
+    assert found.keys == [key for key in clips.keys if "left" not in key]
+    (reason,) = found.skipped
+    assert "left.mp4" in reason and found.truth.video.flatten(1).std(1).min() > 0.01
+    with pytest.raises(UserError, match="at least 2"):
+        read_clips(open_data(damaged, tiny_config), 1)
+    for name in list(MOTIONS)[2:]:
+        (damaged / name).unlink()
+    with pytest.raises(UserError, match=r"^1 of 5 clips .*left\.mp4.*at least 2"):
+        read_clips(open_data(damaged, tiny_config), 8)
+
+
+def test_what_is_neither_a_folder_nor_shards_is_told(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        open_data(tmp_path / "gone", tiny_config)
+    (tmp_path / "swan.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match="neither shards nor videos with captions"):
+        open_data(tmp_path, tiny_config)
+    (tmp_path / "captions.csv").write_text("file,caption\nswan.mp4,a swan\nswan.png,a swan\n")
+    with pytest.raises(UserError, match=r"swan\.png is an image"):
+        open_data(tmp_path, tiny_config)
+
+
+# --- Evaluations ----------------------------------------------------------------------------------------------------
+
+
+def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
+    settings = Settings((tiny_checkpoint,), clips=3, data=folder, sampling=FAST, device="cpu")
+    (result,) = evaluate(settings)
+    assert list(result.rows) == GENERAL and result.notes == []
+    for row in result.rows.values():
+        assert {arm: values.shape for arm, values in row.values.items()} == {
+            **dict.fromkeys(ARMS, (3, 2)),
+            "source": (3, 1),
+        }
+        assert all(np.isfinite(values).all() for values in row.values.values())
+    table = as_table(settings, [result])
+    assert "Not measured, as it takes synthetic scenes: colour, shape, single_sketch_overlap," in table
+    assert "3 clips of" in table and "held-out" not in table and "sketches" not in table
+    labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
+    assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(3)
+                      for row in ("source", "motion given", *ARMS)]  # fmt: skip
+
+
+def test_measures_that_take_scenes_are_refused_where_nothing_is_left(folder):
+    assert [row.name for row in Settings(data=folder, only=("text",)).measures()] == ["consistency", "similarity"]
+    with pytest.raises(UserError, match="depth can be measured on synthetic scenes alone"):
+        Settings(data=folder, only=("depth",))
+    with pytest.raises(UserError, match="--data"):
+        Settings(rate=4.0)
+
+
+def test_data_that_do_not_fit_are_told_before_anything_is_composed(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_evaluate", None)
+    with pytest.raises(UserError, match="gone"):
+        evaluate(Settings((tiny_checkpoint,), data=tmp_path / "gone"))
+
+
+def test_checkpoints_are_compared_on_the_clips_that_both_have():
+    def rows(*figures):
+        values = {"given": np.array(figures)[:, None]}
+        return {"endpoint": Row(values, {}, {})}
+
+    found = beside(rows(5.0, 7.0, 1.0), rows(4.0, 2.0), ["a", "b", "c"], ["b", "a"])
+    assert found["endpoint"] == estimate(np.array([[3.0], [3.0]]))
+    assert beside(rows(5.0), rows(4.0), ["a"], ["b"]) == {}
+
+
+def test_fvd_needs_no_tower(folder, tiny_checkpoint, monkeypatch):
+    missing = {name: f"the checkpoint brings no {name} tower" for name in ("text", "image")}
+    monkeypatch.setattr(evaluation, "load_clip", lambda *_: Clip("", None, missing))
+    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: Fvd(lambda real, made: 1.0, ""))
+    told = []
+    monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: told.append((real, arms)) or {})
+    sampling = replace(FAST, seeds=1)
+    (result,) = evaluate(Settings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu"))
+    ((real, arms),) = told
+    assert list(result.rows) == ["first_frame", "endpoint"] and list(arms) == list(ARMS)
+    assert real.dtype == torch.uint8 and real.shape == arms["given"].shape
+
+
+def test_the_command_tells_what_it_left_out(damaged, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "results"
+    words = ["--data", str(damaged), "--seeds", "1", "--steps", "1", "--only", "motion,style", "-o", str(out)]
+    assert program.main([str(tiny_checkpoint), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "Left out, as they cannot be read, 1 of 5 clips: " in printed and "left.mp4" in printed
+    assert {path.name for path in out.iterdir()} == {"table.md", "evaluation.json", "motion.png", "style.png"}
+    told = json.loads((out / "evaluation.json").read_text())
+    (checkpoint,) = told["checkpoints"]
+    assert told["settings"]["data"] == str(damaged) and "held_out_seed" not in told["settings"]
+    assert len(checkpoint["clips"]) == 4 and len(checkpoint["skipped"]) == 1
+    assert np.shape(checkpoint["results"]["endpoint"]["given"]["values"]) == (4, 1)
+
+
+def test_the_table_names_a_few_of_many_that_cannot_be_read(clips):
+    from training.evaluate.report import _skipped
+
+    (note,) = _skipped(replace(clips, skipped=[f"{number}.mp4: broken." for number in range(TOLD + 3)]))
+    assert f"{TOLD + 3} of {TOLD + 3 + len(clips)} clips" in note and "3 more" in note and "4.mp4" in note
+    assert "5.mp4" not in note and _skipped(clips) == []
