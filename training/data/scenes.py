@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -234,7 +234,8 @@ def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     """The scenes of these seeds (N,), on the seeds' device. Equal seeds give equal scenes.
 
-    Makes 70% scenes with one object and 30% with two; 30% with a camera pan (0.3 to 1.5 pixels a frame at 64).
+    Makes 70% scenes with one object and 30% with two; 30% with a camera pan (0.3 to 1.5 pixels a frame at 64) beside
+    what the objects do, and 30% in which the camera alone moves (up to 2.2 pixels a frame).
     Objects move at up to 3.2 pixels a frame at 64 pixels.
     """
     seeds = torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
@@ -252,7 +253,7 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     swap = draw.chance(0.5)
     depth = torch.stack([first_depth + torch.where(swap, gap, 0.0), first_depth + torch.where(swap, 0.0, gap)], 1)
     start, velocity, acceleration = _draw_paths(draw)
-    return Scenes(
+    scenes = Scenes(
         seed=seeds,
         background_kind=background_kind,
         background_color=background_color,
@@ -275,4 +276,20 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         start=start,
         velocity=velocity,
         acceleration=acceleration,
+    )
+    return _with_camera(draw, scenes)
+
+
+def _with_camera(draw: _Draw, scenes: Scenes) -> Scenes:
+    """In 30% of the scenes nothing moves but the camera: what is in them goes with the background."""
+    alone = draw.chance(0.3)[:, None]
+    pan = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
+    way = (pan * (CLIP_FRAMES - 1))[:, None]
+    inside = torch.minimum(torch.maximum(scenes.start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
+    return replace(
+        scenes,
+        background_velocity=torch.where(alone, pan, scenes.background_velocity),
+        start=torch.where(alone[..., None], inside, scenes.start),
+        velocity=torch.where(alone[..., None], pan[:, None], scenes.velocity),
+        acceleration=torch.where(alone[..., None], 0.0, scenes.acceleration),
     )
