@@ -415,7 +415,7 @@ def test_trainings_programs_take_the_commands_place_where_they_can(monkeypatch, 
 def test_train_names_its_parts(repository):
     run = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True, cwd=repository)
     assert run.returncode == 2
-    assert "autoencoder" in run.stderr and "network" in run.stderr
+    assert "autoencoder" in run.stderr and "towers" in run.stderr
 
 
 def test_torch_is_left_as_it_was():
