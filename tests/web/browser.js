@@ -1,6 +1,7 @@
 // A headless browser on ComfyUI's page, for the tests: node browser.js SCENARIO.js URL OUT [JSON].
 // A scenario is `async (page, given) => result`; the result is printed as JSON, with what the page complained about.
-// `page.shot(name)` keeps a picture in the folder OUT. What is given may hold `settings` and the `viewport` of the page.
+// `page.shot(name)` keeps a picture in the folder OUT, where it is not empty. What is given may hold `settings` and the
+// `viewport` of the page.
 
 const path = require("path");
 const { chromium } = require(process.env.PLAYWRIGHT_PATH);
@@ -21,7 +22,7 @@ async function main([scenario, url, out, given = "{}"]) {
       const [kind, where] = [message.type(), message.location().url];
       if (["error", "warning"].includes(kind)) complaints.push({ kind, text: message.text(), where });
     });
-    page.shot = (name) => page.screenshot({ path: path.join(out, `${name}.png`) });
+    page.shot = async (name) => out && page.screenshot({ path: path.join(out, `${name}.png`) });
     await page.request.post(`${url}/settings`, {
       data: { "Comfy.TutorialCompleted": true, "Comfy.Locale": "en", "LiteGraph.Canvas.MinFontSizeForLOD": 0, ...options.settings },
     });

@@ -60,10 +60,10 @@ class Seen:
 
 @dataclass
 class Browser:
-    """Plays scenarios on the page of a running ComfyUI; pictures of it are kept in `pictures`."""
+    """Plays scenarios on the page of a running ComfyUI; pictures of it are kept in the folder `pictures`, if any."""
 
     host: Any
-    pictures: Path
+    pictures: str
     environment: dict[str, str]
 
     def play(self, scenario: str, **given: Any) -> Seen:
@@ -91,14 +91,17 @@ def _ours(complaint: dict[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """A browser on the page of a ComfyUI with this pack. Its pictures go to VC_PICTURES, else into pytest's folder."""
+    """A browser on the page of a ComfyUI with this pack. It takes pictures, to look at, where VC_PICTURES is a folder.
+
+    No test needs them, and on a busy machine without a GPU one may take half a minute.
+    """
     try:
         environment = find_browser()
         host = Host.start(tmp_path_factory.mktemp("comfyui"), PACK_FOLDER)
     except (NoBrowser, NoHost) as reason:
         pytest.skip(str(reason))
-    folder = os.environ.get("VC_PICTURES")
-    pictures = Path(folder) if folder else tmp_path_factory.mktemp("pictures")
-    pictures.mkdir(parents=True, exist_ok=True)
+    pictures = os.environ.get("VC_PICTURES", "")
+    if pictures:
+        Path(pictures).mkdir(parents=True, exist_ok=True)
     yield Browser(host, pictures, environment)
     host.stop()
