@@ -132,6 +132,7 @@ def test_every_template_loads_as_it_was_saved(browser):
         assert loaded["prompt"], name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
 def test_a_template_runs_from_the_page_to_its_end(browser):
     template = next((t for t in TEMPLATES if t.stem == "text_motion_transfer"), TEMPLATES[0])
