@@ -1,5 +1,6 @@
-"""The tiny checkpoint of the core's tests serves here too."""
+"""The tiny checkpoint of the core's tests serves here too; shards to read."""
 
 from tests.core.conftest import tiny_checkpoint, tiny_composer, tiny_config, tiny_unet
+from tests.training.shards import copied, prepared, videos
 
-__all__ = ["tiny_checkpoint", "tiny_composer", "tiny_config", "tiny_unet"]
+__all__ = ["copied", "prepared", "tiny_checkpoint", "tiny_composer", "tiny_config", "tiny_unet", "videos"]

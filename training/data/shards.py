@@ -166,18 +166,19 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         stamp = _stamp(shard)
         with tarfile.open(shard, "r:") as tar:
-            for member in tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
                 if member.name.startswith(OWN):
                     own[member.name] = json.load(tar.extractfile(member))
-                elif member.isfile():
+                else:
                     folder, slash, name = member.name.rpartition("/")
                     key, _, ending = name.partition(".")
                     samples.setdefault(folder + slash + key, []).append((ending, member.offset_data, member.size))
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror}): check its disk and permissions.") from error
-    except Exception as error:  # damaged bytes make nearly anything of tarfile and json
+    except (tarfile.TarError, ValueError, EOFError) as error:
         raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
-    if not {SETTINGS, DROPPED} <= own.keys() or own[SETTINGS]["format"] != FORMAT:
+    settings = own.get(SETTINGS)
+    if DROPPED not in own or not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
     header = {"tar": stamp, "count": len(samples), "settings": own[SETTINGS], "dropped": own[DROPPED]}
     return header, {"keys": list(samples), "members": list(samples.values())}

@@ -1,0 +1,49 @@
+"""What the tests of shards share: some that are prepared, and copies to damage."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, make_folder
+from training.data.folder import read_captions
+from training.data.making import Form
+from training.data.preparing import Options, prepare
+from training.data.shards import ShardClips, Shards
+from vc_core.checkpoint import BUNDLED
+
+LONG = 5
+"""Frames that the shards have."""
+FORM = Form(SIZE, FRAMES, EDGES, style_size=24)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """What the shards are made of."""
+    return make_folder(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def prepared(videos, tmp_path_factory):
+    """Five clips in three shards, with latents and sketches; not to be changed."""
+    out = tmp_path_factory.mktemp("out") / "shards"
+    options = Options(videos, LONG, SIZE, rate=5, latents=BUNDLED, sketch="edges")
+    summary = prepare(options, read_captions(videos), out, per_shard=2)
+    assert summary["clips"] == 5 and summary["shards"] == 3 and not summary["dropped"]
+    return out
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    """The shards, for tests that damage them."""
+    for file in prepared.iterdir():
+        shutil.copy2(file, tmp_path)  # with their times, so that the indexes hold
+    return tmp_path
+
+
+def clips(folder, form=FORM, latents=None):
+    return ShardClips(Shards(folder), form, latents)
+
+
+def keep_all(numbers):
+    return {name: torch.ones(len(numbers), dtype=torch.bool) for name in EVERYTHING}
