@@ -145,6 +145,7 @@ SCENARIOS = {
 
 def main(folder, names):
     with joined("cpu") as world:
+        torch.save(world.gathered([f"bad on rank {world.rank}"]), folder / f"gathered.{world.rank}.pt")
         for name in names:
             run = Run(SCENARIOS[name], world)
             norms, _ = run.learn()

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch._dynamo
 from torch import nn
 
 from tests.training.ranks import SCENARIOS, STEPS, Run, make_recipe
@@ -104,6 +103,11 @@ def test_ranks_are_dealt_out_by_the_domains_shares():
         lanes_of(0, 2, [1, 1, 1])
 
 
+def test_what_the_ranks_tell_is_gathered_on_each(two):
+    for rank in range(2):
+        assert torch.load(two / f"gathered.{rank}.pt", weights_only=True) == ["bad on rank 0", "bad on rank 1"]
+
+
 @pytest.mark.parametrize("name", ["accumulated", "fsdp2", *SLOW])
 def test_two_ranks_learn_what_one_learns_with_twice_the_batch(one, request, name):
     run, norms = one
@@ -185,6 +189,8 @@ def test_checkpointing_changes_nothing(one):
 
 @pytest.mark.slow
 def test_blocks_are_compiled_also_where_activations_are_recomputed(monkeypatch):
+    import torch._dynamo  # takes seconds
+
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
     torch._dynamo.reset()
