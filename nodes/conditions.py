@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..vc_core.conditions import picture_size
 from ..vc_core.errors import UserError
 from ..vc_core.extract.depth import RELEASED_FILE as MIDAS
 from ..vc_core.extract.depth import depth
@@ -106,8 +107,8 @@ class MotionVectorExtract(io.ComfyNode):
         if clip.count < 2 <= goal.frames:
             raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
         motion = read_motion(clip.source, clip.plan, goal.at("motion"), kind.motion_layout, kind.motion_unit, mode,
-                             nominal_height or None, progress_bar())  # fmt: skip
-        field = refit("motion", motion.field, goal.size, goal.frames, kind)
+                             nominal_height or None, progress_bar(), goal.size)  # fmt: skip
+        field = refit("motion", motion.field, goal.size, goal.frames, kind, goal.size)
         slower = taken is not goal and taken.frames < goal.frames
         say(
             clip.note,
@@ -169,7 +170,7 @@ class DepthSequence(io.ComfyNode):
         if strength == 0.0:
             return switched_off("depth", goal)
         clip = footage(video, goal, start_time, frame_rate)
-        pictures, near = frames_of(clip, goal.at("depth")), cls.INPUTS[input]
+        pictures, near = frames_of(clip, picture_size("depth", goal.size)), cls.INPUTS[input]
         if near is not None:
             tensor = depth_from_maps(pictures, near, depth_scale or None)
             say(clip.note)
@@ -177,6 +178,7 @@ class DepthSequence(io.ComfyNode):
             path = None if depth_model == "auto" else folders.model_path(depth_model)
             tensor, which = depth(pictures, path, folders.folders(), device=annotator_device(), progress=progress_bar())
             say(clip.note, f"Depth by {which}.")
+        tensor = goal.fitted("depth", tensor)
         value = made("depth", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor / tensor.amax().clamp(min=1e-6)))
 
@@ -199,14 +201,15 @@ def sketch_input(default: str) -> io.Input:
     )  # fmt: skip
 
 
-def drawn(pictures: Tensor, method: str, goal: Target) -> tuple[Tensor, str]:
-    """The sketch `(1, 1, F, h, w)` of pictures `(1, 3, F, h, w)`, and a sentence about how."""
+def drawn(name: str, pictures: Tensor, method: str, goal: Target) -> tuple[Tensor, str]:
+    """The sketch `(1, 1, F, h, w)` of pictures `(1, 3, F, H, W)` at `picture_size`, and a sentence about how."""
     if SKETCHES[method] is not None:
-        return as_sketch(pictures, SKETCHES[method]), ""
+        return goal.fitted(name, as_sketch(pictures, SKETCHES[method])), ""
     if method == "auto" and goal.config.extraction.sketch == "edges":
         method = "edges"
     tensor, which = sketch(pictures, method, folders.folders(), device=annotator_device(), progress=progress_bar())
-    return tensor, "" if which == method else f"Sketch by {which}{'' if which == 'pidinet' else ', without PiDiNet'}."
+    note = "" if which == method else f"Sketch by {which}{'' if which == 'pidinet' else ', without PiDiNet'}."
+    return goal.fitted(name, tensor), note
 
 
 class VCSketchSequence(io.ComfyNode):
@@ -243,7 +246,7 @@ class VCSketchSequence(io.ComfyNode):
         if strength == 0.0:
             return switched_off("sketch", goal)
         clip = footage(video, goal, start_time, frame_rate)
-        tensor, note = drawn(frames_of(clip, goal.at("sketch")), method, goal)
+        tensor, note = drawn("sketch", frames_of(clip, picture_size("sketch", goal.size)), method, goal)
         say(clip.note, note)
         value = made("sketch", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))
@@ -281,11 +284,11 @@ class VCMaskSequence(io.ComfyNode):
         goal = target(model, frames, width, height)
         if strength == 0.0:
             return switched_off("mask", goal)
-        clip, size = footage(video, goal, start_time, frame_rate), goal.at("mask")
+        clip, size = footage(video, goal, start_time, frame_rate), picture_size("mask", goal.size)
         area = channels_first(mask)
         area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
         keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
-        tensor = masked_video(frames_of(clip, size), keep)
+        tensor = masked_video(frames_of(clip, size), keep, goal.at("mask"))
         say(clip.note, note and f"Mask: {note}")
         value = made("mask", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor[:, :3] / 2 + 0.5))
@@ -322,7 +325,8 @@ class VCSingleImage(io.ComfyNode):
         goal = target(model, 0, width, height)
         if strength == 0.0:
             return switched_off("single_image", goal)
-        tensor, note = one_image(image, goal.at("single_image"))
+        picture, note = one_image(image, picture_size("single_image", goal.size))
+        tensor = goal.fitted("single_image", picture)
         say(note)
         value = made("single_image", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))
@@ -359,8 +363,8 @@ class VCSingleSketch(io.ComfyNode):
         goal = target(model, 0, width, height)
         if strength == 0.0:
             return switched_off("single_sketch", goal)
-        picture, which = one_image(image, goal.at("single_sketch"))
-        tensor, how = drawn(picture, method, goal)
+        picture, which = one_image(image, picture_size("single_sketch", goal.size))
+        tensor, how = drawn("single_sketch", picture, method, goal)
         say(which, how)
         value = made("single_sketch", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))

@@ -16,6 +16,7 @@ from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.conditions import Condition, condition_size
 from ..vc_core.config import Config
 from ..vc_core.errors import UserError
+from ..vc_core.extract.refit import refit
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
 from .host.model import config_of
 from .host.running import say
@@ -96,8 +97,12 @@ class Target:
     size: tuple[int, int]
 
     def at(self, name: str) -> tuple[int, int]:
-        """(height, width) of a condition."""
-        return condition_size(name, self.size)
+        """(height, width) that the checkpoint takes a condition at."""
+        return condition_size(name, self.size, self.config.extraction.condition_scale)
+
+    def fitted(self, name: str, tensor: Tensor) -> Tensor:
+        """What was made of pictures of `picture_size`, as the checkpoint takes it."""
+        return refit(name, tensor, self.size, tensor.shape[2], self.config.extraction, self.size)
 
 
 def target(model: Any, frames: int, width: int, height: int) -> Target:
@@ -111,15 +116,19 @@ def target(model: Any, frames: int, width: int, height: int) -> Target:
 
 @dataclass(frozen=True)
 class Made:
-    """What a VC_CONDITION socket carries: a condition, and the video that it was made for.
+    """What a VC_CONDITION socket carries: a condition, which tells the video that it was made for.
 
     Attributes:
         config: of the checkpoint that it was made for.
     """
 
     condition: Condition
-    size: tuple[int, int]
     config: Config
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of that video."""
+        return self.condition.video
 
 
 def switched_off(name: str, goal: Target) -> io.NodeOutput:
@@ -132,7 +141,7 @@ def switched_off(name: str, goal: Target) -> io.NodeOutput:
 
 
 def made(name: str, tensor: Tensor, goal: Target, strength: float, start: float, end: float) -> Made:
-    return Made(Condition(name, tensor, strength, start, end), goal.size, goal.config)
+    return Made(Condition(name, tensor, strength, start, end, goal.size), goal.config)
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) 
                 f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
             )
         other = given.tensor
-        if other.shape[2:] != tensor.shape[2:]:
+        if (other.shape[2], add_to.size) != (tensor.shape[2], goal.size):
+            (height, width), (wanted_height, wanted_width) = add_to.size, goal.size
             raise UserError(
-                f"The socket 'add_to' holds a motion of {other.shape[2]} frames at {other.shape[4]}x{other.shape[3]} "
-                f"and this one has {tensor.shape[2]} at {tensor.shape[4]}x{tensor.shape[3]}: make both for one length "
-                "and size."
+                f"The socket 'add_to' holds a motion of {other.shape[2]} frames at {width}x{height} and this one has "
+                f"{tensor.shape[2]} at {wanted_width}x{wanted_height}: make both for one length and size."
             )
+        other = goal.fitted("motion", other)  # that of a checkpoint that takes another size
         tensor = tensor + other
     return io.NodeOutput(made("motion", tensor, goal, *schedule), channels_last(flow_picture(tensor)))
 
@@ -211,7 +212,7 @@ class VCMotionPreview(io.ComfyNode):
         if images is not None:
             ground = channels_first(images)[:, :3]
             ground = ground if ground.shape[2] == 1 else spread(ground, field.shape[2])[0]
-            ground = resize_crop(ground, tuple(field.shape[-2:]))
+            ground = resize_crop(ground, motion.size)
         return io.NodeOutput(channels_last(arrows_picture(field, ground)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -91,7 +92,7 @@ def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
 
 def _resampled(before: Condition, after: Condition) -> str:
     """A sentence where a condition was resampled."""
-    if before is after:
+    if before.tensor is after.tensor:
         return ""
     sizes = (f"{t.shape[2]} x {t.shape[4]}x{t.shape[3]}" for t in (before.tensor, after.tensor))
     return f"{before.name}: resampled from {' to '.join(sizes)} (frames x width x height)."
@@ -122,10 +123,8 @@ def _fitted(value: Made, goal: Target) -> Condition:
             f"({theirs.extraction.motion_layout}) and the model here is '{ours.name}' "
             f"({ours.extraction.motion_layout}): connect one model to both nodes."
         )
-    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, ours.extraction)
-    if tensor is condition.tensor:
-        return condition
-    return Condition(condition.name, tensor, condition.strength, condition.start, condition.end)
+    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, ours.extraction, value.size)
+    return replace(condition, tensor=tensor, video=goal.size)
 
 
 class StyleEmbed(io.ComfyNode):

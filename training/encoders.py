@@ -16,10 +16,11 @@ from torch import Tensor
 from training.recipe import Recipe
 from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
 from vc_core.composer import VideoComposer, choose_dtypes
-from vc_core.conditions import condition_size
+from vc_core.conditions import picture_size
 from vc_core.config import Config
 from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
+from vc_core.extract.refit import refit
 from vc_core.files import open_tensors
 from vc_core.model.unet import UNet3D
 from vc_core.video import resize_crop
@@ -108,12 +109,13 @@ class Encoders:
 
     def condition(self, name: str, source: Tensor) -> Tensor:
         """One of `MADE`, `(B, 1, F, H', W')`, of the frames `(B, 3, F, H, W)` in [0, 1] that it is of."""
-        pictures = resize_crop(source.to(self.device, torch.float32), condition_size(name, self.size)).clamp(0, 1)
+        pictures = resize_crop(source.to(self.device, torch.float32), picture_size(name, self.size)).clamp(0, 1)
         try:
-            return self._depth(pictures) if name == "depth" else self._sketch(pictures)
+            drawn = self._depth(pictures) if name == "depth" else self._sketch(pictures)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
                             ) from error  # fmt: skip
+        return refit(name, drawn, self.size, drawn.shape[2], self.config.extraction)
 
     def composer(self, unet: UNet3D) -> VideoComposer:
         """A network in training, ready to compose with these encoders."""

@@ -65,9 +65,21 @@ CONDITIONS: dict[str, ConditionSpec] = {
 }
 
 
-def condition_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a condition for a video of `size`: 8 or 12 times the latent's."""
-    return tuple(CONDITIONS[name].scale * side // 8 for side in size)
+def condition_size(name: str, size: tuple[int, int], scale: int | None = None) -> tuple[int, int]:
+    """(height, width) that a network takes a condition at, for a video of `size`: `scale` times the latent's.
+
+    `scale` is the checkpoint's own, `ExtractionConfig.condition_scale`; None: the table's, 8 for motion and else 12.
+    """
+    return tuple((scale or CONDITIONS[name].scale) * side // 8 for side in size)
+
+
+def picture_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the pictures that a condition is made of, for a video of `size`, whatever the checkpoint.
+
+    Thresholds and lines' widths of the annotators hold at the table's own size, so they draw there;
+    `vc_core.extract.refit` brings what they drew to the checkpoint's `condition_size`.
+    """
+    return condition_size(name, size)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,8 @@ class Condition:
         tensor: `(B, channels, F, H, W)`; F = 1 for spatial conditions, else the number of frames.
         strength: factor on the STC embedding; 0 is exactly absent.
         start, end: fractions of the sampling in which the condition is present; outside it is absent.
+        video: (height, width) of the video that it was made for, in whose pixels vectors are; None: of the one that is
+            composed.
 
     Raises:
         UserError: unknown name, wrong number of channels, no values at all or values that are not finite.
@@ -89,6 +103,7 @@ class Condition:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    video: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         spec = CONDITIONS.get(self.name)

@@ -5,7 +5,8 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from .conditions import CONDITIONS
 from .errors import UserError
@@ -129,12 +130,15 @@ class ExtractionConfig:
         motion_unit: `source_pixels`: magnitudes as in the source clip; `pixels`: in pixels of the composed video.
         sketch: `pidinet` (released) or `edges`.
         depth: `midas` (released), or `relative` where any inverse depth in the table's range will do.
+        condition_scale: height and width of all conditions as a multiple of the latent's; None: the condition table's
+            own, as released, 8 for motion and 12 for the others.
     """
 
     motion_layout: Literal["points", "dense"] = "points"
     motion_unit: Literal["source_pixels", "pixels"] = "source_pixels"
     sketch: Literal["pidinet", "edges"] = "pidinet"
     depth: Literal["midas", "relative"] = "midas"
+    condition_scale: Literal[4, 8, 12] | None = None
 
     RANGES: ClassVar[Ranges] = {}
 
@@ -244,7 +248,7 @@ class Config:
         _check(self, "")
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(as_mapping(self))
 
     @staticmethod
     def from_json(text: str) -> "Config":
@@ -260,6 +264,12 @@ class Config:
                 f"The checkpoint's config is no valid JSON ({error}): save the checkpoint again."
             ) from error
         return _build(Config, data, "config")
+
+
+def as_mapping(config: Any) -> dict[str, Any]:
+    """A config or a section of one in values that JSON holds. Keys that are None are left out, as earlier versions do
+    not know them."""
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
 
 
 def _build(cls: type, data: Any, where: str) -> Any:
@@ -290,8 +300,16 @@ def _check(config: Any, section: str) -> None:
 
 def _expected(kind: Any, low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
     """What a field of a type must be, in words and as a test. NaN is in no range."""
+    if get_origin(kind) in (Union, UnionType):  # with None
+        what, fits = _expected(get_args(kind)[0], low, high)
+        return f"{what}, or no such key", lambda value: value is None or fits(value)
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}", lambda value: value in get_args(kind)
+        known = get_args(kind)
+        # Of equal numbers of other types, such as 4.0, sizes would not be whole.
+        return (
+            f"one of {', '.join(map(str, known))}",
+            lambda value: value in known and isinstance(value, type(known[0])),
+        )
     if get_origin(kind) is tuple:
         what, fits = _expected(get_args(kind)[0], low, high)
         return (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, check_schedule
+from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
@@ -67,7 +68,8 @@ def compose(
         text, negative: prompts, one or one for each video; the empty prompt is no text.
         style: style image; None for no style.
         conditions: single image, single sketch and the sequences, at most one of each name. Sequences must have
-            `frames` frames; heights and widths may be any, the STC-encoders bring them to latent size.
+            `frames` frames; heights and widths may be any, as the STC-encoders bring them to latent size, and those of
+            another size than the checkpoint's config asks for are brought to it first.
         video: RGB `(B or 1, 3, F, H, W)` in [0, 1] that is changed rather than made from noise alone: resized and
             cropped to `size`, noised, and denoised over the share `denoise` of the schedule, which must be below 1
             then, and 1 without a video.
@@ -117,6 +119,7 @@ def compose(
     height, width = size or (config.height, config.width)
     windows = windows or Windows(config.frames)
     _check(conditions, video, denoise, frames, height, width)
+    conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"rescale {rescale} is not possible: expected 0 to 1.")
     _check_batch(batch, seed, texts, negatives, style, conditions, video)
@@ -230,6 +233,18 @@ def seen_by_window(condition: Condition, frames: Sequence[int], carry: float) ->
         # As in training, where a clip's first frame has no predecessor that anything could have moved from.
         tensor = torch.cat([torch.zeros_like(tensor[:, :, :1]), tensor[:, :, 1:]], dim=2)
     return replace(condition, tensor=tensor)
+
+
+def _as_trained(condition: Condition, size: tuple[int, int], frames: int, config: Config) -> Condition:
+    """A condition at the size that the config asks for, in pixels of the video; as it is where neither says one."""
+    from .extract.refit import refit
+
+    if config.extraction.condition_scale is None and condition.video is None:
+        return condition
+    count = frames if CONDITIONS[condition.name].kind == "temporal" else 1
+    made_for = condition.video or size
+    tensor = refit(condition.name, condition.tensor, size, count, config.extraction, made_for)
+    return replace(condition, tensor=tensor, video=size)
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:

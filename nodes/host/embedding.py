@@ -85,8 +85,9 @@ class Conditions:
 
     def _fitted(self, condition: Condition) -> Condition:
         size = (8 * self.size[0], 8 * self.size[1])
-        tensor = refit(condition.name, condition.tensor, size, condition.tensor.shape[2], self.extraction)
-        return replace(condition, tensor=tensor)
+        count = condition.tensor.shape[2]
+        tensor = refit(condition.name, condition.tensor, size, count, self.extraction, condition.video)
+        return replace(condition, tensor=tensor, video=size)
 
 
 def frames_of(window: Any) -> tuple[int, ...]:

@@ -95,7 +95,8 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         """Bytes that a prediction takes beside the weights; ComfyUI's own formula is for other networks."""
         dtype = self.manual_cast_dtype or self.get_dtype()
         batch, _, *shape = input_shape
-        elements = activation_elements(self.videocomposer.unet, batch, *shape)
+        config = self.videocomposer
+        elements = activation_elements(config.unet, batch, *shape, config.extraction.condition_scale)
         return elements * comfy.model_management.dtype_size(dtype)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
@@ -126,8 +127,9 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         return out
 
     def _tell_fitted(self, given: Sequence[Condition], noise: Tensor) -> None:
-        size = (8 * noise.shape[-2], 8 * noise.shape[-1])
-        names = [c.name for c in given if tuple(c.tensor.shape[-2:]) != condition_size(c.name, size)]
+        size, scale = (8 * noise.shape[-2], 8 * noise.shape[-1]), self.videocomposer.extraction.condition_scale
+        wanted = {c.name: (size, condition_size(c.name, size, scale)) for c in given}
+        names = [c.name for c in given if (c.video or size, tuple(c.tensor.shape[-2:])) != wanted[c.name]]
         if names:
             say(f"{', '.join(names)}: resampled to the latent's {size[1]}x{size[0]}.")
 

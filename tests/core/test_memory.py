@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.conditions import condition_size
 from vc_core.config import UNetConfig
 from vc_core.files import open_tensors
 from vc_core.model.memory import activation_elements
@@ -83,19 +84,25 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 32, 32), (2, 16, 32, 32), (1, 8, 40, 64), (1, 24, 32, 32)])
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [
+        ((1, 16, 32, 32), None), ((2, 16, 32, 32), None), ((1, 8, 40, 64), None), ((1, 24, 32, 32), None),
+        ((1, 16, 32, 32), 4), ((1, 8, 40, 64), 8),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("config", [UNetConfig(), read_checkpoint(BUNDLED).config.unet], ids=["released", "bundled"])
-def test_activations_are_estimated(config, shape):
+def test_activations_are_estimated(config, shape, scale):
     """The estimate is enough and not twice too much, both for the UNet and for an STC-encoder."""
     batch, frames, height, width = shape
     with torch.device("meta"), torch.inference_mode():
         unet = UNet3D(config, attend=lambda q, k, v, heads: torch.empty_like(q))
         x, text = torch.empty(batch, 4, frames, height, width), torch.empty(batch, 77, config.context_dim)
-        depth = torch.empty(1, 1, frames, 12 * height, 12 * width)
+        depth = torch.empty(1, 1, frames, *condition_size("depth", (8 * height, 8 * width), scale))
         t = torch.empty(batch)
         with Live(unet.parameters()) as predicting:
             unet(x, t, text)
         with Live(unet.parameters()) as encoding:
             unet.encode_condition("depth", depth, (height, width))
     most = max(predicting.most, encoding.most) // 4
-    assert most < activation_elements(config, *shape) < 2 * most
+    assert most < activation_elements(config, *shape, scale) < 2 * most

@@ -79,8 +79,11 @@ def test_the_end_point_error_is_0_of_the_clips_themselves_and_large_of_others(cl
 def test_a_dense_command_covers_all_after_the_first_frame_and_points_where_they_stand():
     command = torch.zeros(1, 2, 3, 4, 4)
     command[0, 1, 2, 3, 0] = -2
-    assert covered(command, "dense").sum((0, 2, 3)).tolist() == [0, 16, 16]
-    assert covered(command, "points").nonzero().tolist() == [[0, 2, 3, 0]]
+    assert covered(command, "dense", (4, 4)).sum((0, 2, 3)).tolist() == [0, 16, 16]
+    assert covered(command, "points", (4, 4)).nonzero().tolist() == [[0, 2, 3, 0]]
+    # Maps of half the video's height and width tell of all of its pixels.
+    assert covered(command, "dense", (8, 8)).sum((0, 2, 3)).tolist() == [0, 64, 64]
+    assert covered(command, "points", (8, 8)).nonzero().tolist() == [[0, 2, y, x] for y in (6, 7) for x in (0, 1)]
 
 
 def test_points_are_held_against_the_same_motion_as_dense_fields(folder, clips, tiny_config):

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from training.data.sample import BadSample
-from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.conditions import CONDITIONS, condition_size, picture_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, random_mask
+from vc_core.extract.refit import refit
 from vc_core.video import resize_crop
 
 LEFT = ("depth", "sketch", "single_sketch")
 """Conditions that the step makes on its device, out of `Sample.source`, where no cache has them."""
 
 PICTURED = ("mask", "single_image", *LEFT)
-"""Conditions that are made of the clip's pictures. All of them are of one size."""
+"""Conditions that are made of the clip's pictures. All of them are made at one size, `Form.large`."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,16 @@ class Form:
 
     @property
     def large(self) -> tuple[int, int]:
-        """(height, width) that the conditions of `PICTURED` are made at."""
-        return condition_size(PICTURED[0], self.size)
+        """(height, width) of the pictures that the conditions of `PICTURED` are made of, whatever the network."""
+        return picture_size(PICTURED[0], self.size)
+
+    def at(self, name: str) -> tuple[int, int]:
+        """(height, width) that the network takes a condition at."""
+        return condition_size(name, self.size, self.extraction.condition_scale)
+
+    def fitted(self, name: str, made: Tensor) -> Tensor:
+        """What was made `(C, F, H, W)` of pictures at `large`, as the network takes it."""
+        return refit(name, made[None], self.size, made.shape[1], self.extraction, self.size)[0]
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ def make(
         frames = torch.stack(large, dim=1)
         if "mask" in needed:
             keep = random_mask(form.frames, form.large, generator)
-            conditions["mask"] = masked_video(frames[None], keep)[0]
+            conditions["mask"] = masked_video(frames[None], keep, form.at("mask"))[0]
         if "single_image" in needed:
-            conditions["single_image"] = frames[:, :1]
+            conditions["single_image"] = form.fitted("single_image", frames[:, :1])
         left = [name for name in needed if name in LEFT]
         if left:
             source = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
@@ -116,7 +125,7 @@ def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 def no_motion(form: Form) -> Tensor:
     """The motion `(2, 1, h, w)` of an image: that of any clip's first frame, before which there is none."""
-    return torch.zeros(2, 1, *condition_size("motion", form.size))
+    return torch.zeros(2, 1, *form.at("motion"))
 
 
 def draw_below(high: int, generator: torch.Generator) -> int:

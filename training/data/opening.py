@@ -82,7 +82,7 @@ def _latents(shards: Shards, config: Config, parts: Mapping[str, Part]) -> str |
 
 
 def _synthetic(scenes: ClipCache | DrawnScenes, scale: float, form: Form) -> SyntheticClips:
-    return SyntheticClips(scenes, form.frames, form.style_size, scale)
+    return SyntheticClips(scenes, form.frames, form.style_size, scale, form.extraction.condition_scale)
 
 
 def _scenes(

@@ -1,8 +1,8 @@
 """`./vc prepare`: a folder of videos or images with captions becomes shards that training reads fast.
 
-Of each video as many clips as are asked for, each beginning at random; its pictures at the conditions' size, the block
-vectors of a real encode, and caches of what networks see in it. Clips are made by several processes and written in
-their order, so the shards do not depend on how many there are; finished ones stay when the same command runs again.
+Of each video as many clips as are asked for, each beginning at random; its pictures at 12 times the latent's size, the
+block vectors of a real encode, and caches of what networks see in it. Clips are made by several processes and written
+in their order, so the shards do not depend on how many there are; finished ones stay when the same command runs again.
 """
 
 from __future__ import annotations

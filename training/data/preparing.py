@@ -121,7 +121,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             raise UserError(f"{path}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
         plan = None if entry.is_image else random_plan(probe(path), options.frames, options.rate, generator)
-        large = Form(options.size).large
+        large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
         frames = torch.stack([fit(picture, large) for picture in pictures_of(path, plan)], dim=2)
         about: dict[str, Any] = {
             "caption": entry.caption,

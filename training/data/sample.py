@@ -23,8 +23,8 @@ class Sample:
         style: image `(3, S, S)` in [0, 1]; only where style is kept.
         style_embedding: `(1, D)`; only where style is kept.
         conditions: by name `(C, F or 1, H', W')`, only those that are kept and need no network on the device; what is
-            kept and not here (depth, sketch) is made from `video` at the condition's size by the step.
-        source: `(3, F, H', W')` in [0, 1] at the conditions' larger size, for those; where single_sketch alone needs
+            kept and not here (depth, sketch) is made from `source`, or from `video`, by the step.
+        source: `(3, F, H', W')` in [0, 1] at `Form.large`, for those; where single_sketch alone needs
             it, with its first frame alone.
     """
 

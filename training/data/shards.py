@@ -3,7 +3,7 @@
 A sample is what has one key, the members' name before the first dot:
 
     000000042.json           caption, fps, size, frames, plan and where it comes from
-    000000042.mp4            the clip at the conditions' size; .webp of an image
+    000000042.mp4            the clip at 12 times the latent's size; .webp of an image
     000000042.motion.npz     block vectors of a real encode; their source's size is in the .json
     000000042.latents.npy    caches, where they were asked for: half precision, (4, F, h, w), scaled
     000000042.depth.png      grey, the frames one below the other, between the two values in the .json
@@ -12,6 +12,9 @@ A sample is what has one key, the members' name before the first dot:
 Beside each tar lies an index of where its members are, made anew where it is missing or of another tar: of another
 size, or with other bytes at its beginning or end. Times do not count, so copies may have any. What all samples of a
 shard have in common is told by a member that readers of WebDataset skip, `SETTINGS`.
+
+Nothing in a shard depends on the size of a network's conditions (`ExtractionConfig.condition_scale`): pictures, depth
+and sketches lie there at the size that annotators draw at, motion as blocks, and reading brings them to the network's.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from training.data.making import PICTURED, Form, Made, draw_below, make, no_moti
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
 from vc_core.atomic import written_beside
-from vc_core.conditions import CONDITIONS, condition_size
+from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
@@ -333,7 +336,7 @@ class ShardClips:
             pictures = self._pictures(name, members, about)[window, None].float() / 255
             made = make(pictures, form, kept, generator, ready, video=not has_latents)
         maps = {cache: self._maps(name, members, about, cache)[:, window] for cache in CACHED if needed[f"{cache}.png"]}
-        conditions = {**made.conditions, **_given(maps, kept)}
+        conditions = {**made.conditions, **_given(maps, kept, form)}
         if "motion" in kept:
             conditions["motion"] = self._motion(name, members, about, first)
         latents = self._latents(name, members)[:, window] if has_latents else None
@@ -370,8 +373,10 @@ class ShardClips:
         with _decoding(name, "motion.npz"):
             source = (about["motion"]["height"], about["motion"]["width"])
             vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
-        draw = {"points": rasterise_points, "dense": rasterise_dense}[self.shards.settings["motion"]["layout"]]
-        return draw(vectors, source, self.form.frames, condition_size("motion", self.form.size))[0]
+        where = (vectors, source, self.form.frames, self.form.at("motion"))
+        if self.shards.settings["motion"]["layout"] == "points":
+            return rasterise_points(*where)[0]
+        return rasterise_dense(*where, self.form.size)[0]
 
 
 def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
@@ -389,7 +394,8 @@ def _about(name: str, data: bytes) -> Mapping[str, Any]:
         return about
 
 
-def _given(maps: Mapping[str, Tensor], kept: Collection[str]) -> dict[str, Tensor]:
+def _given(maps: Mapping[str, Tensor], kept: Collection[str], form: Form) -> dict[str, Tensor]:
     """Conditions out of caches, `(1, F or 1, H', W')` by name."""
     whole = {name: maps[cache] for cache, names in CACHED.items() if cache in maps for name in names if name in kept}
-    return {name: each if CONDITIONS[name].kind == "temporal" else each[:, :1] for name, each in whole.items()}
+    own = {name: each if CONDITIONS[name].kind == "temporal" else each[:, :1] for name, each in whole.items()}
+    return {name: form.fitted(name, each) for name, each in own.items()}

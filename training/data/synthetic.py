@@ -16,6 +16,7 @@ from training.data.making import draw_below, style_image
 from training.data.sample import Sample
 from vc_core.conditions import CONDITIONS
 from vc_core.extract import Rectangle, drawn_mask, edges, half, masked_video
+from vc_core.video import resize_crop
 
 from .cache import CAPTIONS, STILLS, ClipCache, as_bytes
 from .captions import captions
@@ -116,8 +117,27 @@ def draw_window(length: int, frames: int, generator: torch.Generator) -> Window:
     return Window(draw_below(length - (frames - 1) * stride, generator), frames, stride)
 
 
-def condition_of(name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator) -> Tensor:
-    """One condition of one clip, `(F, C, H, W)`, frames first."""
+def condition_of(
+    name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator, scale: int | None = None
+) -> Tensor:
+    """One condition of one clip, `(F, C, H, W)`, frames first, at `scale` times the latent's size; None: the table's,
+    at which all are made."""
+
+    def size(made: Tensor) -> tuple[int, int]:
+        own = CONDITIONS[name].scale
+        return tuple(side * (scale or own) // own for side in made.shape[-2:])
+
+    if name == "mask":
+        video = window.of(tensors, "video", clip).float() / 255
+        keep = draw_mask(window.of(tensors, "object", clip).float() / 255, generator)
+        masked = masked_video(video.transpose(0, 1)[None], keep.transpose(0, 1)[None], size(video))
+        return masked[0].transpose(0, 1)
+    made = _made(name, tensors, clip, window, generator)
+    return resize_crop(made, size(made))  # vectors stay: they are in pixels of the video
+
+
+def _made(name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator) -> Tensor:
+    """A condition other than the mask, at the size of the table."""
     if name == "motion":
         # Steps of a few frames add up; for the few curved paths the last of them stands for all.
         return spoil_motion(window.of(tensors, "motion", clip).float() * window.stride, generator)
@@ -126,11 +146,7 @@ def condition_of(name: str, tensors: Tensors, clip: int, window: Window, generat
     if name in ("sketch", "single_sketch"):  # outlines as people draw them, edges as the extractor finds them
         drawn = float(torch.rand((), generator=generator)) < 0.4
         return window.of(tensors, "outline" if drawn else "edges", clip).float() / 255
-    video = window.of(tensors, "video", clip).float() / 255
-    if name == "single_image":
-        return video
-    keep = draw_mask(window.of(tensors, "object", clip).float() / 255, generator)
-    return masked_video(video.transpose(0, 1)[None], keep.transpose(0, 1)[None])[0].transpose(0, 1)
+    return window.of(tensors, "video", clip).float() / 255
 
 
 def draw_mask(object_mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -182,12 +198,14 @@ class SyntheticClips:
         frames: of a clip.
         style_size: pixels of a side of style images, which drawn scenes give.
         scale: the factor of the autoencoder's latents, which a cache holds without it.
+        condition_scale: see `vc_core.config.ExtractionConfig`.
     """
 
     tensors: ClipCache | DrawnScenes
     frames: int = CLIP
     style_size: int = 224
     scale: float = 1.0
+    condition_scale: int | None = None
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -201,7 +219,8 @@ class SyntheticClips:
         for name in CONDITIONS:
             if name in kept:
                 own = window if CONDITIONS[name].kind == "temporal" else Window(window.start, 1, 1)
-                conditions[name] = condition_of(name, self.tensors, index, own, generator).transpose(0, 1)
+                made = condition_of(name, self.tensors, index, own, generator, self.condition_scale)
+                conditions[name] = made.transpose(0, 1)
         return Sample(f"scene {index}", conditions=conditions, **encoded)
 
     def _cached(

@@ -20,11 +20,12 @@ from training.data.captions import captions
 from training.data.render import render
 from training.data.scenes import CLIP_FRAMES, OBJECT_COLORS, SHAPES, Scenes, sample_scenes, scene_seeds
 from training.evaluate.objects import SEEN
-from vc_core.conditions import condition_size
+from vc_core.conditions import condition_size, picture_size
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, read_motion
 from vc_core.extract.fields import NOMINAL_SIDE
+from vc_core.extract.refit import refit
 from vc_core.extract.sketch import sketch
 from vc_core.progress import Progress
 from vc_core.video import FramePlan
@@ -176,7 +177,7 @@ def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     size, extraction = clip_size(config), config.extraction
-    large_size = condition_size("depth", size)
+    large_size = picture_size("depth", size)
     small = render(scene, size[0], frames, what=("video", "motion"))
     large = render(scene, large_size[0], frames, what=("video", "depth", "object_mask"))
     filmed = render(scene, FILMED, frames, what=("video",)).video
@@ -189,19 +190,21 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     motion = read_motion(
         filmed,
         plan,
-        condition_size("motion", size),
+        condition_size("motion", size, extraction.condition_scale),
         extraction.motion_layout,
         extraction.motion_unit,
         nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
+        video=size,
     ).field
-    conditions = {
+    made = {
         "motion": motion,
         "depth": large.depth,
         "sketch": sketches,
-        "mask": masked_video(large.video, keep),
+        "mask": masked_video(large.video, keep, condition_size("mask", size, extraction.condition_scale)),
         "single_image": large.video[:, :, :1],
         "single_sketch": sketches[:, :, :1],
     }
+    conditions = {name: refit(name, one, size, one.shape[2], extraction, size) for name, one in made.items()}
     truth = Truth(
         small.video,
         small.motion / size[1],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.folder import CAPTIONS, FolderClips, read_captions
@@ -88,19 +89,19 @@ def _clip(data: FolderClips | ShardClips, index: int) -> Clips:
     conditions, video = {name: tensor[None] for name, tensor in sample.conditions.items()}, sample.video[None]
     # Not the condition's own vectors: resizing has thinned those of points, and layouts have units of their own.
     motion = motion_of(video)
-    told = covered(conditions["motion"], data.form.extraction.motion_layout)
+    told = covered(conditions["motion"], data.form.extraction.motion_layout, data.form.size)
     truth = Truth(video, motion, told, sample.style[None])
     return Clips([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
 
 
-def covered(command: Tensor, layout: str) -> Tensor:
-    """Where a motion condition (B, 2, F, H, W) says how anything moves, (B, F, H, W) bool.
+def covered(command: Tensor, layout: str, size: tuple[int, int]) -> Tensor:
+    """Where in a video of `size` (H, W) a motion condition (B, 2, F, h, w) says how anything moves, (B, F, H, W) bool.
 
     A dense one does everywhere but in the first frame, before which nothing moves. Points do where they stand: a zero
     is no point, nor does the network see it as one.
     """
     if layout == "points":
-        return command.any(1)
-    told = torch.ones_like(command[:, 0], dtype=torch.bool)
+        return F.interpolate(command.any(1).float(), size, mode="nearest") > 0.5
+    told = torch.ones(len(command), command.shape[2], *size, dtype=torch.bool)
     told[:, 0] = False
     return told

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..atomic import check_place
 from ..conditions import CONDITIONS
-from ..config import Config
+from ..config import Config, as_mapping
 from ..errors import UserError
 from ..extract.sources import Extracted, Source
 from ..files import save_tensors, sha256
@@ -246,7 +246,7 @@ def _plain(kind: str, source: Source) -> dict[str, Any]:
     """The settings of a source that do something for the kind, but for the file, in values that JSON holds."""
     names = [f.name for f in dataclasses.fields(source) if f.name not in ("path", "plan")]
     values = {name: getattr(source, name) for name in names if kind in OPTIONS.get(name, KINDS)}
-    values["extraction"] = dataclasses.asdict(source.extraction)
+    values["extraction"] = as_mapping(source.extraction)
     if source.plan is not None:
         values |= {"start": source.plan.start, "rate": float(source.plan.rate), "frames": source.plan.frames}
     return json.loads(json.dumps(values, default=str))

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from ..conditions import condition_size
+from ..conditions import picture_size
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
@@ -85,8 +85,8 @@ def make_conditions(
     if settings.moves_by_hand:
         made["motion"] = _motion_by_hand(settings, config)
     if settings.image is not None:
-        image = resize_crop(read_image(settings.image), condition_size("single_image", settings.size))
-        made["single_image"] = Extracted(image[:, :, None])
+        image = resize_crop(read_image(settings.image), picture_size("single_image", settings.size))
+        made["single_image"] = Extracted(source.fitted("single_image", image[:, :, None]))
     if settings.sketch is not None:
         made["single_sketch"] = _drawing(settings, source, progress)
     return made
@@ -121,7 +121,8 @@ def _drawing(settings: Settings, source: "Source", progress: Progress | None) ->
     from ..extract.sources import Extracted, sketch_of
     from ..video import read_image, resize_crop
 
-    picture, size, lines = read_image(settings.sketch), source.at("single_sketch"), settings.lines
+    picture, lines = read_image(settings.sketch), settings.lines
+    size = picture_size("single_sketch", settings.size)
     if lines == "none":
         return sketch_of("single_sketch", resize_crop(picture, size)[:, :, None], source, progress)
     note = ""
@@ -130,5 +131,5 @@ def _drawing(settings: Settings, source: "Source", progress: Progress | None) ->
             f"single_sketch: {settings.sketch.name} is taken as a drawing with dark lines; --sketch-lines says "
             "otherwise."
         )
-    drawn = resize_crop(as_sketch(picture, lines), size)[:, :, None]
+    drawn = source.fitted("single_sketch", resize_crop(as_sketch(picture, lines), size)[:, :, None])
     return Extracted(drawn, {"method": "as it is", "lines": lines}, note)

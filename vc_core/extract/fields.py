@@ -72,9 +72,10 @@ def condition_from_field(
 ) -> Tensor:
     """The motion condition (B, 2, F, h, w) of a dense motion field, as a checkpoint was trained to see motion.
 
-    `dense` in pixels: the field itself. `points` in source pixels: what the released path would have seen of a
-    source with this motion whose shorter side is 336. Its 16-pixel blocks have the field's vectors at their centres,
-    in its pixels, each at one pixel of the map, and I-frames have none.
+    `dense` in pixels: the field itself, in pixels of the video whatever the condition's own size. `points` in source
+    pixels: what the released path would have seen of a source with this motion whose shorter side is 336. Its 16-pixel
+    blocks have the field's vectors at their centres, in its pixels, each at one pixel of the map, and I-frames have
+    none.
 
     Args:
         field: (B, 2, F, H, W) in its own pixels; where it has not the video's size, it is fitted to it first.
@@ -86,9 +87,9 @@ def condition_from_field(
     """
     check_field(field)
     field = field.float() if field.shape[-2:] == tuple(size) else fit_field(field.float(), size)
-    target = condition_size("motion", size)
+    target = condition_size("motion", size, extraction.condition_scale)
     if extraction.motion_layout == "dense":
-        return fit_field(field, target) if target != tuple(size) else field
+        return resize_crop(field, target) if target != tuple(size) else field  # in the video's pixels at any size
     source, frames = _nominal_source(size), field.shape[2]
     rows = [_block_rows(one, source, i_frame_every) for one in field]
     vectors = [BlockVectors(each, *source, frames, _kinds(frames, i_frame_every)) for each in rows]

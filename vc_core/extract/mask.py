@@ -89,13 +89,16 @@ def as_mask(
     return keep if frames is None else keep.expand(-1, -1, frames, -1, -1)
 
 
-def masked_video(video: Tensor, keep: Tensor) -> Tensor:
+def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """What the network sees of a mask: (B, 4, F, H, W), RGB in [-1, 1] times keep, then keep.
 
-    video: (B, 3, F, H, W) in [0, 1]; keep: (B or 1, 1, F or 1, H, W), 1 = keep, 0 = to be painted.
+    video: (B, 3, F, H, W) in [0, 1]; keep: (B or 1, 1, F or 1, H, W), 1 = keep, 0 = to be painted. With `size` (h, w)
+    both are brought to it first, so that the keep map stays one of {0, 1} and nothing of what is painted is seen.
     """
     if video.shape[-2:] != keep.shape[-2:]:
         raise ValueError(f"video and keep map differ in size: {tuple(video.shape)} and {tuple(keep.shape)}")
+    if size is not None and tuple(video.shape[-2:]) != tuple(size):
+        video, keep = resize_crop(video, size), (resize_crop(keep, size) >= 0.5 - 1e-4).to(keep)
     keep = keep.to(video).expand(video.shape[0], 1, *video.shape[2:])
     return torch.cat([(video * 2 - 1) * keep, keep], dim=1)
 

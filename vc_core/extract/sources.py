@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions import CONDITIONS, condition_size
+from ..conditions import CONDITIONS, condition_size, picture_size
 from ..config import ExtractionConfig
 from ..errors import UserError
 from ..progress import Progress
@@ -19,6 +19,7 @@ from ..video import FramePlan, read_frames
 from .mask import masked_video, random_mask, read_mask
 from .motion import read_motion
 from .networks import Folders
+from .refit import refit
 from .sketch import sketch
 
 
@@ -64,14 +65,18 @@ class Source:
     device: str = "cpu"
 
     def at(self, name: str) -> tuple[int, int]:
-        """(height, width) that a condition is made at: a multiple of the latent size, see the condition table."""
-        return condition_size(name, self.size)
+        """(height, width) that the checkpoint takes a condition at."""
+        return condition_size(name, self.size, self.extraction.condition_scale)
 
     def frames(self, name: str) -> Tensor:
-        """The frames (1, 3, F, H, W) that a condition is made of: the plan's, of which one that is spatial takes the
-        first alone."""
+        """The frames (1, 3, F, H, W) that a condition is made of, at `picture_size`: the plan's, of which one that is
+        spatial takes the first alone."""
         plan = self.plan if CONDITIONS[name].kind == "temporal" else replace(self.plan, frames=1)
-        return read_frames(self.path, plan, self.at(name))
+        return read_frames(self.path, plan, picture_size(name, self.size))
+
+    def fitted(self, name: str, tensor: Tensor) -> Tensor:
+        """What was made of pictures of `picture_size`, as the checkpoint takes it."""
+        return refit(name, tensor, self.size, tensor.shape[2], self.extraction, self.size)
 
 
 @dataclass(frozen=True)
@@ -91,25 +96,33 @@ class Extracted:
 def _motion(source: Source, progress: Progress | None) -> Extracted:
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
     motion = read_motion(
-        source.path, source.plan, source.at("motion"), layout, unit, source.motion_mode, source.nominal_height, progress
+        source.path,
+        source.plan,
+        source.at("motion"),
+        layout,
+        unit,
+        source.motion_mode,
+        source.nominal_height,
+        progress,
+        source.size,
     )
     how = {"layout": layout, "unit": unit, "mode": motion.mode, "reencoded": motion.reencoded, "why": motion.why}
     return Extracted(motion.field, how, motion.note if motion.mode == "stream" or motion.repeated else "")
 
 
 def _mask(source: Source, progress: Progress | None) -> Extracted:
-    how = {}
+    how, size = {}, picture_size("mask", source.size)
     if source.mask_draw is not None:
         kind = None if source.mask_draw == "any" else source.mask_draw
         generator = torch.Generator().manual_seed(source.mask_seed)
-        keep = random_mask(source.plan.frames, source.at("mask"), generator, kind)
+        keep = random_mask(source.plan.frames, size, generator, kind)
         how = {"drawn": source.mask_draw, "seed": source.mask_seed}
     elif source.mask is not None:
-        keep = read_mask(source.mask, source.plan, source.mask_white, source.at("mask"))
+        keep = read_mask(source.mask, source.plan, source.mask_white, size)
         how = {"white": source.mask_white}
     else:
         raise UserError("The condition 'mask' needs a mask file: give an image or a video, white where to paint.")
-    return Extracted(masked_video(source.frames("mask"), keep), how)
+    return Extracted(masked_video(source.frames("mask"), keep, source.at("mask")), how)
 
 
 def _depth(source: Source, progress: Progress | None) -> Extracted:
@@ -120,15 +133,15 @@ def _depth(source: Source, progress: Progress | None) -> Extracted:
     tensor, which = depth(
         source.frames("depth"), source.depth_model, source.models, device=source.device, progress=progress
     )
-    return Extracted(tensor, {"model": which}, f"depth: by {which}.")
+    return Extracted(source.fitted("depth", tensor), {"model": which}, f"depth: by {which}.")
 
 
 def _depth_of_maps(source: Source) -> Extracted:
     from .depth_maps import PERCENTILES, USUAL, depth_from_maps, mapped_levels, read_depth_maps
 
-    maps = read_depth_maps(source.depth_maps, source.plan, source.at("depth"))
+    maps = read_depth_maps(source.depth_maps, source.plan, picture_size("depth", source.size))
     how = {"maps": str(source.depth_maps), "near": source.depth_near, "scale": source.depth_scale}
-    tensor = depth_from_maps(maps, source.depth_near, source.depth_scale)
+    tensor = source.fitted("depth", depth_from_maps(maps, source.depth_near, source.depth_scale))
     if source.depth_scale is not None:
         return Extracted(tensor, how)
     far, near = mapped_levels(maps, source.depth_near)[0]
@@ -141,12 +154,13 @@ def _depth_of_maps(source: Source) -> Extracted:
 
 
 def sketch_of(name: str, frames: Tensor, source: Source, progress: Progress | None = None) -> Extracted:
-    """The sketch `(1, 1, F, H, W)` of frames `(1, 3, F, H, W)`, by the source's method; `name` is the condition."""
+    """The sketch `(1, 1, F, h, w)` of frames `(1, 3, F, H, W)` at `picture_size`, by the source's method; `name` is the
+    condition."""
     as_trained = source.extraction.sketch == "edges" and source.sketch_method == "auto"
     method = "edges" if as_trained else source.sketch_method
     tensor, which = sketch(frames, method, source.models, device=source.device, progress=progress)
     note = "" if method == which else f"{name}: by {which}{'' if which == 'pidinet' else ', PiDiNet is not there'}."
-    return Extracted(tensor, {"method": which}, note)
+    return Extracted(source.fitted(name, tensor), {"method": which}, note)
 
 
 def _sketch(name: str, source: Source, progress: Progress | None) -> Extracted:
@@ -154,7 +168,7 @@ def _sketch(name: str, source: Source, progress: Progress | None) -> Extracted:
 
 
 def _single_image(source: Source, progress: Progress | None) -> Extracted:
-    return Extracted(source.frames("single_image"))
+    return Extracted(source.fitted("single_image", source.frames("single_image")))
 
 
 EXTRACTORS: dict[str, Callable[[Source, Progress | None], Extracted]] = {
