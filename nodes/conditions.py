@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..vc_core.conditions import picture_size
+from ..vc_core.conditions import drawing_size
 from ..vc_core.errors import UserError
 from ..vc_core.extract.depth import RELEASED_FILE as MIDAS
 from ..vc_core.extract.depth import depth
@@ -106,8 +106,8 @@ class MotionVectorExtract(io.ComfyNode):
         clip = footage(video, taken, start_time, frame_rate)
         if clip.count < 2 <= goal.frames:
             raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
-        motion = read_motion(clip.source, clip.plan, goal.at("motion"), kind.motion_layout, kind.motion_unit, mode,
-                             nominal_height or None, progress_bar(), goal.size)  # fmt: skip
+        motion = read_motion(clip.source, clip.plan, drawing_size("motion", goal.size), kind.motion_layout,
+                             kind.motion_unit, mode, nominal_height or None, progress_bar())  # fmt: skip
         field = refit("motion", motion.field, goal.size, goal.frames, kind, goal.size)
         slower = taken is not goal and taken.frames < goal.frames
         say(
@@ -170,7 +170,7 @@ class DepthSequence(io.ComfyNode):
         if strength == 0.0:
             return switched_off("depth", goal)
         clip = footage(video, goal, start_time, frame_rate)
-        pictures, near = frames_of(clip, picture_size("depth", goal.size)), cls.INPUTS[input]
+        pictures, near = frames_of(clip, drawing_size("depth", goal.size)), cls.INPUTS[input]
         if near is not None:
             tensor = depth_from_maps(pictures, near, depth_scale or None)
             say(clip.note)
@@ -202,7 +202,7 @@ def sketch_input(default: str) -> io.Input:
 
 
 def drawn(name: str, pictures: Tensor, method: str, goal: Target) -> tuple[Tensor, str]:
-    """The sketch `(1, 1, F, h, w)` of pictures `(1, 3, F, H, W)` at `picture_size`, and a sentence about how."""
+    """The sketch `(1, 1, F, h, w)` of pictures `(1, 3, F, H, W)` at `drawing_size`, and a sentence about how."""
     if SKETCHES[method] is not None:
         return goal.fitted(name, as_sketch(pictures, SKETCHES[method])), ""
     if method == "auto" and goal.config.extraction.sketch == "edges":
@@ -246,7 +246,7 @@ class VCSketchSequence(io.ComfyNode):
         if strength == 0.0:
             return switched_off("sketch", goal)
         clip = footage(video, goal, start_time, frame_rate)
-        tensor, note = drawn("sketch", frames_of(clip, picture_size("sketch", goal.size)), method, goal)
+        tensor, note = drawn("sketch", frames_of(clip, drawing_size("sketch", goal.size)), method, goal)
         say(clip.note, note)
         value = made("sketch", tensor, goal, strength, start_percent, end_percent)
         return io.NodeOutput(value, channels_last(tensor))
@@ -284,7 +284,7 @@ class VCMaskSequence(io.ComfyNode):
         goal = target(model, frames, width, height)
         if strength == 0.0:
             return switched_off("mask", goal)
-        clip, size = footage(video, goal, start_time, frame_rate), picture_size("mask", goal.size)
+        clip, size = footage(video, goal, start_time, frame_rate), drawing_size("mask", goal.size)
         area = channels_first(mask)
         area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
         keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
@@ -325,7 +325,7 @@ class VCSingleImage(io.ComfyNode):
         goal = target(model, 0, width, height)
         if strength == 0.0:
             return switched_off("single_image", goal)
-        picture, note = one_image(image, picture_size("single_image", goal.size))
+        picture, note = one_image(image, drawing_size("single_image", goal.size))
         tensor = goal.fitted("single_image", picture)
         say(note)
         value = made("single_image", tensor, goal, strength, start_percent, end_percent)
@@ -363,7 +363,7 @@ class VCSingleSketch(io.ComfyNode):
         goal = target(model, 0, width, height)
         if strength == 0.0:
             return switched_off("single_sketch", goal)
-        picture, which = one_image(image, picture_size("single_sketch", goal.size))
+        picture, which = one_image(image, drawing_size("single_sketch", goal.size))
         tensor, how = drawn("single_sketch", picture, method, goal)
         say(which, how)
         value = made("single_sketch", tensor, goal, strength, start_percent, end_percent)

@@ -101,7 +101,7 @@ class Target:
         return condition_size(name, self.size, self.config.extraction.condition_scale)
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
-        """What was made of pictures of `picture_size`, as the checkpoint takes it."""
+        """What was drawn at `drawing_size`, as the checkpoint takes it."""
         return refit(name, tensor, self.size, tensor.shape[2], self.config.extraction, self.size)
 
 

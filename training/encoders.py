@@ -16,7 +16,7 @@ from torch import Tensor
 from training.recipe import Recipe
 from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
 from vc_core.composer import VideoComposer, choose_dtypes
-from vc_core.conditions import picture_size
+from vc_core.conditions import condition_size, drawing_size
 from vc_core.config import Config
 from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
@@ -109,13 +109,17 @@ class Encoders:
 
     def condition(self, name: str, source: Tensor) -> Tensor:
         """One of `MADE`, `(B, 1, F, H', W')`, of the frames `(B, 3, F, H, W)` in [0, 1] that it is of."""
-        pictures = resize_crop(source.to(self.device, torch.float32), picture_size(name, self.size)).clamp(0, 1)
+        pictures = resize_crop(source.to(self.device, torch.float32), drawing_size(name, self.size)).clamp(0, 1)
         try:
             drawn = self._depth(pictures) if name == "depth" else self._sketch(pictures)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
                             ) from error  # fmt: skip
         return refit(name, drawn, self.size, drawn.shape[2], self.config.extraction)
+
+    def taken_at(self, name: str) -> tuple[int, int]:
+        """(height, width) that the network takes a condition at."""
+        return condition_size(name, self.size, self.config.extraction.condition_scale)
 
     def composer(self, unet: UNet3D) -> VideoComposer:
         """A network in training, ready to compose with these encoders."""

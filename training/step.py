@@ -113,10 +113,15 @@ class Step:
             frames = sample.video if sample.source is None else sample.source
             return frames if frames is None or CONDITIONS[name].kind == "temporal" else frames[:, :1]
 
-        return self._filled(
+        made = self._filled(
             samples, name, lambda s: s.conditions.get(name), source,
             lambda frames: self.encoders.condition(name, torch.stack(frames)),
         )  # fmt: skip
+        (height, width), there = self.encoders.taken_at(name), tuple(made.shape[-2:])
+        if there != (height, width):
+            raise UserError(f"The sample {samples[0].key} brings '{name}' at {there[1]}x{there[0]} and the network "
+                            f"takes it at {width}x{height}: prepare the data set anew.")  # fmt: skip
+        return made
 
     def _filled(
         self,

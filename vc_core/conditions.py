@@ -73,11 +73,12 @@ def condition_size(name: str, size: tuple[int, int], scale: int | None = None) -
     return tuple((scale or CONDITIONS[name].scale) * side // 8 for side in size)
 
 
-def picture_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the pictures that a condition is made of, for a video of `size`, whatever the checkpoint.
+def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that a condition is drawn at, and pictures are taken at for it, whatever the checkpoint.
 
-    Thresholds and lines' widths of the annotators hold at the table's own size, so they draw there;
-    `vc_core.extract.refit` brings what they drew to the checkpoint's `condition_size`.
+    That is the table's own size: thresholds and lines' widths of the annotators hold there, motion's single points are
+    not lost, and its map is as large as the video of `size`, whose pixels vectors are in. What was drawn,
+    `vc_core.extract.refit` brings to the checkpoint's `condition_size`.
     """
     return condition_size(name, size)
 

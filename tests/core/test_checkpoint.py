@@ -150,7 +150,7 @@ IMPOSSIBLE = {
         "steps": (0, 1, -5, 10**9, 10.0), "beta_start": (-1, 0, NAN, 0.5, 2.0),
         "beta_end": (5.0, 0, NAN, 1.0, 1e-5, 0.9), "beta_schedule": ("cosine", []), "prediction": ("x0", None),
     },
-    "extraction": {"sketch": ("canny", 1), "depth": ("zoe",)},
+    "extraction": {"sketch": ("canny", 1), "depth": ("zoe",), "condition_scale": (5, 0, -4, True, "8", 4.0, [4], NAN)},
     "autoencoder": {"layout": ("vq",), "scale": (0, -1, NAN, INF)},
     "towers": {
         "embed_dim": (0, -3), "text_width": (0, 1000), "text_heads": (0, 3, -1), "text_layers": (0, 1, -1, 3000),

@@ -14,6 +14,7 @@ from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.extract.camera import CameraMove, camera_field
 from vc_core.extract.fields import condition_from_field
 from vc_core.extract.motion import read_motion
+from vc_core.extract.refit import refit
 from vc_core.pipeline import compose
 from vc_core.video import FramePlan
 
@@ -29,7 +30,8 @@ def clip_motion(config: Config) -> Tensor:
     plan = FramePlan(0.0, Fraction(config.rate).limit_denominator(1001), config.frames)
     kind = config.extraction
     size = (config.height, config.width)
-    return read_motion(draw_clip(), plan, size, kind.motion_layout, kind.motion_unit, "released", None, None).field
+    field = read_motion(draw_clip(), plan, size, kind.motion_layout, kind.motion_unit).field
+    return refit("motion", field, size, config.frames, kind, size)
 
 
 def pan_motion(config: Config, pan: tuple[float, float], frames: int) -> Tensor:

@@ -12,7 +12,7 @@ from tests.host.reference import (
     pan_motion,
 )
 from tests.host.scene import TEXT, error
-from vc_core.conditions import Condition, condition_size
+from vc_core.conditions import Condition, drawing_size
 from vc_core.demo import draw_clip
 from vc_core.extract.depth_maps import depth_from_maps
 from vc_core.pipeline import Style
@@ -50,10 +50,10 @@ def wired(scene, composer):
         depth=depth,
     )
 
-    side = condition_size("depth", (config.height, config.width))
+    side = drawing_size("depth", (config.height, config.width))
     maps = (ramp / 255).expand(1, 3, config.frames, -1, -1)
     image = resize_crop(draw_clip()[:, :, :1], side)
-    conditions = [
+    conditions = [  # which `compose` brings to the checkpoint's own size
         Condition("motion", clip_motion(config), 0.8, 0.0, 0.7),
         Condition("single_image", image, 0.9, 0.1, 1.0),
         Condition("depth", depth_from_maps(resize_crop(maps, side), "bright", None), 0.5, 0.2, 0.9),
@@ -94,7 +94,7 @@ def test_a_long_video_in_windows_is_the_one_that_compose_makes(scene, composer):
     image = scene.add("VCSingleImage", image=scene.add("VCExampleClip")[1])
     stc = scene.encode(motion=motion, single_image=image)
     (found,) = scene.latents(scene.sample(stc, steps=4))
-    side = condition_size("single_image", (config.height, config.width))
+    side = drawing_size("single_image", (config.height, config.width))
     expected = compose_latent(
         composer,
         TEXT,

@@ -9,7 +9,7 @@ from tests.host.reference import compose_latent
 from tests.host.scene import TEXT, Scene, error
 from vc_core.checkpoint import save_checkpoint
 from vc_core.composer import VideoComposer
-from vc_core.conditions import Condition, condition_size
+from vc_core.conditions import Condition, drawing_size
 from vc_core.config import Config, TowersConfig, UNetConfig
 from vc_core.demo import draw_clip
 from vc_core.encoders.autoencoder import new_autoencoder
@@ -93,7 +93,7 @@ def test_stock_loaders_serve_the_released_checkpoint(host, files):
     parts = [files[name] for name in ("vae", "text", "image")]
     composer = VideoComposer.load(files["network"], parts, device="cpu", dtype="fp32")
     first = draw_clip(size=224, frames=1)
-    image = Condition("single_image", resize_crop(first, condition_size("single_image", (64, 64))))
+    image = Condition("single_image", resize_crop(first, drawing_size("single_image", (64, 64))))
     seen = Style((first[:, :, 0] * 255).round() / 255, 0.8, 0.0, 0.6)
     expected = compose_latent(composer, TEXT, style=seen, conditions=[image], seed=3, steps=4, sampler="ddim_released")
     assert error(found, expected) <= 1e-4

@@ -30,7 +30,7 @@ class Cache:
     Attributes:
         name: `latents`, `depth` or `sketch`.
         about: the extractor and its settings, in values that JSON holds; of equal ones the results are equal.
-        make: from frames `(1, 3, F, H', W')` in [0, 1], at `picture_size`, to the member's bytes and what the
+        make: from frames `(1, 3, F, H', W')` in [0, 1], at `drawing_size`, to the member's bytes and what the
             sample's .json says of them, None for nothing.
         ending: of the member.
     """

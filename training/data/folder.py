@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.data.making import Form, make, no_motion, reading
 from training.data.sample import Sample
+from vc_core.conditions import drawing_size
 from vc_core.errors import UserError
 from vc_core.extract import read_motion
 from vc_core.video import IMAGES, FramePlan, VideoInfo, plan_frames, planned_frames, probe, read_image
@@ -205,7 +206,7 @@ class FolderClips:
         )
 
     def _motion(self, path: Path, plan: FramePlan) -> Tensor:
-        form, layout, unit = self.form, self.form.extraction.motion_layout, self.form.extraction.motion_unit
-        return read_motion(
-            path, plan, form.at("motion"), layout, unit, nominal_height=self.nominal_height, video=form.size
-        ).field[0]
+        extraction, size = self.form.extraction, drawing_size("motion", self.form.size)
+        layout, unit = extraction.motion_layout, extraction.motion_unit
+        field = read_motion(path, plan, size, layout, unit, nominal_height=self.nominal_height).field[0]
+        return self.form.fitted("motion", field)

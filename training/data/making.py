@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.data.sample import BadSample
-from vc_core.conditions import CONDITIONS, condition_size, picture_size
+from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, random_mask
@@ -48,14 +48,14 @@ class Form:
     @property
     def large(self) -> tuple[int, int]:
         """(height, width) of the pictures that the conditions of `PICTURED` are made of, whatever the network."""
-        return picture_size(PICTURED[0], self.size)
+        return drawing_size(PICTURED[0], self.size)
 
     def at(self, name: str) -> tuple[int, int]:
         """(height, width) that the network takes a condition at."""
         return condition_size(name, self.size, self.extraction.condition_scale)
 
     def fitted(self, name: str, made: Tensor) -> Tensor:
-        """What was made `(C, F, H, W)` of pictures at `large`, as the network takes it."""
+        """What was drawn `(C, F, H, W)` at `drawing_size`, as the network takes it."""
         return refit(name, made[None], self.size, made.shape[1], self.extraction, self.size)[0]
 
 

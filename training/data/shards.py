@@ -42,7 +42,7 @@ from training.data.making import PICTURED, Form, Made, draw_below, make, no_moti
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
 from vc_core.atomic import written_beside
-from vc_core.conditions import CONDITIONS
+from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
@@ -373,10 +373,9 @@ class ShardClips:
         with _decoding(name, "motion.npz"):
             source = (about["motion"]["height"], about["motion"]["width"])
             vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
-        where = (vectors, source, self.form.frames, self.form.at("motion"))
-        if self.shards.settings["motion"]["layout"] == "points":
-            return rasterise_points(*where)[0]
-        return rasterise_dense(*where, self.form.size)[0]
+        draw = {"points": rasterise_points, "dense": rasterise_dense}[self.shards.settings["motion"]["layout"]]
+        field = draw(vectors, source, self.form.frames, drawing_size("motion", self.form.size))[0]
+        return self.form.fitted("motion", field)
 
 
 def _decoding(name: str, ending: str) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from training.data.captions import captions
 from training.data.render import render
 from training.data.scenes import CLIP_FRAMES, OBJECT_COLORS, SHAPES, Scenes, sample_scenes, scene_seeds
 from training.evaluate.objects import SEEN
-from vc_core.conditions import condition_size, picture_size
+from vc_core.conditions import condition_size, drawing_size
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, read_motion
@@ -177,7 +177,7 @@ def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     size, extraction = clip_size(config), config.extraction
-    large_size = picture_size("depth", size)
+    large_size = drawing_size("depth", size)
     small = render(scene, size[0], frames, what=("video", "motion"))
     large = render(scene, large_size[0], frames, what=("video", "depth", "object_mask"))
     filmed = render(scene, FILMED, frames, what=("video",)).video
@@ -190,11 +190,10 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     motion = read_motion(
         filmed,
         plan,
-        condition_size("motion", size, extraction.condition_scale),
+        drawing_size("motion", size),
         extraction.motion_layout,
         extraction.motion_unit,
         nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
-        video=size,
     ).field
     made = {
         "motion": motion,

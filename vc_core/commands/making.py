@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from ..conditions import picture_size
+from ..conditions import drawing_size
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
@@ -85,7 +85,7 @@ def make_conditions(
     if settings.moves_by_hand:
         made["motion"] = _motion_by_hand(settings, config)
     if settings.image is not None:
-        image = resize_crop(read_image(settings.image), picture_size("single_image", settings.size))
+        image = resize_crop(read_image(settings.image), drawing_size("single_image", settings.size))
         made["single_image"] = Extracted(source.fitted("single_image", image[:, :, None]))
     if settings.sketch is not None:
         made["single_sketch"] = _drawing(settings, source, progress)
@@ -122,7 +122,7 @@ def _drawing(settings: Settings, source: "Source", progress: Progress | None) ->
     from ..video import read_image, resize_crop
 
     picture, lines = read_image(settings.sketch), settings.lines
-    size = picture_size("single_sketch", settings.size)
+    size = drawing_size("single_sketch", settings.size)
     if lines == "none":
         return sketch_of("single_sketch", resize_crop(picture, size)[:, :, None], source, progress)
     note = ""

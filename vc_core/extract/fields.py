@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditions import condition_size
+from ..conditions import drawing_size
 from ..config import ExtractionConfig
 from ..errors import UserError
 from ..video import resize_crop
+from .refit import refit
 from .vectors import VECTOR, BlockVectors, rasterise_points
 
 NOMINAL_SIDE = 336
@@ -87,13 +88,13 @@ def condition_from_field(
     """
     check_field(field)
     field = field.float() if field.shape[-2:] == tuple(size) else fit_field(field.float(), size)
-    target = condition_size("motion", size, extraction.condition_scale)
     if extraction.motion_layout == "dense":
-        return resize_crop(field, target) if target != tuple(size) else field  # in the video's pixels at any size
+        return refit("motion", field, size, field.shape[2], extraction, size)
     source, frames = _nominal_source(size), field.shape[2]
     rows = [_block_rows(one, source, i_frame_every) for one in field]
     vectors = [BlockVectors(each, *source, frames, _kinds(frames, i_frame_every)) for each in rows]
-    return torch.cat([rasterise_points(each, source, frames, target) for each in vectors]).to(field.device)
+    drawn = torch.cat([rasterise_points(each, source, frames, drawing_size("motion", size)) for each in vectors])
+    return refit("motion", drawn.to(field.device), size, frames, extraction, size)
 
 
 def _nominal_source(size: tuple[int, int]) -> tuple[int, int]:

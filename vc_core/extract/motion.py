@@ -4,7 +4,7 @@ A motion field is (1, 2, F, H, W): dx, dy in pixels that content moved from the 
 down positive; frame 0 is zero. Two layouts exist, and a checkpoint's config says which one it was trained with:
 
     points   as released: a block's vector at one pixel, in source pixels
-    dense    vectors filling their blocks, in pixels of the video to be composed
+    dense    vectors filling their blocks, in pixels of the target
 
 and two modes of coming by vectors:
 
@@ -116,7 +116,6 @@ def read_motion(
     mode: str = "released",
     nominal_height: int | None = None,
     progress: Progress | None = None,
-    video: tuple[int, int] | None = None,
 ) -> Motion:
     """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
@@ -127,13 +126,12 @@ def read_motion(
         source: a path, bytes, a binary file object, or the plan's frames themselves, (F, 3, H, W) or (1, 3, F, H, W)
             in [0, 1].
         layout: "points" or "dense"; see above. In the mode "stream", points are the mean vectors of 16 x 16 blocks.
-        unit: "source_pixels" or "pixels" (of `video`); by default as the layout was trained.
+        unit: "source_pixels" or "pixels" (of `size`); by default as the layout was trained.
         mode: "released" or "stream". A stream whose vectors do not tell the motion from each frame to the next, and
             a tensor, is encoded anew at its own rate, without B-frames and I-frames; the result says so.
         nominal_height: the source is scaled to this height first, for instance 336, which the released network was
             trained on (default: as it is; an odd one loses its last line).
         progress: called as `progress("motion", frames done, frames)`.
-        video: (h, w) of the video to be composed, of the shape of `size`, which it is by default.
 
     Raises UserError for an option that is not in these lists, a size with a side above 16384, and where the source
     cannot be read.
@@ -144,20 +142,20 @@ def read_motion(
     if nominal_height is not None and not 16 <= nominal_height <= 8192:
         raise UserError(f"The nominal height is {nominal_height}: expected 16 to 8192 pixels, 336 as trained.")
     check_size("The size of the motion field", size)
-    job = _Job(plan, tuple(size), tuple(video or size), layout, unit, nominal_height, progress)
+    job = _Job(plan, tuple(size), layout, unit, nominal_height, progress)
     if isinstance(source, Tensor):
         frames = tensor_pictures(source, plan)
         if mode == "released":
             return job.released(lambda filters: filtered(frames, filters))
         counts = [1] * (plan.frames - 1)
         return job.encoded(lambda filters: filtered(frames, filters), counts, plan.rate, "frames alone have no vectors")
-    with media(source) as opened:
-        table = planned_index(opened, plan)
-        chosen = chosen_times(opened, table, plan)
+    with media(source) as video:
+        table = planned_index(video, plan)
+        chosen = chosen_times(video, table, plan)
         if mode == "released":
-            motion = job.released(lambda filters: shown_frames(opened, table, chosen, filters))
+            motion = job.released(lambda filters: shown_frames(video, table, chosen, filters))
         else:
-            motion = job.stream(opened, table, chosen)
+            motion = job.stream(video, table, chosen)
         return replace(motion, repeated=sum(a == b for a, b in pairwise(chosen)))
 
 
@@ -259,7 +257,6 @@ Pictures = Callable[[list[tuple[str, str]]], Iterator]  # frames through such fi
 class _Job:
     plan: FramePlan
     size: tuple[int, int]
-    video: tuple[int, int]
     layout: str
     unit: str
     nominal_height: int | None
@@ -314,7 +311,7 @@ class _Job:
 
     def _unit(self, shown: tuple[int, int]) -> float:
         """What vectors in pixels of a picture of (height, width) are multiplied by."""
-        return covering_scale(shown, self.video) if self.unit == "pixels" else 1.0
+        return covering_scale(shown, self.size) if self.unit == "pixels" else 1.0
 
     def _along(self, steps: Iterator, counts: list[int], picture: Picture, shown: tuple[int, int]) -> Tensor:
         """The field of steps, so many of them from each of the plan's frames to the next.

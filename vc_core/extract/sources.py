@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions import CONDITIONS, condition_size, picture_size
+from ..conditions import CONDITIONS, condition_size, drawing_size
 from ..config import ExtractionConfig
 from ..errors import UserError
 from ..progress import Progress
@@ -69,13 +69,13 @@ class Source:
         return condition_size(name, self.size, self.extraction.condition_scale)
 
     def frames(self, name: str) -> Tensor:
-        """The frames (1, 3, F, H, W) that a condition is made of, at `picture_size`: the plan's, of which one that is
+        """The frames (1, 3, F, H, W) that a condition is made of, at `drawing_size`: the plan's, of which one that is
         spatial takes the first alone."""
         plan = self.plan if CONDITIONS[name].kind == "temporal" else replace(self.plan, frames=1)
-        return read_frames(self.path, plan, picture_size(name, self.size))
+        return read_frames(self.path, plan, drawing_size(name, self.size))
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
-        """What was made of pictures of `picture_size`, as the checkpoint takes it."""
+        """What was drawn at `drawing_size`, as the checkpoint takes it."""
         return refit(name, tensor, self.size, tensor.shape[2], self.extraction, self.size)
 
 
@@ -95,23 +95,17 @@ class Extracted:
 
 def _motion(source: Source, progress: Progress | None) -> Extracted:
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
+    size = drawing_size("motion", source.size)
     motion = read_motion(
-        source.path,
-        source.plan,
-        source.at("motion"),
-        layout,
-        unit,
-        source.motion_mode,
-        source.nominal_height,
-        progress,
-        source.size,
+        source.path, source.plan, size, layout, unit, source.motion_mode, source.nominal_height, progress
     )
     how = {"layout": layout, "unit": unit, "mode": motion.mode, "reencoded": motion.reencoded, "why": motion.why}
-    return Extracted(motion.field, how, motion.note if motion.mode == "stream" or motion.repeated else "")
+    note = motion.note if motion.mode == "stream" or motion.repeated else ""
+    return Extracted(source.fitted("motion", motion.field), how, note)
 
 
 def _mask(source: Source, progress: Progress | None) -> Extracted:
-    how, size = {}, picture_size("mask", source.size)
+    how, size = {}, drawing_size("mask", source.size)
     if source.mask_draw is not None:
         kind = None if source.mask_draw == "any" else source.mask_draw
         generator = torch.Generator().manual_seed(source.mask_seed)
@@ -139,7 +133,7 @@ def _depth(source: Source, progress: Progress | None) -> Extracted:
 def _depth_of_maps(source: Source) -> Extracted:
     from .depth_maps import PERCENTILES, USUAL, depth_from_maps, mapped_levels, read_depth_maps
 
-    maps = read_depth_maps(source.depth_maps, source.plan, picture_size("depth", source.size))
+    maps = read_depth_maps(source.depth_maps, source.plan, drawing_size("depth", source.size))
     how = {"maps": str(source.depth_maps), "near": source.depth_near, "scale": source.depth_scale}
     tensor = source.fitted("depth", depth_from_maps(maps, source.depth_near, source.depth_scale))
     if source.depth_scale is not None:
@@ -154,7 +148,7 @@ def _depth_of_maps(source: Source) -> Extracted:
 
 
 def sketch_of(name: str, frames: Tensor, source: Source, progress: Progress | None = None) -> Extracted:
-    """The sketch `(1, 1, F, h, w)` of frames `(1, 3, F, H, W)` at `picture_size`, by the source's method; `name` is the
+    """The sketch `(1, 1, F, h, w)` of frames `(1, 3, F, H, W)` at `drawing_size`, by the source's method; `name` is the
     condition."""
     as_trained = source.extraction.sketch == "edges" and source.sketch_method == "auto"
     method = "edges" if as_trained else source.sketch_method

@@ -123,6 +123,7 @@ class CellMap:
     ):
         self.source, self.cell = source, cell
         scaled, corner = covering(shown or source, size)
+        self.scale = covering_scale(shown or source, size)
         self.y, self.x = (_cells(cell, *along) for along in zip(source, scaled, corner, size, backward, strict=True))
 
     def __call__(self, rows: np.ndarray) -> Tensor:
@@ -203,19 +204,10 @@ def rasterise_points(vectors: BlockVectors, source_size: tuple[int, int], frames
     return fill(map(draw, by_frame(vectors.rows, frames)), frames, size)
 
 
-def rasterise_dense(
-    vectors: BlockVectors,
-    source_size: tuple[int, int],
-    frames: int,
-    size: tuple[int, int],
-    video: tuple[int, int] | None = None,
-) -> Tensor:
-    """The dense map (1, 2, F, h, w) at `size`: blocks filled with their vectors, others zero, antialiased.
-
-    Vectors are in pixels of a video of `video` (h, w), by default of `size`.
-    """
-    draw, scale = CellMap(tuple(source_size), tuple(size)), covering_scale(tuple(source_size), video or size)
-    return fill((draw(rows) * scale for rows in by_frame(vectors.rows, frames)), frames, size)
+def rasterise_dense(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
+    """The dense map (1, 2, F, h, w) in pixels of `size`: blocks filled with their vectors, others zero, antialiased."""
+    draw = CellMap(tuple(source_size), tuple(size))
+    return fill((draw(rows) * draw.scale for rows in by_frame(vectors.rows, frames)), frames, size)
 
 
 def fill(maps: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,152 @@
+"""Data sets give conditions at the size that the network's config says, and a step takes no others."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.clips import EVERYTHING, FRAMES, SIZE, generator
+from tests.training.shards import LONG, keep_all
+from training.data.folder import FolderClips, read_captions
+from training.data.making import Form
+from training.data.opening import open_clips
+from training.data.preparing import Options, prepare
+from training.data.sample import Batch
+from training.data.shards import ShardClips, Shards
+from training.data.synthetic import DrawnScenes, SyntheticClips
+from training.encoders import Encoders, gather_parts
+from training.evaluate.clips import held_out_clips
+from training.evaluate.data import open_data, read_clips
+from training.objective import Objective
+from training.recipe import Domain, Recipe, Start
+from training.start import begin
+from training.step import Step
+from vc_core.checkpoint import read_checkpoint, save_checkpoint
+from vc_core.conditions import CONDITIONS
+from vc_core.config import Config, ExtractionConfig
+from vc_core.errors import UserError
+from vc_core.extract import edges
+from vc_core.extract.refit import refit
+from vc_core.video import resize_crop
+
+SCALES = (None, 4, 8, 12)
+
+
+def extraction(scale):
+    return ExtractionConfig("dense", "pixels", "edges", "relative", scale)
+
+
+def at(name, scale, size=SIZE):
+    return tuple(side // 8 * (scale or (8 if name == "motion" else 12)) for side in size)
+
+
+def form(scale, frames=FRAMES):
+    return Form(SIZE, frames, extraction(scale), style_size=24)
+
+
+@pytest.fixture(scope="module")
+def dense(videos, tmp_path_factory):
+    """Shards of dense motion with sketches."""
+    out = tmp_path_factory.mktemp("out") / "dense"
+    prepare(Options(videos, LONG, SIZE, rate=5, layout="dense", sketch="edges"), read_captions(videos)[:2], out)
+    return out
+
+
+def check_sizes(sample, scale, size=SIZE):
+    for name, tensor in sample.conditions.items():
+        assert tensor.shape[-2:] == at(name, scale, size), name
+    if "mask" in sample.conditions:
+        assert set(sample.conditions["mask"][3].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_folders_and_shards_give_the_networks_size(videos, dense, scale):
+    folder = FolderClips(videos, read_captions(videos), form(scale), 5)
+    for data in (folder, ShardClips(Shards(dense), form(scale))):
+        sample = data.sample(0, EVERYTHING, generator())
+        assert {"motion", "mask", "single_image"} <= set(sample.conditions)
+        check_sizes(sample, scale)
+        assert sample.source.shape[-2:] == at("depth", None)  # annotators draw there
+
+
+@pytest.mark.parametrize("scale", [4, 8])
+def test_one_set_of_shards_serves_networks_of_every_size(dense, scale):
+    """Smaller conditions are those of the table's size made smaller, and vectors stay in pixels of the video."""
+    large, small = (ShardClips(Shards(dense), form(s)).sample(0, EVERYTHING, generator()) for s in (None, scale))
+    assert torch.equal(large.video, small.video) and torch.equal(large.source, small.source)
+    for name in ("sketch", "single_sketch", "single_image"):
+        expected = resize_crop(large.conditions[name][None], at(name, scale))[0]
+        assert torch.equal(small.conditions[name], expected), name
+    vectors = [one.conditions["motion"][0, 1:, 4:-4, 4:-4].mean() for one in (large, small)]
+    assert abs(vectors[0]) > 1 and vectors[1].item() == pytest.approx(vectors[0].item(), rel=0.1)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_scenes_give_the_networks_size(scale):
+    data = SyntheticClips(DrawnScenes(1, 2), 4, 24, condition_scale=scale)
+    table = SyntheticClips(DrawnScenes(1, 2), 4, 24)
+    sample, large = (each.sample(1, EVERYTHING, generator(3)) for each in (data, table))
+    assert set(sample.conditions) == set(CONDITIONS)
+    check_sizes(sample, scale, (64, 64))
+    for name in ("motion", "depth", "sketch", "single_image"):
+        assert torch.equal(
+            sample.conditions[name], resize_crop(large.conditions[name][None], at(name, scale, (64, 64)))[0]
+        )
+    config = Config(extraction=extraction(scale))
+    (opened,) = open_clips(Domain(count=3, frames=4), (64, 64), config, {}).values()
+    check_sizes(opened.sample(0, EVERYTHING, generator()), scale, (64, 64))
+
+
+@pytest.fixture
+def step_of(tiny_checkpoint, tmp_path):
+    """From a scale to the training step of the tiny network, whose checkpoint says it."""
+
+    def made(scale):
+        checkpoint = read_checkpoint(tiny_checkpoint)
+        config = dataclasses.replace(checkpoint.config, extraction=extraction(scale))
+        path = Path(tmp_path / f"{scale}.safetensors")
+        save_checkpoint(path, config, {name: part.tensors.state() for name, part in checkpoint.parts.items()})
+        recipe = Recipe(start=Start("videocomposer", path), height=32, width=40, data=(Domain(frames=3),), seed=2)
+        started = begin(recipe)
+        assert started.config.extraction.condition_scale == scale  # what is trained on goes on as it was
+        encoders = Encoders(started.config, gather_parts(recipe), SIZE)
+        encoders.__dict__["_depth"] = lambda frames: frames.mean(1, keepdim=True)  # no network of depth is at hand
+        return Step(started.unet.eval(), encoders, Objective(started.config.diffusion, recipe.loss), recipe)
+
+    return made
+
+
+def batch_of(videos, scale):
+    data = FolderClips(videos, read_captions(videos), dataclasses.replace(form(scale), style_size=32), 5)
+    return Batch([data.sample(i, EVERYTHING, generator(i)) for i in range(2)], keep_all([0, 1]), [0, 1])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_step_trains_on_conditions_of_the_networks_size(videos, step_of, scale):
+    step, batch = step_of(scale), batch_of(videos, scale)
+    given = step.inputs(batch).conditions
+    assert {name: tuple(tensor.shape[-2:]) for name, tensor in given.items()} == {n: at(n, scale) for n in CONDITIONS}
+    # Lines as inference draws them: at the table's size, then made smaller.
+    source = torch.stack([sample.source for sample in batch.samples])
+    torch.testing.assert_close(given["sketch"], resize_crop(edges(source), at("sketch", scale)))
+    torch.testing.assert_close(given["depth"], resize_crop(source.mean(1, keepdim=True), at("depth", scale)))
+    assert torch.isfinite(step(batch).loss)
+
+
+def test_a_step_takes_no_conditions_of_another_size(videos, step_of):
+    with pytest.raises(UserError, match=r"right.mp4 brings 'motion' at 40x32 and the network takes it at 20x16"):
+        step_of(4).inputs(batch_of(videos, None))
+
+
+@pytest.mark.parametrize("scale", [None, 4])
+def test_what_is_evaluated_on_has_the_networks_size(dense, tiny_config, scale):
+    config = dataclasses.replace(tiny_config, extraction=extraction(scale))
+    clips = held_out_clips(1, config)
+    for name, tensor in clips.conditions.items():
+        assert tensor.shape[-2:] == at(name, scale, (32, 32)), name
+    table = held_out_clips(1, dataclasses.replace(tiny_config, extraction=extraction(None))).conditions
+    assert torch.equal(clips.conditions["sketch"], refit("sketch", table["sketch"], (32, 32), 3, extraction(scale)))
+    own = read_clips(open_data(dense, config), 2)
+    assert own.conditions["motion"].shape[-2:] == at("motion", scale)
+    assert own.truth.told.shape[-2:] == own.truth.motion.shape[-2:] == SIZE
