@@ -1,14 +1,16 @@
 """`./vc train RECIPE [OPTIONS]`, or `python -m training RECIPE`: trains by a recipe, such as those in training/recipes.
 
-With torchrun on several ranks:
+On a CPU it starts ranks by itself, see `training.ranks.ranks_for`. On several GPUs, with torchrun:
 
     ./vc python -m torch.distributed.run --nproc-per-node 8 -m training RECIPE [OPTIONS]
 """
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from training.launch import cores, launch
 from vc_core.terminal import run_program
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -35,6 +37,10 @@ def _run(arguments: list[str]) -> int | None:
     from training.recipe import read_recipe
 
     recipe = read_recipe(arguments[0], arguments[1:])  # before the libraries that take seconds to import
+    from training.ranks import ranks_for
+
+    if "RANK" not in os.environ and (ranks := ranks_for(recipe, cores())) > 1:
+        return launch("training", arguments, ranks)
     from training.trainer import train
 
     return train(recipe)

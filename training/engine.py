@@ -47,9 +47,10 @@ class Outcome(Protocol):
 
 @dataclass(frozen=True)
 class Told:
-    """An outcome for the log, without its graph."""
+    """An outcome for the log, without its graph; `frames` are of each sample."""
 
     domain: int
+    frames: int
     losses: Tensor
     timesteps: Tensor
 
@@ -195,7 +196,7 @@ class Engine:
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.mixed):
                     loss, losses, timesteps = self.model(batch)
                 (loss * (self._weight(lane) / counts[lane.domain])).backward()
-            told.append(Told(lane.domain, losses, timesteps))
+            told.append(Told(lane.domain, batch.frames, losses, timesteps))
         norms = self._clip()
         if not math.isfinite(norms["all"]):
             raise UserError(f"The gradient is not finite in step {self.steps}: go on from the last checkpoint with a "

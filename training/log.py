@@ -87,7 +87,9 @@ class Log:
         losses, counts = self.world.sum(self._losses), self.world.sum(self._counts)
         bad = self.world.sum(torch.tensor(len(self._bad)))
         memory = self.world.most(_memory(self.world.device))
-        clips = float(counts.sum()) / max(self.seconds - self._written, 1e-9)
+        frames = self.world.sum(torch.tensor(sum(told.frames * len(told.losses) for told in self._told)))
+        seconds = max(self.seconds - self._written, 1e-9)
+        clips, frames = float(counts.sum()) / seconds, float(frames) / seconds
         reasons = self.world.gathered(self._bad) if bad else []
         self._written = self.seconds
         self._clear()
@@ -98,6 +100,7 @@ class Log:
             **{f"norm/{name}": norm for name, norm in norms.items()},
             **{f"rate/{name}": rate for name, rate in rates.items()},
             "clips_per_second": clips,
+            "frames_per_second": frames,
             "memory_gib": memory / 2**30,
             **more,
         }
@@ -108,7 +111,7 @@ class Log:
                 self._board.add_scalar(name, value, step)
         line = {"step": step, "seconds": round(self.seconds, 1), **values, **({"bad": reasons} if reasons else {})}
         self._append(line)
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {clips:.3g} clips/s", refresh=False)
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {clips:.3g} clips/s, {frames:.3g} frames/s", refresh=False)
         return line
 
     def _means(self, losses: Tensor, counts: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.launch import LOST, follow_launcher
+from training.recipe import Recipe, Start
 from vc_core.composer import choose_device
 from vc_core.errors import UserError
 
@@ -26,12 +28,14 @@ class World:
         rank, size: this process and how many there are.
         local_size: how many there are on this node.
         device: what this one computes on.
+        shared: whether the ranks share the recipe's batches, see `dealt`; else each rank has as many of its own.
     """
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    shared: bool = False
 
     @property
     def main(self) -> bool:
@@ -76,10 +80,11 @@ while it holds Python's lock, and they wait for the lock to let go of the last m
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """This process among those that torchrun started, or alone.
+    """This process among those that torchrun or `training.launch` started, or alone.
 
     Raises:
         UserError: a device that is not there.
+        SystemExit: another rank that `training.launch` started has ended; that one says why.
     """
     chosen = choose_device(device)
     if "RANK" not in os.environ:
@@ -93,7 +98,13 @@ def joined(device: str = "auto") -> Iterator[World]:
     # allows for validation videos and for large checkpoints, during which the others wait.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=1))
-    yield World(rank, size, local_size, chosen)
+    launched = follow_launcher()
+    try:
+        yield World(rank, size, local_size, chosen, launched)
+    except RuntimeError as error:
+        if launched and "gloo/transport" in str(error):
+            raise SystemExit(LOST) from error
+        raise
     _KEPT.append(dist.group.WORLD)
     dist.destroy_process_group()  # not after an exception: others may still be inside of a collective, and hang
 
@@ -126,3 +137,60 @@ def lanes_of(rank: int, size: int, shares: Sequence[int]) -> list[Lane]:
     owners = [domain for domain, count in enumerate(counts) for _ in range(count)]
     domain = owners[rank]
     return [Lane(domain, owners[:rank].count(domain), counts[domain])]
+
+
+# --- Ranks that share what one process learns from ------------------------------------------------------------------
+
+LARGE = 2**30
+"""Bytes of a checkpoint whose network is not copied to several ranks unasked: it keeps the threads of one busy."""
+
+
+def ranks_for(recipe: Recipe, cores: int) -> int:
+    """How many ranks a recipe is trained with on one machine: `recipe.ranks`, or by itself the most, up to the cores,
+    that its batches can be dealt to, see `dealt`.
+
+    By itself it is one process where ranks would learn something else, or be slower: on a GPU; where networks are
+    large or sharded; where the domains would need ranks of their own; where dropout is drawn for a batch as a whole.
+
+    Raises:
+        UserError: what `recipe.ranks` says cannot be done.
+    """
+    if choose_device(recipe.engine.device).type != "cpu":
+        if recipe.ranks not in (None, 1):
+            raise UserError(f"The recipe's ranks is {recipe.ranks}, which is for a CPU: start torchrun for several GPUs"
+                            " (see training/README.md), or give --engine.device cpu.")  # fmt: skip
+        return 1
+    if recipe.ranks is not None:
+        dealt(recipe, recipe.ranks)
+        return recipe.ranks
+    by_itself = len(recipe.data) == 1 and recipe.engine.parallel == "ddp" and recipe.loss.dropout == "independent"
+    samples = recipe.data[0].batch * recipe.optimizer.accumulate
+    return max(n for n in range(1, cores + 1) if samples % n == 0) if by_itself and _is_small(recipe.start) else 1
+
+
+def _is_small(start: Start) -> bool:
+    if start.kind == "scratch":
+        return start.network is not None  # else it is the released one
+    return start.checkpoint.is_file() and start.checkpoint.stat().st_size < LARGE
+
+
+def dealt(recipe: Recipe, ranks: int) -> Recipe:
+    """The recipe as each of some ranks takes it, whose steps together learn from the samples of one process.
+
+    Its batches are smaller by the number of ranks, or fewer of them are accumulated. What the network's own dropout
+    draws is another thing, as is the rounding of sums.
+
+    Raises:
+        UserError: the batches cannot be dealt evenly.
+    """
+    if ranks == 1:
+        return recipe
+    accumulate = recipe.optimizer.accumulate
+    owners = [lane.domain for rank in range(ranks) for lane in lanes_of(rank, ranks, [d.ranks for d in recipe.data])]
+    for fewer in range(1, accumulate + 1):
+        parts = [divmod(d.batch * accumulate, owners.count(i) * fewer) for i, d in enumerate(recipe.data)]
+        if all(not rest and batch <= d.batch for (batch, rest), d in zip(parts, recipe.data, strict=True)):
+            data = tuple(replace(d, batch=batch) for (batch, _), d in zip(parts, recipe.data, strict=True))
+            return replace(recipe, data=data, optimizer=replace(recipe.optimizer, accumulate=fewer))
+    raise UserError(f"The recipe's batches cannot be shared evenly among {ranks} ranks: give a number of --ranks that "
+                    "divides batch x accumulate of each domain, or change these.")  # fmt: skip

@@ -206,6 +206,10 @@ class Recipe:
     """Of the videos, in pixels."""
     width: int = 256
     """Of the videos, in pixels."""
+    ranks: int | None = None
+    """On a CPU: processes of one thread each that share the recipe's batches, so that a step learns from the same
+    samples whatever their number. By default as many as cores, where a batch can be shared among them evenly; 1 is
+    one process with all threads. GPUs are given to ranks by torchrun, see training/README.md."""
     depth_model: Path | None = None
     """Network for the depth that the data does not bring, see `vc_core.extract.depth`; by default the released MiDaS,
     where it is found in the folders of VC_MODELS."""
@@ -261,7 +265,7 @@ _RANGES: dict[type, dict[str, tuple[float, float]]] = {
     Train: {"lora_rank": (1, _MORE), "lora_alpha": (1e-9, _MORE)},
     Engine: {"keep": (1, _MORE), "save_every": (1, _MORE), "workers": (0, 1024)},
     Watch: {"log_every": (1, _MORE), "validate_every": (0, _MORE), "samples": (0, _MORE)},
-    Recipe: {"steps": (1, _MORE), "seed": (0, 2**31 - 1)},
+    Recipe: {"steps": (1, _MORE), "ranks": (1, 1024), "seed": (0, 2**31 - 1)},
 }  # fmt: skip
 """What numbers must be, both ends included."""
 

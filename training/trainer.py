@@ -22,7 +22,7 @@ from training.engine import Engine, Outcome, checkpoints, last_step, read_state,
 from training.log import Log
 from training.objective import Objective, keep_for, possible_in
 from training.parameters import choose_parameters
-from training.ranks import Lane, World, joined, lanes_of
+from training.ranks import Lane, World, dealt, joined, lanes_of
 from training.recipe import Recipe, as_plain
 from training.start import begin
 from training.step import Step
@@ -71,7 +71,8 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
             torch.set_float32_matmul_precision("high")  # of what is not autocast, such as the frozen encoders
 
         # --- Put together: the network and its data, the engine, and where an earlier start of this run left off ------
-        parts = (assemble or assembled)(recipe, world)
+        own = dealt(recipe, world.size) if world.shared else recipe  # what this rank takes of each step
+        parts = (assemble or assembled)(own, world)
         engine = Engine(parts.unet, parts.step, recipe, world)
         state = resume(engine, recipe)
         log = Log(recipe.out, recipe, world, parts.config.diffusion.steps, engine.steps, state["seconds"])
@@ -89,7 +90,7 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
         with StopSignals() as signals:
             while engine.steps < recipe.steps and not came:
                 # One rank of several reads its domain; one that is alone reads all of them in turn.
-                batches = [(lane, next(streams[lane])) for lane in lanes for _ in range(recipe.optimizer.accumulate)]
+                batches = [(lane, next(streams[lane])) for lane in lanes for _ in range(own.optimizer.accumulate)]
                 norms, told = engine.update(batches)
                 for lane, batch in batches:
                     taken[lane.domain] = batch.after

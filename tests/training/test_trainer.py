@@ -17,7 +17,7 @@ from tests.training.interrupted import interrupted
 from training.engine import checkpoints, read_state
 from training.log import Log, domain_names
 from training.ranks import World
-from training.recipe import Domain, from_plain, read_recipe
+from training.recipe import Domain, as_plain, from_plain, read_recipe
 from training.trainer import changed, train
 from vc_core.checkpoint import save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
@@ -102,7 +102,7 @@ def assert_equal_runs(one, other):
     assert {name.split(".")[0] for name in ours} == {"weights", "average", "optimizer"}
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
-    of_time = ("seconds", "clips_per_second", "memory_gib")
+    of_time = ("seconds", "clips_per_second", "frames_per_second", "memory_gib")
     told = [[{k: v for k, v in line.items() if k not in of_time} for line in lines(run)] for run in (one, other)]
     assert told[0] == told[1]
     assert [line["step"] for line in told[0]] == list(range(1, len(told[0]) + 1))
@@ -149,6 +149,34 @@ def test_a_signal_to_all_processes_of_a_run_saves_too(recipe_file, tmp_path, rep
         run.kill()
     assert run.returncode == 143 and "stopped by SIGTERM" in said
     assert read_state(checkpoints(tmp_path)[-1])["step"] == lines(tmp_path)[-1]["step"]
+
+
+def test_ranks_by_themselves_learn_what_one_process_learns(recipe_file, tmp_path, repository):
+    """The same samples in each step, and the same weights but for rounding; and a run goes on with fewer ranks."""
+    config = replace(CONFIG, unet=replace(CONFIG.unet, dropout=0.0, stc_dropout=0.0))
+    (tmp_path / "net.json").write_text(config.to_json())
+    plain = as_plain(read_recipe(recipe_file, ["--start.network", str(tmp_path / "net.json"), "--steps", "3"]))
+    one = from_plain({**plain, "data": plain["data"][:1], "out": str(tmp_path / "one")})
+    assert train(one) == 0
+    command = [sys.executable, "-m", "training", str(tmp_path / "one" / "recipe.yaml"), "--out", str(tmp_path / "two")]
+    for options in (["--ranks", "2", "--steps", "2"], ["--ranks", "1"]):
+        run = subprocess.run([*command, *options], cwd=repository, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert ("on 2 ranks (ddp)" in run.stderr) == ("2" in options) and run.stdout.count("is done") == 1
+    ours, theirs = (tensors(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+    for mine, other in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert mine["samples"] == other["samples"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert other["frames_per_second"] == pytest.approx(3 * other["clips_per_second"])
+
+
+def test_a_users_error_of_all_ranks_is_said_once(recipe_file, tmp_path, repository):
+    options = ["--out", str(recipe_file), "--ranks", "2", "--optimizer.accumulate", "2"]
+    command = [sys.executable, "-m", "training", str(recipe_file), *options]
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert (run.returncode, run.stderr.count("cannot be made a folder"), run.stderr.count("\n")) == (2, 1, 1), run.stderr
 
 
 def test_where_the_data_stands_is_kept(straight):
@@ -199,7 +227,7 @@ def test_what_is_seen_of_a_run(straight):
     line = lines(straight)[-1]
     assert line["samples"] == [40, 20]
     assert {"loss", "loss/videos", "loss/images", "norm/spatial", "norm/temporal", "norm/all", "rate/spatial",
-            "clips_per_second", "memory_gib"} <= line.keys()  # fmt: skip
+            "clips_per_second", "frames_per_second", "memory_gib"} <= line.keys()  # fmt: skip
     assert line["loss"] == pytest.approx((line["loss/videos"] + line["loss/images"]) / 2)
     assert any(re.fullmatch(r"loss/videos/\d+-\d+", name) for name in line)
     assert list((straight / "tensorboard").glob("events*"))
@@ -209,8 +237,8 @@ def test_losses_are_told_apart_by_domain_and_quarter_of_the_schedule(make, tmp_p
     from training.engine import Told
 
     log = Log(tmp_path, make(), World(), 1000)
-    log.take([Told(0, torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 249, 999])),
-              Told(1, torch.tensor([4.0]), torch.tensor([500]))], ["a clip: gone"])  # fmt: skip
+    log.take([Told(0, 3, torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 249, 999])),
+              Told(1, 1, torch.tensor([4.0]), torch.tensor([500]))], ["a clip: gone"])  # fmt: skip
     line = log.write(1, {"all": 1.0}, {"spatial": 0.1})
     log.close()
     assert {name: value for name, value in line.items() if name.startswith("loss")} == {

@@ -77,6 +77,12 @@ class Batch:
     after: int = 0
     bad: Sequence[str] = ()
 
+    @property
+    def frames(self) -> int:
+        """Of each sample."""
+        first = self.samples[0]
+        return (first.video if first.latents is None else first.latents).shape[1]
+
     def rows(self, name: str) -> list[int]:
         """Positions of the samples that keep a condition."""
         return self.kept[name].nonzero(as_tuple=True)[0].tolist()
