@@ -103,8 +103,8 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 def _start(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], errors: IO[bytes] | None
 ) -> subprocess.Popen:
-    # In a session of its own, a rank is out of reach of the terminal's Ctrl-C, which comes to this process and is passed
-    # on. Windows has no sessions: there the console tells all of them, and nothing is passed on.
+    # In a session of its own, a rank is out of reach of the terminal's Ctrl-C, which comes to this process and is
+    # passed on. Windows has no sessions: there the console tells all of them, and nothing is passed on.
     return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, stdin=subprocess.PIPE,
                             stderr=errors, start_new_session=os.name == "posix")  # fmt: skip
 

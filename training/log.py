@@ -111,7 +111,8 @@ class Log:
                 self._board.add_scalar(name, value, step)
         line = {"step": step, "seconds": round(self.seconds, 1), **values, **({"bad": reasons} if reasons else {})}
         self._append(line)
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {clips:.3g} clips/s, {frames:.3g} frames/s", refresh=False)
+        speed = f"{clips:.3g} clips/s, {frames:.3g} frames/s"
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed}", refresh=False)
         return line
 
     def _means(self, losses: Tensor, counts: Tensor) -> dict[str, float]:

@@ -15,8 +15,8 @@ import torch
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
-"""Steps of Newton-Schulz that go without the matrix itself. In two rounds float32 is as accurate as step by step (1e-5 of
-the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4)."""
+"""Steps of Newton-Schulz that go without the matrix itself. In two rounds float32 is as accurate as step by step (1e-5
+of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4)."""
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:

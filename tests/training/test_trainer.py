@@ -176,7 +176,8 @@ def test_a_users_error_of_all_ranks_is_said_once(recipe_file, tmp_path, reposito
     options = ["--out", str(recipe_file), "--ranks", "2", "--optimizer.accumulate", "2"]
     command = [sys.executable, "-m", "training", str(recipe_file), *options]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert (run.returncode, run.stderr.count("cannot be made a folder"), run.stderr.count("\n")) == (2, 1, 1), run.stderr
+    assert run.returncode == 2 and "cannot be made a folder" in run.stderr
+    assert run.stderr.count("vc: ") == 1
 
 
 def test_where_the_data_stands_is_kept(straight):
