@@ -30,13 +30,18 @@ def motion_class(scenes: Scenes, frames: int = CLIP_FRAMES) -> tuple[torch.Tenso
     The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is 0 for
     nothing said, 1 for slowly, 2 for fast.
     """
-    dx, dy = (scenes.displacement(frames)[:, 0] / (frames - 1)).unbind(-1)
-    speed = torch.hypot(dx, dy)
-    sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
-    still = speed < STILL
-    direction = torch.where(still, len(DIRECTION_WORDS), sector)
+    step = scenes.displacement(frames)[:, 0] / (frames - 1)
+    direction, speed = direction_class(step), step.norm(dim=-1)
+    still = direction == len(DIRECTION_WORDS)
     pace = torch.where(still, 0, torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0)))
     return direction, pace
+
+
+def direction_class(step: torch.Tensor) -> torch.Tensor:
+    """The index into DIRECTION_WORDS of motions (N, 2) in frame widths a frame, (N,); len(DIRECTION_WORDS) if still."""
+    dx, dy = step.unbind(-1)
+    sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
+    return torch.where(torch.hypot(dx, dy) < STILL, len(DIRECTION_WORDS), sector)
 
 
 def direction_word(dx: float, dy: float) -> str:

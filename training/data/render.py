@@ -19,6 +19,8 @@ OUTLINE_WIDTH = 1.5
 GRAIN_CELLS = (1 / 80, 1 / 128)
 """Cell sizes of the grain in frame widths: a few pixels at 256, gone by area averaging at 64."""
 GRAIN_AMPLITUDE = 0.15
+OBJECT_SHADES = (0.76, 1.0)
+"""Darkest and brightest shade of an object's texture: what its colour is multiplied by."""
 _TILE = 128
 
 
@@ -190,7 +192,8 @@ def _layer(scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
         along = (dx * _wide(angle.cos() * rate) + dy * _wide(angle.sin() * rate)).sin_()
         across = (dy * _wide(angle.cos() * rate) - dx * _wide(angle.sin() * rate)).sin_()
         spots = _wide(pick(scenes.texture) == OBJECT_TEXTURES.index("spots"))
-        shade = torch.where(spots, along * across, along).mul_(0.12).add_(0.88)
+        dark, bright = OBJECT_SHADES
+        shade = torch.where(spots, along * across, along).mul_((bright - dark) / 2).add_((bright + dark) / 2)
         grain = _grain(dx.expand_as(u), dy.expand_as(u), pick(scenes.seed[:, None].expand(-1, 2)) + slot + 1, size)
     return _Layer(distance, shade, grain, pick(scenes.rgb)[:, :, None, None, None], pick(scenes.depth), step)
 

@@ -1,25 +1,29 @@
 """What checkpoints are evaluated on: scenes that no training has seen, with their conditions and what is true of them.
 
 The conditions are made as users make them, out of the scene's frames by the extractors that the checkpoint's config
-names, but for depth, which scenes know and no network has to guess.
+names, but for depth, which scenes know and no network has to guess. Motion comes out of a file: the clip is written
+as videos are, and the file is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.captions import captions
-from training.data.render import render
+from training.data.captions import captions, motion_class
+from training.data.render import render, unit_distance
 from training.data.scenes import CLIP_FRAMES, OBJECT_COLORS, SHAPES, Scenes, sample_scenes, scene_seeds
-from training.evaluate.objects import SEEN
+from training.evaluate.camera import told_directions
+from training.evaluate.objects import SEEN, as_seen
 from vc_core.conditions import condition_size, drawing_size
 from vc_core.config import Config
 from vc_core.errors import UserError
@@ -28,7 +32,7 @@ from vc_core.extract.fields import NOMINAL_SIDE
 from vc_core.extract.refit import refit
 from vc_core.extract.sketch import sketch
 from vc_core.progress import Progress
-from vc_core.video import FramePlan
+from vc_core.video import FramePlan, write_video
 
 HELD_OUT = 2**32
 """Seed of the scenes to evaluate on: a recipe's seed is below 2**31, and those of the other parts are small."""
@@ -37,8 +41,6 @@ POOL = 2**16
 PACES = (3 / 64 / 15, 1 / 64, 2 / 64)
 """Slow, middle and fast: where each begins, of the object's way over the clip, in frame widths a frame. Slower ones,
 which go less than 3 of 64 pixels, are left out: they do not tell whether they obey."""
-REACH = 1.35
-"""How far an object reaches from its centre at most, in radii: the tip of a triangle does."""
 FILMED = 256
 """Pixels a side at which scenes are drawn for the motion extractor: finer, and with the grain that codecs need."""
 
@@ -53,8 +55,12 @@ class Truth:
             measures see it in the clip.
         told: (N, F, H, W) bool, where that motion counts.
         style: (N, 3, S, S), the style images.
+        other_style: the same, of the clips that others' conditions are taken from.
         mask: (N, F, SEEN, SEEN) bool, where the object is to be seen; like all that follow, of scenes alone.
         color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
+        direction: (N,) what the caption says of the way, see `training.data.captions.direction_class`.
+        camera: (N, 2) how the background moves, x and y in frame widths a frame.
+        camera_axes: (N, 2, 2) in which directions that is to be seen, see `told_directions`.
         keep: (N, 1, F, H, W) bool, what the mask condition keeps.
     """
 
@@ -62,9 +68,13 @@ class Truth:
     motion: Tensor
     told: Tensor
     style: Tensor
+    other_style: Tensor | None = None
     mask: Tensor | None = None
     color: Tensor | None = None
     shape: Tensor | None = None
+    direction: Tensor | None = None
+    camera: Tensor | None = None
+    camera_axes: Tensor | None = None
     keep: Tensor | None = None
 
     def of(self, rows: Tensor) -> Truth:
@@ -79,7 +89,7 @@ class Clips:
 
     Attributes:
         keys: tell the clips, each another one.
-        texts: one caption each; of scenes, of the object and the background but not of any motion.
+        texts: one caption each; of scenes, of the object, its motion and the background.
         conditions: by name, (N, C, F or 1, H, W).
         sketched: the method that drew the sketches, where there are any.
         skipped: those that could not be read, each with the reason.
@@ -95,26 +105,37 @@ class Clips:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def made(self) -> list[str]:
+        """What a video can be composed from: text, style and the conditions."""
+        return ["text", "style", *self.conditions]
+
 
 def joined(clips: Sequence[Clips], skipped: Sequence[str] = ()) -> Clips:
     """Clips of the same conditions one after the other, those that were skipped beside them."""
     truths = ([getattr(one.truth, field.name) for one in clips] for field in fields(Truth))
+    truth = Truth(*(None if values[0] is None else torch.cat(values) for values in truths))
     return Clips(
         [key for one in clips for key in one.keys],
         [text for one in clips for text in one.texts],
         {name: torch.cat([one.conditions[name] for one in clips]) for name in clips[0].conditions},
-        Truth(*(None if values[0] is None else torch.cat(values) for values in truths)),
+        replace(truth, other_style=truth.style[other_clips(len(truth.style))]),
         clips[0].sketched,
         list(skipped),
     )
+
+
+def other_clips(count: int) -> Tensor:
+    """The clip that another's conditions are taken from, for each of N clips (N,): the next one."""
+    return (torch.arange(count) + 1) % count
 
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------
 
 
 def held_out_scenes(count: int) -> Scenes:
-    """Scenes of `HELD_OUT` with one object, as of two none could be told to be the one that is meant, which stays
-    within the frame, as of one that is cut neither shape nor place could be told.
+    """Scenes of `HELD_OUT` with one object, as of two none could be told to be the one that is meant. It is whole in
+    the first frame, as of one that is cut no shape could be told, and later half of it at least is in the frame.
 
     Shapes, colours and paces take turns, so that few scenes have all of them and neighbours differ. The first scenes
     are the same however many there are.
@@ -142,9 +163,19 @@ def _pool() -> tuple[Scenes, Tensor]:
     scenes = sample_scenes(scene_seeds(HELD_OUT, 0, POOL))
     pace = torch.bucketize(scenes.displacement()[:, 0].norm(dim=1) / (CLIP_FRAMES - 1), torch.tensor(PACES)) - 1
     centers = scenes.centers(torch.arange(CLIP_FRAMES))[:, 0]  # (N, F, 2)
-    whole = (centers - 0.5).abs().amax((1, 2)) + REACH * scenes.radius[:, 0] <= 0.5
-    (fit,) = ((scenes.count == 1) & whole & (pace >= 0)).nonzero(as_tuple=True)
+    reach = torch.tensor([reach_of(shape) for shape in SHAPES])[scenes.shape[:, 0]] * scenes.radius[:, 0]
+    far = (centers - 0.5).abs().amax(2)  # (N, F)
+    seen = (far[:, 0] + reach <= 0.5) & (far.amax(1) + reach / 2 <= 0.5)
+    (fit,) = ((scenes.count == 1) & seen & (pace >= 0)).nonzero(as_tuple=True)
     return scenes[fit], torch.stack([scenes.shape[:, 0], scenes.color[:, 0], pace], 1)[fit]
+
+
+@cache
+def reach_of(shape: str) -> float:
+    """How far a shape of radius 1 reaches from its centre at most."""
+    at = torch.linspace(-2, 2, 401)
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    return float(torch.hypot(x, y)[unit_distance(shape, x, y) <= 0.02].max())
 
 
 def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Clips:
@@ -186,17 +217,8 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     sketches, sketched = sketch(large.video, "auto" if extraction.sketch == "pidinet" else extraction.sketch)
     grow = 2 * int(1 + large_size[0] / 32) + 1  # in the middle of what training draws
     keep = 1 - F.max_pool3d(large.object_mask, (1, grow, grow), stride=1, padding=(0, grow // 2, grow // 2))
-    plan = FramePlan(0.0, Fraction(config.rate).limit_denominator(1001), frames)
-    motion = read_motion(
-        filmed,
-        plan,
-        drawing_size("motion", size),
-        extraction.motion_layout,
-        extraction.motion_unit,
-        nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
-    ).field
     made = {
-        "motion": motion,
+        "motion": motion_of_file(filmed, config),
         "depth": large.depth,
         "sketch": sketches,
         "mask": masked_video(large.video, keep, condition_size("mask", size, extraction.condition_scale)),
@@ -209,9 +231,26 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
         small.motion / size[1],
         on_object(seen, size),
         small.video[:, :, frames // 2],
-        seen,
-        scene.color[:, 0],
-        scene.shape[:, 0],
-        F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
+        mask=seen,
+        color=scene.color[:, 0],
+        shape=scene.shape[:, 0],
+        direction=motion_class(scene)[0],
+        camera=scene.background_velocity,
+        camera_axes=told_directions(as_seen(small.video), seen),
+        keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Clips([key], captions(scene, motion=0.0, background=1.0), conditions, truth, sketched)
+    return Clips([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched)
+
+
+def motion_of_file(video: Tensor, config: Config) -> Tensor:
+    """The motion condition of a video (1, 3, F, H, W) as a user's file gives it: written, and the file read."""
+    extraction, rate = config.extraction, Fraction(config.rate).limit_denominator(1001)
+    with TemporaryDirectory() as folder:
+        return read_motion(
+            write_video(Path(folder) / "clip.mp4", video, rate),
+            FramePlan(0.0, rate, video.shape[2]),
+            drawing_size("motion", clip_size(config)),
+            extraction.motion_layout,
+            extraction.motion_unit,
+            nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
+        ).field

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.render import unit_distance
-from training.data.scenes import OBJECT_COLORS, SHAPES, palette
+from training.data.render import OBJECT_SHADES, unit_distance
+from training.data.scenes import OBJECT_COLORS, SHAPES, palette, sample_scenes, scene_seeds
 from vc_core.video import resize_crop
 
 SEEN = 64
@@ -25,7 +25,6 @@ SEEN = 64
 NOTHING = -1
 """Index of the colour and shape of an object that was not found."""
 
-_SHADES = (0.76, 1.0)  # of an object's texture, see training.data.render
 _CAP = 0.3  # a pixel that is farther than this from every colour of a palette tells nothing of which one it is
 _LEAST = 0.004  # share of the frame that an object covers at least: a disc of radius 2.3 pixels in 64
 _FRAMES = 4  # a palette holds for the whole video, so a few frames tell it
@@ -59,7 +58,7 @@ def _palettes() -> _Palettes:
     pairs = [pair for pair in combinations(range(len(colors.muted)), 2) if not colors.alike[pair]]
     first, second = torch.tensor(pairs).unbind(1)
     pale = colors.pale[:objects].T  # (background, object)
-    shades = torch.tensor(_SHADES)[:, None] * colors.pure[:objects, None]
+    shades = torch.tensor(OBJECT_SHADES)[:, None] * colors.pure[:objects, None]
     grounds = torch.stack([colors.muted[first], colors.muted[second]], 1)
     return _Palettes(grounds, shades, ~(pale[first] | pale[second]))
 
@@ -111,7 +110,6 @@ def _mask(video: Tensor, ground: Tensor, surface: Tensor) -> Tensor:
 
 _GRID = 40  # pixels a side of masks that are brought to one place and size
 _REACH = 1.3  # half of that side, in square roots of the object's area: a star's points reach 1.2
-_TILTS = (-0.22, -0.11, 0.0, 0.11, 0.22)
 
 
 def shapes_of(mask: Tensor) -> Tensor:
@@ -147,9 +145,10 @@ def _templates() -> Tensor:
     """Soft masks (shapes, tilts, _GRID, _GRID) as `_normalised` gives them."""
     at = torch.linspace(-1.5, 1.5, 2 * 256 + 1)[1::2]
     y, x = torch.meshgrid(at, at, indexing="ij")
-    drawn = []
+    most = float(sample_scenes(scene_seeds(0, 0, 1024)).tilt.abs().max())
+    drawn, tilts = [], torch.linspace(-most, most, 5).tolist()
     for shape in SHAPES:
-        for tilt in _TILTS:
+        for tilt in tilts:
             u, v = x * math.cos(tilt) + y * math.sin(tilt), y * math.cos(tilt) - x * math.sin(tilt)
             drawn.append((unit_distance(shape, u, v) < 0).float())
-    return _normalised(torch.stack(drawn))[0].unflatten(0, (len(SHAPES), len(_TILTS)))
+    return _normalised(torch.stack(drawn))[0].unflatten(0, (len(SHAPES), len(tilts)))

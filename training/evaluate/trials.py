@@ -1,36 +1,47 @@
-"""What is composed for an evaluation: each condition given, taken from another clip, and left out.
+"""What is composed for an evaluation: each condition given, taken from another clip, and left out; and all together.
 
 The videos that are compared differ in one condition alone: all else is the same, the noise included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.clips import Clips
+from training.evaluate.clips import Clips, other_clips
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
 from vc_core.pipeline import Style, compose
 from vc_core.progress import Progress
 
-TRIALS: dict[str, tuple[str, ...]] = {
-    "text": (),
-    "style": ("text",),
-    "single_image": ("text",),
-    "single_sketch": ("text",),
-    "sketch": ("text",),
-    "depth": ("text",),
-    "mask": ("text",),
-    "motion": ("text", "single_image"),
+
+@dataclass(frozen=True)
+class Trial:
+    """The condition that a trial is about, and what stands beside it, always the clip's own."""
+
+    condition: str
+    beside: tuple[str, ...] = ("text",)
+
+
+TRIALS: dict[str, Trial] = {
+    "text": Trial("text", beside=()),
+    "style": Trial("style"),
+    "style_alone": Trial("style", beside=()),
+    "single_image": Trial("single_image"),
+    "single_sketch": Trial("single_sketch"),
+    "sketch": Trial("sketch"),
+    "depth": Trial("depth"),
+    "mask": Trial("mask"),
+    "motion": Trial("motion", beside=("text", "single_image")),
 }
-"""The condition that a trial is about -> what stands beside it, always the clip's own."""
 
 ARMS = ("given", "shuffled", "absent")
+TOGETHER = "together"
+"""The trial, and the arm of every measure, with all of a clip's conditions at once."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ class Wiring:
 
 def arms_of(trial: str) -> dict[str, Wiring]:
     """The wirings of a trial by arm. Trials share some of them: an absent sketch leaves the text alone."""
-    beside = frozenset(TRIALS[trial])
-    return dict(zip(ARMS, (Wiring(beside | {trial}), Wiring(beside, trial), Wiring(beside)), strict=True))
+    condition, beside = TRIALS[trial].condition, frozenset(TRIALS[trial].beside)
+    return dict(zip(ARMS, (Wiring(beside | {condition}), Wiring(beside, condition), Wiring(beside)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,58 @@ def pairs(clips: int, seeds: int) -> Tensor:
     return torch.arange(clips).repeat_interleave(seeds)
 
 
+@dataclass(frozen=True)
+class Task:
+    """A batch of videos to be composed, with all that it takes.
+
+    In arrays: they go to other processes as bytes, where tensors would take shared memory, of which containers have
+    little.
+
+    Attributes:
+        text: one for each, or none for all.
+        seed: of the first one; each has the next one's.
+        conditions, style: of each, (B, ...).
+    """
+
+    text: list[str] | str
+    style: np.ndarray | None
+    conditions: dict[str, np.ndarray]
+    frames: int
+    size: tuple[int, int]
+    batch: int
+    seed: int
+    sampling: Sampling
+
+    def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
+        """The videos, (B, 3, F, H, W) uint8."""
+        video = compose(
+            composer,
+            self.text,
+            style=None if self.style is None else Style(torch.from_numpy(self.style)),
+            conditions=[Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()],
+            frames=self.frames,
+            size=self.size,
+            batch=self.batch,
+            seed=self.seed,
+            sampler=self.sampling.sampler,
+            steps=self.sampling.steps,
+            guidance=self.sampling.guidance,
+            progress=progress,
+        )
+        return (video * 255).round().to(torch.uint8)
+
+
+Run = Callable[[Iterable[Task], Progress | None], Iterable[Tensor]]
+"""Composes tasks in their order; its progress is called as `progress("sampling", steps done of a task, steps)`."""
+
+
+def run_here(composer: VideoComposer) -> Run:
+    """Composes in this process."""
+    return lambda tasks, progress: (task.compose(composer, progress) for task in tasks)
+
+
 def compose_wirings(
-    composer: VideoComposer,
-    clips: Clips,
-    wirings: Iterable[Wiring],
-    sampling: Sampling,
-    progress: Progress | None = None,
+    run: Run, clips: Clips, wirings: Iterable[Wiring], sampling: Sampling, progress: Progress | None = None
 ) -> dict[Wiring, Tensor]:
     """The videos of each wiring, (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
 
@@ -77,48 +134,38 @@ def compose_wirings(
     Args:
         progress: called as `progress("composing", done, total)`, in steps of batches.
     """
-    rows, wirings = pairs(len(clips), sampling.seeds), list(dict.fromkeys(wirings))
-    batches = [range(len(rows))[i : i + sampling.batch] for i in range(0, len(rows), sampling.batch)]
-    total, made = len(wirings) * len(batches) * sampling.steps, {}
+    rows, wirings = pairs(len(clips), sampling.seeds).tolist(), list(dict.fromkeys(wirings))
+    starts = range(0, len(rows), sampling.batch)
+    tasks = (
+        _task(clips, wiring, rows[start : start + sampling.batch], start, sampling)
+        for wiring in wirings
+        for start in starts
+    )
+    videos: list[Tensor] = []
+    total = len(wirings) * len(starts) * sampling.steps
 
-    def report(before: int, what: str, done: int, steps: int) -> None:
+    def report(what: str, done: int, steps: int) -> None:
         if progress is not None and what == "sampling":
-            progress("composing", before * sampling.steps + done * sampling.steps // steps, total)
+            progress("composing", len(videos) * sampling.steps + done * sampling.steps // steps, total)
 
-    for number, wiring in enumerate(wirings):
-        videos = []
-        for part, numbers in enumerate(batches):
-            told = partial(report, number * len(batches) + part)
-            chosen = rows[numbers.start : numbers.stop]
-            videos.append(_compose(composer, clips, wiring, chosen.tolist(), numbers.start, sampling, told))
-        made[wiring] = torch.cat(videos)
-    return made
+    for made in run(tasks, report):
+        videos.append(made)
+    parts = len(starts)
+    return {wiring: torch.cat(videos[i * parts : (i + 1) * parts]) for i, wiring in enumerate(wirings)}
 
 
-def _compose(
-    composer: VideoComposer,
-    clips: Clips,
-    wiring: Wiring,
-    chosen: Sequence[int],
-    seed: int,
-    sampling: Sampling,
-    progress: Progress,
-) -> Tensor:
-    others = [(clip + 1) % len(clips) for clip in chosen]
+def _task(clips: Clips, wiring: Wiring, chosen: Sequence[int], seed: int, sampling: Sampling) -> Task:
+    others = other_clips(len(clips))[list(chosen)].tolist()
     taken = {name: list(chosen) for name in wiring.own} | ({wiring.other: others} if wiring.other else {})
-    video = compose(
-        composer,
-        [clips.texts[i] for i in taken["text"]] if "text" in taken else "",
-        style=Style(clips.truth.style[taken["style"]]) if "style" in taken else None,
+    video = clips.truth.video
+    return Task(
+        text=[clips.texts[i] for i in taken["text"]] if "text" in taken else "",
+        style=clips.truth.style[taken["style"]].numpy() if "style" in taken else None,
         # In the table's order, not in that of a set, which is another one at every run: sums round differently.
-        conditions=[Condition(name, clips.conditions[name][taken[name]]) for name in CONDITIONS if name in taken],
-        frames=clips.truth.video.shape[2],
-        size=tuple(clips.truth.video.shape[-2:]),
+        conditions={name: clips.conditions[name][taken[name]].numpy() for name in CONDITIONS if name in taken},
+        frames=video.shape[2],
+        size=tuple(video.shape[-2:]),
         batch=len(chosen),
         seed=seed,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        progress=progress,
+        sampling=sampling,
     )
-    return (video * 255).round().to(torch.uint8)
