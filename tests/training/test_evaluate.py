@@ -13,10 +13,24 @@ from training.data.scenes import OBJECT_COLORS, SHAPES
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation, fvd, trials
 from training.evaluate.clips import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
-from training.evaluate.evaluation import Settings, evaluate, names_of, possible
+from training.evaluate.evaluation import Settings, evaluate, names_of, possible, summed_up
 from training.evaluate.measures import MEASURES
+from training.evaluate.processes import Processes
+from training.evaluate.report import as_table, sheet_rows
+from training.evaluate.statistics import Estimate
+from training.evaluate.summary import HEADLINES, headline, kept_together, verdicts
 from training.evaluate.towers import Clip, load_clip
-from training.evaluate.trials import ARMS, TRIALS, Sampling, Wiring, arms_of, compose_wirings
+from training.evaluate.trials import (
+    ARMS,
+    TOGETHER,
+    TRIALS,
+    Sampling,
+    Task,
+    Wiring,
+    arms_of,
+    compose_wirings,
+    run_here,
+)
 from training.recipe import Recipe
 from vc_core.checkpoint import save_checkpoint
 from vc_core.conditions import CONDITIONS
@@ -69,11 +83,11 @@ def test_clips_fit_the_checkpoint(clips, tiny_config):
 
 
 def test_the_arms_of_a_trial_differ_in_its_condition_alone():
-    for name, beside in TRIALS.items():
+    for name, trial in TRIALS.items():
         given, shuffled, absent = (arms_of(name)[arm] for arm in ARMS)
-        assert given == Wiring(absent.own | {name}) and shuffled == Wiring(absent.own, name)
-        assert absent.own == set(beside) and name not in absent.own
-    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 17  # what trials share is made once
+        assert given == Wiring(absent.own | {trial.condition}) and shuffled == Wiring(absent.own, trial.condition)
+        assert absent.own == set(trial.beside) and trial.condition not in absent.own
+    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 19  # what trials share is made once
 
 
 def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer):
@@ -86,7 +100,7 @@ def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer)
 
     monkeypatch.setattr(trials, "compose", compose)
     wirings = [Wiring(frozenset({"text", "single_image"})), Wiring(frozenset({"single_image"}), "motion")]
-    made = compose_wirings(tiny_composer, clips, wirings, replace(FAST, batch=3))
+    made = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=3))
     assert [video.shape[0] for video in made.values()] == [4, 4]
     (first, one), (_, two), (text, three), _ = calls  # batches of 3 and 1 of each wiring
     assert (one["seed"], two["seed"], three["seed"]) == (0, 3, 0)
@@ -102,7 +116,7 @@ def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer)
 
 @pytest.fixture(scope="module")
 def settings(tiny_checkpoint):
-    return Settings((tiny_checkpoint,), clips=2, sampling=FAST, device="cpu")
+    return Settings((tiny_checkpoint,), clips=2, sampling=FAST, device="cpu", jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +126,12 @@ def result(settings):
 
 def test_all_measures_are_taken_of_every_video(result):
     assert list(result.rows) == list(MEASURES) and result.notes == []
-    for row in result.rows.values():
+    assert result.together == Wiring(frozenset({"text", "style", *CONDITIONS}))
+    for name, row in result.rows.items():
+        pairs = () if row.measure.statistic.depth == 0 else (4, 2) if "motion" in name else (2, 2)
         assert {arm: values.shape for arm, values in row.values.items()} == {
-            **dict.fromkeys(ARMS, (2, 2)),
-            "source": (2, 1),
+            **dict.fromkeys([*ARMS, TOGETHER], (2, 2, *pairs)),
+            "source": (2, 1, *pairs),
         }
 
 
@@ -123,7 +139,7 @@ def test_the_same_again_gives_the_same_figures_and_a_twin_no_difference(result, 
     only = ("style", "kept")
     both = evaluate(replace(settings, checkpoints=(tiny_checkpoint, tiny_checkpoint), only=only))
     assert [made.name for made in both] == ["1-tiny", "2-tiny"]
-    assert list(both[0].rows) == [row.name for row in MEASURES.values() if row.name in ("style_similarity", "kept")]
+    assert list(both[0].rows) == ["style_palette", "style_palette_beside_text", "style_similarity", "kept"]
     for name, row in both[1].rows.items():
         for arm in ARMS:
             np.testing.assert_array_equal(row.values[arm], result.rows[name].values[arm])
@@ -133,9 +149,10 @@ def test_the_same_again_gives_the_same_figures_and_a_twin_no_difference(result, 
 
 def test_what_a_checkpoint_lacks_is_said_and_not_measured(settings):
     towers = Clip("", None, {"image": "the checkpoint brings no image tower"})
-    found, notes = possible(settings.measures(), ["motion", "depth"], towers)
+    found, notes = possible(settings.measures(), ["text", "motion", "depth"], towers)
     names = {row.name for row in found}
     assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
+    assert "style_palette: not measured, as the checkpoint has no image tower to see a style with." in notes
     assert "endpoint" not in names  # its image cannot be given
     assert len(found) + len(notes) == len(MEASURES)
     assert "kept: not measured, as the checkpoint has no mask condition." in notes
@@ -158,6 +175,104 @@ def test_a_checkpoint_that_is_missing_is_told_before_the_others_are_evaluated(ti
     monkeypatch.setattr(evaluation, "_evaluate", None)
     with pytest.raises(UserError, match="gone"):
         evaluate(Settings((tiny_checkpoint, tmp_path / "gone.safetensors"), clips=2))
+
+
+# --- Short words ----------------------------------------------------------------------------------------------------
+
+
+def row_of(name, given, source, together=None):
+    """A row of such values of six clips, with an interval around each."""
+    arms = {"given": given, "shuffled": 0.0, "absent": 0.0, "source": source}
+    arms |= {} if together is None else {TOGETHER: together}
+    jitter = np.linspace(-0.01, 0.01, 6)[:, None]
+    return summed_up(MEASURES[name], {arm: figure + jitter for arm, figure in arms.items()})
+
+
+def test_headlines_are_in_the_measures_own_terms(result):
+    rows = {
+        "colour": row_of("colour", 0.9, 1.0, 0.81),
+        "first_frame": row_of("first_frame", 0.06, 0.04, 0.08),
+        "depth_overlap": row_of("depth_overlap", 0.6, 0.8, 0.6),
+        "consistency": row_of("consistency", 0.95, 0.99, 0.95),
+    }
+    assert headline(replace(result, rows=rows)) == pytest.approx(
+        {"colour": 0.9, "first_frame_ratio": 1.5, "depth_ratio": 0.75, "consistency": -0.04, "together": 0.75}
+    )
+    assert kept_together(rows["first_frame"]) == pytest.approx(0.75)  # an error that is larger is worse
+    assert {line.measure for line in HEADLINES.values()} <= set(MEASURES)
+
+
+def test_what_is_better_goes_by_the_measures_aim(result):
+    gap = {"up": Estimate(0.1, 0.05, 0.15, 0.0), "down": Estimate(-0.1, -0.2, -0.05, 0.0),
+           "none": Estimate(0.1, -0.1, 0.3, 0.0)}  # fmt: skip
+    cases = {  # given, of the first, source, difference, verdict
+        "colour": (0.8, 0.7, 1.0, "up", "better"),
+        "first_frame": (0.08, 0.07, 0.04, "up", "worse"),
+        "kept": (0.07, 0.08, 0.04, "down", "better"),
+        "motion_consistency": (0.97, 0.96, 0.99, "up", "better"),
+        "way": (1.3, 1.1, 1.0, "up", "worse"),  # too far
+        "shape": (0.8, 0.7, 1.0, "none", "within the interval"),
+    }
+    one = replace(result, rows={name: row_of(name, case[0], case[2]) for name, case in cases.items()},
+                  beside={name: gap[case[3]] for name, case in cases.items()})  # fmt: skip
+    other = replace(result, rows={name: row_of(name, case[1], case[2]) for name, case in cases.items()})
+    found = verdicts(one, other)
+    assert {name: word for word, names in found.items() for name in names} == {
+        name: case[4] for name, case in cases.items()
+    }
+
+
+def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_towers(
+    settings, tiny_checkpoint, tiny_config, tiny_composer, tmp_path
+):
+    """A twin without towers of its own is judged, and one whose text tower is another network is judged alike."""
+    from vc_core.model.layout import to_released
+
+    part = tmp_path / "network.safetensors"
+    save_checkpoint(part, tiny_config, {"model": to_released(tiny_composer.unet)})
+    loaded = []
+
+    def watched(named, composer, parts):
+        loaded.append(composer.checkpoint.path)
+        return load_clip(named, composer, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "load_clip", watched)
+        only = ("consistency",)
+        both = evaluate(
+            replace(settings, checkpoints=(tiny_checkpoint, part), parts=(tiny_checkpoint,), only=only)
+        )
+    assert loaded == [tiny_checkpoint] and both[1].judge is both[0].judge
+    assert both[1].beside["consistency"].mean == 0.0
+    table = as_table(replace(settings, only=only), both)
+    assert "network beside tiny: better: none; worse: none; within the interval: consistency." in table
+
+
+def test_everything_together_has_a_sheet_of_its_own(result):
+    labels = [label for label, _ in sheet_rows(result, TOGETHER, seeds=2)]
+    assert (labels[1:3] == ["given", "  object found"] and "moving" in labels[0]) or "going" in labels[0]
+
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_videos_in_the_same_order(tiny_checkpoint, tiny_composer, clips):
+    wirings = [arms_of("depth")["given"], arms_of("style")["shuffled"]]
+    told = []
+    with evaluation.one_thread(torch.device("cpu")):
+        here = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=1))
+    run = Processes(tiny_checkpoint, (), "cpu", 2)
+    there = compose_wirings(run, clips, wirings, replace(FAST, batch=1), lambda *report: told.append(report))
+    assert list(here) == list(there) and all(here[wiring].equal(there[wiring]) for wiring in here)
+    assert told[-1] == ("composing", 8, 8)
+
+
+@pytest.mark.slow
+def test_what_a_process_cannot_do_is_the_users_to_read(tiny_checkpoint):
+    task = Task("", None, {}, frames=0, size=(32, 32), batch=1, seed=0, sampling=FAST)
+    with pytest.raises(UserError, match="0 frames"):
+        list(Processes(tiny_checkpoint, (), "cpu", 2)([task]))
 
 
 # --- CLIP -----------------------------------------------------------------------------------------------------------
@@ -246,13 +361,17 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
         "1",
         "--steps",
         "1",
+        "--jobs",
+        "1",
         "--only",
-        "sketch",
+        "sketch,first_frame,together",
     ]
     assert program.main(words) == 0
     printed = capsys.readouterr().out
     assert (out / "table.md").read_text() in printed
-    assert {path.name for path in out.iterdir()} == {"table.md", "evaluation.json", "sketch.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "table.md", "evaluation.json", "sketch.png", "single_image.png", "together.png"
+    }  # fmt: skip
     first = (out / "evaluation.json").read_text()
     told = json.loads(first)
     (checkpoint,) = told["checkpoints"]
@@ -260,6 +379,7 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
     figures = checkpoint["results"]["outline_overlap"]
     assert np.shape(figures["given"]["values"]) == (2, 1)
     assert figures["given"]["mean"] == pytest.approx(np.mean(figures["given"]["values"]), abs=1e-5)
+    assert {"first_frame_ratio", "together"} <= {*checkpoint["headline"]} and "of its own" in printed
     assert program.main(words) == 0  # earlier results may be replaced
     assert (out / "evaluation.json").read_text() == first
 
@@ -278,7 +398,7 @@ def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, 
     assert program.main([str(tiny_checkpoint), "-o", str(tmp_path / "out"), "--clips", "2"]) == 130
     monkeypatch.undo()
     monkeypatch.setattr("training.evaluate.report.write_contact_sheet", interrupted)
-    words = ["--clips", "2", "--seeds", "1", "--steps", "1", "--only", "depth"]
+    words = ["--clips", "2", "--seeds", "1", "--steps", "1", "--jobs", "1", "--only", "depth"]
     assert program.main([str(tiny_checkpoint), "-o", str(tmp_path / "out"), *words]) == 130
     assert list(tmp_path.iterdir()) == []
     assert "nothing was written" in capsys.readouterr().err

@@ -20,12 +20,13 @@ from training.evaluate.measures import MEASURES, Seen
 from training.evaluate.report import TOLD, as_table, sheet_rows
 from training.evaluate.statistics import estimate
 from training.evaluate.towers import Clip
-from training.evaluate.trials import ARMS, Sampling
+from training.evaluate.trials import ARMS, TOGETHER, Sampling, Wiring
 from vc_core.conditions import CONDITIONS
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
 
-GENERAL = ["consistency", "similarity", "style_similarity", "first_frame", "endpoint", "motion_consistency"]
+GENERAL = ["consistency", "similarity", "style_palette", "style_palette_beside_text", "style_similarity", "first_frame",
+           "endpoint", "motion_consistency"]  # fmt: skip
 FAST = Sampling(seeds=2, steps=1)
 
 
@@ -145,17 +146,18 @@ def test_what_is_neither_a_folder_nor_shards_is_told(tiny_config, tmp_path):
 
 
 def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
-    settings = Settings((tiny_checkpoint,), clips=3, data=folder, sampling=FAST, device="cpu")
+    settings = Settings((tiny_checkpoint,), clips=3, data=folder, sampling=FAST, device="cpu", jobs=1)
     (result,) = evaluate(settings)
     assert list(result.rows) == GENERAL and result.notes == []
     for row in result.rows.values():
         assert {arm: values.shape for arm, values in row.values.items()} == {
-            **dict.fromkeys(ARMS, (3, 2)),
+            **dict.fromkeys([*ARMS, TOGETHER], (3, 2)),
             "source": (3, 1),
         }
         assert all(np.isfinite(values).all() for values in row.values.values())
+    assert result.together == Wiring(frozenset({"text", "style", "single_image", "motion"}))
     table = as_table(settings, [result])
-    assert "Not measured, as it takes synthetic scenes: colour, shape, single_sketch_overlap," in table
+    assert "Not measured, as it takes synthetic scenes: colour, shape, direction, sharpness," in table
     assert "3 clips of" in table and "held-out" not in table and "sketches" not in table
     labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
     assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(3)
@@ -179,7 +181,7 @@ def test_data_that_do_not_fit_are_told_before_anything_is_composed(tiny_checkpoi
 def test_checkpoints_are_compared_on_the_clips_that_both_have():
     def rows(*figures):
         values = {"given": np.array(figures)[:, None]}
-        return {"endpoint": Row(values, {}, {})}
+        return {"endpoint": Row(MEASURES["endpoint"], values, {}, {})}
 
     found = beside(rows(5.0, 7.0, 1.0), rows(4.0, 2.0), ["a", "b", "c"], ["b", "a"])
     assert found["endpoint"] == estimate(np.array([[3.0], [3.0]]))
@@ -193,15 +195,17 @@ def test_fvd_needs_no_tower(folder, tiny_checkpoint, monkeypatch):
     told = []
     monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: told.append((real, arms)) or {})
     sampling = replace(FAST, seeds=1)
-    (result,) = evaluate(Settings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu"))
+    (result,) = evaluate(Settings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu", jobs=1))
     ((real, arms),) = told
-    assert list(result.rows) == ["first_frame", "endpoint"] and list(arms) == list(ARMS)
+    palettes = ["style_palette", "style_palette_beside_text"]
+    assert list(result.rows) == [*palettes, "first_frame", "endpoint"] and list(arms) == list(ARMS)
     assert real.dtype == torch.uint8 and real.shape == arms["given"].shape
 
 
 def test_the_command_tells_what_it_left_out(damaged, tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "results"
-    words = ["--data", str(damaged), "--seeds", "1", "--steps", "1", "--only", "motion,style", "-o", str(out)]
+    words = ["--data", str(damaged), "--seeds", "1", "--steps", "1", "--only", "motion,style_similarity"]
+    words += ["--jobs", "1", "-o", str(out)]
     assert program.main([str(tiny_checkpoint), *words]) == 0
     printed = capsys.readouterr().out
     assert "Left out, as they cannot be read, 1 of 5 clips: " in printed and "left.mp4" in printed

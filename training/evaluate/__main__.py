@@ -14,7 +14,7 @@ from vc_core.checkpoint import BUNDLED
 from vc_core.errors import UserError
 from vc_core.terminal import progress_bars, run_program
 
-DEFAULT = {"clips": 8, "seeds": 2, "steps": 20}
+DEFAULT = {"clips": 48, "seeds": 2, "steps": 20}
 QUICK = {"clips": 3, "seeds": 1, "steps": 8}
 """What --quick takes for what is not given: enough to see that it works, too little to compare by."""
 JSON = "evaluation.json"  # that of training.evaluate.report, which imports torch
@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vc evaluate",
         description="Measures how well checkpoints obey their conditions, on held-out synthetic scenes or on clips of "
-        "your own: each condition given, taken from another one, and absent, with the same noise. Writes a table, JSON "
-        "and contact sheets.",
+        "your own: each condition given, taken from another one, and absent, with the same noise, and all together. "
+        "Several are compared with the first one, pair by pair. Writes a table, JSON and contact sheets.",
     )
     add = parser.add_argument
     add("checkpoints", type=Path, nargs="*", metavar="CHECKPOINT", help="files (default: the bundled checkpoint)")
@@ -47,14 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, help=f"videos of each scene or clip and wiring (default: {DEFAULT['seeds']})")
     add("--steps", type=int, help=f"of the sampler (default: {DEFAULT['steps']})")
     add("--guidance", type=float, help="scale of the guidance (default: each checkpoint's)")
-    add("--only", default="", metavar="NAMES", help="conditions or measures, with commas, as in motion,colour")
+    add("--only", default="", metavar="NAMES", help="conditions or measures, with commas, as in motion,colour; "
+        "together: also with all conditions at once (default: everything)")  # fmt: skip
     add("--quick", action="store_true", help="only to see that it works: {clips} scenes or clips, {seeds} seed, "
         "{steps} steps where nothing else is given".format(**QUICK))  # fmt: skip
     add("--parts", type=Path, nargs="+", default=[], metavar="FILE", help="files that bring autoencoder and towers")
     add("--clip", type=Path, metavar="PATH", help="file or folder of an OpenCLIP ViT-H/14 for the CLIP measures "
-        "(default: each checkpoint's own towers)")  # fmt: skip
+        "(default: the towers of the first checkpoint that has both, for all)")  # fmt: skip
     add("--fvd", type=Path, metavar="FILE", help="I3D's weights for FVD by the package cd-fvd (default: none)")
     add("--batch", type=int, default=4, help="videos that are composed at a time (default: 4)")
+    add("--jobs", type=int, help="processes that compose, of one thread each on a CPU (default: two there, else one)")
     add("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     return parser
 
@@ -79,6 +81,7 @@ def _run(arguments: argparse.Namespace) -> str:
         clip=arguments.clip,
         fvd=arguments.fvd,
         device=arguments.device,
+        jobs=arguments.jobs,
     )
     with progress_bars() as progress:
         results = evaluate(settings, progress)

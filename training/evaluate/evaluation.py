@@ -13,13 +13,24 @@ from torch import Tensor
 
 from training.data.folder import FolderClips
 from training.data.shards import ShardClips
-from training.evaluate.clips import HELD_OUT, Clips, held_out_clips
+from training.evaluate.clips import HELD_OUT, Clips, Truth, held_out_clips
 from training.evaluate.data import open_data, read_clips
-from training.evaluate.fvd import described, load_fvd
+from training.evaluate.fvd import Fvd, described, load_fvd
 from training.evaluate.measures import MEASURES, Measure, Seen
+from training.evaluate.processes import Processes, jobs_on, one_thread
 from training.evaluate.statistics import Estimate, difference, estimate
 from training.evaluate.towers import Clip, load_clip
-from training.evaluate.trials import ARMS, TRIALS, Sampling, Wiring, arms_of, compose_wirings, pairs
+from training.evaluate.trials import (
+    ARMS,
+    TOGETHER,
+    TRIALS,
+    Sampling,
+    Wiring,
+    arms_of,
+    compose_wirings,
+    pairs,
+    run_here,
+)
 from vc_core.checkpoint import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS
@@ -40,15 +51,16 @@ class Settings:
         clips: number of scenes, or at most that many of the data's clips.
         data: folder of videos with captions, or of shards, in place of the scenes.
         rate, nominal_height: of a folder's videos, as the checkpoint was trained; see `training.recipe.Domain`.
-        only: names of measures or trials; all of them where it is empty.
-        clip: file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' own towers.
+        only: names of measures or trials, or `TOGETHER`; all of them where it is empty.
+        clip: file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' towers.
         fvd: I3D's weights.
         device: where the networks run, see `VideoComposer.load`.
+        jobs: processes that compose, of one thread each on a CPU; None: see `jobs_on`.
     """
 
     checkpoints: tuple[Path, ...] = (BUNDLED,)
     parts: tuple[Path, ...] = ()
-    clips: int = 8
+    clips: int = 48
     data: Path | None = None
     rate: float | None = None
     nominal_height: int | None = None
@@ -57,6 +69,7 @@ class Settings:
     clip: Path | None = None
     fvd: Path | None = None
     device: str = "auto"
+    jobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.clips < 2:
@@ -64,6 +77,8 @@ class Settings:
         for name in ("seeds", "steps", "batch"):
             if (number := getattr(self.sampling, name)) < 1:
                 raise UserError(f"The number of {name} is {number}: expected at least 1.")
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"The number of jobs is {self.jobs}: expected at least 1.")
         if self.data is None and (self.rate or self.nominal_height):
             raise UserError("The rate and the nominal height are for videos of --data: name these, or leave them out.")
         if not self.measures():
@@ -86,11 +101,16 @@ class Settings:
         return [row for row in self._chosen() if self.data is not None and row.scenes]
 
     def _chosen(self) -> list[Measure]:
-        known = {*MEASURES, *TRIALS}
+        known = [*TRIALS, TOGETHER, *MEASURES]
         if unknown := [name for name in self.only if name not in known]:
-            raise UserError(f"There is no measure '{unknown[0]}': expected some of {', '.join([*TRIALS, *MEASURES])}.")
-        chosen = {*self.only} or known
-        return [row for row in MEASURES.values() if row.name in chosen or row.trial in chosen]
+            raise UserError(f"There is no measure '{unknown[0]}': expected some of {', '.join(known)}.")
+        chosen = {*self.only} - {TOGETHER} or known
+        return [row for row in MEASURES.values() if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
+
+    @property
+    def together(self) -> bool:
+        """Whether videos with all conditions at once are wanted too."""
+        return not self.only or TOGETHER in self.only
 
     def open_clips(self, config: Config) -> FolderClips | ShardClips | None:
         """The data's clips as a checkpoint of this config needs them; None where scenes are evaluated on.
@@ -106,10 +126,14 @@ class Row:
     """One measure of one checkpoint.
 
     Attributes:
-        values: by arm (clips, seeds), and `source` (clips, 1): the clips themselves, through the autoencoder.
+        measure: what was measured.
+        values: by arm (clips, seeds), or (clips, seeds, points, 2) of pairs, and `source` (clips, 1): the clips
+            themselves, through the autoencoder; `TOGETHER` where it was composed.
         estimates: of each of these.
         gains: given less shuffled and given less absent, paired by clip and seed.
     """
+
+    measure: Measure
 
     values: dict[str, np.ndarray]
     estimates: dict[str, Estimate]
@@ -127,6 +151,8 @@ class Evaluated:
         notes: what was not measured, and why.
         beside: by measure, given less the first checkpoint's given, paired by clip and seed.
         clips, sources, videos: to look at; videos of each wiring (N * seeds, 3, F, H, W) uint8.
+        together: the wiring of all conditions, where it was composed.
+        judge: whose towers measured.
     """
 
     name: str
@@ -138,6 +164,8 @@ class Evaluated:
     clips: Clips
     sources: Tensor
     videos: dict[Wiring, Tensor]
+    together: Wiring | None = None
+    judge: Clip | None = field(default=None, repr=False)
 
 
 def evaluate(settings: Settings, progress: Progress | None = None) -> list[Evaluated]:
@@ -168,8 +196,22 @@ def _evaluate(
 ) -> Evaluated:
     fvd = load_fvd(settings.fvd, torch.device("cpu"))  # before the minutes that composing takes
     composer = VideoComposer.load(path, settings.parts, device=settings.device)
-    clip = load_clip(settings.clip, composer, settings.parts)
-    measures, notes = possible(settings.measures(), composer.config.unet.conditions, clip)
+    with one_thread(composer.device):
+        return _evaluate_with(composer, fvd, path, name, settings, first, progress)
+
+
+def _evaluate_with(
+    composer: VideoComposer,
+    fvd: Fvd,
+    path: Path,
+    name: str,
+    settings: Settings,
+    first: Evaluated | None,
+    progress: Progress | None,
+) -> Evaluated:
+    clip = judge_of(settings, composer, first)
+    offered = offered_by(composer)
+    measures, notes = possible(settings.measures(), offered, clip)
     trials = dict.fromkeys(row.trial for row in measures)
     if fvd.distance is not None and any(row.trial == "text" for row in settings.measures()):
         trials["text"] = None  # it needs no tower, as the other measures of text may
@@ -179,10 +221,16 @@ def _evaluate(
     else:
         clips = read_clips(opened, settings.clips, progress)
     wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]
-    videos = compose_wirings(composer, clips, wirings, settings.sampling, progress)
+    together = None
+    if settings.together and measures:
+        together = Wiring(frozenset(condition for condition in offered if condition in clips.made))
+        wirings.append(together)
+    jobs = jobs_on(composer.device, settings.jobs)
+    run = run_here(composer) if jobs == 1 else Processes(path, settings.parts, str(composer.device), jobs)
+    videos = compose_wirings(run, clips, wirings, settings.sampling, progress)
     sources = torch.cat([decode(composer.autoencoder, encode(composer.autoencoder, one[None].to(composer.device))).cpu()
                          for one in clips.truth.video])  # fmt: skip
-    rows = measure(measures, clips, sources, videos, clip, settings.sampling.seeds, progress)
+    rows = measure(measures, clips, sources, videos, clip, settings.sampling.seeds, together, progress)
     arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if "text" in trials}
     distances = {"note": "not measured: --only left out text.", "distances": {}}
     if arms or fvd.distance is None:
@@ -198,22 +246,43 @@ def _evaluate(
         clips,
         sources,
         videos,
+        together,
+        clip,
     )
 
 
-def possible(measures: Sequence[Measure], conditions: Sequence[str], clip: Clip) -> tuple[list[Measure], list[str]]:
-    """The measures that a checkpoint with these conditions and towers allows, and why not the others."""
+def judge_of(settings: Settings, composer: VideoComposer, first: Evaluated | None) -> Clip:
+    """The towers that measure: those that the settings name, else those of the first checkpoint that has both.
+
+    Figures of two pairs of towers could not be compared, so that no checkpoint is judged by its own while an earlier
+    one's are at hand.
+    """
+    if first is not None and not first.judge.missing:
+        return first.judge
+    return load_clip(settings.clip, composer, settings.parts)
+
+
+def offered_by(composer: VideoComposer) -> list[str]:
+    """What a checkpoint can be told: text, style where it has an image tower, and its conditions."""
+    style = () if composer.towers.visual is None else ("style",)
+    return ["text", *style, *(name for name in CONDITIONS if name in composer.config.unet.conditions)]
+
+
+def possible(measures: Sequence[Measure], offered: Sequence[str], clip: Clip) -> tuple[list[Measure], list[str]]:
+    """The measures that a checkpoint which can be told so much and these towers allow, and why not the others."""
     found, notes = [], []
     for row in measures:
-        towers = {*row.needs, *({"image"} if row.trial == "style" else ())}
-        reasons = [clip.missing[tower] for tower in ("text", "image") if tower in towers and tower in clip.missing]
-        needed = {row.trial, *TRIALS[row.trial]} & set(CONDITIONS)
-        reasons += [f"the checkpoint has no {name} condition" for name in CONDITIONS if name in needed - {*conditions}]
+        reasons = [clip.missing[tower] for tower in ("text", "image") if tower in row.needs and tower in clip.missing]
+        needed = {TRIALS[row.trial].condition, *TRIALS[row.trial].beside}
+        reasons += [_LACKS.get(name, f"the checkpoint has no {name} condition") for name in sorted(needed - {*offered})]
         if reasons:
             notes.append(f"{row.name}: not measured, as {' and '.join(reasons)}.")
         else:
             found.append(row)
     return found, notes
+
+
+_LACKS = {"style": "the checkpoint has no image tower to see a style with"}
 
 
 def measure(
@@ -223,6 +292,7 @@ def measure(
     videos: dict[Wiring, Tensor],
     clip: Clip,
     seeds: int,
+    together: Wiring | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Row]:
     """All measures of composed videos, by name.
@@ -230,6 +300,7 @@ def measure(
     Args:
         sources: (N, 3, F, H, W) in [0, 1], the clips themselves, as well as the autoencoder can show them.
         videos: of each wiring (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
+        together: the wiring of all conditions, where there is one.
     """
     which = pairs(len(clips), seeds)
     truth, texts = clips.truth.of(which), [clips.texts[clip] for clip in which]
@@ -237,17 +308,27 @@ def measure(
     own = Seen(sources, clips.texts, clip)
     rows = {}
     for number, row in enumerate(measures):
-        values = {arm: _figures(row, seen[wiring], truth, seeds) for arm, wiring in arms_of(row.trial).items()}
+        arms = arms_of(row.trial) | ({} if together is None else {TOGETHER: together})
+        values = {arm: _figures(row, seen[wiring], truth, seeds) for arm, wiring in arms.items()}
         values["source"] = _figures(row, own, clips.truth, 1)
-        gains = {arm: difference(values["given"], values[arm]) for arm in ARMS[1:]}
-        rows[row.name] = Row(values, {arm: estimate(figures) for arm, figures in values.items()}, gains)
+        if row.relative:
+            values = {arm: figures / values["source"] for arm, figures in values.items()}
+        rows[row.name] = summed_up(row, values)
         if progress is not None:
             progress("measuring", number + 1, len(measures))
     return rows
 
 
-def _figures(row: Measure, seen: Seen, truth: Any, seeds: int) -> np.ndarray:
-    return row.of(seen, truth).double().numpy().reshape(-1, seeds)
+def summed_up(row: Measure, values: dict[str, np.ndarray]) -> Row:
+    """A row of these values."""
+    estimates = {arm: estimate(figures, row.statistic) for arm, figures in values.items()}
+    gains = {arm: difference(values["given"], values[arm], row.statistic) for arm in ARMS[1:]}
+    return Row(row, values, estimates, gains)
+
+
+def _figures(row: Measure, seen: Seen, truth: Truth, seeds: int) -> np.ndarray:
+    figures = row.of(seen, truth).double().numpy()
+    return figures.reshape(-1, seeds, *figures.shape[1:])
 
 
 def beside(
@@ -262,7 +343,9 @@ def beside(
         return {}
     mine, theirs = [keys.index(key) for key in both], [first_keys.index(key) for key in both]
     return {
-        name: difference(rows[name].values["given"][mine], first[name].values["given"][theirs])
+        name: difference(
+            rows[name].values["given"][mine], first[name].values["given"][theirs], rows[name].measure.statistic
+        )
         for name in rows
         if name in first
     }

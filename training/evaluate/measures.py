@@ -1,7 +1,8 @@
 """How well videos do what they were told to: pure functions of what is seen in them and what is true, and their table.
 
-Every function takes B videos, or what was found in them, and returns one figure each, (B,) float32; NaN where there is
-nothing to be measured, as where the object is lost. Lengths are in frame widths, so that sizes compare.
+Every function takes B videos, or what was found in them, and returns one figure each, (B,) float32, or pairs of what
+was told and what is seen, (B, points, 2); NaN where there is nothing to be measured, as where the object is lost.
+Lengths are in frame widths, so that sizes compare.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.data.captions import direction_class
+from training.evaluate.camera import camera_step
 from training.evaluate.clips import PACES, Truth
-from training.evaluate.objects import NOTHING, Found, find_objects, shapes_of
+from training.evaluate.objects import NOTHING, Found, as_seen, find_objects, shapes_of
+from training.evaluate.statistics import MEAN, R2, SLOPE, Statistic
 from training.evaluate.towers import Clip
 from vc_core.extract import edges, read_motion
 from vc_core.extract.sketch import REFERENCE
@@ -26,6 +30,9 @@ from vc_core.video import FramePlan, resize_crop
 
 FINE = 128
 """Pixels a side at which motion is looked for, at least: larger, the autoencoder's flicker is taken for motion too."""
+
+SLOWEST = 0.5 / 64
+"""The slowest commands that motion is held against, in frame widths a frame."""
 
 
 # --- Motion ---------------------------------------------------------------------------------------------------------
@@ -79,6 +86,41 @@ def displacement_share(mask: Tensor, truth: Tensor, slowest: float = 0.0, fastes
     return torch.where(meant, (went * told).sum(1) / length.square(), math.nan)
 
 
+def way(mask: Tensor) -> Tensor:
+    """How far an object (B, F, H, W) bool went from the first frame that has it to the last one: (B, 2) in frame
+    widths, NaN where none has."""
+    there = mask.any((2, 3))  # (B, F)
+    numbers = torch.arange(mask.shape[1])
+    first = torch.where(there, numbers, mask.shape[1]).amin(1).clamp_max(mask.shape[1] - 1)
+    last = torch.where(there, numbers, 0).amax(1)
+    ends = mask[torch.arange(len(mask))[:, None], torch.stack([first, last], 1)]
+    return path(ends)[:, 1]
+
+
+def direction(mask: Tensor) -> Tensor:
+    """Where an object went, as captions say it (B,), see `direction_class`; NOTHING of a lost one."""
+    step = way(mask) / max(mask.shape[1] - 1, 1)
+    return torch.where(step.isnan().any(1), NOTHING, direction_class(step.nan_to_num()))
+
+
+def object_steps(mask: Tensor, truth: Tensor) -> Tensor:
+    """Mean steps of an object in a clip, as pairs (B, 2, 2): x and y, each as told and as seen, in frame widths."""
+    told, seen = (path(one)[:, -1] / max(mask.shape[1] - 1, 1) for one in (truth, mask))
+    return _commanded(told, told, seen)
+
+
+def camera_steps(step: Tensor, truth: Truth) -> Tensor:
+    """The same of the background, whose steps (B, 2) are given, in the directions in which they are to be seen."""
+    told, seen = (torch.einsum("bki,bi->bk", truth.camera_axes, one) for one in (truth.camera, step))
+    return _commanded(truth.camera, told, seen)
+
+
+def _commanded(motion: Tensor, told: Tensor, seen: Tensor) -> Tensor:
+    """Pairs (B, 2, 2) of the motions (B, 2) that are commands: others are too small to be told from none."""
+    told = torch.where((motion.norm(dim=1) >= SLOWEST)[:, None], told, math.nan)
+    return torch.stack([told, torch.where(told.isnan(), math.nan, seen)], dim=2)
+
+
 # --- Shapes and places ----------------------------------------------------------------------------------------------
 
 
@@ -104,6 +146,22 @@ def outline_overlap(lines: Tensor, truth: Tensor, tolerance: int = 1) -> Tensor:
     return 2 * precision * recall / (precision + recall).clamp_min(1e-9)
 
 
+def outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
+    """How much a video (B, 3, F, S, S) changes across the outline of its object (B, F, S, S) bool, in RGB a pixel.
+
+    That is the mean over the pixels on both sides of the outline, of all frames. It falls where outlines blur; noise
+    adds to it by squares alone.
+    """
+    from kornia.filters import gaussian_blur2d
+
+    there = mask.float()
+    across = torch.stack(torch.gradient(gaussian_blur2d(there, (5, 5), (1.0, 1.0)), dim=(2, 3)), 1)
+    across = F.normalize(across, dim=1)  # (B, 2, F, S, S), square to the outline
+    change = torch.stack(torch.gradient(video, dim=(3, 4)), 1)  # (B, 2, 3, F, S, S)
+    grown, shrunk = (sign * F.max_pool2d(sign * there, 3, stride=1, padding=1) for sign in (1, -1))
+    return _mean_over((change * across[:, :, None]).sum(1).norm(dim=1), grown > shrunk)
+
+
 def equal(found: Tensor, truth: Tensor) -> Tensor:
     """1 where two indices (B,) are the same, else 0: nothing found is wrong."""
     return ((found == truth) & (found != NOTHING)).float()
@@ -116,6 +174,30 @@ def pixel_error(video: Tensor, truth: Tensor, where: Tensor | None = None) -> Te
     """Root mean square error of RGB (B, 3, F, H, W) in [0, 1], over the places `where` (B, 1, F, H, W) bool."""
     where = torch.ones_like(video[:, :1], dtype=torch.bool) if where is None else where
     return _mean_over((video - truth).square().mean(1), where[:, 0]).sqrt()
+
+
+_TONES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (1, -1, 0), (1, 0, -1), (0, 1, -1))
+
+
+def palette_distance(video: Tensor, images: Tensor) -> Tensor:
+    """How far the colours of videos (B, 3, F, H, W) are from those of images (B, 3, S, S), wherever they are.
+
+    The Wasserstein distance of the colours along some directions of RGB, its mean.
+    """
+    tones = F.normalize(torch.tensor(_TONES, dtype=torch.float32), dim=1)
+    share = torch.linspace(0, 1, 65)[1::2]
+
+    def quantiles(pixels: Tensor) -> Tensor:  # (3, N) -> (7, 32)
+        return (tones @ pixels).sort(dim=1).values[:, (share * pixels.shape[1]).long()]
+
+    few = video[:, :, :: max(video.shape[2] // 4, 1)].flatten(2)
+    pairs = zip(few, images.flatten(2), strict=True)
+    return torch.stack([(quantiles(one) - quantiles(other)).abs().mean() for one, other in pairs])
+
+
+def nearer_palette(video: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """1 where the colours of a video are nearer to those of its image than to those of another one, else 0."""
+    return (palette_distance(video, images) < palette_distance(video, others)).float()
 
 
 def neighbour_similarity(frames: Tensor) -> Tensor:
@@ -165,6 +247,11 @@ class Seen:
         return self.found.mask & (self.found.color != NOTHING).view(-1, 1, 1, 1)
 
     @cached_property
+    def camera(self) -> Tensor:
+        """Steps of the background (B, 2), see `camera_step`."""
+        return camera_step(as_seen(self.video), self.mask)
+
+    @cached_property
     def motion(self) -> Tensor:
         return motion_of(self.video)
 
@@ -186,6 +273,8 @@ class Measure:
         trial: a key of `training.evaluate.trials.TRIALS`, whose videos it looks at.
         better: which way is better; `source`: the nearer to what the source itself has.
         of: its figures of some videos, by what is true of their clips.
+        statistic: what figures are summed up by.
+        relative: figures are told in shares of what the clip itself has, through the autoencoder.
         unit: what figures are multiplied by for the table, and its sign.
         needs: towers that it needs.
         scenes: taken on synthetic scenes alone, as it needs what is known of them or the conditions made of them.
@@ -197,6 +286,8 @@ class Measure:
     better: Literal["high", "low", "source"]
     of: Callable[[Seen, Truth], Tensor]
     unit: tuple[float, str] = (1.0, "")
+    statistic: Statistic = MEAN
+    relative: bool = False
     needs: tuple[Literal["text", "image"], ...] = ()
     scenes: bool = False
 
@@ -209,6 +300,21 @@ def _share(slowest: float, fastest: float, seen: Seen, truth: Truth) -> Tensor:
     return displacement_share(seen.mask, truth.mask, slowest, fastest)
 
 
+def _both(seen: Seen, truth: Truth) -> Tensor:
+    return torch.cat([object_steps(seen.mask, truth.mask), camera_steps(seen.camera, truth)], dim=1)
+
+
+def _palette(seen: Seen, truth: Truth) -> Tensor:
+    return nearer_palette(seen.video, truth.style, truth.other_style)
+
+
+_LINES = {
+    "motion": ("objects and camera", _both),
+    "object": ("objects alone", lambda seen, truth: object_steps(seen.mask, truth.mask)),
+    "camera": ("camera alone", lambda seen, truth: camera_steps(seen.camera, truth)),
+}
+"""The lines through commanded and seen motion."""
+
 _ROWS = (
     Measure("consistency", "neighbouring frames alike (CLIP cosine)", "text", "source",
             lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
@@ -218,6 +324,14 @@ _ROWS = (
             lambda seen, truth: equal(seen.found.color, truth.color), _PERCENT, scenes=True),
     Measure("shape", "object of the shape that the text says", "text", "high",
             lambda seen, truth: equal(shapes_of(seen.mask), truth.shape), _PERCENT, scenes=True),
+    Measure("direction", "object goes where the text says (of 8 directions)", "text", "high",
+            lambda seen, truth: equal(direction(seen.mask), truth.direction), _PERCENT, scenes=True),
+    Measure("sharpness", "gradient along the object's outline, of the source's", "text", "source",
+            lambda seen, truth: outline_gradient(as_seen(seen.video), seen.mask), relative=True, scenes=True),
+    Measure("style_palette", "colours nearer to the style image than to another", "style_alone", "high",
+            _palette, _PERCENT),
+    Measure("style_palette_beside_text", "colours nearer to the style image than to another", "style", "high",
+            _palette, _PERCENT),
     Measure("style_similarity", "like the style image (CLIP cosine)", "style", "high",
             lambda seen, truth: similarity(seen.frames, seen.clip.images(truth.style)), needs=("image",)),
     Measure("first_frame", "error of the first frame (RMS of RGB)", "single_image", "low",
@@ -237,6 +351,10 @@ _ROWS = (
             lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), _PERCENT, scenes=True),
     Measure("endpoint", "end-point error (widths a frame)", "motion", "low",
             lambda seen, truth: endpoint_error(seen.motion, truth.motion, truth.told), _PERCENT),
+    *(Measure(f"{name}_{figure}", f"commanded against seen motion, {what}: {label}", "motion", better, of,
+              statistic=statistic, scenes=True)
+      for name, (what, of) in _LINES.items()
+      for figure, label, better, statistic in (("slope", "slope", "source", SLOPE), ("r2", "R²", "high", R2))),
     Measure("path", "error of the object's place, from where it began (widths)", "motion", "low",
             lambda seen, truth: path_error(seen.mask, truth.mask), _PERCENT, scenes=True),
     Measure("displacement", "the same at the end of the clip (widths)", "motion", "low",

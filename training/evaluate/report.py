@@ -13,11 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from training.evaluate.clips import Clips
-from training.evaluate.evaluation import Evaluated, Settings, as_plain
-from training.evaluate.measures import MEASURES, Measure
+from training.evaluate.evaluation import Evaluated, Row, Settings, as_plain
+from training.evaluate.measures import MEASURES, SLOWEST, Measure
 from training.evaluate.objects import NOTHING, as_seen, find_objects
-from training.evaluate.statistics import Estimate
-from training.evaluate.trials import ARMS, arms_of
+from training.evaluate.statistics import MEAN, Estimate
+from training.evaluate.summary import headline, kept_together, verdicts
+from training.evaluate.trials import ARMS, TOGETHER, TRIALS, Wiring, arms_of
 from vc_core.extract import flow_picture
 from vc_core.video import resize_crop, write_contact_sheet
 
@@ -33,13 +34,17 @@ def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated])
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
     (folder / JSON).write_text(json.dumps(as_mapping(settings, results), indent=1) + "\n", encoding="utf-8")
     for result in results:
-        trials = dict.fromkeys(MEASURES[name].trial for name in result.rows)
-        for trial in trials:
+        titles = {
+            MEASURES[name].trial: f"given, of another {settings.noun}, and absent (first seed)" for name in result.rows
+        }
+        if result.together is not None:
+            titles[TOGETHER] = "all conditions given at once (first seed)"
+        for trial, title in titles.items():
             before = f"{result.name}-" if len(results) > 1 else ""
             write_contact_sheet(
                 folder / f"{before}{trial}.png",
                 sheet_rows(result, trial, settings.sampling.seeds),
-                title=f"{result.name}: {trial} given, of another {settings.noun}, and absent (first seed)",
+                title=f"{result.name}: {trial.replace('_', ' ')}: {title}",
                 cell=96,
             )
 
@@ -51,25 +56,36 @@ def as_table(settings: Settings, results: Sequence[Evaluated]) -> str:
     """The table of the measures, one row for each and each checkpoint, with what one has to know to read it."""
     several = len(results) > 1
     header = ["condition", "measure", *(["checkpoint"] if several else []), "better", *ARMS, "source", "over shuffled"]
+    header += ["together"] if any(result.together for result in results) else []
     header += ["over the first"] if several else []
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for row in settings.measures():
         for result in results:
             if row.name in result.rows:
-                lines.append(f"| {' | '.join(_cells(row, result, several))} |")
-    return "\n".join([*_intro(settings, results), "", *lines, "", *_notes(settings, results)]) + "\n"
+                lines.append(f"| {' | '.join(_cells(row, result, several, 'together' in header))} |")
+    told = [*_intro(settings, results), "", *lines, "", *_compared(results), *_headlines(results)]
+    return "\n".join([*told, *_notes(settings, results)]) + "\n"
 
 
-def _cells(row: Measure, result: Evaluated, several: bool) -> list[str]:
+def _cells(row: Measure, result: Evaluated, several: bool, together: bool) -> list[str]:
     made = result.rows[row.name]
     cells = [row.trial.replace("_", " "), row.label, *([result.name] if several else [])]
     cells.append({"source": "as the source"}.get(row.better, row.better))
     cells += [_figure(made.estimates[arm], row, lost=True) for arm in ARMS]
     cells += [_figure(made.estimates["source"], row, interval=False)]
     cells += [_figure(made.gains["shuffled"], row, sign=True)]
+    cells += [_together(made)] if together else []
     if several:
         cells += [_figure(result.beside[row.name], row, sign=True) if row.name in result.beside else ""]
     return cells
+
+
+def _together(made: Row) -> str:
+    """For example `0.74 (95 % of its own)`."""
+    if TOGETHER not in made.estimates:
+        return ""
+    kept, text = kept_together(made), _figure(made.estimates[TOGETHER], made.measure, interval=False)
+    return text + ("" if kept is None else f" ({kept:.0%} of its own)")
 
 
 def _figure(estimate: Estimate, row: Measure, interval: bool = True, lost: bool = False, sign: bool = False) -> str:
@@ -86,7 +102,7 @@ def _figure(estimate: Estimate, row: Measure, interval: bool = True, lost: bool 
 
 def _loses(row: Measure) -> bool:
     """Whether missing figures are lost objects, not scenes of another pace."""
-    return row.name in ("path", "displacement", "way")
+    return row.name in ("path", "displacement", "way", "sharpness") or row.statistic is not MEAN
 
 
 def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
@@ -104,10 +120,21 @@ def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
         "",
         f"*Given* is with the {noun}'s own condition, *shuffled* with another {noun}'s, *absent* without; all else is "
         f"the same, the noise included. *Source* is the {noun} itself through the checkpoint's autoencoder: what a "
-        f"perfect network would reach. *Over shuffled* is given less shuffled, paired by {noun} and seed. The "
+        f"perfect network would reach. *Over shuffled* is given less shuffled, paired by {noun} and seed. *Together* "
+        "is with all conditions at once, in shares of the measure's own trial: above 100 % is better than there. The "
         f"end-point error is {error}.",
         "",
     ]
+    if settings.data is None:
+        lines[2] += (
+            f" Lines of commanded against seen motion go through the origin and take all motions from {SLOWEST * 64:g} "
+            "pixels of 64 a frame: objects' way over the clip, the camera's where the background shows it, x and y."
+        )
+    if len(results) > 1:
+        lines[2] += (
+            " *Over the first* is given less the first checkpoint's given, on the same clips with the same noise, "
+            "pair by pair; CLIP's figures are those of one pair of towers for all."
+        )
     for result in results:
         about = result.about
         sketches = f" sketches: {about['sketches']};" if about["sketches"] else ""
@@ -116,6 +143,20 @@ def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
             f"{about['guidance']:g}; CLIP: {about['towers']};{sketches} SHA-256 {about['sha256'][:16]}"
         )
     return lines
+
+
+def _compared(results: Sequence[Evaluated]) -> list[str]:
+    """What is better and what is worse than the first checkpoint's, in words."""
+    lines = []
+    for result in results[1:]:
+        words = [f"{word}: {', '.join(names) or 'none'}" for word, names in verdicts(result, results[0]).items()]
+        lines.append(f"- {result.name} beside {results[0].name}: {'; '.join(words)}.")
+    return lines
+
+
+def _headlines(results: Sequence[Evaluated]) -> list[str]:
+    told = ((result.name, headline(result)) for result in results)
+    return [f"- {name}: {', '.join(f'{of} {figure:.3f}' for of, figure in found.items())}" for name, found in told]
 
 
 def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
@@ -144,7 +185,8 @@ def _skipped(clips: Clips) -> list[str]:
 
 
 def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, Any]:
-    """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none."""
+    """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none; of lines
+    (clips, seeds, points, 2), what was told and what is seen."""
     return {
         "settings": as_plain(settings),
         "measures": {
@@ -157,8 +199,10 @@ def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, An
                 "skipped": result.clips.skipped,
                 "notes": result.notes,
                 "fvd": result.fvd,
+                "headline": headline(result),
                 "results": {name: _row(result, name) for name in result.rows},
             }
+            | ({"beside the first": verdicts(result, results[0])} if result.beside else {})
             for result in results
         ],
     }
@@ -172,8 +216,10 @@ def _row(result: Evaluated, name: str) -> dict[str, Any]:
     }
 
 
-def _nulls(values: np.ndarray) -> list[list[float | None]]:
-    return [[None if np.isnan(value) else round(float(value), 6) for value in line] for line in values]
+def _nulls(values: np.ndarray) -> list[Any] | float | None:
+    if values.ndim:
+        return [_nulls(part) for part in values]
+    return None if np.isnan(values) else round(float(values), 6)
 
 
 # --- Contact sheets -------------------------------------------------------------------------------------------------
@@ -184,10 +230,12 @@ def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Ten
     rows, clips = [], result.clips
     for number in range(min(SHOWN, len(clips))):
         caption = textwrap.shorten(clips.texts[number], 48, placeholder=" ...")
-        rows.append((f"{number + 1}: source" if trial != "text" else caption, clips.truth.video[number]))
-        if trial != "text":
-            rows.append((f"{trial} given", _picture(result, trial, number)))
-        for arm, wiring in arms_of(trial).items():
+        told = trial in ("text", TOGETHER)
+        rows.append((caption if told else f"{number + 1}: source", clips.truth.video[number]))
+        if not told:
+            condition = TRIALS[trial].condition
+            rows.append((f"{condition} given", _picture(result, condition, number)))
+        for arm, wiring in _shown(result, trial).items():
             video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
             if arm == "given" and clips.truth.mask is not None:
@@ -195,17 +243,21 @@ def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Ten
     return rows
 
 
-def _picture(result: Evaluated, trial: str, number: int) -> Tensor:
+def _shown(result: Evaluated, trial: str) -> dict[str, Wiring]:
+    return {"given": result.together} if trial == TOGETHER else arms_of(trial)
+
+
+def _picture(result: Evaluated, condition: str, number: int) -> Tensor:
     """What was given of a clip, as a picture (3 or 1, F, H, W) in [0, 1]."""
     clips = result.clips
-    if trial == "style":
+    if condition == "style":
         return clips.truth.style[number][:, None]
-    condition = clips.conditions[trial][number]
-    if trial == "motion":
-        return flow_picture(condition[None])[0]
-    if trial == "depth":
-        return condition / condition.max()
-    return condition[:3] * 0.5 + 0.5 if trial == "mask" else condition
+    given = clips.conditions[condition][number]
+    if condition == "motion":
+        return flow_picture(given[None])[0]
+    if condition == "depth":
+        return given / given.max()
+    return given[:3] * 0.5 + 0.5 if condition == "mask" else given
 
 
 def _found(video: Tensor) -> Tensor:
