@@ -6,26 +6,34 @@ import pytest
 import torch
 
 from training.data.render import render
-from training.data.scenes import SHAPES
+from training.data.scenes import DIRECTION_WORDS, SHAPES
+from training.evaluate.camera import camera_step, told_directions
 from training.evaluate.clips import held_out_clips, held_out_scenes, on_object
 from training.evaluate.measures import (
     MEASURES,
+    SLOWEST,
     Seen,
+    direction,
     displacement_error,
     displacement_share,
     endpoint_error,
     equal,
+    nearer_palette,
     neighbour_similarity,
+    object_steps,
+    outline_gradient,
     outline_overlap,
     outlines,
     overlap,
+    palette_distance,
     path,
     path_error,
     pixel_error,
     similarity,
+    way,
 )
 from training.evaluate.objects import NOTHING, SEEN, find_objects, shapes_of
-from training.evaluate.statistics import estimate
+from training.evaluate.statistics import R2, SLOPE, estimate
 from training.evaluate.towers import load_clip
 from vc_core.composer import VideoComposer
 
@@ -191,6 +199,69 @@ def test_the_end_point_error_counts_where_it_is_asked_to():
     assert endpoint_error(made, command, on_object(mask & False, (4, 4))).isnan().all()
 
 
+def test_directions_are_told_from_the_first_frame_that_has_the_object_to_the_last():
+    eight = [(16, 8), (16, 16), (8, 16), (0, 16), (0, 8), (0, 0), (8, 0), (16, 0)]  # in the order of DIRECTION_WORDS
+    for number, corner in enumerate(eight):
+        assert direction(block((8, 8), corner)).item() == number
+    assert direction(block((8, 8), (8, 8))).item() == len(DIRECTION_WORDS)  # it stands still
+    assert direction(block((40, 40), (8, 8), (16, 8), (40, 40))).item() == 0
+    assert direction(block((40, 40), (40, 40))).item() == NOTHING
+    assert way(block((40, 40), (8, 8), (16, 8))).tolist() == [[0.25, 0.0]]
+
+
+def test_small_commands_do_not_count_and_lost_objects_are_missing():
+    told, lost = block((8, 8), (16, 8)), block((8, 8), (40, 40))
+    assert object_steps(told, told)[0].tolist() == [[0.25, 0.25], [0.0, 0.0]]
+    assert object_steps(told, block((8, 8), (8, 8))).isnan().all()
+    missing = object_steps(lost, told)
+    assert missing[0, :, 0].tolist() == [0.25, 0.0] and missing[0, :, 1].isnan().all()
+    assert estimate(missing[:, None].numpy(), SLOPE).missing == 1.0
+
+
+@pytest.fixture(scope="module")
+def panned():
+    """Many scenes whose camera moves, and where their objects are."""
+    scenes = held_out_scenes(60)
+    scenes = scenes[(scenes.background_velocity.norm(dim=1) >= SLOWEST).nonzero(as_tuple=True)[0][:16]]
+    rendered = render(scenes, SEEN, 16, what=("video", "object_mask"))
+    return scenes, rendered.video, rendered.object_mask[:, 0] > 0.5
+
+
+def camera_line(panned, video, mask=None):
+    """The slope of the line through commanded and seen camera steps."""
+    scenes, clean, there = panned
+    axes = told_directions(clean, there)
+    step = camera_step(video, there if mask is None else mask)
+    pairs = torch.stack([torch.einsum("bki,bi->bk", axes, one) for one in (scenes.background_velocity, step)], 2)
+    return estimate(pairs[:, None].numpy(), SLOPE).mean, estimate(pairs[:, None].numpy(), R2).mean
+
+
+def test_the_cameras_way_is_seen_behind_objects_and_through_noise(panned):
+    _, video, there = panned
+    noisy = (video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    for each, least in ((video, 0.99), (noisy, 0.98)):
+        slope, explained = camera_line(panned, each)
+        assert abs(slope - 1) < 0.04 and explained > least
+    slope, explained = camera_line(panned, video.flip(2))
+    assert abs(slope + 1) < 0.04  # backwards
+    slope, _ = camera_line(panned, video[:, :, :1].expand_as(video))
+    assert abs(slope) < 1e-3
+    slope, _ = camera_line(panned, video[:, :, ::2], there[:, ::2])
+    assert abs(slope - 2) < 0.08
+    assert camera_line(panned, video, there & False)[1] < explained  # objects would be taken for the ground
+
+
+def test_stripes_tell_their_motion_across_alone():
+    at = torch.arange(64) / 64
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    stripes = (0.5 + 0.4 * torch.sin(20 * (x + y))).expand(1, 3, 4, 64, 64)
+    checks = stripes * (0.5 + 0.4 * torch.sin(20 * (x - y)))
+    nowhere = torch.zeros(1, 4, 64, 64, dtype=torch.bool)
+    across, none = told_directions(stripes, nowhere)[0]
+    assert across.abs().tolist() == pytest.approx([0.5**0.5] * 2, abs=1e-3) and none.isnan().all()
+    assert told_directions(checks, nowhere)[0].tolist() == [[1, 0], [0, 1]]
+
+
 # --- Outlines, pixels, embeddings -----------------------------------------------------------------------------------
 
 
@@ -210,6 +281,37 @@ def test_outlines_are_those_of_the_objects():
     video[..., 20:44, 20:44] = 0.9
     lines = outlines(video)[0, 0]
     assert lines[40:56, 40:56].sum() == 0 and lines.sum() > 60
+
+
+def test_blurred_outlines_are_less_sharp_and_noise_makes_them_hardly_sharper(clips):
+    from kornia.filters import gaussian_blur2d
+
+    video, there = clips.truth.video, clips.truth.mask
+    own = outline_gradient(video, there)
+
+    def share(video):
+        return (outline_gradient(video, find_objects(video).mask) / own).mean().item()
+
+    def blurred(sigma):
+        frames = gaussian_blur2d(video.transpose(1, 2).flatten(0, 1), (13, 13), (sigma, sigma))
+        return frames.unflatten(0, (COUNT, -1)).transpose(1, 2)
+
+    noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
+    assert share(video) == pytest.approx(1, abs=0.02)
+    assert share(blurred(1.0)) < 0.8 and share(blurred(2.0)) < 0.5
+    assert share((video + 0.05 * noise).clamp(0, 1)) < 1.06
+    assert outline_gradient(video, there & False).isnan().all()
+
+
+def test_a_palette_is_what_colours_there_are_and_not_where():
+    video, image = torch.zeros(1, 3, 4, 8, 8), torch.zeros(1, 3, 16, 16)
+    video[:, 0, ..., :2] = 1.0  # a quarter of it red
+    image[:, 0, 12:] = 1.0
+    assert palette_distance(video, image).item() < 1e-6
+    other = image.clone()
+    other[:, 1, 8:] = 1.0
+    assert palette_distance(video, other).item() > 0.05
+    assert nearer_palette(video, image, other).item() == 1 and nearer_palette(video, other, image).item() == 0
 
 
 def test_pixel_errors_are_root_mean_squares_where_they_count():
