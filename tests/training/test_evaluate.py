@@ -244,7 +244,7 @@ def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_t
         both = evaluate(
             replace(settings, checkpoints=(tiny_checkpoint, part), parts=(tiny_checkpoint,), only=only)
         )
-    assert loaded == [tiny_checkpoint] and both[1].judge is both[0].judge
+    assert loaded == [tiny_checkpoint] and both[1].judge.model is both[0].judge.model
     assert both[1].beside["consistency"].mean is not None and both[1].clips.keys == both[0].clips.keys
     table = as_table(replace(settings, only=only), both)
     assert "network beside tiny: better: " in table

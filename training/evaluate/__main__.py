@@ -14,7 +14,7 @@ from vc_core.checkpoint import BUNDLED
 from vc_core.errors import UserError
 from vc_core.terminal import progress_bars, run_program
 
-DEFAULT = {"clips": 48, "seeds": 2, "steps": 20}
+DEFAULT = {"clips": 48, "seeds": 2, "steps": 12}
 QUICK = {"clips": 3, "seeds": 1, "steps": 8}
 """What --quick takes for what is not given: enough to see that it works, too little to compare by."""
 JSON = "evaluation.json"  # that of training.evaluate.report, which imports torch
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "{steps} steps where nothing else is given".format(**QUICK))  # fmt: skip
     add("--parts", type=Path, nargs="+", default=[], metavar="FILE", help="files that bring autoencoder and towers")
     add("--clip", type=Path, metavar="PATH", help="file or folder of an OpenCLIP ViT-H/14 for the CLIP measures "
-        "(default: the towers of the first checkpoint that has both, for all)")  # fmt: skip
+        "(default: the first checkpoint's own towers, for all)")  # fmt: skip
     add("--fvd", type=Path, metavar="FILE", help="I3D's weights for FVD by the package cd-fvd (default: none)")
     add("--batch", type=int, default=4, help="videos that are composed at a time (default: 4)")
     add("--jobs", type=int, help="processes that compose, of one thread each on a CPU (default: two there, else one)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,14 +252,14 @@ def _evaluate_with(
 
 
 def judge_of(settings: Settings, composer: VideoComposer, first: Evaluated | None) -> Clip:
-    """The towers that measure: those that the settings name, else those of the first checkpoint that has both.
+    """The towers that measure: those that the settings name, else the first checkpoint's, for all; where it lacks one,
+    each checkpoint's own.
 
-    Figures of two pairs of towers could not be compared, so that no checkpoint is judged by its own while an earlier
-    one's are at hand.
+    Figures of two pairs of towers could not be compared.
     """
-    if first is not None and not first.judge.missing:
-        return first.judge
-    return load_clip(settings.clip, composer, settings.parts)
+    if first is None or first.judge.missing:
+        return load_clip(settings.clip, composer, settings.parts)
+    return first.judge if settings.clip is not None else replace(first.judge, source=f"as for {first.name}")
 
 
 def offered_by(composer: VideoComposer) -> list[str]:

@@ -31,6 +31,7 @@ from vc_core.video import FramePlan, resize_crop
 FINE = 128
 """Pixels a side at which motion is looked for, at least: larger, the autoencoder's flicker is taken for motion too."""
 
+_AT_ONCE = 8  # videos that are looked at: what is made of many at once takes gigabytes
 SLOWEST = 0.5 / 64
 """The slowest commands that motion is held against, in frame widths a frame."""
 
@@ -131,7 +132,8 @@ def overlap(mask: Tensor, truth: Tensor) -> Tensor:
 
 def outlines(video: Tensor) -> Tensor:
     """The edges of videos (B, 3, F, H, W), (B, F, S, S) bool, at the size for which the edges' thresholds hold."""
-    return edges(resize_crop(video, (REFERENCE, REFERENCE)))[:, 0] > 0.5
+    parts = video.split(_AT_ONCE)
+    return torch.cat([edges(resize_crop(part, (REFERENCE, REFERENCE)))[:, 0] > 0.5 for part in parts])
 
 
 def outline_overlap(lines: Tensor, truth: Tensor, tolerance: int = 1) -> Tensor:
@@ -152,6 +154,11 @@ def outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
     That is the mean over the pixels on both sides of the outline, of all frames. It falls where outlines blur; noise
     adds to it by squares alone.
     """
+    parts = zip(video.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
+    return torch.cat([_outline_gradient(*part) for part in parts])
+
+
+def _outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
     from kornia.filters import gaussian_blur2d
 
     there = mask.float()
