@@ -62,7 +62,7 @@ def arms_of(trial: str) -> dict[str, Wiring]:
 class Sampling:
     """How videos are composed. `guidance` None is the checkpoint's.
 
-    Of the bundled checkpoint's figures none moved by more than a tenth of its interval from 20 steps to 12.
+    From 20 steps to 12 the bundled checkpoint's figures moved by less than 0.005, shapes by one of 24 videos.
     """
 
     seeds: int = 2
