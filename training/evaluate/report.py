@@ -156,7 +156,8 @@ def _compared(results: Sequence[Evaluated]) -> list[str]:
 
 def _headlines(results: Sequence[Evaluated]) -> list[str]:
     told = ((result.name, headline(result)) for result in results)
-    return [f"- {name}: {', '.join(f'{of} {figure:.3f}' for of, figure in found.items())}" for name, found in told]
+    lines = ((name, ", ".join(f"{of} {figure:.3f}" for of, figure in found.items())) for name, found in told)
+    return [f"- {name} in short: {figures}." for name, figures in lines if figures]
 
 
 def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:

@@ -47,20 +47,17 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 
 def _pair_terms(pairs: np.ndarray) -> np.ndarray:
     told, seen = pairs[:, 0], pairs[:, 1]
-    return np.stack([seen, told * told, told * seen, seen * seen], axis=-1)
+    return np.stack([told * told, told * seen, seen * seen], axis=-1)
 
 
 def _slope(sums: np.ndarray) -> np.ndarray:
-    return _over(sums[..., 3], sums[..., 2])
+    return _over(sums[..., 2], sums[..., 1])
 
 
 def _explained(sums: np.ndarray) -> np.ndarray:
-    """1 less what is left of the variance of what was seen."""
-    count, seen, told_told, told_seen, seen_seen = np.moveaxis(sums, -1, 0)
-    left = seen_seen - _over(told_seen**2, told_told)
-    spread = seen_seen - _over(seen**2, count)
-    # Points that are all alike, or one alone, have no spread to be explained.
-    return np.where(spread > 1e-12 * np.maximum(seen_seen, 1e-30), 1 - _over(left, spread), np.nan)
+    """About zero, as the line goes through it: about its mean, what was seen may vary less than about the line."""
+    told_told, told_seen, seen_seen = np.moveaxis(sums[..., 1:], -1, 0)
+    return _over(told_seen**2, told_told * seen_seen)
 
 
 def _over(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -71,7 +68,7 @@ MEAN = Statistic(0, lambda values: values[:, None], _mean)
 SLOPE = Statistic(1, _pair_terms, _slope)
 """Of pairs (told, seen): the slope of the line through the origin by least squares; 1 where all is obeyed."""
 R2 = Statistic(1, _pair_terms, _explained)
-"""Of the same: the share of the variance of what was seen that this line explains, R²."""
+"""Of the same: the share of the squares of what was seen that this line explains, R²; 0..1, also of a falling one."""
 
 
 def estimate(values: Sequence[Sequence[float]] | np.ndarray, statistic: Statistic = MEAN) -> Estimate:
