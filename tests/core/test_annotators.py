@@ -199,6 +199,23 @@ def test_a_sketch_does_not_depend_on_the_chunk_and_tells_its_progress(models):
     assert told == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
 
 
+@pytest.mark.parametrize("size", [(40, 56), (96, 96), (200, 130)])
+def test_edges_are_kornias(size):
+    """Blur and gradients in plain torch give what kornia's filters give."""
+    from kornia.filters import gaussian_blur2d, spatial_gradient
+
+    from vc_core.extract.sketch import REFERENCE, _sobel, blurred
+
+    planes = torch.rand(3, *size)
+    scale = max(1.0, min(size) / REFERENCE)
+    radius = round(2 * scale)
+    padded = F.pad(planes[:, None], (radius,) * 4, mode="replicate")
+    expected = gaussian_blur2d(padded, 2 * radius + 1, (0.8 * scale,) * 2)[:, 0, radius:-radius, radius:-radius]
+    torch.testing.assert_close(blurred(planes, 0.8 * scale, radius), expected, atol=1e-6, rtol=0)
+    gradient = spatial_gradient(expected[:, None], normalized=True)[:, 0]
+    torch.testing.assert_close(torch.stack(_sobel(expected), dim=1), gradient, atol=1e-6, rtol=0)
+
+
 def test_auto_takes_pidinet_where_it_is_and_edges_elsewhere(models, tmp_path, monkeypatch):
     video = clip()
     assert sketch(video, "auto", models)[1] == "pidinet"

@@ -96,13 +96,13 @@ def test_doctor_as_json(no_trial, capsys):
 
 def test_a_library_that_is_missing(monkeypatch, capsys):
     here = doctor._version
-    changed = {"kornia": None, "av": "1.0"}
+    changed = {"einops": None, "av": "1.0"}
     monkeypatch.setattr(doctor, "_version", lambda name: changed[name] if name in changed else here(name))
     assert cli.main(["doctor"]) == 2
     out = capsys.readouterr().out
-    assert "kornia missing: " in out and "av 1.0 is another version: " in out
+    assert "einops missing: " in out and "av 1.0 is another version: " in out
     last = out.rstrip().splitlines()[-1]
-    assert "kornia" in last and "av" in last and "./vc --setup" in last
+    assert "einops" in last and "av" in last and "./vc --setup" in last
 
 
 def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):

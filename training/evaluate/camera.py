@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vc_core.extract.sketch import blurred
+
 _APART = (1, 1, 1, 1, 2, 2, 4, 4)  # frames between those of a pair, step by step: the farther, the less noise counts
-_BLUR = 1.5  # pixels: what is finer than the pixels that vectors are sought in tells nothing
-_AROUND = 7  # pixels that a mask is grown to before what is outside of it counts, as the blur carries the object there
+_BLUR = 2.5  # pixels: grounds are smooth, and what is finer is noise, which makes motion look smaller
+_AROUND = 11  # pixels that a mask is grown to before what is outside of it counts, as the blur carries the object there
 _FLAT = 0.1  # a direction in which a background changes this much less than in the other one does not tell its motion
 
 _AT_ONCE = 8  # videos: more take memory for nothing
@@ -57,10 +59,8 @@ def told_directions(video: Tensor, mask: Tensor) -> Tensor:
 
 
 def _blurred(video: Tensor) -> Tensor:
-    from kornia.filters import gaussian_blur2d
-
-    frames = gaussian_blur2d(video.transpose(1, 2).flatten(0, 1), (9, 9), (_BLUR, _BLUR))
-    return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+    frames = blurred(video.transpose(1, 2).flatten(0, 2), _BLUR, round(2.5 * _BLUR))
+    return frames.unflatten(0, (len(video), video.shape[2], -1)).transpose(1, 2)
 
 
 def _outside(mask: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from training.evaluate.objects import NOTHING, Found, as_seen, find_objects, sha
 from training.evaluate.statistics import MEAN, R2, SLOPE, Statistic
 from training.evaluate.towers import Clip
 from vc_core.extract import edges, read_motion
-from vc_core.extract.sketch import REFERENCE
+from vc_core.extract.sketch import REFERENCE, blurred
 from vc_core.video import FramePlan, resize_crop
 
 FINE = 128
@@ -159,10 +159,8 @@ def outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
 
 
 def _outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
-    from kornia.filters import gaussian_blur2d
-
     there = mask.float()
-    across = torch.stack(torch.gradient(gaussian_blur2d(there, (5, 5), (1.0, 1.0)), dim=(2, 3)), 1)
+    across = torch.stack(torch.gradient(blurred(there.flatten(0, 1), 1.0, 2).view_as(there), dim=(2, 3)), 1)
     across = F.normalize(across, dim=1)  # (B, 2, F, S, S), square to the outline
     change = torch.stack(torch.gradient(video, dim=(3, 4)), 1)  # (B, 2, 3, F, S, S)
     grown, shrunk = (sign * F.max_pool2d(sign * there, 3, stride=1, padding=1) for sign in (1, -1))

@@ -3,6 +3,7 @@ that somebody drew."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -106,19 +107,42 @@ def edges(video: Tensor) -> Tensor:
 
 def _lines(frames: Tensor) -> Tensor:
     """`edges` of single frames: (N, 3, H, W) -> (N, 1, H, W)."""
-    from kornia.filters import gaussian_blur2d, spatial_gradient
-
     n, _, h, w = frames.shape
     scale = max(1.0, min(h, w) / REFERENCE)
-    radius = round(2 * scale)
-    padded = F.pad(frames, (radius,) * 4, mode="replicate")
-    blurred = gaussian_blur2d(padded, 2 * radius + 1, (0.8 * scale,) * 2)[..., radius : radius + h, radius : radius + w]
-    gradient = spatial_gradient(blurred.flatten(0, 1)[:, None], normalized=True).mul_(scale)  # (N·3, 1, 2, H, W)
-    dx, dy = gradient.unflatten(0, (n, 3))[:, :, 0].unbind(dim=2)  # each (N, 3, H, W)
+    planes = blurred(frames.flatten(0, 1), 0.8 * scale, round(2 * scale))
+    dx, dy = (gradient.mul_(scale).unflatten(0, (n, -1)) for gradient in _sobel(planes))
     dx, dy, strength = _strongest(dx, dy)
     lines = ((_thinned(strength, dx, dy) - FAINT) / (FULL - FAINT)).clamp(0, 1)
     width = 2 * (round(scale) // 3) + 1
     return F.max_pool2d(lines, width, stride=1, padding=width // 2) if width > 1 else lines
+
+
+def blurred(planes: Tensor, sigma: float, radius: int) -> Tensor:
+    """Gaussian blur of planes (N, H, W), the border's pixels repeated outwards."""
+    weights = [math.exp(-(at**2) / (2 * sigma**2)) for at in range(-radius, radius + 1)]
+    weights = [weight / sum(weights) for weight in weights]
+    h, w = planes.shape[-2:]
+    padded = F.pad(planes[:, None], (radius,) * 4, mode="replicate")[:, 0]
+    # On a CPU sums of shifted planes are faster than convolutions of a single channel.
+    across = _weighted([padded[..., i : i + w] for i in range(2 * radius + 1)], weights)
+    return _weighted([across[:, i : i + h] for i in range(2 * radius + 1)], weights)
+
+
+def _weighted(planes: list[Tensor], weights: list[float]) -> Tensor:
+    total = planes[0] * weights[0]
+    for plane, weight in zip(planes[1:], weights[1:], strict=True):
+        total.add_(plane, alpha=weight)
+    return total
+
+
+def _sobel(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sobel's gradients of planes (N, H, W), across and down, normalised to differences of one pixel."""
+    padded = F.pad(planes[:, None], (1,) * 4, mode="replicate")[:, 0]
+    across = padded[..., 2:] - padded[..., :-2]
+    down = padded[..., 2:, :] - padded[..., :-2, :]
+    dx = across[:, :-2].add(across[:, 1:-1], alpha=2).add_(across[:, 2:]).div_(8)
+    dy = down[..., :-2].add(down[..., 1:-1], alpha=2).add_(down[..., 2:]).div_(8)
+    return dx, dy
 
 
 def _strongest(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
