@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+
+from vc_core.encoders.clip import tokenize
 
 from .scenes import (
     BACKGROUNDS,
@@ -20,8 +24,25 @@ from .scenes import (
     uniform,
 )
 
+START, END = 49406, 49407
+"""CLIP's tokens around every text."""
 _CAPTION_STREAM = 1 << 20
 """Streams of random numbers from here on are not used by the scenes themselves."""
+
+
+def caption_tokens(texts: Sequence[str], length: int = 77) -> torch.Tensor:
+    """Token numbers (N, length) of captions, as `vc_core.encoders.clip.tokenize` gives them.
+
+    Each of the grammar's few words is looked up once: a GPU takes in scenes faster than texts are cut into words.
+    """
+    rows = [[START, *(number for word in text.split() for number in _word(word)), END] for text in texts]
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+
+
+@lru_cache(maxsize=4096)
+def _word(word: str) -> tuple[int, ...]:
+    first = tokenize([word])[0]
+    return tuple(first[1 : int(first.argmax())].tolist())
 
 
 def motion_class(scenes: Scenes, frames: int = CLIP_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:

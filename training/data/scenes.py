@@ -37,7 +37,7 @@ COLORS = {
 }
 COLOR_NAMES = tuple(COLORS)
 OBJECT_COLORS = COLOR_NAMES[:8]
-BACKGROUND_MUTING = 0.3
+BACKGROUND_MUTING = 0.5
 """How far background colours are drawn towards mid grey, so that objects stand out."""
 
 SLOW, FAST = 1.0 / 64, 2.0 / 64
@@ -174,7 +174,7 @@ class Palette:
 def palette(device: torch.device | str = "cpu") -> Palette:
     pure = torch.tensor(list(COLORS.values()), device=device)
     muted = pure + (0.5 - pure) * BACKGROUND_MUTING
-    return Palette(pure, muted, torch.cdist(muted, muted) < 0.25, torch.cdist(pure, muted) < 0.42)
+    return Palette(pure, muted, torch.cdist(muted, muted) < 0.18, torch.cdist(pure, muted) < 0.38)
 
 
 def _draw_colors(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -242,12 +242,12 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     draw = _Draw(seeds)
     background_kind = draw.index(len(BACKGROUNDS))
     background_color, background_rgb, color, rgb = _draw_colors(draw)
-    # At least 18 pixels a period at 64, which an 8x8 latent holds well. A gradient spans the frame.
-    period = draw.uniform(18.0 / 64, 36.0 / 64)
+    # At least 22 pixels a period at 64, which an 8x8 latent holds well. A gradient spans the frame.
+    period = draw.uniform(22.0 / 64, 40.0 / 64)
     stretch = torch.tensor([1.0, 1.3, 1.0, 4.0], device=seeds.device)  # in the order of BACKGROUNDS
     period = period * stretch[background_kind]
     pan = draw.direction() * draw.uniform(0.3 / 64, 1.5 / 64)[:, None]
-    pan = torch.where(draw.chance(0.3)[:, None], pan, 0.0)
+    pan = torch.where(draw.chance(0.17)[:, None], pan, 0.0)
     top, bottom = draw.uniform(0.1, 0.3), draw.uniform(0.4, 0.7)
     first_depth, gap = draw.uniform(0.85, 1.4), draw.uniform(0.25, 0.55)
     swap = draw.chance(0.5)
@@ -267,10 +267,10 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         shape=draw.index(len(SHAPES), (2,)),
         color=color,
         rgb=rgb,
-        radius=draw.uniform(0.11, 0.20, (2,)),
-        tilt=draw.uniform(-0.22, 0.22, (2,)),
+        radius=draw.uniform(0.165, 0.25, (2,)),
+        tilt=draw.uniform(-0.15, 0.15, (2,)),
         texture=draw.index(len(OBJECT_TEXTURES), (2,)),
-        texture_period=draw.uniform(0.15, 0.24, (2,)),
+        texture_period=draw.uniform(0.18, 0.28, (2,)),
         texture_angle=draw.uniform(0.0, 2 * math.pi, (2,)),
         depth=depth,
         start=start,
@@ -282,7 +282,7 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
 
 def _with_camera(draw: _Draw, scenes: Scenes) -> Scenes:
     """In 30% of the scenes nothing moves but the camera: what is in them goes with the background."""
-    alone = draw.chance(0.3)[:, None]
+    alone = draw.chance(0.2)[:, None]
     pan = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
     way = (pan * (CLIP_FRAMES - 1))[:, None]
     inside = torch.minimum(torch.maximum(scenes.start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))

@@ -216,7 +216,13 @@ def encode_text(model: CLIP, prompts: list[str]) -> torch.Tensor:
         raise UserError(
             "There is no text tower: name a file that has one, such as Stable Diffusion 2.1's text encoder."
         )
-    tokens = tokenize(prompts, model.context_length).to(model.positional_embedding.device)
+    return encode_tokens(model, tokenize(prompts, model.context_length))
+
+
+@torch.no_grad()
+def encode_tokens(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
+    """`encode_text` of token numbers (B, L), see `tokenize`."""
+    tokens = tokens.to(model.positional_embedding.device)
     # The last block is not run, and need not be there; `layers` counts it nevertheless.
     penultimate = next(islice(_text_states(model, tokens), model.transformer.layers - 1, None))
     return model.ln_final(penultimate)
