@@ -10,13 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from training.data.captions import captions
+from training.data.captions import caption_tokens, captions
 from training.data.render import render
-from training.data.scenes import sample_scenes, scene_seeds
+from training.data.scenes import Scenes, sample_scenes, scene_seeds
 from vc_core.atomic import written_beside
-from vc_core.conditions import CONDITIONS
+from vc_core.conditions import condition_size, drawing_size
 from vc_core.extract import edges
 from vc_core.progress import Progress
+from vc_core.video import resize_crop
 
 SHARD = 128
 CAPTIONS = 4
@@ -26,43 +27,64 @@ STILLS = 4
 
 
 def make_shard(
-    seeds: Tensor, autoencoder: Any, towers: Any, size: int = 64, frames: int = 16, batch: int = 16
+    seeds: Tensor,
+    autoencoder: Any,
+    towers: Any,
+    size: int = 64,
+    frames: int = 16,
+    batch: int = 16,
+    scale: int | None = None,
 ) -> dict[str, Tensor]:
-    """Everything that training needs of the scenes of `seeds` (N,), frames first, small types.
+    """Everything that training needs of the scenes of `seeds` (N,), frames first, small types, on the encoders' device.
+
+    Args:
+        scale: of the conditions, see `condition_size`.
 
     Returns:
         latents (N, F, 4, h, w), text (N, CAPTIONS, 77, D) and style (N, STILLS, D) in half precision; video, edges and
         outline (N, F, C, S, S) as bytes of 0..1, depth in half, object (the first object's mask) as bytes, at the
-        conditions' size S; motion (N, F, 2, size, size) in half, in pixels.
+        conditions' size S; motion (N, F, 2, S', S') in half, in pixels of the video.
     """
     from vc_core.encoders.autoencoder import encode
-    from vc_core.encoders.clip import encode_image, encode_text
+    from vc_core.encoders.clip import encode_image
 
-    latent = size // 8
-    motion_size, picture_size = (CONDITIONS[name].scale * latent for name in ("motion", "depth"))
+    device = next(autoencoder.parameters()).device
+    drawn_size = drawing_size("depth", (size, size))[0]
+    wanted = condition_size("depth", (size, size), scale)
+    motion_size = condition_size("motion", (size, size), scale)[0]
     shards = []
     for chunk in seeds.split(batch):
-        scenes = sample_scenes(chunk)
+        told = sample_scenes(chunk.cpu())
+        scenes = sample_scenes(chunk.to(device))
         small = render(scenes, size, frames, what=("video",)).video
         fields = render(scenes, motion_size, frames, what=("motion",))
-        large = render(scenes, picture_size, frames, what=("video", "depth", "outline", "object_mask"))
+        large = render(scenes, drawn_size, frames, what=("video", "depth", "outline", "object_mask"))
         stills = small[:, :, :: frames // STILLS].transpose(1, 2).flatten(0, 1)
         shards.append(
             {
-                "latents": encode(autoencoder, small).half(),  # in the autoencoder's own type
-                "text": torch.stack([encode_text(towers, captions(scenes, v)) for v in range(CAPTIONS)], 1).half(),
+                # In the autoencoder's own type, and on a CPU a few frames at a time.
+                "latents": encode(autoencoder, small, 16 if device.type == "cpu" else 1024).half(),
+                "text": _texts(towers, told).half(),
                 "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
-                "video": as_bytes(large.video),
-                "edges": as_bytes(edges(large.video)),
-                "outline": as_bytes(large.outline),
-                "object": as_bytes(large.object_mask),
-                "depth": large.depth.half(),
-                "motion": fields.motion.half(),
+                "video": as_bytes(resize_crop(large.video, wanted)),
+                "edges": as_bytes(resize_crop(edges(large.video), wanted)),
+                "outline": as_bytes(resize_crop(large.outline, wanted)),
+                "object": as_bytes(resize_crop(large.object_mask, wanted).round()),
+                "depth": resize_crop(large.depth, wanted).half(),
+                "motion": (fields.motion * (size / motion_size)).half(),
             }
         )
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     tokens = ("text", "style")
     return {k: v if k in tokens else v.transpose(1, 2).contiguous() for k, v in joined.items()}
+
+
+def _texts(towers: Any, scenes: Scenes) -> Tensor:
+    """Tokens (N, CAPTIONS, 77, D) of some captions of each scene."""
+    from vc_core.encoders.clip import encode_tokens
+
+    tokens = [caption_tokens(captions(scenes, variation)) for variation in range(CAPTIONS)]
+    return encode_tokens(towers, torch.cat(tokens)).unflatten(0, (CAPTIONS, -1)).transpose(0, 1)
 
 
 def as_bytes(values: Tensor) -> Tensor:

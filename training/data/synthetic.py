@@ -3,7 +3,7 @@ them, spoiled as real extractors would."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -15,7 +15,7 @@ from torch import Tensor
 from training.data.making import draw_below, style_image
 from training.data.sample import Sample
 from vc_core.conditions import CONDITIONS
-from vc_core.extract import Rectangle, drawn_mask, edges, half, masked_video
+from vc_core.extract import edges
 from vc_core.video import resize_crop
 
 from .cache import CAPTIONS, STILLS, ClipCache, as_bytes
@@ -42,6 +42,14 @@ __all__ = [
 
 CLIP = 16
 """Frames of a scene."""
+DRAWN = 0.4
+"""Share of the sketches that are outlines as people draw them; the others are the extractor's edges."""
+MOVING, RECTANGLE = 0.5, 0.8
+"""Of masks: below the first a moving one, below the second a rectangle, else half of the frame."""
+BLOCKS = (1, 2, 4)
+"""Sides of a codec's blocks, in pixels of the condition."""
+JITTER, WRONG, MISSING = 0.15, 0.02, 0.3
+"""At most: the noise on vectors in pixels, the shares of spurious ones and of those that are not there."""
 
 
 class Tensors(Protocol):
@@ -121,69 +129,98 @@ def condition_of(
     name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator, scale: int | None = None
 ) -> Tensor:
     """One condition of one clip, `(F, C, H, W)`, frames first, at `scale` times the latent's size; None: the table's,
-    at which all are made."""
+    at which the tensors are stored."""
 
-    def size(made: Tensor) -> tuple[int, int]:
+    def fitted(stored: Tensor) -> Tensor:
         own = CONDITIONS[name].scale
-        return tuple(side * (scale or own) // own for side in made.shape[-2:])
+        return resize_crop(stored.float(), tuple(side * (scale or own) // own for side in stored.shape[-2:]))
 
-    if name == "mask":
-        video = window.of(tensors, "video", clip).float() / 255
-        keep = draw_mask(window.of(tensors, "object", clip).float() / 255, generator)
-        masked = masked_video(video.transpose(0, 1)[None], keep.transpose(0, 1)[None], size(video))
-        return masked[0].transpose(0, 1)
-    made = _made(name, tensors, clip, window, generator)
-    return resize_crop(made, size(made))  # vectors stay: they are in pixels of the video
+    given = {stored: fitted(window.of(tensors, stored, clip))[None] for stored in needed_for(name, generator)}
+    return spoiled(name, given, torch.tensor([window.stride]), generator)[0]
 
 
-def _made(name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator) -> Tensor:
-    """A condition other than the mask, at the size of the table."""
+def needed_for(name: str, generator: torch.Generator) -> tuple[str, ...]:
+    """Which stored tensors a condition is made of. Sketches: outlines as people draw them, or the extractor's edges."""
+    if name in ("sketch", "single_sketch"):
+        drawn = float(torch.rand((), generator=generator)) < DRAWN
+        return ("outline",) if drawn else ("edges",)
+    return {"mask": ("video", "object"), "single_image": ("video",)}.get(name, (name,))
+
+
+def spoiled(name: str, given: Mapping[str, Tensor], stride: Tensor, generator: torch.Generator) -> Tensor:
+    """One condition of B clips `(B, F, C, H, W)` out of the stored tensors that it needs, as `make_shard` stores them.
+
+    Args:
+        stride: `(B,)`, of the clips' windows. Steps of a few frames add up; of the few curved paths the last of them
+            stands for all.
+        generator: on the tensors' device.
+    """
     if name == "motion":
-        # Steps of a few frames add up; for the few curved paths the last of them stands for all.
-        return spoil_motion(window.of(tensors, "motion", clip).float() * window.stride, generator)
+        return spoil_motion(given["motion"].float() * stride.view(-1, 1, 1, 1, 1), generator)
     if name == "depth":
-        return window.of(tensors, "depth", clip).float()
-    if name in ("sketch", "single_sketch"):  # outlines as people draw them, edges as the extractor finds them
-        drawn = float(torch.rand((), generator=generator)) < 0.4
-        return window.of(tensors, "outline" if drawn else "edges", clip).float() / 255
-    return window.of(tensors, "video", clip).float() / 255
+        return given["depth"].float()
+    if name == "mask":
+        video, objects = (given[stored].float() / 255 for stored in ("video", "object"))
+        keep = draw_mask(objects, generator)
+        return torch.cat([(video * 2 - 1) * keep, keep], dim=2)
+    (only,) = given.values()
+    return only.float() / 255
 
 
-def draw_mask(object_mask: Tensor, generator: torch.Generator) -> Tensor:
-    """What to keep, `(F, 1, S, S)` of {0, 1}: all but the object (a moving mask), a rectangle, or half of the frame."""
-    frames, _, size, _ = object_mask.shape
-    kind, a, b, c, d = torch.rand(5, generator=generator).tolist()
-    if kind < 0.5:
-        grow = 2 * int(1 + a * size / 16) + 1
-        return 1 - (F.max_pool2d(object_mask, grow, stride=1, padding=grow // 2) > 0.5).float()
-    if kind < 0.8:
-        height, width = int(size * (0.25 + 0.5 * a)), int(size * (0.25 + 0.5 * b))
-        top, left = int(c * (size - height)), int(d * (size - width))
-        shape = Rectangle(left, top, left + width, top + height)
-    else:
-        sides = ("top", "bottom") if b < 0.5 else ("left", "right")
-        shape = half(sides[a >= 0.5], (size, size))
-    return drawn_mask([shape], frames, (size, size))[0].transpose(0, 1)
+def draw_mask(objects: Tensor, generator: torch.Generator) -> Tensor:
+    """What to keep of B clips, `(B, F, 1, S, S)` of {0, 1}: all but the object (a moving mask), a rectangle, or half of
+    the frame.
+
+    Args:
+        objects: 1 where the first object is, else 0, of the same shape.
+    """
+    batch, frames, _, size, _ = objects.shape
+    kind, *lots = torch.rand(5, batch, 1, 1, 1, 1, device=objects.device, generator=generator).unbind()
+    grown = [F.max_pool2d(objects.flatten(0, 1), 2 * by + 1, stride=1, padding=by).view_as(objects) > 0.5
+             for by in range(1, 2 + size // 16)]  # fmt: skip
+    by = (lots[0] * len(grown)).long()
+    moving = torch.stack(grown, -1).gather(-1, by.expand(*objects.shape)[..., None])[..., 0]
+
+    rectangle = kind < RECTANGLE
+    sides = [torch.where(rectangle, 0.25 + 0.5 * lots[i], 0.5) for i in (0, 1)]  # height and width of the frame's
+    # Half of the frame is a rectangle too, as wide or as high as the frame, at one of its sides.
+    across = lots[1] < 0.5
+    sides = [torch.where(~rectangle & (across if i else ~across), 1.0, sides[i]) for i in (0, 1)]
+    starts = [torch.where(rectangle, lots[2 + i], (lots[0] >= 0.5).float()) * (1 - sides[i]) for i in (0, 1)]
+    at = torch.arange(size, device=objects.device)
+    first = [(start * size).floor() for start in starts]
+    last = [start + (side * size).floor() for start, side in zip(first, sides, strict=True)]
+    rows, columns = ((at >= first[i]) & (at < last[i]) for i in (0, 1))
+    drawn = (rows.transpose(-1, -2) & columns).expand(-1, frames, -1, -1, -1)
+    return 1 - torch.where(kind < MOVING, moving, drawn).float()
 
 
 def spoil_motion(motion: Tensor, generator: torch.Generator) -> Tensor:
-    """Exact motion `(F, 2, S, S)` as a codec would have it: blocks, a little noise, spurious and missing vectors.
+    """Exact motion of B clips `(B, F, 2, S, S)` as a codec would have it: blocks, a little noise, spurious and missing
+    vectors.
 
     The first frame's is zero, as in every motion field.
     """
-    frames, _, size, _ = motion.shape
-    block = (1, 2, 4, 4)[int(torch.randint(4, (), generator=generator))]
-    wrong, missing, jitter = (torch.rand(3, generator=generator) * torch.tensor([0.02, 0.05, 0.15])).tolist()
-    grid = motion[..., block // 2 :: block, block // 2 :: block]
-    cells = grid.shape[-1]
-    lots = torch.rand(frames, 1, cells, cells, generator=generator)
-    noise = torch.randn(grid.shape, generator=generator)
-    grid = grid + jitter * noise * (grid != 0)
-    if torch.rand((), generator=generator) < 0.5:
-        grid = torch.where(lots < wrong, 1.5 * noise, grid)
-        grid = torch.where(lots > 1 - missing, torch.zeros_like(grid), grid)
-    spoiled = F.interpolate(grid, (size, size), mode="nearest")
-    return torch.cat([torch.zeros_like(spoiled[:1]), spoiled[1:]])
+    batch, frames, _, size, _ = motion.shape
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, device=motion.device, generator=generator)
+
+    jitter, wrong, missing, careless, block = (random(1, 1, 1, 1) for _ in range(5))
+    result = torch.empty_like(motion)
+    for number, side in enumerate(BLOCKS):
+        grid = motion[..., side // 2 :: side, side // 2 :: side]
+        cells = grid.shape[-1]
+        lots = random(frames, 1, cells, cells)
+        noise = torch.randn(grid.shape, device=motion.device, generator=generator)
+        grid = grid + JITTER * jitter * noise * (grid != 0)
+        lots = torch.where(careless < 0.5, lots, 0.5)  # half of the clips have neither spurious nor missing vectors
+        grid = torch.where(lots < WRONG * wrong, 1.5 * noise, grid)
+        grid = torch.where(lots > 1 - MISSING * missing, 0.0, grid)
+        filled = grid.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :size, :size]
+        chosen = (block * len(BLOCKS)).long() == number
+        result = torch.where(chosen, filled, result)
+    return torch.cat([torch.zeros_like(result[:, :1]), result[:, 1:]], dim=1)
 
 
 # --- As samples -----------------------------------------------------------------------------------------------------
