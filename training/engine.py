@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from training.data.sample import Batch
 from training.muon import Muon
 from training.parameters import parameter_groups
+from training.precision import fast_type
 from training.ranks import Lane, World
 from training.recipe import Optimizer, Recipe
 from vc_core.errors import UserError
@@ -160,7 +161,8 @@ class Engine:
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.optimizer
         if settings.kind == "muon":
-            return Muon(self.groups, betas=settings.betas, weight_decay=settings.weight_decay)
+            dtype = torch.bfloat16 if self.mixed else torch.float32
+            return Muon(self.groups, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)
         return torch.optim.AdamW(self.groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
 
     @property
@@ -171,7 +173,8 @@ class Engine:
     @property
     def mixed(self) -> bool:
         """Whether it computes in bf16."""
-        return self.recipe.engine.precision == "bf16" and self.world.device.type == "cuda"
+        wanted, device = self.recipe.engine.precision, self.world.device
+        return fast_type(device) == torch.bfloat16 if wanted == "auto" else wanted == "bf16" and device.type == "cuda"
 
     def update(self, batches: Sequence[tuple[Lane, Batch]]) -> tuple[dict[str, float], list[Told]]:
         """One step of the optimizer. The same number of batches on every rank, at least one of each of its lanes.

@@ -19,16 +19,19 @@ _ROUNDS = (3, 2)
 of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4)."""
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, roughly (singular values 0.7 to 1.2), of a batch (N, rows, columns).
 
     Each step multiplies the matrix by a polynomial of its Gram matrix. All of these commute, so that a round multiplies
     them with each other, as small squares, and with the matrix itself but once.
+
+    Args:
+        dtype: of the products; bfloat16 will do, as in the paper.
     """
     a, b, c = _NEWTON_SCHULZ
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+    x = (x.mT if tall else x).to(dtype)
     for steps in _ROUNDS:
         gram, product = x @ x.mT, None
         for step in range(steps):
@@ -38,6 +41,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
             if step + 1 < steps:
                 gram = factor @ gram @ factor
         x = product @ x
+    x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 
@@ -45,6 +49,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for parameters of two dimensions and more, Adam for the rest, at one learning rate of Adam's magnitude.
 
     Put embeddings into a group with `orthogonal=False`: their rows are not a matrix, and Adam serves them.
+
+    Args:
+        dtype: see `orthogonalize`.
     """
 
     def __init__(
@@ -54,7 +61,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "orthogonal": True}
         super().__init__(params, defaults)
 
@@ -82,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         for parameter, direction in zip(parameters, directions, strict=True):
             by_shape[direction.flatten(1).shape].append((parameter, direction.flatten(1)))
         for (rows, columns), pairs in by_shape.items():
-            updates = orthogonalize(torch.stack([direction for _, direction in pairs]))
+            updates = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)
             size = 0.2 * max(rows, columns) ** 0.5
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * size)

@@ -158,8 +158,9 @@ class Engine:
 
     parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     """ddp: a copy on every rank; fsdp2: sharded over all; hsdp: sharded within nodes, copied among them."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of the computation; weights stay in fp32. bf16 is for CUDA: elsewhere it is fp32 too."""
+    precision: Literal["fp32", "bf16", "auto"] = "bf16"
+    """Type of the computation; weights stay in fp32. bf16 is for CUDA: elsewhere it is fp32 too. auto: bf16 on CUDA and
+    on processors with units for it (AMX), else fp32."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     compile: bool = False
@@ -234,8 +235,9 @@ class Recipe:
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
                 raise UserError(f"The recipe's data.{i}.without names {', '.join(unknown)}: expected of text, style, "
                                 f"{', '.join(CONDITIONS)}.")  # fmt: skip
-        if unknown := [name for name in self.loss.lone if name not in CONDITIONS]:
-            raise UserError(f"The recipe's loss.lone names {', '.join(unknown)}: expected of {', '.join(CONDITIONS)}.")
+        if unknown := [name for name in self.loss.lone if name not in ("text", *CONDITIONS)]:
+            raise UserError(f"The recipe's loss.lone names {', '.join(unknown)}: expected of text, "
+                            f"{', '.join(CONDITIONS)}.")  # fmt: skip
         if not all(share >= 0 for share in self.loss.lone.values()) or sum(self.loss.lone.values()) > 1:
             raise UserError(f"The recipe's loss.lone is {self.loss.lone}: expected shares of 0 or more whose sum is at "
                             "most 1.")  # fmt: skip
@@ -334,10 +336,10 @@ def from_plain(plain: Any) -> Recipe:
     Raises:
         UserError: an unknown key, a value of another type or out of its range. It names the key.
     """
-    return _built(Recipe, plain, "")
+    return built(Recipe, plain, "")
 
 
-def _built(kind: Any, value: Any, where: str) -> Any:
+def built(kind: Any, value: Any, where: str) -> Any:
     """`value` as the type of a field: a dataclass of a mapping, a tuple of a list, a path of a string."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -348,17 +350,17 @@ def _built(kind: Any, value: Any, where: str) -> Any:
                 near = difflib.get_close_matches(str(key), names, n=1)
                 raise UserError(f"The recipe has an unknown key {_join(where, key)}: expected "
                                 f"{near[0] if near else 'one of ' + ', '.join(names)}.")  # fmt: skip
-        return kind(**{key: _built(hints[key], item, _join(where, key)) for key, item in value.items()})
+        return kind(**{key: built(hints[key], item, _join(where, key)) for key, item in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):  # the unions here are all with None
-        return None if value is None else _built(arguments[0], value, where)
+        return None if value is None else built(arguments[0], value, where)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
         if len(kinds) == len(value):
             items = zip(kinds, value, strict=True)
-            return tuple(_built(of, item, _join(where, i)) for i, (of, item) in enumerate(items))
+            return tuple(built(of, item, _join(where, i)) for i, (of, item) in enumerate(items))
     elif origin is dict and isinstance(value, Mapping):
-        return {_built(arguments[0], k, where): _built(arguments[1], v, _join(where, k)) for k, v in value.items()}
+        return {built(arguments[0], k, where): built(arguments[1], v, _join(where, k)) for k, v in value.items()}
     elif origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value

@@ -23,6 +23,7 @@ from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError
 from vc_core.files import Tensors, open_tensors
 from vc_core.layouts import Layout, Origin, check, shorten, unused
+from vc_core.model.blocks import Attend, attend
 from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D
 
@@ -44,8 +45,8 @@ class Started:
     fresh: tuple[str, ...]
 
 
-def begin(recipe: Recipe) -> Started:
-    """The network that a recipe begins with. A function of the recipe and its files alone.
+def begin(recipe: Recipe, attend: Attend = attend) -> Started:
+    """The network that a recipe begins with. Its weights are a function of the recipe and its files alone.
 
     Raises:
         UserError: a file that cannot be read, is of another model or size, or has tensors that have no place.
@@ -54,7 +55,7 @@ def begin(recipe: Recipe) -> Started:
     config = run_config(recipe, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        unet = UNet3D(config.unet)
+        unet = UNet3D(config.unet, attend=attend)
         initialise(unet)
     if tensors is None:
         return Started(unet, config, ("everything",))

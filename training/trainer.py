@@ -22,6 +22,7 @@ from training.engine import Engine, Outcome, checkpoints, last_step, read_state,
 from training.log import Log
 from training.objective import Objective, keep_for, possible_in
 from training.parameters import choose_parameters
+from training.precision import fast_attend
 from training.ranks import Lane, World, dealt, joined, lanes_of
 from training.recipe import Recipe, as_plain
 from training.start import begin
@@ -131,7 +132,7 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
 
 def assembled(recipe: Recipe, world: World) -> Parts:
     """The parts of a recipe."""
-    started = begin(recipe)
+    started = begin(recipe, fast_attend(world.device))
     config, unet = started.config, started.unet
     choose_parameters(unet, recipe)
     own_parts, size = gather_parts(recipe), (recipe.height, recipe.width)

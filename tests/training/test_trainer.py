@@ -165,7 +165,7 @@ def test_ranks_by_themselves_learn_what_one_process_learns(recipe_file, tmp_path
         assert ("on 2 ranks (ddp)" in run.stderr) == ("2" in options) and run.stdout.count("is done") == 1
     ours, theirs = (tensors(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
     for mine, other in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert mine["samples"] == other["samples"]
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)

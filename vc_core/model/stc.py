@@ -27,7 +27,9 @@ class STCEncoder(nn.Module):
         """x `(b, in_channels, f, H, W)` of any H and W, size (h, w) of the latent; returns `(b, channels, f, h, w)`."""
         b, (h, w) = len(x), size
         x = rearrange(x, "b c f h w -> (b f) c h w")
-        x = F.adaptive_avg_pool2d(F.silu(self.conv1(x)), (4 * h, 4 * w))
+        x = F.silu(self.conv1(x))
+        if x.shape[-2:] != (4 * h, 4 * w):  # of that size already it would be copied for nothing
+            x = F.adaptive_avg_pool2d(x, (4 * h, 4 * w))
         x = self.conv3(F.silu(self.conv2(x)))
         x = self.temporal(rearrange(x, "(b f) c h w -> (b h w) f c", b=b))
         return rearrange(x, "(b h w) f c -> b c f h w", h=h, w=w)
