@@ -7,18 +7,14 @@ On a CPU it starts ranks by itself, see `training.ranks.ranks_for`. On several G
 
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from training.launch import cores, launch
 from vc_core.terminal import run_program
 
 RECIPES = Path(__file__).parent / "recipes"
-PARTS = {
-    "autoencoder": "the bundled checkpoint's autoencoder, on frames of synthetic scenes",
-    "towers": "its text and image towers, on frames and captions",
-}
-"""What trained the rest of the bundled checkpoint, with options of its own instead of a recipe."""
+BUNDLED = "bundled"
+"""Trains the bundled checkpoint, with options of its own instead of a recipe."""
 
 
 def main() -> int:
@@ -31,9 +27,10 @@ def main() -> int:
 
 
 def _run(arguments: list[str]) -> int | None:
-    if arguments[0] in PARTS:
-        sys.argv = [f"vc train {arguments[0]}", *arguments[1:]]
-        return import_module(f"training.{arguments[0]}").main()
+    if arguments[0] == BUNDLED:
+        from training.bundled.__main__ import main
+
+        return main(arguments[1:])
     from training.recipe import read_recipe
 
     recipe = read_recipe(arguments[0], arguments[1:])  # before the libraries that take seconds to import
@@ -49,7 +46,10 @@ def _run(arguments: list[str]) -> int | None:
 def usage() -> str:
     lines = ["usage: vc train RECIPE [OPTIONS]   (vc train RECIPE --help lists all settings with the recipe's values)"]
     lines += ["", *(f"  {path.relative_to(RECIPES.parents[1])}" for path in sorted(RECIPES.glob("*.yaml")))]
-    lines += ["", "       vc train PART [OPTIONS]", "", *(f"  {part:12} {what}" for part, what in PARTS.items())]
+    lines += [
+        "",
+        f"       vc train {BUNDLED} --minutes N [OPTIONS]   (the bundled checkpoint, by a budget of time)",
+    ]
     return "\n".join(lines)
 
 

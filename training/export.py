@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.bundled import files
 from training.encoders import gather_parts
 from training.engine import checkpoints, read_state, read_weights
 from training.lora import merge_lora, save_lora
@@ -139,6 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    if not checkpoints(given.run) and files.holds_bundled(given.run):
+        if given.raw or given.merge or given.network_only or given.dtype != "fp16":
+            raise UserError(f"{given.run} is a run of the bundled checkpoint, whose file is whole, averaged and in "
+                            "fp16: leave out --raw, --merge, --network-only and --dtype.")  # fmt: skip
+        check_target(given.out)
+        files.export_run(given.run, given.out)
+        print(f"{given.out}: the bundled checkpoint of {given.run}")
+        return
     options = {"average": not given.raw, "merge": given.merge, "network_only": given.network_only, "dtype": given.dtype}
     said = json.loads(export(given.run, given.out, **options)[TRAINING])
     print(f"{given.out}: {said['weights']} weights of step {said['step']}")

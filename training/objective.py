@@ -113,7 +113,8 @@ def draw_kept(
 
     Args:
         lone: shares of the third kind that keep this condition and none that would tell as much: beside a sequence no
-            other sequence, beside a still (single image or sketch) neither the other still nor a sequence. Depth,
+            other sequence, beside a still (single image or sketch) neither the other still nor a sequence, beside the
+            text neither. Depth,
             sketches and masks show where things are: by the paper's rule (no shares) motion is kept and they are all
             absent in one sample of twenty, and a single sketch is all that shows it in one of eighty.
     """
@@ -130,8 +131,8 @@ def draw_kept(
 
 
 def _rivals(name: str) -> set[str]:
-    """The conditions that tell as much as this one."""
-    still = CONDITIONS[name].kind != "temporal"
+    """The conditions that tell as much as this one, or more: all of them, beside the text."""
+    still = name == "text" or CONDITIONS[name].kind != "temporal"
     return {other for other, spec in CONDITIONS.items() if other != name and (still or spec.kind == "temporal")}
 
 

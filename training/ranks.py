@@ -97,8 +97,9 @@ def joined(device: str = "auto") -> Iterator[World]:
     # Small messages go by gloo, so that asking "has anyone been told to stop?" does not wait for the GPU. The time
     # allows for validation videos and for large checkpoints, during which the others wait.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    # Ranks that are watched, and end when one is lost, may wait for a full disk.
     launched = follow_launcher()
+    dist.init_process_group(backend, timeout=timedelta(days=30) if launched else timedelta(hours=1))
     try:
         yield World(rank, size, local_size, chosen, launched)
     except RuntimeError as error:

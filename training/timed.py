@@ -1,23 +1,33 @@
-"""What short training runs with a time budget share: schedule, averaged weights, log, checkpoints that resume."""
+"""Training runs with a budget of time, on one rank or several: schedule, averaged weights, log, checkpoints."""
 
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import json
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from training.ranks import World
+from training.trainer import StopSignals
 from vc_core.atomic import written_beside
 from vc_core.errors import UserError
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
+WARMUP = 60.0
+"""Seconds, at most, over which the learning rate rises from 0."""
+WAIT = 10.0
+"""Seconds until a full disk is tried again."""
 
 
 def save_tensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -30,29 +40,57 @@ def save_tensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str,
         part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def rate(done: float, warmup: float = 0.04, floor: float = 0.02) -> float:
-    """The learning rate's factor after a fraction `done` of the budget: linear warm-up, then cosine to `floor`."""
+def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
+    """The learning rate's factor after a fraction `done` of the budget.
+
+    A linear warm-up, constant, over the last `decay` a cosine to `floor`: so a run whose budget is raised before its
+    last part goes on as if it had had that budget from the start.
+    """
     if done < warmup:
         return max(done / warmup, 0.01)
-    phase = min((done - warmup) / (1.0 - warmup), 1.0)
+    phase = min(max(done - (1.0 - decay), 0.0) / decay, 1.0)
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * phase))
 
 
 class TimedRun:
     """A training run that ends after `minutes` of its own time, however often it is interrupted.
 
-    Iterating yields step numbers, sets the learning rate before each and saves every minute; after each step the loop
-    calls `update`. The averaged weights are in `average`. A run started again in the same folder resumes, with the
-    time that the interrupted one had used.
+    Iterating yields step numbers, sets the learning rate before each and saves every minute; in each step the loop
+    calls `update` once. A run started again in the same folder resumes, with the time that the interrupted one had
+    used; with a larger budget it goes on to that.
+
+    Several ranks, which begin with equal weights, average their gradients. The time that the main one took and whether
+    one was told to stop travel with these, so that all of them change the learning rate and end in the same step.
+
+    Args:
+        decay: the most that the averaged weights keep in a step; before it matters they are an average over about the
+            last tenth of all steps, however long the run is.
+
+    Attributes:
+        average: the averaged weights, a copy of the model.
+        step, used: steps that were made, and seconds that they took.
+        came: the signal that ended the run, or 0.
+        more: numbers of the main rank that are kept with the rest.
     """
 
-    def __init__(self, out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, minutes: float,
-                 decay: float = 0.998) -> None:  # fmt: skip
+    def __init__(
+        self,
+        out: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        minutes: float,
+        decay: float = 0.998,
+        world: World | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.out, self.model, self.optimizer = Path(out), model, optimizer
+        self.world, self.say = world or World(), say
         self.budget, self.decay = minutes * 60.0, decay
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.step, self.used = 0, 0.0
+        self.step, self.used, self.came = 0, 0.0, 0
+        self.more: dict[str, int] = {}
+        self._signals, self._mark = StopSignals(), time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
         if self._state_path.exists():
             self._resume()
@@ -72,7 +110,7 @@ class TimedRun:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.used = state["step"], state["used"]
+            self.step, self.used, self.more = state["step"], state["used"], state.get("more", {})
         except Exception as error:
             raise UserError(
                 f"{self._state_path} cannot be resumed ({type(error).__name__}): it is damaged or of another network; "
@@ -80,61 +118,126 @@ class TimedRun:
             ) from error
 
     def save(self) -> None:
+        """Writes the state; a full disk is waited for."""
+        if not self.world.main:
+            return
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "used": self.used,
+            "more": self.more,
         }
-        with written_beside(self._state_path) as part:
-            torch.save(state, part)
+        packed = io.BytesIO()  # torch.save does not say of what a write failed
+        torch.save(state, packed)
 
-    def __iter__(self) -> Iterator[int]:
-        now = saved = time.monotonic()
-        while self.used < self.budget:
-            for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-                group["lr"] = base * rate(self.done)
-            yield self.step
-            self.step += 1
-            before, now = now, time.monotonic()
-            self.used += now - before
-            if now - saved > SAVE_EVERY:
-                self.save()
-                saved = now
-        self.save()
+        def write() -> None:
+            with written_beside(self._state_path) as part:
+                part.write_bytes(packed.getbuffer())
 
-    def update(self, loss: torch.Tensor, clip: float = 1.0) -> float:
-        """Backward, clip the gradient's norm, step, average the weights. Returns the norm.
+        self._on_disk(write)
+
+    def _on_disk(self, write: Callable[[], None]) -> None:
+        """Writes, again and again while the disk is full.
 
         Raises:
-            FloatingPointError: the gradient is not finite; nothing is changed then.
+            OSError: for any other reason.
+            UserError: the disk is full and the run was told to stop.
+        """
+        told = False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if self._signals.came:
+                    raise UserError(f"The disk of {self.out} is full, and the run was told to stop: what it saved last "
+                                    "is kept, and the same command goes on from there.") from error  # fmt: skip
+                if not told:
+                    self.say(f"The disk of {self.out} is full: the run waits, and goes on when there is space again.")
+                told = True
+            time.sleep(WAIT)
+            self._mark = time.monotonic()  # waiting is no training
+
+    def __iter__(self) -> Iterator[int]:
+        with self._signals:
+            saved = self._mark = time.monotonic()
+            while self.used < self.budget and not self.came:
+                for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                    group["lr"] = base * rate(self.done, min(0.02, WARMUP / self.budget))
+                yield self.step
+                self.step += 1
+                if self._mark - saved > SAVE_EVERY:
+                    self.save()
+                    saved = self._mark = time.monotonic()  # what saving takes is not the run's own time
+            self.save()
+            self.came = self.came or self.world.most(self._signals.came)  # of a signal during the last step
+
+    def update(self, loss: torch.Tensor, clip: float = 1.0) -> float:
+        """Backward, average over ranks, clip the gradient's norm, step, average the weights. Returns the norm.
+
+        Raises:
+            UserError: the gradient is not finite; nothing is changed then.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {self.step}")
+        self._agree()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        if not math.isfinite(norm):
+            raise UserError(f"{self.out}: the gradient is not finite at step {self.step}: start the same command again "
+                            "to go on from the last checkpoint.")  # fmt: skip
         self.optimizer.step()
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            values = self.model.state_dict()
-            for key, mean in self.average.state_dict().items():
-                value = values[key]
-                if value.is_floating_point():
-                    mean.lerp_(value.to(mean.dtype), 1.0 - decay)
-        return float(norm)
+            pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
+            means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+            torch._foreach_lerp_(list(means), list(values), 1.0 - decay)
+        return norm
+
+    def _agree(self) -> None:
+        """Means of the ranks' gradients, the main one's time, and whether one was told to stop, as all then are."""
+        now = time.monotonic()
+        passed, self._mark = now - self._mark, now
+        came = self._signals.came
+        if self.world.size > 1:
+            parameters = list(self.model.parameters())
+            # Zeros for what this rank's batch has not used, and another's may have.
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            clock = grads[0].new_tensor([passed * self.world.size * self.world.main, came > 0])  # the main rank's time
+            flat = torch.cat([grad.flatten() for grad in grads] + [clock])
+            dist.all_reduce(flat)
+            flat /= self.world.size
+            *parts, clock = flat.split([*(grad.numel() for grad in grads), 2])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+            passed, stopped = clock.tolist()
+            came = came or (signal.SIGTERM if stopped > 0 else 0)
+        self.used += passed
+        self.came = int(came)
 
     def log(self, **values: Any) -> None:
         """Append one line of JSON to the run's log.jsonl."""
+        if not self.world.main:
+            return
         line = json.dumps({"step": self.step, "seconds": round(self.used, 1)} | values)
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+        path = self.out / "log.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+
+        def write() -> None:
+            with open(path, "a", encoding="utf-8") as file:
+                file.truncate(size)  # of a part of the line that a full disk has left
+                file.write(line + "\n")
+
+        self._on_disk(write)
 
     def report(self, **measured: Any) -> None:
-        """Log what the finished run was measured to be, print it, and write it to the run's report.json."""
+        """Log what the finished run was measured to be, say it, and write it to the run's report.json."""
         self.log(**measured)
         text = json.dumps(measured | {"steps": self.step}, indent=2)
         with written_beside(self.out / "report.json") as part:
             part.write_text(text + "\n", encoding="utf-8")
-        print(text)
+        figures = (f"{name} {value:.4g}" for name, value in measured.items() if isinstance(value, int | float))
+        self.say(f"{self.out.name}, {self.step} steps: {', '.join(figures)}")

@@ -412,10 +412,10 @@ def test_trainings_programs_take_the_commands_place_where_they_can(monkeypatch, 
     assert environment["PYTHONPATH"].startswith(str(repository))
 
 
-def test_train_names_its_parts(repository):
+def test_train_names_the_bundled_checkpoints(repository):
     run = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True, cwd=repository)
     assert run.returncode == 2
-    assert "autoencoder" in run.stderr and "towers" in run.stderr
+    assert "vc train bundled --minutes" in run.stderr and "synthetic.yaml" in run.stderr
 
 
 def test_torch_is_left_as_it_was():

@@ -30,7 +30,7 @@ def test_import_is_light(repository, module):
 
 def test_training_needs_little(repository):
     """A machine that trains has torch; open_clip, diffusers and kornia are imported where they are used."""
-    code = "import sys, json, training.trainer, training.towers; print(json.dumps(sorted(sys.modules)))"
+    code = "import sys, json, training.trainer, training.bundled.towers; print(json.dumps(sorted(sys.modules)))"
     loaded = {name.partition(".")[0] for name in json.loads(run_python(repository, code))}
     assert loaded.isdisjoint(HEAVY | {"comfy", "nodes", "PIL"}), loaded & HEAVY
 

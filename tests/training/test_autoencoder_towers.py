@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import autoencoder as autoencoder_training
-from training import towers as towers_training
+from training.bundled import autoencoder as autoencoder_training
+from training.bundled import towers as towers_training
 from training.data.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
-from training.timed import TimedRun, rate, save_tensors
-from vc_core.checkpoint import BUNDLED, Part, read_checkpoint
-from vc_core.conversion import convert
+from training.timed import TimedRun, save_tensors
+from vc_core.checkpoint import Part
 from vc_core.encoders import autoencoder as ae_module
 from vc_core.encoders import clip as clip_module
 from vc_core.errors import UserError
@@ -167,25 +166,12 @@ def test_a_few_steps_of_autoencoder_training_help():
     assert frames.shape == (2, 4, 32, 32)
     losses = []
     for _ in range(8):
-        loss, _ = autoencoder_training.training_loss(model, frames, bf16=False)
+        loss, _ = autoencoder_training.training_loss(model, frames)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.slow
-def test_a_decoder_is_trained_on_and_its_latents_stay(tmp_path):
-    before = ae_module.load_autoencoder(read_checkpoint(BUNDLED).part("vae"))
-    path = autoencoder_training.train(tmp_path, minutes=0.05, batch=2, bf16=False, decoder_of=BUNDLED)
-    after = ae_module.load_autoencoder(read_checkpoint(path).part("vae"))
-    same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
-    assert all(equal for name, equal in same.items() if name.startswith("encoder."))
-    assert not any(equal for name, equal in same.items() if name == "decoder.layers.0.weight")
-    convert(BUNDLED, tmp_path / "text.safetensors", parts=["text"])
-    with pytest.raises(UserError, match="no 'vae' part"):
-        autoencoder_training.train(tmp_path / "other", 0.05, decoder_of=tmp_path / "text.safetensors")
 
 
 # --- towers ---
@@ -275,8 +261,12 @@ def test_labels_say_what_the_captions_say():
 
 def test_muon_orthogonalizes():
     for shape in ((3, 8, 20), (3, 20, 8)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
-        assert values.min() > 0.5 and values.max() < 1.4
+        matrices = torch.randn(shape)
+        for dtype in (torch.float32, torch.bfloat16):
+            made = orthogonalize(matrices, dtype)
+            values = torch.linalg.svdvals(made)
+            assert made.dtype == torch.float32 and values.min() > 0.5 and values.max() < 1.4
+        assert F.cosine_similarity(made.flatten(), orthogonalize(matrices).flatten(), dim=0) > 0.999
 
 
 def test_muon_learns_and_leaves_embeddings_to_adam():
@@ -293,11 +283,6 @@ def test_muon_learns_and_leaves_embeddings_to_adam():
     assert loss < 0.05
     assert torch.equal(table.weight[3:], before[3:])  # rows without a gradient stay
     assert not torch.equal(table.weight[:3], before[:3])
-
-
-def test_the_rate_warms_up_and_falls():
-    assert rate(0.0) < 0.05 and rate(0.04) == pytest.approx(1.0) and rate(1.0) == pytest.approx(0.02)
-    assert rate(0.3) > rate(0.6) > rate(0.9)
 
 
 def test_a_timed_run_resumes_where_it_was(tmp_path):
@@ -328,7 +313,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     model = nn.Linear(2, 1)
     before = model.weight.detach().clone()
     run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0)
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(UserError, match="not finite at step 0"):
         run.update(model(torch.full((1, 2), float("inf"))).sum())
     assert torch.equal(model.weight, before)
 

@@ -105,6 +105,13 @@ def test_motion_alone_more_often():
     assert kept["text"].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_text_alone_more_often():
+    kept = draw_kept(40_000, generator(), {"text": 0.3})
+    alone = kept["text"] & ~torch.stack([kept[name] for name in CONDITIONS]).any(0)
+    assert alone.float().mean() == pytest.approx(0.8 * (0.3 + 0.7 * 0.5 * 0.5 ** len(CONDITIONS)), abs=0.01)
+    assert kept["style"].float().mean() == pytest.approx(0.5, abs=0.02)  # tells colours beside it, as it may
+
+
 def test_a_still_alone_more_often():
     plain, kept = (draw_kept(40_000, generator(), lone) for lone in ({}, {"motion": 0.3, "single_sketch": 0.2}))
     alone = kept["single_sketch"] & ~torch.stack([kept[n] for n in CONDITIONS if n != "single_sketch"]).any(0)

@@ -1,25 +1,27 @@
-"""Train the small text and image towers on synthetic scenes:  python -m training.towers --out runs/towers --minutes 5
+"""The bundled checkpoint's text and image towers, on frames and captions of synthetic scenes.
 
 Contrastive, on pairs of a frame and a caption. A single frame does not show motion, so words of direction and pace
 would never be learned from it; linear read-outs of the text layer that the network will see are trained on them
 beside it, and others on what a frame shows, which takes far fewer steps than contrast alone. They are not kept.
-Writes OUT/towers.safetensors (open_clip's names, the config as JSON in the metadata) and OUT/report.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.data.captions import motion_class
+from training.data.captions import caption_tokens, motion_class
 from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJECT_COLORS, SHAPES, Scenes
 from training.data.synthetic import captions, render, sample_scenes, scene_seeds
 from training.muon import Muon
+from training.precision import fast_type
+from training.ranks import World
 from training.timed import TimedRun, save_tensors
 from vc_core.config import Config, TowersConfig
 from vc_core.encoders.clip import build_clip, open_clip_config, preprocess, text_layers, tokenize
@@ -32,6 +34,7 @@ SIZES = TowersConfig(
 SMALL_CONFIG = open_clip_config(SIZES)
 
 TRAIN_SEED, TEST_SEED = 11, 12
+FILE = "towers.safetensors"
 READOUTS = {
     "shape": len(SHAPES),
     "color": len(COLOR_NAMES),
@@ -48,6 +51,14 @@ READOUTS = {
 
 IMAGE_READOUTS = {"objects": len(SHAPES) * len(COLOR_NAMES), "colors": len(COLOR_NAMES), "kind": len(BACKGROUNDS)}
 """What the image embedding must tell: the objects seen, the background's colours (any number each) and its kind."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the towers are trained: `batch` pairs in a step, of all ranks together, by the type of the device."""
+
+    batch: dict[str, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 1024})
+    learning_rate: float = 2e-3
 
 
 class Towers(nn.Module):
@@ -96,14 +107,15 @@ def image_labels(scenes: Scenes) -> dict[str, torch.Tensor]:
 
 
 def pairs(
-    seed: int, start: int, count: int, motion: bool, background: bool
+    seed: int, start: int, count: int, motion: bool, background: bool, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, Scenes]:
     """Frames (N, 3, 64, 64) in [0, 1], tokens (N, L) cut after the longest caption, and the scenes."""
     seeds = scene_seeds(seed, start, count)
-    scenes = sample_scenes(seeds)
+    told = sample_scenes(seeds)
+    scenes = sample_scenes(seeds.to(device))
     frames = render(scenes, 64, 1, seeds.remainder(16), ("video",)).video[:, :, 0]
-    tokens = tokenize(captions(scenes, variation=start, motion=float(motion), background=float(background)))
-    return frames, trim(tokens), scenes
+    tokens = caption_tokens(captions(told, variation=start, motion=float(motion), background=float(background)))
+    return frames, trim(tokens).to(device), scenes
 
 
 def trim(tokens: torch.Tensor) -> torch.Tensor:
@@ -112,16 +124,17 @@ def trim(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def image_features(towers: Towers, frames: torch.Tensor) -> torch.Tensor:
-    """Embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; bf16 autocast while training."""
+    """Embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; while training in the fastest type."""
     size = SMALL_CONFIG["vision_cfg"]["image_size"]
-    with torch.autocast(frames.device.type, torch.bfloat16, enabled=towers.training):
+    dtype = fast_type(frames.device)
+    with torch.autocast(frames.device.type, dtype, enabled=towers.training and dtype != torch.float32):
         return towers.clip.visual(preprocess(frames, (size, size))).float()
 
 
 def text_features(towers: Towers, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised embeddings (N, D) of captions, and the penultimate layer's token at the end of each (N, D)."""
     ends = tokens.argmax(1)  # the end token has the highest number
-    rows = torch.arange(len(tokens))
+    rows = torch.arange(len(tokens), device=tokens.device)
     penultimate, final = (layer[rows, ends] for layer in text_layers(towers.clip, tokens))
     return F.normalize(final @ towers.clip.text_projection, dim=-1), penultimate
 
@@ -173,20 +186,26 @@ def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "orthogonal": False}]
-    return Muon(groups, lr=learning_rate)
+    return Muon(groups, lr=learning_rate, dtype=fast_type(next(model.parameters()).device))
 
 
-def train(out: Path, minutes: float, batch: int = 96, learning_rate: float = 2e-3) -> Path:
-    """Train for `minutes` (resuming what is in `out`), then write the averaged towers and the report."""
+def train(out: Path, minutes: float, settings: Settings, world: World, say: Callable[[str], None] = print) -> TimedRun:
+    """Trains for `minutes`, or goes on with what is in `out`.
+
+    Once the time is up OUT/towers.safetensors (open_clip's names, the config in the metadata) and OUT/report.json are
+    there.
+    """
     from open_clip.loss import ClipLoss
 
+    device, batch = world.device, max(settings.batch[world.device.type] // world.size, 2)
     torch.manual_seed(0)
-    towers, contrast = Towers(), ClipLoss()
-    run = TimedRun(out, towers, _optimizer(towers, learning_rate), minutes)
+    towers, contrast = Towers().to(device), ClipLoss()
+    run = TimedRun(out, towers, _optimizer(towers, settings.learning_rate), minutes, world=world, say=say)
     for step in run:
         towers.train()
         motion, background = step % 2 == 0, step % 4 < 3
-        frames, tokens, scenes = pairs(TRAIN_SEED, step * batch, batch, motion, background)
+        start = (step * world.size + world.rank) * batch
+        frames, tokens, scenes = pairs(TRAIN_SEED, start, batch, motion, background, device)
         images = image_features(towers, frames)
         texts, token = text_features(towers, tokens)
         loss = contrast(F.normalize(images, dim=-1), texts, towers.clip.logit_scale.exp())
@@ -196,27 +215,9 @@ def train(out: Path, minutes: float, batch: int = 96, learning_rate: float = 2e-
         with torch.no_grad():
             towers.clip.logit_scale.clamp_(0.0, math.log(100.0))
         if step % 20 == 0:
-            run.log(
-                contrast=loss.item(),
-                reading=reading.item(),
-                seeing=seeing.item(),
-                scale=towers.clip.logit_scale.exp().item(),
-            )
-    target = Path(out) / "towers.safetensors"
-    save_tensors(run.average.clip.state_dict(), target, {"config": Config(towers=SIZES).to_json()})
-    run.report(**evaluate(run.average), batch=batch)
-    return target
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small text and image towers on synthetic scenes.")
-    parser.add_argument("--out", type=Path, default=Path("runs/towers"))
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    arguments = parser.parse_args()
-    train(arguments.out, arguments.minutes, arguments.batch, arguments.learning_rate)
-
-
-if __name__ == "__main__":
-    main()
+            scale = towers.clip.logit_scale.exp().item()
+            run.log(contrast=loss.item(), reading=reading.item(), seeing=seeing.item(), scale=scale)
+    if world.main and not run.came:
+        run.report(**evaluate(run.average.cpu()), batch=batch * world.size)
+        save_tensors(run.average.clip.state_dict(), out / FILE, {"config": Config(towers=SIZES).to_json()})
+    return run

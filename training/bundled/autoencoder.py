@@ -1,11 +1,9 @@
-"""Train the small autoencoder on synthetic frames:  python -m training.autoencoder --out runs/autoencoder --minutes 17
-
-Writes OUT/autoencoder.safetensors (TAESD layout), OUT/report.json and OUT/comparison.png.
-"""
+"""The bundled checkpoint's autoencoder, in TAESD's layout, on frames of synthetic scenes."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,29 +11,41 @@ import torch.nn.functional as F
 from torch import nn
 
 from training.data.synthetic import render, sample_scenes, scene_seeds
+from training.evaluate.objects import find_objects, shapes_of
 from training.muon import Muon
+from training.precision import fast_type
+from training.ranks import World
 from training.timed import TimedRun, save_tensors
 from vc_core.atomic import written_beside
-from vc_core.checkpoint import read_checkpoint
-from vc_core.encoders.autoencoder import decode_frames, load_autoencoder, new_autoencoder, to_taesd_layout
-from vc_core.errors import UserError
+from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
 
 SIZE = 64
-RENDER_SIZES = (64, 64, 64, 64, 64, 96, 96, 128, 64, 192)
+RENDER_SIZES = (64, 64, 64, 64, 64, 64, 64, 96, 64, 128)
 """Sizes at which successive batches are rendered, to be cropped to SIZE: grain and large shapes are seen too."""
 TRAIN_SEED, TEST_SEED = 1, 2
+FILE = "autoencoder.safetensors"
 SHAPE_WEIGHT = 12.0
 LATENT_NOISE = 0.08
 """Standard deviation of the noise on latents in training, so that the decoder forgives small errors."""
 
 
-def random_frames(seed: int, start: int, count: int, size: int = SIZE, crop: int = SIZE) -> torch.Tensor:
+@dataclass(frozen=True)
+class Settings:
+    """How the autoencoder is trained: `batch` frames in a step, of all ranks together, by the type of the device."""
+
+    batch: dict[str, int] = field(default_factory=lambda: {"cpu": 16, "cuda": 256})
+    learning_rate: float = 2e-3
+
+
+def random_frames(
+    seed: int, start: int, count: int, size: int = SIZE, crop: int = SIZE, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """One random frame of each of `count` scenes rendered at `size`, at a random crop: (count, 4, crop, crop).
 
     Three channels of RGB, and the objects' outlines.
     """
     seeds = scene_seeds(seed, start, count)
-    result = render(sample_scenes(seeds), size, 1, seeds.remainder(16), ("video", "outline"))
+    result = render(sample_scenes(seeds.to(device)), size, 1, seeds.remainder(16), ("video", "outline"))
     frames = torch.cat([result.video, result.outline], dim=1)[:, :, 0]
     if size == crop:
         return frames
@@ -101,8 +111,11 @@ def initialize(model: nn.Module) -> nn.Module:
     return model
 
 
-def training_loss(model: nn.Module, frames: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def training_loss(
+    model: nn.Module, frames: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss and the reconstruction of `random_frames` (N, 4, H, W)."""
+    bf16 = dtype != torch.float32
     weight = shape_weight(frames[:, 3:])
     frames = frames[:, :3].contiguous(memory_format=torch.channels_last)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
@@ -154,63 +167,45 @@ def save_comparison(model: nn.Module, path: Path, count: int = 12) -> None:
         image.save(part, format="PNG")
 
 
-def train(
-    out: Path,
-    minutes: float,
-    batch: int = 8,
-    learning_rate: float = 2e-3,
-    bf16: bool = True,
-    decoder_of: Path | None = None,
-) -> Path:
-    """Train for `minutes` (resuming what is in `out`), then write the averaged weights and the report.
+@torch.no_grad()
+def told_right(model: nn.Module, scenes: int = 256, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Of how many held-out scenes with one object its colour and shape are told right, through the autoencoder."""
+    chosen = sample_scenes(scene_seeds(TEST_SEED, 20_000, scenes))
+    chosen = chosen[(chosen.count == 1).nonzero(as_tuple=True)[0]]
+    video = render(chosen.to(device), SIZE, 4, 4, ("video",)).video
+    frames = video.transpose(1, 2).flatten(0, 1)
+    results = torch.cat([decode_frames(model, model.encoder.layers(piece)) for piece in frames.split(32)])
+    found = find_objects(results.clamp(0, 1).unflatten(0, (len(chosen), -1)).transpose(1, 2).cpu())
+    return {
+        "color_told": (found.color == chosen.color[:, 0]).float().mean().item(),
+        "shape_told": (shapes_of(found.mask) == chosen.shape[:, 0]).float().mean().item(),
+    }
 
-    Args:
-        decoder_of: a checkpoint whose autoencoder's decoder is trained on. Its encoder, and so the latents that its
-            network was trained on, stay as they are.
 
-    Raises:
-        UserError: `decoder_of` has no autoencoder in TAESD's layout.
+def train(out: Path, minutes: float, settings: Settings, world: World, say: Callable[[str], None] = print) -> TimedRun:
+    """Trains for `minutes`, or goes on with what is in `out`.
+
+    Once the time is up OUT/autoencoder.safetensors (TAESD's layout), OUT/report.json and OUT/comparison.png are there.
     """
+    device, batch = world.device, max(settings.batch[world.device.type] // world.size, 1)
     torch.manual_seed(0)
-    model = initialize(new_autoencoder())
-    if decoder_of is not None:
-        part = read_checkpoint(decoder_of).part("vae")
-        if part.layout != "taesd":
-            raise UserError(f"{decoder_of} has an autoencoder in the layout {part.layout}: expected one in TAESD's.")
-        model.load_state_dict(load_autoencoder(part).state_dict())
-    model = model.to(memory_format=torch.channels_last).train()
-    model.encoder.requires_grad_(decoder_of is None)
+    model = initialize(new_autoencoder()).to(device, memory_format=torch.channels_last).train()
     # In a budget of about 2000 steps Muon is worth 2 dB over AdamW.
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    run = TimedRun(out, model, Muon(trained, lr=learning_rate), minutes, decay=0.995)
+    optimizer = Muon(model.parameters(), settings.learning_rate, dtype=fast_type(device))
+    run = TimedRun(out, model, optimizer, minutes, decay=0.999, world=world, say=say)
+    dtype = fast_type(device)
     for step in run:
+        number = step * world.size + world.rank
+        torch.manual_seed(number)
         size = RENDER_SIZES[step % len(RENDER_SIZES)]
-        frames = random_frames(TRAIN_SEED, step * batch, batch, size)
-        loss, result = training_loss(model, frames, bf16)
+        frames = random_frames(TRAIN_SEED, number * batch, batch, size, device=device)
+        loss, result = training_loss(model, frames, dtype)
         norm = run.update(loss)
         if step % 20 == 0:
             run.log(loss=loss.item(), psnr=psnr(result.detach(), frames[:, :3]).mean().item(), size=size, gradient=norm)
-    model = run.average.to(memory_format=torch.contiguous_format).eval()
-    target = Path(out) / "autoencoder.safetensors"
-    save_tensors(to_taesd_layout(model), target)
-    save_comparison(model, Path(out) / "comparison.png")
-    run.report(**evaluate(model), batch=batch)
-    return target
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small autoencoder on synthetic frames.")
-    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"))
-    parser.add_argument("--minutes", type=float, default=17.0)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--fp32", action="store_true", help="train in float32 instead of bf16 autocast")
-    parser.add_argument("--decoder-of", type=Path, metavar="CHECKPOINT",
-                        help="train the decoder of this checkpoint alone: its latents stay as they are")  # fmt: skip
-    arguments = parser.parse_args()
-    rate, bf16 = arguments.learning_rate, not arguments.fp32
-    train(arguments.out, arguments.minutes, arguments.batch, rate, bf16, arguments.decoder_of)
-
-
-if __name__ == "__main__":
-    main()
+    if world.main and not run.came:
+        model = run.average.cpu().to(memory_format=torch.contiguous_format).eval()
+        save_comparison(model, out / "comparison.png")
+        run.report(**evaluate(model), **told_right(model), batch=batch * world.size)
+        save_tensors(to_taesd_layout(model), out / FILE)
+    return run

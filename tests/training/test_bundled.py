@@ -1,0 +1,369 @@
+"""The bundled checkpoint by one command: its budget, its ring of scenes, its runs from beginning to file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training import export
+from training.bundled import files
+from training.bundled.__main__ import main, used
+from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
+from training.bundled.network import NetworkStep
+from training.bundled.ring import Ring, windows
+from training.bundled.towers import SMALL_CONFIG
+from training.muon import Muon
+from training.precision import MOST, SMALL, attend_in_full, attend_split
+from training.timed import TimedRun, rate
+from vc_core.checkpoint import BUNDLED, load_unet, read_checkpoint
+from vc_core.conditions import CONDITIONS
+from vc_core.encoders.autoencoder import load_autoencoder, new_autoencoder
+from vc_core.encoders.clip import build_clip, encode_text
+from vc_core.errors import UserError
+from vc_core.model.blocks import attend
+from vc_core.model.unet import UNet3D
+
+
+@pytest.fixture(scope="module")
+def design():
+    return read_design()
+
+
+@pytest.fixture(scope="module")
+def ring():
+    torch.manual_seed(0)
+    made = Ring(
+        load_autoencoder(read_checkpoint(BUNDLED).part("vae")),
+        build_clip(SMALL_CONFIG).eval(),
+        seed=1,
+        capacity=6,
+        scale=4,
+    )
+    made.draw(4)
+    return made
+
+
+# --- Budget and design ----------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_shared_and_the_network_gets_the_rest(design):
+    shares = budget(design[0], 10.0, {}, set())
+    assert sum(shares.values()) == pytest.approx(10.0) and set(shares) == set(PARTS)
+    assert shares["autoencoder"] == pytest.approx(10 * design[0].shares["autoencoder"])
+    large = budget(design[0], 1e4, {}, set())
+    assert large["autoencoder"] == design[0].most_minutes["autoencoder"] and large["network"] > 9000
+    # A part that is complete keeps what it used, however large the budget becomes.
+    again = budget(design[0], 100.0, {"autoencoder": 3.0, "towers": 1.0, "network": 6.0}, {"autoencoder", "towers"})
+    assert again == {"autoencoder": 3.0, "towers": 1.0, "network": 96.0}
+
+
+def test_a_budget_that_is_too_small_says_what_is_enough(design):
+    with pytest.raises(UserError, match=r"0.5 minutes is too small .* expected --minutes 1 or more"):
+        budget(design[0], 0.5, {}, set())
+    with pytest.raises(
+        UserError, match=r"5 minutes is too small to go on: the run has used 20.0; expected --minutes 2"
+    ):
+        budget(design[0], 5.0, {"autoencoder": 6.0, "towers": 2.0, "network": 12.0}, {"autoencoder", "towers"})
+
+
+def test_the_same_command_again_is_not_refused_for_the_last_steps_overrun(design):
+    used = {"autoencoder": 3.02, "towers": 1.01, "network": 6.03}
+    assert budget(design[0], 10.0, used, {"autoencoder", "towers"})["network"] == pytest.approx(5.97)
+
+
+def test_a_run_of_another_design_is_refused(design, tmp_path):
+    keep_design(tmp_path, *design)
+    keep_design(tmp_path, *design)
+    other = replace(design[0], network=replace(design[0].network, learning_rate=1e-3))
+    with pytest.raises(UserError, match=r"another design: network.learning_rate was 0.0015 there and is 0.001 now"):
+        keep_design(tmp_path, other, design[1])
+    with pytest.raises(UserError, match=r"config.guidance was .* give another folder"):
+        keep_design(tmp_path, design[0], replace(design[1], guidance=3.5))
+    keep_design(tmp_path, replace(design[0], shares={"autoencoder": 0.2, "towers": 0.2}), design[1])  # of time alone
+
+
+def test_a_design_with_unknown_keys_is_refused(tmp_path):
+    (tmp_path / "small.json").write_text(RECIPE.with_name("small.json").read_text())
+    (tmp_path / "d.json").write_text(json.dumps(json.loads(RECIPE.read_text()) | {"networks": {}}))
+    with pytest.raises(UserError, match="unknown key networks: expected network"):
+        read_design(tmp_path / "d.json")
+    with pytest.raises(UserError, match="cannot be read as a design"):
+        read_design(tmp_path / "missing.json")
+
+
+# --- Scenes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
+    ring = Ring(new_autoencoder().eval(), build_clip(SMALL_CONFIG).eval(), 1, capacity=3, size=32, scale=4)
+    ring.draw(2)
+    first = ring.take("depth", torch.tensor([0, 1])).clone()
+    ring.draw(2)
+    assert len(ring) == 3 and ring.drawn == 4
+    kept = ring.take("depth", torch.arange(3))
+    assert torch.equal(kept[1], first[1]) and not torch.equal(kept[0], first[0])
+    # Two ranks see what one would see, each its half; a resumed one goes on with scenes that it has not seen.
+    options = {"size": 32, "scale": 4, "capacity": 4}
+    halves = [Ring(ring.autoencoder, ring.towers, 1, rank=rank, ranks=2, **options) for rank in (0, 1)]
+    for half in halves:
+        half.draw(1)
+    assert torch.equal(halves[0].take("depth", torch.tensor([0])), first[:1])
+    assert torch.equal(halves[1].take("depth", torch.tensor([0])), first[1:])
+    resumed = Ring(ring.autoencoder, ring.towers, 1, start=3, **options)
+    resumed.draw(1)
+    assert torch.equal(resumed.take("depth", torch.tensor([0]))[0], kept[0])
+
+
+def test_windows_lie_in_the_clip():
+    generator = torch.Generator().manual_seed(0)
+    frames, stride = windows(16, 4, 500, generator)
+    assert frames.shape == (500, 4) and frames.min() == 0 and frames.max() == 15
+    assert set(stride.tolist()) == {1, 2, 3, 4, 5}
+    assert torch.equal(frames[:, 1:] - frames[:, :-1], stride[:, None].expand(-1, 3))
+    assert torch.equal(windows(16, 16, 3, generator)[0], torch.arange(16).expand(3, -1))
+
+
+def test_a_step_feeds_the_network_what_it_keeps(ring, design):
+    seen = {}
+
+    class Spy(UNet3D):
+        def encode_condition(self, name, tensor, size):
+            seen[name] = tensor.shape
+            return super().encode_condition(name, tensor, size)
+
+    torch.manual_seed(0)
+    unet = Spy(design[1].unet, attend=attend_in_full)
+    empty = encode_text(ring.towers, [""]).float()
+    step = NetworkStep(unet, design[1], design[0].network, empty)
+    generator, lots = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    loss = step(ring, 8, 12, generator, lots)
+    assert loss.isfinite() and set(seen) == set(CONDITIONS)
+    for name, (count, channels, frames, height, width) in seen.items():
+        assert 0 < count < 12 and (height, width) == (32, 32)
+        assert channels == CONDITIONS[name].channels
+        assert frames == (8 if CONDITIONS[name].kind == "temporal" else 1)
+    generator, lots = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    assert torch.equal(step(ring, 8, 12, generator, lots), loss)  # everything random comes from the two generators
+
+
+def test_attention_in_full_is_attention():
+    q, k, v = torch.randn(3, 2, 10, 32).unbind()
+    torch.testing.assert_close(attend_in_full(q, k, v, 4), attend(q, k, v, 4), atol=1e-5, rtol=1e-5)
+    many = torch.randn(MOST + 3, 2, 4)
+    assert torch.equal(attend_split(many, many, many, 1), attend(many, many, many, 1))
+    long = torch.randn(1, int(SMALL**0.5) + 1, 4)
+    assert torch.equal(attend_in_full(long, long, long, 1), attend(long, long, long, 1))
+
+
+# --- Timed runs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_constant_until_its_last_part():
+    assert rate(0.0) < 0.05 and rate(0.02) == rate(0.4) == rate(0.7) == 1.0
+    assert 1.0 > rate(0.8) > rate(0.9) > rate(1.0) == pytest.approx(0.02)
+
+
+def test_a_signal_saves_the_run_and_ends_it(tmp_path):
+    def start() -> TimedRun:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        return TimedRun(tmp_path, model, Muon(model.parameters()), minutes=5.0)
+
+    run = start()
+    for step in run:
+        run.update(run.model(torch.ones(2, 3)).square().mean())
+        run.more["drawn"] = 10 * step
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+    assert run.came == signal.SIGTERM and run.step in (3, 4)  # at the latest in the step after it
+    again = start()
+    assert (again.step, again.used, again.more) == (run.step, run.used, run.more)
+    for one, other in ((run.model, again.model), (run.average, again.average)):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    momenta = [
+        [state["momentum"] for state in each.optimizer.state.values() if "momentum" in state] for each in (run, again)
+    ]
+    assert momenta[0] and all(map(torch.equal, *momenta))
+
+
+def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):
+    said, times = [], []
+    model = nn.Linear(2, 1)
+    run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=said.append)
+    write, left = Path.write_bytes, [2]
+
+    def full(self, data):
+        if left[0]:
+            left[0] -= 1
+            write(self, bytes(data)[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("training.timed.time.sleep", times.append)
+    run.step = 7
+    run.save()
+    assert len(times) == 2 and len(said) == 1 and "disk" in said[0] and "full" in said[0]
+    assert TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0).step == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.EACCES, "denied")))
+    with pytest.raises(OSError, match="denied"):  # nothing that waiting would mend
+        run.save()
+
+
+def test_a_log_on_a_full_disk_has_whole_lines_and_waiting_is_no_training(tmp_path, monkeypatch):
+    model = nn.Linear(2, 1)
+    run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=lambda _: None)
+    run.log(loss=1.0)
+    real, full = open, [True]
+
+    class Half:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def truncate(self, size):
+            self.file.truncate(size)
+
+        def write(self, text):
+            if full.pop() if full else False:
+                self.file.write(text[:9])
+                self.file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.file.write(text)
+
+    monkeypatch.setattr("builtins.open", lambda *a, **k: Half(real(*a, **k)))
+    clock = [100.0]
+    monkeypatch.setattr("training.timed.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("training.timed.time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    run._mark = 95.0
+    run.log(loss=0.5)
+    monkeypatch.undo()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [1.0, 0.5]
+    assert run._mark == 110.0
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_are_small_and_join_to_the_same_file(tmp_path):
+    pieces = files.split(BUNDLED, tmp_path / "pieces")
+    assert len(pieces) > 1 and all(path.stat().st_size <= 16_000_000 for path in pieces)
+    files.export_run(tmp_path / "pieces", tmp_path / "whole.safetensors")
+    one, other = read_checkpoint(BUNDLED), read_checkpoint(tmp_path / "whole.safetensors")
+    assert other.config == one.config and other.training == one.training
+    for name, part in one.parts.items():
+        state = other.part(name).tensors.state()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in part.tensors.state().items())
+    assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "raw.safetensors"), "--raw"]) == 2
+    assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "again.safetensors")]) == 0
+    pieces[0].unlink()
+    with pytest.raises(UserError, match=r"holds \d pieces, expected \d of one checkpoint"):
+        files.export_run(tmp_path / "pieces", tmp_path / "again.safetensors")
+    with pytest.raises(UserError, match="no run and no pieces"):
+        files.export_run(tmp_path, tmp_path / "again.safetensors")
+
+
+# --- The command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Options of a run whose parts are of the real sizes and are not worth measuring."""
+    plain = json.loads(RECIPE.read_text())
+    plain["config"] = str(RECIPE.with_name(plain["config"]))
+    for part in PARTS:
+        plain[part]["batch"] = {"cpu": 2, "cuda": 2}
+    plain["network"]["scenes"] = {"cpu": 8, "cuda": 8}
+    (tmp_path / "tiny.json").write_text(json.dumps(plain | {"least_minutes": 0.0}))
+    for measure in ("autoencoder.evaluate", "autoencoder.told_right", "towers.evaluate"):
+        monkeypatch.setattr(f"training.bundled.{measure}", lambda *_: {})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return ["--design", str(tmp_path / "tiny.json"), "--device", "cpu", "--no-evaluation", "--ranks"]
+
+
+def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert main([*tiny, "1", "--out", str(run), "--minutes", "0.02"]) == 0
+    whole = run / files.CHECKPOINT
+    made = read_checkpoint(whole)
+    assert set(made.parts) == {"model", "vae", "text", "image"} and whole.stat().st_size <= 40_000_000
+    assert made.config.extraction.condition_scale == 4
+    assert all(path.stat().st_size <= 16_000_000 for path in (run / files.PIECES).iterdir())
+    first = json.loads(made.training)["step"]
+    average = torch.load(run / "network" / "state.pt", weights_only=True)["average"]["conv_out.bias"]
+    assert torch.equal(made.part("model").tensors.state()["out.2.bias"], average.half())
+    before = (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns
+
+    # What is complete stays, and the network goes on, here on two ranks instead of one.
+    state = torch.load(run / "network" / "state.pt", weights_only=True)
+    minutes = sum(used(run).values()) + state["used"] / 60 + 0.01
+    assert main([*tiny, "2", "--out", str(run), "--minutes", str(minutes)]) == 0
+    assert (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns == before
+    assert json.loads(read_checkpoint(whole).training)["step"] > first
+
+    # Of the file alone, where the folder is gone.
+    assert main([*tiny, "1", "--out", str(other), "--minutes", "0.01", "--start", str(whole)]) == 0
+    states = [read_checkpoint(path / files.CHECKPOINT).part("vae").tensors.state() for path in (run, other)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert load_unet(read_checkpoint(other / files.CHECKPOINT)) is not None
+    capsys.readouterr()
+
+    assert main(["--out", str(run), "--minutes", "5", "--device", "cpu"]) == 2  # the real design
+    assert "begun with another design" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    assert main([*tiny, "1", "--out", str(tmp_path / "full"), "--minutes", "1"]) == 2
+    assert "holds other files than a run's" in capsys.readouterr().err
+    assert main([*tiny, "1", "--out", str(tmp_path / "new"), "--minutes", "1", "--start", str(BUNDLED)]) == 2
+    assert "its network is of another design" in capsys.readouterr().err
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ("tyro", "pydantic", "yaml", "av", "kornia", "tensorboard"):
+            return None
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_globals.get("__name__", ""):
+            frame = frame.f_back
+        # What diffusers and open_clip import for themselves comes with them.
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("training", "vc_core", "__main__"):
+            return None
+        raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from training.bundled.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_minute_of_the_real_design_with_little_installed(repository, tmp_path):
+    options = ["--out", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu", "--ranks", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BLOCKED, *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0, done.stderr
+    assert "not evaluated, as PyAV is not installed here" in done.stdout
+    log = [json.loads(line) for line in (tmp_path / "run" / "autoencoder" / "log.jsonl").read_text().splitlines()]
+    assert log[-2]["loss"] < log[0]["loss"]
+    assert read_checkpoint(tmp_path / "run" / files.CHECKPOINT).part("model")

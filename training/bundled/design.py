@@ -1,0 +1,107 @@
+"""The design of the bundled checkpoint, frozen in `training/recipes/bundled.json`, and how a budget is shared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from training.bundled import autoencoder, network, towers
+from training.recipe import built
+from training.trainer import changed
+from vc_core.atomic import written_beside
+from vc_core.config import Config
+from vc_core.errors import UserError
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "bundled.json"
+FILE = "design.json"
+"""In a run's folder: what it was begun with."""
+PARTS = ("autoencoder", "towers", "network")
+SLACK = 0.5
+"""Minutes by which the parts may have overrun their shares, a step or two each."""
+_OF_TIME = ("shares", "most_minutes", "least_minutes")  # what a budget is shared by makes no other checkpoint
+
+
+@dataclass(frozen=True)
+class Design:
+    """Everything of a run but its budget, its device and what it begins with.
+
+    Attributes:
+        config: JSON of the checkpoint's `Config`, beside the recipe.
+        shares: of the budget, for the parts before the network, which gets the rest.
+        most_minutes: that these parts take of however large a budget.
+        least_minutes: of a budget, in which every part makes at least some steps on a CPU.
+    """
+
+    config: str = "small.json"
+    autoencoder: autoencoder.Settings = field(default_factory=autoencoder.Settings)
+    towers: towers.Settings = field(default_factory=towers.Settings)
+    network: network.Settings = field(default_factory=network.Settings)
+    shares: dict[str, float] = field(default_factory=dict)
+    most_minutes: dict[str, float] = field(default_factory=dict)
+    least_minutes: float = 1.0
+
+
+def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
+    """A design and the config of the checkpoint that it makes.
+
+    Raises:
+        UserError: a file that cannot be read, unknown keys, or values of another type.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        design = built(Design, plain, "")
+        config = Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a design ({error}): expected JSON such as {RECIPE}.") from error
+    return design, config
+
+
+def keep_design(out: Path, design: Design, config: Config) -> None:
+    """Writes the design into a run's folder, or makes sure that it is the one that the run began with.
+
+    Raises:
+        UserError: it is another one; the message names what differs.
+    """
+    plain = json.loads(json.dumps(asdict(design) | {"config": json.loads(config.to_json())}))
+    path = out / FILE
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as part:
+            part.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        return
+    differs = changed(json.loads(path.read_text(encoding="utf-8")), plain)
+    differs = {name: values for name, values in differs.items() if not name.startswith(_OF_TIME)}
+    if differs:
+        name, (before, now) = next(iter(differs.items()))
+        raise UserError(f"{out} was begun with another design: {name} was {before} there and is {now} now; give "
+                        "another folder with --out.")  # fmt: skip
+
+
+def budget(design: Design, minutes: float, used: Mapping[str, float], done: Collection[str] = ()) -> dict[str, float]:
+    """Minutes for each part of `PARTS`. A part that is done keeps what it used, and the network gets the rest.
+
+    Args:
+        used: minutes that each part has used.
+        done: parts that are complete, of an earlier start or of the file that the run begins with.
+
+    Raises:
+        UserError: the budget is too small; the message says what is enough.
+    """
+    if minutes < design.least_minutes:
+        raise UserError(f"A budget of {minutes:g} minutes is too small to finish the autoencoder, the towers and "
+                        f"the network: expected --minutes {design.least_minutes:g} or more.")  # fmt: skip
+    parts = {}
+    for name in PARTS[:-1]:
+        wanted = min(design.shares[name] * minutes, design.most_minutes[name])
+        parts[name] = used.get(name, 0.0) if name in done else max(wanted, used.get(name, 0.0))
+    parts["network"] = minutes - sum(parts.values())
+    least = design.least_minutes * (1 - sum(design.shares.values()))
+    enough = minutes - parts["network"] + used.get("network", least)
+    if minutes < enough - SLACK:
+        raise UserError(f"A budget of {minutes:g} minutes is too small to go on: the run has used "
+                        f"{sum(used.values()):.1f}; expected --minutes {math.ceil(10 * enough) / 10:g} or more."
+                        )  # fmt: skip
+    return parts
