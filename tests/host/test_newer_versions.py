@@ -3,7 +3,9 @@
 import os
 import subprocess
 
-from tests.host.server import REPOSITORY, find_comfyui
+import pytest
+
+from tests.host.server import REPOSITORY
 
 BEGINNING = f"""
 import importlib, importlib.util, sys
@@ -20,15 +22,20 @@ def module(name):
 """
 
 
-def run(script, *arguments):
-    folder, python = find_comfyui()
+@pytest.fixture
+def run(comfyui):
+    folder, python = comfyui
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
-    command = [python, "-c", BEGINNING + script, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(script, *arguments):
+        command = [python, "-c", BEGINNING + script, *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
 
 
-def test_a_window_with_a_frame_before_it():
+def test_a_window_with_a_frame_before_it(run):
     """For causal networks they put one before each window but the first; where it is, its conditions are taken."""
     run("""
 frames_of = module("nodes.host.embedding").frames_of
@@ -41,7 +48,7 @@ assert model.model_options["context_handler"].causal_window_fix is False  # none
 """)
 
 
-def test_a_cache_that_asks_outputs_what_they_are():
+def test_a_cache_that_asks_outputs_what_they_are(run):
     run("""
 missing = module("nodes.host.towers").Missing("There is none.")
 assert not hasattr(missing, "is_dynamic") and not hasattr(missing, "get_ram_usage")
@@ -52,7 +59,7 @@ except module("vc_core.errors").UserError as error:
 """)
 
 
-def test_a_trimmed_video_is_that_part_alone(tmp_path):
+def test_a_trimmed_video_is_that_part_alone(run, tmp_path):
     from vc_core.demo import draw_clip
     from vc_core.video import write_video
 
@@ -82,7 +89,7 @@ assert inputs.footage(part, goal, 0.0, 8.0).count == 16
 """)
 
 
-def test_a_copy_of_a_model_without_loading_on_demand():
+def test_a_copy_of_a_model_without_loading_on_demand(run):
     run("""
 import comfy.model_patcher as patchers
 class CoreModelPatcher(patchers.ModelPatcher):
