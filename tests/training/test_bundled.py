@@ -99,6 +99,11 @@ def test_a_design_with_unknown_keys_is_refused(tmp_path):
         read_design(tmp_path / "d.json")
     with pytest.raises(UserError, match="cannot be read as a design"):
         read_design(tmp_path / "missing.json")
+    (tmp_path / "e.json").write_text(
+        json.dumps({k: v for k, v in json.loads(RECIPE.read_text()).items() if k != "shares"})
+    )
+    with pytest.raises(UserError, match=r"cannot be read as a design .*shares"):
+        read_design(tmp_path / "e.json")
 
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,8 +33,8 @@ LATENT_NOISE = 0.08
 class Settings:
     """How the autoencoder is trained: `batch` frames in a step, of all ranks together, by the type of the device."""
 
-    batch: dict[str, int] = field(default_factory=lambda: {"cpu": 16, "cuda": 256})
-    learning_rate: float = 2e-3
+    batch: dict[str, int]
+    learning_rate: float
 
 
 def random_frames(

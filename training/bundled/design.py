@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from training.bundled import autoencoder, network, towers
@@ -35,26 +35,26 @@ class Design:
         least_minutes: of a budget, in which every part makes at least some steps on a CPU.
     """
 
-    config: str = "small.json"
-    autoencoder: autoencoder.Settings = field(default_factory=autoencoder.Settings)
-    towers: towers.Settings = field(default_factory=towers.Settings)
-    network: network.Settings = field(default_factory=network.Settings)
-    shares: dict[str, float] = field(default_factory=dict)
-    most_minutes: dict[str, float] = field(default_factory=dict)
-    least_minutes: float = 1.0
+    config: str
+    autoencoder: autoencoder.Settings
+    towers: towers.Settings
+    network: network.Settings
+    shares: dict[str, float]
+    most_minutes: dict[str, float]
+    least_minutes: float
 
 
 def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
     """A design and the config of the checkpoint that it makes.
 
     Raises:
-        UserError: a file that cannot be read, unknown keys, or values of another type.
+        UserError: a file that cannot be read, unknown or missing keys, or values of another type.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         design = built(Design, plain, "")
         config = Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last one names keys that are missing
         raise UserError(f"{path}: cannot be read as a design ({error}): expected JSON such as {RECIPE}.") from error
     return design, config
 

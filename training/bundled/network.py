@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,15 @@ class Settings:
         moving_gain, no_style: see `training.recipe.Loss`.
     """
 
-    lengths: tuple[int, ...] = (4, 4, 8, 16, 16)
-    batch: dict[str, int] = field(default_factory=lambda: {"cpu": 16, "cuda": 512})
-    scenes: dict[str, int] = field(default_factory=lambda: {"cpu": 4096, "cuda": 65536})
-    uses: float = 8.0
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.01
-    lone: dict[str, float] = field(default_factory=lambda: {"motion": 0.3, "single_sketch": 0.15})
-    moving_gain: float = 6.0
-    no_style: float = 0.3
+    lengths: tuple[int, ...]
+    batch: dict[str, int]
+    scenes: dict[str, int]
+    uses: float
+    learning_rate: float
+    weight_decay: float
+    lone: dict[str, float]
+    moving_gain: float
+    no_style: float
 
 
 class NetworkStep:

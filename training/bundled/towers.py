@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,8 +57,8 @@ IMAGE_READOUTS = {"objects": len(SHAPES) * len(COLOR_NAMES), "colors": len(COLOR
 class Settings:
     """How the towers are trained: `batch` pairs in a step, of all ranks together, by the type of the device."""
 
-    batch: dict[str, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 1024})
-    learning_rate: float = 2e-3
+    batch: dict[str, int]
+    learning_rate: float
 
 
 class Towers(nn.Module):
