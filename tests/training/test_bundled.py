@@ -365,10 +365,11 @@ sys.exit(main(sys.argv[1:]))
 def test_a_minute_of_the_real_design_with_little_installed(repository, tmp_path):
     options = ["--out", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu", "--ranks", "1"]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    environment.pop("ONEDNN_MAX_CPU_ISA", None)  # as a user's machine has it, see conftest.py
     command = [sys.executable, "-c", BLOCKED, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=repository)
     assert done.returncode == 0, done.stderr
     assert "not evaluated, as PyAV is not installed here" in done.stdout
     log = [json.loads(line) for line in (tmp_path / "run" / "autoencoder" / "log.jsonl").read_text().splitlines()]
-    assert log[-2]["loss"] < log[0]["loss"]
+    assert log[-1]["psnr"] > log[0]["psnr"]
     assert read_checkpoint(tmp_path / "run" / files.CHECKPOINT).part("model")
