@@ -22,6 +22,8 @@ from typing import IO
 
 LAUNCHED = "VC_LAUNCHED"
 """Environment variable of a rank that `launch` has started, and not torchrun."""
+REFUSED = 2
+"""Exit status of a rank that has told the user what to change: mostly all ranks find the same."""
 LOST = 75
 """Exit status of a rank that has lost another one: that one tells why."""
 GRACE = 15.0
@@ -43,7 +45,7 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
 
     SIGINT and SIGTERM are passed on to each rank once, and each ends when it has saved. Where this process is killed,
     that is a SIGTERM for them, see `follow_launcher`. What ranks write is seen, but for the errors and warnings of the
-    others beside rank 0: of them, those of one that has failed first.
+    others beside rank 0: of them, those of one that has failed first, unless both tell of a user's error.
 
     Returns:
         The exit status: 0, or that of the rank that failed first (128 and the signal's number where one ended it),
@@ -60,7 +62,8 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
         if failed is None:
             return _all_lost(started)
         status = started[failed].returncode
-        if errors[failed] is not None and not stopped:
+        told = started[0].returncode == status == REFUSED
+        if errors[failed] is not None and not (stopped or told):
             errors[failed].seek(0)
             sys.stderr.write(errors[failed].read().decode(errors="replace"))
         if status < 0:

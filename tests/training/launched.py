@@ -23,7 +23,8 @@ def main(folder, what):
     threads = {os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]}
     if what == "end" and threads == {"1"}:
         return 0
-    if what == "fail":  # both of the same, as of a file that is not there
+    if what == "fail":  # both of the same, as of a file that is not there, and rank 0 after the other
+        time.sleep(0.3 * (rank == 0))
         print("vc: no such file", file=sys.stderr)
         return 2
     if what in ("die", "kill"):  # rank 1 alone, which the other notices or not
