@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .terminal import progress_bars, run_program
+from .terminal import USERS_ERROR, progress_bars, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 for our mistakes."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in HANDED_ON:
-        return HANDED_ON[argv[0]](argv[1:])
+        folder, hand_on = HANDED_ON[argv[0]]
+        if not (PROJECT / folder).is_dir():
+            print(
+                f"vc: {argv[0]} needs the folder {folder}, which is not beside {PROJECT / 'vc_core'}: packages hold what "
+                "composes alone, so run it in a checkout of the project's repository.",
+                file=sys.stderr,
+            )
+            return USERS_ERROR
+        return hand_on(argv[1:])
     arguments = _parser(next((word for word in argv if not word.startswith("-")), "")).parse_args(argv)
     try:
         return run_program(lambda: arguments.run(arguments), debug=arguments.debug)
@@ -107,13 +115,13 @@ def _bench(arguments: list[str]) -> int:
 
 
 PROJECT = Path(__file__).resolve().parents[1]
-HANDED_ON = {
-    "test": _test,
-    "prepare": _program("training.data.prepare"),
-    "train": _program("training"),
-    "export": _program("training.export"),
-    "evaluate": _program("training.evaluate"),
-    "bench": _bench,
+HANDED_ON = {  # by the command: the folder that it needs, and what runs it
+    "test": ("tests", _test),
+    "prepare": ("training", _program("training.data.prepare")),
+    "train": ("training", _program("training")),
+    "export": ("training", _program("training.export")),
+    "evaluate": ("training", _program("training.evaluate")),
+    "bench": ("benchmarks", _bench),
 }
 
 

@@ -140,13 +140,13 @@ class Host:
     start_log: str = field(default="", repr=False)
 
     @staticmethod
-    def start(folder: Path, pack: str = PACK_FOLDER) -> "Host":
-        """Starts the ComfyUI that `find_comfyui` finds, on the CPU, with an empty base directory and this pack in a
-        folder of that name."""
+    def start(folder: Path, pack: str = PACK_FOLDER, source: Path = REPOSITORY) -> "Host":
+        """Starts the ComfyUI that `find_comfyui` finds, on the CPU, with an empty base directory and this pack, which
+        lies in `source`, in a folder of that name."""
         comfyui, python = find_comfyui()
         for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
             (folder / name).mkdir(parents=True)
-        (folder / "custom_nodes" / pack).symlink_to(REPOSITORY, target_is_directory=True)
+        (folder / "custom_nodes" / pack).symlink_to(source, target_is_directory=True)
         (folder / "custom_nodes" / INTERRUPTER.name).symlink_to(INTERRUPTER)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,23 +52,32 @@ def libraries() -> list[Findings]:
     from packaging.requirements import Requirement
 
     found = []
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        for line in (PROJECT / file).read_text(encoding="utf-8").splitlines():
-            if not (text := line.partition("#")[0].strip()):
-                continue
-            requirement = Requirement(text)
-            version = _version(requirement.name)
-            satisfied = version is not None and requirement.specifier.contains(version, prereleases=True)
-            found.append(
-                {
-                    "name": requirement.name,
-                    "wanted": str(requirement.specifier),
-                    "version": version,
-                    "satisfied": satisfied,
-                    "needed": file == "requirements.txt" or requirement.name in NEEDED,
-                }
-            )
+    for text, needed in _requirements():
+        requirement = Requirement(text)
+        version = _version(requirement.name)
+        satisfied = version is not None and requirement.specifier.contains(version, prereleases=True)
+        found.append(
+            {
+                "name": requirement.name,
+                "wanted": str(requirement.specifier),
+                "version": version,
+                "satisfied": satisfied,
+                "needed": needed or requirement.name in NEEDED,
+            }
+        )
     return found
+
+
+def _requirements() -> Iterator[tuple[str, bool]]:
+    """Requirements by the files beside the core, or by its own metadata where pip installed it without them; and
+    whether nothing works without them."""
+    files = [PROJECT / "requirements.txt", PROJECT / "requirements-dev.txt"]
+    if not files[0].is_file():
+        yield from ((text, "extra ==" not in text) for text in metadata.requires("videocomposer") or [])
+        return
+    for file in files:
+        lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+        yield from ((line, file is files[0]) for line in lines if line)
 
 
 def _version(name: str) -> str | None:
