@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder, hand_on = HANDED_ON[argv[0]]
         if not (PROJECT / folder).is_dir():
             print(
-                f"vc: {argv[0]} needs the folder {folder}, which is not beside {PROJECT / 'vc_core'}: packages hold what "
-                "composes alone, so run it in a checkout of the project's repository.",
+                f"vc: {argv[0]} needs the folder {folder}, which is not in {PROJECT}, where the core alone is "
+                "installed: run it in a checkout of the project's repository.",
                 file=sys.stderr,
             )
             return USERS_ERROR

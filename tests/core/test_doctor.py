@@ -113,6 +113,19 @@ def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):
     assert [item["name"] for item in doctor.libraries() if not item["satisfied"]] == ["pytest"]
 
 
+def test_libraries_are_known_where_pip_installed_the_core_alone(monkeypatch, tmp_path):
+    """Without the requirements files, by what the installed package says of itself."""
+    monkeypatch.setattr(doctor, "PROJECT", tmp_path)
+    named = {"videocomposer": ["numpy>=1.25,<3", 'pyyaml>=999; extra == "standalone"', 'torch>=2; extra == "standalone"']}
+    monkeypatch.setattr(doctor.metadata, "requires", named.__getitem__)
+    found = {item["name"]: (item["wanted"], item["satisfied"], item["needed"]) for item in doctor.libraries()}
+    assert found == {
+        "numpy": ("<3,>=1.25", True, True),
+        "pyyaml": (">=999", False, False),
+        "torch": (">=2", True, True),
+    }
+
+
 def test_what_fails_in_the_trial_is_told(monkeypatch, capsys):
     def broken(settings):
         raise OSError("no space left")
