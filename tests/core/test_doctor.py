@@ -116,8 +116,8 @@ def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):
 def test_libraries_are_known_where_pip_installed_the_core_alone(monkeypatch, tmp_path):
     """Without the requirements files, by what the installed package says of itself."""
     monkeypatch.setattr(doctor, "PROJECT", tmp_path)
-    named = {"videocomposer": ["numpy>=1.25,<3", 'pyyaml>=999; extra == "standalone"', 'torch>=2; extra == "standalone"']}
-    monkeypatch.setattr(doctor.metadata, "requires", named.__getitem__)
+    named = ["numpy>=1.25,<3", 'pyyaml>=999; extra == "standalone"', 'torch>=2; extra == "standalone"']
+    monkeypatch.setattr(doctor.metadata, "requires", {"videocomposer": named}.__getitem__)
     found = {item["name"]: (item["wanted"], item["satisfied"], item["needed"]) for item in doctor.libraries()}
     assert found == {
         "numpy": ("<3,>=1.25", True, True),
