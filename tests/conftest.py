@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.finding import ComfyUI, NoHost, find_comfyuis
+from tests.host.server import Host
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The tests' tensors are small: more threads than this only wait for each other. torch reads it when it is first
@@ -26,11 +29,48 @@ def _shared_folder(variable: str, default: str) -> Path:
     return folder
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--hosts",
+        choices=("newest", "all"),
+        default="newest",
+        help="the ComfyUIs to test on: the newest that is found (or the one that holds this checkout), or all",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
+
+    Where none is found, what is wrong takes its place, and the fixture `comfyui` tells it.
+    """
+    if "comfyui" not in metafunc.fixturenames:
+        return
+    try:
+        found = find_comfyuis()
+        chosen = found if metafunc.config.option.hosts == "all" else found[:1]
+        names = [one.version for one in chosen]
+    except (NoHost, OSError, ValueError) as error:
+        chosen, names = [error], ["none"]
+    metafunc.parametrize("comfyui", chosen, indirect=True, ids=names)
+
+
+def pytest_itemcollected(item):
+    """Notes on a test on which ComfyUI it runs, for the summary."""
+    comfyui = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
+    if comfyui is not None:
+        item.user_properties.append(("comfyui", getattr(comfyui, "version", None)))
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Says once for each reason how many tests were skipped, thus what is needed to run them."""
-    reports = [report for report in terminalreporter.getreports("skipped") if isinstance(report.longrepr, tuple)]
-    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports).items():
+    """Says once for each reason how many tests were skipped, thus what is needed to run them, and what was tested."""
+    skips = [one for one in terminalreporter.getreports("skipped") if isinstance(one.longrepr, tuple)]
+    for reason, count in Counter(one.longrepr[2].removeprefix("Skipped: ") for one in skips).items():
         terminalreporter.write_line(f"{count} skipped: {reason}")
+    reports = [one for kind in ("passed", "failed", "error", "skipped") for one in terminalreporter.getreports(kind)]
+    asked = [(one, version) for one in reports for key, version in one.user_properties if key == "comfyui"]
+    if asked:
+        tested = dict.fromkeys(version for one, version in asked if version and not one.skipped)
+        terminalreporter.write_line(f"ComfyUI {' and '.join(tested)} tested" if tested else "no ComfyUI tested")
 
 
 @pytest.fixture(scope="session")
@@ -52,30 +92,18 @@ def clips_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfyui() -> tuple[str, str]:
-    """The folder of a ComfyUI and its Python; the test is skipped where there is none."""
-    from tests.host.server import NoHost, find_comfyui
-
-    try:
-        folder, python = find_comfyui()
-    except NoHost as reason:
-        pytest.skip(str(reason))
-    return str(folder), str(python)
+def comfyui(request) -> ComfyUI:
+    """The ComfyUI that is tested, with `--hosts all` each after the other; where there is none, the test is skipped."""
+    if isinstance(request.param, NoHost):
+        pytest.skip(str(request.param))
+    if isinstance(request.param, Exception):  # a variable that names no ComfyUI
+        raise pytest.fail.Exception(str(request.param), pytrace=False)
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    """A running ComfyUI with this pack in it, one for all tests that need one; see `tests/host/server.py`.
-
-    They are skipped where there is no ComfyUI.
-    """
-    from tests.host.server import Host, NoHost
-
-    try:
-        running = Host.start(tmp_path_factory.mktemp("comfyui"))
-    except NoHost as reason:
-        pytest.skip(str(reason))
-    except OSError as error:  # a variable that names no ComfyUI
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+def host(comfyui, tmp_path_factory):
+    """A running ComfyUI with this pack in it, one for all tests that need one; see `tests/host/server.py`."""
+    running = Host.start(tmp_path_factory.mktemp("comfyui"), comfyui=comfyui)
     yield running
     running.stop()

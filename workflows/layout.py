@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""Newer ComfyUIs' list whose choice brings inputs of its own."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
+KINDS = ("required", "optional")
 AFTER = ("control_after_generate", "fixed")
 """The widget that the page adds below a seed."""
 
@@ -56,7 +60,7 @@ class Node:
     def size(self) -> tuple[int, int]:
         if self.kind in SIZES:
             return SIZES[self.kind]
-        sockets = [name for name, spec in specs(self.info) if not is_widget(spec)]
+        sockets = [name for name, spec in specs(self.info, self.values) if not is_widget(spec)]
         rows = max(len(sockets), len(self.outputs))
         return WIDTH, rows * SLOT + len(widgets(self)) * WIDGET + 16
 
@@ -77,7 +81,7 @@ class Graph:
     def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
         """Adds a node; widgets that are not given keep their defaults. Raises KeyError for inputs that it has not."""
         info = self.info[kind]
-        known = dict(specs(info))
+        known = dict(specs(info, inputs))
         if unknown := set(inputs) - set(known):
             raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
         links = {name: value for name, value in inputs.items() if isinstance(value, Output)}
@@ -90,10 +94,22 @@ class Graph:
         return node
 
 
-def specs(info: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(name, what /object_info says) of a node's inputs, in the page's order."""
-    kinds = ("required", "optional")
-    return [(name, info["input"][kind][name]) for kind in kinds for name in info["input_order"].get(kind, ())]
+def specs(info: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name, what /object_info says) of a node's inputs, in the page's order.
+
+    Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`.
+    """
+    return [one for kind in KINDS for name in info["input_order"].get(kind, ())
+            for one in with_brought(name, info["input"][kind][name], values)]  # fmt: skip
+
+
+def with_brought(name: str, spec: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield name, spec
+    for option in options(spec)["options"] if spec[0] == DYNAMIC else ():
+        if option["key"] == values.get(name, default(spec)):
+            for kind in KINDS:
+                for inner, its in option["inputs"].get(kind, {}).items():
+                    yield from with_brought(f"{name}.{inner}", its, values)
 
 
 def options(spec: Any) -> dict[str, Any]:
@@ -106,13 +122,15 @@ def is_widget(spec: Any) -> bool:
 
 def default(spec: Any) -> Any:
     choices = spec[0] if isinstance(spec[0], list) else options(spec).get("options")
+    if spec[0] == DYNAMIC:
+        choices = [choice["key"] for choice in choices]
     return options(spec).get("default", choices[0] if choices else "")
 
 
 def widgets(node: Node) -> list[tuple[str, Any]]:
     """(name, value) of a node's widgets, as the page stores them."""
     stored = []
-    for name, spec in specs(node.info):
+    for name, spec in specs(node.info, node.values):
         if is_widget(spec):
             stored.append((name, node.values.get(name, default(spec))))
             if options(spec).get("control_after_generate"):
@@ -165,7 +183,7 @@ def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
 
 def ordered(node: Node) -> list[tuple[str, Any]]:
     """A node's inputs as the page numbers them: sockets, then those that have a widget too."""
-    return sorted(specs(node.info), key=lambda one: is_widget(one[1]))
+    return sorted(specs(node.info, node.values), key=lambda one: is_widget(one[1]))
 
 
 def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list[list[Any]]) -> dict[str, Any]:

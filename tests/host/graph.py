@@ -34,15 +34,36 @@ class Graph(dict[str, Any]):
         self[str(node)]["inputs"].update(given)
 
 
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+"""A list whose choice brings inputs of its own, named as `format.codec`; newer ComfyUIs have it."""
+
+
 def defaults(info: dict[str, Any]) -> dict[str, Any]:
-    """Input -> default, of the required widgets of a node."""
+    """Input -> default, of the required widgets of a node, and of those that the default of a list brings."""
+    return _defaults(info["input"].get("required", {}), "")
+
+
+def _defaults(inputs: dict[str, Any], prefix: str) -> dict[str, Any]:
     found = {}
-    for name, (kind, *rest) in info["input"].get("required", {}).items():
-        options = rest[0] if rest else {}
-        if "default" in options:
-            found[name] = options["default"]
-        elif isinstance(kind, list) and kind:
-            found[name] = kind[0]
-        elif kind == "COMBO" and options.get("options"):
-            found[name] = options["options"][0]
+    for name, spec in inputs.items():
+        value = default(spec)
+        if value is not None:
+            found[prefix + name] = value
+        found |= _defaults(brought(spec, value).get("required", {}), f"{prefix}{name}.")
     return found
+
+
+def default(spec: list[Any]) -> Any:
+    """The default of an input as `/object_info` tells it: what it says, else a list's first choice, else None."""
+    kind, *rest = spec
+    options = rest[0] if rest else {}
+    choices = kind if isinstance(kind, list) else options.get("options") if kind in ("COMBO", DYNAMIC) else None
+    if "default" in options or not choices:
+        return options.get("default")
+    return choices[0]["key"] if kind == DYNAMIC else choices[0]
+
+
+def brought(spec: list[Any], value: Any) -> dict[str, Any]:
+    """The inputs that a choice brings, {"required": {name: spec}, "optional": ...}, of names without the list's own."""
+    options = spec[1]["options"] if spec[0] == DYNAMIC else []
+    return next((option["inputs"] for option in options if option["key"] == value), {})

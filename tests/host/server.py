@@ -1,4 +1,4 @@
-"""A real ComfyUI: where one is found, and one that runs with this checkout linked in as a pack."""
+"""A real ComfyUI that runs with this checkout linked in as a pack."""
 
 import json
 import os
@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.host.finding import ComfyUI, find_comfyuis
 from tests.host.graph import Graph
 from tests.host.websocket import WebSocket
 
@@ -26,50 +26,6 @@ PACK_FOLDER = "ComfyUI-VideoComposer v0.1 (copy)"
 INTERRUPTER = Path(__file__).with_name("interrupter.py")
 
 _START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
-
-
-class NoHost(Exception):
-    """There is no ComfyUI to test against; the message says how to give one."""
-
-
-def find_comfyui() -> tuple[Path, Path]:
-    """The folder of a ComfyUI and its Python: by COMFYUI_PATH and COMFYUI_PYTHON, else as `_places` and `_pythons`.
-
-    Raises:
-        NoHost: there is none.
-        FileNotFoundError: COMFYUI_PATH or COMFYUI_PYTHON names what is none.
-    """
-    given = os.environ.get("COMFYUI_PATH")
-    if given and not _is_comfyui(Path(given)):
-        raise FileNotFoundError(f"COMFYUI_PATH is {given}, where no ComfyUI lies: expected a checkout with a main.py.")
-    folder = next(filter(_is_comfyui, [Path(given)] if given else _places()), None)
-    if folder is None:
-        raise NoHost("no ComfyUI found: set COMFYUI_PATH to a checkout of it, and COMFYUI_PYTHON to its Python")
-    given = os.environ.get("COMFYUI_PYTHON")
-    if given and not Path(given).is_file():
-        raise FileNotFoundError(f"COMFYUI_PYTHON is {given}, which is no file: expected a Python with ComfyUI's needs.")
-    python = next(filter(Path.is_file, [Path(given)] if given else _pythons(folder)), None)
-    if python is None:
-        raise NoHost(f"no Python found for {folder}: set COMFYUI_PYTHON to one that has what ComfyUI needs")
-    return folder.absolute(), python.absolute()
-
-
-def _is_comfyui(folder: Path) -> bool:
-    return (folder / "main.py").is_file() and (folder / "comfy" / "model_base.py").is_file()
-
-
-def _places() -> Iterator[Path]:
-    """The ComfyUI whose custom_nodes holds this checkout, itself or a link to it, else the one in the home folder."""
-    for start in (Path(os.environ.get("PWD", ".")).absolute(), REPOSITORY):  # the shell's own PWD keeps the links
-        if start.resolve().is_relative_to(REPOSITORY):
-            yield from (parent.parent for parent in start.parents if parent.name == "custom_nodes")
-    yield Path.home() / "ComfyUI"
-
-
-def _pythons(folder: Path) -> Iterator[Path]:
-    for environment in (".venv", "venv"):
-        yield folder / environment / "bin" / "python"
-        yield folder / environment / "Scripts" / "python.exe"
 
 
 @dataclass
@@ -140,14 +96,23 @@ class Host:
     start_log: str = field(default="", repr=False)
 
     @staticmethod
-    def start(folder: Path, pack: str = PACK_FOLDER, source: Path = REPOSITORY) -> "Host":
-        """Starts the ComfyUI that `find_comfyui` finds, on the CPU, with an empty base directory and this pack, which
-        lies in `source`, in a folder of that name."""
-        comfyui, python = find_comfyui()
+    def start(
+        folder: Path, pack: str | None = PACK_FOLDER, comfyui: ComfyUI | None = None, source: Path = REPOSITORY
+    ) -> "Host":
+        """Starts a ComfyUI on the CPU with an empty base directory.
+
+        Args:
+            folder: where that directory is made.
+            pack: what the folder of this pack in it is called; None leaves the pack out.
+            comfyui: which one; by default the first that `find_comfyuis` finds.
+            source: where this pack lies.
+        """
+        comfyui = comfyui or find_comfyuis()[0]
         for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
             (folder / name).mkdir(parents=True)
-        (folder / "custom_nodes" / pack).symlink_to(source, target_is_directory=True)
-        (folder / "custom_nodes" / INTERRUPTER.name).symlink_to(INTERRUPTER)
+        if pack is not None:
+            (folder / "custom_nodes" / pack).symlink_to(source, target_is_directory=True)
+            (folder / "custom_nodes" / INTERRUPTER.name).symlink_to(INTERRUPTER)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -164,8 +129,8 @@ class Host:
         log = folder / "host.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [python, "main.py", *switches, *(str(part) for option in options.items() for part in option)],
-                cwd=comfyui,
+                [comfyui.python, "main.py", *switches, *(str(part) for option in options.items() for part in option)],
+                cwd=comfyui.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

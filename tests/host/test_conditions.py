@@ -16,6 +16,9 @@ SOURCES = {
     "single_sketch": ("VCSingleSketch", lambda clip: {"image": clip[2]}),
 }
 
+TRIM = "Video Slice"
+"""The node by which newer ComfyUIs take a part of a VIDEO."""
+
 
 def source(scene, name, **inputs):
     """The node that makes a condition of the example clip."""
@@ -146,3 +149,31 @@ def test_each_condition_shows_what_the_network_sees(scene, name):
     with Image.open(files[-1]) as picture:
         low, high = picture.convert("L").getextrema()
         assert high - low > 20  # not blank
+
+
+def test_of_a_trimmed_video_that_part_alone_is_taken(scene):
+    from vc_core.demo import draw_clip
+    from vc_core.video import write_video
+
+    if TRIM not in scene.host.nodes:
+        pytest.skip("this ComfyUI trims no videos")
+    write_video(scene.host.folder / "input" / "long.mp4", draw_clip(), 8)
+    whole = scene.add("LoadVideo", file="long.mp4")
+    part = scene.add(TRIM, video=whole, start_time=1.5, duration=0.5)
+    images = scene.add("GetVideoComponents", video=part)
+    sketches = [
+        scene.add("SaveImage", filename_prefix=name, images=scene.add("VCSketchSequence", video=video, **options)[1])
+        for name, video, options in (
+            ("part", part, {"frames": 4}),
+            ("images", images, {"frames": 4}),
+            ("whole", whole, {"frames": 4, "frame_rate": 8.0}),
+            ("later", whole, {"frames": 4, "frame_rate": 8.0, "start_time": 1.5}),
+        )
+    ]
+    result = scene.host.run(scene.graph)
+    of_part, of_images, of_whole, later = (
+        np.stack([np.array(Image.open(file)) for file in result.files_of(node)]) for node in sketches
+    )
+    assert of_part.shape[0] == 4
+    assert (of_part == of_images).all() and (of_part == later).all()
+    assert (of_part != of_whole).any()

@@ -1,8 +1,10 @@
-"""Which ComfyUI the tests take, and what they say where there is none."""
+"""Which ComfyUIs the tests take, and what they say where there is none."""
+
+import os
 
 import pytest
 
-from tests.host.server import NoHost, find_comfyui
+from tests.host.finding import NoHost, find_comfyuis
 
 
 @pytest.fixture
@@ -13,69 +15,110 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("PWD", str(tmp_path))
-    monkeypatch.setattr("tests.host.server.REPOSITORY", tmp_path / "checkout")
+    monkeypatch.setattr("tests.host.finding.REPOSITORY", tmp_path / "checkout")
     return tmp_path
 
 
-def make(folder, environment=".venv"):
+def make(folder, version="0.3.64", environment=".venv"):
     for name in ("main.py", "comfy/model_base.py", f"{environment}/bin/python"):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+    if version:
+        (folder / "comfyui_version.py").write_text(f'# made by a build\n__version__ = "{version}"\n')
     return folder
+
+
+def name(monkeypatch, variable, *paths):
+    monkeypatch.setenv(variable, os.pathsep.join(map(str, paths)))
+
+
+def folders():
+    return [one.folder for one in find_comfyuis()]
 
 
 def test_none_is_told_with_what_to_do(nowhere):
     with pytest.raises(NoHost, match="set COMFYUI_PATH"):
-        find_comfyui()
+        find_comfyuis()
 
 
 @pytest.mark.parametrize("environment", [".venv", "venv"])
 def test_the_one_in_the_home_folder(nowhere, environment):
-    folder = make(nowhere / "ComfyUI", environment)
-    assert find_comfyui() == (folder, folder / environment / "bin" / "python")
+    folder = make(nowhere / "ComfyUI", environment=environment)
+    assert find_comfyuis() == [(folder, folder / environment / "bin" / "python", "0.3.64")]
 
 
-def test_the_one_whose_custom_nodes_holds_the_checkout(nowhere, monkeypatch):
-    make(nowhere / "ComfyUI")
-    folder = make(nowhere / "other")
+def test_all_in_the_home_folder_that_have_an_environment_the_newest_first(nowhere):
+    old, new = make(nowhere / "ComfyUI", "0.3.64"), make(nowhere / "ComfyUI-new", "0.33.0")
+    unknown = make(nowhere / "ComfyUI-unknown", version="")
+    make(nowhere / "ComfyUI-without", environment="elsewhere")
+    (nowhere / "ComfyUI-models").mkdir()
+    (nowhere / "ComfyUI-link").symlink_to(new)
+    assert [one.version for one in find_comfyuis()] == ["0.33.0", "0.3.64", "unknown"]
+    assert [folder.resolve() for folder in folders()] == [new, old, unknown]
+
+
+def test_the_one_whose_custom_nodes_holds_the_checkout_comes_before_newer_ones(nowhere, monkeypatch):
+    home, folder = make(nowhere / "ComfyUI", "0.33.0"), make(nowhere / "other", "0.3.64")
     checkout = folder / "custom_nodes" / "pack"
     checkout.mkdir(parents=True)
-    monkeypatch.setattr("tests.host.server.REPOSITORY", checkout)
-    assert find_comfyui()[0] == folder
+    monkeypatch.setattr("tests.host.finding.REPOSITORY", checkout)
+    assert folders() == [folder, home]
 
 
 def test_the_one_whose_custom_nodes_holds_a_link_to_it(nowhere, monkeypatch):
-    make(nowhere / "ComfyUI")
-    folder, checkout = make(nowhere / "other"), nowhere / "checkout"
+    home = make(nowhere / "ComfyUI", "0.33.0")
+    folder, checkout = make(nowhere / "other", "0.3.64"), nowhere / "checkout"
     (folder / "custom_nodes").mkdir()
     checkout.mkdir()
     link = folder / "custom_nodes" / "pack"
     link.symlink_to(checkout)
     monkeypatch.setenv("PWD", str(link))
-    assert find_comfyui()[0] == folder
+    assert folders() == [folder, home]
     monkeypatch.setenv("PWD", str(folder / "custom_nodes" / "another pack"))
-    assert find_comfyui()[0] == nowhere / "ComfyUI"
+    assert folders() == [home]
 
 
-def test_the_named_one_comes_first(nowhere, monkeypatch):
-    make(nowhere / "ComfyUI")
-    folder = make(nowhere / "named")
-    monkeypatch.setenv("COMFYUI_PATH", str(folder))
-    assert find_comfyui()[0] == folder
-    monkeypatch.setenv("COMFYUI_PYTHON", str(folder / "main.py"))
-    assert find_comfyui()[1] == folder / "main.py"
+def test_those_that_are_named_are_all_there_are(nowhere, monkeypatch):
+    make(nowhere / "ComfyUI", "0.99.0")
+    old, new = make(nowhere / "old", "0.3.64"), make(nowhere / "new", "0.33.0")
+    name(monkeypatch, "COMFYUI_PATH", old)
+    assert folders() == [old]
+    name(monkeypatch, "COMFYUI_PATH", old, new)
+    assert folders() == [new, old]
+
+
+def test_one_python_for_all_or_one_for_each(nowhere, monkeypatch):
+    old, new = make(nowhere / "ComfyUI", "0.3.64"), make(nowhere / "ComfyUI-new", "0.33.0", "elsewhere")
+    name(monkeypatch, "COMFYUI_PYTHON", old / "main.py")
+    assert [one.python for one in find_comfyuis()] == [old / "main.py"] * 2
+    name(monkeypatch, "COMFYUI_PATH", old, new)
+    assert [one.python for one in find_comfyuis()] == [old / "main.py"] * 2
+    name(monkeypatch, "COMFYUI_PYTHON", old / "main.py", new / "main.py")
+    assert [one.python for one in find_comfyuis()] == [new / "main.py", old / "main.py"]
+
+
+@pytest.mark.parametrize("named", [0, 1, 3])
+def test_pythons_of_another_number_are_an_error(nowhere, monkeypatch, named):
+    folder = make(nowhere / "ComfyUI")
+    name(monkeypatch, "COMFYUI_PATH", *[folder] * named)
+    name(monkeypatch, "COMFYUI_PYTHON", folder / "main.py", folder / "main.py")
+    with pytest.raises(ValueError, match=f"2 Pythons and COMFYUI_PATH {named} ComfyUIs"):
+        find_comfyuis()
 
 
 @pytest.mark.parametrize("variable", ["COMFYUI_PATH", "COMFYUI_PYTHON"])
 def test_a_variable_that_names_none_is_an_error(nowhere, monkeypatch, variable):
     make(nowhere / "ComfyUI")
-    monkeypatch.setenv(variable, str(nowhere / "nothing"))
+    name(monkeypatch, variable, nowhere / "nothing")
     with pytest.raises(FileNotFoundError, match=variable):
-        find_comfyui()
+        find_comfyuis()
 
 
-def test_one_without_a_python_of_its_own(nowhere):
-    make(nowhere / "ComfyUI", "elsewhere")
+def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
+    folder = make(nowhere / "ComfyUI", environment="elsewhere")
     with pytest.raises(NoHost, match="set COMFYUI_PYTHON"):
-        find_comfyui()
+        find_comfyuis()
+    name(monkeypatch, "COMFYUI_PATH", folder)  # what is named is not left out in silence
+    with pytest.raises(FileNotFoundError, match="set COMFYUI_PYTHON"):
+        find_comfyuis()

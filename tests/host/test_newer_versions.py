@@ -1,4 +1,7 @@
-"""What versions of ComfyUI newer than the one at hand do, simulated in a process of its Python."""
+"""What no ComfyUI here does, simulated in a process of its Python: what versions in between did, or do on a GPU alone.
+
+What newer versions do everywhere is tested on them, by the tests of the other files.
+"""
 
 import os
 import subprocess
@@ -24,7 +27,7 @@ def module(name):
 
 @pytest.fixture
 def run(comfyui):
-    folder, python = comfyui
+    folder, python, _ = comfyui
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
 
     def run(script, *arguments):
@@ -35,19 +38,6 @@ def run(comfyui):
     return run
 
 
-def test_a_window_with_a_frame_before_it(run):
-    """For causal networks they put one before each window but the first; where it is, its conditions are taken."""
-    run("""
-frames_of = module("nodes.host.embedding").frames_of
-assert frames_of(Some(index_list=[8, 9])) == (8, 9)
-assert frames_of(Some(index_list=[8, 9], causal_anchor_index=7)) == (7, 8, 9)
-assert frames_of(Some(index_list=[0, 1], causal_anchor_index=-1)) == (0, 1)
-model = Some(model_options={}, clone=lambda: model, add_wrapper_with_key=lambda *_: None)
-module("nodes.host.sampling").with_windows(model, module("vc_core.diffusion.windows").Windows(8))
-assert model.model_options["context_handler"].causal_window_fix is False  # none in our own windows, as in the core
-""")
-
-
 def test_a_cache_that_asks_outputs_what_they_are(run):
     run("""
 missing = module("nodes.host.towers").Missing("There is none.")
@@ -56,40 +46,16 @@ try:
     missing.encode_image
 except module("vc_core.errors").UserError as error:
     assert str(error) == "There is none."
-""")
-
-
-def test_a_trimmed_video_is_that_part_alone(run, tmp_path):
-    from vc_core.demo import draw_clip
-    from vc_core.video import write_video
-
-    write_video(tmp_path / "clip.mp4", draw_clip(), 8)
-    run(f"""
-from fractions import Fraction
-from comfy_api.latest import InputImpl
-inputs = module("nodes.inputs")
-config = module("vc_core.checkpoint").read_checkpoint(module("vc_core.checkpoint").BUNDLED).config
-goal = inputs.Target(config, 4, (64, 64))
-
-class Trimmed(InputImpl.VideoFromFile):
-    as_trimmed = None
-    def get_duration(self):
-        return 0.5
-    def get_components(self):
-        whole = super().get_components()
-        return Some(images=whole.images[12:], frame_rate=whole.frame_rate)
-
-whole, part = InputImpl.VideoFromFile({str(tmp_path / "clip.mp4")!r}), Trimmed({str(tmp_path / "clip.mp4")!r})
-taken = inputs.footage(part, goal, 0.0, 8.0)
-assert taken.count == 4
-last = inputs.channels_first(whole.get_components().images[12:])
-assert (taken.source == last).all()
-Trimmed.get_duration = lambda self: 2.0
-assert inputs.footage(part, goal, 0.0, 8.0).count == 16
+else:
+    raise AssertionError
+import comfy_execution.caching as caching
+if hasattr(caching, "all_outputs_dynamic"):
+    assert not caching.all_outputs_dynamic([missing])
 """)
 
 
 def test_a_copy_of_a_model_without_loading_on_demand(run):
+    """On an NVIDIA GPU newer versions put a patcher in the place of ModelPatcher that has its copies made like this."""
     run("""
 import comfy.model_patcher as patchers
 class CoreModelPatcher(patchers.ModelPatcher):

@@ -43,7 +43,7 @@ def packed(repository, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed_host(packed, comfyui, tmp_path_factory):
     """A ComfyUI in which the package is installed."""
-    running = Host.start(tmp_path_factory.mktemp("comfyui"), NAME, packed)
+    running = Host.start(tmp_path_factory.mktemp("comfyui"), NAME, comfyui, packed)
     yield running
     running.stop()
 

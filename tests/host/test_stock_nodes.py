@@ -263,12 +263,23 @@ def test_a_patch_that_has_no_place_in_the_model_leaves_it_as_it_is(scene, moved,
 # --- Context windows --------------------------------------------------------------------------------------------------
 
 
+ANCHOR = "causal_window_fix"
+"""Newer ComfyUIs' switch, on by default, for a further frame before each window but the first."""
+
+
+def cut(scene, anchor=False, **inputs):
+    """The MODEL in stock context windows along the frames."""
+    windows = "ContextWindowsManual"
+    switch = {ANCHOR: anchor} if ANCHOR in scene.host.nodes[windows]["input"]["required"] else {}
+    return scene.add(windows, dim=2, **switch, **inputs)
+
+
 def test_stock_context_windows_are_ours_where_nothing_overlaps(scene):
     """Each window has the conditions of its own frames, whichever node cut it."""
     frames = 2 * FRAMES
     motion = scene.add("VCCameraMotion", pan_right=0.5, frames=frames, easing="ease_in_out")
     stc = scene.encode(motion=motion, single_image=scene.add("VCSingleImage", image=scene.add("VCExampleClip")[1]))
-    windows = scene.add("ContextWindowsManual", context_length=FRAMES, context_overlap=0, dim=2)
+    windows = cut(scene, context_length=FRAMES, context_overlap=0)
     ours, stock, whole = scene.latents(
         scene.sample(stc, context_length=FRAMES, context_overlap=0),
         scene.stock_sample(stc, model=windows),
@@ -279,12 +290,27 @@ def test_stock_context_windows_are_ours_where_nothing_overlaps(scene):
     assert error(whole, ours) > 0.01
 
 
+def test_a_frame_before_a_window_has_its_own_conditions(scene):
+    """The second of two windows of 8 frames sees frame 7 too: the same nine as the second of two windows of 9."""
+    if ANCHOR not in scene.host.nodes["ContextWindowsManual"]["input"]["required"]:
+        pytest.skip("this ComfyUI puts no frame before a context window")
+    stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.5, frames=2 * FRAMES, easing="ease_in_out"))
+    anchored, longer, without = scene.latents(
+        *(
+            scene.stock_sample(stc, steps=1, model=cut(scene, context_length=length, context_overlap=overlap, **options))
+            for length, overlap, options in ((FRAMES, 0, {"anchor": True}), (FRAMES + 1, 1, {}), (FRAMES, 0, {}))
+        )
+    )
+    theirs_alone = slice(FRAMES + 1, None)  # frames 7 and 8 are in both windows of 9
+    assert error(anchored[:, :, theirs_alone], longer[:, :, theirs_alone]) < 1e-5
+    assert error(anchored[:, :, :FRAMES], without[:, :, :FRAMES]) < 1e-5
+    assert error(anchored, without) > 1e-3
+
+
 @pytest.mark.parametrize("schedule", [0, 1, 2, 3])
 def test_every_schedule_of_the_stock_context_windows_runs(scene, schedule):
     options = scene.host.nodes["ContextWindowsManual"]["input"]["required"]["context_schedule"][1]["options"]
     stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.5, frames=14))
-    windows = scene.add(
-        "ContextWindowsManual", context_length=FRAMES, context_overlap=4, dim=2, context_schedule=options[schedule]
-    )
+    windows = cut(scene, context_length=FRAMES, context_overlap=4, context_schedule=options[schedule])
     (latent,) = scene.latents(scene.sample(stc, model=windows))
     assert latent.shape == (1, 4, 14, 8, 8) and latent.isfinite().all()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.host.graph import DYNAMIC, brought, default
 from tests.host.server import REPOSITORY, Host
 from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
 from vc_core.video import plan_frames, probe, read_frames
@@ -23,7 +24,7 @@ from vc_core.video import plan_frames, probe, read_frames
 WORKFLOWS = REPOSITORY / "workflows"
 FROZEN = Path(__file__).with_name("templates.json")
 NOTES = ("MarkdownNote", "Note")  # the page's own, of which the server knows nothing
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 
 # A node as frozen: {"type", "values": what the page stores of its widgets, by their order,
 # "inputs": what ComfyUI is to be told, by their names; links are [node id, output]}.
@@ -39,19 +40,26 @@ def inputs(info: dict[str, Any], values: list[Any], links: dict[str, list[Any]])
     """What a node is told: its links, and its widgets' stored values in the order that `/object_info` gives.
 
     Widgets that were appended since it was saved have no value there, and keep their default; links to sockets that
-    are gone are lost.
+    are gone are lost. A list that brings widgets has them right below it, named with its name before a dot.
     """
     left, told = iter(values), {}
+
+    def tell(name: str, spec: list[Any]) -> None:
+        kind, *rest = spec
+        options = rest[0] if rest else {}
+        if isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
+            told[name] = next(left, default(spec))
+            if options.get("control_after_generate"):
+                next(left, None)
+            for group in brought(spec, told[name]).values():
+                for inner, its in group.items():
+                    tell(f"{name}.{inner}", its)
+        if name in links:
+            told[name] = links[name]
+
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
-            kind, *rest = info["input"][group][name]
-            options = rest[0] if rest else {}
-            if isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
-                told[name] = next(left, options.get("default"))
-                if options.get("control_after_generate"):
-                    next(left, None)
-            if name in links:
-                told[name] = links[name]
+            tell(name, info["input"][group][name])
     return told
 
 

@@ -177,7 +177,7 @@ print(model.model.videocomposer.frames, sum(p.numel() for p in model.model.diffu
 
 @pytest.mark.slow
 def test_the_nodes_loader_takes_it(comfyui, exported, tiny_unet, repository):
-    folder, python = comfyui
+    folder, python, _ = comfyui
     done = subprocess.run(
         [python, "-c", _LOAD, folder, repository, exported], capture_output=True, text=True, check=False
     )

@@ -133,7 +133,7 @@ print(json.dumps(changes))
 
 @pytest.mark.slow
 def test_comfyuis_stock_loader_reads_it(comfyui, unet, tmp_path):
-    folder, python = comfyui
+    folder, python, _ = comfyui
     names = trained(unet)
     save_lora(tmp_path / "lora.safetensors", unet)
     run = subprocess.run(

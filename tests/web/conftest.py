@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.server import Host, NoHost
+from tests.host.server import Host
 
 HERE = Path(__file__).parent
 PACK_FOLDER = "ComfyUI-VideoComposer"
@@ -90,16 +90,16 @@ def _ours(complaint: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+def browser(comfyui, tmp_path_factory):
     """A browser on the page of a ComfyUI with this pack. It takes pictures, to look at, where VC_PICTURES is a folder.
 
     No test needs them, and on a busy machine without a GPU one may take half a minute.
     """
     try:
         environment = find_browser()
-        host = Host.start(tmp_path_factory.mktemp("comfyui"), PACK_FOLDER)
-    except (NoBrowser, NoHost) as reason:
+    except NoBrowser as reason:
         pytest.skip(str(reason))
+    host = Host.start(tmp_path_factory.mktemp("comfyui"), PACK_FOLDER, comfyui)
     pictures = os.environ.get("VC_PICTURES", "")
     if pictures:
         Path(pictures).mkdir(parents=True, exist_ok=True)
