@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.host.finding import NoHost
 from tests.host.graph import Graph
 from tests.host.scene import BUNDLED, TEXT
-from tests.host.finding import NoHost
 from tests.host.server import Host
 from vc_core.composer import VideoComposer
 from vc_core.pipeline import compose

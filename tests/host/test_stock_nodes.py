@@ -295,12 +295,11 @@ def test_a_frame_before_a_window_has_its_own_conditions(scene):
     if ANCHOR not in scene.host.nodes["ContextWindowsManual"]["input"]["required"]:
         pytest.skip("this ComfyUI puts no frame before a context window")
     stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.5, frames=2 * FRAMES, easing="ease_in_out"))
-    anchored, longer, without = scene.latents(
-        *(
-            scene.stock_sample(stc, steps=1, model=cut(scene, context_length=length, context_overlap=overlap, **options))
-            for length, overlap, options in ((FRAMES, 0, {"anchor": True}), (FRAMES + 1, 1, {}), (FRAMES, 0, {}))
-        )
-    )
+    models = [
+        cut(scene, context_length=length, context_overlap=overlap, anchor=anchor)
+        for length, overlap, anchor in ((FRAMES, 0, True), (FRAMES + 1, 1, False), (FRAMES, 0, False))
+    ]
+    anchored, longer, without = scene.latents(*(scene.stock_sample(stc, steps=1, model=model) for model in models))
     theirs_alone = slice(FRAMES + 1, None)  # frames 7 and 8 are in both windows of 9
     assert error(anchored[:, :, theirs_alone], longer[:, :, theirs_alone]) < 1e-5
     assert error(anchored[:, :, :FRAMES], without[:, :, :FRAMES]) < 1e-5

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,9 +19,6 @@ PACK_FOLDER = "ComfyUI-VideoComposer"
 """ComfyUI serves the scripts, templates and help pages of no pack whose folder has a space in its name."""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _SECONDS = 300
-
-# What the page complains about without any pack too: files that a fresh user folder lacks, and its own settings.
-_STOCK = ("status of 404", "reading 'id'")
 
 
 class NoBrowser(Exception):
@@ -51,25 +50,61 @@ class Seen:
 
     Attributes:
         result: what it returned.
-        complaints: errors and warnings of the page that have to do with this pack, or that no stock page has.
+        complaints: errors and warnings of the page that have to do with this pack, and errors that a page without it
+            has not.
     """
 
     result: Any
     complaints: list[str]
 
 
+class Complaint(NamedTuple):
+    """What the console of the page says, and the address of the script; both without the server's address."""
+
+    kind: str
+    text: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.where}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it has to do with this pack."""
+        text = str(self)
+        return ("/extensions/" in text and "/extensions/core/" not in text) or "videocomposer" in text.lower()
+
+
 @dataclass
 class Browser:
-    """Plays scenarios on the page of a running ComfyUI; pictures of it are kept in the folder `pictures`, if any."""
+    """Plays scenarios on the page of a running ComfyUI; pictures of it are kept in the folder `pictures`, if any.
 
-    host: Any
+    Attributes:
+        without: starts the same ComfyUI without this pack.
+        stock: what errors the page has there, as far as they were looked for.
+    """
+
+    host: Host
     pictures: str
     environment: dict[str, str]
+    without: Callable[[], Host]
+    stock: set[Complaint] = field(default_factory=set)
 
     def play(self, scenario: str, **given: Any) -> Seen:
         """Plays a scenario of this folder with what it is given; see `browser.js`."""
+        result, complaints = self._play(self.host, scenario, given)
+        errors = [one for one in complaints if one.kind == "error" and not one.ours]
+        if not self.stock.issuperset(errors):
+            host = self.without()
+            try:
+                self.stock.update(self._play(host, "stock.js", {"settings": given.get("settings", {})})[1])
+            finally:
+                host.stop()
+        return Seen(result, [str(one) for one in complaints if one.ours or (one in errors and one not in self.stock)])
+
+    def _play(self, host: Host, scenario: str, given: dict[str, Any]) -> tuple[Any, list[Complaint]]:
         run = subprocess.run(
-            ["node", HERE / "browser.js", HERE / scenario, self.host.url, self.pictures, json.dumps(given)],
+            ["node", HERE / "browser.js", HERE / scenario, host.url, self.pictures, json.dumps(given)],
             capture_output=True,
             text=True,
             timeout=_SECONDS,
@@ -77,16 +112,8 @@ class Browser:
         )
         assert run.returncode == 0, run.stderr[-3000:]
         seen = json.loads(run.stdout.splitlines()[-1])
-        return Seen(seen["result"], [text for text in map(_ours, seen["complaints"]) if text])
-
-
-def _ours(complaint: dict[str, str]) -> str:
-    """The complaint as a text where it may be ours, else an empty one."""
-    text = f"{complaint['text']} {complaint['where']}"
-    if ("/extensions/" in text and "/extensions/core/" not in text) or "videocomposer" in text.lower():
-        return text
-    stock = complaint["kind"] == "warning" or any(known in text for known in _STOCK)
-    return "" if stock else text
+        complaints = [{key: text.replace(host.url, "") for key, text in one.items()} for one in seen["complaints"]]
+        return seen["result"], [Complaint(**one) for one in complaints]
 
 
 @pytest.fixture(scope="session")
@@ -99,9 +126,13 @@ def browser(comfyui, tmp_path_factory):
         environment = find_browser()
     except NoBrowser as reason:
         pytest.skip(str(reason))
-    host = Host.start(tmp_path_factory.mktemp("comfyui"), PACK_FOLDER, comfyui)
+
+    def start(pack: str | None) -> Host:
+        return Host.start(tmp_path_factory.mktemp("comfyui"), pack, comfyui)
+
     pictures = os.environ.get("VC_PICTURES", "")
     if pictures:
         Path(pictures).mkdir(parents=True, exist_ok=True)
-    yield Browser(host, pictures, environment)
+    host = start(PACK_FOLDER)
+    yield Browser(host, pictures, environment, partial(start, None))
     host.stop()

@@ -29,6 +29,15 @@ module.exports = async (page, { nodes, help, shot }) => {
   await page.shot(shot);
   await page.evaluate((help) => app.canvas.selectNode(app.graph.nodes.find((node) => node.type === help)), help);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(700);
+  // Newer pages take for selected what was clicked on.
+  const title = await page.evaluate((help) => {
+    const node = app.graph.nodes.find((node) => node.type === help);
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);
+    const { left, top } = app.canvas.canvas.getBoundingClientRect();
+    return [left + x, top + y];
+  }, help);
+  await page.mouse.click(...title);
   await page.locator('[data-testid="info-button"]').click();
   const content = page.locator(".node-help-content");
   await content.locator("li").first().waitFor();
