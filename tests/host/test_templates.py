@@ -5,6 +5,7 @@ understand it. After a template was added or changed, `./vc python -m tests.host
 it takes nothing away.
 """
 
+import importlib
 import json
 import math
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.host.finding import find_comfyuis
 from tests.host.graph import DYNAMIC, brought, default
 from tests.host.server import REPOSITORY, Host
 from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
@@ -234,6 +236,18 @@ def test_what_was_saved_means_the_same(name, nodes):
             assert told == node["inputs"], f"node {number}, {node['type']}"
 
 
+def test_what_the_builder_makes_is_understood(nodes, monkeypatch):
+    """With the nodes of whichever ComfyUI, whose lists may bring inputs."""
+    monkeypatch.syspath_prepend(WORKFLOWS)
+    build, layout = (importlib.import_module(name) for name in ("build", "layout"))
+    for name, template in build.TEMPLATES.items():
+        graph = layout.Graph(nodes, build.GROUPS)
+        template.build(graph)
+        made = layout.workflow(graph, name, ""), layout.prompt(graph)
+        saved, told = json.loads(json.dumps(made))
+        assert as_understood(frozen_of(saved, nodes), nodes) == told, name
+
+
 @pytest.mark.parametrize("name", VERSIONS)
 def test_template_runs_and_shows_what_it_promises(name, host, nodes):
     for saved in VERSIONS[name]:
@@ -244,11 +258,11 @@ def test_template_runs_and_shows_what_it_promises(name, host, nodes):
 
 
 def main() -> None:
-    """Adds the versions that are not frozen yet."""
+    """Adds the versions that are not frozen yet, as the oldest ComfyUI understands them: newer ones add inputs."""
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
-        host = Host.start(Path(folder) / "host")
+        host = Host.start(Path(folder) / "host", comfyui=find_comfyuis()[-1])
         try:
             nodes = host.object_info()
         finally:
