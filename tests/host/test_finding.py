@@ -1,10 +1,13 @@
 """Which ComfyUIs the tests take, and what they say where there is none."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.host.finding import NoHost, find_comfyuis
+from tests.host.finding import REPOSITORY, NoHost, find_comfyuis
 
 
 @pytest.fixture
@@ -122,3 +125,29 @@ def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
     name(monkeypatch, "COMFYUI_PATH", folder)  # what is named is not left out in silence
     with pytest.raises(FileNotFoundError, match="set COMFYUI_PYTHON"):
         find_comfyuis()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "versions", "ran", "summary"),
+    [
+        ([], ["0.3.64", "0.33.0"], ["0.33.0"] * 2, "ComfyUI 0.33.0 tested"),
+        (["--hosts", "all"], ["0.3.64", "0.33.0"], ["0.33.0"] * 2 + ["0.3.64"] * 2, "ComfyUI 0.33.0 and 0.3.64 tested"),
+        (["--hosts", "all"], [], [], "no ComfyUI tested"),
+    ],
+)
+def test_each_is_tested_after_the_other_and_the_end_says_which(nowhere, arguments, versions, ran, summary):
+    """By this project's conftest.py, beside two tests that need no more than a folder."""
+    for version in versions:
+        make(nowhere / f"ComfyUI-{version}", version)
+    tests = nowhere / "tests"
+    (tests / "host").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "tests" / "conftest.py", tests)
+    (tests / "host" / "test_some.py").write_text(
+        "def test_one(comfyui): print(comfyui.version)\ndef test_two(comfyui): print(comfyui.version)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-rP", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(command, cwd=nowhere, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert summary in run.stdout.splitlines()
+    assert [line for line in run.stdout.splitlines() if line in versions] == ran
