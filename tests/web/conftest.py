@@ -113,7 +113,7 @@ class Browser:
         assert run.returncode == 0, run.stderr[-3000:]
         seen = json.loads(run.stdout.splitlines()[-1])
         complaints = [{key: text.replace(host.url, "") for key, text in one.items()} for one in seen["complaints"]]
-        return seen["result"], [Complaint(**one) for one in complaints]
+        return seen.get("result"), [Complaint(**one) for one in complaints]
 
 
 @pytest.fixture(scope="session")
