@@ -115,7 +115,7 @@ class MotionVectorExtract(io.ComfyNode):
             f"The motion of {taken.frames} images was spread over {goal.frames} frames." if slower else "",
             motion.note if mode == "stream" or motion.repeated else "",
         )
-        value = made("motion", field, goal, strength, start_percent, end_percent)
+        value = made("motion", field, goal, strength, start_percent, end_percent, clip.rate)
         return io.NodeOutput(value, channels_last(flow_picture(field)))
 
 
@@ -179,7 +179,7 @@ class DepthSequence(io.ComfyNode):
             tensor, which = depth(pictures, path, folders.folders(), device=annotator_device(), progress=progress_bar())
             say(clip.note, f"Depth by {which}.")
         tensor = goal.fitted("depth", tensor)
-        value = made("depth", tensor, goal, strength, start_percent, end_percent)
+        value = made("depth", tensor, goal, strength, start_percent, end_percent, clip.rate)
         return io.NodeOutput(value, channels_last(tensor / tensor.amax().clamp(min=1e-6)))
 
 
@@ -248,7 +248,7 @@ class VCSketchSequence(io.ComfyNode):
         clip = footage(video, goal, start_time, frame_rate)
         tensor, note = drawn("sketch", frames_of(clip, drawing_size("sketch", goal.size)), method, goal)
         say(clip.note, note)
-        value = made("sketch", tensor, goal, strength, start_percent, end_percent)
+        value = made("sketch", tensor, goal, strength, start_percent, end_percent, clip.rate)
         return io.NodeOutput(value, channels_last(tensor))
 
 
@@ -290,7 +290,7 @@ class VCMaskSequence(io.ComfyNode):
         keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
         tensor = masked_video(frames_of(clip, size), keep, goal.at("mask"))
         say(clip.note, note and f"Mask: {note}")
-        value = made("mask", tensor, goal, strength, start_percent, end_percent)
+        value = made("mask", tensor, goal, strength, start_percent, end_percent, clip.rate)
         return io.NodeOutput(value, channels_last(tensor[:, :3] / 2 + 0.5))
 
 

@@ -120,10 +120,12 @@ class Made:
 
     Attributes:
         config: of the checkpoint that it was made for.
+        rate: frames a second of the VIDEO that it was taken from; None where it was not.
     """
 
     condition: Condition
     config: Config
+    rate: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -140,8 +142,10 @@ def switched_off(name: str, goal: Target) -> io.NodeOutput:
     return io.NodeOutput(made(name, blank, goal, 0.0, 0.0, 1.0), channels_last(blank[:, :1]))
 
 
-def made(name: str, tensor: Tensor, goal: Target, strength: float, start: float, end: float) -> Made:
-    return Made(Condition(name, tensor, strength, start, end, goal.size), goal.config)
+def made(
+    name: str, tensor: Tensor, goal: Target, strength: float, start: float, end: float, rate: float | None = None
+) -> Made:
+    return Made(Condition(name, tensor, strength, start, end, goal.size), goal.config, rate)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Footage:
         count: its number of frames.
         chosen: the numbers of those that are used, for what goes with them one by one, such as masks.
         note: what was decided for the user.
+        rate: frames taken from each second of it; None for an image batch, which has no seconds.
     """
 
     source: Any
@@ -161,6 +166,7 @@ class Footage:
     count: int
     chosen: tuple[int, ...]
     note: str = ""
+    rate: float | None = None
 
     def along(self, frames: Tensor) -> tuple[Tensor, str]:
         """Of frames `(1, C, N, H, W)` that go with the source's, or with the plan's, those of the plan."""
@@ -192,11 +198,11 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
         info = VideoInfo(Path("The VIDEO"), width, height, count, "header", rate, float(count / rate), "raw")
         plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
         chosen = shown(info, plan)
-        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen)
+        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen, rate=float(plan.rate))
     source = video.get_stream_source()
     info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
-    return Footage(source, plan, info.frames, shown(info, plan))
+    return Footage(source, plan, info.frames, shown(info, plan), rate=float(plan.rate))
 
 
 def trimmed(video: Any) -> bool:

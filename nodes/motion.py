@@ -62,7 +62,7 @@ def checked(value: Made, socket: str, name: str) -> Made:
 
 def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
     """The motion condition of a dense field, with another motion added to it, and its picture."""
-    tensor = condition_from_field(field, goal.config.extraction, goal.size)
+    tensor, rate = condition_from_field(field, goal.config.extraction, goal.size), None
     if add_to is not None and checked(add_to, "add_to", "motion").condition.strength != 0.0:
         given = add_to.condition
         if (given.strength, given.start, given.end) != (1.0, 0.0, 1.0):
@@ -78,8 +78,8 @@ def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) 
                 f"{tensor.shape[2]} at {wanted_width}x{wanted_height}: make both for one length and size."
             )
         other = goal.fitted("motion", other)  # that of a checkpoint that takes another size
-        tensor = tensor + other
-    return io.NodeOutput(made("motion", tensor, goal, *schedule), channels_last(flow_picture(tensor)))
+        tensor, rate = tensor + other, add_to.rate
+    return io.NodeOutput(made("motion", tensor, goal, *schedule, rate), channels_last(flow_picture(tensor)))
 
 
 class VCMotionFromTracks(io.ComfyNode):

@@ -58,17 +58,22 @@ class STCEncode(io.ComfyNode):
                 io.Conditioning.Output("positive_out", display_name="positive", tooltip="For a sampler."),
                 io.Conditioning.Output("negative_out", display_name="negative", tooltip="For a sampler."),
                 io.Latent.Output("latent", display_name="latent", tooltip="The empty latent of the video, 5-D."),
+                io.Float.Output("fps", display_name="fps",
+                                tooltip="Frames a second for Create Video: as many as the conditions took from a "
+                                        "second of their VIDEO, so that it plays as fast, else as the checkpoint was "
+                                        "trained."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, width, height, frames, batch_size, **sockets: Made) -> io.NodeOutput:
-        wired = [checked(value, name, name) for name, value in sockets.items() if value is not None]
+        wired = [checked(sockets[name], name, name) for name in TABLE if sockets.get(name) is not None]
         # A condition of no strength is one that is not there, to the bit.
         wired = [value for value in wired if value.condition.strength != 0.0]
         goal = _goal(model, frames, width, height, wired)
         conditions = tuple(_fitted(value, goal) for value in wired)
-        say(*(_resampled(value.condition, fitted) for value, fitted in zip(wired, conditions, strict=True)))
+        rate, odd = _rate(goal, wired)
+        say(*(_resampled(value.condition, fitted) for value, fitted in zip(wired, conditions, strict=True)), odd)
         device = comfy.model_management.intermediate_device()
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
@@ -76,7 +81,7 @@ class STCEncode(io.ComfyNode):
                 conditioning_set_values(_without(side, name, conditions), {CONDITIONS: conditions}, append=True)
                 for name, side in (("positive", positive), ("negative", negative))
             )
-        return io.NodeOutput(positive, negative, {"samples": latent})
+        return io.NodeOutput(positive, negative, {"samples": latent}, rate)
 
 
 def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
@@ -103,6 +108,25 @@ def _goal(model: Any, frames: int, width: int, height: int, wired: list[Made]) -
     lengths = [v.condition.tensor.shape[2] for v in wired if TABLE[v.condition.name].kind == "temporal"]
     size = wired[0].size if wired else (0, 0)
     return target(model, frames or max(lengths, default=0), width or size[1], height or size[0])
+
+
+def _rate(goal: Target, wired: list[Made]) -> tuple[float, str]:
+    """Frames a second at which a video plays as fast as the VIDEO that its conditions were taken from.
+
+    That of the first of them, and a sentence where they differ; without any, what the checkpoint was trained for.
+    """
+    rates = {}
+    for value in (value for value in wired if value.rate is not None):
+        given = value.condition.tensor.shape[2]  # spread from the first to the last over the frames of the video
+        denser = (goal.frames - 1) / (given - 1) if 1 < given != goal.frames > 1 else 1.0
+        rates[value.condition.name] = value.rate * denser
+    if not rates:
+        return goal.config.rate, ""
+    first, *others = rates
+    told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    differ = any(rates[other] != rates[first] for other in others)
+    note = f"The conditions differ in frames a second ({told}): fps is that of {first}." if differ else ""
+    return rates[first], note
 
 
 def _fitted(value: Made, goal: Target) -> Condition:

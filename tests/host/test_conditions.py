@@ -176,3 +176,41 @@ def test_of_a_trimmed_video_that_part_alone_is_taken(scene):
     assert of_part.shape[0] == 4
     assert (of_part == of_images).all()
     assert (of_part != of_whole).any()
+
+
+def told(scene, output):
+    """What an output holds, as ComfyUI's Preview Any shows it."""
+    shown = scene.add("PreviewAny", source=output)
+    result = scene.host.run(scene.graph)
+    return result.outputs[shown]["text"][0], result
+
+
+@pytest.mark.parametrize(
+    "inputs, expected",
+    [
+        (lambda scene, clip: {}, 8.0),  # as the checkpoint was trained
+        (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[1])}, 8.0),  # images have no seconds
+        (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[0], frame_rate=6.0)}, 6.0),
+        (lambda scene, clip: {"motion": scene.add("MotionVectorExtract", video=clip[0])}, 4.0),  # the released rule
+        (lambda scene, clip: {"motion": scene.add("VCCameraMotion", zoom=1.2, add_to=scene.add(
+            "MotionVectorExtract", video=clip[0], frame_rate=6.0))}, 6.0),
+        (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[0], frames=9, frame_rate=4.0),
+                              "frames": 17}, 8.0),  # spread over as many seconds
+    ],
+)  # fmt: skip
+def test_fps_plays_the_video_as_fast_as_the_one_that_its_conditions_are_from(scene, inputs, expected):
+    clip = scene.add("VCExampleClip", frames=40, size=64)  # of 8 frames a second
+    text, result = told(scene, scene.encode(**inputs(scene, clip))[3])
+    assert float(text) == expected
+    assert not [note for note in result.notes if "fps" in note]
+
+
+def test_fps_is_that_of_the_first_condition_where_they_differ_and_that_is_said(scene):
+    clip = scene.add("VCExampleClip", frames=40, size=64)
+    sketch, motion = (
+        scene.add(kind, video=clip[0], frame_rate=rate)
+        for kind, rate in (("VCSketchSequence", 8.0), ("MotionVectorExtract", 4.0))
+    )
+    text, result = told(scene, scene.encode(sketch=sketch, motion=motion)[3])
+    assert float(text) == 4.0
+    assert "The conditions differ in frames a second (motion 4, sketch 8): fps is that of motion." in result.notes
