@@ -23,23 +23,22 @@ from ..vc_core.extract.sketch import RELEASED_FILES as PIDINET
 from ..vc_core.extract.sketch import as_sketch, sketch
 from ..vc_core.video import read_frames, resize_crop
 from .host import folders
-from .host.running import progress_bar, say
+from .host.running import progress_bar
 from .inputs import (
     CATEGORY,
     ConditionType,
+    Drawn,
     Footage,
     Target,
     advanced,
     channels_first,
-    channels_last,
+    condition_output,
     footage,
-    made,
     model_input,
     plan_inputs,
     schedule_inputs,
     schema,
     size_inputs,
-    switched_off,
     target,
     video_input,
 )
@@ -95,28 +94,30 @@ class MotionVectorExtract(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
-                mode, nominal_height) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent, mode,
+                nominal_height, model=None) -> io.NodeOutput:  # fmt: skip
+        def draw(goal: Target) -> Drawn:
+            kind, taken = goal.config.extraction, goal
+            if isinstance(video, Tensor):  # fewer images than frames would stand still between: they are spread later
+                taken = replace(goal, frames=min(goal.frames, len(video)))
+            clip = footage(video, taken, start_time, frame_rate)
+            if clip.count < 2 <= goal.frames:
+                raise UserError(
+                    "The socket 'video' holds one image, which does not move: connect a VIDEO or more images."
+                )
+            motion = read_motion(clip.source, clip.plan, drawing_size("motion", goal.size), kind.motion_layout,
+                                 kind.motion_unit, mode, nominal_height or None, progress_bar())  # fmt: skip
+            field = refit("motion", motion.field, goal.size, goal.frames, kind, goal.size)
+            slower = taken.frames < goal.frames
+            notes = (
+                clip.note,
+                f"The motion of {taken.frames} images was spread over {goal.frames} frames." if slower else "",
+                motion.note if mode == "stream" or motion.repeated else "",
+            )
+            return Drawn(field, flow_picture(field), notes, clip.rate)
+
         goal = target(model, frames, width, height)
-        if strength == 0.0:
-            return switched_off("motion", goal)
-        kind, taken = goal.config.extraction, goal
-        if isinstance(video, Tensor):  # fewer images than frames would stand still between, so they are spread later
-            taken = replace(goal, frames=min(goal.frames, len(video)))
-        clip = footage(video, taken, start_time, frame_rate)
-        if clip.count < 2 <= goal.frames:
-            raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
-        motion = read_motion(clip.source, clip.plan, drawing_size("motion", goal.size), kind.motion_layout,
-                             kind.motion_unit, mode, nominal_height or None, progress_bar())  # fmt: skip
-        field = refit("motion", motion.field, goal.size, goal.frames, kind, goal.size)
-        slower = taken is not goal and taken.frames < goal.frames
-        say(
-            clip.note,
-            f"The motion of {taken.frames} images was spread over {goal.frames} frames." if slower else "",
-            motion.note if mode == "stream" or motion.repeated else "",
-        )
-        value = made("motion", field, goal, strength, start_percent, end_percent, clip.rate)
-        return io.NodeOutput(value, channels_last(flow_picture(field)))
+        return condition_output("motion", goal, draw, strength, start_percent, end_percent)
 
 
 class DepthSequence(io.ComfyNode):
@@ -164,23 +165,24 @@ class DepthSequence(io.ComfyNode):
         return folders.fingerprint(MIDAS if depth_model in (None, "auto") else depth_model)
 
     @classmethod
-    def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
-                input, depth_model, depth_scale) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent, input,
+                depth_model, depth_scale, model=None) -> io.NodeOutput:  # fmt: skip
+        def draw(goal: Target) -> Drawn:
+            clip = footage(video, goal, start_time, frame_rate)
+            pictures, near = frames_of(clip, drawing_size("depth", goal.size)), cls.INPUTS[input]
+            if near is not None:
+                tensor, notes = depth_from_maps(pictures, near, depth_scale or None), (clip.note,)
+            else:
+                path = None if depth_model == "auto" else folders.model_path(depth_model)
+                tensor, which = depth(
+                    pictures, path, folders.folders(), device=annotator_device(), progress=progress_bar()
+                )
+                notes = clip.note, f"Depth by {which}."
+            tensor = goal.fitted("depth", tensor)
+            return Drawn(tensor, tensor / tensor.amax().clamp(min=1e-6), notes, clip.rate)
+
         goal = target(model, frames, width, height)
-        if strength == 0.0:
-            return switched_off("depth", goal)
-        clip = footage(video, goal, start_time, frame_rate)
-        pictures, near = frames_of(clip, drawing_size("depth", goal.size)), cls.INPUTS[input]
-        if near is not None:
-            tensor = depth_from_maps(pictures, near, depth_scale or None)
-            say(clip.note)
-        else:
-            path = None if depth_model == "auto" else folders.model_path(depth_model)
-            tensor, which = depth(pictures, path, folders.folders(), device=annotator_device(), progress=progress_bar())
-            say(clip.note, f"Depth by {which}.")
-        tensor = goal.fitted("depth", tensor)
-        value = made("depth", tensor, goal, strength, start_percent, end_percent, clip.rate)
-        return io.NodeOutput(value, channels_last(tensor / tensor.amax().clamp(min=1e-6)))
+        return condition_output("depth", goal, draw, strength, start_percent, end_percent)
 
 
 SKETCHES = {
@@ -240,16 +242,15 @@ class VCSketchSequence(io.ComfyNode):
         return folders.fingerprint(*PIDINET)
 
     @classmethod
-    def execute(cls, model, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
-                method) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, video, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent, method,
+                model=None) -> io.NodeOutput:  # fmt: skip
+        def draw(goal: Target) -> Drawn:
+            clip = footage(video, goal, start_time, frame_rate)
+            tensor, note = drawn("sketch", frames_of(clip, drawing_size("sketch", goal.size)), method, goal)
+            return Drawn(tensor, tensor, (clip.note, note), clip.rate)
+
         goal = target(model, frames, width, height)
-        if strength == 0.0:
-            return switched_off("sketch", goal)
-        clip = footage(video, goal, start_time, frame_rate)
-        tensor, note = drawn("sketch", frames_of(clip, drawing_size("sketch", goal.size)), method, goal)
-        say(clip.note, note)
-        value = made("sketch", tensor, goal, strength, start_percent, end_percent, clip.rate)
-        return io.NodeOutput(value, channels_last(tensor))
+        return condition_output("sketch", goal, draw, strength, start_percent, end_percent)
 
 
 class VCMaskSequence(io.ComfyNode):
@@ -279,19 +280,18 @@ class VCMaskSequence(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, video, mask, start_time, frame_rate, frames, width, height, strength, start_percent,
-                end_percent, white) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, video, mask, start_time, frame_rate, frames, width, height, strength, start_percent, end_percent,
+                white, model=None) -> io.NodeOutput:  # fmt: skip
+        def draw(goal: Target) -> Drawn:
+            clip, size = footage(video, goal, start_time, frame_rate), drawing_size("mask", goal.size)
+            area = channels_first(mask)
+            area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
+            keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
+            tensor = masked_video(frames_of(clip, size), keep, goal.at("mask"))
+            return Drawn(tensor, tensor[:, :3] / 2 + 0.5, (clip.note, note and f"Mask: {note}"), clip.rate)
+
         goal = target(model, frames, width, height)
-        if strength == 0.0:
-            return switched_off("mask", goal)
-        clip, size = footage(video, goal, start_time, frame_rate), drawing_size("mask", goal.size)
-        area = channels_first(mask)
-        area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
-        keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
-        tensor = masked_video(frames_of(clip, size), keep, goal.at("mask"))
-        say(clip.note, note and f"Mask: {note}")
-        value = made("mask", tensor, goal, strength, start_percent, end_percent, clip.rate)
-        return io.NodeOutput(value, channels_last(tensor[:, :3] / 2 + 0.5))
+        return condition_output("mask", goal, draw, strength, start_percent, end_percent)
 
 
 def one_image(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
@@ -321,15 +321,14 @@ class VCSingleImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, image, width, height, strength, start_percent, end_percent) -> io.NodeOutput:
+    def execute(cls, image, width, height, strength, start_percent, end_percent, model=None) -> io.NodeOutput:
+        def draw(goal: Target) -> Drawn:
+            picture, note = one_image(image, drawing_size("single_image", goal.size))
+            tensor = goal.fitted("single_image", picture)
+            return Drawn(tensor, tensor, (note,))
+
         goal = target(model, 0, width, height)
-        if strength == 0.0:
-            return switched_off("single_image", goal)
-        picture, note = one_image(image, drawing_size("single_image", goal.size))
-        tensor = goal.fitted("single_image", picture)
-        say(note)
-        value = made("single_image", tensor, goal, strength, start_percent, end_percent)
-        return io.NodeOutput(value, channels_last(tensor))
+        return condition_output("single_image", goal, draw, strength, start_percent, end_percent)
 
 
 class VCSingleSketch(io.ComfyNode):
@@ -359,15 +358,14 @@ class VCSingleSketch(io.ComfyNode):
         return folders.fingerprint(*PIDINET)
 
     @classmethod
-    def execute(cls, model, image, width, height, strength, start_percent, end_percent, method) -> io.NodeOutput:
+    def execute(cls, image, width, height, strength, start_percent, end_percent, method, model=None) -> io.NodeOutput:
+        def draw(goal: Target) -> Drawn:
+            picture, which = one_image(image, drawing_size("single_sketch", goal.size))
+            tensor, how = drawn("single_sketch", picture, method, goal)
+            return Drawn(tensor, tensor, (which, how))
+
         goal = target(model, 0, width, height)
-        if strength == 0.0:
-            return switched_off("single_sketch", goal)
-        picture, which = one_image(image, drawing_size("single_sketch", goal.size))
-        tensor, how = drawn("single_sketch", picture, method, goal)
-        say(which, how)
-        value = made("single_sketch", tensor, goal, strength, start_percent, end_percent)
-        return io.NodeOutput(value, channels_last(tensor))
+        return condition_output("single_sketch", goal, draw, strength, start_percent, end_percent)
 
 
 NODES: list[Any] = [

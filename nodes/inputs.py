@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..vc_core.config import Config
 from ..vc_core.errors import UserError
 from ..vc_core.extract.refit import refit
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
+from .host.animation import animation
 from .host.model import config_of
 from .host.running import say
 
@@ -41,8 +43,10 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
 
 def model_input() -> io.Input:
     return io.Model.Input(
-        "model", tooltip="The VideoComposer model that the condition is for: its size, length and kind follow it."
-    )
+        "model", optional=True,
+        tooltip="The VideoComposer model that the condition is for: its size, length and kind follow it. Without one "
+                "STCEncode makes the condition for its own.",
+    )  # fmt: skip
 
 
 def video_input(what: str) -> io.Input:
@@ -88,13 +92,25 @@ def schedule_inputs(what: str) -> list[io.Input]:
     ]  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Conditions, and the videos that they are for
+# ---------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Target:
-    """The video that a condition is made for."""
+    """The video that a condition is made for.
+
+    Attributes:
+        asked: its (frames, height, width) where they are known; 0 is what the checkpoint says that is not known yet.
+        draft: whether that is so: no model was given, and the rest is as the released checkpoint's.
+    """
 
     config: Config
     frames: int
     size: tuple[int, int]
+    asked: tuple[int, int, int] = (0, 0, 0)
+    draft: bool = False
 
     def at(self, name: str) -> tuple[int, int]:
         """(height, width) that the checkpoint takes a condition at."""
@@ -105,13 +121,24 @@ class Target:
         return refit(name, tensor, self.size, tensor.shape[2], self.config.extraction, self.size)
 
 
-def target(model: Any, frames: int, width: int, height: int) -> Target:
-    """What size inputs mean for a model. Raises `UserError` for sides that are no multiples of 8."""
-    config = config_of(model)
-    size = (height or config.height, width or config.width)
-    if size[0] % 8 or size[1] % 8:
-        raise UserError(f"The size {size[1]}x{size[0]} is not possible: expected multiples of 8, for instance 256x256.")
-    return Target(config, frames or config.frames, size)
+@dataclass(frozen=True)
+class Drawn:
+    """A condition as a node draws it for a video.
+
+    Attributes:
+        tensor: as the checkpoint takes it, see `Condition`.
+        picture: what the network sees, `(1, 1 or 3, F, h, w)` in [0, 1].
+        notes: what was decided for the user.
+        rate: frames taken from each second of the VIDEO that it is from; None where it is from none.
+    """
+
+    tensor: Tensor
+    picture: Tensor
+    notes: tuple[str, ...] = ()
+    rate: float | None = None
+
+
+Draw = Callable[[Target], Drawn]
 
 
 @dataclass(frozen=True)
@@ -120,17 +147,67 @@ class Made:
 
     Attributes:
         config: of the checkpoint that it was made for.
-        rate: frames a second of the VIDEO that it was taken from; None where it was not.
+        asked: (frames, height, width) of that video, 0 where neither a model nor the user says.
+        drawn: what the node drew.
+        draw: draws it for another video, where no model said which one; see `Made.for_video`.
     """
 
     condition: Condition
     config: Config
-    rate: float | None = None
+    asked: tuple[int, int, int]
+    drawn: Drawn
+    draw: Draw | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of that video."""
         return self.condition.video
+
+    @property
+    def rate(self) -> float | None:
+        return self.drawn.rate
+
+    def for_video(self, goal: Target) -> Made:
+        """This condition, drawn for a video that is known only now; itself where a model had said which one."""
+        if self.draw is None:
+            return self
+        drawn = self.draw(goal)
+        condition = replace(self.condition, tensor=drawn.tensor, video=goal.size)
+        return Made(condition, goal.config, (goal.frames, *goal.size), drawn)
+
+
+def target(model: Any, frames: int, width: int, height: int, like: Made | None = None) -> Target:
+    """What size inputs mean for a model.
+
+    Args:
+        model: a MODEL, or None where none is connected.
+        like: another condition, to which this one is added: without a model it is made for the same video.
+
+    Raises:
+        UserError: sides that are no multiples of 8.
+    """
+    asked = (frames, height, width)
+    config, known = Config() if model is None else config_of(model), model is not None
+    if model is None and like is not None and like.condition.strength != 0.0:
+        asked = tuple(own or other for own, other in zip(asked, like.asked, strict=True))
+        config, known = like.config, like.draw is None
+    length, size = asked[0] or config.frames, (asked[1] or config.height, asked[2] or config.width)
+    if size[0] % 8 or size[1] % 8:
+        raise UserError(f"The size {size[1]}x{size[0]} is not possible: expected multiples of 8, for instance 256x256.")
+    return Target(config, length, size, (length, *size) if known else asked, not known)
+
+
+def condition_output(name: str, goal: Target, draw: Draw, strength: float, start: float, end: float) -> io.NodeOutput:
+    """What a condition node gives, and shows on itself: the condition and what the network sees of it."""
+    if strength == 0.0:
+        return switched_off(name, goal)
+    draw = _remembering(draw) if goal.draft else draw
+    drawn = draw(goal)
+    say(*drawn.notes)
+    condition = Condition(name, drawn.tensor, strength, start, end, goal.size)
+    value = Made(condition, goal.config, goal.asked, drawn, draw if goal.draft else None)
+    images = channels_last(drawn.picture)
+    return io.NodeOutput(value, images, ui=animation(images, drawn.rate or goal.config.rate))
 
 
 def switched_off(name: str, goal: Target) -> io.NodeOutput:
@@ -139,13 +216,27 @@ def switched_off(name: str, goal: Target) -> io.NodeOutput:
     frames = goal.frames if table.kind == "temporal" else 1
     blank = torch.zeros(1, table.channels, frames, *goal.at(name))
     say("Switched off by strength 0.")
-    return io.NodeOutput(made(name, blank, goal, 0.0, 0.0, 1.0), channels_last(blank[:, :1]))
+    value = Made(Condition(name, blank, 0.0, video=goal.size), goal.config, goal.asked, Drawn(blank, blank[:, :1]))
+    images = channels_last(blank[:, :1])
+    return io.NodeOutput(value, images, ui=animation(images[:1], goal.config.rate))
 
 
-def made(
-    name: str, tensor: Tensor, goal: Target, strength: float, start: float, end: float, rate: float | None = None
-) -> Made:
-    return Made(Condition(name, tensor, strength, start, end, goal.size), goal.config, rate)
+def _remembering(draw: Draw) -> Draw:
+    """It again, but for the last video it does not draw twice: networks for depth and sketches take their time."""
+    last: list[Any] = []
+
+    def remembered(goal: Target) -> Drawn:
+        key = goal.frames, goal.size, goal.config.extraction
+        if not last or last[0] != key:
+            last[:] = key, draw(goal)
+        return last[1]
+
+    return remembered
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Videos and images
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -165,7 +256,7 @@ class Footage:
     plan: FramePlan
     count: int
     chosen: tuple[int, ...]
-    note: str = ""
+    note: str
     rate: float | None = None
 
     def along(self, frames: Tensor) -> tuple[Tensor, str]:
@@ -198,11 +289,19 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
         info = VideoInfo(Path("The VIDEO"), width, height, count, "header", rate, float(count / rate), "raw")
         plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
         chosen = shown(info, plan)
-        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen, rate=float(plan.rate))
+        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen, seconds(plan), float(plan.rate))
     source = video.get_stream_source()
     info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
-    return Footage(source, plan, info.frames, shown(info, plan), rate=float(plan.rate))
+    return Footage(source, plan, info.frames, shown(info, plan), seconds(plan), float(plan.rate))
+
+
+def seconds(plan: FramePlan) -> str:
+    """Which seconds of a clip a plan takes, as a sentence."""
+    if plan.frames == 1:
+        return f"Second {plan.start:.2f} of the clip."
+    last, rate = plan.start + float((plan.frames - 1) / plan.rate), float(plan.rate)
+    return f"Seconds {plan.start:.2f} to {last:.2f} of the clip, {rate:g} frame{'' if rate == 1 else 's'} a second."
 
 
 def trimmed(video: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,16 +16,18 @@ from ..vc_core.extract.pictures import arrows_picture, flow_picture
 from ..vc_core.extract.tracks import FALLOFFS, parse_tracks, tracks_field
 from ..vc_core.video import resize_crop
 from .conditions import outputs
+from .host.animation import animation
 from .host.running import say
 from .inputs import (
     CATEGORY,
     ConditionType,
+    Drawn,
     Made,
     Target,
     advanced,
     channels_first,
     channels_last,
-    made,
+    condition_output,
     model_input,
     schedule_inputs,
     schema,
@@ -60,26 +63,40 @@ def checked(value: Made, socket: str, name: str) -> Made:
     return value
 
 
-def by_hand(field: Tensor, goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
-    """The motion condition of a dense field, with another motion added to it, and its picture."""
-    tensor, rate = condition_from_field(field, goal.config.extraction, goal.size), None
-    if add_to is not None and checked(add_to, "add_to", "motion").condition.strength != 0.0:
-        given = add_to.condition
-        if (given.strength, given.start, given.end) != (1.0, 0.0, 1.0):
-            raise UserError(
-                f"The socket 'add_to' holds a motion of strength {given.strength:g} from {given.start:g} to "
-                f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
-            )
-        other = given.tensor
-        if (other.shape[2], add_to.size) != (tensor.shape[2], goal.size):
-            (height, width), (wanted_height, wanted_width) = add_to.size, goal.size
-            raise UserError(
-                f"The socket 'add_to' holds a motion of {other.shape[2]} frames at {width}x{height} and this one has "
-                f"{tensor.shape[2]} at {wanted_width}x{wanted_height}: make both for one length and size."
-            )
-        other = goal.fitted("motion", other)  # that of a checkpoint that takes another size
-        tensor, rate = tensor + other, add_to.rate
-    return io.NodeOutput(made("motion", tensor, goal, *schedule, rate), channels_last(flow_picture(tensor)))
+def by_hand(field: Callable[[Target], Tensor], goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
+    """The motion condition of a dense field, with another motion added to it, and its picture.
+
+    Args:
+        field: `(1, 2, F, H, W)` for a video, in its pixels.
+        schedule: strength, start and end.
+    """
+
+    def draw(goal: Target) -> Drawn:
+        tensor = condition_from_field(field(goal), goal.config.extraction, goal.size)
+        if add_to is None or checked(add_to, "add_to", "motion").condition.strength == 0.0:
+            return Drawn(tensor, flow_picture(tensor))
+        given = add_to.for_video(goal)
+        tensor = tensor + addend(given, tensor.shape[2], goal)
+        return Drawn(tensor, flow_picture(tensor), rate=given.rate)
+
+    return condition_output("motion", goal, draw, *schedule)
+
+
+def addend(value: Made, frames: int, goal: Target) -> Tensor:
+    """A motion as it is added to another one of so many frames. Raises `UserError` where it does not go with that."""
+    given = value.condition
+    if (given.strength, given.start, given.end) != (1.0, 0.0, 1.0):
+        raise UserError(
+            f"The socket 'add_to' holds a motion of strength {given.strength:g} from {given.start:g} to "
+            f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
+        )
+    if (given.tensor.shape[2], value.size) != (frames, goal.size):
+        (height, width), (wanted_height, wanted_width) = value.size, goal.size
+        raise UserError(
+            f"The socket 'add_to' holds a motion of {given.tensor.shape[2]} frames at {width}x{height} and this one "
+            f"has {frames} at {wanted_width}x{wanted_height}: make both for one length and size."
+        )
+    return goal.fitted("motion", given.tensor)  # that of a checkpoint that takes another size
 
 
 class VCMotionFromTracks(io.ComfyNode):
@@ -123,19 +140,22 @@ class VCMotionFromTracks(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent,
-                end_percent, radius, easing, falloff, spacing, mask=None, add_to=None) -> io.NodeOutput:  # fmt: skip
-        goal = target(model, frames, width, height)
+    def execute(cls, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent, end_percent,
+                radius, easing, falloff, spacing, model=None, mask=None, add_to=None) -> io.NodeOutput:  # fmt: skip
+        goal = target(model, frames, width, height, add_to)
         if strength == 0.0:
             return switched_off("motion", goal)
-        canvas = (canvas_height or goal.size[0], canvas_width or goal.size[1])
-        region = None
-        if mask is not None:
-            region = channels_first(mask)
-            region, note = (region, "") if region.shape[2] == 1 else spread(region, goal.frames)
-            say(note and f"Mask: {note}")
         points = parse_tracks(tracks, "The socket 'tracks'")
-        field = tracks_field(points, goal.frames, goal.size, canvas, radius or None, region, falloff, spacing, easing)
+        region = mask if mask is None else channels_first(mask)
+        if region is not None and region.shape[2] > 1:
+            note = spread(region, goal.frames)[1]
+            say(note and f"Mask: {note}")
+
+        def field(goal: Target) -> Tensor:
+            canvas = (canvas_height or goal.size[0], canvas_width or goal.size[1])
+            along = region if region is None or region.shape[2] == 1 else spread(region, goal.frames)[0]
+            return tracks_field(points, goal.frames, goal.size, canvas, radius or None, along, falloff, spacing, easing)
+
         return by_hand(field, goal, add_to, strength, start_percent, end_percent)
 
 
@@ -171,14 +191,13 @@ class VCCameraMotion(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, pan_right, pan_down, zoom, roll, easing, frames, width, height, strength, start_percent,
-                end_percent, add_to=None) -> io.NodeOutput:  # fmt: skip
-        goal = target(model, frames, width, height)
-        if strength == 0.0:
-            return switched_off("motion", goal)
+    def execute(cls, pan_right, pan_down, zoom, roll, easing, frames, width, height, strength, start_percent,
+                end_percent, model=None, add_to=None) -> io.NodeOutput:  # fmt: skip
         move = CameraMove((pan_right, pan_down), zoom, roll, easing=easing)
-        field = camera_field(move, goal.frames, goal.size)
-        return by_hand(field, goal, add_to, strength, start_percent, end_percent)
+        goal = target(model, frames, width, height, add_to)
+        return by_hand(
+            lambda goal: camera_field(move, goal.frames, goal.size), goal, add_to, strength, start_percent, end_percent
+        )
 
 
 class VCMotionPreview(io.ComfyNode):
@@ -205,15 +224,14 @@ class VCMotionPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion, style, images=None) -> io.NodeOutput:
-        field = checked(motion, "motion", "motion").condition.tensor
-        if style == "colours":
-            return io.NodeOutput(channels_last(flow_picture(field)))
-        ground = None
-        if images is not None:
+        field, ground = checked(motion, "motion", "motion").condition.tensor, None
+        if style == "arrows" and images is not None:
             ground = channels_first(images)[:, :3]
             ground = ground if ground.shape[2] == 1 else spread(ground, field.shape[2])[0]
             ground = resize_crop(ground, motion.size)
-        return io.NodeOutput(channels_last(arrows_picture(field, ground)))
+        shown = flow_picture(field) if style == "colours" else arrows_picture(field, ground)
+        pictures = channels_last(shown)
+        return io.NodeOutput(pictures, ui=animation(pictures, motion.rate or motion.config.rate))
 
 
 NODES: list[Any] = [VCMotionFromTracks, VCCameraMotion, VCMotionPreview]

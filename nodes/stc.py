@@ -71,9 +71,13 @@ class STCEncode(io.ComfyNode):
         # A condition of no strength is one that is not there, to the bit.
         wired = [value for value in wired if value.condition.strength != 0.0]
         goal = _goal(model, frames, width, height, wired)
-        conditions = tuple(_fitted(value, goal) for value in wired)
-        rate, odd = _rate(goal, wired)
-        say(*(_resampled(value.condition, fitted) for value, fitted in zip(wired, conditions, strict=True)), odd)
+        for value in wired:
+            _check(value, goal)
+        drawn = [value.for_video(goal) for value in wired]
+        conditions = tuple(_fitted(value, goal) for value in drawn)
+        rate, odd = _rate(goal, drawn)
+        notes = [_told(*each) for each in zip(wired, drawn, conditions, strict=True)]
+        say(*(note for told in notes for note in told), odd)
         device = comfy.model_management.intermediate_device()
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
@@ -95,19 +99,27 @@ def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
     return side
 
 
-def _resampled(before: Condition, after: Condition) -> str:
-    """A sentence where a condition was resampled."""
-    if before.tensor is after.tensor:
-        return ""
-    sizes = (f"{t.shape[2]} x {t.shape[4]}x{t.shape[3]}" for t in (before.tensor, after.tensor))
-    return f"{before.name}: resampled from {' to '.join(sizes)} (frames x width x height)."
+def _told(given: Made, drawn: Made, fitted: Condition) -> list[str]:
+    """What was done to a condition: drawn for this video because no model was connected to its node, or resampled."""
+    size, now = (_extent(condition) for condition in (drawn.condition, fitted))
+    if drawn.condition.tensor is not fitted.tensor:
+        return [f"{fitted.name}: resampled from {size} to {now} (frames x width x height)."]
+    if given.condition.tensor is fitted.tensor:
+        return []
+    notes = [note for note in drawn.drawn.notes if note and note not in given.drawn.notes]
+    return [f"{fitted.name}: drawn anew for this model, {now} (frames x width x height).", *notes]
+
+
+def _extent(condition: Condition) -> str:
+    frames, height, width = condition.tensor.shape[2:]
+    return f"{frames} x {width}x{height}"
 
 
 def _goal(model: Any, frames: int, width: int, height: int, wired: list[Made]) -> Target:
     """The video that is meant: as asked for, else as the conditions were made, else as the checkpoint was trained."""
-    lengths = [v.condition.tensor.shape[2] for v in wired if TABLE[v.condition.name].kind == "temporal"]
-    size = wired[0].size if wired else (0, 0)
-    return target(model, frames or max(lengths, default=0), width or size[1], height or size[0])
+    lengths = [value.asked[0] for value in wired if TABLE[value.condition.name].kind == "temporal"]
+    high, wide = (next((value.asked[i] for value in wired if value.asked[i]), 0) for i in (1, 2))
+    return target(model, frames or max(lengths, default=0), width or wide, height or high)
 
 
 def _rate(goal: Target, wired: list[Made]) -> tuple[float, str]:
@@ -129,25 +141,26 @@ def _rate(goal: Target, wired: list[Made]) -> tuple[float, str]:
     return rates[first], note
 
 
-def _fitted(value: Made, goal: Target) -> Condition:
-    """A condition as the network takes it for this video, resampled where it was made for another one.
-
-    Raises:
-        UserError: one that the checkpoint has no encoder for, or that was made for a checkpoint of another kind.
-    """
-    condition, ours, theirs = value.condition, goal.config, value.config
-    if condition.name not in ours.unet.conditions:
+def _check(value: Made, goal: Target) -> None:
+    """Raises `UserError` for a condition that the checkpoint has no encoder for, or made for one of another kind."""
+    name, ours, theirs = value.condition.name, goal.config, value.config
+    if name not in ours.unet.conditions:
         raise UserError(
-            f"The socket '{condition.name}' is connected, and the checkpoint '{ours.name}' was trained without such a "
+            f"The socket '{name}' is connected, and the checkpoint '{ours.name}' was trained without such a "
             f"condition (it has {', '.join(ours.unet.conditions) or 'none'}): unplug it, or load another checkpoint."
         )
-    if condition.name == "motion" and ours.extraction.motion_layout != theirs.extraction.motion_layout:
+    layouts = ours.extraction.motion_layout, theirs.extraction.motion_layout
+    if name == "motion" and value.draw is None and layouts[0] != layouts[1]:
         raise UserError(
-            f"The socket 'motion' holds motion made for the checkpoint '{theirs.name}' "
-            f"({theirs.extraction.motion_layout}) and the model here is '{ours.name}' "
-            f"({ours.extraction.motion_layout}): connect one model to both nodes."
+            f"The socket 'motion' holds motion made for the checkpoint '{theirs.name}' ({layouts[1]}) and the model "
+            f"here is '{ours.name}' ({layouts[0]}): connect one model to both nodes."
         )
-    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, ours.extraction, value.size)
+
+
+def _fitted(value: Made, goal: Target) -> Condition:
+    """A condition as the network takes it for this video, resampled where it was made for another one."""
+    condition = value.condition
+    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, goal.config.extraction, value.size)
     return replace(condition, tensor=tensor, video=goal.size)
 
 

@@ -27,9 +27,11 @@ class Scene:
         self.positive, self.negative = self.text(TEXT), self.text("")
 
     def add(self, kind: str, **inputs: Any) -> Node:
-        """Adds a node as `Graph.add` does; a socket `model` is the loader's where nothing else is given."""
-        if "model" in self.host.nodes[kind]["input"].get("required", {}):
+        """Adds a node as `Graph.add` does; a socket `model` is the loader's unless given, None leaves it unplugged."""
+        sockets = self.host.nodes[kind]["input"]
+        if "model" in {**sockets.get("required", {}), **sockets.get("optional", {})}:
             inputs = {"model": self.loader, **inputs}
+        inputs = {name: value for name, value in inputs.items() if name != "model" or value is not None}
         return self.graph.add(kind, **inputs)
 
     def text(self, text: str) -> Node:

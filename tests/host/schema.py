@@ -11,7 +11,7 @@ from typing import Any
 
 FROZEN = Path(__file__).with_name("schema.json")
 
-_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 # Lists that are ComfyUI's or the user's folders', of which this project freezes nothing.
 _OTHERS_LISTS = {("VC3DUNetSampler", "sampler_name"), ("VC3DUNetSampler", "scheduler"),
                  ("VCCheckpointLoader", "ckpt_name"), ("DepthSequence", "depth_model")}  # fmt: skip
@@ -44,7 +44,7 @@ def _inputs(node: str, inputs: dict[str, Any]) -> list[dict[str, Any]]:
 
 def widgets(node: dict[str, Any]) -> list[str]:
     """The names of a node's widgets in the order in which a workflow file has their values."""
-    return [i["name"] for group in ("required", "optional") for i in node[group] if i["type"] in _WIDGETS]
+    return [i["name"] for group in ("required", "optional") for i in node[group] if i["type"] in WIDGETS]
 
 
 def main() -> None:

@@ -66,8 +66,8 @@ class Result:
 
     @property
     def files(self) -> list[Path]:
-        """Every file that the run made, or would have made again."""
-        return [file for node in self.outputs for file in self.files_of(node)]
+        """Every file that the run saved, or would have saved again; what nodes show on themselves is temporary."""
+        return [file for node in self.outputs for file in self.files_of(node) if file.parent.name != "temp"]
 
     def files_of(self, node: str) -> list[Path]:
         """The files that a node made."""

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.host.schema import FROZEN, schema_of, widgets
+from tests.host.schema import FROZEN, WIDGETS, schema_of, widgets
 from tests.host.server import PACK_FOLDER
 
 
@@ -39,13 +39,19 @@ def test_every_node_and_input_is_frozen(host):
 
 
 def broken_promises(frozen, now):
-    """What has changed of the frozen schema, a sentence each. What is new may only come last."""
+    """What has changed of the frozen schema, a sentence each. What is new may only come last.
+
+    A socket that had to be connected may become optional: links are saved by the socket's name.
+    """
     broken = []
     for node, old in frozen.items():
         if node not in now:
             broken.append(f"{node} is gone.")
             continue
         new = now[node]
+        freed = [one for one in old["required"] if one["type"] not in WIDGETS and one in new["optional"]]
+        old = {**old, "required": [one for one in old["required"] if one not in freed]}
+        new = {**new, "optional": [one for one in new["optional"] if one not in freed]}
         for group in ("required", "optional"):
             for i, before in enumerate(old[group]):
                 after = new[group][i] if i < len(new[group]) else None
@@ -67,6 +73,17 @@ def test_a_broken_promise_is_seen(host):
         copy = json.loads(json.dumps(now))
         change(copy["VCSingleImage"]["required"])
         return broken_promises(now, copy)
+
+    def freed(inputs, node):
+        copy = json.loads(json.dumps(now))
+        for name in inputs:
+            (one,) = [each for each in copy[node]["required"] if each["name"] == name]
+            copy[node]["required"].remove(one)
+            copy[node]["optional"].insert(0, one)
+        return broken_promises(now, copy)
+
+    assert not freed(["video", "mask"], "VCMaskSequence") and not freed(["model"], "STCEncode")
+    assert freed(["width"], "VCMaskSequence")  # a widget, whose value would be another's
 
     assert not changed(lambda inputs: inputs.append({"name": "new", "type": "INT", "default": 0}))
     assert changed(lambda inputs: inputs.insert(0, {"name": "new", "type": "INT", "default": 0}))
