@@ -6,7 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..vc_core.checkpoint import PARTS, read_checkpoint
+from ..vc_core.checkpoint import PARTS, Checkpoint, read_checkpoint
+from ..vc_core.inspection import knows_scenes_only
+from ..vc_core.models import MODELS
 from .host import folders
 from .host.model import WEIGHT_TYPES, load_model
 from .host.running import say
@@ -22,6 +24,17 @@ _INSTEAD = {
     "text": "load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type stable_diffusion",
     "image": "load OpenCLIP ViT-H/14 with 'Load CLIP Vision'",
 }
+
+
+def scenes_note(checkpoint: Checkpoint) -> str:
+    """A sentence about a small checkpoint that would be taken for more than it is."""
+    if not knows_scenes_only(checkpoint):
+        return ""
+    config = checkpoint.config
+    return (
+        f"This checkpoint knows simple drawn shapes at {config.width}x{config.height} only. For photographs and "
+        f"real videos take the released one, from {MODELS[0].source}; this node's help page says where to put it."
+    )
 
 
 class VCCheckpointLoader(io.ComfyNode):
@@ -69,7 +82,11 @@ class VCCheckpointLoader(io.ComfyNode):
         clip = load_clip(parts["text"], towers) if "text" in parts else missing["text"]
         vision = load_clip_vision(parts["image"], towers) if "image" in parts else missing["image"]
         colors = latent_colors(vae) if "vae" in parts and checkpoint.config.autoencoder.layout != "kl" else None
-        say(*checkpoint.assumed, *(str(each) for name, each in missing.items() if name not in parts))
+        say(
+            scenes_note(checkpoint),
+            *checkpoint.assumed,
+            *(str(each) for name, each in missing.items() if name not in parts),
+        )
         return io.NodeOutput(load_model(checkpoint, weight_dtype, colors), clip, vision, vae)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import PARTS, Part, on_meta, read_checkpoint
-from .config import Config
+from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
+from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
 from .errors import UserError
 from .files import sha256
@@ -80,6 +80,18 @@ def _training(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except ValueError:
         return text
+
+
+def knows_scenes_only(checkpoint: Checkpoint) -> bool:
+    """Whether a network is smaller than the released one and has seen nothing but drawn scenes, by what `training`
+    notes in every file that it writes: the design of a bundled checkpoint, or a recipe with the kinds of its data."""
+    said = _training(checkpoint.training)
+    if checkpoint.config is None or checkpoint.config.unet.width >= UNetConfig().width or not isinstance(said, dict):
+        return False
+    recipe = said.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    kinds = {one.get("kind") for one in data if isinstance(one, dict)} if isinstance(data, list) else set()
+    return "design" in said or kinds == {"synthetic"}
 
 
 def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str]]:

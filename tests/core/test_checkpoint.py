@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import CONFIG_TENSOR, load_unet, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import BUNDLED, CONFIG_TENSOR, TRAINING, load_unet, read_checkpoint, save_checkpoint
 from vc_core.config import (
     AutoencoderConfig,
     Config,
@@ -19,6 +19,7 @@ from vc_core.config import (
     unet_config_from_shapes,
 )
 from vc_core.errors import UserError
+from vc_core.inspection import knows_scenes_only
 from vc_core.layouts import names_of
 from vc_core.model.layout import released_layout, to_released
 from vc_core.model.unet import UNet3D
@@ -53,6 +54,31 @@ def test_the_config_in_a_tensor(tiny_unet, tiny_config, tmp_path):
     safetensors.torch.save_file(state, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="valid JSON"):
         read_checkpoint(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ('{"design": {}}', True),
+        ('{"recipe": {"data": [{"kind": "synthetic"}, {"kind": "synthetic"}]}}', True),
+        ('{"recipe": {"data": [{"kind": "synthetic"}, {"kind": "folder"}]}}', False),
+        ('{"recipe": {"data": []}}', False),
+        ('["design"]', False),
+        ("by hand", False),
+        (None, False),
+    ],
+)
+def test_what_a_file_says_of_its_training_tells_whether_it_knows_drawn_scenes_only(
+    said, expected, tiny_unet, tiny_config, tmp_path
+):
+    metadata = {} if said is None else {TRAINING: said}
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, tiny_config, {"model": to_released(tiny_unet)}, metadata=metadata)
+    checkpoint = read_checkpoint(path)
+    assert knows_scenes_only(checkpoint) == expected
+    wide = dataclasses.replace(tiny_config, unet=dataclasses.replace(tiny_config.unet, width=320))
+    assert not knows_scenes_only(dataclasses.replace(checkpoint, config=wide))  # the released one, tuned on scenes
+    assert knows_scenes_only(read_checkpoint(BUNDLED))
 
 
 def test_half_precision_in_the_file(tiny_unet, tiny_config, tmp_path):

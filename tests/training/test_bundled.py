@@ -30,6 +30,7 @@ from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import load_autoencoder, new_autoencoder
 from vc_core.encoders.clip import build_clip, encode_text
 from vc_core.errors import UserError
+from vc_core.inspection import knows_scenes_only
 from vc_core.model.blocks import attend
 from vc_core.model.unet import UNet3D
 
@@ -309,7 +310,7 @@ def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny,
     whole = run / files.CHECKPOINT
     made = read_checkpoint(whole)
     assert set(made.parts) == {"model", "vae", "text", "image"} and whole.stat().st_size <= 40_000_000
-    assert made.config.extraction.condition_scale == 4
+    assert made.config.extraction.condition_scale == 4 and knows_scenes_only(made)
     assert all(path.stat().st_size <= 16_000_000 for path in (run / files.PIECES).iterdir())
     first = json.loads(made.training)["step"]
     average = torch.load(run / "network" / "state.pt", weights_only=True)["average"]["conv_out.bias"]

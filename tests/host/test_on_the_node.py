@@ -1,0 +1,91 @@
+"""What nodes show and say on themselves: what the network sees, the seconds of a clip, what a checkpoint knows."""
+
+import pytest
+from PIL import Image
+
+from tests.host.test_conditions import SOURCES, source
+
+
+def shown(result, node):
+    """The picture on a node, as the page gets it: a file for a while, and whether it moves."""
+    told, (path,) = result.outputs[node], result.files_of(node)
+    assert told["images"][0]["type"] == "temp" and path.suffix == ".webp"
+    return path, bool(told.get("animated", [False])[0])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_condition_node_shows_what_the_network_sees(scene, name):
+    node = source(scene, name)
+    scene.add("PreviewAny", source=scene.encode(**{name: node})[3])
+    path, moves = shown(result := scene.host.run(scene.graph), node)
+    assert moves == (not name.startswith("single"))
+    with Image.open(path) as picture:
+        assert picture.size == ((64, 64) if name == "motion" else (96, 96))
+        assert getattr(picture, "n_frames", 1) > 1 or not moves
+        picture.seek(getattr(picture, "n_frames", 1) - 1)
+        low, high = picture.convert("L").getextrema()
+        assert high - low > 20  # not blank
+    again = scene.host.run(scene.graph)  # out of the cache, and shown all the same
+    assert node in again.cached and again.outputs[node] == result.outputs[node]
+    assert not result.files  # nothing is left in the folder for results
+
+
+def test_large_and_long_ones_are_shown_small_and_as_fast(scene):
+    clip = scene.add("VCExampleClip", frames=130)
+    node = scene.add(
+        "VCSketchSequence", video=clip[0], frame_rate=8.0, frames=130, width=256, height=128, method="edges"
+    )
+    scene.add("PreviewAny", source=scene.encode(sketch=node)[3])
+    with Image.open(shown(scene.host.run(scene.graph), node)[0]) as picture:
+        assert picture.size == (256, 128) and picture.n_frames <= 64
+        lengths = []
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            picture.load()
+            lengths.append(picture.info["duration"])
+    assert sum(lengths) == pytest.approx(130 / 8 * 1000, rel=0.01)
+
+
+@pytest.mark.parametrize("style", ["arrows", "colours"])
+def test_motion_preview_shows_itself(scene, style):
+    node = scene.add("VCMotionPreview", motion=scene.add("VCCameraMotion", pan_right=0.3), style=style)
+    scene.add("SaveImage", images=node, filename_prefix="arrows")
+    assert shown(scene.host.run(scene.graph), node)[1]
+
+
+def test_what_is_switched_off_shows_a_blank_picture(scene):
+    node = source(scene, "motion", strength=0.0)
+    scene.add("PreviewAny", source=scene.encode(motion=node)[3])
+    path, moves = shown(scene.host.run(scene.graph), node)
+    with Image.open(path) as picture:
+        assert not moves and picture.convert("L").getextrema()[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["MotionVectorExtract", "DepthSequence", "VCSketchSequence", "VCMaskSequence"])
+def test_each_node_says_which_seconds_of_the_clip_were_used(scene, kind):
+    clip = scene.add("VCExampleClip", frames=80, size=64)
+    images, mask = clip[2 if kind == "DepthSequence" else 1], clip[3]
+    extra = {"DepthSequence": {"input": "depth maps, near is bright"}, "VCMaskSequence": {"mask": mask}}.get(kind, {})
+    video = scene.add("CreateVideo", images=images, fps=8.0)  # 10 seconds
+    plans = {
+        "Seconds 0.00 to 3.75 of the clip, 4 frames a second.": {},
+        "Seconds 1.50 to 4.50 of the clip, 5 frames a second.": {"start_time": 1.5, "frame_rate": 5.0},
+        "Seconds 2.00 to 5.00 of the clip, 1 frame a second.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 4},
+        "Second 2.00 of the clip.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 1},
+    }
+    for plan in plans.values():
+        node = scene.add(kind, video=video, **extra, **plan)
+        scene.add("SaveImage", images=node[1], filename_prefix="seconds")
+    notes = scene.host.run(scene.graph).notes
+    assert not set(plans) - set(notes)
+    of_images = scene.add(kind, video=images, **extra)
+    scene.add("SaveImage", images=of_images[1], filename_prefix="seconds")
+    result = scene.host.run(scene.graph)
+    told = [note for sort, (node, note) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
+    assert told == ["80 frames were spread over 16."]
+
+
+def test_the_loader_says_what_the_bundled_checkpoint_knows(scene):
+    scene.add("SaveLatent", samples=scene.encode(model=scene.add("VCCheckpointLoader", weight_dtype="bf16"))[2])
+    (note,) = [note for note in scene.host.run(scene.graph).notes if note.startswith("This checkpoint")]
+    assert "simple drawn shapes at 64x64 only" in note and "https://www.modelscope.cn/models/damo/VideoComposer" in note
