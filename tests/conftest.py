@@ -1,4 +1,5 @@
-"""What all tests share: where the reference values and real clips lie, and how many threads they may use."""
+"""What all tests share: where the reference values and real clips lie, how many threads they may use, and which of
+them stay together where pytest-xdist runs some at a time."""
 
 import os
 from collections import Counter
@@ -11,10 +12,16 @@ from tests.host.server import Host
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The tests' tensors are small: more threads than this only wait for each other. torch reads it when it is first
-# imported, in the tests' subprocesses too.
+# The fixtures that are a running ComfyUI.
+_SERVERS = {"host", "browser"}
+
+# The tests' tensors are small: more threads than this only wait for each other, and workers of pytest-xdist have one
+# each. torch reads it when it is first imported, in the tests' subprocesses too.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, _cores)))
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(4, _cores)))
 
 # One kind of convolution kernel wherever the tests run. The golden networks' random weights give STC embeddings whose
 # channels are nearly constant at values around 3; the norms after them magnify the last bit's rounding 400 times, so
@@ -59,6 +66,21 @@ def pytest_itemcollected(item):
     comfyui = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
     if comfyui is not None:
         item.user_properties.append(("comfyui", getattr(comfyui, "version", None)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core that may be used; each takes a gigabyte or two, so not more than some."""
+    return min(8, _cores)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(config, items):
+    """Keeps in one worker what shares a running ComfyUI, and a file's tests, which share what they have made."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            shared = _SERVERS.intersection(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group(shared.pop() if shared else item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -191,6 +191,16 @@ def test_an_interrupted_set_up_is_taken_up_again(set_up, project):
     assert done.returncode == 0 and log.splitlines()[0] == "venv"
 
 
+def test_an_environment_that_the_user_may_not_change_is_told(set_up, project):
+    set_up("info")
+    stamp = project / ".venv" / "vc-setup.stamp"
+    stamp.unlink()
+    (stamp / "stays").mkdir(parents=True)  # in the stamp's place what nobody, not even root, can remove by `rm -f`
+    done, log = set_up("info")
+    assert (done.returncode, done.stdout, log) == (2, "", "") and is_one_sentence(done.stderr)
+    assert f"{stamp.parent} is out of date, and you may not write there" in done.stderr
+
+
 def test_changed_requirements_are_installed(set_up, project):
     set_up("info")
     with open(project / "requirements.txt", "a") as file:
