@@ -27,7 +27,7 @@ from vc_core.model.unet import UNet3D
 
 # Peak memory is counted over what the libraries take, in bytes; resident pages of the mapped file count in full.
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 import torch
 from torch import nn
 from vc_core import layouts

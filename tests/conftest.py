@@ -12,8 +12,8 @@ from tests.host.server import Host
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The fixtures that are a running ComfyUI.
-_SERVERS = {"host", "browser"}
+# The folders by how long their tests take: those of many short ones come last, so that all workers end together.
+_FOLDERS = ("host", "web", "training", "core")
 
 # The tests' tensors are small: more threads than this only wait for each other, and workers of pytest-xdist have one
 # each. torch reads it when it is first imported, in the tests' subprocesses too.
@@ -74,13 +74,23 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(8, _cores)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(config, items):
-    """Keeps in one worker what shares a running ComfyUI, and a file's tests, which share what they have made."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            shared = _SERVERS.intersection(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group(shared.pop() if shared else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one worker, as they share what they have made; so do all that share a running ComfyUI."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            shared = file.rpartition("/")[0]
+            return shared if shared in ("tests/host", "tests/web") else file
+
+    config.option.loadscopereorder = False  # the order is ours
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _FOLDERS.index(item.path.relative_to(REPOSITORY / "tests").parts[0]))
 
 
 def pytest_terminal_summary(terminalreporter):

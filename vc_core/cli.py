@@ -92,7 +92,7 @@ def _test(arguments: list[str]) -> int:
     """
     everything = arguments[:1] == ["--all"]
     selection = arguments[1:] if everything else ["-m", "not slow", *arguments]
-    at_a_time = ["-n", "auto", "--dist", "loadgroup"] if find_spec("xdist") else []
+    at_a_time = ["-n", "auto"] if find_spec("xdist") else []
     return subprocess.call([sys.executable, "-m", "pytest", *at_a_time, *selection], cwd=PROJECT)
 
 

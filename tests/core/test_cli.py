@@ -335,10 +335,9 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
             told += (read := os.read(process.stderr.fileno(), 4096))
             assert read, told.decode()
         process.send_signal(signal.SIGINT)
-        sent = time.monotonic()
         told += process.stderr.read()
         assert process.wait() == 130
-        assert time.monotonic() - sent < 30  # all 900 steps take minutes
+    assert b"900/900" not in told
     assert b"vc: interrupted" in told and b"Traceback" not in told
     assert list(tmp_path.iterdir()) == []
 
@@ -376,19 +375,22 @@ def test_the_module_runs_as_the_launcher_does(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("xdist", [None, "found"])
 @pytest.mark.parametrize(
     ("arguments", "handed_on"),
     [
-        (["test", "-k", "two words"], ["-m", "pytest", "-m", "not slow", "-k", "two words"]),
-        (["test", "--all", "-x"], ["-m", "pytest", "-x"]),
+        (["test", "-k", "two words", "-n", "3"], ["-m", "not slow", "-k", "two words", "-n", "3"]),
+        (["test", "--all", "-x"], ["-x"]),
     ],
 )
-def test_tests_are_handed_on(monkeypatch, repository, arguments, handed_on):
+def test_tests_are_handed_on(monkeypatch, repository, arguments, handed_on, xdist):
+    """As many at a time as there are cores, where pytest-xdist is there; the user's own -n comes after it."""
     calls = []
+    monkeypatch.setattr(cli, "find_spec", lambda name: xdist)
     monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
     assert vc(*arguments) == 7
     ((command, settings),) = calls
-    assert command == [sys.executable, *handed_on]
+    assert command == [sys.executable, "-m", "pytest", *(["-n", "auto"] if xdist else []), *handed_on]
     assert settings["cwd"] == repository
 
 

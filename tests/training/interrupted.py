@@ -3,7 +3,6 @@
 As a program, `python interrupted.py STEP RECIPE [OPTIONS]`: a run that is killed (SIGKILL) in that step.
 """
 
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -20,7 +19,7 @@ def interrupted(number, step):
 
         def learn(batch):
             if batch.after == step * per_step:  # of one rank on the first domain
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             return parts.step(batch)
 
         return replace(parts, step=learn)

@@ -296,7 +296,7 @@ def tiny(tmp_path, monkeypatch):
     plain["config"] = str(RECIPE.with_name(plain["config"]))
     for part in PARTS:
         plain[part]["batch"] = {"cpu": 2, "cuda": 2}
-    plain["network"]["scenes"] = {"cpu": 8, "cuda": 8}
+    plain["network"]["scenes"] = {"cpu": 4, "cuda": 4}
     (tmp_path / "tiny.json").write_text(json.dumps(plain | {"least_minutes": 0.0}))
     for measure in ("autoencoder.evaluate", "autoencoder.told_right", "towers.evaluate"):
         monkeypatch.setattr(f"training.bundled.{measure}", lambda *_: {})
@@ -304,7 +304,8 @@ def tiny(tmp_path, monkeypatch):
     return ["--design", str(tmp_path / "tiny.json"), "--device", "cpu", "--no-evaluation", "--ranks"]
 
 
-def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny, tmp_path, capsys, ranks):
     run, other = tmp_path / "run", tmp_path / "other"
     assert main([*tiny, "1", "--out", str(run), "--minutes", "0.02"]) == 0
     whole = run / files.CHECKPOINT
@@ -317,10 +318,10 @@ def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny,
     assert torch.equal(made.part("model").tensors.state()["out.2.bias"], average.half())
     before = (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns
 
-    # What is complete stays, and the network goes on, here on two ranks instead of one.
+    # What is complete stays, and the network goes on, on as many ranks or more.
     state = torch.load(run / "network" / "state.pt", weights_only=True)
     minutes = sum(used(run).values()) + state["used"] / 60 + 0.01
-    assert main([*tiny, "2", "--out", str(run), "--minutes", str(minutes)]) == 0
+    assert main([*tiny, ranks, "--out", str(run), "--minutes", str(minutes)]) == 0
     assert (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns == before
     assert json.loads(read_checkpoint(whole).training)["step"] > first
 

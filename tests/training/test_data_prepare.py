@@ -81,6 +81,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_shards(whole, videos,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there processes have no group")
 def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(whole, videos, tmp_path):
     settings = ["--sketch", "edges", "--frames", str(FRAMES), "--size", f"{SIZE[1]}x{SIZE[0]}"]
     command = [sys.executable, "-m", "training.data.prepare", str(videos), "-o", str(tmp_path), *settings,

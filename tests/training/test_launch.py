@@ -57,6 +57,7 @@ def told(folder):
     return [(folder / f"came.{rank}").read_text() for rank in range(2)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there no signal kills, and none asks whether a process is there")
 @pytest.mark.parametrize(
     ("what", "status", "said"),
     [("end", 0, ""), ("fail", 2, ""), ("die", 3, "vc: bad samples\n"),
