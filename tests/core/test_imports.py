@@ -82,43 +82,6 @@ def test_training_needs_little(repository):
     assert loaded.isdisjoint(HEAVY | {"comfy", "nodes", "PIL"}), loaded & HEAVY
 
 
-# What Python has on some systems alone: modules, and attributes of modules that all have.
-OF_SOME_SYSTEMS = {
-    *("fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty", "msvcrt", "winreg", "winsound"),
-    *(f"os.{name}" for name in (
-        "chown", "fork", "getgid", "getpgid", "getuid", "geteuid", "killpg", "mkfifo", "nice", "posix_fadvise",
-        "sched_getaffinity", "sched_setaffinity", "setpgid", "setsid", "startfile", "sysconf", "uname", "wait3",
-    )),
-    *(f"signal.{name}" for name in (
-        "SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGUSR1", "SIGUSR2", "alarm",
-        "pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigwait",
-    )),
-}  # fmt: skip
-
-
-def unguarded(tree):
-    """The names in OF_SOME_SYSTEMS that code uses, where neither `try` nor a condition sees to the other systems."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Try | ast.If | ast.IfExp):
-            continue
-        if isinstance(node, ast.Import):
-            yield from OF_SOME_SYSTEMS.intersection(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from OF_SOME_SYSTEMS.intersection([node.module, *(f"{node.module}.{a.name}" for a in node.names)])
-        elif isinstance(node, ast.Attribute):
-            yield from OF_SOME_SYSTEMS.intersection([ast.unparse(node)])
-        yield from unguarded(node)
-
-
-def test_all_runs_on_every_system(repository):
-    """All but ./vc, whose equal on Windows is `python -m vc_core`."""
-    rooms = ("vc_core", "training", "nodes", "workflows", "locales", "launcher", "benchmarks")
-    files = [repository / "__init__.py", *(file for room in rooms for file in (repository / room).rglob("*.py"))]
-    assert len(files) > 150
-    found = {file: set(unguarded(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
-    assert not {file: names for file, names in found.items() if names}
-
-
 def imported(path):
     """The modules that a file imports, as they are written: dots first for relative ones."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
