@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -39,8 +40,7 @@ def test_the_table_of_models():
 
 
 def test_folders_are_those_of_the_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv("VC_MODELS", f"{tmp_path}/a:{tmp_path}/b")
-    monkeypatch.setattr("os.pathsep", ":")
+    monkeypatch.setenv("VC_MODELS", os.pathsep.join([str(tmp_path / "a"), str(tmp_path / "b")]))
     assert model_folders() == [tmp_path / "a", tmp_path / "b"]
     monkeypatch.delenv("VC_MODELS")
     assert model_folders() == [models.PROJECT / "models"]

@@ -374,6 +374,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path, change):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there pipes are no files")
 @pytest.mark.parametrize("name", ["out", "out.mp4", "out.gif"])
 def test_a_pipe_or_a_device_is_refused_and_stays(tmp_path, name):
     path = tmp_path / name
