@@ -146,21 +146,21 @@ def test_what_is_neither_a_folder_nor_shards_is_told(tiny_config, tmp_path):
 
 
 def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
-    settings = Settings((tiny_checkpoint,), clips=3, data=folder, sampling=FAST, device="cpu", jobs=1)
+    settings = Settings((tiny_checkpoint,), clips=2, data=folder, sampling=FAST, device="cpu", jobs=1)
     (result,) = evaluate(settings)
     assert list(result.rows) == GENERAL and result.notes == []
     for row in result.rows.values():
         assert {arm: values.shape for arm, values in row.values.items()} == {
-            **dict.fromkeys([*ARMS, TOGETHER], (3, 2)),
-            "source": (3, 1),
+            **dict.fromkeys([*ARMS, TOGETHER], (2, 2)),
+            "source": (2, 1),
         }
         assert all(np.isfinite(values).all() for values in row.values.values())
     assert result.together == Wiring(frozenset({"text", "style", "single_image", "motion"}))
     table = as_table(settings, [result])
     assert "Not measured, as it takes synthetic scenes: colour, shape, direction, sharpness," in table
-    assert "3 clips of" in table and "held-out" not in table and "sketches" not in table
+    assert "2 clips of" in table and "held-out" not in table and "sketches" not in table
     labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
-    assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(3)
+    assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(2)
                       for row in ("source", "motion given", *ARMS)]  # fmt: skip
 
 
