@@ -12,9 +12,6 @@ from tests.host.server import Host
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The folders by how long their tests take: those of many short ones come last, so that all workers end together.
-_FOLDERS = ("host", "web", "training", "core")
-
 # The tests' tensors are small: more threads than this only wait for each other, and workers of pytest-xdist have one
 # each. torch reads it when it is first imported, in the tests' subprocesses too.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,11 +26,8 @@ else:
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
-def _shared_folder(variable: str, default: str) -> Path:
-    folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent; {variable} names another folder")
-    return folder
+# The folders by how long their tests take: those of many short ones come last, so that all workers end together.
+_FOLDERS = ("host", "web", "training", "core")
 
 
 def pytest_addoption(parser):
@@ -91,6 +85,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _FOLDERS.index(item.path.relative_to(REPOSITORY / "tests").parts[0]))
+
+
+def _shared_folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; {variable} names another folder")
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):
