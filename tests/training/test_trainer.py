@@ -81,9 +81,9 @@ def make(recipe_file, tmp_path):
 
 @pytest.fixture(scope="module")
 def straight(recipe_file, tmp_path_factory):
-    """Folder of 20 steps without an interruption."""
+    """Folder of 8 steps without an interruption."""
     out = tmp_path_factory.mktemp("straight")
-    assert train(read_recipe(recipe_file, ["--out", str(out), "--steps", "20", "--engine.save-every", "10"])) == 0
+    assert train(read_recipe(recipe_file, ["--out", str(out), "--steps", "8", "--engine.save-every", "4"])) == 0
     return out
 
 
@@ -110,18 +110,18 @@ def assert_equal_runs(one, other):
 
 @pytest.mark.skipif(os.name == "nt", reason="there no signal kills")
 def test_a_run_killed_and_then_terminated_is_the_same_run(recipe_file, straight, tmp_path, repository):
-    """20 steps are 10 and SIGKILL, some and SIGTERM, and the rest."""
-    options = ["--out", str(tmp_path), "--steps", "20", "--engine.save-every", "10"]
-    program = [sys.executable, str(repository / "tests" / "training" / "interrupted.py"), "12", str(recipe_file)]
+    """8 steps are 4 and SIGKILL, some and SIGTERM, and the rest."""
+    options = ["--out", str(tmp_path), "--steps", "8", "--engine.save-every", "4"]
+    program = [sys.executable, str(repository / "tests" / "training" / "interrupted.py"), "6", str(recipe_file)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     killed = subprocess.run([*program, *options], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010"]
-    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 12))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 6))
 
     recipe = read_recipe(recipe_file, options)
-    assert train(recipe, interrupted(signal.SIGTERM, 14)) == 143
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-00000014"]
+    assert train(recipe, interrupted(signal.SIGTERM, 7)) == 143
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004", "step-00000007"]
     assert train(recipe) == 0
     assert_equal_runs(tmp_path, straight)
 
@@ -186,9 +186,9 @@ def test_a_users_error_of_all_ranks_is_said_once(recipe_file, tmp_path, reposito
 
 def test_where_the_data_stands_is_kept(straight):
     """Two videos and one image in a step, whose numbers alternate between the domains."""
-    assert read_state(checkpoints(straight)[-1])["samples"] == [40, 20]
-    assert from_plain(read_state(checkpoints(straight)[-1])["recipe"]).steps == 20
-    assert read_recipe(straight / "recipe.yaml").steps == 20
+    assert read_state(checkpoints(straight)[-1])["samples"] == [16, 8]
+    assert from_plain(read_state(checkpoints(straight)[-1])["recipe"]).steps == 8
+    assert read_recipe(straight / "recipe.yaml").steps == 8
 
 
 def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
@@ -230,7 +230,7 @@ def test_a_missing_image_tower_is_told_before_the_first_step(make, tmp_path):
 
 def test_what_is_seen_of_a_run(straight):
     line = lines(straight)[-1]
-    assert line["samples"] == [40, 20]
+    assert line["samples"] == [16, 8]
     assert {"loss", "loss/videos", "loss/images", "norm/spatial", "norm/temporal", "norm/all", "rate/spatial",
             "clips_per_second", "frames_per_second", "memory_gib"} <= line.keys()  # fmt: skip
     assert line["loss"] == pytest.approx((line["loss/videos"] + line["loss/images"]) / 2)
