@@ -2,6 +2,7 @@
 them stay together where pytest-xdist runs some at a time."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -69,14 +70,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests stay in one worker, as they share what they have made; so do all that share a running ComfyUI."""
+    """A file's tests stay in one worker, as they share what they have made; so do all that share a running ComfyUI:
+    those of one folder on one version."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            shared = file.rpartition("/")[0]
-            return shared if shared in ("tests/host", "tests/web") else file
+            file, _, test = nodeid.partition("::")
+            version = re.search(r"\d+\.\d+\.\d+", test)
+            return f"{file.rpartition('/')[0]} {version[0]}" if version else file
 
     config.option.loadscopereorder = False  # the order is ours
     return Scheduling(config, log)
