@@ -28,6 +28,7 @@ from .latent import VideoLatent
 from .network import HostUNet
 from .preview import preview_all_frames
 from .running import say
+from .upstream import tell_unused, widths
 
 WEIGHT_TYPES = {
     "default": None,
@@ -59,8 +60,8 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
             "zsnr": diffusion.zero_terminal_snr,
         }
         self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
-        # The second is for stock nodes, which tell the levels of a UNet by it.
-        super().__init__({"videocomposer": config, "model_channels": config.unet.width})
+        # By the second, stock nodes tell the deepest level of a UNet, which is four times as wide in theirs.
+        super().__init__({"videocomposer": config, "model_channels": widths(config.unet)[-1] // 4})
 
     def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
         kinds = comfy.model_base.ModelType
@@ -208,6 +209,7 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
     preview_all_frames(patcher)
+    tell_unused(patcher)
     patcher.cached_patcher_init = (_again, (checkpoint, weights, rgb))
     return patcher
 

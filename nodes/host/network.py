@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import comfy.patcher_extension
 import comfy.utils
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ...vc_core.config import Config
 from ...vc_core.model.unet import UNet3D
 from .embedding import Conditions, Style
-from .patches import OPTIONS, attend, check_known, open_to_patches
+from .patches import OPTIONS, attend, open_to_patches, options_of, tell_unknown
 
 
 class Layers:
@@ -41,8 +42,9 @@ class HostUNet(UNet3D):
     ):
         super().__init__(videocomposer.unet, Layers(operations, dtype, device), attend)
         self.dtype = dtype
+        self.in_channels = videocomposer.unet.channels  # stock nodes look it up
         self.last_timestep = videocomposer.diffusion.steps - 1
-        open_to_patches(self)
+        self.places = open_to_patches(self)
 
     def forward(
         self,
@@ -61,9 +63,26 @@ class HostUNet(UNet3D):
             context: text tokens `(B, 77 n, D)`.
             conditions, style: what `VideoComposerModel.extra_conds` made of the CONDITIONING.
         """
-        options = transformer_options or {}
+        options = {} if transformer_options is None else transformer_options
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        # The options come last, where wrappers such as EasyCache's look for them.
+        return executor.execute(x, timesteps, context, control, options, conditions=conditions, style=style)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any,
+        transformer_options: Mapping[str, Any],
+        conditions: Conditions | None = None,
+        style: Style | None = None,
+    ) -> Tensor:
+        options = options_of(transformer_options, x)
         progress = 1.0 - float(timesteps[0]) / self.last_timestep
-        check_known(options)
+        tell_unknown(options, self.places)
         token = OPTIONS.set(options)
         try:
             stc = None

@@ -19,15 +19,27 @@ def progress_bar() -> Progress:
     return report
 
 
+_SAID: dict[tuple[str, str] | None, list[str]] = {}
+"""What the node that runs, by the ids of the run and of the node, has said so far."""
+
+
 def say(*notes: str) -> None:
-    """Shows what was decided for the user on the node that runs, and in the log."""
-    text = "\n".join(filter(None, notes))
-    if not text:
-        return
-    logging.info("VideoComposer: %s", text.replace("\n", " "))
+    """Shows what was decided for the user on the node that runs, and in the log.
+
+    Each note is said once in a run of the node, below the earlier ones: the page shows the last text only.
+    """
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
     context = get_executing_context()
+    run = None if context is None else (context.prompt_id, context.node_id)
+    if run not in _SAID:
+        _SAID.clear()  # one node runs at a time
+    said = _SAID.setdefault(run, [])
+    new = [note for note in notes if note and note not in said]
+    if not new:
+        return
+    said += new
+    logging.info("VideoComposer: %s", " ".join(new))
     if context is not None and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
+        PromptServer.instance.send_progress_text("\n".join(said), context.node_id, PromptServer.instance.client_id)

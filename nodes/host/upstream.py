@@ -1,0 +1,126 @@
+"""What stock nodes before a sampler do to a MODEL by names and shapes of other networks.
+
+It leaves no trace in the MODEL, so the nodes of the graph are looked at: what of them has no effect is said on the
+sampler at every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import comfy.patcher_extension
+
+from ...vc_core.config import UNetConfig
+from ...vc_core.errors import UserError
+from ...vc_core.layouts import shorten
+from .running import say
+
+Inputs = Mapping[str, Any]
+"""A node's inputs as in the graph: values of widgets, and links `[node, output]`."""
+Rule = Callable[[str, Inputs, Any], str]
+"""`(node id, inputs, VideoComposerModel)` to a sentence for the user, "" where all is well."""
+
+
+def tell_unused(patcher: Any) -> None:
+    """Makes every sampling run of a MODEL say what of the nodes before it has no effect."""
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "videocomposer_unused", _outer_sample)
+
+
+def _outer_sample(executor: Callable, *args: Any, **kwargs: Any) -> Any:
+    model = executor.class_obj.model_patcher.model
+    for kind, inputs in _nodes_before():
+        rule = _merge if kind.startswith("ModelMerge") else _RULES.get(kind)
+        if rule is not None:
+            say(rule(kind, inputs, model))
+    return executor(*args, **kwargs)
+
+
+def _nodes_before() -> Iterator[tuple[str, Inputs]]:
+    """The nodes that the MODEL of the node that runs comes through, the last one first."""
+    from comfy_execution.progress import get_progress_state
+    from comfy_execution.utils import get_executing_context
+
+    import nodes
+
+    context = get_executing_context()
+    if context is None:
+        return
+    prompt = get_progress_state().dynprompt
+    waiting, seen = [context.node_id], {context.node_id}
+    while waiting:
+        for value in prompt.get_node(waiting.pop(0))["inputs"].values():
+            if not isinstance(value, list) or len(value) != 2 or value[0] in seen:
+                continue
+            source, output = value
+            node = prompt.get_node(source)
+            outputs = nodes.NODE_CLASS_MAPPINGS[node["class_type"]].RETURN_TYPES
+            if outputs[output] in ("MODEL", "GUIDER"):
+                seen.add(source)
+                waiting.append(source)
+                yield node["class_type"], node["inputs"]
+
+
+def widths(config: UNetConfig) -> list[int]:
+    """Widths of a network's levels, from the top."""
+    return [config.width * multiplier for multiplier in config.multipliers]
+
+
+def _without_effect(kind: str, widgets: Collection[str], why: str) -> str:
+    return f"{kind}: {shorten(widgets)} had no effect, as {why}." if widgets else ""
+
+
+def _merge(kind: str, inputs: Inputs, model: Any) -> str:
+    """Merges by blocks go by what names begin with; what begins like no widget counts as the first one."""
+    ratios = {name: value for name, value in inputs.items() if name not in ("model1", "model2")}
+    default, *others = ratios or [""]
+    names = [name for name, _ in model.diffusion_model.named_parameters()]
+    unused = [
+        name for name in others if ratios[name] != ratios[default] and not any(each.startswith(name) for each in names)
+    ]
+    return _without_effect(
+        kind, unused, f"no layer of this network has a name that begins so: '{default}' counts for them"
+    )
+
+
+def _freeu(kind: str, inputs: Inputs, model: Any) -> str:
+    channels = model.model_config.unet_config["model_channels"]
+    missing = {i: channels * k for i, k in ((1, 4), (2, 2)) if channels * k not in widths(model.videocomposer.unet)}
+    unused = [name for i in missing for name in (f"b{i}", f"s{i}") if inputs.get(name) != 1]
+    return _without_effect(kind, unused, f"no layer of this network is {' or '.join(map(str, missing.values()))} wide")
+
+
+def _to_out(*widgets: str) -> Rule:
+    """Those of the widgets that are not at 1, which is no change."""
+
+    def rule(kind: str, inputs: Inputs, model: Any) -> str:
+        unused = [name for name in widgets if inputs.get(name) != 1]
+        return _without_effect(kind, unused, "no layer of this network is named 'to_out.0'")
+
+    return rule
+
+
+def _foreign(kind: str, inputs: Inputs, model: Any) -> str:
+    return f"{kind} had no effect: it is for other networks."
+
+
+def _over_batch(kind: str, inputs: Inputs, model: Any) -> str:
+    return f"{kind} goes over the videos of a batch, not over the frames: a single one has min_cfg throughout."
+
+
+def _refuse(kind: str, inputs: Inputs, model: Any) -> str:
+    raise UserError(f"The model comes through '{kind}', which takes images and no videos: remove that node.")
+
+
+_RULES: dict[str, Rule] = {
+    "ChromaRadianceOptions": _foreign,
+    "FreeU": _freeu,
+    "FreeU_V2": _freeu,
+    "SelfAttentionGuidance": _refuse,
+    "UNetCrossAttentionMultiply": _to_out("out"),
+    "UNetSelfAttentionMultiply": _to_out("out"),
+    "UNetTemporalAttentionMultiply": _to_out("self_structural", "self_temporal", "cross_structural", "cross_temporal"),
+    "VideoLinearCFGGuidance": _over_batch,
+    "VideoTriangleCFGGuidance": _over_batch,
+}
+"""Nodes that do not say themselves, or in a patch of the MODEL, what they do; see also `_merge`."""
