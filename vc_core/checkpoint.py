@@ -32,8 +32,10 @@ PARTS = {
 }
 # Of the released layout; the second also tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
 _MARKERS = ("out.2.weight", "input_blocks.0.1.proj_in.weight")
-# Tensors that some releases carry and the network does not use.
-LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature")
+# Tensors that are no loss: of some releases, which the network does not use, and of ComfyUI's save nodes, whose mark of
+# the prediction the config has too, and whose CLIPs carry a factor of their training.
+LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature", "v_pred")
+_LEFTOVER_OF_CLIP = "logit_scale"
 CONFIG_TENSOR = "videocomposer_config"
 """The config's JSON as bytes, in files of programs that keep no metadata, such as ComfyUI's save nodes."""
 TRAINING = "training"
@@ -104,8 +106,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     extra = [name for name in tensors.shapes if not name.startswith(covered)]
     if "model" in parts and config is not None:
         known = names_of(released_layout(on_meta(config)))
-        unused = [name for name in parts["model"].tensors.shapes if name not in known]
-        extra += [name for name in unused if not name.startswith(LEFTOVERS)]
+        extra += [name for name in parts["model"].tensors.shapes if name not in known]
+    extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
 
 

@@ -109,11 +109,21 @@ def _over_batch(kind: str, inputs: Inputs, model: Any) -> str:
 
 
 def _refuse(kind: str, inputs: Inputs, model: Any) -> str:
-    raise UserError(f"The model comes through '{kind}', which takes images and no videos: remove that node.")
+    raise UserError(f"The model comes through '{kind}', which does not work with VideoComposer: remove that node.")
 
 
+_FOREIGN = (
+    "ARVideoI2V",
+    "ChromaRadianceOptions",
+    "LTXVModalityGuidance",
+    "LTXVSpatioTemporalGuidance",
+    "ScaleROPE",
+    "WanAnimate2Cache",
+    "wanBlockSwap",
+)
 _RULES: dict[str, Rule] = {
-    "ChromaRadianceOptions": _foreign,
+    **dict.fromkeys(_FOREIGN, _foreign),
+    "FluxKVCache": _refuse,
     "FreeU": _freeu,
     "FreeU_V2": _freeu,
     "SelfAttentionGuidance": _refuse,

@@ -226,40 +226,6 @@ def test_a_condition_for_a_part_of_the_schedule(scene, moved):
     assert changed.isfinite().all() and error(changed, whole) > 0.01
 
 
-# --- Model patches ----------------------------------------------------------------------------------------------------
-
-EFFECTIVE = {
-    "ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": True},
-    "PatchModelAddDownscale": {},
-    "PerturbedAttentionGuidance": {"scale": 3.0},
-    "RescaleCFG": {"multiplier": 0.7},
-    "UNetCrossAttentionMultiply": {"k": 1.2},
-}
-WITHOUT_EFFECT = {
-    "FreeU_V2": {},  # patches layers of Stable Diffusion's widths alone
-    "ModelSamplingDiscrete": {"sampling": "v_prediction", "zsnr": False},  # is the checkpoint's own
-    "TomePatchModel": {},
-}
-
-
-@pytest.mark.parametrize("kind", EFFECTIVE)
-def test_a_patch_of_the_model_works(scene, moved, kind):
-    plain, patched = scene.latents(
-        scene.sample(moved, steps=4), scene.sample(moved, steps=4, model=scene.add(kind, **EFFECTIVE[kind]))
-    )
-    assert patched.isfinite().all() and error(patched, plain) > 1e-5
-
-
-@pytest.mark.parametrize("kind", WITHOUT_EFFECT)
-def test_a_patch_that_has_no_place_in_the_model_leaves_it_as_it_is(scene, moved, kind):
-    plain, patched = scene.latents(
-        scene.sample(moved), scene.sample(moved, model=scene.add(kind, **WITHOUT_EFFECT[kind]))
-    )
-    assert torch.equal(patched, plain)
-    if kind == "TomePatchModel":
-        assert "these patches of the model have no effect on it" in scene.host.log()
-
-
 # --- Context windows --------------------------------------------------------------------------------------------------
 
 

@@ -98,3 +98,4 @@ def test_what_stock_nodes_save_loads_again(scene, saver):
     again.loader = again.add("VCCheckpointLoader", ckpt_name=saved.name, weight_dtype="fp32")
     (after,) = again.latents(again.sample(again.encode(**conditions(again))))
     assert torch.equal(after, before)
+    assert "tensors are not used" not in scene.host.log()

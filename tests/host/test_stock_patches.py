@@ -1,0 +1,245 @@
+"""Every stock node that changes a MODEL or guides: it has an effect on our network, or is said to have none."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.host.graph import Node
+from tests.host.scene import Scene, error, saved_latent
+
+FRAMES = 8  # half of what the checkpoint was trained for, which is enough here
+
+
+@dataclass
+class Row:
+    """A node before the sampler.
+
+    Attributes:
+        inputs: its own, defaults left out. A function makes one from the scene and the STCEncode.
+        effect: whether the video is another than without the node.
+        told: words that the sampler says of it; "" where it says nothing of it.
+        steps: that it takes to show.
+        mask: sample a given video under a mask.
+    """
+
+    inputs: dict[str, Any] = field(default_factory=dict)
+    effect: bool = True
+    told: str = ""
+    steps: int = 2
+    mask: bool = False
+
+
+def other_model(scene, stc):
+    """A MODEL with other weights."""
+    return scene.add("UNetSelfAttentionMultiply", q=1.5, v=1.5)
+
+
+def other_text(scene, stc):
+    return scene.text("a green square")
+
+
+def picture(scene, stc):
+    return scene.add("VCExampleClip", size=64, frames=FRAMES)[1]
+
+
+def tonemapped(scene, stc):
+    return scene.add("LatentOperationTonemapReinhard", multiplier=0.5)
+
+
+POSITIVE, NEGATIVE = (lambda scene, stc: stc[0]), (lambda scene, stc: stc[1])
+FOREIGN = {"effect": False, "told": "it is for other networks"}
+SMALL = {"width": 64, "height": 64, "length": FRAMES}
+MERGED = {"model1": lambda scene, stc: scene.loader, "model2": other_model}
+NOWHERE = {"effect": False, "told": "have no effect on it"}
+CACHE = {"reuse_threshold": 3.0, "start_percent": 0.0}
+SKIP = {"start_percent": 0.0}
+
+PATCHES = {
+    # guidance
+    "APG": Row(),
+    "CFGNorm": Row({"strength": 0.5}),
+    "CFGOverride": Row({"cfg": 4.0}),
+    "CFGZeroStar": Row(),
+    "Epsilon Scaling": Row({"scaling_factor": 1.1}),
+    "FreSca": Row({"scale_high": 1.5, "freq_cutoff": 2}),
+    "LatentApplyOperationCFG": Row({"operation": tonemapped}),
+    "Mahiro": Row(),
+    "NAGuidance": Row(),
+    "PerpNeg": Row({"empty_conditioning": other_text}),
+    "PerturbedAttentionGuidance": Row(),
+    "RenormCFG": Row({"renorm_cfg": 0.8}),
+    "RescaleCFG": Row(),
+    "TCFG": Row(),
+    "VideoLinearCFGGuidance": Row(told="goes over the videos of a batch"),
+    "VideoTriangleCFGGuidance": Row(told="goes over the videos of a batch"),
+    # the network's layers
+    "FreeU": Row(told="FreeU: b2, s2 had no effect, as no layer of this network is 48 wide."),
+    "FreeU_V2": Row(told="FreeU_V2: b2, s2 had no effect"),
+    "HyperTile": Row({"tile_size": 32}),
+    "PatchModelAddDownscale": Row(),
+    "SkipLayerGuidanceDiT": Row(SKIP, **NOWHERE),
+    "SkipLayerGuidanceDiTSimple": Row(SKIP, **NOWHERE),
+    "SkipLayerGuidanceSD3": Row(SKIP, **NOWHERE),
+    "TomePatchModel": Row(),
+    # weights
+    "ModelComputeDtype": Row({"dtype": "bf16"}),
+    "ModelMergeAdd": Row(MERGED),
+    "ModelMergeBlocks": Row(
+        {**MERGED, "input": 1.0, "middle": 0.0, "out": 0.5}, told="ModelMergeBlocks: out had no effect"
+    ),
+    "ModelMergeSD2": Row({**MERGED, "out.": 0.5}, effect=False, told="ModelMergeSD2: out. had no effect"),
+    "ModelMergeSimple": Row({**MERGED, "ratio": 0.5}),
+    "ModelMergeSubtract": Row({**MERGED, "multiplier": 0.1}),
+    "UNetCrossAttentionMultiply": Row({"q": 1.2}),
+    "UNetCrossAttentionMultiply out": Row({"out": 1.2}, effect=False, told="UNetCrossAttentionMultiply: out had no"),
+    "UNetSelfAttentionMultiply": Row({"q": 1.2}),
+    "UNetSelfAttentionMultiply out": Row({"out": 1.2}, effect=False, told="UNetSelfAttentionMultiply: out had no"),
+    "UNetTemporalAttentionMultiply": Row(
+        {"self_temporal": 0.5}, effect=False, told="UNetTemporalAttentionMultiply: self_temporal had no effect"
+    ),
+    # sampling
+    "ContextWindowsManual": Row({"context_length": 4, "context_overlap": 2, "dim": 2}),
+    "DifferentialDiffusion": Row({"strength": 0.5}, mask=True),
+    "MiniMaxH3SigmaShift": Row(),
+    "ModelAttentionBackend": Row(effect=False),  # for time, not for another video
+    "ModelSamplingContinuousEDM": Row(),
+    "ModelSamplingContinuousV": Row(),
+    "ModelSamplingDiscrete": Row({"sampling": "v_prediction", "zsnr": True}),
+    "ModelSamplingDiscrete own": Row({"sampling": "v_prediction"}, effect=False),  # is the checkpoint's own
+    "TemporalScoreRescaling": Row(),
+    "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
+    # caches
+    "EasyCache": Row(CACHE, steps=4),
+    "LazyCache": Row(CACHE, steps=4),
+    # of other networks
+    "ARVideoI2V": Row({"vae": lambda scene, stc: scene.loader[3], "start_image": picture, **SMALL}, **FOREIGN),
+    "ChromaRadianceOptions": Row(**FOREIGN),
+    "LTXVModalityGuidance": Row(**FOREIGN),
+    "LTXVSpatioTemporalGuidance": Row(**FOREIGN),
+    "ScaleROPE": Row({"scale_x": 2.0}, **FOREIGN),
+    "WanAnimate2Cache": Row(**FOREIGN),
+    "wanBlockSwap": Row(**FOREIGN),
+}
+GUIDERS = {
+    "BasicGuider": Row({"conditioning": POSITIVE}),
+    "CFGGuider": Row({"positive": POSITIVE, "negative": NEGATIVE, "cfg": 4.0}),
+    "DualCFGGuider": Row({"cond1": POSITIVE, "cond2": other_text, "negative": NEGATIVE, "cfg_conds": 2.0}),
+    "PerpNegGuider": Row({"positive": POSITIVE, "negative": NEGATIVE, "empty_conditioning": other_text, "cfg": 2.0}),
+}
+ROWS = {**PATCHES, **GUIDERS}
+REFUSED = ("FluxKVCache", "SelfAttentionGuidance")
+
+
+@dataclass
+class Made:
+    """What all rows made: a latent, one of the same steps without the node, and what the sampler said."""
+
+    latent: Tensor
+    plain: Tensor
+    told: str
+
+
+def node_of(name: str) -> str:
+    """The node's id: a row may be a further one of a node."""
+    return name if name == "Epsilon Scaling" else name.partition(" ")[0]
+
+
+def absent(host, name):
+    if node_of(name) not in host.nodes:
+        pytest.skip(f"this ComfyUI has no {node_of(name)}")
+
+
+def scene_and_stc(host) -> tuple[Scene, Node]:
+    scene = Scene(host)
+    image = scene.add("VCSingleImage", image=scene.add("VCExampleClip", frames=FRAMES)[1])
+    return scene, scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3, frames=FRAMES), single_image=image)
+
+
+def patched(scene: Scene, stc: Node, name: str) -> Node:
+    inputs = ROWS[name].inputs if name in ROWS else {}
+    made = {key: value(scene, stc) if callable(value) else value for key, value in inputs.items()}
+    return scene.add(node_of(name), **made)
+
+
+def guided(scene: Scene, stc: Node, guider: Node, steps: int) -> Node:
+    return scene.add(
+        "SamplerCustomAdvanced",
+        noise=scene.add("RandomNoise", noise_seed=1),
+        guider=guider,
+        sampler=scene.add("KSamplerSelect", sampler_name="euler"),
+        sigmas=scene.add("BasicScheduler", scheduler="karras", steps=steps, denoise=1.0),
+        latent_image=stc[2],
+    )
+
+
+@pytest.fixture(scope="module")
+def made(host) -> dict[str, Made]:
+    """All rows in one graph, which loads and encodes once."""
+    scene, stc = scene_and_stc(host)
+    given = scene.add("VAEEncode", pixels=picture(scene, stc), vae=scene.loader[3])
+    half = scene.add("SolidMask", value=0.5, width=64, height=64)
+    masks = {False: stc[2], True: scene.add("SetLatentNoiseMask", samples=given, mask=half)[0]}
+    plain: dict[tuple[int, bool], Node] = {}
+    samplers: dict[str, Node] = {}
+    for name, row in ROWS.items():
+        if node_of(name) not in host.nodes:
+            continue
+        settings = {"steps": row.steps, "latent": masks[row.mask]}
+        if (row.steps, row.mask) not in plain:
+            plain[row.steps, row.mask] = scene.sample(stc, **settings)
+        node = patched(scene, stc, name)
+        samplers[name] = (
+            guided(scene, stc, node, row.steps) if name in GUIDERS else scene.sample(stc, model=node, **settings)
+        )
+    saved = {node: scene.add("SaveLatent", samples=node) for node in (*plain.values(), *samplers.values())}
+    result = host.run(scene.graph)
+    told = dict(data for kind, data in result.events if kind == "text")  # the last of each node
+    latents = {node: saved_latent(result, save) for node, save in saved.items()}
+    return {
+        name: Made(latents[node], latents[plain[ROWS[name].steps, ROWS[name].mask]], told.get(node, ""))
+        for name, node in samplers.items()
+    }
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_has_an_effect_or_is_told(host, made, name):
+    absent(host, name)
+    row, found = ROWS[name], made[name]
+    assert found.latent.isfinite().all()
+    change = error(found.latent, found.plain)
+    assert change > 1e-4 if row.effect else change < 1e-5
+    assert (row.told in found.told) if row.told else ("effect" not in found.told)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_by_name(host, name):
+    absent(host, name)
+    scene, stc = scene_and_stc(host)
+    scene.add("SaveLatent", samples=scene.sample(stc, model=patched(scene, stc, name)))
+    failed = host.fails(scene.graph)
+    assert f"'{name}'" in failed["exception_message"] and "remove that node" in failed["exception_message"]
+
+
+def test_it_is_told_at_every_run_and_through_a_guider(host):
+    """Also of a node that is not the last before the sampler."""
+    for cfg in (2.0, 3.0):
+        scene, stc = scene_and_stc(host)
+        model = scene.add("UNetTemporalAttentionMultiply", cross_temporal=2.0)
+        model = scene.add("RescaleCFG", model=scene.add("SkipLayerGuidanceDiTSimple", model=model, **SKIP))
+        guider = scene.add("CFGGuider", model=model, positive=stc[0], negative=stc[1], cfg=cfg)
+        scene.add("SaveLatent", samples=guided(scene, stc, guider, steps=2))
+        *_, said = (data[1] for kind, data in host.run(scene.graph).events if kind == "text")
+        assert said.count("cross_temporal had no effect") == 1
+        assert said.count("SkipLayerGuidanceDiTSimple") == 1
+
+
+def test_a_cache_skips_steps(host):
+    """EasyCache wraps the network's forward, LazyCache the sampler's prediction."""
+    for kind in ("EasyCache", "LazyCache"):
+        scene, stc = scene_and_stc(host)
+        node = scene.add(kind, **CACHE)
+        scene.add("SaveLatent", samples=scene.sample(stc, model=node, steps=5))
+        host.run(scene.graph)
+        assert f"{kind} - skipped " in host.log() and f"{kind} - skipped 0/5" not in host.log()
