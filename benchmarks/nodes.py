@@ -4,12 +4,13 @@
 
 Needs a ComfyUI, found as by the tests (see tests/host/server.py). Times of the nodes and of `compose()`, the same video
 by the same steps, are taken in turn in one run; the memory is the peak of the ComfyUI process beyond the idle one's,
-in a process of its own for each line.
+in a process of its own for each line. Stock nodes that skip steps are timed in turn with the same video without them.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
@@ -19,10 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from tests.host.finding import NoHost
 from tests.host.graph import Graph
-from tests.host.scene import BUNDLED, TEXT
-from tests.host.server import Host
+from tests.host.scene import BUNDLED, TEXT, error
+from tests.host.server import Host, Result
 from vc_core.composer import VideoComposer
 from vc_core.pipeline import compose
 
@@ -42,6 +46,9 @@ SMALL = (
     Case("32 frames, 64 x 64, 12 steps, in windows", 32, 64, 12),
     Case("16 frames, 128 x 128, 12 steps", 16, 128, 12),
 )
+LONG = Case("16 frames, 64 x 64, 20 steps", 16, 64, 20)
+CACHES = ("EasyCache", "LazyCache")
+"""Stock nodes that skip steps, at their defaults."""
 
 
 @contextmanager
@@ -54,18 +61,20 @@ def host():
             running.stop()
 
 
-def graph_of(running: Host, case: Case, seed: int) -> Graph:
-    """A graph that samples the case by the bundled checkpoint and saves it."""
+def graph_of(running: Host, case: Case, seed: int, cache: str | None = None) -> Graph:
+    """A graph that samples the case by the bundled checkpoint and saves it, with the latent."""
     graph = running.graph()
     loaded = graph.add("VCCheckpointLoader", ckpt_name=BUNDLED)
     positive, negative = (graph.add("CLIPTextEncode", text=words, clip=loaded[1]) for words in (TEXT, ""))
     stc = graph.add("STCEncode", model=loaded, positive=positive, negative=negative, width=case.size, height=case.size,
                     frames=case.frames)  # fmt: skip
-    sampled = graph.add("VC3DUNetSampler", model=loaded, positive=stc[0], negative=stc[1], latent=stc[2], seed=seed,
+    model = graph.add(cache, model=loaded) if cache else loaded
+    sampled = graph.add("VC3DUNetSampler", model=model, positive=stc[0], negative=stc[1], latent=stc[2], seed=seed,
                         steps=case.steps, cfg=4.0)  # fmt: skip
     images = graph.add("VAEDecode", samples=sampled, vae=loaded[3])
     graph.add("SaveAnimatedWEBP", images=images, filename_prefix="bench", fps=8.0, lossless=False, quality=80,
               method="fastest")  # fmt: skip
+    graph.add("SaveLatent", samples=sampled)
     return graph
 
 
@@ -97,6 +106,25 @@ def small(case: Case, rounds: int) -> str:
                 f"{ratio:.2f} of compose(); {peak(running) - idle:.2f} GiB")  # fmt: skip
 
 
+def cached(cache: str, case: Case, rounds: int) -> str:
+    """A line of the table: what a node that skips steps saves and costs."""
+    ratios, errors = [], []
+    with host() as running:
+        running.run(graph_of(running, case, 0))
+        for seed in range(1, rounds + 1):
+            plain, quick = (running.run(graph_of(running, case, seed, node)) for node in (None, cache))
+            ratios.append(quick.seconds / plain.seconds)
+            errors.append(error(latent_of(quick), latent_of(plain)))
+        skipped = [int(count) for count in re.findall(rf"{cache} - skipped (\d+)/", running.log())]
+    ratio, count, off = (statistics.median(values) for values in (ratios, skipped, errors))
+    return f"{case.what} with {cache}: {ratio:.2f} of the time, {count:g} steps skipped, the latent {off:.0%} off"
+
+
+def latent_of(result: Result) -> Tensor:
+    (file,) = (file for file in result.files if file.suffix == ".latent")
+    return load_file(file)["latent_tensor"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -104,6 +132,8 @@ def main() -> None:
     try:
         for case in SMALL:
             print(small(case, arguments.rounds), flush=True)
+        for cache in CACHES:
+            print(cached(cache, LONG, arguments.rounds), flush=True)
     except NoHost as error:
         sys.exit(f"vc: {error}.")
 
