@@ -22,7 +22,7 @@ from .motion import (
 from .pictures import arrows_picture, flow_picture
 from .sketch import as_sketch, edges
 from .sources import EXTRACTORS, Extracted, Source, extract, extract_condition
-from .tracks import box_field, parse_tracks, read_tracks, tracks_field
+from .tracks import Track, box_field, parse_tracks, read_tracks, tracks_field
 
 __all__ = [
     "EXTRACTORS",
@@ -33,6 +33,7 @@ __all__ = [
     "Rectangle",
     "Source",
     "Stroke",
+    "Track",
     "add_fields",
     "arrows_picture",
     "as_mask",

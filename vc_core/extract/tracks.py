@@ -1,11 +1,12 @@
-"""Motion fields from tracks, as spline editors write them, and from a box that moves along an arrow."""
+"""Motion fields from tracks, as spline editors write them, and from boxes that move along a path."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..video import resize_crop
-from .drawing import Placement, Rectangle, chosen, draw_shapes, eased, pixel_centers, place
+from .drawing import Placement, Rectangle, chosen, eased, pixel_centers, place
 
 FALLOFFS = {
     # Below a hundredth, three standard deviations out, a Gaussian is cut off, so that it ends somewhere.
@@ -29,6 +30,36 @@ SPACINGS = ("index", "length")
 """How a track of another number of points is spread over the frames, see `resample_track`."""
 
 _EXPECTED = 'expected [{"x": 10, "y": 20}, ...] or a list of such lists, as the spline editors write them'
+_EXPECTED_BOX = (
+    'expected {"box": {"x": 10, "y": 20, "width": 30, "height": 40}, "path": [{"x": 25, "y": 40}, ...]} with finite '
+    "numbers, and a width and a height above 0"
+)
+
+
+@dataclass(frozen=True)
+class Track:
+    """A way over the canvas, and what goes along it.
+
+    Attributes:
+        points: (N, 2) float64, x and y in pixels of the canvas; one point is a place that stays.
+        box: the area that goes along as a whole, where it is when the way begins; None: what is around the point.
+        visible: (N,) bool, where the point is seen; None: everywhere.
+    """
+
+    points: Tensor
+    box: Rectangle | None = None
+    visible: Tensor | None = None
+
+    def scaled(self, right: float, down: float) -> Track:
+        """The track on a canvas that is so many times as wide and as high."""
+        box = self.box and replace(
+            self.box,
+            left=self.box.left * right,
+            right=self.box.right * right,
+            top=self.box.top * down,
+            bottom=self.box.bottom * down,
+        )
+        return replace(self, points=self.points * self.points.new_tensor([right, down]), box=box)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -36,7 +67,7 @@ _EXPECTED = 'expected [{"x": 10, "y": 20}, ...] or a list of such lists, as the 
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def read_tracks(path: str | os.PathLike) -> list[Tensor]:
+def read_tracks(path: str | os.PathLike) -> list[Track]:
     """The tracks of a JSON file, see `parse_tracks`. Raises UserError where it is missing or holds none."""
     path = Path(path)
     try:
@@ -46,11 +77,13 @@ def read_tracks(path: str | os.PathLike) -> list[Tensor]:
     return parse_tracks(text, str(path))
 
 
-def parse_tracks(source: str | Sequence[Any], name: str = "The tracks") -> list[Tensor]:
-    """Tracks, each (N, 2) float64 as x, y in pixels of the canvas that they were drawn on, from what editors hand on.
+def parse_tracks(source: str | Sequence[Any] | Mapping[str, Any], name: str = "The tracks") -> list[Track]:
+    """Tracks in pixels of the canvas that they were drawn on, from what editors hand on.
 
-    That is a list of points, a list of such lists, or JSON text of either (or a list of texts, one a track). A point
-    is {"x": ..., "y": ...} or [x, y]. `name` begins the messages.
+    That is a list of points, a list of tracks, or JSON text of either (or a list of texts, one a track). A point is
+    {"x": ..., "y": ...} or [x, y]. A track is a list of points, or {"box": {"x": ..., "y": ..., "width": ...,
+    "height": ...}, "path": [points]}: a box, as ComfyUI's own boxes are written, that goes as the path does, whose
+    first point stands for the place that the box is drawn at. `name` begins the messages.
 
     Raises UserError for anything else, for no points, and for numbers that are not finite.
     """
@@ -60,7 +93,9 @@ def parse_tracks(source: str | Sequence[Any], name: str = "The tracks") -> list[
             source = json.loads(source.replace("'", '"'))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{name}: this is no JSON ({error}), {_EXPECTED}.") from error
-    if not isinstance(source, Sequence) or isinstance(source, (str, bytes)) or not len(source):
+    if _is_box(source):
+        source = [source]
+    if not _is_list(source) or not len(source):
         raise UserError(f"{name}: there are no tracks in it, {_EXPECTED}.")
     if _is_point(source[0]):
         return [_track(source, name)]
@@ -70,25 +105,105 @@ def parse_tracks(source: str | Sequence[Any], name: str = "The tracks") -> list[
     return [_track(track, f"{name}, track {number}") for number, track in enumerate(source, 1)]
 
 
-def _track(points: Any, name: str) -> Tensor:
-    if not isinstance(points, Sequence) or isinstance(points, (str, bytes)) or not len(points):
+def _track(item: Any, name: str) -> Track:
+    if _is_box(item):
+        sides = item["box"]
+        sides = [sides.get(key) for key in ("x", "y", "width", "height")] if isinstance(sides, Mapping) else sides
+        if not (_is_list(sides) and len(sides) == 4 and all(map(_is_number, sides)) and min(sides[2:]) > 0):
+            raise UserError(f"{name}: its box is {_short(item['box'])}, {_EXPECTED_BOX}.")
+        left, top, width, height = sides
+        return replace(_track(item.get("path"), name), box=Rectangle(left, top, left + width, top + height))
+    if not _is_list(item) or not len(item):
         raise UserError(f"{name}: it has no points, {_EXPECTED}.")
-    for number, point in enumerate(points, 1):
+    for number, point in enumerate(item, 1):
         if not _is_point(point):
-            shown = repr(point)
-            shown = shown if len(shown) <= 40 else shown[:40] + "..."
-            raise UserError(f"{name}: point {number} is {shown}, {_EXPECTED} with finite numbers.")
-    pairs = [(point["x"], point["y"]) if isinstance(point, dict) else tuple(point) for point in points]
-    return torch.tensor(pairs, dtype=torch.float64)
+            raise UserError(f"{name}: point {number} is {_short(point)}, {_EXPECTED} with finite numbers.")
+    pairs = [(point["x"], point["y"]) if isinstance(point, Mapping) else tuple(point) for point in item]
+    return Track(torch.tensor(pairs, dtype=torch.float64))
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:40] + "..."
+
+
+def _is_list(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes))
+
+
+def _is_box(item: Any) -> bool:
+    return isinstance(item, Mapping) and "box" in item
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
 
 
 def _is_point(item: Any) -> bool:
-    pair = [item.get("x"), item.get("y")] if isinstance(item, dict) else item
-    return (
-        isinstance(pair, (list, tuple))
-        and len(pair) == 2
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e9 for v in pair)
-    )
+    pair = [item.get("x"), item.get("y")] if isinstance(item, Mapping) else item
+    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ComfyUI's own tracks
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def native_to_tracks(native: Any, name: str = "The tracks") -> list[Track]:
+    """The tracks of a TRACKS of ComfyUI, {"track_path": (F, N, 2), "track_visibility": (F or 1, N or 1) or missing}.
+
+    Raises UserError for other shapes, for none, for numbers that are not finite, and where no point is ever visible.
+    """
+    path = native.get("track_path") if isinstance(native, Mapping) else None
+    if not isinstance(path, Tensor) or path.ndim != 3 or path.shape[2] != 2 or not path.numel():
+        raise UserError(f"{name}: track_path is {_shape(path)}, expected a tensor of shape (frames, tracks, 2).")
+    if not torch.isfinite(path).all():
+        raise UserError(f"{name}: track_path has values that are no finite numbers: expected places in pixels.")
+    visible = native.get("track_visibility")
+    if visible is None:
+        visible = torch.ones(1, 1)
+    expected = tuple(path.shape[:2])
+    if not isinstance(visible, Tensor) or visible.ndim != 2 or any(
+        given not in (count, 1) for given, count in zip(visible.shape, expected, strict=True)
+    ):  # fmt: skip
+        raise UserError(f"{name}: track_visibility is {_shape(visible)}, expected a tensor of shape {expected}.")
+    if not visible.any():
+        raise UserError(f"{name}: no point is visible in any frame: expected track_visibility of some above 0.")
+    visible = (visible > 0).cpu().expand(path.shape[:2])
+    path = path.detach().double().cpu()
+    return [Track(path[:, i], visible=visible[:, i]) for i in range(path.shape[1])]
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def tracks_to_native(
+    tracks: Sequence[Track],
+    frames: int,
+    size: tuple[int, int],
+    canvas: tuple[int, int] | None = None,
+    spacing: str = "index",
+    easing: str = "linear",
+) -> dict[str, Tensor]:
+    """Tracks as a TRACKS of ComfyUI, in pixels of a video of `size`: where each is at every frame, and whether seen.
+
+    Of a box it is the centre. The other arguments are those of `tracks_field`.
+    """
+    placement, paths, seen = place(canvas, size), [], []
+    for track in tracks:
+        points = resample_track(track.points, frames, spacing, easing)
+        if track.box is not None:
+            centre = [(track.box.left + track.box.right) / 2, (track.box.top + track.box.bottom) / 2]
+            points = points - points[:1] + points.new_tensor(centre)
+        paths.append(placement.to_video(points).float())
+        seen.append(_visible(track, frames, spacing, easing))
+    return {"track_path": torch.stack(paths, dim=1), "track_visibility": torch.stack(seen, dim=1)}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# In time
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def resample_track(track: Tensor, frames: int, spacing: str = "index", easing: str = "linear") -> Tensor:
@@ -98,12 +213,25 @@ def resample_track(track: Tensor, frames: int, spacing: str = "index", easing: s
     points is taken as it is. "length" goes equally far in equal times, wherever the points stand. Between points
     it is straight. A track of one point rests. Raises UserError for an unknown spacing or easing.
     """
+    return _interpolated(track, track, frames, spacing, easing)
+
+
+def _visible(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
+    """Whether a track's point is seen at each of the frames, (F,) bool: between two points where both are."""
+    if track.visible is None:
+        return torch.ones(frames, dtype=torch.bool)
+    seen = track.visible.double()[:, None]
+    return _interpolated(seen, track.points, frames, spacing, easing)[:, 0] > 1 - 1e-6
+
+
+def _interpolated(values: Tensor, points: Tensor, frames: int, spacing: str, easing: str) -> Tensor:
+    """What goes with the points of a track, (N, C), at each of the frames: (F, C) float64. See `resample_track`."""
     chosen("spacing", spacing, SPACINGS)
-    points = track.double().numpy()
-    steps = np.hypot(*np.diff(points, axis=0).T) if spacing == "length" else np.ones(len(points) - 1)
+    places = points.double().numpy()
+    steps = np.hypot(*np.diff(places, axis=0).T) if spacing == "length" else np.ones(len(places) - 1)
     way = np.concatenate([[0.0], np.cumsum(steps)])
     at = eased(frames, easing).numpy() * way[-1]
-    return torch.from_numpy(np.stack([np.interp(at, way, values) for values in points.T], axis=-1))
+    return torch.from_numpy(np.stack([np.interp(at, way, column) for column in values.double().numpy().T], axis=-1))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -112,7 +240,7 @@ def resample_track(track: Tensor, frames: int, spacing: str = "index", easing: s
 
 
 def tracks_field(
-    tracks: Sequence[Tensor],
+    tracks: Sequence[Track | Tensor],
     frames: int,
     size: tuple[int, int],
     canvas: tuple[int, int] | None = None,
@@ -127,10 +255,12 @@ def tracks_field(
     A track's influence, 0..1, goes with its point: the field near the point's place at frame f is the way from its
     place at frame f - 1, times the influence. Where several tracks reach, it is their mean, weighted by the
     influences, times the largest of them; so a track given twice is as that track. Where none reaches, it is zero.
-    A track of one point holds its surroundings still against its neighbours.
+    A track of one point holds its surroundings still against its neighbours. A track with a box moves what is in the
+    box, all of it alike and nothing else. Where a point is not visible, or was not in the frame before, it moves
+    nothing.
 
     Args:
-        tracks: each (N, 2), x and y in pixels of the canvas, see `parse_tracks`.
+        tracks: each a `Track`, or the points of one, (N, 2).
         canvas: (height, width) that the tracks were drawn on, by default the video's; see `Placement`.
         radius: of the influence, in pixels of the canvas; by default an eighth of its shorter side, or, with a mask,
             no limit.
@@ -154,12 +284,19 @@ def tracks_field(
 
     def moving():
         for track in tracks:
-            points = placement.to_video(resample_track(track, frames, spacing, easing))
+            track = track if isinstance(track, Track) else Track(track)
+            way = resample_track(track.points, frames, spacing, easing)
+            points = placement.to_video(way)
             influence = torch.ones(1, 1, 1)
-            if radius is not None:
+            if track.box is not None:
+                influence = _boxed(track.box, way, placement)
+            elif radius is not None:
                 influence = _around(points, radius * placement.scale, falloff, placement)
             if region is not None:
                 influence = influence * _carried(region, points)
+            if track.visible is not None:
+                seen = _visible(track, frames, spacing, easing)
+                influence = influence * (seen & torch.cat([seen[:1], seen[:-1]]))[:, None, None]
             yield _steps(points), influence
 
     return _blend(moving(), frames, size)
@@ -178,9 +315,8 @@ def box_field(
     on, by default the same. Around the box the field is zero. `draw_shapes` gives the box itself at every frame.
     Raises UserError for an unknown easing.
     """
-    arrow = eased(frames, easing)[:, None] * torch.tensor(box.travel, dtype=torch.float64)
-    steps = _steps(arrow * place(canvas, size).scale)
-    return _blend([(steps, draw_shapes([box], frames, size, canvas, easing)[0, 0])], frames, size)
+    path = torch.tensor([(0.0, 0.0), box.travel], dtype=torch.float64)
+    return tracks_field([Track(path, box)], frames, size, canvas, easing=easing)
 
 
 def _blend(moving: Iterable[tuple[Tensor, Tensor]], frames: int, size: tuple[int, int]) -> Tensor:
@@ -205,6 +341,19 @@ def _around(points: Tensor, radius: float, falloff: str, placement: Placement) -
     across = ((x - points[:, :1]) / radius).square().float()  # (F, W)
     down = ((y - points[:, 1]) / radius).square().T.float()  # (F, H)
     return FALLOFFS[falloff](down[:, :, None] + across[:, None, :])
+
+
+def _boxed(box: Rectangle, way: Tensor, placement: Placement) -> Tensor:
+    """The influence (F, H, W) of a box that goes along a way (F, 2) in pixels of the canvas."""
+    pixel = 1 / placement.scale
+    box = replace(
+        box,
+        # One that is smaller than a pixel of the video is that pixel, rather than none.
+        right=box.right if box.right - box.left >= pixel else box.left + pixel,
+        bottom=box.bottom if box.bottom - box.top >= pixel else box.top + pixel,
+    )
+    x, y = placement.pixels()
+    return torch.stack([box.covers(x - right, y - down, pixel) for right, down in (way - way[:1]).tolist()]).float()
 
 
 def _fitted_mask(mask: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
