@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -13,10 +14,18 @@ from ..vc_core.extract.camera import CameraMove, camera_field
 from ..vc_core.extract.drawing import EASINGS
 from ..vc_core.extract.fields import condition_from_field
 from ..vc_core.extract.pictures import arrows_picture, flow_picture
-from ..vc_core.extract.tracks import FALLOFFS, parse_tracks, tracks_field
+from ..vc_core.extract.tracks import (
+    FALLOFFS,
+    Track,
+    native_to_tracks,
+    parse_tracks,
+    tracks_field,
+    tracks_to_native,
+)
 from ..vc_core.video import resize_crop
 from .conditions import outputs
 from .host.animation import animation
+from .host.pictures import temporary
 from .host.running import say
 from .inputs import (
     CATEGORY,
@@ -38,6 +47,7 @@ from .inputs import (
 )
 
 MOTION_CATEGORY = f"{CATEGORY}/motion"
+TracksType = io.Custom("TRACKS")  # ComfyUI's own, of its versions that have it
 
 
 def easing_input() -> io.Input:
@@ -99,6 +109,29 @@ def addend(value: Made, frames: int, goal: Target) -> Tensor:
     return goal.fitted("motion", given.tensor)  # that of a checkpoint that takes another size
 
 
+def with_more(output: io.NodeOutput, *values: Any, **ui: Any) -> io.NodeOutput:
+    """An output with further values, and with more for the page."""
+    return io.NodeOutput(*output.args, *values, ui={**(output.ui or {}), **ui} or None)
+
+
+def given_tracks(text: str, native: Any, canvas: tuple[int, int]) -> list[Track]:
+    """The tracks of the text and of a TRACKS, in pixels of the canvas; the text may be empty beside the other."""
+    if native is None:
+        return parse_tracks(text, "The socket 'tracks'")
+    drawn = [] if text.strip() in ("", "[]") else parse_tracks(text, "The socket 'tracks'")
+    tracks = native_to_tracks(native, "The socket 'native_tracks'")
+    starts = [track.points[track.visible][:1] for track in tracks]  # where each is first seen
+    beyond = sum(bool((start < 0).any() or (start > start.new_tensor(canvas[::-1])).any()) for start in starts)
+    say(
+        f"Tracks: {len(drawn)} drawn and {len(tracks)} from the socket 'native_tracks'." if drawn else "",
+        f"{beyond} of the {len(tracks)} tracks of 'native_tracks' begin outside the canvas of {canvas[1]}x{canvas[0]}: "
+        "set canvas_width and canvas_height to the size that they were made for."
+        if beyond
+        else "",
+    )
+    return [*drawn, *tracks]
+
+
 class VCMotionFromTracks(io.ComfyNode):
     """Motion along drawn tracks."""
 
@@ -108,7 +141,8 @@ class VCMotionFromTracks(io.ComfyNode):
             node_id="VCMotionFromTracks",
             display_name="Motion from Tracks (VideoComposer)",
             category=MOTION_CATEGORY,
-            description="Motion along one or more drawn tracks, the points' JSON that spline editors give.",
+            description="Motion along one or more drawn tracks, the points' JSON that spline editors give, or "
+            "ComfyUI's own tracks.",
             search_aliases=["spline", "trajectory", "drag", "tracks", "videocomposer"],
             inputs=[
                 model_input(),
@@ -116,9 +150,11 @@ class VCMotionFromTracks(io.ComfyNode):
                                 tooltip="JSON of points in pixels of the canvas, one track or a list of tracks: "
                                         '[{"x": 128, "y": 256}, {"x": 384, "y": 256}]'),
                 io.Int.Input("canvas_width", default=512, min=0, max=16384,
-                             tooltip="Width of the canvas that the tracks were drawn on; 0: the video's."),
+                             tooltip="Width of the canvas that the tracks were drawn on; 0: that of the connected "
+                                     "image, or else the video's."),
                 io.Int.Input("canvas_height", default=512, min=0, max=16384,
-                             tooltip="Height of the canvas that the tracks were drawn on; 0: the video's."),
+                             tooltip="Height of the canvas that the tracks were drawn on; 0: that of the connected "
+                                     "image, or else the video's."),
                 *size_inputs(),
                 *schedule_inputs("the motion"),
                 io.Float.Input("radius", default=0.0, min=0.0, max=16384.0, step=0.5,
@@ -135,28 +171,58 @@ class VCMotionFromTracks(io.ComfyNode):
                 io.Mask.Input("mask", optional=True,
                               tooltip="What moves, white, over the canvas: in the first frame, or in every frame."),
                 add_input(),
+                io.Image.Input("image", optional=True,
+                               tooltip="The picture that the video begins with. After a run the editor shows it behind "
+                                       "the tracks and takes its size for the canvas. The canvas is stretched over it, "
+                                       "and it lies on the video as Single Image lays it."),
+                TracksType.Input("native_tracks", optional=True,
+                                 tooltip="ComfyUI's own tracks, in pixels of the canvas, to which the drawn ones are "
+                                         "added. Set canvas_width and canvas_height to the size that they were made "
+                                         "for; points that are not visible move nothing."),
             ],
-            outputs=outputs("motion"),
+            outputs=[
+                *outputs("motion"),
+                TracksType.Output("tracks_made", display_name="tracks",
+                                  tooltip="All tracks as ComfyUI's own: a place for each frame, in pixels of the "
+                                          "video; of a box it is the centre."),
+            ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent, end_percent,
-                radius, easing, falloff, spacing, model=None, mask=None, add_to=None) -> io.NodeOutput:  # fmt: skip
+                radius, easing, falloff, spacing, model=None, mask=None, add_to=None, image=None,
+                native_tracks=None) -> io.NodeOutput:  # fmt: skip
         goal = target(model, frames, width, height, add_to)
+        page = {"videocomposer_size": [goal.size[::-1]]}
+        if image is not None:
+            page["videocomposer_background"] = [temporary(image[0])]
         if strength == 0.0:
-            return switched_off("motion", goal)
-        points = parse_tracks(tracks, "The socket 'tracks'")
-        region = mask if mask is None else channels_first(mask)
+            nowhere = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
+            return with_more(switched_off("motion", goal), nowhere, **page)
+        ground = goal.size if image is None else tuple(image.shape[1:3])
+        drawn_on = (canvas_height or ground[0], canvas_width or ground[1])
+        paths = given_tracks(tracks, native_tracks, drawn_on)
+        if image is not None:  # the canvas is stretched over it, as the editor does when it takes its size
+            down, right = (side / drawn for side, drawn in zip(ground, drawn_on, strict=True))
+            paths = [path.scaled(right, down) for path in paths]
+            radius = radius * min(ground) / min(drawn_on)
+            canvas_height, canvas_width = ground
+        region = None if mask is None else channels_first(mask)
         if region is not None and region.shape[2] > 1:
             note = spread(region, goal.frames)[1]
             say(note and f"Mask: {note}")
 
-        def field(goal: Target) -> Tensor:
-            canvas = (canvas_height or goal.size[0], canvas_width or goal.size[1])
-            along = region if region is None or region.shape[2] == 1 else spread(region, goal.frames)[0]
-            return tracks_field(points, goal.frames, goal.size, canvas, radius or None, along, falloff, spacing, easing)
+        def canvas(goal: Target) -> tuple[int, int]:
+            return canvas_height or goal.size[0], canvas_width or goal.size[1]
 
-        return by_hand(field, goal, add_to, strength, start_percent, end_percent)
+        def field(goal: Target) -> Tensor:
+            along = region if region is None or region.shape[2] == 1 else spread(region, goal.frames)[0]
+            return tracks_field(
+                paths, goal.frames, goal.size, canvas(goal), radius or None, along, falloff, spacing, easing
+            )
+
+        native = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
+        return with_more(by_hand(field, goal, add_to, strength, start_percent, end_percent), native, **page)
 
 
 class VCCameraMotion(io.ComfyNode):
