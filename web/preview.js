@@ -4,6 +4,8 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
+import { addElement } from "./widgets.js";
+
 const EVENT = "videocomposer.preview";
 const STOCK_PREVIEW = "b_preview_with_metadata";
 const SETTING = "VideoComposer.Preview";
@@ -39,13 +41,11 @@ class Screen {
     this.node = node;
     this.canvas = document.createElement("canvas");
     this.canvas.style.cssText = "width: 100%; height: 100%; object-fit: contain; pointer-events: none";
-    this.widget = node.addDOMWidget(WIDGET, "videocomposer", this.canvas, {
-      serialize: false,
+    this.widget = addElement(node, WIDGET, this.canvas, {
       hideOnZoom: false,
       getMinHeight: () => this.height(),
       getMaxHeight: () => (this.widget.hidden ? 0 : undefined),
     });
-    this.widget.serialize = false;
     this.widget.hidden = true;
     const { onSerialize } = node;
     node.onSerialize = (data, ...rest) => {

@@ -2,7 +2,10 @@
 // says and writes it anew; Python reads nothing else.
 
 import { app } from "../../scripts/app.js";
+import { Background, fileOf, nameOf, upload } from "./background.js";
+import { drawGround, drawReach, drawTrack } from "./drawing.js";
 import * as geometry from "./geometry.js";
+import { addElement, asOneStep, chain } from "./widgets.js";
 
 const NODE = "VCMotionFromTracks";
 const WIDGET = "videocomposer_tracks";
@@ -14,25 +17,47 @@ const WIDTH = 340; // of the node, at least
 const WORDS = {
   en: {
     track: "New track",
+    box: "New box",
     clear: "Clear",
     background: "Background…",
+    noBackground: "No background",
     trackTip: "The next click begins another track",
+    boxTip:
+      "The next drag draws a box, and so does a drag with Shift: what is in it moves as a whole. Clicks add its path",
     clearTip: "Remove all tracks",
-    backgroundTip: "Show a picture behind the tracks. It is only for drawing and is not saved.",
+    backgroundTip:
+      "Draw over the picture that the video begins with. The canvas takes its size; what is drawn keeps its place on it",
+    noBackgroundTip: "Take the picture away; the canvas keeps its size",
     hint: "click adds, drag moves, right click deletes",
+    drawBox: "drag a box around what is to move",
     linked: "The tracks come from the connected node.",
     unreadable: "The text above is no JSON of tracks. Correct it, or press Clear.",
+    missing: "The background {name} is not in ComfyUI's input folder: choose it again.",
+    forgotten: "The background of the last run is gone with ComfyUI's temporary files: run again to see it.",
+    unreadablePicture: "The background {name} is no picture that this browser reads: choose another.",
+    refused: "The background could not be sent to ComfyUI ({name}): choose it again.",
+    shape: "The canvas has not the shape of its background, so that tracks miss it: choose it again.",
   },
   zh: {
     track: "新轨迹",
+    box: "新方框",
     clear: "清空",
     background: "背景…",
+    noBackground: "移除背景",
     trackTip: "下一次点击将开始另一条轨迹",
+    boxTip: "下一次拖动将画出一个方框，框内的内容整体移动；按住 Shift 拖动也可以。之后的点击为它添加路径",
     clearTip: "删除所有轨迹",
-    backgroundTip: "在轨迹后面显示一张图片，只用于绘制，不会保存。",
+    backgroundTip: "选择视频起始的图片，在它上面绘制。画布会采用图片的尺寸，已绘制的内容保持相对位置",
+    noBackgroundTip: "移除图片，画布尺寸不变",
     hint: "点击添加，拖动移动，右键删除",
+    drawBox: "拖动画一个方框，框住要移动的东西",
     linked: "轨迹来自所连接的节点。",
     unreadable: "上面的文本不是轨迹的 JSON。请更正，或按“清空”。",
+    missing: "ComfyUI 的输入文件夹中没有背景 {name}：请重新选择。",
+    forgotten: "上次运行的背景已随 ComfyUI 的临时文件删除：再次运行即可看到。",
+    unreadablePicture: "此浏览器无法读取背景 {name}：请选择另一张图片。",
+    refused: "背景无法发送到 ComfyUI（{name}）：请重新选择。",
+    shape: "画布与背景的形状不同，轨迹会对不准：请重新选择背景。",
   },
 };
 
@@ -41,26 +66,25 @@ function words() {
   return WORDS[locale.split("-")[0]] ?? WORDS.en;
 }
 
-function color(track, alpha = 1) {
-  return `hsl(${(200 + track * 137) % 360} 85% 62% / ${alpha})`; // steps of the golden angle: neighbours differ
-}
-
 class TrackEditor {
   active = 0; // the number of the track that takes new points; that of none yet begins one
   addedAt = -Infinity; // when a click last made a point
   held = null; // the point {track, point} that is being dragged
-  picture = null;
+  boxing = false; // whether the next drag draws a box
+  corners = null; // of the box that is being drawn
+  madeFor = [0, 0]; // [width, height] of the video in the last run
   drawn = ""; // what the canvas shows
 
   constructor(node) {
     this.node = node;
     this.words = words();
+    this.background = new Background(node);
     this.element = document.createElement("div");
     this.element.style.cssText = "display: flex; flex-direction: column; gap: 4px; min-height: 0; font-size: 11px";
     this.canvas = document.createElement("canvas");
     this.canvas.style.cssText = "flex: 1; min-height: 0; width: 100%; touch-action: none; cursor: crosshair";
     this.caption = document.createElement("div");
-    this.caption.style.cssText = "flex: none; height: 14px; overflow: hidden; text-align: center; color: #999";
+    this.caption.style.cssText = "flex: none; max-height: 3.9em; overflow: hidden; text-align: center; color: #999";
     this.element.append(this.bar(), this.canvas, this.caption);
     const on = {
       pointerdown: this.press,
@@ -73,13 +97,11 @@ class TrackEditor {
     };
     for (const [event, listener] of Object.entries(on)) this.canvas.addEventListener(event, listener);
     this.resized = new ResizeObserver(() => this.refresh());
-    this.widget = node.addDOMWidget(WIDGET, "videocomposer", this.element, {
-      serialize: false,
+    this.widget = addElement(node, WIDGET, this.element, {
       hideOnZoom: true,
       getMinHeight: () => HEIGHT,
       onDraw: () => this.refresh(),
     });
-    this.widget.serialize = false;
     for (const name of ["tracks", "canvas_width", "canvas_height", "width", "height", "radius"]) {
       this.follow(this.input(name));
     }
@@ -88,14 +110,14 @@ class TrackEditor {
   bar() {
     const bar = document.createElement("div");
     bar.style.cssText = "display: flex; gap: 4px; flex: none";
-    const buttons = { track: this.newTrack, clear: this.clear, background: this.chooseBackground };
-    for (const [name, action] of Object.entries(buttons)) {
-      const button = document.createElement("button");
-      button.textContent = this.words[name];
-      button.title = this.words[`${name}Tip`];
+    const actions = { track: this.newTrack, box: this.newBox, clear: this.clear, background: this.chooseBackground };
+    this.buttons = {};
+    for (const [name, action] of Object.entries(actions)) {
+      const button = (this.buttons[name] = document.createElement("button"));
+      this.label(name);
       button.dataset.action = name;
       button.style.cssText =
-        "flex: 1; padding: 3px; cursor: pointer; border-radius: 4px; border: 1px solid var(--border-color, #555);" +
+        "flex: 1 1 auto; padding: 3px; cursor: pointer; white-space: nowrap; border-radius: 4px; border: 1px solid var(--border-color, #555);" +
         "background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd)";
       button.addEventListener("click", action);
       bar.append(button);
@@ -103,15 +125,21 @@ class TrackEditor {
     return bar;
   }
 
+  label(name, words = name) {
+    this.buttons[name].textContent = this.words[words];
+    this.buttons[name].title = this.words[`${words}Tip`];
+  }
+
   connect() {
     this.resized.observe(this.canvas);
+    this.showBackground();
   }
 
   disconnect() {
     this.resized.disconnect();
     cancelAnimationFrame(this.request);
     this.request = undefined;
-    this.showPicture(null);
+    this.background.show("");
   }
 
   // -------------------------------------------------------------------------------------------------------------
@@ -131,8 +159,12 @@ class TrackEditor {
     };
   }
 
+  isLinked(name) {
+    return this.node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+  }
+
   get linked() {
-    return this.node.inputs?.some((input) => input.name === "tracks" && input.link != null) ?? false;
+    return this.isLinked("tracks");
   }
 
   get tracks() {
@@ -141,24 +173,29 @@ class TrackEditor {
 
   set tracks(tracks) {
     // Points mean nothing without the size of what they are on: from now on it is the one that was shown.
-    const [width, height] = this.size;
-    this.input("canvas_width").value = width;
-    this.input("canvas_height").value = height;
+    this.setSize(this.size);
     this.input("tracks").value = geometry.formatTracks(tracks);
     this.node.graph?.setDirtyCanvas(true, true);
     this.refresh();
   }
 
-  /** [width, height] of the canvas in its own pixels; 0 in the widgets is the video's size. */
+  /** [width, height] of the canvas in its own pixels; 0 in the widgets is the connected image's size or the video's. */
   get size() {
     const [width, height] = ["canvas_width", "canvas_height"].map((name) => this.input(name).value);
     if (width && height) return [width, height];
-    const likely = geometry.likelySize(this.tracks ?? [], this.videoSize);
+    const image = this.isLinked("image") && this.background.size;
+    const likely = image || geometry.likelySize(this.tracks ?? [], this.videoSize);
     return [width || likely[0], height || likely[1]];
   }
 
+  setSize([width, height]) {
+    this.input("canvas_width").value = width;
+    this.input("canvas_height").value = height;
+  }
+
+  /** Of the video to be made; 0 where it is the checkpoint's, which a run tells. */
   get videoSize() {
-    return ["width", "height"].map((name) => this.input(name).value);
+    return ["width", "height"].map((name, i) => this.input(name).value || this.madeFor[i]);
   }
 
   // -------------------------------------------------------------------------------------------------------------
@@ -192,6 +229,11 @@ class TrackEditor {
     const [place, tracks] = [this.place(event), this.tracks];
     const [x, y] = geometry.clampTo(place, this.size);
     if (Math.hypot(place[0] - x, place[1] - y) > this.reach) return; // beside the canvas
+    this.canvas.setPointerCapture(event.pointerId);
+    if (this.boxing || event.shiftKey) {
+      this.corners = [[x, y], [x, y]];
+      return;
+    }
     const hit = geometry.nearestPoint(tracks, place, this.reach, this.active);
     if (hit) {
       this.held = hit;
@@ -202,20 +244,30 @@ class TrackEditor {
       this.tracks = more;
     }
     this.active = this.held.track;
-    this.canvas.setPointerCapture(event.pointerId);
     this.refresh(true);
   };
 
   move = (event) => {
     if (event.buttons & 4) return forward(event);
+    const place = geometry.clampTo(this.place(event), this.size);
+    if (this.corners) {
+      this.corners[1] = place;
+      return this.refresh(true);
+    }
     const tracks = this.held && this.tracks;
-    if (!tracks?.[this.held.track]?.[this.held.point]) return;
-    this.tracks = geometry.withMoved(tracks, this.held, geometry.clampTo(this.place(event), this.size));
+    if (!tracks?.[this.held.track]?.points[this.held.point]) return;
+    this.tracks = geometry.withMoved(tracks, this.held, place);
   };
 
   release = (event) => {
     if (event.button === 1) return forward(event);
-    this.held = null;
+    const box = this.corners && geometry.boxBetween(...this.corners);
+    if (box && event.type === "pointerup" && Math.min(box[2], box[3]) > this.reach / 2 && this.tracks) {
+      this.active = this.tracks.length;
+      this.boxing = false;
+      this.tracks = geometry.withBox(this.tracks, box);
+    }
+    this.held = this.corners = null;
     this.refresh(true);
   };
 
@@ -227,37 +279,87 @@ class TrackEditor {
     const hit = geometry.nearestPoint(this.tracks, this.place(event), this.reach, this.active);
     if (!hit) return;
     const count = this.tracks.length;
-    this.tracks = geometry.withoutPoint(this.tracks, hit);
+    asOneStep(() => (this.tracks = geometry.withoutPoint(this.tracks, hit)));
     if (this.tracks.length < count && this.active >= hit.track) this.active = Math.max(0, this.active - 1);
-    remember();
   };
 
   wheel = (event) => forward(event);
 
   newTrack = () => {
     this.active = this.tracks?.length ?? 0;
+    this.boxing = false;
+    this.refresh(true);
+  };
+
+  newBox = () => {
+    this.boxing = !this.boxing;
     this.refresh(true);
   };
 
   clear = () => {
     if (this.linked) return;
     this.active = 0;
-    this.tracks = [];
-    remember();
+    asOneStep(() => (this.tracks = []));
   };
 
+  // -------------------------------------------------------------------------------------------------------------
+  // The background
+  // -------------------------------------------------------------------------------------------------------------
+
   chooseBackground = () => {
+    if (this.background.picture) {
+      asOneStep(() => (this.background.name = ""));
+      return this.showBackground();
+    }
     const chooser = document.createElement("input");
     chooser.type = "file";
     chooser.accept = "image/*";
-    chooser.addEventListener("change", () => chooser.files[0] && this.showPicture(chooser.files[0]));
+    chooser.addEventListener("change", () => chooser.files[0] && this.takeFile(chooser.files[0]));
     chooser.click();
   };
 
-  async showPicture(file) {
-    this.picture?.close();
-    this.picture = file && (await createImageBitmap(file).catch(() => null));
+  async takeFile(file) {
+    try {
+      await this.takeBackground(await upload(file));
+    } catch (error) {
+      Object.assign(this.background, { problem: "refused", shown: error.message });
+      this.refresh(true);
+    }
+  }
+
+  /** Shows what the node names, after it was loaded, copied or undone. */
+  async showBackground() {
+    if (await this.background.show()) this.refresh(true);
+  }
+
+  /** Takes another background: the canvas gets its size, and what is drawn keeps its place on it. */
+  async takeBackground(name) {
+    const { background } = this;
+    if (!(await background.show(name)) || !this.node.graph) return;
+    if (background.picture && (name !== background.name || String(background.size) !== String(this.size))) {
+      asOneStep(() => {
+        background.name = name;
+        if (!this.linked) this.resize(background.size);
+      });
+    }
     this.refresh(true);
+  }
+
+  resize(size) {
+    const { tracks, size: before } = this;
+    if (tracks?.length) this.input("tracks").value = geometry.formatTracks(geometry.onCanvas(tracks, before, size));
+    const radius = this.input("radius");
+    radius.value = Math.round(((radius.value * Math.min(...size)) / Math.min(...before)) * 10) / 10;
+    this.setSize(size);
+    this.node.graph.setDirtyCanvas(true, true);
+  }
+
+  /** What the last run said: the size of the video, and the connected image. */
+  executed(output) {
+    this.madeFor = output?.videocomposer_size?.[0] ?? this.madeFor;
+    const image = output?.videocomposer_background?.[0];
+    if (image) this.takeBackground(nameOf(image));
+    else this.refresh();
   }
 
   // -------------------------------------------------------------------------------------------------------------
@@ -275,11 +377,13 @@ class TrackEditor {
   }
 
   draw() {
-    const { canvas, size, linked, active, videoSize } = this;
+    const { canvas, size, linked, active, videoSize, background } = this;
     const sharpness = Math.min(4, (devicePixelRatio * canvas.getBoundingClientRect().width) / canvas.clientWidth) || 1;
     const outer = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.round(side * sharpness));
     const text = this.input("tracks").value;
-    const state = JSON.stringify([text, size, outer, linked, active, videoSize, this.input("radius").value]);
+    const imageLinked = this.isLinked("image");
+    const radius = this.input("radius").value;
+    const state = JSON.stringify([text, size, outer, linked, imageLinked, active, videoSize, radius]);
     if (state === this.drawn || !outer[0] || !outer[1]) return;
     this.drawn = state;
     [canvas.width, canvas.height] = outer;
@@ -287,84 +391,37 @@ class TrackEditor {
     const { scale, left, top } = geometry.fitInside(size, outer);
     context.setTransform(scale, 0, 0, scale, left, top);
     const pixel = sharpness / scale; // one of the page, in those of the canvas
-    this.drawGround(context, size, pixel);
-    const { tracks } = this;
+    drawGround(context, size, background.picture, videoSize, pixel);
+    const { tracks, corners } = this;
     if (tracks && !linked) {
       tracks.forEach((track, number) => drawTrack(context, track, number, number === active, pixel));
-      if (tracks[active]) this.drawRadius(context, tracks[active][0], pixel);
+      if (tracks[active] && !tracks[active].box) this.drawRadius(context, tracks[active].points[0], pixel);
     }
-    const problem = linked ? this.words.linked : !tracks && this.words.unreadable;
-    this.caption.textContent = problem || `${size.join(" × ")}: ${this.words.hint}`;
-    this.caption.style.color = problem ? "#ffb347" : "#999";
-  }
-
-  drawGround(context, [width, height], pixel) {
-    context.fillStyle = "#1c1c1f";
-    context.fillRect(0, 0, width, height);
-    if (this.picture) {
-      const { scale, left, top } = geometry.fitInside([this.picture.width, this.picture.height], [width, height]);
-      context.drawImage(this.picture, left, top, this.picture.width * scale, this.picture.height * scale);
+    if (corners) {
+      drawReach(context, tracks.length, pixel, () => context.rect(...geometry.boxBetween(...corners)));
     }
-    context.lineWidth = pixel / 2;
-    context.strokeStyle = "#ffffff30";
-    context.beginPath();
-    for (let i = 1; i < 8; i++) {
-      context.moveTo((width * i) / 8, 0);
-      context.lineTo((width * i) / 8, height);
-      context.moveTo(0, (height * i) / 8);
-      context.lineTo(width, (height * i) / 8);
-    }
-    context.stroke();
-    const [videoWidth, videoHeight] = this.videoSize;
-    if (!videoWidth || !videoHeight) return;
-    const area = geometry.visibleArea([width, height], [videoWidth, videoHeight]);
-    context.fillStyle = "#00000099"; // what the video does not show
-    context.beginPath();
-    context.rect(0, 0, width, height);
-    context.rect(...area);
-    context.fill("evenodd");
+    this.describe(tracks, imageLinked);
   }
 
   drawRadius(context, [x, y], pixel) {
     const radius = this.input("radius").value || Math.min(...this.size) / 8;
-    context.strokeStyle = color(this.active, 0.5);
-    context.setLineDash([4 * pixel, 4 * pixel]);
-    context.lineWidth = pixel;
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-    context.stroke();
-    context.setLineDash([]);
+    drawReach(context, this.active, pixel, () => context.arc(x, y, radius, 0, 2 * Math.PI));
   }
-}
 
-function drawTrack(context, track, number, active, pixel) {
-  context.strokeStyle = context.fillStyle = color(number, active ? 1 : 0.6);
-  context.lineWidth = (active ? 2.5 : 1.5) * pixel;
-  context.lineJoin = "round";
-  context.beginPath();
-  track.forEach(([x, y]) => context.lineTo(x, y));
-  context.stroke();
-  track.forEach(([x, y], point) => {
-    context.beginPath();
-    context.arc(x, y, (point ? 4 : 5.5) * pixel, 0, 2 * Math.PI);
-    context.fillStyle = point ? color(number, active ? 1 : 0.6) : "#1c1c1f"; // the first one is a ring
-    context.fill();
-    context.lineWidth = 2 * pixel;
-    context.stroke();
-  });
-  const [from, to] = track.slice(-2);
-  if (!to) return;
-  const angle = Math.atan2(to[1] - from[1], to[0] - from[0]);
-  context.save();
-  context.translate(...to);
-  context.rotate(angle);
-  context.beginPath();
-  context.moveTo(13 * pixel, 0);
-  context.lineTo(4 * pixel, 6 * pixel);
-  context.lineTo(4 * pixel, -6 * pixel);
-  context.fillStyle = color(number, active ? 1 : 0.6);
-  context.fill();
-  context.restore();
+  /** Says in the caption what can be done, or what is wrong. */
+  describe(tracks, imageLinked) {
+    const { words, background, size } = this;
+    // The connected image is stretched with its canvas; any other one meets the video in its own shape.
+    const bent = background.picture && !imageLinked && !geometry.sameShape(background.size, size);
+    const problem =
+      (this.linked && "linked") || (!tracks && "unreadable") || background.problem || (bent && "shape") || "";
+    const hint = words[this.boxing ? "drawBox" : "hint"];
+    const name = fileOf(background.shown)?.filename ?? background.shown;
+    this.caption.textContent = problem ? words[problem].replace("{name}", name) : `${size.join(" × ")}: ${hint}`;
+    this.caption.style.color = problem ? "#ffb347" : "#999";
+    this.label("background", background.picture ? "noBackground" : "background");
+    this.buttons.box.style.outline = this.boxing ? "1px solid #ffb347" : "";
+  }
 }
 
 /** Hands a pointer's or wheel's event on to the graph, to pan and zoom it. */
@@ -374,20 +431,6 @@ function forward(event) {
   app.canvas.canvas.dispatchEvent(new event.constructor(event.type, event));
 }
 
-/** Makes an undo step of a change that no release of the mouse follows, which is when the page makes its own. */
-function remember() {
-  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
-}
-
-function chain(node, name, action) {
-  const before = node[name];
-  node[name] = function (...args) {
-    const result = before?.apply(this, args);
-    action();
-    return result;
-  };
-}
-
 app.registerExtension({
   name: "videocomposer.tracks",
   nodeCreated(node) {
@@ -395,7 +438,8 @@ app.registerExtension({
     const editor = new TrackEditor(node);
     chain(node, "onAdded", () => editor.connect());
     chain(node, "onRemoved", () => editor.disconnect());
-    chain(node, "onConfigure", () => editor.refresh());
+    chain(node, "onConfigure", () => editor.showBackground());
+    chain(node, "onExecuted", (output) => editor.executed(output));
     chain(node, "onConnectionsChange", () => editor.refresh());
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);

@@ -39,6 +39,8 @@ READABLE = (
     "[[[1, 2], [3, 4]], [[5, 6]]]",
     '[[{"x": 1, "y": 2}], [{"x": 3, "y": 4, "t": 0}]]',
     '["[[1, 2], [3, 4]]", "[{\\"x\\": 5, \\"y\\": 6}]"]',
+    '{"box": {"x": 1, "y": 2, "width": 3.5, "height": 4}, "path": [{"x": 5, "y": 6}, {"x": 7, "y": 8}]}',
+    '[[[1, 2]], {"box": [1, 2, 3, 4], "path": [[5, 6]]}]',
 )
 UNREADABLE = (
     "",
@@ -51,28 +53,52 @@ UNREADABLE = (
     "[[]]",
     "[[1, 2, 3]]",
     "[[[1, 2]], []]",
+    '{"box": [1, 2, 3, 4]}',
+    '{"box": [1, 2, 3], "path": [[5, 6]]}',
+    '[{"box": [1, 2, 3, 0], "path": [[5, 6]]}]',
+    '[{"box": null, "path": [[5, 6]]}]',
 )
+
+
+def track(*points, box=None):
+    """A track as the editor has it."""
+    return {"points": [list(point) for point in points], "box": box}
+
+
+def as_editor(tracks):
+    """What Python has read, as the editor has it."""
+    sides = [one.box and (one.box.left, one.box.top, one.box.right, one.box.bottom) for one in tracks]
+    boxes = [side and [side[0], side[1], side[2] - side[0], side[3] - side[1]] for side in sides]
+    return [track(*one.points.tolist(), box=box) for one, box in zip(tracks, boxes, strict=True)]
 
 
 def test_the_editor_reads_what_python_reads(geometry):
     seen = geometry(*(["parseTracks", text] for text in READABLE))
-    assert seen == [[track.tolist() for track in parse_tracks(text)] for text in READABLE]
+    assert seen == [as_editor(parse_tracks(text)) for text in READABLE]
 
 
 def test_the_editor_shows_nothing_that_python_refuses(geometry):
     for text in UNREADABLE:
         with pytest.raises(UserError):
             parse_tracks(text)
-    assert [bool(tracks) for tracks in geometry(*(["parseTracks", text] for text in UNREADABLE))] == [False] * 10
+    assert [bool(tracks) for tracks in geometry(*(["parseTracks", text] for text in UNREADABLE))] == [False] * len(
+        UNREADABLE
+    )
 
 
 def test_python_reads_what_the_editor_writes(geometry):
-    drawn = [[[[1.26, 2], [3, 4.04]]], [[[0, 0]], [[511.95, 7], [8, 9], [10, 11]]]]
-    texts = geometry(*(["formatTracks", tracks] for tracks in drawn))
+    one, two = [track((1.26, 2), (3, 4.04))], [track((0, 0)), track((511.95, 7), (8, 9), (10, 11))]
+    boxed = [track((25.04, 40), (60, 40), box=[10, 20, 30, 40.06])]
+    texts = geometry(*(["formatTracks", tracks] for tracks in (one, two, boxed)))
     assert texts[0] == '[{"x": 1.3, "y": 2}, {"x": 3, "y": 4}]'
-    read = [[track.tolist() for track in parse_tracks(text)] for text in texts]
-    assert read == [[[[1.3, 2], [3, 4]]], [[[0, 0]], [[512, 7], [8, 9], [10, 11]]]]
-    assert geometry(["parseTracks", texts[1]]) == [read[1]]
+    assert texts[2] == (
+        '[{"box": {"x": 10, "y": 20, "width": 30, "height": 40.1}, "path": [{"x": 25, "y": 40}, {"x": 60, "y": 40}]}]'
+    )
+    rounded = [[track((1.3, 2), (3, 4))], [track((0, 0)), track((512, 7), (8, 9), (10, 11))]]
+    assert [as_editor(parse_tracks(text)) for text in texts[:2]] == rounded
+    read = parse_tracks(texts[2])[0]
+    assert (read.box.right, read.box.bottom) == (40, 60.1)
+    assert geometry(*(["parseTracks", text] for text in texts[:2])) == rounded
 
 
 def test_what_the_video_shows_of_the_canvas_is_what_python_takes(geometry):
@@ -85,20 +111,21 @@ def test_what_the_video_shows_of_the_canvas_is_what_python_takes(geometry):
 
 
 def test_a_click_finds_the_point_or_the_line_that_it_means(geometry):
-    tracks = [[[0, 0], [100, 0]], [[3, 0]]]
+    tracks = [track((0, 0), (100, 0)), track((3, 0))]
     near, other, far, line, end = geometry(
         ["nearestPoint", tracks, [1, 1], 9, 0],
         ["nearestPoint", tracks, [3, 1], 9, 0],
         ["nearestPoint", tracks, [50, 50], 9, 0],
-        ["insertionIndex", tracks[0], [50, 5], 9],
-        ["insertionIndex", tracks[0], [50, 50], 9],
+        ["insertionIndex", tracks[0]["points"], [50, 5], 9],
+        ["insertionIndex", tracks[0]["points"], [50, 50], 9],
     )
     assert near == {"track": 0, "point": 0} and other == {"track": 1, "point": 0} and far is None
     assert (line, end) == (1, 2)
 
 
 def test_editing_leaves_the_other_tracks_alone(geometry):
-    tracks = [[[0, 0], [100, 0]], [[3, 3]]]
+    first, other = track((0, 0), (100, 0)), track((3, 3))
+    tracks = [first, other]
     added, begun, moved, removed, gone = geometry(
         ["withPoint", tracks, 0, [200, 0], 9],
         ["withPoint", tracks, 2, [7, 7], 9],
@@ -106,18 +133,42 @@ def test_editing_leaves_the_other_tracks_alone(geometry):
         ["withoutPoint", tracks, {"track": 0, "point": 0}],
         ["withoutPoint", tracks, {"track": 1, "point": 0}],
     )
-    assert added == {"tracks": [[[0, 0], [100, 0], [200, 0]], [[3, 3]]], "track": 0, "point": 2}
-    assert begun == {"tracks": [*tracks, [[7, 7]]], "track": 2, "point": 0}
-    assert moved == [[[0, 0], [5, 5]], [[3, 3]]]
-    assert removed == [[[100, 0]], [[3, 3]]]
-    assert gone == [[[0, 0], [100, 0]]]
+    assert added == {"tracks": [track((0, 0), (100, 0), (200, 0)), other], "track": 0, "point": 2}
+    assert begun == {"tracks": [*tracks, track((7, 7))], "track": 2, "point": 0}
+    assert moved == [track((0, 0), (5, 5)), other]
+    assert removed == [track((100, 0)), other]
+    assert gone == [first]
 
 
-def test_a_canvas_without_a_size_is_as_large_as_its_points_make_likely(geometry):
+def test_a_box_is_drawn_and_goes_with_its_first_point(geometry):
+    (box,) = geometry(["boxBetween", [40, 10], [10, 30]])
+    assert box == [10, 10, 30, 20]
+    (tracks,) = geometry(["withBox", [track((0, 0))], box])
+    assert tracks == [track((0, 0)), track((25, 20), box=box)]
+    (led,) = geometry(["withPoint", tracks, 1, [60, 20], 9])
+    assert led["tracks"][1] == track((25, 20), (60, 20), box=box)
+    both, last = geometry(
+        ["withMoved", led["tracks"], {"track": 1, "point": 0}, [30, 30]],
+        ["withMoved", led["tracks"], {"track": 1, "point": 1}, [60, 50]],
+    )
+    assert both[1] == track((30, 30), (60, 20), box=[15, 20, 30, 20])
+    assert last[1] == track((25, 20), (60, 50), box=box)
+
+
+def test_on_another_canvas_everything_keeps_its_place(geometry):
+    tracks = [track((10, 20), (30, 40)), track((5, 5), box=[0, 0, 10, 10])]
+    (wide,) = geometry(["onCanvas", tracks, [100, 100], [200, 50]])
+    assert wide == [track((20, 10), (60, 20)), track((10, 2.5), box=[0, 0, 20, 5])]
+    shapes = geometry(["sameShape", [854, 480], [427, 240]], ["sameShape", [854, 480], [512, 512]])
+    assert shapes == [True, False]
+
+
+def test_a_canvas_without_a_size_is_as_large_as_its_tracks_make_likely(geometry):
     sizes = geometry(
-        ["likelySize", [[[16, 32], [48, 32]]], [0, 0]],
-        ["likelySize", [[[16, 32], [200, 32]]], [0, 0]],
-        ["likelySize", [[[16, 32]]], [320, 192]],
+        ["likelySize", [track((16, 32), (48, 32))], [0, 0]],
+        ["likelySize", [track((16, 32), (200, 32))], [0, 0]],
+        ["likelySize", [track((16, 32), box=[0, 0, 300, 20])], [0, 0]],
+        ["likelySize", [track((16, 32))], [320, 192]],
         ["likelySize", [], [0, 0]],
     )
-    assert sizes == [[64, 64], [256, 256], [320, 192], [64, 64]]
+    assert sizes == [[64, 64], [256, 256], [512, 512], [320, 192], [64, 64]]

@@ -1,0 +1,36 @@
+// What our widgets with HTML of their own have in common.
+
+import { app } from "../../scripts/app.js";
+
+/** Adds a widget that shows an element and that no workflow saves. */
+export function addElement(node, name, element, options) {
+  const widget = node.addDOMWidget(name, "videocomposer", element, {
+    serialize: false,
+    hideInPanel: true, // the page's side panel has nothing to show for it but an empty row
+    ...options,
+  });
+  widget.serialize = false;
+  // Pages whose panel knows nothing of `hideInPanel` write its width here, which would shrink the widget on its node.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
+  return widget;
+}
+
+/** Makes an undo step of a change that no release of the mouse follows, which is when the page makes its own. */
+export function asOneStep(change) {
+  app.canvas.emitBeforeChange();
+  try {
+    return change();
+  } finally {
+    app.canvas.emitAfterChange();
+  }
+}
+
+/** Has a node do something more whenever it does what the method of a name does, and with the same arguments. */
+export function chain(node, name, action) {
+  const before = node[name];
+  node[name] = function (...args) {
+    const result = before?.apply(this, args);
+    action(...args);
+    return result;
+  };
+}
