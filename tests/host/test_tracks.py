@@ -10,13 +10,13 @@ SHAPES = {"wide": (854, 480), "tall": (480, 854), "square": (512, 512)}
 OBJECT = (0.58, 0.41)  # of the picture's width and height
 
 
-def picture(host, name: str, size: tuple[int, int]) -> tuple[float, float]:
-    """A grey picture with a blue disc among the host's inputs, and where in it the disc is."""
+def draw_picture(path, size: tuple[int, int]) -> tuple[float, float]:
+    """Writes a grey picture with a blue disc, and says where in it the disc is."""
     (width, height), at = size, tuple(share * side for share, side in zip(OBJECT, size, strict=True))
     y, x = np.mgrid[:height, :width] + 0.5
     pixels = np.full((height, width, 3), 128, np.uint8)
     pixels[np.hypot(x - at[0], y - at[1]) < min(size) / 16] = (0, 40, 255)
-    Image.fromarray(pixels).save(host.folder / "input" / name)
+    Image.fromarray(pixels).save(path)
     return at
 
 
@@ -44,7 +44,7 @@ def moving(pictures: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_track_begins_on_is_what_moves(host, scene, shape, video):
     width, height = SHAPES[shape]
-    x, y = picture(host, f"{shape}.png", (width, height))
+    x, y = draw_picture(host.folder / "input" / f"{shape}.png", (width, height))
     image = scene.add("LoadImage", image=f"{shape}.png")
     size = dict(zip(("width", "height"), video, strict=True))
     points = [{"x": x, "y": y}, {"x": x + 60, "y": y}]
@@ -70,7 +70,7 @@ def test_what_a_track_begins_on_is_what_moves(host, scene, shape, video):
 
 
 def test_the_page_is_told_the_picture_and_the_size_of_the_video(host, scene):
-    picture(host, "told.png", SHAPES["wide"])
+    draw_picture(host.folder / "input" / "told.png", SHAPES["wide"])
     image = scene.add("LoadImage", image="told.png")
     nodes = [scene.add("VCMotionFromTracks", image=image, strength=strength) for strength in (1.0, 0.0)]
     for node in nodes:

@@ -1,62 +1,31 @@
 // Draws tracks as a user does, and reads the text that it makes after every step.
 
-module.exports = async (page) => {
-  await page.evaluate(() => {
-    app.graph.clear();
-    app.canvas.ds.reset();
-    const node = LiteGraph.createNode("VCMotionFromTracks");
-    node.pos = [60, 60];
-    app.graph.add(node);
-  });
-  const canvas = page.locator('[data-action="track"]').locator("xpath=../following-sibling::canvas");
-  await canvas.waitFor();
-  await page.waitForTimeout(500);
+const open = require("./editor.js");
 
-  // Places are in pixels of the node's canvas, which lies square in the middle of its element.
-  const at = async (x, y, size = 512) => {
-    const box = await canvas.boundingBox();
-    const scale = Math.min(box.width, box.height) / size;
-    return [
-      box.x + (box.width - size * scale) / 2 + x * scale,
-      box.y + (box.height - size * scale) / 2 + y * scale,
-    ];
-  };
-  const widget = (name) =>
-    page.evaluate((name) => app.graph.nodes[0].widgets.find((widget) => widget.name === name).value, name);
-  const read = async () => [JSON.parse(await widget("tracks")), await widget("canvas_width"), await widget("canvas_height")];
-  const set = (name, value) =>
-    page.evaluate(([name, value]) => {
-      app.graph.nodes[0].widgets.find((widget) => widget.name === name).value = value;
-      app.graph.setDirtyCanvas(true, true);
-    }, [name, value]);
-  const click = async (x, y, options, size) => page.mouse.click(...(await at(x, y, size)), options);
+module.exports = async (page) => {
+  const { canvas, at, widget, read, set, click, drag, caption, button } = await open(page);
   const seen = () => canvas.evaluate((canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let sum = 0;
     for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + data[i + 1] * 7 + data[i + 2] * 13) % 1000003;
     return sum;
   });
-  const steps = { fresh: await read() };
+  const steps = { fresh: await read(), deprecated: [] };
+  page.on("console", (message) => message.text().includes("deprecated") && steps.deprecated.push(message.text()));
   await page.shot("tracks_fresh");
 
   await click(450, 100);
   steps.added = await read();
   await click(256, 256); // on the line between the first two
   steps.inserted = await read();
-  await page.mouse.move(...(await at(384, 256)));
-  await page.mouse.down();
-  await page.mouse.move(...(await at(384, 400)), { steps: 5 });
-  await page.mouse.up();
+  await drag([384, 256], [384, 400]);
   steps.moved = await read();
-  await page.mouse.move(...(await at(450, 100)));
-  await page.mouse.down();
-  await page.mouse.move(...(await at(700, 100)), { steps: 5 }); // beyond the edge
-  await page.mouse.up();
+  await drag([450, 100], [700, 100]); // beyond the edge
   steps.clamped = await read();
   await click(512, 100, { button: "right" });
   steps.deleted = await read();
   await page.waitForTimeout(400);
-  await page.locator('[data-action="track"]').click();
+  await button("track").click();
   await click(60, 60);
   await page.waitForTimeout(600); // or it is a double click
   await click(60, 200);
@@ -70,14 +39,32 @@ module.exports = async (page) => {
   steps.doubledOnNothing = await read();
 
   await page.waitForTimeout(600);
-  await page.locator('[data-action="clear"]').click();
+  await button("clear").click();
   await page.keyboard.press("Control+z");
   await page.waitForTimeout(1000);
   steps.undone = await read();
   steps.editorsAfterUndo = await page.locator('[data-action="track"]').count();
 
+  // A box by its button, and its path; one with Shift, that is dragged off with its first point.
+  await button("box").click();
+  await drag([300, 60], [420, 160]);
+  await click(360, 300);
+  steps.box = (await read())[0][2];
+  await page.keyboard.down("Shift");
+  await drag([100, 400], [40, 300]);
+  await page.keyboard.up("Shift");
+  await drag([70, 350], [90, 370]);
+  steps.secondBox = (await read())[0][3];
+  await page.shot("tracks_boxes");
+  await page.waitForTimeout(600);
+  await page.mouse.dblclick(...(await at(90, 370))); // a change after the last release of the mouse
+  steps.boxes = (await read())[0].filter((track) => track.box).length;
+  await page.keyboard.press("Control+z");
+  await page.waitForTimeout(1000);
+  steps.boxesAfterUndo = (await read())[0].filter((track) => track.box).length;
+
   const first = await seen();
-  await page.locator("textarea.comfy-multiline-input").fill('[[10, 10], [500, 500]]');
+  await page.locator('textarea.comfy-multiline-input, [data-node-id] textarea').first().fill('[[10, 10], [500, 500]]');
   await page.waitForTimeout(300);
   const second = await seen();
   await page.shot("tracks_text");
@@ -88,9 +75,9 @@ module.exports = async (page) => {
   await set("tracks", "nonsense");
   await page.waitForTimeout(300);
   await click(100, 100);
-  steps.unreadable = [await widget("tracks"), await page.locator('[data-action="track"]').locator("xpath=../../div[2]").innerText()];
+  steps.unreadable = [await widget("tracks"), await caption()];
   await page.shot("tracks_unreadable");
-  await page.locator('[data-action="clear"]').click();
+  await button("clear").click();
   steps.cleared = await read();
 
   // A canvas without a size of its own is shown as large as the points make likely, and keeps that size once drawn on.
@@ -99,7 +86,7 @@ module.exports = async (page) => {
   await set("tracks", '[{"x": 16, "y": 32}, {"x": 48, "y": 32}]');
   await page.waitForTimeout(400);
   steps.unsized = await read();
-  await click(48, 56, {}, 64);
+  await click(48, 56, {}, [64, 64]);
   steps.sized = await read();
   await set("width", 256);
   await set("height", 128);
