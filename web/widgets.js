@@ -2,6 +2,24 @@
 
 import { app } from "../../scripts/app.js";
 
+const FRAMES = 60; // for which a node looks for what is shown in its element's place
+const removed = new Map(); // the number of a node and the name of its widget -> the element that was removed with it
+
+/**
+ * Undoing replaces a node by another of its number, and newer pages may go on showing the element of the one that is
+ * gone: its place is taken.
+ */
+function takePlace(key, element) {
+  let frames = FRAMES;
+  const look = () => {
+    const old = removed.get(key)?.deref();
+    if (!old || old === element || element.isConnected || !frames--) return removed.delete(key);
+    if (old.isConnected) old.replaceWith(element);
+    requestAnimationFrame(look);
+  };
+  look();
+}
+
 /** Adds a widget that shows an element and that no workflow saves. */
 export function addElement(node, name, element, options) {
   const widget = node.addDOMWidget(name, "videocomposer", element, {
@@ -12,6 +30,8 @@ export function addElement(node, name, element, options) {
   widget.serialize = false;
   // Pages whose panel knows nothing of `hideInPanel` write its width here, which would shrink the widget on its node.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
+  chain(node, "onAdded", () => takePlace(`${node.id} ${name}`, element));
+  chain(node, "onRemoved", () => removed.set(`${node.id} ${name}`, new WeakRef(element)));
   return widget;
 }
 
