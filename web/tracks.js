@@ -132,11 +132,14 @@ class TrackEditor {
 
   connect() {
     this.resized.observe(this.canvas);
+    // Nodes of HTML are not drawn anew when a script has set a widget.
+    this.watching = setInterval(() => globalThis.LiteGraph?.vueNodesMode && this.refresh(), 250);
     this.showBackground();
   }
 
   disconnect() {
     this.resized.disconnect();
+    clearInterval(this.watching);
     cancelAnimationFrame(this.request);
     this.request = undefined;
     this.background.show("");

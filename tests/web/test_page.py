@@ -25,7 +25,8 @@ def renderer(request, browser):
     version = browser.host.get("/system_stats")["system"]["comfyui_version"]
     if request.param == "vue" and version.startswith("0.3."):
         pytest.skip("the first pages with nodes of HTML show no widgets like ours")
-    return {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.RightSidePanel.IsOpen": False}
+    yield {"Comfy.VueNodes.Enabled": request.param == "vue", "Comfy.RightSidePanel.IsOpen": False}
+    browser.host.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.RightSidePanel.IsOpen": False})
 
 
 def test_tracks_are_drawn_and_written_into_the_text(browser, renderer):
