@@ -108,6 +108,17 @@ def _over_batch(kind: str, inputs: Inputs, model: Any) -> str:
     return f"{kind} goes over the videos of a batch, not over the frames: a single one has min_cfg throughout."
 
 
+def _mixing(kind: str, inputs: Inputs, model: Any) -> str:
+    """Older versions add what they keep of each side of the guidance to all sides."""
+    from comfy_extras.nodes_easycache import EasyCacheHolder
+
+    if hasattr(EasyCacheHolder, "can_apply_cache_diff"):
+        return ""
+    return (
+        f"{kind} of this ComfyUI mixes up the sides of the guidance and spoils the video: update it, or take LazyCache."
+    )
+
+
 def _refuse(kind: str, inputs: Inputs, model: Any) -> str:
     raise UserError(f"The model comes through '{kind}', which does not work with VideoComposer: remove that node.")
 
@@ -123,6 +134,7 @@ _FOREIGN = (
 )
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_FOREIGN, _foreign),
+    "EasyCache": _mixing,
     "FluxKVCache": _refuse,
     "FreeU": _freeu,
     "FreeU_V2": _freeu,
