@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.errors import UserError
+from vc_core.errors import UserError, counted
 from vc_core.files import StateDict, Tensors, open_tensors, save_tensors
 from vc_core.layouts import shorten
 
@@ -154,7 +154,7 @@ def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
     known = {f"{PREFIX}{name}.{leaf}": name for name in linear for leaf in (DOWN, UP, ALPHA)}
     if unmatched := [key for key in tensors.shapes if key not in known]:
         raise UserError(
-            f"{tensors.source} has {len(unmatched)} keys that no linear layer of the network matches "
+            f"{tensors.source} has {counted(len(unmatched), 'key')} that no linear layer of the network matches "
             f"({shorten(unmatched)}): expected such as {PREFIX}{next(iter(linear), 'layer')}.{DOWN}; it is a LoRA of "
             "another network or in another format."
         )

@@ -20,9 +20,9 @@ from training.parameters import is_temporal
 from training.recipe import Recipe
 from vc_core.checkpoint import LEFTOVERS, find_prefix, read_checkpoint
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError
+from vc_core.errors import UserError, counted
 from vc_core.files import Tensors, open_tensors
-from vc_core.layouts import Layout, Origin, check, shorten, unused
+from vc_core.layouts import Layout, Origin, check, shorten, unused, unused_note
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D
@@ -146,7 +146,7 @@ def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
     layout = {n: origin for n, origin in whole.items() if _group(n) in there or _group(n) not in optional}
     extra = [name for name in unused(layout, tensors) if not name.startswith(LEFTOVERS)]
     if extra:
-        warnings.warn(f"{tensors.source}: {len(extra)} tensors are not used: {shorten(extra)}", stacklevel=2)
+        warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
     return _first_convolution(layout, unet, tensors)
 
 
@@ -191,8 +191,8 @@ def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(
-            f"{tensors.source} has {len(extra)} tensors that the network has no place for ({shorten(extra)}): it is "
-            f"another model than {what}."
+            f"{tensors.source} has {counted(len(extra), 'tensor')} that the network has no place for "
+            f"({shorten(extra)}): it is another model than {what}."
         )
     return layout
 

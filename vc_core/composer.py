@@ -12,7 +12,7 @@ from torch import nn
 from .checkpoint import BUNDLED, PARTS, Checkpoint, Part, load_unet, read_checkpoint
 from .config import Config
 from .errors import UserError
-from .layouts import shorten
+from .layouts import unused_note
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -91,9 +91,7 @@ class VideoComposer:
         checkpoint = read_checkpoint(path)
         checkpoint.part("model")
         if checkpoint.extra:
-            warnings.warn(
-                f"{path}: {len(checkpoint.extra)} tensors are not used: {shorten(checkpoint.extra)}", stacklevel=2
-            )
+            warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
         files = [parts] if isinstance(parts, (str, Path)) else parts
         found = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config

@@ -1,4 +1,4 @@
-"""The one exception that speaks to users."""
+"""The one exception that speaks to users, and words for it."""
 
 
 class UserError(Exception):
@@ -10,3 +10,8 @@ class UserError(Exception):
 
     # What programs show of it: its public place, not that of the folder it was imported from.
     __module__ = "vc_core"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: `1 image`, `3 images`. `many` is the plural where it is not the singular with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, counted
 from .files import StateDict, Tensors
 from .progress import Progress
 
@@ -67,8 +67,8 @@ def check(layout: Layout, tensors: Tensors, what: str) -> None:
     wanted = {name: origin.shape for origin in layout.values() for name in origin.names}
     if missing := [name for name in wanted if name not in tensors.shapes]:
         raise UserError(
-            f"{tensors.source} lacks {len(missing)} tensors of {what} ({shorten(missing)}): the file is incomplete or "
-            "of another model; download or save it again."
+            f"{tensors.source} lacks {counted(len(missing), 'tensor')} of {what} ({shorten(missing)}): the file is "
+            "incomplete or of another model; download or save it again."
         )
     wrong = [
         f"{name} is {tuple(tensors.shapes[name])}, expected {shape}"
@@ -77,15 +77,16 @@ def check(layout: Layout, tensors: Tensors, what: str) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{tensors.source} has {len(wrong)} tensors of another shape than {what} ({shorten(wrong)}): the file is "
-            "of another model."
+            f"{tensors.source} has {counted(len(wrong), 'tensor')} of another shape than {what} ({shorten(wrong)}): "
+            "the file is of another model."
         )
     if integers := [
         f"{name} is {tensors.dtypes[name]}" for name in wanted if not tensors.dtypes[name].is_floating_point
     ]:
         raise UserError(
-            f"{tensors.source} has {len(integers)} tensors that are no floating-point numbers ({shorten(integers)}), "
-            f"as {what} needs: the file is quantised or damaged; get one in fp32, fp16, bf16 or fp8."
+            f"{tensors.source} has {counted(len(integers), 'tensor')} not of floating-point numbers "
+            f"({shorten(integers)}), as {what} needs: the file is quantised or damaged; get one in fp32, fp16, bf16 or "
+            "fp8."
         )
 
 
@@ -114,7 +115,7 @@ def fill(
     """
     check(layout, tensors, what)
     if ignored is not None and (extra := [name for name in unused(layout, tensors) if not ignored(name)]):
-        warnings.warn(f"{tensors.source}: {len(extra)} tensors are not used: {shorten(extra)}", stacklevel=2)
+        warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
     module.load_state_dict(dict(_filled(module, layout, tensors, dtype, torch.device(device), progress)), assign=True)
 
 
@@ -153,6 +154,11 @@ def part(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
     for name, origin in layout.items():
         result |= origin.part(state[name].detach())
     return result
+
+
+def unused_note(names: Collection[str]) -> str:
+    """What is said of tensors that have no place: how many and which."""
+    return f"{counted(len(names), 'tensor is', 'tensors are')} not used: {shorten(names)}"
 
 
 def shorten(items: Collection[str], most: int = 5) -> str:

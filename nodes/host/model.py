@@ -19,7 +19,7 @@ from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import Config
-from ...vc_core.errors import UserError
+from ...vc_core.errors import UserError, counted
 from ...vc_core.layouts import check, names_of, part, shorten
 from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
@@ -146,8 +146,8 @@ class VideoComposerModel(comfy.model_base.BaseModel):
             )
         if count not in (1, batch):
             raise UserError(
-                f"StyleEmbed was given {count} images and {batch} videos are made: expected 1 image, or one for each "
-                "video of a batch; 'Get Image from Batch' takes one out."
+                f"StyleEmbed was given {counted(count, 'image')} for {counted(batch, 'video')}: expected 1 image, or "
+                "one for each video of a batch; 'Get Image from Batch' takes one out."
             )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...vc_core.checkpoint import Part
 from ...vc_core.config import TowersConfig
-from ...vc_core.errors import UserError
+from ...vc_core.errors import UserError, counted
 
 _SPECIAL_TOKENS = {"start": 49406, "end": 49407, "pad": 0}
 _NAME = "h"  # of Stable Diffusion 2.x's text encoder in ComfyUI, whose LoRAs and embeddings are found by it
@@ -108,8 +108,8 @@ def _check(part: Part, result: Any, left_out: tuple[str, ...]) -> None:
     missing = [name for name in result[0] if not name.endswith(left_out) and not any(end in name for end in left_out)]
     if missing:
         raise UserError(
-            f"{part.tensors.source} lacks {len(missing)} tensors of its {part.name} tower ({', '.join(missing[:5])}): "
-            "the file is incomplete; download or save it again."
+            f"{part.tensors.source} lacks {counted(len(missing), 'tensor')} of its {part.name} tower "
+            f"({', '.join(missing[:5])}): the file is incomplete; download or save it again."
         )
 
 

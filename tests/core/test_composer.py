@@ -191,7 +191,7 @@ def test_tensors_that_nothing_uses_are_a_warning(tiny_checkpoint, tmp_path):
         "model.fps_embedding.a": torch.zeros(1),
     }
     save_tensors(tmp_path / "x.safetensors", state, metadata)
-    with pytest.warns(UserWarning, match=r"x\.safetensors: 1 tensors are not used: odd"):
+    with pytest.warns(UserWarning, match=r"x\.safetensors: 1 tensor is not used: odd"):
         VideoComposer.load(tmp_path / "x.safetensors", device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -176,7 +176,7 @@ def test_wrong_autoencoders_are_named(kl):
         return load_autoencoder(as_part("vae", layout, state), widths=WIDTHS)
 
     without = {k: v for k, v in state.items() if k != "decoder.up.0.block.0.conv1.bias"}
-    with pytest.raises(UserError, match=r"x\.safetensors lacks 1 tensors of Stable .*decoder\.up\.0\.block\.0\.conv1"):
+    with pytest.raises(UserError, match=r"x\.safetensors lacks 1 tensor of Stable .*decoder\.up\.0\.block\.0\.conv1"):
         load(without)
     sixteen = {"decoder.conv_in.weight": torch.zeros(64, 16, 3, 3)}
     with pytest.raises(UserError, match=r"decoder\.conv_in\.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):

@@ -234,10 +234,10 @@ def test_a_mapped_file_is_not_copied_where_it_need_not_be(tmp_path):
 def test_what_does_not_fit_is_listed():
     state = part(net().state_dict(), LAYOUT)
     tensors = Tensors.of({k: t for k, t in state.items() if k not in "qs"} | {"q": torch.ones(3, 4)}, "f.pth")
-    with pytest.raises(UserError, match=r"f\.pth lacks 1 tensors of a network \(s\)"):
+    with pytest.raises(UserError, match=r"f\.pth lacks 1 tensor of a network \(s\)"):
         check(LAYOUT, tensors, "a network")
     tensors = Tensors.of(state | {"q": torch.ones(3, 4)}, "f.pth")
-    with pytest.raises(UserError, match=r"1 tensors of another shape .*q is \(3, 4\), expected \(2, 4\)"):
+    with pytest.raises(UserError, match=r"1 tensor of another shape .*q is \(3, 4\), expected \(2, 4\)"):
         check(LAYOUT, tensors, "a network")
     tensors = Tensors.of(state | {"t": torch.ones(3, 2, dtype=torch.int8)}, "f.pth")
     with pytest.raises(UserError, match=r"no floating-point numbers \(t is torch\.int8\)"):

@@ -131,7 +131,7 @@ def test_an_autoencoder_survives_its_file(ae):
 def test_wrong_autoencoder_files_are_named(ae):
     state = ae_module.to_taesd_layout(ae)
     load = ae_module.load_autoencoder
-    with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensors.*taesd_decoder.1.weight"):
+    with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensor.*taesd_decoder.1.weight"):
         load(vae_part({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"}))
     with pytest.raises(UserError, match=r"has no place for \(taesd_decoder.surplus\)"):
         load(vae_part(state | {"taesd_decoder.surplus": torch.zeros(1)}))

@@ -18,7 +18,7 @@ from vc_core.checkpoint import TRAINING, Checkpoint, on_meta, read_checkpoint, s
 from vc_core.config import Config
 from vc_core.encoders.autoencoder import load_autoencoder
 from vc_core.encoders.clip import load_towers
-from vc_core.errors import UserError
+from vc_core.errors import UserError, counted
 from vc_core.files import open_tensors, save_tensors
 from vc_core.model.layout import to_released
 
@@ -134,7 +134,7 @@ def join(folder: Path, out: Path) -> None:
     expected = max(counts)
     if len(counts) > 1 or {int(match[1]) for match in found.values()} != set(range(1, expected + 1)):
         raise UserError(
-            f"{folder}: holds {len(found)} pieces, expected {expected} of one checkpoint: copy all of them."
+            f"{folder}: holds {counted(len(found), 'piece')}, expected {expected} of one checkpoint: copy all of them."
         )
     pieces = [open_tensors(path) for path in found]
     metadata = [dict(piece.metadata) for piece in pieces]

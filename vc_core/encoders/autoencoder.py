@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import StateDict, Tensors
 from ..layouts import fill, names_of, part, shorten
 from ..progress import Progress
@@ -91,8 +91,8 @@ def load_autoencoder(
     extra = [name for name in tensors.shapes if name.split(".")[0] in modules and name not in known]
     if extra := [name for name in extra if not is_ignored(name)]:
         raise UserError(
-            f"{tensors.source} has {len(extra)} tensors that {what} has no place for ({shorten(extra)}): the file is "
-            "of another model."
+            f"{tensors.source} has {counted(len(extra), 'tensor')} that {what} has no place for "
+            f"({shorten(extra)}): the file is of another model."
         )
     check_scalars(tensors)
     fill(model, layout, tensors, what, dtype, device, progress, lambda name: is_known_extra("vae", name))

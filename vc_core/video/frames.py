@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from .decoding import Index, decode, index
 from .limits import FASTEST, check_rate, check_size
 from .opening import Media, VideoSource, existing, media, opened
@@ -254,8 +254,8 @@ def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str]
         raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
     if len(files) != frames:
         raise UserError(
-            f"{folder}: the folder has {len(files)} images, and {frames} frames are composed: expected one image a "
-            "frame; or give a single image for all."
+            f"{folder}: the folder has {counted(len(files), 'image')} for {counted(frames, 'frame')}: expected one "
+            "image a frame; or give a single image for all."
         )
     return files
 

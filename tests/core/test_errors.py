@@ -1,0 +1,19 @@
+"""The words of messages."""
+
+import pytest
+
+from vc_core.errors import counted
+
+
+@pytest.mark.parametrize(
+    "number, words, text",
+    [
+        (1, ("video",), "1 video"),
+        (3, ("image",), "3 images"),
+        (0, ("image",), "0 images"),
+        (1, ("tensor is", "tensors are"), "1 tensor is"),
+        (2, ("tensor is", "tensors are"), "2 tensors are"),
+    ],
+)
+def test_a_number_goes_with_its_noun(number, words, text):
+    assert counted(number, *words) == text
