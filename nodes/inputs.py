@@ -26,10 +26,19 @@ from .host.running import say
 CATEGORY = "VideoComposer"
 ConditionType = io.Custom("VC_CONDITION")
 MAX_SIDE = 16384
+AUTOMATIC = {
+    **dict.fromkeys(("frame_rate", "frames", "width", "height", "nominal_height", "depth_scale", "radius"), 0),
+    **dict.fromkeys(("canvas_width", "canvas_height", "cfg", "context_length"), 0),
+    "context_overlap": -1,
+}
+"""The value of an input that leaves it to the node, where it may have that: web/auto.js shows `auto` in its place."""
 
 
 def schema(**values: Any) -> io.Schema:
-    """An `io.Schema`, without the arguments that this version of ComfyUI does not know yet."""
+    """An `io.Schema`, without the arguments that this version of ComfyUI does not know yet; see also `AUTOMATIC`."""
+    for one in values["inputs"]:
+        if one.id in AUTOMATIC and one.min <= AUTOMATIC[one.id]:
+            one.extra_dict = {**(one.extra_dict or {}), "videocomposer_auto": AUTOMATIC[one.id]}
     known = {f.name for f in fields(io.Schema)}
     return io.Schema(**{name: value for name, value in values.items() if name in known})
 
