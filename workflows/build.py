@@ -1,9 +1,13 @@
 """Makes this folder's templates and their pictures, with a ComfyUI that runs and has the pack:
 
-    python workflows/build.py http://127.0.0.1:8188 [--pictures] [NAME ...]
+    python workflows/build.py http://127.0.0.1:8188 --later http://127.0.0.1:8189 [--pictures] [NAME ...]
 
-ComfyUI lists the folder's *.json as the pack's templates. `layout.py` says how a graph becomes such a file; here is
-what the graphs are. A template that was released stays loadable for ever: tests/host/test_templates.py freezes it.
+The first is the oldest version that the pack runs on, whose widgets the files hold, and which makes the pictures; the
+other the newest one, for the room that nodes need there, and for the nodes that only it has.
+
+ComfyUI lists the folder's *.json as the pack's templates, each under its file's name: so they begin with a number, by
+their use. `layout.py` says how a graph becomes such a file; here is what the graphs are. A template that was released
+stays loadable for ever: tests/host/test_templates.py freezes it.
 """
 
 from __future__ import annotations
@@ -31,21 +35,30 @@ MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
 STEPS = 12
 """Enough for the bundled checkpoint: twice as many make no difference to be seen."""
 RATE = 8.0
-"""Frames a second of the example clip, and of the bundled checkpoint's videos."""
+"""Frames a second that are taken from the example clip: all."""
+INTERPOLATION = "rife_v4.26.safetensors"
+INTERPOLATION_URL = (
+    f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
+)
 
 
 @dataclass(frozen=True)
 class Template:
-    """One template: the three sentences of its note, and what adds its nodes to a graph."""
+    """One template: the three sentences of its note, and what adds its nodes to a graph.
+
+    Attributes:
+        picture: adds the nodes that its picture is made with, where its own need what is to be downloaded.
+    """
 
     does: str
     change: str
     attempt: str
     build: Callable[[Graph], None]
+    picture: Callable[[Graph], None] | None = None
 
     def note(self, name: str) -> str:
         return (
-            f"## {name.replace('_', ' ').capitalize()}\n\n{self.does}\n\n**Change** {self.change}\n\n"
+            f"## {name.lstrip('0123456789 ')}\n\n{self.does}\n\n**Change** {self.change}\n\n"
             f"**Try** {self.attempt}\n\nThe bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, "
             "and 12 steps do; larger ones want 20 or more."
         )
@@ -88,8 +101,9 @@ def styled(begun: Start, image: Output) -> Start:
     return Start(begun.graph, begun.loader, node["positive"], node["negative"])
 
 
-def finish(begun: Start, seed: int, cfg: float = 0.0, windows: tuple[int, int] = (0, -1), **conditions: Node) -> None:
-    """Everything from the conditions, by STCEncode's sockets, to the saved video.
+def sample(begun: Start, seed: int, cfg: float = 0.0, windows: tuple[int, int] = (0, -1), latent: Output | None = None,
+           denoise: float = 1.0, **conditions: Node) -> tuple[Output, Output]:  # fmt: skip
+    """Everything from the conditions, by STCEncode's sockets, to the images, enlarged, and their frames a second.
 
     cfg 0 is what the checkpoint recommends; windows are (length, overlap) in frames, see VC3DUNetSampler.
     """
@@ -97,17 +111,22 @@ def finish(begun: Start, seed: int, cfg: float = 0.0, windows: tuple[int, int] =
     encode = graph.add("STCEncode", SAMPLING, model=begun.model, positive=begun.positive, negative=begun.negative,
                        **{name: node[0] for name, node in conditions.items()})  # fmt: skip
     sampler = graph.add("VC3DUNetSampler", SAMPLING, model=begun.model, positive=encode["positive"],
-                        negative=encode["negative"], latent=encode["latent"], seed=seed, steps=STEPS, cfg=cfg,
-                        context_length=windows[0], context_overlap=windows[1])  # fmt: skip
+                        negative=encode["negative"], latent=latent or encode["latent"], seed=seed, steps=STEPS, cfg=cfg,
+                        denoise=denoise, context_length=windows[0], context_overlap=windows[1])  # fmt: skip
     images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=begun.loader["VAE"])
     larger = graph.add("ImageScale", VIDEO, title="Enlarge, to look at it", image=images[0], upscale_method="bicubic",
                        width=256, height=256, crop="disabled")  # fmt: skip
-    video = graph.add("CreateVideo", VIDEO, images=larger[0], fps=RATE)
+    return larger[0], encode["fps"]
+
+
+def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
+    video = graph.add("CreateVideo", VIDEO, images=images, fps=fps, **audio)
     graph.add("SaveVideo", VIDEO, video=video[0], filename_prefix="video/VideoComposer")
 
 
-def shown(graph: Graph, images: Output, title: str) -> None:
-    graph.add("PreviewImage", CONDITIONS, title=title, images=images)
+def finish(begun: Start, seed: int, **more: Any) -> None:
+    """Everything from the conditions to the saved video; see `sample`."""
+    save(begun.graph, *sample(begun, seed, **more))
 
 
 def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
@@ -115,22 +134,20 @@ def example(graph: Graph, direction: str = "right", frames: int = 16, title: str
 
 
 def motion_of(begun: Start, clip: Node) -> Node:
-    node = begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
-    shown(begun.graph, node["preview"], "The motion that the network sees")
-    return node
+    return begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
 
 
-def depth_of(begun: Start, clip: Node) -> Node:
-    node = begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright")
-    shown(begun.graph, node["preview"], "The depth that the network sees")
-    return node
+def depth_of(begun: Start, clip: Node, **size: Output) -> Node:
+    return begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright", **size)
+
+
+def sketch_of(begun: Start, clip: Node) -> Node:
+    return begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
 
 
 def mask_of(begun: Start, clip: Node) -> Node:
     wider = begun.graph.add("GrowMask", CONDITIONS, mask=clip["mask"], expand=12)
-    node = begun.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
-    shown(begun.graph, node["preview"], "What is kept of the clip")
-    return node
+    return begun.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
 
 
 def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> Output:
@@ -183,7 +200,6 @@ def single_sketch_style(graph: Graph) -> None:
                     batch_index=12)  # fmt: skip
     begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
     sketch = begun.add("VCSingleSketch", image=one[0], method="edges")
-    shown(graph, sketch["preview"], "The sketch that the network sees")
     finish(begun, seed=6, cfg=4.0, single_sketch=sketch)
 
 
@@ -200,9 +216,7 @@ def text_depth_style(graph: Graph) -> None:
 
 def text_sketch_sequence(graph: Graph) -> None:
     clip, begun = example(graph, "up"), start(graph, GRADIENT)
-    sketch = begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
-    shown(graph, sketch["preview"], "The sketches that the network sees")
-    finish(begun, seed=7, cfg=4.0, sketch=sketch)
+    finish(begun, seed=7, cfg=4.0, sketch=sketch_of(begun, clip))
 
 
 def inpainting_moving_mask(graph: Graph) -> None:
@@ -212,8 +226,7 @@ def inpainting_moving_mask(graph: Graph) -> None:
 
 def drawn_motion(graph: Graph, begun: Start, clip: Node, points: str, **more: Any) -> Node:
     node = begun.add("VCMotionFromTracks", tracks=points, spacing="length", mask=clip["mask"], **more)
-    arrows = graph.add("VCMotionPreview", CONDITIONS, motion=node[0], images=clip["images"])
-    shown(graph, arrows[0], "The motion that was drawn")
+    graph.add("VCMotionPreview", CONDITIONS, title="The motion that was drawn", motion=node[0], images=clip["images"])
     return node
 
 
@@ -241,6 +254,33 @@ def long_video_context_windows(graph: Graph) -> None:
     finish(begun, seed=3, windows=(16, 8), motion=motion, single_image=first)
 
 
+def restyled_video(graph: Graph) -> None:
+    clip, begun = example(graph, title="The video to restyle"), start(graph, GRADIENT)
+    parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
+    frames = graph.add("ImageFromBatch", INPUTS, title="How many of its frames", image=parts["images"], length=16)
+    small = graph.add("ImageScale", INPUTS, title="The size of the result", image=frames[0], upscale_method="area",
+                      width=64, height=64, crop="center")  # fmt: skip
+    measured = graph.add("GetImageSize", INPUTS, image=small[0])
+    size = {"frames": measured["batch_size"], "width": measured["width"], "height": measured["height"]}
+    sketch = begun.add("VCSketchSequence", video=frames[0], **size)
+    latent = graph.add("VAEEncode", SAMPLING, pixels=small[0], vae=begun.loader["VAE"])
+    images, _ = sample(begun, seed=1, cfg=6.0, latent=latent[0], denoise=0.6, sketch=sketch,
+                       depth=depth_of(begun, clip, **size))  # fmt: skip
+    save(graph, images, parts["fps"], audio=parts["audio"])
+
+
+def more_frames_a_second(graph: Graph) -> None:
+    clip, begun = example(graph), start(graph, GRADIENT)
+    images, fps = sample(begun, seed=6, cfg=3.0, motion=motion_of(begun, clip))
+    network = graph.add("FrameInterpolationModelLoader", VIDEO, model_name=INTERPOLATION)
+    network.models = [{"name": INTERPOLATION, "url": INTERPOLATION_URL, "directory": "frame_interpolation"}]
+    times = graph.add("PrimitiveInt", VIDEO, title="Times as many frames", value=2)
+    more = graph.add("FrameInterpolate", VIDEO, interp_model=network[0], images=images, multiplier=times[0])
+    rate = graph.add("ComfyMathExpression", VIDEO, title="Frames a second", expression="a * b",
+                     **{"values.a": fps, "values.b": times[0]})  # fmt: skip
+    save(graph, more[0], rate[0])
+
+
 def everything_together(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the image")
     image = disc_on(graph, still, 0x26A638, still["images"], "The first frame, and the style")
@@ -249,9 +289,9 @@ def everything_together(graph: Graph) -> None:
     finish(
         begun,
         seed=3,
-        motion=begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE),
-        depth=begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright"),
-        sketch=begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE),
+        motion=motion_of(begun, clip),
+        depth=depth_of(begun, clip),
+        sketch=sketch_of(begun, clip),
         mask=mask_of(begun, clip),
         single_image=begun.add("VCSingleImage", image=image),
         single_sketch=begun.add("VCSingleSketch", image=outline[0], method="edges"),
@@ -259,75 +299,90 @@ def everything_together(graph: Graph) -> None:
 
 
 TEMPLATES = {
-    "text_to_video": Template(
+    "01 Text to video": Template(
         "Makes a video from a line of text.",
         "the text: a circle, square, triangle, diamond, star or ring, in a colour, on stripes, checks, blobs or a "
         "gradient in two colours.",
         "other seeds, and a higher cfg where the text counts too little.",
         text_to_video,
     ),
-    "text_motion_transfer": Template(
+    "02 Motion from a clip": Template(
         "The text says what the video shows, the clip how it moves.",
         "the clip: connect Load Video in place of the example, and set frame_rate to the frames that you want of a "
         "second.",
         "another direction of the example, or end_percent 0.5: the motion then sets the layout alone.",
         text_motion_transfer,
     ),
-    "image_motion_transfer": Template(
+    "03 Image with motion from a clip": Template(
         "The video begins with an image and moves as a clip does.",
         "the image: connect Load Image to Single Image; and the clip, by Load Video.",
         "strength 0 at Motion Vectors: without a motion the network makes up its own.",
         image_motion_transfer,
     ),
-    "single_sketch_style": Template(
-        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
-        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
-        "the strength of the style, or a text that names other colours than the image has.",
-        single_sketch_style,
-    ),
-    "text_depth": Template(
-        "The text says what the video shows, depth maps say what is near and where.",
-        "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
-        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
-        text_depth,
-    ),
-    "text_depth_style": Template(
-        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
-        "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
-        "the strength of the style: at 0 the colours are anyone's guess.",
-        text_depth_style,
-    ),
-    "text_sketch_sequence": Template(
-        "The text says what the video shows, a sketch of every frame says where the outlines are.",
-        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
-        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
-        text_sketch_sequence,
-    ),
-    "inpainting_moving_mask": Template(
-        "Paints an area anew that moves with the clip, and keeps the rest.",
-        "the text, the clip, and the mask: one for all frames, or one for each.",
-        "white set to 'area to keep': the disc stays and the ground is painted.",
-        inpainting_moving_mask,
-    ),
-    "motion_by_hand_tracks": Template(
+    "04 Motion along drawn tracks": Template(
         "The video begins with an image, and what the mask marks follows a track that you draw.",
         "the track: draw it on the node's canvas; and the image, with a mask of what moves.",
         "several tracks, or no mask: a radius around each track moves then.",
         motion_by_hand_tracks,
     ),
-    "motion_by_hand_camera": Template(
+    "05 Motion of a camera": Template(
         "A camera moves while the disc follows a drawn track: motions are added by the socket 'add_to'.",
         "pan_right, pan_down, zoom and roll; unplug the track by wiring Camera Motion straight to STC Encode.",
         "larger checkpoints: the bundled one was trained on objects that move, and follows the track but no camera.",
         motion_by_hand_camera,
     ),
-    "long_video_context_windows": Template(
+    "06 Restyle a video": Template(
+        "Paints a video anew by a text: sampling begins at its own frames, sketches and depth hold it together, and "
+        "its sound is kept.",
+        "the video: connect Load Video to Get Video Components, and the frames to Depth Sequence with input set to 'a "
+        "video' and a depth network in models/videocomposer; or unplug the depth.",
+        "denoise: at 0.4 the video stays nearer to itself, at 0.8 the text says more.",
+        restyled_video,
+    ),
+    "07 Repaint an area that moves": Template(
+        "Paints an area anew that moves with the clip, and keeps the rest.",
+        "the text, the clip, and the mask: one for all frames, or one for each.",
+        "white set to 'area to keep': the disc stays and the ground is painted.",
+        inpainting_moving_mask,
+    ),
+    "08 Depth from a clip": Template(
+        "The text says what the video shows, depth maps say what is near and where.",
+        "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
+        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
+        text_depth,
+    ),
+    "09 Depth with the style of an image": Template(
+        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
+        "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
+        "the strength of the style: at 0 the colours are anyone's guess.",
+        text_depth_style,
+    ),
+    "10 Sketches from a clip": Template(
+        "The text says what the video shows, a sketch of every frame says where the outlines are.",
+        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
+        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
+        text_sketch_sequence,
+    ),
+    "11 One sketch with the style of an image": Template(
+        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
+        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
+        "the strength of the style, or a text that names other colours than the image has.",
+        single_sketch_style,
+    ),
+    "12 Long video in windows": Template(
         "Makes twice as many frames as the checkpoint was trained for, in windows that overlap.",
         "frames at Motion from Tracks; the video is as long as its longest condition.",
         "a larger context_overlap: seams get softer and sampling slower.",
         long_video_context_windows,
     ),
-    "everything_together": Template(
+    "13 More frames a second": Template(
+        "Puts frames between those of a video, with ComfyUI's own interpolation node, which came in 2026.",
+        f"nothing, but download {INTERPOLATION} (the page offers it) into models/frame_interpolation.",
+        "4 times as many frames.",
+        more_frames_a_second,
+        picture=text_motion_transfer,
+    ),
+    "14 Everything together": Template(
         "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: the disc of the clip "
         "is replaced by another one.",
         "the strength of any condition; 0 is the same as unplugging it.",
@@ -362,7 +417,7 @@ def fetched(address: str) -> Any:
 def pictures(url: str, files: list[dict[str, str]]) -> list[Any]:
     """The frames of what a node saved, images or a video, as PIL images."""
     import av
-    from PIL import Image
+    from PIL import Image, ImageSequence
 
     frames = []
     for file in files:
@@ -372,7 +427,7 @@ def pictures(url: str, files: list[dict[str, str]]) -> list[Any]:
             with av.open(content) as container:
                 frames += [frame.to_image() for frame in container.decode(video=0)]
         else:
-            frames.append(Image.open(content).convert("RGB"))
+            frames += [frame.convert("RGB") for frame in ImageSequence.Iterator(Image.open(content))]
     return frames
 
 
@@ -382,7 +437,7 @@ def evenly(frames: list[Any], count: int, skip: int = 0) -> list[Any]:
 
 
 def thumbnail(url: str, graph: Graph, columns: int = 3, side: int = 128) -> Any:
-    """A template's picture, from a run: a row of what its PreviewImage nodes show, if any, then the video's frames."""
+    """A template's picture, from a run: a row of what its nodes show, if any, then the video's frames."""
     from PIL import Image
 
     outputs = run(url, prompt(graph))
@@ -399,19 +454,21 @@ def thumbnail(url: str, graph: Graph, columns: int = 3, side: int = 128) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="of a running ComfyUI, such as http://127.0.0.1:8188")
+    parser.add_argument("url", help="of a running ComfyUI of the oldest version, such as http://127.0.0.1:8188")
+    parser.add_argument("--later", metavar="URL", required=True, help="of one of the newest version")
     parser.add_argument("names", nargs="*", metavar="NAME", help="templates; by default all")
     parser.add_argument("--pictures", action="store_true", help="also run them, and make their thumbnails")
     arguments = parser.parse_intermixed_args()
-    nodes = fetched(f"{arguments.url}/object_info")
+    nodes, later = (fetched(f"{url}/object_info") for url in (arguments.url, arguments.later))
     for name in arguments.names or TEMPLATES:
         template = TEMPLATES[name]
-        graph = Graph(nodes, GROUPS)
+        graph, pictured = Graph(nodes, GROUPS, later), Graph(nodes, GROUPS, later)
         template.build(graph)
+        (template.picture or template.build)(pictured)
         content = workflow(graph, name, template.note(name))
         (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         if arguments.pictures:
-            thumbnail(arguments.url, graph).save(FOLDER / f"{name}.jpg", quality=80)
+            thumbnail(arguments.url, pictured).save(FOLDER / f"{name}.jpg", quality=80)
         print(name, flush=True)
 
 

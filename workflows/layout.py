@@ -1,4 +1,8 @@
-"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with places and sizes, links, groups, a note."""
+"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with places and sizes, links, groups, a note.
+
+The page draws nodes by one of two renderers, LiteGraph's canvas or HTML ("Nodes 2.0"), and later versions of ComfyUI
+give some nodes more widgets: a node gets the room that it needs at most.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,66 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
-"""Newer ComfyUIs' list whose choice brings inputs of its own."""
+DYNAMIC, GROWING = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3"
+"""Newer ComfyUIs' list whose choice brings inputs of its own, and their list of inputs that grows with its links."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 KINDS = ("required", "optional")
 AFTER = ("control_after_generate", "fixed")
 """The widget that the page adds below a seed."""
 
-TITLE, SLOT, WIDGET, MULTILINE = 30, 20, 24, 90
-GAP, MARGIN, HEADING, TALLEST = 40, 20, 34, 1000
+TITLE, SLOT = 30, 20
+GAP, MARGIN, HEADING, TALLEST = 40, 20, 34, 1600
 WIDTH = 330
 SIZES = {  # of nodes that show something, or hold long texts
     "CLIPTextEncode": (360, 120),
+    "ComfyMathExpression": (330, 200),
     "PreviewImage": (330, 340),
-    "SaveVideo": (360, 440),
-    "VC3DUNetSampler": (330, 520),
+    "SaveVideo": (360, 460),
     "VCMotionFromTracks": (360, 900),
 }
+GROWS = {
+    "VC3DUNetSampler": 340,
+    **dict.fromkeys(("MotionVectorExtract", "DepthSequence", "VCSketchSequence", "VCMaskSequence"), 350),
+    **dict.fromkeys(("VCCameraMotion", "VCMotionFromTracks", "VCMotionPreview"), 300),
+    **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),
+    **dict.fromkeys(("VCCheckpointLoader", "GetImageSize"), 70),
+    "FrameInterpolationModelLoader": 40,
+}
+"""By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
 BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """What the height of a renderer's nodes adds up from, in pixels, as measured on the page; the title is not counted.
+
+    Attributes:
+        widget: height of one widget.
+        ends: what is above, between and below the sockets and the widgets.
+        badge: the name of the pack, below nodes that are not ComfyUI's own.
+        button: below nodes with advanced widgets, which are folded away; 0 where they are shown like others.
+    """
+
+    widget: int
+    ends: int
+    badge: int = 0
+    button: int = 0
+
+    def height(self, info: dict[str, Any]) -> int:
+        """Of a node of which /object_info says this."""
+        kinds = [spec for _, spec in specs(info, {})]
+        rows = max(sum(not is_widget(spec) for spec in kinds), len(info["output"]))
+        shown = [options(spec) for spec in kinds if is_widget(spec)]
+        folded = [one for one in shown if self.button and one.get("advanced")]
+        count = len(shown) - len(folded)
+        if self is CANVAS:
+            count += sum(bool(one.get("control_after_generate")) for one in shown)
+        own = info["python_module"].startswith("custom_nodes")
+        return rows * SLOT + count * self.widget + self.ends + own * self.badge + bool(folded) * self.button
+
+
+CANVAS, HTML = RENDERERS = Renderer(24, 16), Renderer(28, 14, badge=24, button=24)
 
 
 class Output(NamedTuple):
@@ -38,7 +83,11 @@ class Output(NamedTuple):
 
 @dataclass
 class Node:
-    """A node of a graph; `node["mask"]` and `node[3]` are its outputs."""
+    """A node of a graph; `node["mask"]` and `node[3]` are its outputs.
+
+    Attributes:
+        models: files that it needs, {"name", "url", "directory"}, which the page offers to download.
+    """
 
     number: int
     kind: str
@@ -47,6 +96,8 @@ class Node:
     values: dict[str, Any]
     links: dict[str, Output]
     info: dict[str, Any]
+    later: dict[str, Any]
+    models: list[dict[str, str]] = field(default_factory=list)
     place: tuple[int, int] = (0, 0)
 
     @property
@@ -58,11 +109,14 @@ class Node:
 
     @property
     def size(self) -> tuple[int, int]:
-        if self.kind in SIZES:
-            return SIZES[self.kind]
-        sockets = [name for name, spec in specs(self.info, self.values) if not is_widget(spec)]
-        rows = max(len(sockets), len(self.outputs))
-        return WIDTH, rows * SLOT + len(widgets(self)) * WIDGET + 16
+        """(width, height) that it is saved with: as LiteGraph draws it."""
+        return SIZES.get(self.kind) or (WIDTH, CANVAS.height(self.info))
+
+    @property
+    def room(self) -> int:
+        """The height that it takes at most, in any renderer and version, with its title and what it shows."""
+        drawn = (renderer.height(info) for renderer in RENDERERS for info in (self.info, self.later))
+        return TITLE + max(self.size[1], *drawn) + GROWS.get(self.kind, 0)
 
 
 @dataclass
@@ -72,15 +126,18 @@ class Graph:
     Attributes:
         info: what ComfyUI's /object_info says about every node.
         groups: titles of the groups, from left to right.
+        later: what that of a later version says: nodes leave room for what they have there, and those that only it has
+            can be used.
     """
 
     info: dict[str, Any]
     groups: tuple[str, ...]
+    later: dict[str, Any] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
         """Adds a node; widgets that are not given keep their defaults. Raises KeyError for inputs that it has not."""
-        info = self.info[kind]
+        info = self.info.get(kind) or self.later[kind]
         known = dict(specs(info, inputs))
         if unknown := set(inputs) - set(known):
             raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
@@ -89,7 +146,8 @@ class Graph:
         values = {name: inputs.get(name, default(known[name])) for name in own}
         if extra := set(inputs) - set(links) - set(values):
             raise KeyError(f"{kind}: {sorted(extra)} are sockets, which take the output of a node")
-        node = Node(len(self.nodes) + 1, kind, group, title or "", values, links, info)
+        later = self.later.get(kind, info)
+        node = Node(len(self.nodes) + 1, kind, group, title or "", values, links, info, later)
         self.nodes.append(node)
         return node
 
@@ -97,19 +155,24 @@ class Graph:
 def specs(info: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, Any]]:
     """(name, what /object_info says) of a node's inputs, in the page's order.
 
-    Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`.
+    Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`. Of
+    one that grows there are the first two, named as `values.a`.
     """
     return [one for kind in KINDS for name in info["input_order"].get(kind, ())
-            for one in with_brought(name, info["input"][kind][name], values)]  # fmt: skip
+            for one in with_inner(name, info["input"][kind][name], values)]  # fmt: skip
 
 
-def with_brought(name: str, spec: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def with_inner(name: str, spec: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if spec[0] == GROWING:
+        (inner,) = options(spec)["template"]["input"]["required"].values()
+        yield from ((f"{name}.{each}", inner) for each in options(spec)["template"]["names"][:2])
+        return
     yield name, spec
     for option in options(spec)["options"] if spec[0] == DYNAMIC else ():
         if option["key"] == values.get(name, default(spec)):
             for kind in KINDS:
                 for inner, its in option["inputs"].get(kind, {}).items():
-                    yield from with_brought(f"{name}.{inner}", its, values)
+                    yield from with_inner(f"{name}.{inner}", its, values)
 
 
 def options(spec: Any) -> dict[str, Any]:
@@ -188,11 +251,12 @@ def ordered(node: Node) -> list[tuple[str, Any]]:
 
 def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list[list[Any]]) -> dict[str, Any]:
     optional = node.info["input"].get("optional", {})
-    inputs = []
+    inputs: list[dict[str, Any]] = []
     for name, spec in ordered(node):
         entry = {"name": name, "type": "COMBO" if isinstance(spec[0], list) else spec[0]}
         entry |= {"shape": 7} if name in optional and not is_widget(spec) else {}
         entry |= {"widget": {"name": name}} if is_widget(spec) else {}
+        entry |= {"label": name.rpartition(".")[2]} if "." in name else {}
         inputs.append({**entry, "link": ins.get((node.number, name))})
     outputs = [
         {
@@ -213,7 +277,7 @@ def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list
         "inputs": inputs,
         "outputs": outputs,
         **({"title": node.title} if node.title else {}),
-        "properties": {"Node name for S&R": node.kind},
+        "properties": {"Node name for S&R": node.kind, **({"models": node.models} if node.models else {})},
         "widgets_values": [value for _, value in widgets(node)],
     }
 
@@ -254,7 +318,7 @@ def arrange(graph: Graph) -> list[dict[str, Any]]:
             right, y = right + GAP, top
             for node in column:
                 node.place = (right, y + TITLE)
-                y += TITLE + node.size[1] + GAP // 2
+                y += node.room + GAP // 2
             right += max(node.size[0] for node in column)
             low = max(low, y)
         if right > left:
@@ -266,11 +330,11 @@ def arrange(graph: Graph) -> list[dict[str, Any]]:
 
 def columns(nodes: list[Node], tallest: int) -> list[list[Node]]:
     """The nodes in their order, a new column begun where one would be too tall."""
-    tall = itertools.accumulate((TITLE + node.size[1] + GAP // 2 for node in nodes), initial=0)
+    tall = itertools.accumulate((node.room + GAP // 2 for node in nodes), initial=0)
     result: list[list[Node]] = []
     begun = 0
     for node, above in zip(nodes, tall, strict=False):
-        if not result or above - begun + TITLE + node.size[1] > tallest:
+        if not result or above - begun + node.room > tallest:
             result.append([])
             begun = above
         result[-1].append(node)

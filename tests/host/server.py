@@ -97,7 +97,11 @@ class Host:
 
     @staticmethod
     def start(
-        folder: Path, pack: str | None = PACK_FOLDER, comfyui: ComfyUI | None = None, source: Path = REPOSITORY
+        folder: Path,
+        pack: str | None = PACK_FOLDER,
+        comfyui: ComfyUI | None = None,
+        source: Path = REPOSITORY,
+        front_end: Path | None = None,
     ) -> "Host":
         """Starts a ComfyUI on the CPU with an empty base directory.
 
@@ -106,6 +110,7 @@ class Host:
             pack: what the folder of this pack in it is called; None leaves the pack out.
             comfyui: which one; by default the first that `find_comfyuis` finds.
             source: where this pack lies.
+            front_end: the static files of the page, where they are not to be those that it was installed with.
         """
         comfyui = comfyui or find_comfyuis()[0]
         for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
@@ -122,6 +127,7 @@ class Host:
             "--base-directory": folder,
             "--database-url": f"sqlite:///{folder / 'user' / 'comfyui.db'}",
             "--preview-method": "latent2rgb",
+            **({} if front_end is None else {"--front-end-root": front_end}),
         }
         switches = ["--cpu", "--disable-api-nodes", "--disable-auto-launch"]
         # What ./vc sets for this project's own Python would hide ComfyUI's modules from it.

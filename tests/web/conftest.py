@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.host.finding import ComfyUI
 from tests.host.server import Host
 
 HERE = Path(__file__).parent
@@ -19,6 +21,9 @@ PACK_FOLDER = "ComfyUI-VideoComposer"
 """ComfyUI serves the scripts, templates and help pages of no pack whose folder has a space in its name."""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _SECONDS = 300
+
+_HTML_NODES = (0, 33)
+"""The ComfyUI whose page has nodes of HTML ("Nodes 2.0") in the sizes of a workflow, and takes later front ends."""
 
 
 class NoBrowser(Exception):
@@ -116,8 +121,48 @@ class Browser:
         return seen.get("result"), [Complaint(**one) for one in complaints]
 
 
+def find_front_ends() -> list[Path]:
+    """Front ends to test on beside those that the ComfyUIs were installed with, as folders of static files.
+
+    They are those that COMFYUI_FRONT_END names, several separated as in PATH; else those that pip has installed into
+    folders `front*` in the home folder (`pip install --target ~/frontend-1.58.1 comfyui-frontend-package==1.58.1`).
+    """
+    named = [Path(part) for part in os.environ.get("COMFYUI_FRONT_END", "").split(os.pathsep) if part]
+    return named or sorted(Path.home().glob("front*/comfyui_frontend_package/static"))
+
+
+def pytest_generate_tests(metafunc):
+    """Tests of the page are there once for the ComfyUI's own front end, and with `--hosts all` for each other one."""
+    if "front_end" in metafunc.fixturenames:
+        others = find_front_ends() if metafunc.config.option.hosts == "all" or "COMFYUI_FRONT_END" in os.environ else []
+        names = ["own", *(folder.absolute().parents[1].name for folder in others)]
+        metafunc.parametrize("front_end", [None, *others], indirect=True, scope="session", ids=names)
+
+
+def _is_new(comfyui: ComfyUI) -> bool:
+    return tuple(map(int, re.findall(r"\d+", comfyui.version))) >= _HTML_NODES
+
+
 @pytest.fixture(scope="session")
-def browser(comfyui, tmp_path_factory):
+def front_end(request, comfyui):
+    """The static files of the page, or None for the ComfyUI's own."""
+    if request.param is not None and not _is_new(comfyui):
+        pytest.skip("other front ends than their own are for later ComfyUIs")
+    return request.param
+
+
+@pytest.fixture(params=["LiteGraph", "Nodes 2.0"])
+def renderer(request, browser, comfyui):
+    """The page's settings for each of its renderers: nodes on a canvas, and of HTML."""
+    html = request.param == "Nodes 2.0"
+    if html and not _is_new(comfyui):
+        pytest.skip("this ComfyUI's nodes of HTML have sizes of their own")
+    yield {"Comfy.VueNodes.Enabled": html, "Comfy.RightSidePanel.IsOpen": False}
+    browser.host.post("/settings", {"Comfy.VueNodes.Enabled": False})  # which ComfyUI keeps
+
+
+@pytest.fixture(scope="session")
+def browser(comfyui, front_end, tmp_path_factory):
     """A browser on the page of a ComfyUI with this pack. It takes pictures, to look at, where VC_PICTURES is a folder.
 
     No test needs them, and on a busy machine without a GPU one may take half a minute.
@@ -128,7 +173,7 @@ def browser(comfyui, tmp_path_factory):
         pytest.skip(str(reason))
 
     def start(pack: str | None) -> Host:
-        return Host.start(tmp_path_factory.mktemp("comfyui"), pack, comfyui)
+        return Host.start(tmp_path_factory.mktemp("comfyui"), pack, comfyui, front_end)
 
     pictures = os.environ.get("VC_PICTURES", "")
     if pictures:

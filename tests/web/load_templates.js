@@ -1,41 +1,63 @@
-// Loads templates as the page serves them. given: {templates: [names], pack: folder, own: the pack's nodes}
+// Loads templates as the page serves them, and says what of them overlaps or leaves its group: as they are, and while the
+// sampler shows its preview. given: {templates: [names], pack: folder}
+
+const { helpers } = require("./layout.js");
 
 module.exports = async (page, { templates, pack }) => {
+  await page.evaluate(helpers);
+  await page.evaluate(previews);
   const results = {};
   for (const name of templates) {
-    results[name] = await page.evaluate(async ([name, pack]) => {
-      const { api } = window.comfyAPI.api;
-      const at = (ending) => api.apiURL(`/workflow_templates/${encodeURIComponent(pack)}/${name}.${ending}`);
-      const file = await (await fetch(at("json"))).json();
-      const thumbnail = (await fetch(at("jpg"))).ok;
-      await app.loadGraphData(structuredClone(file), true, true);
-      const { prompt, error } = await app.graphToPrompt().then((prompt) => ({ prompt }), (error) => ({ error: String(error) }));
-      const known = (node) => node.type in LiteGraph.registered_node_types;
-      const saved = app.graph.serialize();
-      const old = new Map(file.nodes.map((node) => [node.id, node]));
-      return {
-        thumbnail,
-        error,
-        missing: app.graph.nodes.filter((node) => !known(node) || node.has_errors).map((node) => node.type),
-        nodes: [file.nodes.length, saved.nodes.length],
-        links: [file.links.length, saved.links.length],
-        changed: saved.nodes
-          .filter((node) => JSON.stringify(node.widgets_values ?? []) !== JSON.stringify(old.get(node.id)?.widgets_values ?? []))
-          .map((node) => [node.type, node.widgets_values, old.get(node.id)?.widgets_values]),
-        overlapping: app.graph.nodes.flatMap((a, i) =>
-          app.graph.nodes.slice(i + 1).filter((b) => overlap(a.boundingRect ?? a.getBounding(), b.boundingRect ?? b.getBounding())).map((b) => `${a.type} ${b.type}`),
-        ),
-        prompt: prompt && Object.keys(prompt.output).length,
-      };
-      function overlap([ax, ay, aw, ah], [bx, by, bw, bh]) {
-        return ax < bx + bw && bx < ax + aw && ay < by + bh && by < ay + ah;
-      }
-    }, [name, pack]);
-    await page.waitForTimeout(400);
-    results[name].dialogs = await page.locator(".p-dialog").allInnerTexts();
+    results[name] = await page.evaluate(load, [name, pack]);
     await page.evaluate(() => app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-    await page.waitForTimeout(700);
+    await page.waitForFunction(() => !LiteGraph.vueNodesMode || document.querySelectorAll("[data-node-id]").length >= app.graph.nodes.length);
+    await page.waitForTimeout(500);
+    results[name].dialogs = await page.locator(".p-dialog").allInnerTexts();
+    results[name].misplaced = await page.evaluate(() => misplaced());
     await page.shot(`template_${name}`);
+    await page.evaluate(() => preview());
+    await page.waitForTimeout(700);
+    results[name].grown = await page.evaluate(() => sampler().size[1]) - results[name].before;
+    results[name].misplacedWithPreview = await page.evaluate(() => misplaced());
+    await page.shot(`template_${name}_preview`);
+    await page.evaluate(() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("executing", { detail: null })));
   }
   return results;
 };
+
+async function load([name, pack]) {
+  // Later versions have more widgets, after those that were there.
+  const begins = (values, old) => old.every((value, i) => JSON.stringify(value) === JSON.stringify(values[i]));
+  const { api } = window.comfyAPI.api;
+  const at = (ending) => api.apiURL(`/workflow_templates/${encodeURIComponent(pack)}/${name}.${ending}`); // as the page asks
+  const file = await (await fetch(at("json"))).json();
+  const thumbnail = (await fetch(at("jpg"))).ok;
+  await app.loadGraphData(structuredClone(file), true, true);
+  const { prompt, error } = await app.graphToPrompt().then((prompt) => ({ prompt }), (error) => ({ error: String(error) }));
+  const known = (node) => node.type in LiteGraph.registered_node_types;
+  const saved = app.graph.serialize();
+  const old = new Map(file.nodes.map((node) => [node.id, node]));
+  return {
+    thumbnail,
+    error,
+    missing: app.graph.nodes.filter((node) => !known(node) || node.has_errors).map((node) => node.type),
+    nodes: [file.nodes.length, saved.nodes.length],
+    links: [file.links.length, saved.links.length],
+    changed: saved.nodes
+      .filter((node) => !begins(node.widgets_values ?? [], old.get(node.id)?.widgets_values ?? []))
+      .map((node) => [node.type, node.widgets_values, old.get(node.id)?.widgets_values]),
+    prompt: prompt && Object.keys(prompt.output).length,
+    before: sampler().size[1],
+  };
+}
+
+function previews() {
+  window.sampler = () => app.graph.nodes.find(({ type }) => type === "VC3DUNetSampler");
+  window.preview = () => {
+    const sheet = document.createElement("canvas");
+    [sheet.width, sheet.height] = [256, 256];
+    sheet.getContext("2d").fillRect(0, 0, 256, 256);
+    const detail = { node: String(sampler().id), type: sampler().type, frames: 16, columns: 4, rate: 8, image: sheet.toDataURL() };
+    window.comfyAPI.api.api.dispatchEvent(new CustomEvent("videocomposer.preview", { detail }));
+  };
+}

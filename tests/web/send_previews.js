@@ -6,8 +6,9 @@ module.exports = async (page) =>
     app.graph.clear();
     const node = LiteGraph.createNode("VC3DUNetSampler");
     app.graph.add(node);
-    const size = [...node.size];
     const wait = (ms = 150) => new Promise((resolve) => setTimeout(resolve, ms));
+    await wait(600); // nodes of HTML grow to what is in them
+    const size = [...node.size];
     const screen = () => node.widgets.find(({ name }) => name === "videocomposer_preview");
     const shown = () => Boolean(screen() && !screen().hidden);
 

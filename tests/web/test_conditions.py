@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from tests.host.server import REPOSITORY
 from tests.host.test_templates import frozen_of, links_of
 
@@ -31,7 +29,7 @@ def conditions_graph(host, speed):
 
 def saved_once():
     """A template as it was saved when `model` was the first socket of its condition nodes."""
-    workflow = json.loads((REPOSITORY / "workflows" / "everything_together.json").read_text())
+    workflow = json.loads((REPOSITORY / "workflows" / "14 Everything together.json").read_text())
     links = {link[0]: link for link in workflow["links"]}
     for node in workflow["nodes"]:
         node.get("inputs", []).sort(key=lambda one: one["name"] != "model")
@@ -39,15 +37,6 @@ def saved_once():
             if one.get("link") is not None:
                 links[one["link"]][4] = slot
     return workflow
-
-
-@pytest.fixture(params=["LiteGraph", "Nodes 2.0"])
-def renderer(request, browser):
-    """The page's settings for each of its renderers: nodes on a canvas, and of HTML."""
-    html = request.param == "Nodes 2.0"
-    if html and browser.host.get("/system_stats")["system"]["comfyui_version"].startswith("0.3."):
-        pytest.skip("this ComfyUI's nodes of HTML are a first attempt, without texts and pictures")
-    return {"Comfy.VueNodes.Enabled": html}
 
 
 def test_condition_nodes_show_what_the_network_sees_and_old_workflows_mean_the_same(browser, renderer):

@@ -3,7 +3,10 @@
 // replace: load the graph again while it runs, interrupt: the run, shot: name of a picture}. A short run may end before a
 // busy machine has drawn anything: so the last message of each is then sent again, and shown until its video has gone by.
 
+const { helpers } = require("./layout.js");
+
 module.exports = async (page, { cases }) => {
+  await page.evaluate(helpers);
   await page.evaluate(() => {
     const { api } = window.comfyAPI.api;
     window.everyNode = (graph = app.graph, prefix = "") =>
@@ -84,6 +87,7 @@ async function watch(page, given) {
       connected: seen.some(({ connected }) => connected),
       stock: seen.some(({ stock }) => stock),
       left: look().length,
+      misplaced: misplaced(),
       sizes: samplers.map((id) => [before[id], sizes()[id]]),
     };
   }, given.sampler);
