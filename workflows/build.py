@@ -225,7 +225,8 @@ def inpainting_moving_mask(graph: Graph) -> None:
 
 
 def drawn_motion(graph: Graph, begun: Start, clip: Node, points: str, **more: Any) -> Node:
-    node = begun.add("VCMotionFromTracks", tracks=points, spacing="length", mask=clip["mask"], **more)
+    drawn = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
+    node = begun.add("VCMotionFromTracks", **drawn, spacing="length", **more)
     graph.add("VCMotionPreview", CONDITIONS, title="The motion that was drawn", motion=node[0], images=clip["images"])
     return node
 
