@@ -38,10 +38,10 @@ def _outer_sample(executor: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def _nodes_before() -> Iterator[tuple[str, Inputs]]:
     """The nodes that the MODEL of the node that runs comes through, the last one first."""
+    from comfy_execution.graph_utils import is_link
     from comfy_execution.progress import get_progress_state
     from comfy_execution.utils import get_executing_context
-
-    import nodes
+    from server import nodes as registry  # ComfyUI's, not ours of that name
 
     context = get_executing_context()
     if context is None:
@@ -50,11 +50,11 @@ def _nodes_before() -> Iterator[tuple[str, Inputs]]:
     waiting, seen = [context.node_id], {context.node_id}
     while waiting:
         for value in prompt.get_node(waiting.pop(0))["inputs"].values():
-            if not isinstance(value, list) or len(value) != 2 or value[0] in seen:
+            if not is_link(value) or value[0] in seen:
                 continue
             source, output = value
             node = prompt.get_node(source)
-            outputs = nodes.NODE_CLASS_MAPPINGS[node["class_type"]].RETURN_TYPES
+            outputs = registry.NODE_CLASS_MAPPINGS[node["class_type"]].RETURN_TYPES
             if outputs[output] in ("MODEL", "GUIDER"):
                 seen.add(source)
                 waiting.append(source)
