@@ -235,7 +235,7 @@ def interpolation(host, nodes, comfyui):
     if "FrameInterpolate" not in nodes:
         return
     file = host.folder / "models" / "frame_interpolation" / "rife_v4.26.safetensors"
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)  # a further time where pytest makes this fixture anew for the same ComfyUI
     script = (
         "import sys, comfy.cli_args, torch, safetensors.torch; comfy.cli_args.args.cpu = True\n"
         "from comfy_extras.frame_interpolation_models.ifnet import IFNet\n"

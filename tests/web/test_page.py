@@ -124,8 +124,8 @@ def test_what_is_drawn_on_a_picture_is_what_moves(browser, renderer):
     assert ran["after"][1:] == [854, 480] and near(ran["after"][0], points((213.5, 240), (640.5, 240)))
 
 
-def test_previews_come_and_go_with_their_messages(browser, renderer):
-    seen = browser.play("send_previews.js", settings=renderer)
+def test_previews_come_and_go_with_their_messages(browser):
+    seen = browser.play("send_previews.js")
     assert not seen.complaints
     assert seen.result == {
         "nothing": False,  # for another node, another class, a picture that is none
