@@ -95,7 +95,7 @@ def test_a_folder_of_images_is_a_moving_mask(tmp_path):
 
 
 def test_a_folder_must_have_an_image_a_frame(tmp_path):
-    with pytest.raises(UserError, match="0 images, and 2 frames") as error:
+    with pytest.raises(UserError, match="0 images for 2 frames") as error:
         read_mask(tmp_path, 2)
     assert str(tmp_path) in str(error.value)
     save(tmp_path / "1.png", np.zeros((16, 32), np.uint8))

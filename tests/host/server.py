@@ -28,6 +28,11 @@ INTERRUPTER = Path(__file__).with_name("interrupter.py")
 _START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
 
 
+def environment() -> dict[str, str]:
+    """The variables for a ComfyUI's Python: what ./vc sets for this project's own would hide ComfyUI's modules from it."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
+
+
 @dataclass
 class Result:
     """One run of a graph.
@@ -130,14 +135,12 @@ class Host:
             **({} if front_end is None else {"--front-end-root": front_end}),
         }
         switches = ["--cpu", "--disable-api-nodes", "--disable-auto-launch"]
-        # What ./vc sets for this project's own Python would hide ComfyUI's modules from it.
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
         log = folder / "host.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [comfyui.python, "main.py", *switches, *(str(part) for option in options.items() for part in option)],
                 cwd=comfyui.folder,
-                env=environment,
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

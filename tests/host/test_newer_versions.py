@@ -3,12 +3,11 @@
 What newer versions do everywhere is tested on them, by the tests of the other files.
 """
 
-import os
 import subprocess
 
 import pytest
 
-from tests.host.server import REPOSITORY
+from tests.host.server import REPOSITORY, environment
 
 BEGINNING = f"""
 import importlib, importlib.util, sys
@@ -28,11 +27,10 @@ def module(name):
 @pytest.fixture
 def run(comfyui):
     folder, python, _ = comfyui
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
 
     def run(script, *arguments):
         command = [python, "-c", BEGINNING + script, *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
     return run

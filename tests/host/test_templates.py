@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tests.host.finding import find_comfyuis
 from tests.host.graph import DYNAMIC, brought, default
-from tests.host.server import REPOSITORY, Host
+from tests.host.server import REPOSITORY, Host, environment
 from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
 from vc_core.video import plan_frames, probe, read_frames
 
@@ -243,7 +243,7 @@ def interpolation(host, nodes, comfyui):
         "zeros = {name: torch.zeros_like(value) for name, value in weights.items()}\n"
         "safetensors.torch.save_file(zeros, sys.argv[1])"
     )
-    subprocess.run([comfyui.python, "-c", script, file], cwd=comfyui.folder, check=True)
+    subprocess.run([comfyui.python, "-c", script, file], cwd=comfyui.folder, env=environment(), check=True)
 
 
 def test_every_template_is_frozen_has_a_picture_and_a_note(nodes):

@@ -280,7 +280,7 @@ def test_pieces_are_small_and_join_to_the_same_file(tmp_path):
     assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "raw.safetensors"), "--raw"]) == 2
     assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "again.safetensors")]) == 0
     pieces[0].unlink()
-    with pytest.raises(UserError, match=r"holds \d pieces, expected \d of one checkpoint"):
+    with pytest.raises(UserError, match=r"holds \d pieces?, expected \d of one checkpoint"):
         files.export_run(tmp_path / "pieces", tmp_path / "again.safetensors")
     with pytest.raises(UserError, match="no run and no pieces"):
         files.export_run(tmp_path, tmp_path / "again.safetensors")

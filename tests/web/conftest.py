@@ -173,7 +173,7 @@ def browser(comfyui, front_end, tmp_path_factory):
         pytest.skip(str(reason))
 
     def start(pack: str | None) -> Host:
-        return Host.start(tmp_path_factory.mktemp("comfyui"), pack, comfyui, front_end)
+        return Host.start(tmp_path_factory.mktemp("comfyui"), pack, comfyui, front_end=front_end)
 
     pictures = os.environ.get("VC_PICTURES", "")
     if pictures:
