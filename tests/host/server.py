@@ -29,7 +29,7 @@ _START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
 
 
 def environment() -> dict[str, str]:
-    """The variables for a ComfyUI's Python: what ./vc sets for this project's own would hide ComfyUI's modules from it."""
+    """The variables for a ComfyUI's Python: what ./vc sets for this project's would hide ComfyUI's modules from it."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
 
 
