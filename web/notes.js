@@ -1,5 +1,6 @@
 // What a node of this pack said on itself in its last run (nodes/host/running.py) stays until the node runs again. Older
 // pages keep texts even then, though the new run may have nothing to say; newer ones take them all away as a run ends.
+// On the canvas a text gets the room that it needs: the page's own widget shows two lines of it.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -9,6 +10,7 @@ import { nodesAround } from "./preview.js";
 const NOTE = "$$node-text-preview"; // the page's widget for texts on a node
 const TEXT = "progress_text"; // and its message that fills it
 const CATEGORY = "VideoComposer";
+const [CHARACTER, LINE, ACROSS, DOWN, TALLEST] = [6.5, 16, 56, 36, 200]; // pixels, as the page sets its texts
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
 /** Node -> the last message about it. */
@@ -23,6 +25,19 @@ function note(node) {
   return node.widgets?.find((widget) => widget.name === NOTE);
 }
 
+function height(text, width) {
+  const most = Math.max(1, Math.floor((width - ACROSS) / CHARACTER));
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / most)), 0);
+  return Math.min(TALLEST, lines * LINE) + DOWN;
+}
+
+function makeRoom(node) {
+  const widget = note(node);
+  if (!widget || globalThis.LiteGraph?.vueNodesMode) return; // nodes of HTML are as tall as what is in them
+  widget.options.getMinHeight = () => height(String(widget.value ?? ""), node.size[0]);
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+}
+
 api.addEventListener("executing", ({ detail }) => {
   const node = ours(detail);
   if (!node) return;
@@ -32,7 +47,9 @@ api.addEventListener("executing", ({ detail }) => {
 
 api.addEventListener(TEXT, ({ detail }) => {
   const node = ours(detail.nodeId);
-  if (node) said.set(node, { nodeId: detail.nodeId, text: detail.text });
+  if (!node) return;
+  said.set(node, { nodeId: detail.nodeId, text: detail.text });
+  setTimeout(() => makeRoom(node)); // after the page's own listener
 });
 
 function sayAgain() {

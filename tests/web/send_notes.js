@@ -1,4 +1,5 @@
-// Sends the page texts for a node of the pack and for a stock one, and runs both; returns the texts before and after.
+// Sends the page texts for a node of the pack and for a stock one, and runs both; returns the texts before and after, and
+// whether all of a long text is to be seen.
 
 module.exports = async (page) =>
   page.evaluate(async () => {
@@ -15,5 +16,12 @@ module.exports = async (page) =>
     for (const node of nodes) api.dispatchEvent(new CustomEvent("executing", { detail: String(node.id) }));
     await wait();
     api.dispatchEvent(new CustomEvent("executing", { detail: null }));
-    return { before, after: texts() };
+    const after = texts();
+    const long = Array.from({ length: 4 }, (_, i) => `Sentence ${i} of what a node may have to say about a checkpoint.`).join(" ");
+    api.dispatchEvent(new CustomEvent("progress_text", { detail: { nodeId: String(nodes[0].id), text: long } }));
+    app.canvas.setDirty(true, true);
+    await wait(500);
+    const around = [...document.querySelectorAll("div")].filter(({ textContent }) => textContent.trim() === long);
+    const whole = around.every(({ scrollHeight, clientHeight }) => scrollHeight <= clientHeight + 1);
+    return { before, after, found: around.length > 0, whole };
   });
