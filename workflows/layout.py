@@ -34,7 +34,8 @@ GROWS = {
     **dict.fromkeys(("MotionVectorExtract", "DepthSequence", "VCSketchSequence", "VCMaskSequence"), 350),
     **dict.fromkeys(("VCCameraMotion", "VCMotionFromTracks", "VCMotionPreview"), 300),
     **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),
-    **dict.fromkeys(("VCCheckpointLoader", "GetImageSize"), 70),
+    "VCCheckpointLoader": 125,
+    "GetImageSize": 70,
     "FrameInterpolationModelLoader": 40,
 }
 """By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
