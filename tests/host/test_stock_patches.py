@@ -113,7 +113,7 @@ PATCHES = {
     "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
     # caches
     "EasyCache": Row(CACHE, steps=6),
-    "LazyCache": Row(CACHE, steps=4),
+    "LazyCache": Row(CACHE, steps=8),
     # of other networks
     "ARVideoI2V": Row({"vae": lambda scene, stc: scene.loader[3], "start_image": picture, **SMALL}, **FOREIGN),
     "ChromaRadianceOptions": Row(**FOREIGN),
