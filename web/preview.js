@@ -54,9 +54,13 @@ class Screen {
     };
   }
 
-  /** Whether the node is as large as a preview made it: one that the user resized meanwhile stays as it is. */
+  /**
+   * Whether the node is as large as a preview made it: one that the user resized meanwhile stays as it is. Nodes of HTML
+   * take their height from all that is in them, so of those the width tells, which the page rounds.
+   */
   get grown() {
-    return !this.widget.hidden && this.after.every((side, i) => side === this.node.size[i]);
+    const sides = globalThis.LiteGraph?.vueNodesMode ? 1 : 2;
+    return !this.widget.hidden && this.after.slice(0, sides).every((side, i) => Math.abs(side - this.node.size[i]) < 1);
   }
 
   height() {

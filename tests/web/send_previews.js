@@ -9,6 +9,9 @@ module.exports = async (page) =>
     const wait = (ms = 150) => new Promise((resolve) => setTimeout(resolve, ms));
     await wait(600); // nodes of HTML grow to what is in them
     const size = [...node.size];
+    // Nodes of HTML take their height from all that is in them, of which the stock preview below is a part.
+    const asBefore = ([wide, high], tall) =>
+      LiteGraph.vueNodesMode ? Math.abs(wide - size[0]) < 1 && high < tall : wide === size[0] && high === size[1];
     const screen = () => node.widgets.find(({ name }) => name === "videocomposer_preview");
     const shown = () => Boolean(screen() && !screen().hidden);
 
@@ -43,7 +46,6 @@ module.exports = async (page) =>
     result.nothing = shown();
     api.dispatchEvent(new CustomEvent("executing", { detail: null }));
     result.stockAlone = stock();
-
     send({});
     await wait();
     result.shown = shown();
@@ -57,13 +59,14 @@ module.exports = async (page) =>
       seen.add(`#${[r, g, b].map((value) => value.toString(16).padStart(2, "0")).join("")}`);
     }
     result.colors = colors.every((color) => seen.has(color)) && seen.size === colors.length;
-    result.grown = node.size[1] > size[1];
+    const tall = node.size[1];
+    result.grown = tall > size[1];
     const saved = app.graph.serialize().nodes[0];
-    result.saved = saved.size[1] === size[1] && saved.widgets_values.length === node.widgets.length - 1;
+    result.saved = asBefore(saved.size, tall) && saved.widgets_values.length === node.widgets.length - 1;
     api.dispatchEvent(new CustomEvent("executing", { detail: String(node.id) }));
     result.stays = shown();
     api.dispatchEvent(new CustomEvent("executing", { detail: "77" }));
-    result.ended = !shown() && node.size.every((side, i) => side === size[i]);
+    result.ended = !shown() && asBefore(node.size, tall);
     const drawn = canvas.toDataURL();
     await wait(200);
     result.still = drawn === canvas.toDataURL();
@@ -90,7 +93,7 @@ module.exports = async (page) =>
     node.setSize([size[0] + 50, node.size[1] + 50]);
     const resized = [...node.size];
     api.dispatchEvent(new CustomEvent("executing", { detail: null }));
-    result.resizedStays = node.size.every((side, i) => side === resized[i]);
+    result.resizedStays = node.size.every((side, i) => Math.abs(side - resized[i]) < 1);
 
     await app.extensionManager.setting.set("VideoComposer.Preview", false);
     send({});

@@ -124,8 +124,8 @@ def test_what_is_drawn_on_a_picture_is_what_moves(browser, renderer):
     assert ran["after"][1:] == [854, 480] and near(ran["after"][0], points((213.5, 240), (640.5, 240)))
 
 
-def test_previews_come_and_go_with_their_messages(browser):
-    seen = browser.play("send_previews.js")
+def test_previews_come_and_go_with_their_messages(browser, renderer):
+    seen = browser.play("send_previews.js", settings=renderer)
     # The newest page reads the picture of a stock preview in a way that its own policy refuses.
     assert not [text for text in seen.complaints if "blob:" not in text]
     assert seen.result == {
