@@ -21,5 +21,6 @@ def temporary(image: Tensor) -> dict[str, str]:
     path = os.path.join(folder, name)
     if not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
-        Image.fromarray(pixels).save(path, compress_level=1)
+        Image.fromarray(pixels).save(f"{path}.part", "PNG", compress_level=1)
+        os.replace(f"{path}.part", path)  # a half of one would be shown for ever, as it is there
     return {"filename": name, "subfolder": "", "type": "temp"}

@@ -33,8 +33,8 @@ def say(*notes: str) -> None:
 
     context = get_executing_context()
     run = None if context is None else (context.prompt_id, context.node_id)
-    if run not in _SAID:
-        _SAID.clear()  # one node runs at a time
+    if run is None or run not in _SAID:
+        _SAID.clear()  # one node runs at a time; outside of any, each note is a new one
     said = _SAID.setdefault(run, [])
     new = [note for note in notes if note and note not in said]
     if not new:
