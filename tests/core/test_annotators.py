@@ -1,9 +1,8 @@
-"""Sketches and depth: the released networks against reference values, and transformers' networks."""
+"""Sketches, and depth by MiDaS: the released networks against reference values."""
 
 import copy
 import dataclasses
 import json
-import sys
 import zlib
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from tests.core.pictures import clip
 from vc_core.errors import UserError
-from vc_core.extract.depth import MIDAS_UNIT, depth, load_depth_model, midas_model
-from vc_core.extract.depth_maps import USUAL, by_percentiles
+from vc_core.extract.depth import MIDAS_UNIT, depth, midas_model
 from vc_core.extract.midas import is_midas, midas_config, midas_state
 from vc_core.extract.pidinet import PiDiNet, fold_angular, fold_central, fold_radial, load_pidinet, released_layout
 from vc_core.extract.simplify import CHANNELS, Simplifier, load_simplifier
@@ -39,28 +38,10 @@ def values(shapes) -> dict[str, torch.Tensor]:
     return {name: value(name, shape) for name, shape in shapes.items()}
 
 
-def clip(height: int = 24, width: int = 32, frames: int = 3, batch: int = 1) -> torch.Tensor:
-    """Smooth random colours (batch, 3, frames, height, width) in [0, 1]."""
-    coarse = torch.rand(batch * frames, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
-    fine = F.interpolate(coarse, (height, width), mode="bilinear")
-    return fine.unflatten(0, (batch, frames)).transpose(1, 2)
-
-
 @pytest.fixture(scope="module")
 def golden(golden_dir):
     path = golden_dir / "annotators.json"
     return json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Whoever opens a connection fails."""
-
-    def refuse(*_):
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -334,172 +315,3 @@ def test_the_released_file_is_found_and_read(golden, tmp_path):
     torch.save(state, tmp_path / "midas_v3_dpt_large.pth")
     with pytest.raises(UserError, match=r"1 have another shape \(neck.reassemble_stage.readout_projects.1.0.weight"):
         depth(clip(), models=tmp_path)
-
-
-# --- DPT and Depth Anything ---------------------------------------------------------------------------------------
-
-NECK = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
-VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def saved(network, folder):
-    """A network with weights that give depth everywhere, saved as transformers saves it."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
-            elif name.endswith("head.4.bias") or name.endswith("conv3.bias"):
-                parameter.fill_(2.0)
-    network.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dpt(tmp_path_factory):
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    config = DPTConfig(**VIT, **NECK, image_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 3])
-    return saved(DPTForDepthEstimation(config), tmp_path_factory.mktemp("models") / "dpt")
-
-
-def new_depth_anything(**settings):
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
-
-    backbone = {"model_type": "dinov2", **VIT, "image_size": 56, "patch_size": 14, "out_indices": [1, 2, 3, 4]}
-    backbone |= {"reshape_hidden_states": False, "apply_layernorm": True}
-    config = DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=32, head_hidden_size=8, **NECK, **settings
-    )
-    return DepthAnythingForDepthEstimation(config)
-
-
-@pytest.fixture(scope="module")
-def depth_anything(tmp_path_factory):
-    return saved(new_depth_anything(), tmp_path_factory.mktemp("models") / "depth_anything")
-
-
-def test_dpt_gives_transformers_values_in_the_released_unit(dpt, no_network):
-    from transformers import DPTForDepthEstimation
-
-    video = clip(64, 64)
-    network = DPTForDepthEstimation.from_pretrained(dpt, local_files_only=True)
-    with torch.no_grad():
-        expected = network((video[0].transpose(0, 1) - 0.5) / 0.5).predicted_depth
-    for model in (str(dpt), dpt / "model.safetensors"):
-        out, which = depth(video, model)
-        assert which == "dpt"
-        torch.testing.assert_close(out[0, 0], (expected / 20).clamp(0, 10))
-
-
-def test_depth_anything_is_brought_into_the_released_range(depth_anything, no_network):
-    from transformers import DepthAnythingForDepthEstimation
-
-    video = clip(56, 84)
-    network = DepthAnythingForDepthEstimation.from_pretrained(depth_anything, local_files_only=True)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    frames = ((video[0].permute(1, 2, 3, 0) - mean) / std).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        raw = network(frames).predicted_depth
-    told = []
-    out, which = depth(video, depth_anything, chunk=2, progress=lambda *done: told.append(done))
-    assert which == "depth_anything" and told == [("depth", 2, 3), ("depth", 3, 3)]
-    torch.testing.assert_close(out, by_percentiles(raw[None, None]))
-    assert np.percentile(out.numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)
-
-
-def test_metres_become_inverse_depth(depth_anything, tmp_path):
-    near_large, _ = depth(clip(56, 56), depth_anything)
-    folder = saved(new_depth_anything(depth_estimation_type="metric", max_depth=20), tmp_path / "metric")
-    model = load_depth_model(folder)
-    frames = clip(56, 56)[0].transpose(0, 1)
-    with torch.no_grad():
-        metres = model(frames)[:, 0]
-    out, _ = depth(clip(56, 56), model)
-    assert model.values == "metres" and metres.min() > 0 and metres.max() <= 20
-    torch.testing.assert_close(out, by_percentiles(1 / metres[None, None]))
-    assert torch.corrcoef(torch.stack([out.flatten(), near_large.flatten()]))[0, 1] < 0
-
-
-def test_a_dpt_on_a_backbone_has_a_scale_of_its_own(tmp_path):
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    backbone = {"model_type": "dinov2", **VIT, "image_size": 56, "patch_size": 14, "out_indices": [1, 2, 3, 4]}
-    config = DPTConfig(backbone_config={**backbone, "reshape_hidden_states": False}, **NECK)
-    model = load_depth_model(saved(DPTForDepthEstimation(config), tmp_path))
-    assert (model.which, model.values, model.side, model.multiple) == ("dpt", "metres", 56, 14)
-    assert depth(clip(), model)[0].shape == (1, 1, 3, 24, 32)
-
-
-def test_published_files_of_older_names_are_read(depth_anything, tmp_path):
-    """Depth Anything's files call DINOv2's queries attention.attention.query; newer versions of transformers do not."""
-    model = load_depth_model(depth_anything)
-    (tmp_path / "config.json").write_bytes((depth_anything / "config.json").read_bytes())
-    renames = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
-    renames |= {"o_proj": "output.dense"}
-    state = {}
-    for name, tensor in model.network.state_dict().items():
-        for new, old in renames.items():
-            name = name.replace(f"attention.{new}", f"attention.{old}")
-        state[name] = tensor
-    assert "backbone.encoder.layer.0.attention.attention.query.weight" in state
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    torch.testing.assert_close(depth(clip(), tmp_path)[0], depth(clip(), model)[0])
-
-
-def test_the_folders_own_statistics_count(dpt, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((dpt / name).read_bytes())
-    told = {"image_mean": [25.5, 51, 76.5], "image_std": [255, 255, 255]}
-    for rescaled, unit in ((True, 1), (False, 255)):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(told | {"do_rescale": rescaled}))
-        mean, std = load_depth_model(tmp_path).statistics
-        assert mean == pytest.approx(np.array([25.5, 51, 76.5]) / unit) and std == (255 / unit,) * 3
-
-
-def test_a_depth_network_says_nothing(dpt, capfd):
-    depth(clip(), dpt)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_working_size_keeps_the_shape(dpt, depth_anything):
-    assert load_depth_model(dpt).working_size(180, 320) == (64, 128)  # multiples of 32
-    assert load_depth_model(depth_anything).working_size(180, 320) == (56, 98)  # of 14
-    assert load_depth_model(dpt).working_size(10, 10) == (64, 64)
-
-
-def test_without_a_model_the_error_names_what_to_get(tmp_path):
-    model = next(model for model in MODELS if model.name == "midas_v3_dpt_large.pth")
-    with pytest.raises(UserError) as caught:
-        depth(clip(), models=tmp_path)
-    for told in (model.name, "1372.2 MB", "not published", model.source, f"into {tmp_path}", "Depth-Anything-V2"):
-        assert told in str(caught.value)
-    with pytest.raises(UserError, match=r"There is no depth model at .*absent"):
-        depth(clip(), tmp_path / "absent")
-
-
-def test_what_is_no_depth_model_is_refused(dpt, tmp_path, depth_anything):
-    with pytest.raises(UserError, match=r"holds no weights of a depth model: expected model.safetensors or"):
-        depth(clip(), tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes((dpt / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"the config.json of transformers' DPT or Depth Anything is not in"):
-        depth(clip(), weights)
-    config = tmp_path / "config.json"
-    for text, message in (
-        ("{", "cannot be read"),
-        ('{"model_type": "zoedepth"}', "of the kind 'zoedepth': expected a depth model of the kinds dpt or"),
-        ('{"model_type": "dpt", "backbone": "facebook/dinov2-base"}', "names a backbone elsewhere"),
-        ((depth_anything / "config.json").read_text(), "does not fit its settings"),
-        (json.dumps({**json.loads((dpt / "config.json").read_text()), "hidden_size": 64}), "have another shape"),
-        (json.dumps({**json.loads((dpt / "config.json").read_text()), "hidden_act": "none"}), "can build"),
-    ):
-        config.write_text(text)
-        with pytest.raises(UserError, match=message):
-            depth(clip(), tmp_path)
-
-
-def test_depth_without_transformers_says_what_to_install(dpt, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match="pip install 'transformers"):
-        depth(clip(), dpt)
