@@ -235,7 +235,7 @@ def embed_conditions(
     for name, tensor in tensors.items():
         if len(tensor):
             embedding = unet.encode_condition(name, tensor, size).float()
-            rows = kept[name].nonzero(as_tuple=True)[0].to(some.device)
+            rows = kept[name].nonzero(as_tuple=True)[0].to(some.device, non_blocking=True)
             total = total.index_add(0, rows, embedding.expand(-1, -1, frames, -1, -1))
     return total
 
@@ -247,8 +247,10 @@ def make_context(unet: UNet3D, text: Tensor, empty: Tensor, style: Tensor | None
         text: `(B, 77, D)`; empty: `(1, 77, D)`.
         style: image embeddings `(B, 1, D)`, or None for a batch without a style token, as when nothing is wired.
     """
-    context = torch.where(kept["text"].to(text.device)[:, None, None], text, empty)
+    context = torch.where(kept["text"].to(text.device, non_blocking=True)[:, None, None], text, empty)
     if style is None:
         return context
-    style = torch.where(kept["style"].to(style.device)[:, None, None], style, torch.zeros_like(style))
+    style = torch.where(
+        kept["style"].to(style.device, non_blocking=True)[:, None, None], style, torch.zeros_like(style)
+    )
     return torch.cat([context, unet.encode_style(style)], dim=1)

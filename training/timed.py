@@ -26,6 +26,9 @@ SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
 WARMUP = 60.0
 """Seconds, at most, over which the learning rate rises from 0."""
+CHECK_EVERY = 20
+"""Steps on a GPU between looks at whether the gradient is finite: each look waits for the GPU, which then waits for the
+host. What is not finite once is so ever after, and is never saved."""
 WAIT = 10.0
 """Seconds until a full disk is tried again."""
 
@@ -91,6 +94,7 @@ class TimedRun:
         self.step, self.used, self.came = 0, 0.0, 0
         self.more: dict[str, int] = {}
         self._signals, self._mark = StopSignals(), time.monotonic()
+        self._norm: torch.Tensor | None = None
         self.out.mkdir(parents=True, exist_ok=True)
         if self._state_path.exists():
             self._resume()
@@ -121,6 +125,7 @@ class TimedRun:
         """Writes the state; a full disk is waited for."""
         if not self.world.main:
             return
+        self._check()
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -175,26 +180,30 @@ class TimedRun:
             self.save()
             self.came = self.came or self.world.most(self._signals.came)  # of a signal during the last step
 
-    def update(self, loss: torch.Tensor, clip: float = 1.0) -> float:
+    def update(self, loss: torch.Tensor, clip: float = 1.0) -> torch.Tensor:
         """Backward, average over ranks, clip the gradient's norm, step, average the weights. Returns the norm.
 
         Raises:
-            UserError: the gradient is not finite; nothing is changed then.
+            UserError: the gradient is not finite; nothing is changed then, on a GPU nothing on the disk.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._agree()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-        if not math.isfinite(norm):
-            raise UserError(f"{self.out}: the gradient is not finite at step {self.step}: start the same command again "
-                            "to go on from the last checkpoint.")  # fmt: skip
+        self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        if self._norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+            self._check()
         self.optimizer.step()
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
             means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
             torch._foreach_lerp_(list(means), list(values), 1.0 - decay)
-        return norm
+        return self._norm
+
+    def _check(self) -> None:
+        if self._norm is not None and not self._norm.isfinite():
+            raise UserError(f"{self.out}: the gradient is not finite at step {self.step}: start the same command again "
+                            "to go on from the last checkpoint.")  # fmt: skip
 
     def _agree(self) -> None:
         """Means of the ranks' gradients, the main one's time, and whether one was told to stop, as all then are."""

@@ -202,7 +202,12 @@ def train(out: Path, minutes: float, settings: Settings, world: World, say: Call
         loss, result = training_loss(model, frames, dtype)
         norm = run.update(loss)
         if step % 20 == 0:
-            run.log(loss=loss.item(), psnr=psnr(result.detach(), frames[:, :3]).mean().item(), size=size, gradient=norm)
+            run.log(
+                loss=loss.item(),
+                psnr=psnr(result.detach(), frames[:, :3]).mean().item(),
+                size=size,
+                gradient=norm.item(),
+            )
     if world.main and not run.came:
         model = run.average.cpu().to(memory_format=torch.contiguous_format).eval()
         save_comparison(model, out / "comparison.png")

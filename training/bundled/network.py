@@ -27,7 +27,7 @@ from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
 LOG_EVERY, TEST_EVERY = 20, 300.0
-"""Steps between lines of the log, and seconds between looks at held-out scenes."""
+"""Steps between lines of the log, and seconds, at most, between looks at held-out scenes."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Settings:
         lengths: numbers of frames of which each step draws one; shorter clips are as many more.
         batch: clips of all 16 frames in a step, of all ranks together, by the type of the device.
         scenes: that are kept at a time, of all ranks together, by the type of the device.
-        uses: clips' worth of frames that are taken of each scene before it gives way, about; of the first ones more.
+        uses: clips' worth of frames that are taken of each scene before it gives way, about, by the type of the
+            device; of the first ones more.
         learning_rate, weight_decay: of Muon.
         lone: see `training.objective.draw_kept`.
         moving_gain, no_style: see `training.recipe.Loss`.
@@ -47,7 +48,7 @@ class Settings:
     lengths: tuple[int, ...]
     batch: dict[str, int]
     scenes: dict[str, int]
-    uses: float
+    uses: dict[str, float]
     learning_rate: float
     weight_decay: float
     lone: dict[str, float]
@@ -137,7 +138,7 @@ def train(
     per_rank = max(settings.batch[device.type] // world.size, 1)
     capacity = max(settings.scenes[device.type] // world.size, per_rank)
     places = {"size": config.height, "scale": config.extraction.condition_scale}
-    due = per_rank / settings.uses  # new scenes a step
+    due = per_rank / settings.uses[device.type]  # new scenes a step
     drawn = run.more.get("drawn", int(run.step * due))
     ring = Ring(autoencoder, towers, TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size, **places)
     beginning = min(max(8 * per_rank, 64), capacity)
@@ -166,11 +167,11 @@ def train(
         if step % LOG_EVERY == LOG_EVERY - 1:
             more = {"frames_per_second": round(seen / max(run.used - mark, 1e-9), 1)}
             seen, mark = 0, run.used
-            if world.main and run.used - tested > TEST_EVERY:
+            if world.main and run.used - tested > min(TEST_EVERY, run.budget / 8):
                 test = test or HeldOut(autoencoder, towers, config, settings, empty, places)
                 more |= test(run.average)
                 tested = run.used
-            run.log(loss=round(loss.item(), 5), gradient=round(norm, 4), rate=optimizer.param_groups[0]["lr"],
+            run.log(loss=round(loss.item(), 5), gradient=round(norm.item(), 4), rate=optimizer.param_groups[0]["lr"],
                     scenes=ring.drawn * world.size, **more)  # fmt: skip
     return run
 
