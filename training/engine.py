@@ -161,8 +161,7 @@ class Engine:
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.optimizer
         if settings.kind == "muon":
-            dtype = torch.bfloat16 if self.mixed else torch.float32
-            return Muon(self.groups, betas=settings.betas, weight_decay=settings.weight_decay, dtype=dtype)
+            return Muon(self.groups, betas=settings.betas, weight_decay=settings.weight_decay)
         return torch.optim.AdamW(self.groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
 
     @property

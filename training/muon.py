@@ -16,22 +16,20 @@ import torch
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
 """Steps of Newton-Schulz that go without the matrix itself. In two rounds float32 is as accurate as step by step (1e-5
-of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4)."""
+of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4). bfloat16 will not do: what it rounds
+makes small eigenvalues negative, which the polynomials multiply until a result is hundreds of times too large."""
 
 
-def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, roughly (singular values 0.7 to 1.2), of a batch (N, rows, columns).
 
     Each step multiplies the matrix by a polynomial of its Gram matrix. All of these commute, so that a round multiplies
     them with each other, as small squares, and with the matrix itself but once.
-
-    Args:
-        dtype: of the products; bfloat16 will do, as in the paper.
     """
     a, b, c = _NEWTON_SCHULZ
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     tall = x.shape[1] > x.shape[2]
-    x = (x.mT if tall else x).to(dtype)
+    x = x.mT if tall else x
     for steps in _ROUNDS:
         gram, product = x @ x.mT, None
         for step in range(steps):
@@ -41,7 +39,6 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) ->
             if step + 1 < steps:
                 gram = factor @ gram @ factor
         x = product @ x
-    x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 
@@ -49,9 +46,6 @@ class Muon(torch.optim.Optimizer):
     """Muon for parameters of two dimensions and more, Adam for the rest, at one learning rate of Adam's magnitude.
 
     Put embeddings into a group with `orthogonal=False`: their rows are not a matrix, and Adam serves them.
-
-    Args:
-        dtype: see `orthogonalize`.
     """
 
     def __init__(
@@ -61,11 +55,19 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.dtype = dtype
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "orthogonal": True}
         super().__init__(params, defaults)
+
+    def make_capturable(self) -> None:
+        """Keeps learning rates and numbers of steps as tensors on the parameters' device, for CUDA graphs to read."""
+        for group in self.param_groups:
+            device = group["params"][0].device
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+            for parameter in group["params"]:
+                if "step" in self.state[parameter]:
+                    number = torch.as_tensor(self.state[parameter]["step"], dtype=torch.float32, device=device)
+                    self.state[parameter]["step"] = number
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -91,23 +93,38 @@ class Muon(torch.optim.Optimizer):
         for parameter, direction in zip(parameters, directions, strict=True):
             by_shape[direction.flatten(1).shape].append((parameter, direction.flatten(1)))
         for (rows, columns), pairs in by_shape.items():
-            updates = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)
-            size = 0.2 * max(rows, columns) ** 0.5
-            for (parameter, _), update in zip(pairs, updates, strict=True):
-                parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * size)
+            updates = orthogonalize(torch.stack([direction for _, direction in pairs]))
+            updates = updates * (group["lr"] * (0.2 * max(rows, columns) ** 0.5))
+            changed = [parameter for parameter, _ in pairs]
+            torch._foreach_sub_(changed, [u.reshape(p.shape) for p, u in zip(changed, updates, strict=True)])
 
     def _adam(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not (state := self.state[parameter]):
-                state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-            state["step"] += 1
+                first = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0
+                state |= {"step": first, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
         states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
         means, squares = [s["mean"] for s in states], [s["square"] for s in states]
+        for state in states:
+            state["step"] += 1
+        steps = [s["step"] for s in states]
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, gradients, 1.0 - beta1)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1.0 - beta2)
-        roots = torch._foreach_div(squares, [1.0 - beta2 ** s["step"] for s in states])
+        roots = torch._foreach_div(squares, _corrections(beta2, steps))
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, 1e-8)
-        sizes = [-group["lr"] / (1.0 - beta1 ** s["step"]) for s in states]
-        torch._foreach_addcdiv_(parameters, means, roots, sizes)
+        updates = torch._foreach_div(means, roots)
+        torch._foreach_div_(updates, _corrections(beta1, steps))
+        torch._foreach_mul_(updates, group["lr"])
+        torch._foreach_sub_(parameters, updates)
+
+
+def _corrections(beta: float, steps: list[Any]) -> list[Any]:
+    """What Adam's means are divided by after so many steps, numbers or tensors."""
+    if not isinstance(steps[0], torch.Tensor):
+        return [1.0 - beta**step for step in steps]
+    corrections = torch._foreach_pow(beta, steps)
+    torch._foreach_neg_(corrections)
+    torch._foreach_add_(corrections, 1.0)
+    return list(corrections)

@@ -59,8 +59,8 @@ class TimedRun:
     """A training run that ends after `minutes` of its own time, however often it is interrupted.
 
     Iterating yields step numbers, sets the learning rate before each and saves every minute; in each step the loop
-    calls `update` once. A run started again in the same folder resumes, with the time that the interrupted one had
-    used; with a larger budget it goes on to that.
+    calls `update` or `count` once. A run started again in the same folder resumes, with the time that the interrupted
+    one had used; with a larger budget it goes on to that.
 
     Several ranks, which begin with equal weights, average their gradients. The time that the main one took and whether
     one was told to stop travel with these, so that all of them change the learning rate and end in the same step.
@@ -90,6 +90,8 @@ class TimedRun:
         self.world, self.say = world or World(), say
         self.budget, self.decay = minutes * 60.0, decay
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        pairs = zip(self.average.state_dict().values(), model.state_dict().values(), strict=True)
+        self._floating = tuple(map(list, zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)))
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step, self.used, self.came = 0, 0.0, 0
         self.more: dict[str, int] = {}
@@ -171,7 +173,9 @@ class TimedRun:
             saved = self._mark = time.monotonic()
             while self.used < self.budget and not self.came:
                 for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-                    group["lr"] = base * rate(self.done, min(0.02, WARMUP / self.budget))
+                    now = base * rate(self.done, min(0.02, WARMUP / self.budget))
+                    # A captured step reads it where it was.
+                    group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], torch.Tensor) else now
                 yield self.step
                 self.step += 1
                 if self._mark - saved > SAVE_EVERY:
@@ -193,12 +197,26 @@ class TimedRun:
         if self._norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
             self._check()
         self.optimizer.step()
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-            means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-            torch._foreach_lerp_(list(means), list(values), 1.0 - decay)
+        self._follow()
         return self._norm
+
+    def count(self, norm: torch.Tensor) -> None:
+        """Takes note of a step that the model has made already, with a gradient of this norm, on the only rank.
+
+        Raises:
+            UserError: the gradient is not finite; what is on the disk has not changed.
+        """
+        self._agree()
+        self._norm = norm
+        if self.step % CHECK_EVERY == 0:
+            self._check()
+        self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The averaged weights' step towards the model's."""
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(*self._floating, 1.0 - decay)
 
     def _check(self) -> None:
         if self._norm is not None and not self._norm.isfinite():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training import export
 from training.bundled import files
@@ -132,11 +132,11 @@ def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
 
 def test_windows_lie_in_the_clip():
     generator = torch.Generator().manual_seed(0)
-    frames, stride = windows(16, 4, 500, generator)
+    frames, stride = windows(16, 4, 500, generator=generator)
     assert frames.shape == (500, 4) and frames.min() == 0 and frames.max() == 15
     assert set(stride.tolist()) == {1, 2, 3, 4, 5}
     assert torch.equal(frames[:, 1:] - frames[:, :-1], stride[:, None].expand(-1, 3))
-    assert torch.equal(windows(16, 16, 3, generator)[0], torch.arange(16).expand(3, -1))
+    assert torch.equal(windows(16, 16, 3, generator=generator)[0], torch.arange(16).expand(3, -1))
 
 
 def test_a_step_feeds_the_network_what_it_keeps(ring, design):
@@ -151,15 +151,18 @@ def test_a_step_feeds_the_network_what_it_keeps(ring, design):
     unet = Spy(design[1].unet, attend=attend_in_full)
     empty = encode_text(ring.towers, [""]).float()
     step = NetworkStep(unet, design[1], design[0].network, empty)
-    generator, lots = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    loss = step(ring, 8, 12, generator, lots)
+
+    def loss_of() -> Tensor:
+        given = step.drawn(len(ring), 12, torch.Generator().manual_seed(3))
+        return step(ring, 8, given, torch.Generator().manual_seed(3))
+
+    loss = loss_of()
     assert loss.isfinite() and set(seen) == set(CONDITIONS)
     for name, (count, channels, frames, height, width) in seen.items():
         assert 0 < count < 12 and (height, width) == (32, 32)
         assert channels == CONDITIONS[name].channels
         assert frames == (8 if CONDITIONS[name].kind == "temporal" else 1)
-    generator, lots = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    assert torch.equal(step(ring, 8, 12, generator, lots), loss)  # everything random comes from the two generators
+    assert torch.equal(loss_of(), loss)  # everything random comes from the two generators
 
 
 def test_attention_in_full_is_attention():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.bundled.ring import Ring, rows_of, windows
+from training.bundled.replayed import Replayed
+from training.bundled.ring import Ring, padded, windows
 from training.data.cache import CAPTIONS, STILLS
-from training.data.synthetic import CLIP, needed_for, spoiled
+from training.data.synthetic import CLIP, DRAWN, spoiled, stored_for
 from training.muon import Muon
-from training.objective import Objective, draw_kept, embed_conditions, make_context
+from training.objective import Objective, draw_kept, make_context
 from training.precision import fast_attend, fast_type
 from training.ranks import World
 from training.recipe import Loss
@@ -26,6 +28,8 @@ from vc_core.encoders.clip import encode_text
 from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
+MANY = 2**16
+"""Samples by which shares are estimated."""
 LOG_EVERY, TEST_EVERY = 20, 300.0
 """Steps between lines of the log, and seconds, at most, between looks at held-out scenes."""
 
@@ -57,54 +61,99 @@ class Settings:
 
 
 class NetworkStep:
-    """The loss of a batch of scenes of a ring. Everything random in it is drawn on the device that trains.
+    """The loss of a batch of scenes of a ring.
+
+    What decides how much work there is is drawn on the host, by `drawn`; the rest on the device that trains.
 
     Args:
         empty: tokens of the empty prompt `(1, 77, D)`.
+        fixed: whether as many samples as there may be are made of each condition in every step, those that there are
+            not counting nothing: all steps of one number of frames have equal shapes then.
     """
 
-    def __init__(self, unet: UNet3D, config: Config, settings: Settings, empty: Tensor):
-        self.unet, self.settings, self.empty = unet, settings, empty
+    def __init__(self, unet: UNet3D, config: Config, settings: Settings, empty: Tensor, fixed: bool = False):
+        self.unet, self.settings, self.empty, self.fixed = unet, settings, empty, fixed
         self.objective = Objective(config.diffusion, Loss(moving_gain=settings.moving_gain))
         self.objective.alphas_cumprod = self.objective.alphas_cumprod.to(empty.device)
         self.names = config.unet.conditions
         self.scale, self.timesteps = config.autoencoder.scale, config.diffusion.steps
+        often = draw_kept(MANY, torch.Generator().manual_seed(0), settings.lone)
+        self._shares = {name: often[name].float().mean().item() for name in self.names}
+
+    def room(self, name: str, batch: int) -> int | None:
+        """How many samples of a batch keep a condition at most: in one batch of some thousands there would be more,
+        which go without it. None for as many as there are."""
+        share = self._shares[name]
+        return min(batch, math.ceil(share * batch + 4 * math.sqrt(share * batch))) if self.fixed else None
+
+    def drawn(self, scenes: int, batch: int, lots: torch.Generator) -> dict[str, Tensor]:
+        """What a step is made of, drawn from a generator on the CPU.
+
+        Returns:
+            "clips" `(batch,)` of the `scenes`; "text" and, in most steps, "style" `(batch,)`, which samples keep it;
+            of each condition that any sample keeps the "rows" (n,) that do, what each "counts" (n,), see `padded`,
+            and which of them are outlines as people draw them, "by hand" (n,).
+        """
+        kept = draw_kept(batch, lots, self.settings.lone)
+        found = {"clips": torch.randint(scenes, (batch,), generator=lots), "text": kept["text"]}
+        if float(torch.rand((), generator=lots)) >= self.settings.no_style:
+            found["style"] = kept["style"]
+        for name in self.names:
+            rows, counts = padded(kept[name].nonzero(as_tuple=True)[0], self.room(name, batch))
+            if len(rows):
+                by_hand = torch.rand(len(rows), generator=lots) < DRAWN
+                found |= {f"{name} rows": rows, f"{name} counts": counts, f"{name} by hand": by_hand}
+        return found
 
     def __call__(
-        self, ring: Ring, frames: int, batch: int, generator: torch.Generator, lots: torch.Generator
+        self, ring: Ring, frames: int, given: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
-        """The loss of `batch` clips of `frames` frames.
+        """The loss of clips of `frames` frames.
 
         Args:
-            generator: on the device; lots: on the CPU, for what decides which work is done at all.
+            given: as `drawn` gives it, on the device.
+            generator: on the device; None for the device's own.
         """
-        device = generator.device
-        clips = torch.randint(len(ring), (batch,), device=device, generator=generator)
-        numbers, stride = windows(CLIP, frames, batch, generator)
-        kept = draw_kept(batch, lots, self.settings.lone)
+        clips, device = given["clips"], self.empty.device
+        batch = len(clips)
+        numbers, stride = windows(CLIP, frames, batch, device, generator)
         latents = ring.take("latents", clips, numbers).float().transpose(1, 2) * self.scale
-
-        rows = rows_of(kept, self.names, device)
-        conditions = {}
-        for name, row in rows.items():
-            own = numbers[row] if CONDITIONS[name].kind == "temporal" else numbers[row, :1]
-            given = {stored: ring.take(stored, clips[row], own) for stored in needed_for(name, lots)}
-            conditions[name] = spoiled(name, given, stride[row], generator).transpose(1, 2)
         text = self._one_of("text", CAPTIONS, ring, clips, generator)
-        style = self._one_of("style", STILLS, ring, clips, generator)[:, None]
-        no_style = float(torch.rand((), generator=lots)) < self.settings.no_style
+        style = self._one_of("style", STILLS, ring, clips, generator)[:, None] if "style" in given else None
+        context = make_context(self.unet, text, self.empty, style, given)
 
-        context = make_context(self.unet, text, self.empty, None if no_style else style, kept)
-        stc = embed_conditions(self.unet, conditions, kept, tuple(latents.shape[-2:]), frames)
-        spread = (torch.rand((), device=device, generator=generator) + torch.arange(batch, device=device) / batch) % 1
+        size = tuple(latents.shape[-2:])
+        stc = torch.zeros(batch, self.unet.config.stc_channels, frames, *size, device=device)
+        for name in self.names:
+            if (rows := given.get(f"{name} rows")) is not None:
+                own = numbers[rows] if CONDITIONS[name].kind == "temporal" else numbers[rows, :1]
+                made = self._condition(name, ring, clips[rows], own, stride[rows], given[f"{name} by hand"], generator)
+                embedding = self.unet.encode_condition(name, made.transpose(1, 2), size).float()
+                embedding = embedding * given[f"{name} counts"].view(-1, 1, 1, 1, 1)
+                stc = stc.index_add(0, rows, embedding.expand(-1, -1, frames, -1, -1))
+
+        spread = (_rand((), device, generator) + torch.arange(batch, device=device) / batch) % 1
         timesteps = (spread * self.timesteps).long().clamp(max=self.timesteps - 1)
         noise = torch.randn(latents.shape, device=device, generator=generator)
         noisy, target = self.objective.noised(latents, noise, timesteps)
         return self.objective.losses(self.unet(noisy, timesteps, context, stc), target, latents, timesteps).mean()
 
-    def _one_of(self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator) -> Tensor:
+    def _condition(self, name: str, ring: Ring, clips: Tensor, numbers: Tensor, stride: Tensor, by_hand: Tensor,
+                   generator: torch.Generator | None) -> Tensor:  # fmt: skip
+        if name in ("sketch", "single_sketch"):
+            outline, edges = (ring.take(stored, clips, numbers) for stored in ("outline", "edges"))
+            given = {name: torch.where(by_hand.view(-1, 1, 1, 1, 1), outline, edges)}
+        else:
+            given = {stored: ring.take(stored, clips, numbers) for stored in stored_for(name)}
+        return spoiled(name, given, stride, generator)
+
+    def _one_of(self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None) -> Tensor:
         which = torch.randint(count, clips.shape, device=clips.device, generator=generator)
         return ring.take(name, clips, which[:, None])[:, 0].float()
+
+
+def _rand(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, device=device, generator=generator)
 
 
 def train(
@@ -132,7 +181,7 @@ def train(
         unet.load_state_dict(start.state_dict())
     unet = unet.to(device).train()
     dtype = fast_type(device)
-    optimizer = Muon(unet.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, dtype=dtype)
+    optimizer = Muon(unet.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
 
     per_rank = max(settings.batch[device.type] // world.size, 1)
@@ -147,32 +196,43 @@ def train(
     test: HeldOut | None = None
     generator, lots = torch.Generator(device), torch.Generator()
     tested, seen, mark = run.used, 0, run.used
-    step_loss = NetworkStep(unet, config, settings, empty)
+    on_gpu = device.type == "cuda"
+    network_step = NetworkStep(unet, config, settings, empty, fixed=on_gpu)
+
+    def loss_of(frames: int, given: Mapping[str, Tensor]) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network_step(ring, frames, given, None if on_gpu else generator)
+
+    torch.manual_seed(run.step)
+    replayed = Replayed(loss_of, unet, optimizer) if on_gpu else None
     for step in run:
         if not len(ring):
             ring.draw(beginning)
         ring.keep_up(before + step * due)
         run.more["drawn"] = ring.drawn
-        seed = step * world.size + world.rank
-        generator.manual_seed(seed)
-        torch.manual_seed(seed)
         # Of one length on all ranks, as they wait for each other.
         frames = settings.lengths[int(torch.randint(len(settings.lengths), (), generator=lots.manual_seed(step)))]
-        lots.manual_seed(seed)
+        seed = step * world.size + world.rank
         batch = per_rank * CLIP // frames
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = step_loss(ring, frames, batch, generator, lots)
-        norm = run.update(loss)
+        given = network_step.drawn(len(ring), batch, lots.manual_seed(seed))
+        if replayed is None:
+            generator.manual_seed(seed)
+            torch.manual_seed(seed)
+            loss = loss_of(frames, given)
+            norm = run.update(loss)
+        else:
+            loss, norm = replayed(frames, given)
+            run.count(norm)
         seen += batch * frames * world.size
         if step % LOG_EVERY == LOG_EVERY - 1:
             more = {"frames_per_second": round(seen / max(run.used - mark, 1e-9), 1)}
             seen, mark = 0, run.used
-            if world.main and run.used - tested > min(TEST_EVERY, run.budget / 8):
+            if world.main and run.used - tested > min(TEST_EVERY, run.budget / 5):
                 test = test or HeldOut(autoencoder, towers, config, settings, empty, places)
                 more |= test(run.average)
                 tested = run.used
-            run.log(loss=round(loss.item(), 5), gradient=round(norm.item(), 4), rate=optimizer.param_groups[0]["lr"],
-                    scenes=ring.drawn * world.size, **more)  # fmt: skip
+            run.log(loss=round(loss.item(), 5), gradient=round(norm.item(), 4), scenes=ring.drawn * world.size,
+                    rate=float(optimizer.param_groups[0]["lr"]), **more)  # fmt: skip
     return run
 
 
@@ -187,10 +247,10 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, unet: UNet3D) -> dict[str, float]:
-        device = self.empty.device
         step = NetworkStep(unet, self.config, self.settings, self.empty)
-        losses = []
+        device, losses = self.empty.device, []
         for number in range(8):
             generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
-            losses.append(step(self.ring, CLIP, 8, generator, lots))
+            given = {name: tensor.to(device) for name, tensor in step.drawn(len(self.ring), 8, lots).items()}
+            losses.append(step(self.ring, CLIP, given, generator))
         return {"held_out": round(torch.stack(losses).mean().item(), 5)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from training.data.cache import make_shard
 from training.data.scenes import scene_seeds
 
-CHUNK, AT_ONCE = {"cpu": 8, "cuda": 512}, {"cpu": 64, "cuda": 512}
+CHUNK, AT_ONCE = {"cpu": 8, "cuda": 1024}, {"cpu": 64, "cuda": 1024}
 """Scenes that are drawn together, at least and at most, by the type of the device: starting the thousands of small
 kernels that draw them takes a GPU as long for eight as for hundreds."""
 
@@ -37,6 +36,9 @@ class Ring:
         self.rank, self.ranks, self.size, self.scale = rank, ranks, size, scale
         self.drawn, self.there, self._next = start, 0, 0
         self._device = next(autoencoder.parameters()).device.type
+        self._aside = torch.cuda.Stream() if self._device == "cuda" else None
+        if self._aside is not None:
+            self._aside.wait_stream(torch.cuda.current_stream())  # for the weights to be there
         self._kept: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -47,15 +49,33 @@ class Ring:
         """Takes in `count` new scenes, at most as many as are kept."""
         first = self.rank + self.ranks * self.drawn
         seeds = scene_seeds(self.seed, first, count * self.ranks)[:: self.ranks]
-        made = make_shard(seeds, self.autoencoder, self.towers, self.size, scale=self.scale,
-                          batch=AT_ONCE[self._device])  # fmt: skip
+        made = self._made(seeds)
         if not self._kept:
             self._kept = {name: t.new_empty(self.capacity, *t.shape[1:]) for name, t in made.items()}
-        slots = (torch.arange(self._next, self._next + count) % self.capacity).to(made["latents"].device)
+        slots = (torch.arange(self._next, self._next + count) % self.capacity).to(
+            made["latents"].device, non_blocking=True
+        )
         for name, tensor in made.items():
             self._kept[name][slots] = tensor
         self.drawn, self._next = self.drawn + count, (self._next + count) % self.capacity
         self.there = min(self.there + count, self.capacity)
+
+    def _made(self, seeds: Tensor) -> dict[str, Tensor]:
+        """The scenes' tensors. Making them asks the device much; beside the stream of training it can wait for the
+        answers while that has steps left to do."""
+
+        def make() -> dict[str, Tensor]:
+            batch = AT_ONCE[self._device]
+            return make_shard(seeds, self.autoencoder, self.towers, self.size, scale=self.scale, batch=batch)
+
+        if self._aside is None:
+            return make()
+        with torch.cuda.stream(self._aside):
+            made = make()
+        torch.cuda.current_stream().wait_stream(self._aside)
+        for tensor in made.values():
+            tensor.record_stream(torch.cuda.current_stream())
+        return made
 
     def keep_up(self, wanted: float) -> None:
         """Draws as many scenes as are due where `wanted` should have been drawn, a chunk at a time."""
@@ -68,9 +88,10 @@ class Ring:
         return kept[clips] if frames is None else kept[clips[:, None], frames]
 
 
-def windows(length: int, frames: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def windows(
+    length: int, frames: int, batch: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Which frames (B, frames) of clips of `length` frames are taken, and every which (B,): see `draw_window`."""
-    device = generator.device
     most = max((length - 1) // max(frames - 1, 1), 1) if frames > 1 else 1
     stride = 1 + (torch.rand(batch, device=device, generator=generator) * most).long()
     room = length - (frames - 1) * stride
@@ -78,7 +99,13 @@ def windows(length: int, frames: int, batch: int, generator: torch.Generator) ->
     return start[:, None] + stride[:, None] * torch.arange(frames, device=device), stride
 
 
-def rows_of(kept: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """Which samples keep each of the conditions, as indices on the device; nothing waits for it."""
-    rows = {name: kept[name].nonzero(as_tuple=True)[0] for name in names}
-    return {name: row.to(device, non_blocking=True) for name, row in rows.items() if len(row)}
+def padded(rows: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
+    """Indices (n,) made as many as there is room for, and what each counts, (room,): 1, or 0 where there was none left.
+
+    Args:
+        room: None for as many as there are.
+    """
+    room = len(rows) if room is None else room
+    rows = rows[:room]
+    counts = torch.arange(room) < len(rows)
+    return torch.cat([rows, rows.new_zeros(room - len(rows))]), counts.float()

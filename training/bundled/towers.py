@@ -186,7 +186,7 @@ def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "orthogonal": False}]
-    return Muon(groups, lr=learning_rate, dtype=fast_type(next(model.parameters()).device))
+    return Muon(groups, lr=learning_rate)
 
 
 def train(out: Path, minutes: float, settings: Settings, world: World, say: Callable[[str], None] = print) -> TimedRun:

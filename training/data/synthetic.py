@@ -144,16 +144,21 @@ def needed_for(name: str, generator: torch.Generator) -> tuple[str, ...]:
     if name in ("sketch", "single_sketch"):
         drawn = float(torch.rand((), generator=generator)) < DRAWN
         return ("outline",) if drawn else ("edges",)
+    return stored_for(name)
+
+
+def stored_for(name: str) -> tuple[str, ...]:
+    """Which stored tensors a condition other than a sketch is made of."""
     return {"mask": ("video", "object"), "single_image": ("video",)}.get(name, (name,))
 
 
-def spoiled(name: str, given: Mapping[str, Tensor], stride: Tensor, generator: torch.Generator) -> Tensor:
+def spoiled(name: str, given: Mapping[str, Tensor], stride: Tensor, generator: torch.Generator | None) -> Tensor:
     """One condition of B clips `(B, F, C, H, W)` out of the stored tensors that it needs, as `make_shard` stores them.
 
     Args:
         stride: `(B,)`, of the clips' windows. Steps of a few frames add up; of the few curved paths the last of them
             stands for all.
-        generator: on the tensors' device.
+        generator: on the tensors' device; None for the device's own.
     """
     if name == "motion":
         return spoil_motion(given["motion"].float() * stride.view(-1, 1, 1, 1, 1), generator)
@@ -167,7 +172,7 @@ def spoiled(name: str, given: Mapping[str, Tensor], stride: Tensor, generator: t
     return only.float() / 255
 
 
-def draw_mask(objects: Tensor, generator: torch.Generator) -> Tensor:
+def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     """What to keep of B clips, `(B, F, 1, S, S)` of {0, 1}: all but the object (a moving mask), a rectangle, or half of
     the frame.
 
@@ -195,7 +200,7 @@ def draw_mask(objects: Tensor, generator: torch.Generator) -> Tensor:
     return 1 - torch.where(kind < MOVING, moving, drawn).float()
 
 
-def spoil_motion(motion: Tensor, generator: torch.Generator) -> Tensor:
+def spoil_motion(motion: Tensor, generator: torch.Generator | None) -> Tensor:
     """Exact motion of B clips `(B, F, 2, S, S)` as a codec would have it: blocks, a little noise, spurious and missing
     vectors.
 
