@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .folders import files_below
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -152,17 +154,9 @@ def by_size_or_name(path: Path) -> ModelFile | None:
     return next(same_size, None) or next(same_name, None)
 
 
-def _files(folders: Iterable[Path]) -> list[Path]:
-    """What looks like a file of tensors; linked folders too, each once, since links may lead back."""
+def _files(folders: Iterable[Path]) -> set[Path]:
+    """What looks like a file of tensors, in linked folders too."""
     from .files import SUFFIXES
 
-    seen: set[str] = set()
-    found: set[Path] = set()
-    for top in folders:
-        for folder, inner, names in os.walk(top, followlinks=True):
-            if (real := os.path.realpath(folder)) in seen:
-                inner.clear()
-                continue
-            seen.add(real)
-            found |= {Path(folder, name) for name in names if name.lower().endswith(SUFFIXES)}
-    return [path for path in found if path.is_file()]
+    found = {path for top in folders for path in files_below(top, hidden=True, tell=False)}
+    return {path for path in found if path.name.lower().endswith(SUFFIXES)}

@@ -1,137 +1,180 @@
-"""Folders of videos or images with captions beside them: each sample is cut out of its file as it is needed."""
+"""Folders of videos or images with captions, and shards of other programs: each sample is cut out of its file or its
+member of a tar as it is needed."""
 
 from __future__ import annotations
 
-import csv
-import json
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from training.data.foreign import read_shards
+from training.data.lists import CAPTION, FILE, LISTS, TEXTS, VIDEOS, Entry, beside, has_captions, printable, read_list
 from training.data.making import Form, make, no_motion, reading
 from training.data.sample import Sample
+from training.data.shards import OWN
+from training.data.tars import TARS, first_name
 from vc_core.conditions import drawing_size
-from vc_core.errors import UserError
+from vc_core.errors import UserError, counted
 from vc_core.extract import read_motion
-from vc_core.video import IMAGES, FramePlan, VideoInfo, plan_frames, planned_frames, probe, read_image
-
-CAPTIONS = ("captions.csv", "captions.jsonl")
-"""What files of captions are called that are not named."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of a file of captions.
-
-    Attributes:
-        file: relative to the folder, or absolute.
-        others: further columns or keys.
-    """
-
-    file: str
-    caption: str
-    others: Mapping[str, Any]
-
-    @property
-    def is_image(self) -> bool:
-        return Path(self.file).suffix.lower() in IMAGES
-
+from vc_core.folders import files_below, named
+from vc_core.video import IMAGES, FramePlan, Media, VideoInfo, plan_frames, planned_frames, probe, read_image
 
 # --- Captions -------------------------------------------------------------------------------------------------------
 
 
-def read_captions(folder: Path, captions: Path | None = None) -> list[Entry]:
-    """The videos or images of a folder with their captions, in the order of the file that lists them.
+def read_captions(folder: Path, captions: Path | None = None, out: Path | None = None) -> list[Entry]:
+    """The videos or images of a folder with their captions, in the order of what lists them.
+
+    Links are followed; what is left out is said in warnings. An entry whose `fault` says something cannot be used.
 
     Args:
-        captions: a CSV with a header, or a JSONL (an object a line): columns or keys `file` and `caption`, others are
-            kept. By default one of `CAPTIONS` in the folder; where there is none, a text beside each file in it
-            (`swan.txt` beside `swan.mp4`), in the order of their names.
+        captions: a list, see `training.data.lists`. By default what is found in the folder, the first of these: one
+            of `LISTS`; `LISTS` in folders below it; texts beside files (`swan.txt` beside `swan.mp4`); shards of other
+            programs (see `training.data.foreign`).
+        out: of the folders below it, one that results go to.
 
     Raises:
-        UserError: there is no such file, it is empty, or a line of it is not as expected.
+        UserError: there is nothing of these, or a list is not as expected.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, and one of videos or images was expected: check the path.")
-    path = _captions_file(folder, captions)
-    if path is None:
-        return _texts_beside(folder)
-    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
-    try:
-        entries = [_entry(f"{path}, line {line}", row) for line, row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as captions ({error}): give a CSV or JSONL in UTF-8.") from error
-    if not entries:
-        raise UserError(f"{path}: lists no files: expected a line with file and caption for each.")
-    return entries
-
-
-def _captions_file(folder: Path, captions: Path | None) -> Path | None:
-    if captions is None:
-        found = [folder / name for name in CAPTIONS if (folder / name).is_file()]
-        if len(found) == 2:
-            raise UserError(f"{folder}: has both {' and '.join(CAPTIONS)}: leave one there, or name the one to take.")
-        return found[0] if found else None
-    captions = Path(captions)
-    if not captions.is_file():
-        raise UserError(f"{captions}: no such file, and a CSV or JSONL of captions was expected: check the path.")
-    if captions.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"{captions}: is neither .csv nor .jsonl: give captions as one of them.")
-    return captions
-
-
-def _texts_beside(folder: Path) -> list[Entry]:
-    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
-    texts = {path.with_suffix(""): folder / path for path in shown if path.suffix.lower() == ".txt"}
-    files = [path for path in shown if path.suffix.lower() != ".txt"]
-    if not texts or not files:
-        raise UserError(f"{folder}: has neither {' nor '.join(CAPTIONS)} nor a text beside each file: expected a list "
-                        "with file and caption in each line, or swan.txt beside swan.mp4.")  # fmt: skip
-    if without := [path for path in files if path.with_suffix("") not in texts]:
-        raise UserError(f"{folder}: {len(without)} files have no text beside them, {without[0]} among them: give each "
-                        f"its .txt, or list those to train on in {CAPTIONS[0]}.")  # fmt: skip
-    entries = []
+    if captions is not None:
+        if not Path(captions).is_file():
+            raise UserError(f"{captions}: no such file, and a list of captions was expected: check the path.")
+        return read_list(Path(captions))
+    if list_of := _list_in(folder, [path for path in folder.iterdir() if path.is_file()]):
+        return read_list(list_of)
+    files = files_below(folder, without=[out] if out else [])
+    if lists := _lists_below(folder, files):
+        return [entry for path in lists for entry in _below(path.parent.relative_to(folder), read_list(path))]
+    tars, others = [], []
     for path in files:
-        text = texts[path.with_suffix("")]
-        try:
-            entries.append(Entry(path.as_posix(), " ".join(text.read_text(encoding="utf-8-sig").split()), {}))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{text}: cannot be read as a caption ({error}): give a text in UTF-8.") from error
+        (tars if path.name.lower().endswith(TARS) else others).append(path)
+    entries = _texts_beside(folder, others, none=bool(tars))
+    if not entries:
+        if others:
+            _leaves_out(folder, others, "neither shards nor in them")
+        return read_shards(foreign_shards(folder, tars), folder)
+    if tars:
+        _leaves_out(folder, tars, "shards beside files that have texts")
     return entries
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+def foreign_shards(folder: Path, tars: Sequence[Path]) -> list[Path]:
+    """The shards themselves. Raises `UserError` where some are of `./vc prepare`."""
+    if own := next((tar for tar in tars if first_name(tar).startswith(OWN)), None):
+        raise UserError(f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were "
+                        f"expected: train on {folder} with `kind: shards`, or name another folder.")  # fmt: skip
+    return list(tars)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}, line {number}: is no JSON ({error}): expected an object.") from error
+def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
+    """Those without a fault; the others are said in a warning."""
+    faulty = [entry for entry in entries if entry.fault]
+    if faulty:
+        first = f"{printable(faulty[0].file)}: {faulty[0].fault}"
+        warnings.warn(f"{folder}: leaves out {len(faulty)} of {len(entries)} clips that cannot be used, for instance "
+                      f"{first}", stacklevel=2)  # fmt: skip
+    if len(faulty) == len(entries):
+        raise UserError(f"{folder}: none of its {len(entries)} clips can be used; {first}")
+    return [entry for entry in entries if not entry.fault]
 
 
-def _entry(where: str, row: Any) -> Entry:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: is no object: expected the keys file and caption.")
-    for name in ("file", "caption"):
-        if not isinstance(row.get(name), str) or (name == "file" and not row[name]):
-            raise UserError(f"{where}: has no text for '{name}': expected the columns or keys file and caption.")
-    others = {name: value for name, value in row.items() if name not in ("file", "caption")}
-    return Entry(row["file"], row["caption"], others)
+def _list_in(folder: Path, files: Sequence[Path]) -> Path | None:
+    """The list among the files of one folder."""
+    found = [path for path in files if path.name.lower() in LISTS]
+    if len(found) > 1:
+        found = [path for path in found if has_captions(path)] or found
+    if len(found) > 1:
+        names = " and ".join(sorted(path.name for path in found))
+        raise UserError(f"{folder}: has both {names}: leave one there, or name the one to take.")
+    if found and found[0].stem.lower() == "metadata" and not has_captions(found[0]):
+        _leaves_out(folder, found, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
+        return None
+    return found[0] if found else None
+
+
+def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """One list at the most of each folder below, as those of a data set's parts."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.parent != folder and path.name.lower() in LISTS:
+            by_folder.setdefault(path.parent, []).append(path)
+    lists = [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
+    if lists:
+        names = named([path.relative_to(folder).as_posix() for path in lists])
+        warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=3)
+    return lists
+
+
+def _below(inner: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries of a list in a folder further down."""
+    return [replace(entry, file=(inner / entry.file).as_posix()) for entry in entries]
+
+
+def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry]:
+    """Files with their texts, in the order of their names. `none`: it may be that there are none.
+
+    What is known for a video or an image must have a text, or all is refused: a text that was forgotten would be missed
+    only when training is done. What has another ending is one too where it has a text; else it is left out and told.
+    """
+    texts: dict[Path, dict[str, Path]] = {}
+    by_stem: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.suffix.lower() in TEXTS:
+            texts.setdefault(path.with_suffix(""), {})[path.suffix.lower()] = path
+        else:
+            by_stem.setdefault(path.with_suffix(""), []).append(path)
+    media: list[Path] = []
+    previews: list[Path] = []
+    other: list[Path] = []
+    for stem, paths in by_stem.items():
+        videos = [path for path in paths if path.suffix.lower() in VIDEOS]
+        images = [path for path in paths if path.suffix.lower() in IMAGES]
+        known = videos or images
+        media += known or (paths if stem in texts else [])
+        previews += images if videos else []
+        other += [] if known or stem in texts else paths
+    if without := [path for path in media if path.with_suffix("") not in texts]:
+        if none and len(without) == len(media):
+            return []
+        parquet = ", or write the columns of its .parquet as metadata.jsonl" if _has_parquet(other) else ""
+        raise UserError(f"{folder}: {len(without)} files have no text beside them, "
+                        f"{printable(without[0].relative_to(folder).as_posix())} among them: give each its .txt, or "
+                        f"list those to train on in {LISTS[0]}{parquet}.")  # fmt: skip
+    if not media:
+        if none:
+            return []
+        raise UserError(f"{folder}: has no captions: expected one of {', '.join(LISTS)}, a text beside each file "
+                        "(swan.txt beside swan.mp4), or shards.")  # fmt: skip
+    if other:
+        _leaves_out(folder, other, "neither videos nor images nor with a text")
+    if previews:
+        _leaves_out(folder, previews, "images beside videos of the same name")
+    return [_with_text(path.relative_to(folder).as_posix(), texts[path.with_suffix("")]) for path in sorted(media)]
+
+
+def _has_parquet(paths: Sequence[Path]) -> bool:
+    return any(path.suffix.lower() == ".parquet" for path in paths)
+
+
+def _with_text(file: str, texts: Mapping[str, Path]) -> Entry:
+    try:
+        return beside(file, {ending: path.read_bytes() for ending, path in texts.items()})
+    except OSError as error:
+        return Entry(file, "", {}, f"its text cannot be read ({error.strerror}): check it.")
+
+
+def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
+    names = named([printable(path.relative_to(folder).as_posix()) for path in paths])
+    warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
 
 
 # --- Samples --------------------------------------------------------------------------------------------------------
@@ -148,17 +191,31 @@ def random_plan(info: VideoInfo, frames: int, rate: float | None, generator: tor
     return replace(plan, start=float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item())
 
 
-def pictures_of(path: Path, plan: FramePlan | None) -> Iterator[Tensor]:
+def plan_of(
+    source: Path | Media, entry: Entry, frames: int, rate: float | None, generator: torch.Generator
+) -> FramePlan | None:
+    """`random_plan` of an entry's source; none of an image. Raises `BadSample`."""
+    with _decoding(source):
+        return None if entry.is_image else random_plan(probe(source), frames, rate, generator)
+
+
+def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:
     """The plan's frames, or an image where there is no plan, one after the other, `(1, 3, H, W)` in [0, 1].
 
     Raises:
-        UserError: the file cannot be read.
+        BadSample: the source cannot be read.
     """
-    if plan is None:
-        yield read_image(path)
-        return
-    for frame in planned_frames(path, plan, ("format", "rgb24")):
-        yield torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1)[None].float() / 255
+    with _decoding(source):
+        if plan is None:
+            yield read_image(source)
+            return
+        for frame in planned_frames(source, plan, ("format", "rgb24")):
+            yield torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1)[None].float() / 255
+
+
+def _decoding(source: Path | Media) -> AbstractContextManager[None]:
+    """Makes a BadSample of whatever decoders raise: of damaged bytes that may be anything, and one must not end all."""
+    return reading(printable(str(source)), Exception)
 
 
 @dataclass(frozen=True)
@@ -194,19 +251,20 @@ class FolderClips:
     def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
         entry = self.entries[index]
-        path = self.folder / entry.file
-        with reading(str(path)):
-            plan = None if entry.is_image else random_plan(probe(path), self.form.frames, self.rate, generator)
-            made = make(pictures_of(path, plan), self.form, kept, generator)
+        with reading(entry.name(self.folder)):
+            source = entry.source(self.folder)
+            plan = plan_of(source, entry, self.form.frames, self.rate, generator)
+            made = make(pictures_of(source, plan), self.form, kept, generator)
             if "motion" in kept:
-                made.conditions["motion"] = no_motion(self.form) if self.form.frames == 1 else self._motion(path, plan)
+                still = self.form.frames == 1
+                made.conditions["motion"] = no_motion(self.form) if still else self._motion(source, plan)
         text = entry.caption if "text" in kept else ""
         return Sample(
             entry.file, video=made.video, text=text, style=made.style, conditions=made.conditions, source=made.source
         )
 
-    def _motion(self, path: Path, plan: FramePlan) -> Tensor:
+    def _motion(self, source: Path | Media, plan: FramePlan) -> Tensor:
         extraction, size = self.form.extraction, drawing_size("motion", self.form.size)
         layout, unit = extraction.motion_layout, extraction.motion_unit
-        field = read_motion(path, plan, size, layout, unit, nominal_height=self.nominal_height).field[0]
+        field = read_motion(source, plan, size, layout, unit, nominal_height=self.nominal_height).field[0]
         return self.form.fitted("motion", field)

@@ -143,6 +143,6 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
     except UserError as error:
         told = str(error)
         raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
-    except (OSError, av.FFmpegError, *damage) as error:
+    except (OSError, av.FFmpegError, UnicodeError, *damage) as error:  # UnicodeError: of names that cannot be encoded
         reason = " ".join(str(error).split())[:200]
         raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason})") from error

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from training.data.cache import ClipCache, build
 from training.data.caches import fingerprint
-from training.data.folder import FolderClips, read_captions
+from training.data.folder import FolderClips, read_captions, usable
+from training.data.foreign import read_shards, warn_of_compressed
 from training.data.making import Form
 from training.data.sample import Clips
-from training.data.shards import ShardClips, Shards
+from training.data.shards import OWN, ShardClips, Shards, shard_files
 from training.data.synthetic import CLIP, DrawnScenes, SyntheticClips
+from training.data.tars import first_name
 from training.recipe import Domain
 from vc_core.checkpoint import PARTS, Part
 from vc_core.config import Config
@@ -61,16 +64,25 @@ def open_clips(
         raise UserError(f"The recipe has data of the kind {domain.kind} without a path: name the folder of it.")
     forms = [Form.of(config, size, frames) for frames in sorted(set(lengths(domain)))]
     clips: Callable[[Form], Clips]
-    if domain.kind == "shards":
+    foreign = domain.kind == "shards" and others_shards(domain.path)
+    if domain.kind == "shards" and not foreign:
         shards = Shards(domain.path)
         clips = partial(ShardClips, shards, latents=_latents(shards, config, parts))
-    elif domain.kind == "folder":
-        entries = read_captions(domain.path, domain.captions)
+    elif domain.kind in ("shards", "folder"):
+        found = read_shards(foreign, domain.path) if foreign else read_captions(domain.path, domain.captions)
+        entries = usable(found, domain.path)
+        warn_of_compressed(entries)
         clips = partial(FolderClips, domain.path, entries, rate=domain.rate, nominal_height=domain.nominal_height)
     else:
         scenes = _scenes(domain, size, config, parts, progress)
         clips = partial(_synthetic, scenes, config.autoencoder.scale)
     return {form.frames: clips(form) for form in forms}
+
+
+def others_shards(folder: Path) -> list[Path]:
+    """The shards of a folder where none of them is of `./vc prepare`."""
+    files = shard_files(folder)
+    return [] if any(first_name(file).startswith(OWN) for file in files) else files
 
 
 def _latents(shards: Shards, config: Config, parts: Mapping[str, Part]) -> str | None:

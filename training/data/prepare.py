@@ -16,7 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from training.data.folder import CAPTIONS, read_captions
+from training.data.folder import read_captions, usable
+from training.data.lists import LISTS, TEXTS, printable
 from training.data.preparing import SUMMARY, Options, prepare
 from vc_core.checkpoint import BUNDLED
 from vc_core.commands.values import METHODS, SIZE
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
-    entries = read_captions(arguments.folder, arguments.captions)
+    entries = read_captions(arguments.folder, arguments.captions, arguments.out)
+    usable(entries, arguments.folder)  # says at once what will be dropped
     with _bar() as progress:
         summary = prepare(options, entries, arguments.out, arguments.per_shard, arguments.jobs, progress)
     for line in as_text(summary, arguments.out):
@@ -51,7 +53,7 @@ def as_text(summary: Mapping[str, Any], out: Path) -> list[str]:
         reasons = Counter(each["reason"] for each in dropped).most_common(SHOWN)
         lines.append(f"{len(dropped)} clips were dropped; {SUMMARY} there says why, for instance:")
         lines += [f"  {reason}" + (f" ({times} clips)" if times > 1 else "") for reason, times in reasons]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,14 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add, default = parser.add_argument, Options(Path())
-    add("folder", type=Path, metavar="FOLDER", help="of videos, or of images with --frames 1")
+    add("folder", type=Path, metavar="FOLDER",
+        help="of videos, or of images with --frames 1, or of shards of other programs")  # fmt: skip
     add("-o", "--out", type=Path, required=True, metavar="SHARDS", help="folder of the shards, a new one")
     add(
         "--captions",
         type=Path,
         metavar="FILE",
-        help=f"CSV or JSONL with file and caption, others are kept (default: {' or '.join(CAPTIONS)} in FOLDER, "
-        "else the .txt beside each file)",
+        help="CSV, TSV, JSONL or JSON with file and caption, others are kept (default: one of "
+        f"{', '.join(LISTS)} in FOLDER, else {', '.join(TEXTS)} beside each file, else shards of other programs)",
     )
     add("--frames", type=_whole, default=default.frames, metavar="N", help="of each clip (default: 16); 1 for images")
     add("--size", type=_size, default=default.size, metavar="WIDTHxHEIGHT", help="of the training (default: 256x256)")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from training.data.caches import Cache, depth_cache, latents_cache, sketch_cache
-from training.data.folder import Entry, pictures_of, random_plan
+from training.data.folder import pictures_of, plan_of
+from training.data.lists import Entry, printable
 from training.data.making import Form, fit, reading
 from training.data.members import pack_image, pack_vectors, pack_video
 from training.data.sample import BadSample
@@ -32,7 +33,7 @@ from vc_core.errors import UserError
 from vc_core.extract import BlockVectors
 from vc_core.extract.reencode import REENCODE, reencode
 from vc_core.progress import Progress
-from vc_core.video import FramePlan, planned_frames, probe
+from vc_core.video import FramePlan, Media, planned_frames
 
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """In the folder of shards: what is being prepared, and what became of it."""
@@ -115,17 +116,18 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     Raises:
         BadSample: its file cannot be read or is too short.
     """
-    entry, path = clip.entry, options.folder / clip.entry.file
-    with reading(str(path)):
+    entry, name = clip.entry, clip.entry.name(options.folder)
+    with reading(name):
+        source = entry.source(options.folder)
         if entry.is_image and options.frames > 1:
-            raise UserError(f"{path}: is an image, and clips of {options.frames} frames are prepared")
+            raise UserError(f"{name}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
-        plan = None if entry.is_image else random_plan(probe(path), options.frames, options.rate, generator)
         large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
-        frames = torch.stack([fit(picture, large) for picture in pictures_of(path, plan)], dim=2)
+        plan = plan_of(source, entry, options.frames, options.rate, generator)
+        frames = torch.stack([fit(picture, large) for picture in pictures_of(source, plan)], dim=2)
         about: dict[str, Any] = {
             "caption": entry.caption,
-            "file": entry.file,
+            "file": printable(entry.file),
             "frames": options.frames,
             "size": [*large],
             "others": dict(entry.others),
@@ -137,22 +139,24 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             members["webp"] = pack_image(frames[:, :, 0])
         else:
             members["mp4"] = pack_video(frames, plan.rate)
-            vectors = encoded_vectors(path, plan, options)
+            vectors = encoded_vectors(source, plan, options)
             members["motion.npz"] = pack_vectors(vectors)
             about["motion"] = {"height": vectors.height, "width": vectors.width}
         for cache in caches:
             members[cache.ending], told = cache.make(frames)
             if told is not None:
                 about[cache.name] = told
-    return {"json": json.dumps(about, sort_keys=True, ensure_ascii=False).encode(), **members}
+    told = json.dumps(about, sort_keys=True, ensure_ascii=False)
+    # Halves of characters in `others` become JSON's own escapes.
+    return {"json": told.encode("utf-8", "backslashreplace"), **members}
 
 
-def encoded_vectors(path: Path, plan: FramePlan, options: Options) -> BlockVectors:
+def encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
     """The block vectors of the plan's clip as `read_motion` encodes it in the mode `released`."""
     settings, filters = REENCODE[options.layout], []
     if options.nominal_height is not None:
         filters = [("scale", f"-2:{options.nominal_height // 2 * 2}")]
-    return reencode(planned_frames(path, plan, *filters, *settings.filters), plan.rate, plan.frames, settings)
+    return reencode(planned_frames(source, plan, *filters, *settings.filters), plan.rate, plan.frames, settings)
 
 
 # --- Many clips -----------------------------------------------------------------------------------------------------
@@ -280,14 +284,19 @@ def _samples(
     """Keys and members of the clips that could be made; the others are told in `dropped`."""
     for clip, outcome in made:
         if isinstance(outcome, str):
-            dropped.append({"file": clip.entry.file, "reason": outcome})
+            dropped.append({"file": printable(clip.entry.file), "reason": printable(outcome)})
         else:
             yield clip.key, outcome
 
 
 def _listing(entries: Sequence[Entry]) -> str:
-    told = json.dumps([asdict(entry) for entry in entries], sort_keys=True, default=str)
+    told = json.dumps([_listed(entry) for entry in entries], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _listed(entry: Entry) -> dict[str, Any]:
+    member = {"member": [entry.member.name, entry.member.offset, entry.member.size]} if entry.member else {}
+    return {"file": entry.file, "caption": entry.caption, "others": entry.others, **member}
 
 
 def _agree(out: Path, plan: dict[str, Any]) -> None:

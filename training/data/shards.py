@@ -41,11 +41,13 @@ from torch import Tensor
 from training.data.making import PICTURED, Form, Made, draw_below, make, no_motion, reading
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
+from training.data.tars import TARS, compression
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
+from vc_core.folders import files_below
 
 FORMAT = 1
 OWN = "__vc__/"
@@ -167,6 +169,8 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     own: dict[str, Any] = {}
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
+        if compression(shard):
+            raise UserError(f"{shard}: is compressed, and samples are read where they lie: gunzip it.")
         stamp = _stamp(shard)
         with tarfile.open(shard, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
@@ -178,9 +182,12 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     samples.setdefault(folder + slash + key, []).append((ending, member.offset_data, member.size))
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror}): check its disk and permissions.") from error
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
     settings = own.get(SETTINGS)
+    if not own:
+        raise UserError(f"{shard}: is a shard of another program, and one of ./vc prepare was expected: ./vc prepare "
+                        "its folder, or train on a folder that holds shards of other programs alone.")  # fmt: skip
     if DROPPED not in own or not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
     header = {"tar": stamp, "count": len(samples), "settings": own[SETTINGS], "dropped": own[DROPPED]}
@@ -192,7 +199,7 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def shard_files(folder: Path) -> list[Path]:
     """The shards of a folder and of those in it, in the order of their names; not those that are being written."""
-    return sorted(path for path in Path(folder).rglob("*.tar") if not path.name.startswith("."))
+    return [path for path in files_below(folder) if path.name.lower().endswith(TARS)]
 
 
 @lru_cache(maxsize=256)

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.folder import CAPTIONS, FolderClips, read_captions
+from training.data.folder import FolderClips, read_captions
+from training.data.lists import LISTS
 from training.data.making import Form
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
-from training.data.shards import ShardClips, Shards, shard_files
+from training.data.shards import OWN, ShardClips, Shards, shard_files
+from training.data.tars import first_name
 from training.evaluate.clips import Clips, Truth, joined
 from training.evaluate.measures import motion_of
 from vc_core.config import Config
@@ -32,8 +34,8 @@ def open_data(
 ) -> FolderClips | ShardClips:
     """The clips of a folder, as a checkpoint of this config takes them.
 
-    Where the folder has a list of captions, its videos are meant, else the shards in it or in folders below it, and
-    where there are none, videos with a text beside each.
+    Where the folder has a list of captions, its videos are meant, else the shards of ./vc prepare in it or in folders
+    below it, and where there are none, what `training.data.folder.read_captions` finds.
 
     Args:
         rate, nominal_height: of videos, see `training.recipe.Domain`; shards were prepared with theirs.
@@ -44,19 +46,16 @@ def open_data(
     if not path.is_dir():
         raise UserError(f"{path}: is no folder: expected one of videos with captions, or of shards of ./vc prepare.")
     form = Form.of(config, (config.height // 8 * 8, config.width // 8 * 8), config.frames)
-    listed = any((path / name).is_file() for name in CAPTIONS)
-    if not listed and shard_files(path):
+    tars = [] if any(each.name.lower() in LISTS for each in path.iterdir()) else shard_files(path)
+    if any(first_name(tar).startswith(OWN) for tar in tars):
         if rate or nominal_height:
             raise UserError(f"{path}: shards have the rate and nominal height that they were prepared with: leave out "
                             "these options.")  # fmt: skip
         return ShardClips(Shards(path), form)
-    if not listed and next(path.rglob("*.txt"), None) is None:
-        raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files of ./vc prepare, "
-                        f"or {CAPTIONS[0]}, {CAPTIONS[1]} or a .txt beside each video.")  # fmt: skip
     entries = read_captions(path)
     if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image), None)):
         raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
-                        f"the videos alone in {CAPTIONS[0]}.")  # fmt: skip
+                        f"the videos alone in {LISTS[0]}.")  # fmt: skip
     return FolderClips(path, entries, form, rate, nominal_height)
 
 

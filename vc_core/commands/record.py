@@ -16,6 +16,7 @@ from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
 from ..errors import UserError
 from ..files import sha256
+from ..folders import files_below
 from ..progress import Progress
 from .settings import Settings, about, as_option
 from .values import BUNDLED
@@ -183,7 +184,7 @@ def file_hash(path: Path, progress: Progress | None = None) -> str:
     Of a folder, that of the names and sums of the files in it.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = files_below(path, hidden=True, tell=False)
         sums = "".join(f"{file.relative_to(path)} {file_hash(file, progress)}\n" for file in files)
         return hashlib.sha256(sums.encode()).hexdigest()
     stat = path.stat()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..atomic import check_folder
 from ..errors import UserError
+from ..folders import put_there_by_systems
 from .metadata import Metadata, gif_comment, png_text, webp_exif
 from .opening import as_url
 
@@ -219,7 +220,6 @@ DESCRIPTION = "video.json"
 """In a folder of pictures: its number of frames, and the rate as a number or a fraction, for instance `30000/1001`."""
 
 _PART = rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}"
-_PUT_THERE_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def _write_folder(folder: Path, clip: Clip) -> None:
@@ -240,7 +240,7 @@ def check_replaceable(folder: Path) -> None:
     check_folder(folder)
     if not folder.is_dir():
         return
-    present = {path.name for path in folder.iterdir()} - _PUT_THERE_BY_SYSTEMS
+    present = {path.name for path in folder.iterdir() if not put_there_by_systems(path.name)}
     parts = {name for name in present if (folder / name).is_file() and re.fullmatch(_PART, name)}
     foreign = sorted(present - parts if _is_described(folder) else present)
     if foreign:

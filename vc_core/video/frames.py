@@ -260,16 +260,16 @@ def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str]
     return files
 
 
-def read_image(path: str | os.PathLike) -> Tensor:
+def read_image(path: str | os.PathLike | Media) -> Tensor:
     """An image (1, 3, H, W) float32 in [0, 1]: turned upright by its EXIF tag, alpha laid over white.
 
     Raises UserError where the file is missing or no image.
     """
     from PIL import Image, ImageOps
 
-    path = existing(Path(path), "an image")
+    path = path if isinstance(path, Media) else existing(Path(path), "an image")
     try:
-        with Image.open(path) as opened:
+        with Image.open(path.open() if isinstance(path, Media) else path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp(0, 1)

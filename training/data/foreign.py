@@ -1,0 +1,95 @@
+"""Shards of other programs: tar files in WebDataset's format, as webdataset, img2dataset and video2dataset write them.
+
+A sample is a video or an image and the texts beside it: names that are equal up to the last dot, or, where no text has
+the same, up to the first dot of the name, which is WebDataset's rule (`1.video.mp4` and `1.caption.txt`). So both
+`clip_0.5.mp4` with `clip_0.5.txt` and WebDataset's own names are understood. Sounds, masks and numbers are left alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from training.data.lists import LONGEST, TEXTS, VIDEOS, Entry, beside
+from training.data.tars import Member, compression, members_of
+from vc_core.errors import UserError, counted
+from vc_core.folders import named, put_there_by_systems
+from vc_core.video import IMAGES
+
+
+def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
+    """The samples of shards in their order, captions read already; what is wrong with one of them is its `fault`.
+
+    Raises:
+        UserError: they hold no samples.
+    """
+    entries: list[Entry] = []
+    damaged, empty = [], 0
+    for tar in tars:
+        members, damage = members_of(tar)
+        name = tar.relative_to(folder).as_posix()
+        if damage:
+            damaged.append(f"{name} ({damage})")
+        samples, without = grouped(members)
+        empty += without
+        entries += [_entry(name, member, texts) for member, texts in samples]
+    if damaged:
+        warnings.warn(f"{folder}: {counted(len(damaged), 'shard is', 'shards are')} cut off or damaged, and what comes "
+                      f"before that is taken: {named(damaged)}.", stacklevel=2)  # fmt: skip
+    if empty:
+        warnings.warn(f"{folder}: leaves out {counted(empty, 'sample')} without a video or an image: as a rule, what "
+                      "could not be downloaded.", stacklevel=2)  # fmt: skip
+    if not entries:
+        raise UserError(f"{folder}: its .tar hold neither videos nor images with captions: expected for instance "
+                        "000.mp4 with 000.txt or 000.json in them.")  # fmt: skip
+    return entries
+
+
+def warn_of_compressed(entries: Iterable[Entry]) -> None:
+    """For training as they are, which reads in random order."""
+    tars = {entry.member.tar for entry in entries if entry.member is not None}
+    if slow := sorted(tar.name for tar in tars if compression(tar) is not None):
+        warnings.warn(f"{counted(len(slow), 'shard is', 'shards are')} compressed, which makes reading slow: gunzip "
+                      f"them, or make shards of them by ./vc prepare: {named(slow)}.", stacklevel=2)  # fmt: skip
+
+
+def grouped(members: Iterable[Member]) -> tuple[list[tuple[Member, Mapping[str, Member]]], int]:
+    """The videos and images with the texts beside them, by their endings; and how many samples have neither."""
+    media: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
+    texts: dict[str, dict[str, dict[str, Member]]] = defaultdict(lambda: defaultdict(dict))
+    for member in members:
+        path = PurePosixPath(member.name)
+        if any(part.startswith((".", "__")) or put_there_by_systems(part) for part in path.parts):
+            continue
+        stem, ending = str(path.with_suffix("")), path.suffix.lower()
+        first = str(path.with_name(path.name.partition(".")[0]))
+        if ending in TEXTS:
+            texts[first][stem][ending] = member
+        elif ending in VIDEOS or ending in IMAGES:
+            media[first][stem].append(member)
+    samples = []
+    for first, stems in media.items():
+        own = {stem: texts[first][stem] for stem in stems if stem in texts[first]} if first in texts else {}
+        if not own:  # WebDataset's rule: all that is equal up to the first dot is one sample
+            merged = {ending: each for of in texts.get(first, {}).values() for ending, each in of.items()}
+            stems, own = {first: [each for of in stems.values() for each in of]}, {first: merged}
+        samples += [(_shown(stems[stem]), beside) for stem, beside in own.items()]
+    return samples, len([first for first in texts if first not in media])
+
+
+def _shown(members: Sequence[Member]) -> Member:
+    """Of a video and its preview, the video."""
+    return next((each for each in members if PurePosixPath(each.name).suffix.lower() in VIDEOS), members[0])
+
+
+def _entry(tar: str, member: Member, texts: Mapping[str, Member]) -> Entry:
+    file = f"{tar}:{member.name}"
+    try:
+        read = {ending: each.read() if each.size <= LONGEST else bytes(LONGEST + 1) for ending, each in texts.items()}
+    except UserError as error:
+        return Entry(file, "", {}, str(error), member)
+    if not member.size:
+        return Entry(file, "", {}, "is empty: get it anew or leave it out.", member)
+    return beside(file, read, member)

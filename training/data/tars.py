@@ -1,0 +1,103 @@
+"""Members of tar files, compressed or not, read where they lie."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from vc_core.errors import UserError
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""Endings of shards."""
+
+COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open,
+}  # fmt: skip
+"""What compressed files begin with, whatever their names are -> what opens them."""
+
+DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+"""What reading a damaged tar raises."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where the bytes of a member lie: in the tar, or in what decompressing it gives."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}:{self.name}"
+
+    def read(self) -> bytes:
+        """Its bytes. Raises `UserError` where they are not all there any more."""
+        try:
+            if compression(self.tar) is None:
+                with open(self.tar, "rb") as file:
+                    file.seek(self.offset)
+                    data = file.read(self.size)
+            else:
+                stream = _stream(self.tar, os.getpid(), threading.get_ident())
+                stream.seek(self.offset)
+                data = stream.read(self.size)
+        except DAMAGE as error:
+            raise UserError(f"{self}: cannot be read ({error}): get {self.tar.name} anew.") from error
+        if len(data) != self.size:
+            raise UserError(f"{self}: is cut off: get {self.tar.name} anew.")
+        return data
+
+
+@lru_cache(maxsize=4)
+def _stream(tar: Path, process: int, thread: int) -> BinaryIO:
+    """A compressed tar, opened once for each process and thread: reading on is cheap, going back begins anew."""
+    return compression(tar)(tar, "rb")
+
+
+@lru_cache(maxsize=4096)
+def compression(tar: Path) -> Callable[..., BinaryIO] | None:
+    with open(tar, "rb") as file:
+        start = file.read(8)
+    return next((opener for mark, opener in COMPRESSED.items() if start.startswith(mark)), None)
+
+
+def first_name(tar: Path) -> str:
+    """Of the first member; empty where there is none."""
+    try:
+        with (compression(tar) or open)(tar, "rb") as file:
+            return file.read(100).rstrip(b"\0").decode(errors="replace")
+    except DAMAGE:
+        return ""
+
+
+def members_of(tar: Path) -> tuple[list[Member], str]:
+    """The files in a tar, in their order, and why there are no more where it is damaged, else nothing.
+
+    Of one that is there twice, as after `tar --append`, the last is meant.
+    """
+    found: dict[str, Member] = {}
+    try:
+        with (compression(tar) or open)(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                archive.members = []  # which would grow by all members
+                if info.isreg() and not info.issparse():
+                    name = info.name.removeprefix("./")
+                    found[name] = Member(tar, name, info.offset_data, info.size)
+            file.seek(archive.offset)  # where tarfile ends without a word, whatever is there
+            end = file.read(tarfile.BLOCKSIZE)
+            if any(end) or not end:
+                raise ValueError(f"no member and no end mark at byte {archive.offset}")
+    except DAMAGE as error:
+        return list(found.values()), str(error) or type(error).__name__
+    return list(found.values()), ""
