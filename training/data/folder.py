@@ -59,9 +59,10 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         (tars if path.name.lower().endswith(TARS) else others).append(path)
     entries = _texts_beside(folder, others, none=bool(tars))
     if not entries:
+        tars = foreign_shards(folder, tars)
         if others:
             _leaves_out(folder, others, "neither shards nor in them")
-        return read_shards(foreign_shards(folder, tars), folder)
+        return read_shards(tars, folder)
     if tars:
         _leaves_out(folder, tars, "shards beside files that have texts")
     return entries
@@ -76,14 +77,14 @@ def foreign_shards(folder: Path, tars: Sequence[Path]) -> list[Path]:
 
 
 def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """Those without a fault; the others are said in a warning."""
+    """Those without a fault; the others are said in a warning. Raises `UserError` where none is left."""
     faulty = [entry for entry in entries if entry.fault]
     if faulty:
-        first = f"{printable(faulty[0].file)}: {faulty[0].fault}"
-        warnings.warn(f"{folder}: leaves out {len(faulty)} of {len(entries)} clips that cannot be used, for instance "
+        first = f"{printable(faulty[0].file)}: {printable(faulty[0].fault)}"
+        if len(faulty) == len(entries):
+            raise UserError(f"{folder}: none of its {counted(len(entries), 'clip')} can be used; {first}")
+        warnings.warn(f"{folder}: leaves out {len(faulty)} of {len(entries)} clips, which cannot be used, for instance "
                       f"{first}", stacklevel=2)  # fmt: skip
-    if len(faulty) == len(entries):
-        raise UserError(f"{folder}: none of its {len(entries)} clips can be used; {first}")
     return [entry for entry in entries if not entry.fault]
 
 

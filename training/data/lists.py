@@ -78,8 +78,8 @@ class Entry:
 
 
 def printable(text: str) -> str:
-    """A text in which escapes stand for what UTF-8 has no bytes for: halves of characters, bytes of other encodings."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A text with escapes for what has no bytes in UTF-8 (halves of characters, other encodings) or no shape."""
+    return re.sub("[\x00-\x1f\x7f\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def read_list(path: Path) -> list[Entry]:
         for where, row in READERS[path.suffix.lower()](as_text(path.read_bytes())):
             entries.append(_entry(where, row))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}, {error}: {expected}." if str(error).startswith(("line", "entry")) else
+        raise UserError(f"{path}, {error}; {expected}." if str(error).startswith(("line", "entry")) else
                         f"{path}: cannot be read as captions ({error}): {expected}.") from error  # fmt: skip
     if not entries:
         raise UserError(f"{path}: lists no files: {expected}.")
@@ -264,8 +264,7 @@ def checked(entry: Entry, where: str, has: bool = True) -> Entry:
         fault = "has a name with a zero byte"
     else:
         return entry
-    return Entry(entry.file, "", {}, f"{where}: {fault}, expected a text in UTF-8: mend or leave out this one.",
-                 entry.member)  # fmt: skip
+    return Entry(entry.file, "", {}, f"{where}: {fault}: mend it or leave out this clip.", entry.member)
 
 
 # --- Texts beside files ---------------------------------------------------------------------------------------------
@@ -306,7 +305,7 @@ def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) 
                 raise ValueError("is too long for a caption")
             found.append(TEXTS[ending](texts[ending]))
         except ValueError as error:
-            faults.append(f"its {ending} {error}: mend it or leave out this one.")
+            faults.append(f"its {ending} {error}: mend it or leave out this clip.")
             if isinstance(error, _Failed):
                 found = []
                 break

@@ -97,7 +97,7 @@ def parse_tracks(source: str | Sequence[Any] | Mapping[str, Any], name: str = "T
         source = [source]
     if not _is_list(source) or not len(source):
         raise UserError(f"{name}: there are no tracks in it, {_EXPECTED}.")
-    if _is_point(source[0]):
+    if any(map(_is_like_a_point, source)):
         return [_track(source, name)]
     if all(isinstance(item, str) for item in source):
         texts = [parse_tracks(text, f"{name}, text {number}") for number, text in enumerate(source, 1)]
@@ -139,6 +139,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
 
 
+def _is_like_a_point(item: Any) -> bool:
+    """Also one with texts for numbers, with too few or with NaN, which is to be named as the point that it is."""
+    if isinstance(item, Mapping):
+        return not _is_box(item) and ("x" in item or "y" in item)
+    return _is_list(item) and len(item) > 0 and not any(_is_list(part) or isinstance(part, Mapping) for part in item)
+
+
 def _is_point(item: Any) -> bool:
     pair = [item.get("x"), item.get("y")] if isinstance(item, Mapping) else item
     return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair))
@@ -157,8 +164,10 @@ def native_to_tracks(native: Any, name: str = "The tracks") -> list[Track]:
     path = native.get("track_path") if isinstance(native, Mapping) else None
     if not isinstance(path, Tensor) or path.ndim != 3 or path.shape[2] != 2 or not path.numel():
         raise UserError(f"{name}: track_path is {_shape(path)}, expected a tensor of shape (frames, tracks, 2).")
-    if not torch.isfinite(path).all():
-        raise UserError(f"{name}: track_path has values that are no finite numbers: expected places in pixels.")
+    if len(wrong := (~torch.isfinite(path)).nonzero()):
+        frame, track, _ = wrong[0].tolist()
+        raise UserError(f"{name}: track_path has values that are no finite numbers, the first one at frame {frame + 1} "
+                        f"of track {track + 1}: expected places in pixels.")  # fmt: skip
     visible = native.get("track_visibility")
     if visible is None:
         visible = torch.ones(1, 1)

@@ -1,0 +1,266 @@
+"""Captions as people and tools write them, each list and text made here."""
+
+import codecs
+import json
+
+import pytest
+
+from training.data.folder import read_captions, usable
+from training.data.lists import FILE, LISTS, READERS, TEXTS, Entry, named_in, read_list
+from vc_core.errors import UserError
+
+SWAN = "a black swan, swimming on a river, at dusk"
+
+
+def read(folder, name, text, encoding="utf-8"):
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return [(entry.file, entry.caption) for entry in read_list(folder / name)]
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_with_a_comma_is_whole_or_refused(tmp_path):
+    """Of a caption that was cut at its comma nothing would be seen."""
+    quoted = f'file,caption\na.mp4,"{SWAN}"\nb.mp4,x\n'
+    assert read(tmp_path, "a.csv", quoted) == [("a.mp4", SWAN), ("b.mp4", "x")]
+    assert read(tmp_path, "a.csv", quoted.replace(",", ", "))[0] == ("a.mp4", SWAN.replace(",", ", "))
+    for text in (
+        f"file,caption\nb.mp4,x\na.mp4,{SWAN}\n",
+        f"file,caption,license\nb.mp4,x,CC0\na.mp4,{SWAN},CC0\n",
+        f"caption;file\nx;b.mp4\n{SWAN.replace(',', ';')};a.mp4\n",
+        f"file\tcaption\nb.mp4\tx\na.mp4\t{SWAN}\tCC0\n",
+    ):
+        with pytest.raises(UserError, match="line 3: has more columns than the header"):
+            read(tmp_path, "a.csv", text)
+    assert read(tmp_path, "a.csv", "file,caption,,\na.mp4,x,,\nb.mp4,y,,,\n") == [("a.mp4", "x"), ("b.mp4", "y")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["File,Caption", " file , caption ", "FILE_NAME,TEXT", "file-name,Text", "\ufefffile,caption", '"File","Caption"',
+     "filename,prompt", "path,description", "video,captions", "File Name,Caption ", "video_file_name,text"],
+)  # fmt: skip
+def test_a_header_names_the_columns_however_it_is_written(tmp_path, header):
+    assert read(tmp_path, "a.csv", f"{header}\na.mp4,{'x'}\n") == [("a.mp4", "x")]
+    assert read(tmp_path, "b.csv", f"license,{header}\nCC0,a.mp4,x\n") == [("a.mp4", "x")]
+
+
+def test_the_first_name_of_the_table_is_the_column():
+    row = {"Text": 1, "caption": 2, "path": 3, "File": 4}
+    assert named_in(row, FILE) == "File" and named_in(row, ("caption", "text")) == "caption"
+    assert named_in({"name": 1}, FILE) is None
+
+
+def test_other_columns_are_kept_by_their_names(tmp_path):
+    (tmp_path / "a.csv").write_text("File,License,Caption\na.mp4,CC0,x\n")
+    assert read_list(tmp_path / "a.csv") == [Entry("a.mp4", "x", {"License": "CC0"})]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_columns_are_parted_as_the_header_is(tmp_path, mark):
+    text = f'file{mark}caption\r\na.mp4{mark}"one{mark} two"\r\nb.mp4{mark}"lines\nof ""text"""\r\n\r\n'
+    assert read(tmp_path, "a.csv", text) == [("a.mp4", f"one{mark} two"), ("b.mp4", 'lines\nof "text"')]
+
+
+def test_characters_that_only_look_like_ends_of_lines_are_of_the_caption(tmp_path):
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        text = f"file{mark}caption\na.mp4{mark}one\u2028two\x85three\x0cfour\n"
+        assert read(tmp_path, name, text) == [("a.mp4", "one\u2028two\x85three\x0cfour")]
+
+
+def test_quotes_of_a_tsv_are_text(tmp_path):
+    text = 'file\tcaption\na.mp4\t"Hello", it says\nb.mp4\t"a ""big"" swan"\nc.mp4\t5" of snow\nd.mp4\t"\n'
+    assert [caption for _, caption in read(tmp_path, "a.tsv", text)] == [
+        '"Hello", it says', 'a "big" swan', '5" of snow', '"',
+    ]  # fmt: skip
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+ROWS = [{"file_name": "a.mp4", "text": SWAN}, {"file_name": "b.mp4", "text": "x"}]
+FOUND = [("a.mp4", SWAN), ("b.mp4", "x")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "\n".join(map(json.dumps, ROWS))),
+        ("a.json", "\n".join(map(json.dumps, ROWS)) + "\n"),
+        ("a.json", json.dumps(ROWS)),
+        ("a.json", json.dumps(ROWS, indent=2)),
+        ("a.json", json.dumps({"version": 1, "data": ROWS})),
+        ("a.json", json.dumps({"a.mp4": SWAN, "b.mp4": "x"})),
+        ("a.json", json.dumps({"a.mp4": {"caption": SWAN}, "b.mp4": {"caption": "x"}}, indent=1)),
+        ("a.jsonl", "\r\n".join(json.dumps({"Video": r["file_name"], "Captions": ["", r["text"], "z"]}) for r in ROWS)),
+    ],
+)
+def test_json_is_read_in_its_usual_forms(tmp_path, name, text):
+    assert read(tmp_path, name, text) == FOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y" z\n', "line 3: "),
+        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y\n', "line 3: "),
+        ("a.csv", "file,Caption,caption\na.mp4,x,y\n", "line 1: has two columns caption"),
+        ("a.csv", "a.mp4,x\nb.mp4,y\n", "line 2: has no text for 'file'"),
+        ("a.tsv", "file,caption\na.mp4,x\n", "line 2: has no text for 'file'"),
+        ("a.json", "{", "no JSON"),
+        ("a.json", "7", "entry 1: is no object"),
+        ("a.jsonl", '{"file": "a.mp4", "caption": "x"}\n' + "[" * 100_000, "line 2: is no JSON"),
+        ("a.jsonl", '{"file": "", "caption": "x"}', "line 1: has no text for 'file'"),
+        ("a.csv", "file,caption\na.mp4,x\n".encode("utf-16-le"), "byte order mark"),
+    ],
+)
+def test_lists_that_are_not_built_as_expected_are_refused_with_the_line(tmp_path, name, text, told):
+    with pytest.raises(UserError, match=told) as caught:
+        read(tmp_path, name, text)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- Encodings and single faults ------------------------------------------------------------------------------------
+
+TEXT = {".csv": f'file,caption\na.mp4,"{SWAN} é 天"\n', ".tsv": f"file\tcaption\na.mp4\t{SWAN} é 天\n",
+        ".jsonl": f'{{"file": "a.mp4", "caption": "{SWAN} é 天"}}\n',
+        ".json": f'[{{"file": "a.mp4", "caption": "{SWAN} é 天"}}]'}  # fmt: skip
+MARKED = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,
+          "utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", MARKED)
+def test_every_list_and_text_is_read_in_every_marked_encoding(tmp_path, encoding):
+    def encoded(text):
+        return MARKED[encoding] + text.encode(encoding)
+
+    assert TEXT.keys() == READERS.keys()
+    for ending, text in TEXT.items():
+        assert read(tmp_path, f"list{ending}", encoded(text)) == [("a.mp4", f"{SWAN} é 天")]
+    for number, ending in enumerate(TEXTS):
+        (tmp_path / "beside").mkdir(exist_ok=True)
+        (tmp_path / "beside" / f"{number}.mp4").touch()
+        text = json.dumps({"caption": "é 天"}, ensure_ascii=False) if ending == ".json" else " é\n天\n"
+        (tmp_path / "beside" / f"{number}{ending}").write_bytes(encoded(text))
+    assert [entry.caption for entry in read_captions(tmp_path / "beside")] == ["é 天"] * len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", b'{"file": "a.mp4", "caption": "nice \\ud83d swan"}\n{"file": "b.mp4", "caption": "x"}\n'),
+        ("a.jsonl", b'{"file": "a.mp4", "caption": null}\n{"file": "b.mp4", "caption": "x"}\n'),
+        ("a.jsonl", b'{"file": "a.mp4"}\n{"file": "b.mp4", "caption": "x"}\n'),
+        ("a.jsonl", b'{"file": "a.mp4", "caption": 7}\n{"file": "b.mp4", "caption": "x"}\n'),
+        ("a.jsonl", b'{"file": "a\\u0000.mp4", "caption": "x"}\n{"file": "b.mp4", "caption": "x"}\n'),
+        ("a.csv", b"file,caption\na.mp4,caf\xe9\nb.mp4,x\n"),
+        ("a.csv", b"file,caption\na.mp4\nb.mp4,x\n"),
+        ("a.csv", codecs.BOM_UTF16_LE + "file,caption\na.mp4,\ud83d\nb.mp4,x\n".encode("utf-16-le", "surrogatepass")),
+        ("a.tsv", b"file\tcaption\na.mp4\t\xed\xa0\xbd swan\nb.mp4\tx\n"),
+        ("a.json", b'{"a.mp4": [], "b.mp4": "x"}'),
+    ],
+)
+def test_one_bad_caption_is_the_fault_of_its_clip_alone(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    bad, good = read_list(tmp_path / name)
+    assert bad.fault and bad.caption == "" and good == Entry("b.mp4", "x", {})
+    with pytest.warns(UserWarning, match="leaves out 1 of 2 clips"):
+        assert usable([bad, good], tmp_path) == [good]
+    with pytest.raises(UserError, match="none of its 1 clip can"):
+        usable([bad], tmp_path)
+
+
+def test_a_whole_emoji_in_two_escapes_is_one_character(tmp_path):
+    text = '{"file": "a.mp4", "caption": "nice \\ud83e\\udda2"}'
+    assert read(tmp_path, "a.jsonl", text) == [("a.mp4", "nice 🦢")]
+
+
+# --- Beside files ---------------------------------------------------------------------------------------------------
+
+
+def folder_of(tmp_path, **texts):
+    for name, text in texts.items():
+        path = tmp_path / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return tmp_path
+
+
+def test_texts_beside_files_are_read_in_the_order_of_the_table(tmp_path):
+    folder_of(tmp_path, a_mp4="", a_txt="of a", a_json='{"caption": "other"}', b_mp4="", b_caption="of\nb", c_mp4="",
+              c_json='{"Text": "of c", "url": "x"}', d_mp4="", d_txt="", d_json='{"caption": "of d"}', e_mp4="",
+              e_json='"of e"', f_mp4="", f_txt="", f_json='{"url": "x"}', g_mp4="", g_txt="of g",
+              g_json="{")  # fmt: skip
+    assert {entry.file: entry.caption for entry in read_captions(tmp_path)} == {
+        "a.mp4": "of a", "b.mp4": "of b", "c.mp4": "of c", "d.mp4": "of d", "e.mp4": "of e", "f.mp4": "",
+        "g.mp4": "of g",
+    }  # fmt: skip
+
+
+def test_texts_that_cannot_be_read_are_faults_of_their_clips(tmp_path):
+    folder_of(tmp_path, a_mp4="", a_txt=b"caf\xe9", b_mp4="", b_json="{", c_mp4="", c_json="[" * 100_000, d_mp4="",
+              d_json='{"url": "x"}', e_mp4="", e_txt="x" * (2**20 + 1), f_mp4="", f_txt="good")  # fmt: skip
+    entries = read_captions(tmp_path)
+    assert [bool(entry.fault) for entry in entries] == [True] * 5 + [False]
+
+
+def test_what_is_no_video_needs_no_text(tmp_path):
+    folder_of(tmp_path, a_mp4="", a_txt="x", a_npz="", a_jpg="", README_md="", Thumbs_db="", desktop_ini="",
+              data_parquet="", odd_xyz="", odd_txt="tried")  # fmt: skip
+    with pytest.warns(UserWarning) as told:
+        assert [entry.file for entry in read_captions(tmp_path)] == ["a.mp4", "odd.xyz"]
+    messages = " ".join(str(warning.message) for warning in told)
+    assert "README.md" in messages and "data.parquet" in messages and "a.jpg" in messages and "Thumbs" not in messages
+
+
+def test_linked_folders_have_texts_too(tmp_path):
+    folder_of(tmp_path, data__a_mp4="", data__a_txt="of a", more__b_mp4="", more__b_txt="of b")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    with pytest.warns(UserWarning, match="1 linked folder leading back.*loop"):
+        entries = read_captions(tmp_path / "data")
+    assert [(entry.file, entry.caption) for entry in entries] == [("a.mp4", "of a"), ("linked/b.mp4", "of b")]
+
+
+# --- Lists of Hugging Face's data sets ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_found_by_their_names(tmp_path, name):
+    rows = {".csv": "File_Name,Text\na.mp4,x\n", ".tsv": "File_Name\tText\na.mp4\tx\n"}
+    json_row = '{"File_Name": "a.mp4", "Text": "x"}'
+    (tmp_path / name.upper()).write_text(rows.get(name[name.index(".") :], json_row))
+    (tmp_path / "ignored.mp4").touch()
+    assert [(entry.file, entry.caption) for entry in read_captions(tmp_path)] == [("a.mp4", "x")]
+
+
+def test_lists_of_parts_name_files_in_their_own_folders(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "metadata.jsonl").write_text(json.dumps({"file_name": "sub/a.mp4", "text": part}) + "\n")
+    with pytest.warns(UserWarning, match=r"test/metadata\.jsonl, train/metadata\.jsonl"):
+        entries = read_captions(tmp_path)
+    assert [(e.file, e.caption) for e in entries] == [("test/sub/a.mp4", "test"), ("train/sub/a.mp4", "train")]
+
+
+def test_metadata_without_captions_is_told_and_texts_are_taken(tmp_path):
+    folder_of(tmp_path, a_mp4="", a_txt="x", metadata_csv="file_name,label\na.mp4,3\n")
+    with pytest.warns(UserWarning, match=r"metadata\.csv"):
+        assert [entry.caption for entry in read_captions(tmp_path)] == ["x"]
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,y\n")
+    assert [entry.caption for entry in read_captions(tmp_path)] == ["y"]
+    (tmp_path / "captions.tsv").write_text("file\tcaption\na.mp4\tz\n")
+    with pytest.raises(UserError, match=r"has both captions\.csv and captions\.tsv"):
+        read_captions(tmp_path)
+
+
+def test_parquet_is_told_where_captions_are_missing(tmp_path):
+    folder_of(tmp_path, a_mp4="", metadata_parquet="PAR1")
+    with pytest.raises(UserError, match=r"write the columns of its \.parquet as metadata\.jsonl"):
+        read_captions(tmp_path)
+
+
+def test_names_as_windows_writes_them_are_found(tmp_path):
+    folder_of(tmp_path, street__a_mp4="x")
+    entry = Entry("street\\a.mp4", "x", {})
+    assert entry.source(tmp_path) == tmp_path / "street/a.mp4"
