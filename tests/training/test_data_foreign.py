@@ -152,11 +152,18 @@ def test_samples_are_told_from_the_names(tmp_path, members, expected):
 
 def test_parts_of_a_sample_may_lie_anywhere_in_the_tar():
     names = ["2.txt", "1.mp4", "2.mp4", "1.txt"]
-    samples, without = grouped([member(name) for name in names])
+    samples, without, aside = grouped([member(name) for name in names])
     assert [(media.name, [text.name for text in texts.values()]) for media, texts in samples] == [
         ("1.mp4", ["1.txt"]), ("2.mp4", ["2.txt"]),
     ]  # fmt: skip
-    assert without == 0
+    assert without == 0 and aside == []
+
+
+def test_a_video_without_a_text_among_others_that_have_one_is_told(tmp_path):
+    names = {"a_0.5.mp4": b"v", "a_0.5.txt": "x", "a_0.7.mp4": b"v"}
+    write_tar(tmp_path / "0.tar", names)
+    with pytest.warns(UserWarning, match=r"leaves out 1 member without texts.*0\.tar:a_0\.7\.mp4"):
+        assert read(tmp_path) == [("0.tar:a_0.5.mp4", "x")]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -262,7 +269,7 @@ def test_bytes_that_are_no_video_are_a_bad_sample_with_their_name(tmp_path, clip
         data = FolderClips(tmp_path, entries[index : index + 1], Form(SIZE, frames, EDGES, 24))
         with pytest.raises(BadSample, match=rf"^0\.tar:{index}\."):
             data.sample(0, ("motion",), generator())
-    
+
 
 def test_a_tar_that_has_changed_is_a_bad_sample(tmp_path, clip):
     path = write_tar(tmp_path / "0.tar", {"0.mp4": clip, "0.txt": "x"})

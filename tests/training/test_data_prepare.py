@@ -12,9 +12,12 @@ import pytest
 from tests.training.clips import FRAMES, MOTIONS, SIZE, make_folder
 from training.data import preparing
 from training.data.folder import read_captions
+from training.data.opening import open_clips
 from training.data.prepare import main
 from training.data.preparing import PLAN, SUMMARY, Options, prepare
 from training.data.shards import Shards
+from training.recipe import Domain
+from vc_core.config import Config
 from vc_core.errors import UserError
 
 
@@ -176,3 +179,106 @@ def test_options_that_are_wrong_are_refused(videos, tmp_path, wrong, capsys):
         main([str(videos), "-o", str(tmp_path), *wrong])
     told = capsys.readouterr().err
     assert caught.value.code == 2 and wrong[0] in told and ("expected" in told or "invalid choice" in told)
+
+
+# --- Bad clips, and what lies about ---------------------------------------------------------------------------------
+
+
+def run(folder, out, *more):
+    size = f"{SIZE[1]}x{SIZE[0]}"
+    return main([str(folder), "-o", str(out), "--frames", str(FRAMES), "--size", size, "--jobs", "1", *more])
+
+
+def abouts(out):
+    shards = Shards(out)
+    return [json.loads(shards.read(n, ["json"])[1]["json"]) for n in range(len(shards))]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bad_clip_is_dropped_and_told_whatever_is_bad_of_it(videos, tmp_path, capsys):
+    """Of these some ended all of the work, at every try."""
+    rows = [
+        {"file": "right.mp4", "caption": "nice \ud83d swan"},
+        {"file": "right.mp4", "caption": None},
+        {"file": "a\0b.mp4", "caption": "x"},
+        {"file": "caf\udce9.mp4", "caption": "no such file"},
+        {"file": "\ud83d.mp4", "caption": "a name that no file can have"},
+        {"file": "x" * 5000 + ".mp4", "caption": "x"},
+        {"file": "pipe.mp4", "caption": "x"},
+        {"file": ".", "caption": "x"},
+        {"file": "noise.mp4", "caption": "x"},
+        {"file": "empty.mp4", "caption": ""},
+        {"file": "right.mp4", "caption": "good", "license": "\ud83d", "score": float("nan"), "\udce9": 1},
+    ]
+    (tmp_path / "noise.mp4").write_bytes(os.urandom(4000))
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "right.mp4").write_bytes((videos / "right.mp4").read_bytes())
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for _ in range(2):
+        assert run(tmp_path, tmp_path / "out") == 0
+        assert "10 clips were dropped" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text(encoding="utf-8"))
+    assert len(summary["dropped"]) == 10 and all(each["reason"] for each in summary["dropped"])
+    (about,) = abouts(tmp_path / "out")
+    assert about["caption"] == "good" and about["others"]["license"] == "\ud83d"
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode there")
+def test_a_file_name_that_is_not_utf8_is_prepared(videos, tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    for stem in (b"caf\xe9", b"z"):
+        (folder / os.fsdecode(stem + b".mp4")).write_bytes((videos / "right.mp4").read_bytes())
+        (folder / os.fsdecode(stem + b".txt")).write_bytes(stem[:1])
+    (folder / os.fsdecode(b"\xff.mp4")).write_bytes(b"noise")
+    (folder / os.fsdecode(b"\xff.txt")).write_text("x")
+    assert run(folder, folder / os.fsdecode(b"\xe9ut")) == 0
+    capsys.readouterr().out.encode("utf-8")
+    assert [each["caption"] for each in abouts(folder / os.fsdecode(b"\xe9ut"))] == ["c", "z"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_exception_of_a_decoder_is_that_of_its_clip_and_ours_are_seen(videos, tmp_path, monkeypatch):
+    from training.data import folder as module
+
+    planned = module.planned_frames
+
+    def raises(source, *rest):
+        if "left" in str(source):
+            raise ZeroDivisionError("in a decoder")
+        return planned(source, *rest)
+
+    monkeypatch.setattr(module, "planned_frames", raises)
+    summary = prepare(options(videos, sketch=None), read_captions(videos)[:5], tmp_path / "out")
+    (dropped,) = summary["dropped"]
+    assert dropped["file"] == "left.mp4" and "ZeroDivisionError: in a decoder" in dropped["reason"]
+    monkeypatch.setattr(preparing, "fit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(options(videos, sketch=None), read_captions(videos)[:1], tmp_path / "other")
+
+
+@pytest.mark.parametrize("inside", [".", "shards", "shards/deep"])
+def test_the_same_command_goes_on_with_its_output_among_the_videos(videos, tmp_path, inside, capsys):
+    for name in ("right", "left"):
+        (tmp_path / f"{name}.mp4").write_bytes((videos / f"{name}.mp4").read_bytes())
+        (tmp_path / f"{name}.txt").write_text(f"goes {name}")
+    out = tmp_path / inside
+    if inside == "shards/deep":
+        out.parent.mkdir()
+    first = None
+    for _ in range(3):
+        assert run(tmp_path, out) == 0, capsys.readouterr().err
+        first = first or made_of(out)
+        assert made_of(out) == first and [each["caption"] for each in abouts(out)] == ["goes left", "goes right"]
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._right.mp4", "__MACOSX/._left.mp4", "__MACOSX/x.mp4"):
+            for place in (tmp_path, out):
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_bytes(b"noise")
+    (clips,) = open_clips(Domain("folder", tmp_path, frames=FRAMES), SIZE, Config(), {}).values()
+    assert [entry.caption for entry in clips.entries] == ["goes left", "goes right"]
+
+
+def made_of(out):
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}

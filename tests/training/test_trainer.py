@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.interrupted import interrupted
+from tests.training.test_data_foreign import write_tar
 from training.engine import checkpoints, read_state
 from training.log import Log, domain_names
 from training.ranks import World
@@ -310,3 +312,28 @@ def test_the_command_says_what_is_wrong_and_returns_2(recipe_file, monkeypatch, 
         monkeypatch.setattr(sys, "argv", ["vc train", *arguments])
         assert main() == status
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["shards", "folder"])
+def test_shards_of_another_program_are_trained_on_as_they_are(make, videos, tmp_path, kind):
+    """The same steps as on the files that are in them; one that failed is left out."""
+    steps = {}
+    members = {"9.json": json.dumps({"caption": "x", "status": "failed_to_download"})}
+    (tmp_path / "files").mkdir()
+    for number, name in enumerate(("right", "left", "up")):
+        data = (videos / f"{name}.mp4").read_bytes()
+        about = json.dumps({"caption": f"goes {name}", "status": "success", "key": str(number)})
+        members |= {f"{number}.mp4": data, f"{number}.txt": f"goes {name}", f"{number}.json": about}
+        (tmp_path / "files" / f"{number}.mp4").write_bytes(data)
+        (tmp_path / "files" / f"{number}.txt").write_text(f"goes {name}")
+    write_tar(tmp_path / "shards" / "00000.tar", members)
+    (tmp_path / "shards" / "00000.parquet").touch()
+    for of, path in ((kind, "shards"), ("folder", "files")):
+        out = tmp_path / f"run of {path}"
+        domain = Domain(of, tmp_path / path, frames=3, batch=2, without=("depth",))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert train(replace(make("--steps", "3"), out=out, data=(domain,))) == 0
+        assert any("without a video" in str(each.message) for each in told) == (path == "shards")
+        steps[path] = [line["loss"] for line in lines(out)]
+    assert len(steps["files"]) == 3 and steps["shards"] == steps["files"]

@@ -17,8 +17,8 @@ from training.data.foreign import read_shards
 from training.data.lists import CAPTION, FILE, LISTS, TEXTS, VIDEOS, Entry, beside, has_captions, printable, read_list
 from training.data.making import Form, make, no_motion, reading
 from training.data.sample import Sample
-from training.data.shards import OWN
-from training.data.tars import TARS, first_name
+from training.data.shards import is_ours
+from training.data.tars import TARS
 from vc_core.conditions import drawing_size
 from vc_core.errors import UserError, counted
 from vc_core.extract import read_motion
@@ -63,14 +63,14 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         if others:
             _leaves_out(folder, others, "neither shards nor in them")
         return read_shards(tars, folder)
-    if tars:
-        _leaves_out(folder, tars, "shards beside files that have texts")
+    if foreign := [tar for tar in tars if not is_ours(tar)]:
+        _leaves_out(folder, foreign, "shards beside files that have texts")
     return entries
 
 
 def foreign_shards(folder: Path, tars: Sequence[Path]) -> list[Path]:
     """The shards themselves. Raises `UserError` where some are of `./vc prepare`."""
-    if own := next((tar for tar in tars if first_name(tar).startswith(OWN)), None):
+    if own := next(filter(is_ours, tars), None):
         raise UserError(f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were "
                         f"expected: train on {folder} with `kind: shards`, or name another folder.")  # fmt: skip
     return list(tars)

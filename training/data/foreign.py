@@ -26,14 +26,15 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
         UserError: they hold no samples.
     """
     entries: list[Entry] = []
-    damaged, empty = [], 0
+    damaged, empty, beside_samples = [], 0, []
     for tar in tars:
         members, damage = members_of(tar)
         name = tar.relative_to(folder).as_posix()
         if damage:
             damaged.append(f"{name} ({damage})")
-        samples, without = grouped(members)
+        samples, without, aside = grouped(members)
         empty += without
+        beside_samples += [f"{name}:{each.name}" for each in aside]
         entries += [_entry(name, member, texts) for member, texts in samples]
     if damaged:
         warnings.warn(f"{folder}: {counted(len(damaged), 'shard is', 'shards are')} cut off or damaged, and what comes "
@@ -41,6 +42,9 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
     if empty:
         warnings.warn(f"{folder}: leaves out {counted(empty, 'sample')} without a video or an image: as a rule, what "
                       "could not be downloaded.", stacklevel=2)  # fmt: skip
+    if beside_samples:
+        warnings.warn(f"{folder}: leaves out {counted(len(beside_samples), 'member')} without texts in samples of "
+                      f"which others have some: {named(beside_samples)}.", stacklevel=2)  # fmt: skip
     if not entries:
         raise UserError(f"{folder}: its .tar hold neither videos nor images with captions: expected for instance "
                         "000.mp4 with 000.txt or 000.json in them.")  # fmt: skip
@@ -55,8 +59,11 @@ def warn_of_compressed(entries: Iterable[Entry]) -> None:
                       f"them, or make shards of them by ./vc prepare: {named(slow)}.", stacklevel=2)  # fmt: skip
 
 
-def grouped(members: Iterable[Member]) -> tuple[list[tuple[Member, Mapping[str, Member]]], int]:
-    """The videos and images with the texts beside them, by their endings; and how many samples have neither."""
+def grouped(
+    members: Iterable[Member],
+) -> tuple[list[tuple[Member, Mapping[str, Member]]], int, list[Member]]:
+    """The videos and images with the texts beside them, by their endings; how many samples have neither; and what else
+    shows something, but is of a sample of which another member has the texts."""
     media: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
     texts: dict[str, dict[str, dict[str, Member]]] = defaultdict(lambda: defaultdict(dict))
     for member in members:
@@ -69,14 +76,15 @@ def grouped(members: Iterable[Member]) -> tuple[list[tuple[Member, Mapping[str, 
             texts[first][stem][ending] = member
         elif ending in VIDEOS or ending in IMAGES:
             media[first][stem].append(member)
-    samples = []
+    samples, aside = [], []
     for first, stems in media.items():
         own = {stem: texts[first][stem] for stem in stems if stem in texts[first]} if first in texts else {}
         if not own:  # WebDataset's rule: all that is equal up to the first dot is one sample
             merged = {ending: each for of in texts.get(first, {}).values() for ending, each in of.items()}
             stems, own = {first: [each for of in stems.values() for each in of]}, {first: merged}
         samples += [(_shown(stems[stem]), beside) for stem, beside in own.items()]
-    return samples, len([first for first in texts if first not in media])
+        aside += [each for stem, of in stems.items() if stem not in own for each in of]
+    return samples, len([first for first in texts if first not in media]), aside
 
 
 def _shown(members: Sequence[Member]) -> Member:

@@ -15,9 +15,8 @@ from training.data.folder import FolderClips, read_captions, usable
 from training.data.foreign import read_shards, warn_of_compressed
 from training.data.making import Form
 from training.data.sample import Clips
-from training.data.shards import OWN, ShardClips, Shards, shard_files
+from training.data.shards import ShardClips, Shards, is_ours, shard_files
 from training.data.synthetic import CLIP, DrawnScenes, SyntheticClips
-from training.data.tars import first_name
 from training.recipe import Domain
 from vc_core.checkpoint import PARTS, Part
 from vc_core.config import Config
@@ -82,7 +81,7 @@ def open_clips(
 def others_shards(folder: Path) -> list[Path]:
     """The shards of a folder where none of them is of `./vc prepare`."""
     files = shard_files(folder)
-    return [] if any(first_name(file).startswith(OWN) for file in files) else files
+    return [] if any(map(is_ours, files)) else files
 
 
 def _latents(shards: Shards, config: Config, parts: Mapping[str, Part]) -> str | None:

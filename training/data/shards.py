@@ -41,7 +41,7 @@ from torch import Tensor
 from training.data.making import PICTURED, Form, Made, draw_below, make, no_motion, reading
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
-from training.data.tars import TARS, compression
+from training.data.tars import TARS, compression, first_name
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
@@ -200,6 +200,11 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def shard_files(folder: Path) -> list[Path]:
     """The shards of a folder and of those in it, in the order of their names; not those that are being written."""
     return [path for path in files_below(folder) if path.name.lower().endswith(TARS)]
+
+
+def is_ours(shard: Path) -> bool:
+    """Whether `./vc prepare` wrote it, as its first member tells."""
+    return first_name(shard).startswith(OWN)
 
 
 @lru_cache(maxsize=256)

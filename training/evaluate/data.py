@@ -17,8 +17,7 @@ from training.data.lists import LISTS
 from training.data.making import Form
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
-from training.data.shards import OWN, ShardClips, Shards, shard_files
-from training.data.tars import first_name
+from training.data.shards import ShardClips, Shards, is_ours, shard_files
 from training.evaluate.clips import Clips, Truth, joined
 from training.evaluate.measures import motion_of
 from vc_core.config import Config
@@ -47,7 +46,7 @@ def open_data(
         raise UserError(f"{path}: is no folder: expected one of videos with captions, or of shards of ./vc prepare.")
     form = Form.of(config, (config.height // 8 * 8, config.width // 8 * 8), config.frames)
     tars = [] if any(each.name.lower() in LISTS for each in path.iterdir()) else shard_files(path)
-    if any(first_name(tar).startswith(OWN) for tar in tars):
+    if any(map(is_ours, tars)):
         if rate or nominal_height:
             raise UserError(f"{path}: shards have the rate and nominal height that they were prepared with: leave out "
                             "these options.")  # fmt: skip
