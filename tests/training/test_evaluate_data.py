@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.clips import MOTIONS, make_folder
+from tests.training.test_data_foreign import write_tar
 from training.data.folder import read_captions
 from training.data.preparing import Options, prepare
 from training.evaluate import __main__ as program
@@ -116,6 +117,16 @@ def test_shards_are_read_as_folders_are(folder, tiny_config, tmp_path):
         open_data(tmp_path / "shards", tiny_config, rate=4)
     with pytest.raises(UserError, match="was prepared at 40x32"):
         open_data(tmp_path / "shards", replace(tiny_config, height=64, width=64))
+
+
+def test_shards_of_other_programs_are_read_as_their_files_are(folder, clips, tiny_config, tmp_path):
+    members = {}
+    for name, text in zip(MOTIONS, clips.texts, strict=True):
+        members |= {name: (folder / name).read_bytes(), name.replace(".mp4", ".txt"): text}
+    write_tar(tmp_path / "00000.tar", members)
+    found = read_clips(open_data(tmp_path, tiny_config), 8)
+    assert found.texts == clips.texts and found.truth.video.shape == clips.truth.video.shape
+    assert found.truth.motion[0, 0, 1:].median().item() == pytest.approx(9 / 120, abs=0.01)
 
 
 def test_clips_that_cannot_be_read_are_left_out_and_named(damaged, clips, tiny_config):

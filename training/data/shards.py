@@ -185,7 +185,7 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
     settings = own.get(SETTINGS)
-    if not own:
+    if samples and not own:
         raise UserError(f"{shard}: is a shard of another program, and one of ./vc prepare was expected: ./vc prepare "
                         "its folder, or train on a folder that holds shards of other programs alone.")  # fmt: skip
     if DROPPED not in own or not isinstance(settings, dict) or settings.get("format") != FORMAT:

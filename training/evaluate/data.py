@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.folder import FolderClips, read_captions
-from training.data.lists import LISTS
+from training.data.lists import LISTS, READERS, TEXTS
 from training.data.making import Form
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
@@ -22,6 +22,7 @@ from training.evaluate.clips import Clips, Truth, joined
 from training.evaluate.measures import motion_of
 from vc_core.config import Config
 from vc_core.errors import UserError
+from vc_core.folders import files_below
 from vc_core.progress import Progress
 
 MADE = ("text", "style", "single_image", "motion")
@@ -51,6 +52,9 @@ def open_data(
             raise UserError(f"{path}: shards have the rate and nominal height that they were prepared with: leave out "
                             "these options.")  # fmt: skip
         return ShardClips(Shards(path), form)
+    if not any(each.suffix.lower() in {*READERS, *TEXTS} for each in files_below(path)) and not tars:
+        raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files, {LISTS[0]} or "
+                        "another list of captions, or a .txt beside each video.")  # fmt: skip
     entries = read_captions(path)
     if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image), None)):
         raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
