@@ -45,13 +45,14 @@ class Domain:
     """One source of samples, which some of the ranks train on."""
 
     kind: Literal["shards", "folder", "synthetic"] = "synthetic"
-    """shards: what `./vc prepare` wrote; folder: video files with captions; synthetic: drawn scenes."""
+    """shards: what `./vc prepare` wrote, or shards of other programs; folder: video files with captions, or shards of
+    other programs; synthetic: drawn scenes. See training/README.md for the forms of captions."""
     path: Path | None = None
     """Folder of the shards or of the videos; for synthetic scenes the folder of their cache, which is filled first,
     and without one they are drawn anew each time."""
     captions: Path | None = None
-    """CSV or JSONL of file names and captions, for a folder; by default `captions.csv` or `captions.jsonl` in it, else
-    the `.txt` beside each file."""
+    """CSV, TSV, JSONL or JSON of file names and captions, for a folder; by default a list in it such as
+    `captions.csv` or `metadata.jsonl`, else the texts beside its files."""
     frames: int = 16
     """Frames of a sample; 1 trains on images, with the temporal layers left out."""
     lengths: tuple[int, ...] = ()

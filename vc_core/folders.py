@@ -82,7 +82,7 @@ class _Told:
         self.met.setdefault((noun, words), []).append(str(path))
 
     def back(self, path: Path) -> None:
-        self._add("linked folder", "leading back to a folder that was walked already", path)
+        self._add("linked folder", "that lead to a folder which is taken already (a loop, or the same twice)", path)
 
     def lost(self, path: Path) -> None:
         self._add("name", "that no file is behind (a broken link, or a device)", path)

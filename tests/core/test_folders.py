@@ -46,7 +46,7 @@ def test_loops_are_told_once_and_not_followed(data, tmp_path):
     with pytest.warns(UserWarning) as told:
         assert below(data) == ["a.mp4", "other/c.mp4", "sub/b.mp4"]
     (warning,) = told
-    assert str(warning.message).startswith(f"{data}: leaves out 3 linked folders leading back")
+    assert str(warning.message).startswith(f"{data}: leaves out 3 linked folders that lead to a folder which is taken")
     assert all(name in str(warning.message) for name in ("sub/up", "above", "other/back"))
 
 

@@ -11,6 +11,7 @@ import tarfile
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -269,6 +270,48 @@ def test_bytes_that_are_no_video_are_a_bad_sample_with_their_name(tmp_path, clip
         data = FolderClips(tmp_path, entries[index : index + 1], Form(SIZE, frames, EDGES, 24))
         with pytest.raises(BadSample, match=rf"^0\.tar:{index}\."):
             data.sample(0, ("motion",), generator())
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_shards_are_entries_or_told(tmp_path, compress):
+    random = np.random.default_rng(5)
+    members = {
+        f"{n}{e}": d for n in range(4) for e, d in ((".mp4", b"v" * 700), (".txt", "x"), (".json", about("0", "x")))
+    }
+    for number in range(150):
+        path = write_tar(tmp_path / f"{number}.tar", members)
+        data = bytearray(path.read_bytes())
+        for place in random.integers(len(data) if number % 2 else 600, size=random.integers(1, 5)):
+            data[place] ^= 1 << random.integers(8)
+        data = (compress or bytes)(data)
+        path.write_bytes(data if number % 3 else data[: random.integers(len(data))])
+        try:
+            entries = read_shards([path], tmp_path)
+        except UserError as error:
+            assert "neither videos" in str(error)
+            continue
+        for entry in entries:
+            try:
+                source = entry.source(tmp_path)
+            except UserError:
+                continue
+            assert len(source.open().getvalue()) == entry.member.size
+
+
+def test_sizes_that_nothing_has_are_told(tmp_path, clip):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, size in (("0.mp4", 3), ("0.txt", 3), ("1.mp4", 2**40)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(b"abc")) if size == 3 else tar.fileobj.write(info.tobuf())
+    (tmp_path / "0.tar").write_bytes(buffer.getvalue())
+    with pytest.warns(UserWarning, match=r"1\.mp4 goes on beyond its end"):
+        assert read(tmp_path) == [("0.tar:0.mp4", "abc")]
+    (tmp_path / "0.tar").write_bytes(gzip.compress(buffer.getvalue()))
+    with pytest.raises(UserError, match=r"1024\.0 GiB"):
+        Member(tmp_path / "0.tar", "1.mp4", 3000, 2**40).read()
 
 
 def test_a_tar_that_has_changed_is_a_bad_sample(tmp_path, clip):

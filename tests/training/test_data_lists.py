@@ -3,10 +3,11 @@
 import codecs
 import json
 
+import numpy as np
 import pytest
 
 from training.data.folder import read_captions, usable
-from training.data.lists import FILE, LISTS, READERS, TEXTS, Entry, named_in, read_list
+from training.data.lists import CAPTION, FILE, LISTS, READERS, TEXTS, Entry, named_in, read_list
 from vc_core.errors import UserError
 
 SWAN = "a black swan, swimming on a river, at dusk"
@@ -15,6 +16,11 @@ SWAN = "a black swan, swimming on a river, at dusk"
 def read(folder, name, text, encoding="utf-8"):
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
     return [(entry.file, entry.caption) for entry in read_list(folder / name)]
+
+
+TEXT = {".csv": f'file,caption\na.mp4,"{SWAN} é 天"\n', ".tsv": f"file\tcaption\na.mp4\t{SWAN} é 天\n",
+        ".jsonl": f'{{"file": "a.mp4", "caption": "{SWAN} é 天"}}\n',
+        ".json": f'[{{"file": "a.mp4", "caption": "{SWAN} é 天"}}]'}  # fmt: skip
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
@@ -120,11 +126,44 @@ def test_lists_that_are_not_built_as_expected_are_refused_with_the_line(tmp_path
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_excels_first_line_says_what_parts_the_columns(tmp_path):
+    assert read(tmp_path, "a.csv", "sep=;\r\nfile;caption\r\na.mp4;x, y\r\n") == [("a.mp4", "x, y")]
+
+
+def test_what_could_not_be_written_again_is_a_fault(tmp_path):
+    row = {"file": "a.mp4", "caption": "x", "more": json.loads("[" * 400 + "]" * 400)}
+    (tmp_path / "a.jsonl").write_text(f'{json.dumps(row)}\n{{"file": "b.mp4", "caption": "x", "more": {{"a": [1]}}}}')
+    assert [bool(entry.fault) for entry in read_list(tmp_path / "a.jsonl")] == [True, False]
+
+
+def test_the_guide_shows_the_table(repository):
+    guide = (repository / "training" / "README.md").read_text(encoding="utf-8")
+    for name in {*FILE, *CAPTION, *TEXTS, *READERS}:
+        assert f"`{name}`" in guide or f"`captions{name}`" in guide or f"swan{name}" in guide, name
+    assert "`metadata.csv`" in guide
+
+
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_lists_are_entries_or_told(tmp_path, ending):
+    random = np.random.default_rng(7)
+    whole = TEXT[ending].encode() + TEXT[ending].encode().split(b"\n")[-2 if ending in (".csv", ".tsv") else 0]
+    for number in range(250):
+        data = bytearray(whole)
+        for place in random.integers(len(data), size=random.integers(1, 6)):
+            data[place] = random.choice([0, 10, 34, 44, 92, 0xFF, random.integers(256)])
+        (tmp_path / f"a{ending}").write_bytes(data[: len(data) - number % 7])
+        try:
+            entries = read_list(tmp_path / f"a{ending}")
+        except UserError as error:
+            assert str(tmp_path) in str(error)
+            continue
+        for entry in entries:
+            assert entry.file and (entry.fault or entry.caption.encode() is not None)
+
+
 # --- Encodings and single faults ------------------------------------------------------------------------------------
 
-TEXT = {".csv": f'file,caption\na.mp4,"{SWAN} é 天"\n', ".tsv": f"file\tcaption\na.mp4\t{SWAN} é 天\n",
-        ".jsonl": f'{{"file": "a.mp4", "caption": "{SWAN} é 天"}}\n',
-        ".json": f'[{{"file": "a.mp4", "caption": "{SWAN} é 天"}}]'}  # fmt: skip
 MARKED = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE,
           "utf-32-le": codecs.BOM_UTF32_LE, "utf-32-be": codecs.BOM_UTF32_BE}  # fmt: skip
 
@@ -217,7 +256,7 @@ def test_linked_folders_have_texts_too(tmp_path):
     folder_of(tmp_path, data__a_mp4="", data__a_txt="of a", more__b_mp4="", more__b_txt="of b")
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    with pytest.warns(UserWarning, match="1 linked folder leading back.*loop"):
+    with pytest.warns(UserWarning, match="1 linked folder that.*: loop"):
         entries = read_captions(tmp_path / "data")
     assert [(entry.file, entry.caption) for entry in entries] == [("a.mp4", "of a"), ("linked/b.mp4", "of b")]
 

@@ -33,6 +33,9 @@ VIDEOS = frozenset(
 )  # fmt: skip
 """Endings of videos. What has another one is taken for one where a text lies beside it."""
 
+DEEPEST = 50
+"""Lists and objects in one another that further columns may have: what is read must be written."""
+
 LONGEST = 2**20
 """Bytes that the text of one caption may have."""
 
@@ -131,9 +134,16 @@ Rows = Iterable[tuple[str, Any]]
 
 
 def _csv(text: str) -> Rows:
-    head = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[:1]
+    if told := re.match(r"sep=(.)(?=\r|\n)", text):  # Excel's first line
+        text = text[told.end() :]
+    head = re.split(r"[\r\n]", text.lstrip("\r\n "), maxsplit=1)[:1]
     fitting = (mark for mark in ",;\t|" if _names_both(next(csv.reader(head, delimiter=mark), [])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next(fitting, ","), strict=True, skipinitialspace=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=told[1] if told else next(fitting, ","),
+        strict=True,
+        skipinitialspace=True,
+    )
     try:
         yield from _table((f"line {reader.line_num}", cells) for cells in reader)
     except csv.Error as error:
@@ -262,9 +272,19 @@ def checked(entry: Entry, where: str, has: bool = True) -> Entry:
         fault = f"has a caption with broken characters ('{printable(entry.caption)[:60]}')"
     elif "\0" in entry.file:
         fault = "has a name with a zero byte"
+    elif _is_deep(entry.others):
+        fault = f"nests more than {DEEPEST} lists and objects"
     else:
         return entry
     return Entry(entry.file, "", {}, f"{where}: {fault}: mend it or leave out this clip.", entry.member)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for each in level if isinstance(each, (Mapping, list))
+                 for inner in (each.values() if isinstance(each, Mapping) else each)]  # fmt: skip
+    return bool(level)
 
 
 # --- Texts beside files ---------------------------------------------------------------------------------------------

@@ -25,8 +25,11 @@ COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {
 }  # fmt: skip
 """What compressed files begin with, whatever their names are -> what opens them."""
 
-DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
-"""What reading a damaged tar raises."""
+DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError, OverflowError)
+"""What reading a damaged tar raises; the last two of sizes that nothing has."""
+
+LARGEST = 2**31
+"""Bytes of a member that are read into memory."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Member:
         return f"{self.tar}:{self.name}"
 
     def read(self) -> bytes:
-        """Its bytes. Raises `UserError` where they are not all there any more."""
+        """Its bytes. Raises `UserError` where they are not all there any more, or are too many."""
+        if self.size > LARGEST:
+            raise UserError(f"{self}: has {self.size / 2**30:.1f} GiB, and {LARGEST // 2**30} are read at the most: "
+                            "unpack it.")  # fmt: skip
         try:
             if compression(self.tar) is None:
                 with open(self.tar, "rb") as file:
@@ -65,8 +71,8 @@ def _stream(tar: Path, process: int, thread: int) -> BinaryIO:
     return compression(tar)(tar, "rb")
 
 
-@lru_cache(maxsize=4096)
 def compression(tar: Path) -> Callable[..., BinaryIO] | None:
+    """What opens a compressed tar; None where it is not compressed. Raises `OSError`."""
     with open(tar, "rb") as file:
         start = file.read(8)
     return next((opener for mark, opener in COMPRESSED.items() if start.startswith(mark)), None)
@@ -88,9 +94,13 @@ def members_of(tar: Path) -> tuple[list[Member], str]:
     """
     found: dict[str, Member] = {}
     try:
-        with (compression(tar) or open)(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        opener = compression(tar)
+        with (opener or open)(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            there = LARGEST**2 if opener else tar.stat().st_size
             for info in archive:
                 archive.members = []  # which would grow by all members
+                if info.offset_data + info.size > there:
+                    raise EOFError(f"{info.name} goes on beyond its end")
                 if info.isreg() and not info.issparse():
                     name = info.name.removeprefix("./")
                     found[name] = Member(tar, name, info.offset_data, info.size)
