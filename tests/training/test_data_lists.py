@@ -194,6 +194,8 @@ def test_every_list_and_text_is_read_in_every_marked_encoding(tmp_path, encoding
         ("a.jsonl", b'{"file": "a\\u0000.mp4", "caption": "x"}\n{"file": "b.mp4", "caption": "x"}\n'),
         ("a.csv", b"file,caption\na.mp4,caf\xe9\nb.mp4,x\n"),
         ("a.csv", b"file,caption\na.mp4\nb.mp4,x\n"),
+        ("a.csv", b"file,caption\n,x\nb.mp4,x\n"),
+        ("a.jsonl", b'{"caption": "x"}\n{"file": "b.mp4", "caption": "x"}\n'),
         ("a.csv", codecs.BOM_UTF16_LE + "file,caption\na.mp4,\ud83d\nb.mp4,x\n".encode("utf-16-le", "surrogatepass")),
         ("a.tsv", b"file\tcaption\na.mp4\t\xed\xa0\xbd swan\nb.mp4\tx\n"),
         ("a.json", b'{"a.mp4": [], "b.mp4": "x"}'),
@@ -245,10 +247,11 @@ def test_texts_that_cannot_be_read_are_faults_of_their_clips(tmp_path):
 
 def test_what_is_no_video_needs_no_text(tmp_path):
     folder_of(tmp_path, a_mp4="", a_txt="x", a_npz="", a_jpg="", README_md="", Thumbs_db="", desktop_ini="",
-              data_parquet="", odd_xyz="", odd_txt="tried")  # fmt: skip
+              data_parquet="", odd_xyz="", odd_txt="tried", failed_txt="gone", failed_json="{}")  # fmt: skip
     with pytest.warns(UserWarning) as told:
         assert [entry.file for entry in read_captions(tmp_path)] == ["a.mp4", "odd.xyz"]
     messages = " ".join(str(warning.message) for warning in told)
+    assert "1 file, texts without a video or an image: failed.txt" in messages
     assert "README.md" in messages and "data.parquet" in messages and "a.jpg" in messages and "Thumbs" not in messages
 
 

@@ -155,6 +155,11 @@ def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry
             return []
         raise UserError(f"{folder}: has no captions: expected one of {', '.join(LISTS)}, a text beside each file "
                         "(swan.txt beside swan.mp4), or shards.")  # fmt: skip
+    alone = [
+        path for stem, of in texts.items() if stem not in by_stem for ending, path in of.items() if ending != ".json"
+    ]
+    if alone:
+        _leaves_out(folder, alone, "texts without a video or an image")
     if other:
         _leaves_out(folder, other, "neither videos nor images nor with a text")
     if previews:

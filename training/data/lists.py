@@ -147,7 +147,7 @@ def _csv(text: str) -> Rows:
     try:
         yield from _table((f"line {reader.line_num}", cells) for cells in reader)
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}, expected quotes around a whole column alone") from error
+        raise ValueError(f"line {reader.line_num}: {error}, quotes belong around a whole column") from error
 
 
 def _tsv(text: str) -> Rows:
@@ -224,7 +224,7 @@ def read_list(path: Path) -> list[Entry]:
     """The entries of a list, whose files are relative to its folder.
 
     Raises:
-        UserError: it cannot be read, is not built as expected, or none of its entries has a caption.
+        UserError: it cannot be read, is not built as expected, or none of its entries can be used.
     """
     expected = f"expected {' or '.join(READERS)} with a file and a caption in each row"
     if path.suffix.lower() not in READERS:
@@ -239,7 +239,7 @@ def read_list(path: Path) -> list[Entry]:
     if not entries:
         raise UserError(f"{path}: lists no files: {expected}.")
     if all(entry.fault for entry in entries):
-        raise UserError(f"{path}, {entries[0].fault}")
+        raise UserError(f"{path}, {entries[0].fault.removesuffix('.')}; {expected}.")
     return entries
 
 
@@ -258,7 +258,7 @@ def _entry(where: str, row: Any) -> Entry:
     of_file, of_caption = named_in(row, FILE), named_in(row, CAPTION)
     file = row.get(of_file)
     if not isinstance(file, str) or not file.strip():
-        raise ValueError(f"{where}: has no text for 'file'")
+        return Entry("", "", {}, f"{where}: has no text for 'file': mend it or leave out this clip.")
     caption = caption_in(row.get(of_caption))
     others = {name: value for name, value in row.items() if name not in (of_file, of_caption)}
     return checked(Entry(file, caption or "", others), where, has=caption is not None)
