@@ -94,7 +94,7 @@ class TimedRun:
         self._floating = tuple(map(list, zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)))
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step, self.used, self.came = 0, 0.0, 0
-        self.more: dict[str, int] = {}
+        self.more: dict[str, float] = {}
         self._signals, self._mark = StopSignals(), time.monotonic()
         self._norm: torch.Tensor | None = None
         self.out.mkdir(parents=True, exist_ok=True)

@@ -259,8 +259,6 @@ def test_labels_say_what_the_captions_say():
 # --- what the short trainings share ---
 
 
-
-
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (4, 576), (8, 288), (64, 128)])
 @pytest.mark.parametrize("spread", [0, 2, 4])
 def test_muon_orthogonalizes(shape, spread):

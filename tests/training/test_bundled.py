@@ -19,7 +19,7 @@ from training import export
 from training.bundled import files
 from training.bundled.__main__ import main, used
 from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
-from training.bundled.network import NetworkStep
+from training.bundled.network import NetworkStep, keep_best
 from training.bundled.ring import Ring, windows
 from training.bundled.towers import SMALL_CONFIG
 from training.muon import Muon
@@ -203,6 +203,23 @@ def test_a_signal_saves_the_run_and_ends_it(tmp_path):
         [state["momentum"] for state in each.optimizer.state.values() if "momentum" in state] for each in (run, again)
     ]
     assert momenta[0] and all(map(torch.equal, *momenta))
+
+
+def test_a_run_that_comes_apart_goes_back_to_its_best_weights_and_says_so(tmp_path):
+    torch.manual_seed(0)
+    run = TimedRun(tmp_path, nn.Linear(2, 1), Muon(nn.Linear(2, 1).parameters()), minutes=1.0)
+    best = {name: tensor.clone() for name, tensor in run.average.state_dict().items()}
+    keep_best(run, 0.2)
+    with torch.no_grad():
+        for tensor in (*run.model.parameters(), *run.average.parameters()):
+            tensor.add_(50.0)
+    keep_best(run, 0.4)  # a bad moment
+    with pytest.raises(UserError, match=r"was 0.2 at its best and is nan now"):
+        keep_best(run, float("nan"))
+    again = TimedRun(tmp_path, nn.Linear(2, 1), Muon(nn.Linear(2, 1).parameters()), minutes=1.0)
+    for model in (again.model, again.average):
+        assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+    assert again.more["best"] == 0.2
 
 
 def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):

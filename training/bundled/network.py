@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.bundled.replayed import Replayed
@@ -21,13 +22,15 @@ from training.precision import fast_attend, fast_type
 from training.ranks import World
 from training.recipe import Loss
 from training.start import initialise
-from training.timed import TimedRun
+from training.timed import TimedRun, save_tensors
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.clip import encode_text
+from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
+BEST, APART = "best.safetensors", 2.5
 MANY = 2**16
 """Samples by which shares are estimated."""
 LOG_EVERY, TEST_EVERY = 20, 300.0
@@ -188,7 +191,7 @@ def train(
     capacity = max(settings.scenes[device.type] // world.size, per_rank)
     places = {"size": config.height, "scale": config.extraction.condition_scale}
     due = per_rank / settings.uses[device.type]  # new scenes a step
-    drawn = run.more.get("drawn", int(run.step * due))
+    drawn = int(run.more.get("drawn", run.step * due))
     ring = Ring(autoencoder, towers, TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size, **places)
     beginning = min(max(8 * per_rank, 64), capacity)
     before = drawn + beginning - run.step * due
@@ -229,8 +232,9 @@ def train(
             seen, mark = 0, run.used
             if world.main and run.used - tested > min(TEST_EVERY, run.budget / 5):
                 test = test or HeldOut(autoencoder, towers, config, settings, empty, places)
-                more |= test(run.average)
-                tested = run.used
+                held_out = test(run.average)
+                more["held_out"], tested = held_out, run.used
+                keep_best(run, held_out)
             run.log(loss=round(loss.item(), 5), gradient=round(norm.item(), 4), scenes=ring.drawn * world.size,
                     rate=float(optimizer.param_groups[0]["lr"]), **more)  # fmt: skip
     return run
@@ -246,11 +250,32 @@ class HeldOut:
         self.ring.draw(count)
 
     @torch.no_grad()
-    def __call__(self, unet: UNet3D) -> dict[str, float]:
+    def __call__(self, unet: UNet3D) -> float:
         step = NetworkStep(unet, self.config, self.settings, self.empty)
         device, losses = self.empty.device, []
         for number in range(8):
             generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
             given = {name: tensor.to(device) for name, tensor in step.drawn(len(self.ring), 8, lots).items()}
             losses.append(step(self.ring, CLIP, given, generator))
-        return {"held_out": round(torch.stack(losses).mean().item(), 5)}
+        return round(torch.stack(losses).mean().item(), 5)
+
+
+def keep_best(run: TimedRun, held_out: float) -> None:
+    """Keeps the averaged weights that have the lowest held-out loss so far, beside the run's state.
+
+    Raises:
+        UserError: the loss is `APART` times as high as it was; what is saved are the best weights again.
+    """
+    best = run.more.get("best", math.inf)
+    path = run.out / BEST
+    if held_out < best:
+        run.more["best"] = held_out
+        save_tensors(run.average.state_dict(), path)
+    elif not held_out < APART * best:
+        kept = load_file(path)
+        for model in (run.model, run.average):
+            model.load_state_dict(kept)
+        run.save()
+        raise UserError(f"{run.out}: the held-out loss was {best} at its best and is {held_out} now: the run has come "
+                        "apart. Its best weights are saved in place of the last ones: the same command goes on from "
+                        "them, and ./vc export writes them.")  # fmt: skip
