@@ -182,7 +182,9 @@ def train(
     initialise(unet)
     if start is not None:
         unet.load_state_dict(start.state_dict())
-    unet = unet.to(device).train()
+    # Convolutions of a GPU's tensor cores take channels last.
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    unet = unet.to(device, memory_format=layout).train()
     dtype = fast_type(device)
     optimizer = Muon(unet.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
