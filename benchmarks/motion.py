@@ -32,8 +32,9 @@ import numpy as np
 from vc_core.extract.motion import read_motion
 from vc_core.extract.vectors import exported
 from vc_core.video import FramePlan
-from vc_core.video.decoding import decode, index
+from vc_core.video.decoding import decode
 from vc_core.video.opening import media
+from vc_core.video.timeline import index
 
 RATE = 25
 SIZES = {"256 x 256": (256, 256), "720p": (720, 1280), "1080p": (1080, 1920)}

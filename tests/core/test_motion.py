@@ -16,10 +16,11 @@ from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import CELL, between_ticks, closed, follow
 from vc_core.extract.vectors import VECTOR, CellMap, PointMap, exported
 from vc_core.video import FramePlan, resize_crop
-from vc_core.video.decoding import decode, index
+from vc_core.video.decoding import decode
 from vc_core.video.frames import chosen_times, planned_index
 from vc_core.video.opening import media, opened
 from vc_core.video.showing import filtering
+from vc_core.video.timeline import index
 
 quick = settings(max_examples=15, deadline=None)
 

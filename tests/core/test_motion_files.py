@@ -28,11 +28,12 @@ from vc_core.errors import UserError
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import obstacle
 from vc_core.video import FramePlan, plan_frames, probe, read_frames
-from vc_core.video.decoding import index, segments
+from vc_core.video.decoding import segments
 from vc_core.video.frames import chosen_times, planned_index
 from vc_core.video.nal import references, sequence_headers
 from vc_core.video.opening import media
 from vc_core.video.parallel import in_order
+from vc_core.video.timeline import index
 
 # --- sources --------------------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ def test_tags_that_are_no_utf8():
 def test_a_bare_stream_without_times():
     data = encode(None, moving(3, -2), form="h264", **OWN)
     fields = [
-        extract_motion(data, FramePlan(0.0, Fraction(25), 8), "dense", (96, 128), mode=m)
+        extract_motion(data, FramePlan(0.0, Fraction(RATE), 8), "dense", (96, 128), mode=m)
         for m in ("stream", "released")
     ]
     for field in fields:

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import Progress
-from ..video.decoding import Index
 from ..video.frames import (
     FramePlan,
     chosen_times,
@@ -39,6 +38,7 @@ from ..video.frames import (
 )
 from ..video.limits import check_size
 from ..video.opening import Media, VideoSource, media
+from ..video.packets import Index
 from ..video.showing import Picture, filtering, stored_picture
 from .reencode import REENCODE, Reencode, reencode, reencoded
 from .stream import CELL, Obstacle, between_ticks, encoded_steps, obstacle, own_rows, own_steps

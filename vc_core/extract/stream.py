@@ -8,9 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..video.decoding import Index, decode
+from ..video.decoding import decode
 from ..video.nal import references, sequence_headers
 from ..video.opening import Media
+from ..video.packets import Index
 from ..video.showing import filtering
 from .reencode import REENCODE, kind, reencoded
 from .vectors import NONE, exported, to_cells

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError, counted
-from .decoding import Index, decode, index
+from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
 from .opening import Media, VideoSource, existing, media, opened
+from .packets import Index
 from .showing import UPRIGHT, Turn, changing, filtering, first_picture
+from .timeline import extent, index
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 
@@ -38,7 +40,7 @@ class VideoInfo:
     width: int
     height: int
     frames: int
-    frames_source: str  # "header": the file says so; "counted": its packets were counted; the header has no number
+    frames_source: str  # "header": the file says so, and its index agrees; "counted": its packets were counted
     rate: Fraction  # average frames a second
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
@@ -68,31 +70,10 @@ def probe(source: VideoSource) -> VideoInfo:
     with media(source) as video:
         with opened(video) as (container, stream):
             picture = first_picture(video, container, stream)
-            codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
-            frames, frames_source = stream.frames, "header"
-            duration = float(stream.duration * stream.time_base) if stream.duration else None
-        if not frames or duration is None:
-            counted, duration = _count(video)
-            frames, frames_source = frames or counted, frames_source if frames else "counted"
-    rate = Fraction(rate) if rate else Fraction(frames / duration if duration else 1).limit_denominator(1001)
-    duration = duration or float(frames / rate)
+            codec = stream.codec_context.name
+        frames, frames_source, rate, duration = extent(video)
     height, width = picture.shown
     return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn)
-
-
-def _count(video: Media) -> tuple[int, float]:
-    """Frames and seconds of a video whose header does not tell, by reading its packets without decoding them."""
-    count, first, last = 0, None, 0.0
-    with opened(video) as (container, stream):
-        one = 1 / (stream.average_rate or 25)  # for packets that do not say how long they last
-        for packet in container.demux(stream):
-            if packet.size:
-                count += 1
-                if packet.pts is not None:
-                    time = float(packet.pts * packet.time_base)
-                    first = time if first is None else min(first, time)
-                    last = max(last, time + float(packet.duration * packet.time_base if packet.duration else one))
-    return count, last - (first or 0.0)
 
 
 def plan_frames(

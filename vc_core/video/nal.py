@@ -1,33 +1,15 @@
-"""What H.264's headers tell without decoding: where decoding can start, what no frame refers to, and how many frames
-one may refer to (ITU-T H.264, 7.3)."""
+"""The units that H.264 and HEVC streams consist of, and what H.264's sequence headers tell: how many frames one may
+refer to (ITU-T H.264, 7.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 
-class Slices:
-    """Tells of each packet of a stream whether decoding can start there and whether any frame refers to it."""
-
-    def __init__(self, codec: str, extradata: bytes):
-        self.h264 = codec == "h264"
-        self.length = length_size(extradata)
-
-    def of(self, packet) -> tuple[bool, bool]:
-        """(key, disposable) of an av.Packet; for other codecs than H.264 what the container says."""
-        key, disposable = packet.is_keyframe, packet.is_disposable
-        if self.h264:
-            for unit in units(memoryview(packet), self.length):
-                kind, referred = unit[0] & 31, unit[0] >> 5 & 3
-                if kind in (1, 2, 5):  # slices
-                    # Containers also call pictures keyframes from which a picture recovers only by and by.
-                    return kind == 5, disposable or referred == 0
-        return key, disposable
-
-
-def length_size(extradata: bytes) -> int:
+def length_size(extradata: bytes, hevc: bool = False) -> int:
     """Bytes of the length before each unit, 0 where start codes part them."""
-    return (extradata[4] & 3) + 1 if len(extradata) > 6 and extradata[0] == 1 else 0
+    at, least = (21, 22) if hevc else (4, 6)
+    return (extradata[at] & 3) + 1 if len(extradata) > least and extradata[0] == 1 else 0
 
 
 def units(data: bytes | memoryview, length: int) -> Iterator[bytes | memoryview]:
@@ -59,14 +41,16 @@ def sequence_headers(extradata: bytes) -> list[bytes]:
     return found
 
 
-class _Bits:
+class Bits:
+    """Reads a header bit by bit. Raises ValueError where it is cut off."""
+
     def __init__(self, data: bytes):
         data = data.replace(b"\0\0\3", b"\0\0")  # emulation prevention
         self.number, self.left = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
         if count > self.left:
-            raise ValueError("the sequence parameter set is cut off")
+            raise ValueError("the header is cut off")
         self.left -= count
         return self.number >> self.left & (1 << count) - 1
 
@@ -90,7 +74,7 @@ def references(header: bytes) -> tuple[int, bool]:
 
     Raises ValueError where it is cut off.
     """
-    bits = _Bits(header[1:])
+    bits = Bits(header[1:])
     profile = bits.u(8)
     bits.u(16)
     bits.ue()
@@ -115,7 +99,7 @@ def references(header: bytes) -> tuple[int, bool]:
     return frames, bool(bits.u(1))
 
 
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
+def _skip_scaling_list(bits: Bits, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:

@@ -1,0 +1,363 @@
+"""When each picture of a stream is shown, and how many there are: the one place where what a container says about its
+pictures is checked, against what the pictures themselves and their decoder say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate, chain, islice, pairwise
+from typing import NamedTuple
+
+from .coded import Coded, reader
+from .opening import Media, opened, unreadable
+from .packets import FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, mark
+from .showing import pixel_aspect
+
+DELAY = 17
+"""Pictures that are decoded at most before one that is shown earlier, and one more (H.264 and HEVC allow 16)."""
+
+UNKNOWN = 25  # frames a second, where nothing tells
+MOST = 240  # frames a second that a codec's headers are believed
+
+
+class _Row(NamedTuple):
+    """A packet as the container gives it, and what it says of itself."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    hidden: bool  # decoded, but not shown: before the cut of an edit list
+    mark: tuple
+    coded: Coded
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Where times come from.
+
+    Attributes:
+        origins: field of a row ("pts", or "dts", which tells when it is decoded) -> when the stream's first picture
+            is shown; empty where nothing tells, and frames are counted.
+        rate: frames a second, for counting.
+        base: the time base.
+    """
+
+    origins: dict[str, int]
+    rate: Fraction
+    base: Fraction
+
+    @property
+    def field(self) -> str | None:
+        return next(iter(self.origins), None)
+
+    @property
+    def origin(self) -> int:
+        return next(iter(self.origins.values()), 0)
+
+    def at(self, count: int) -> int:
+        """The time of a picture after so many others, at the stream's rate."""
+        return round(count / self.rate / self.base)
+
+    def time(self, row: _Row, count: int) -> int | None:
+        return getattr(row, self.field) if self.field else self.at(count)
+
+
+def _clock(container, stream, head: Sequence) -> _Clock:
+    """The clock of a stream that begins with these packets."""
+    from av.format import Flags
+
+    # Where a format stores no times, what libavformat gives for them is made up, at 25 frames a second.
+    bare = bool(container.format.flags & Flags.no_timestamps.value)
+    origins = {}
+    for field in () if bare else ("pts", "dts"):
+        times = [getattr(packet, field) for packet in head if not packet.is_discard]
+        if any(time is not None for time in times):
+            origins[field] = min(time for time in times if time is not None)
+    rate = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN)
+    return _Clock(origins, (coded_rate(stream) if bare else None) or rate, stream.time_base)
+
+
+def coded_rate(stream) -> Fraction | None:
+    """Frames a second as the codec's own headers say; some only tell the ticks of their clock, which are too many."""
+    for rate in (stream.codec_context.framerate, stream.guessed_rate):
+        if rate and 1 <= rate <= MOST:
+            return Fraction(rate)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The index: which packets there are, and when their pictures are shown
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Index:
+    """The packets of the frames shown from `start` on, for so many seconds (None: to the end).
+
+    Nothing is decoded where the packets' times can be those of their pictures. Otherwise, as with B-frames in AVI,
+    which stores no times, the window is decoded for the order in which its pictures are shown.
+
+    Raises UserError where the file cannot be read or holds no keyframe.
+    """
+    for strict in (True, False):
+        table = _read(video, start, seconds, float("inf"), strict)
+        # A keyframe may be decoded before `start` and be shown after it; some containers are sought inaccurately.
+        while table.seek is not None and not (table.packets and table.packets[0].pts <= table.start):
+            earlier = table.packets[0].mark[1] if table.packets else None
+            before = None if earlier is None or earlier > table.seek else earlier - 1
+            table = _read(video, start, seconds, before, strict)
+        if table.packets:
+            return table
+    raise unreadable(video, "it holds no keyframe, thus no picture that can be decoded")
+
+
+def _read(video: Media, start: float, seconds: float | None, before: float | None, strict: bool) -> Index:
+    """The index from the last keyframe before `start` and the time `before` on, or from the beginning (None).
+
+    Not `strict`: from what the container calls one, though the picture's own bytes say that it is none.
+    """
+    import av
+
+    with opened(video) as (container, stream):
+        context = stream.codec_context
+        codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
+        read = reader(codec, extradata)
+        head = list(islice(_pictures(container, stream), DELAY if reorders else 1))
+        clock = _clock(container, stream, head)
+        first = clock.origin + int(start / clock.base)
+        until = None if seconds is None else first + int(seconds / clock.base)
+        seek = None
+        if clock.field and before is not None and min(first, before) > clock.origin:
+            seek = int(min(first, before))
+            try:
+                container.seek(seek, stream=stream, backward=True)
+            except av.FFmpegError:
+                return _read(video, start, seconds, None, strict)
+            head = []
+        rows: list[_Row] = []
+        skipped, past, end = 0, 0, 0
+        for packet in chain(head, _pictures(container, stream)):
+            coded = read(packet)
+            if not rows and not coded.key and (strict or not packet.is_keyframe):
+                skipped += 1
+                continue
+            rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_discard, mark(packet), coded))
+            # Later packets are shown later than this one is decoded; a time of decoding after showing is wrong.
+            known = [time for time in (packet.pts, packet.dts) if time is not None and clock.field]
+            past += until is not None and min(known, default=clock.at(len(rows))) > until
+            if past > (DELAY if reorders or coded.later else 0):
+                end = None
+                break
+        step = max(1, int(1 / clock.rate / clock.base))
+        table = Index(codec, clock.base, clock.origin, first, step, (), (), end, seek, skipped, skipped)
+        table = replace(table, sought=clock.field is not None, extradata=extradata, aspect=pixel_aspect(stream))
+        alone = codec in SPLIT or context.codec.intra_only
+    if not rows:
+        return table
+    times = [clock.time(row, number) for number, row in enumerate(rows)]
+    table = replace(table, packets=tuple(Packet(NEVER, row.mark, *row.coded[:2]) for row in rows))
+    if seek is not None and not alone and not _begins(video, table):
+        return _read(video, start, seconds, None, strict)
+    if strict and not _contradicted(rows, times, reorders):
+        return _as_told(table, rows, times)
+    return _as_decoded(video, table, clock, rows, times) or _read(video, start, seconds, None, strict)
+
+
+def _pictures(container, stream) -> Iterator:
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def _contradicted(rows: Sequence[_Row], times: Sequence[int | None], reorders: bool) -> bool:
+    """Whether the packets' times are not, or may not be, when their pictures are shown.
+
+    Args:
+        times: of the rows.
+        reorders: as far as the decoder knows, it shows pictures in another order than it gets them.
+    """
+    shown = [time for time, row in zip(times, rows, strict=True) if not row.hidden]
+    if None in times or len(set(shown)) < len(shown) or any(row.coded.pictures > 1 for row in rows):
+        return True
+    ascending = all(a < b for a, b in pairwise(times))
+    if any(row.coded.later is None for row in rows):
+        return ascending == reorders and len(rows) > 1
+    # A picture that refers to later ones was decoded after them, and is shown before them.
+    latest = list(accumulate(times, max))
+    late = any(row.coded.later and time > most for row, time, most in zip(rows[1:], times[1:], latest, strict=False))
+    return late or not (ascending or any(row.coded.later for row in rows))
+
+
+def _as_told(table: Index, rows: Sequence[_Row], times: Sequence[int]) -> Index:
+    """The index where the packets' times are those of their pictures."""
+    packets = tuple(packet._replace(pts=time) for packet, time in zip(table.packets, times, strict=True))
+    # What is shown before the first keyframe refers to frames before it.
+    shown = sorted(time for row, time in zip(rows, times, strict=True) if time >= times[0] and not row.hidden)
+    end = table.end
+    if end is not None:
+        end = max(time + (row.duration or table.step) for row, time in zip(rows, times, strict=True))
+    early = sum(time < times[0] for time in times)
+    step = _usual_step(shown, table.step)
+    return replace(table, packets=packets, times=tuple(shown), end=end, headless=table.headless + early, step=step)
+
+
+def _as_decoded(
+    video: Media, table: Index, clock: _Clock, rows: Sequence[_Row], times: Sequence[int | None]
+) -> Index | None:
+    """The index where the decoder says in which order pictures are shown, and the packets only at which times.
+
+    None where the frames must be counted from the stream's beginning.
+    """
+    # All that is decoded before a keyframe is shown before it, but for at most DELAY pictures that follow it.
+    certain = [n for n, row in enumerate(rows[:-DELAY]) if row.coded.key and (times[n + DELAY] or 0) <= table.start]
+    first = certain[-1] if certain and table.codec in SPLIT else 0
+    order, sure, broken = _presented(video, table, first)
+    if not order:
+        raise unreadable(video, "no picture can be decoded from its first keyframe on")
+    # What is shown before that keyframe refers to frames before it: decoders leave it out.
+    given, lost = set(order), []
+    for number in range(first, len(rows)):
+        if number not in given and table.packets[number].mark[2] > FEW:
+            lost.append(number)
+        elif number > first:
+            break
+    every = sorted([*lost, *order])
+    origin, pool = 0, None
+    for field, begin in clock.origins.items():
+        told = [getattr(rows[number], field) for number in every]
+        if pool is None and None not in told and len(set(told)) == len(told):
+            origin, pool = begin, sorted(told)
+    if pool is None:
+        if table.seek is not None:
+            return None
+        pool = [clock.at(first + count) for count in range(len(every))]
+    if table.end is None or broken:
+        del order[sure:]
+    placed = dict(zip(order, pool[len(lost) :], strict=False))
+    before = {number: time for number, time in enumerate(times[:first]) if time is not None}
+    begin = placed.get(first, min(placed.values()))
+    packed = any(row.coded.pictures > 1 for row in rows)
+    packets = tuple(
+        packet._replace(
+            pts=before.get(number, placed.get(number, NEVER)), disposable=packet.disposable and not packed
+        )
+        for number, packet in enumerate(table.packets)
+    )
+    packets = (packets[0]._replace(pts=min(begin, packets[0].pts) if first else begin), *packets[1:])
+    shown = sorted(time for time in placed.values() if time >= begin)
+    step = _usual_step(shown, table.step)
+    return replace(
+        table,
+        packets=packets,
+        times=tuple(shown),
+        origin=origin,
+        start=table.start - table.origin + origin,
+        step=step,
+        end=None if table.end is None and not broken else shown[-1] + step,
+        headless=table.headless + (len(lost) if not first else 0),
+    )
+
+
+def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool]:
+    """The numbers of the packets from `first` on in the order in which the decoder shows their pictures.
+
+    Also how many of them nothing that follows can change, and whether decoding stopped at an error.
+    """
+    import av
+
+    order: list[int] = []
+    for seek in (True, False) if table.seek is not None else (False,):
+        with opened(video) as (container, stream):
+            context = decoder(stream, pictures=False)
+            try:
+                for _, packet in again(container, stream, table, first, len(table.packets), seek):
+                    order += [frame.opaque for frame in context.decode(packet)]
+                sure = len(order)
+                order += [frame.opaque for frame in context.decode(None)]
+            except Missed:
+                continue
+            except av.FFmpegError:
+                return list(dict.fromkeys(order)), len(order), True
+            return list(dict.fromkeys(order)), sure, False
+    raise unreadable(video, "its packets are not the same when they are read again")
+
+
+def _begins(video: Media, table: Index) -> bool:
+    """The decoder calls the first packet's picture a keyframe."""
+    import av
+
+    with opened(video) as (container, stream):
+        context = decoder(stream, pictures=False)
+        try:
+            for _, packet in again(container, stream, table, 0, len(table.packets), seek=True):
+                for frame in context.decode(packet):
+                    return frame.key_frame and frame.opaque in (0, None)
+        except (Missed, av.FFmpegError):
+            return False
+    return False
+
+
+def _usual_step(times: Sequence[int], told: int) -> int:
+    """From a picture to the next one: the median, or what is told where there are too few."""
+    steps = sorted(b - a for a, b in pairwise(times))
+    return steps[len(steps) // 2] if len(steps) > 1 else told
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The extent: how many pictures, how fast and how long
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Extent(NamedTuple):
+    frames: int
+    source: str  # "header": the file says so, and its index agrees; "counted": its packets were counted
+    rate: Fraction  # average frames a second
+    seconds: float
+
+
+def extent(video: Media) -> Extent:
+    """How many pictures a video has and how long it lasts: what its header says, where its packets agree.
+
+    The index of an MP4 or AVI file is compared, which takes no time; without one all packets are read, none decoded.
+    """
+    with opened(video) as (_, stream):
+        frames, rate, base = stream.frames, stream.average_rate or stream.guessed_rate, stream.time_base
+        seconds = float(stream.duration * base) if stream.duration else None
+        entries = stream.index_entries
+        source = "header"
+        if not (frames and seconds and len(entries) == frames and _agree(_spread(entries) * base, seconds, frames)):
+            frames, source = 0, "counted"
+    if not frames:
+        frames, counted = _counted(video)
+        seconds = counted if not seconds or not _agree(counted, seconds, frames) else seconds
+    if not rate or abs(float(rate) * seconds - frames) > 1 + 0.02 * frames:
+        rate = Fraction(frames / seconds if seconds else 1).limit_denominator(1001)
+    return Extent(frames, source, Fraction(rate), seconds)
+
+
+def _spread(entries) -> int:
+    """From the first entry of an index to the end of the last one, which is taken to be as long as the others."""
+    count = len(entries)
+    spread = entries[count - 1].timestamp - entries[0].timestamp
+    return spread + (spread // (count - 1) if count > 1 else 0)
+
+
+def _agree(measured: float, told: float, frames: int) -> bool:
+    """Seconds are the same but for a frame or two."""
+    return abs(float(measured) - told) <= 0.02 * told + 2 * told / max(frames, 1)
+
+
+def _counted(video: Media) -> tuple[int, float]:
+    """Pictures and seconds of a video, by reading its packets without decoding them."""
+    with opened(video) as (container, stream):
+        packets = _pictures(container, stream)
+        head = list(islice(packets, DELAY))
+        clock = _clock(container, stream, head)
+        count, first, last = 0, None, None
+        for packet in chain(head, packets):
+            if packet.is_discard:
+                continue
+            count += 1
+            time = getattr(packet, clock.field) if clock.field else clock.at(count - 1)
+            if time is not None:
+                first = time if first is None else min(first, time)
+                last = max(time + ((clock.field and packet.duration) or clock.at(1)), last or time)
+        return count, float((last - first) * clock.base) if count and first is not None else 0.0
