@@ -47,6 +47,7 @@ class Index:
         skipped: packets of the stream before the first one, where they were read from the beginning.
         headless: packets before the first keyframe, or shown before it, which cannot be decoded.
         sought: packets have marks by which they are found when they are sought.
+        cut: packets that an edit list leaves out are decoded nonetheless: it cuts pictures, at other times.
         extradata: the codec's headers.
         aspect: a stored pixel's width over its height.
     """
@@ -63,6 +64,7 @@ class Index:
     skipped: int
     headless: int
     sought: bool = True
+    cut: bool = False
     extradata: bytes = b""
     aspect: Fraction = SQUARE
 
@@ -74,7 +76,15 @@ class Index:
 
 
 def mark(packet) -> tuple:
-    return packet.pts, packet.dts, packet.size
+    """(pts, dts, size, position in the file) of a packet; some are None."""
+    return packet.pts, packet.dts, packet.size, packet.pos
+
+
+def _same(a: tuple, b: tuple) -> bool:
+    """Two marks are of the same packet. Times that libavformat makes up, and positions, depend on where it sought."""
+    times = [x == y for x, y in zip(a[:2], b[:2], strict=True) if None not in (x, y)]
+    places = [x == y for x, y in zip(a[3:], b[3:], strict=True) if None not in (x, y)]
+    return a[2] == b[2] and all(places) and (any(times) if times else any(places))
 
 
 class Missed(Exception):
@@ -107,10 +117,12 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
             if table.seek is None and not seek:
                 if passed <= table.skipped + first:
                     continue
-            elif mark(packet) != start:
+            elif not _same(start, mark(packet)):
                 if seek and None not in (packet.dts, start[1]) and packet.dts > start[1]:
                     raise Missed
                 continue
+        if table.cut and packet.is_discard:
+            packet = _shown(packet)
         packet.opaque = number
         yield number, packet
         number += 1
@@ -118,6 +130,15 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
             return
     if number == first:
         raise Missed
+
+
+def _shown(packet):
+    """A copy of a packet that its decoder does not leave out."""
+    import av
+
+    copy = av.Packet(bytes(packet))
+    copy.pts, copy.dts, copy.time_base, copy.is_keyframe = packet.pts, packet.dts, packet.time_base, packet.is_keyframe
+    return copy
 
 
 def decoder(stream, vectors: bool = False, alone: bool = True, pictures: bool = True):

@@ -207,6 +207,7 @@ def _as_decoded(
     None where the frames must be counted from the stream's beginning.
     """
     # All that is decoded before a keyframe is shown before it, but for at most DELAY pictures that follow it.
+    table = replace(table, cut=any(row.hidden for row in rows))
     certain = [n for n, row in enumerate(rows[:-DELAY]) if row.coded.key and (times[n + DELAY] or 0) <= table.start]
     first = certain[-1] if certain and table.codec in SPLIT else 0
     order, sure, broken = _presented(video, table, first)
@@ -224,25 +225,26 @@ def _as_decoded(
     for field, begin in clock.origins.items():
         told = [getattr(rows[number], field) for number in every]
         if pool is None and None not in told and len(set(told)) == len(told):
-            origin, pool = begin, sorted(told)
+            origin, pool = begin, sorted((time, rows[number].hidden) for time, number in zip(told, every, strict=True))
     if pool is None:
         if table.seek is not None:
             return None
-        pool = [clock.at(first + count) for count in range(len(every))]
+        pool = [(clock.at(first + count), False) for count in range(len(every))]
     if table.end is None or broken:
         del order[sure:]
     placed = dict(zip(order, pool[len(lost) :], strict=False))
-    before = {number: time for number, time in enumerate(times[:first]) if time is not None}
-    begin = placed.get(first, min(placed.values()))
+    begin = placed.get(first, min(placed.values()))[0]
+    shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
+    if not shown:
+        raise unreadable(video, "it shows no picture that can be decoded")
     packed = any(row.coded.pictures > 1 for row in rows)
+    at = {number: time for number, (time, _) in placed.items()}
+    at |= {number: time for number, time in enumerate(times[:first]) if time is not None}
+    at.setdefault(0, begin)
     packets = tuple(
-        packet._replace(
-            pts=before.get(number, placed.get(number, NEVER)), disposable=packet.disposable and not packed
-        )
+        packet._replace(pts=at.get(number, NEVER), disposable=packet.disposable and not packed)
         for number, packet in enumerate(table.packets)
     )
-    packets = (packets[0]._replace(pts=min(begin, packets[0].pts) if first else begin), *packets[1:])
-    shown = sorted(time for time in placed.values() if time >= begin)
     step = _usual_step(shown, table.step)
     return replace(
         table,
@@ -326,8 +328,7 @@ def extent(video: Media) -> Extent:
         if not (frames and seconds and len(entries) == frames and _agree(_spread(entries) * base, seconds, frames)):
             frames, source = 0, "counted"
     if not frames:
-        frames, counted = _counted(video)
-        seconds = counted if not seconds or not _agree(counted, seconds, frames) else seconds
+        frames, seconds = _counted(video)
     if not rate or abs(float(rate) * seconds - frames) > 1 + 0.02 * frames:
         rate = Fraction(frames / seconds if seconds else 1).limit_denominator(1001)
     return Extent(frames, source, Fraction(rate), seconds)
@@ -351,7 +352,7 @@ def _counted(video: Media) -> tuple[int, float]:
         packets = _pictures(container, stream)
         head = list(islice(packets, DELAY))
         clock = _clock(container, stream, head)
-        count, first, last = 0, None, None
+        count, first, last, lasting = 0, None, None, 0
         for packet in chain(head, packets):
             if packet.is_discard:
                 continue
@@ -359,5 +360,10 @@ def _counted(video: Media) -> tuple[int, float]:
             time = getattr(packet, clock.field) if clock.field else clock.at(count - 1)
             if time is not None:
                 first = time if first is None else min(first, time)
-                last = max(time + ((clock.field and packet.duration) or clock.at(1)), last or time)
-        return count, float((last - first) * clock.base) if count and first is not None else 0.0
+                if last is None or time >= last:
+                    last, lasting = time, clock.field and packet.duration
+        if first is None:
+            return count, 0.0
+        step = Fraction(last - first, count - 1) if last > first else clock.at(1)
+        # Some containers do not tell how long a packet lasts, or tell the tick of their clock.
+        return count, float((last - first + (lasting if lasting and 2 * lasting > step else step)) * clock.base)
