@@ -90,18 +90,22 @@ def decode_times(packets: list) -> list:
 def packed(packets: list) -> list:
     """As XviD and DivX store B-frames: the first one with the frame before it, the others one packet later, and at
     last a packet of a few bytes that holds none."""
-    codes = [bytes(packet)[bytes(packet).find(b"\0\0\1\xb6") + 4] >> 6 for packet in packets]
-    found, late = [], None
-    for n, packet in enumerate(packets):
-        own = bytes(packet)
-        if late is not None:
-            own, late = late, own if codes[n] == 2 else None
-            held = codes[n] != 2
-            if held:
-                raise AssertionError("B-frames are followed by a packet of none")
-        elif n + 1 < len(packets) and codes[n] != 2 and codes[n + 1] == 2:
-            own, late = own + bytes(packets[n + 1]), b""
-        found.append((packet, own))
+    code = b"\0\0\1\xb6"
+    held = [bytes(packet).replace(code, b"\0\0\1\xb2DivX503b1393p" + code) for packet in packets]
+    later = [data[data.find(code) + 4] >> 6 == 2 for data in held]
+    n = 0
+    while n < len(held) - 1:
+        n += 1
+        if later[n] and not later[n - 1]:
+            last = next((m for m in range(n, len(held)) if not later[m]), len(held)) - 1
+            held[n - 1 : last + 1] = [held[n - 1] + held[n], *held[n + 1 : last + 1], code + b"\x50\x4f"]
+    return [replaced(packet, data) for packet, data in zip(packets, held, strict=True)]
+
+
+def replaced(packet, data: bytes):
+    found = av.Packet(data)
+    found.pts, found.dts, found.time_base = packet.pts, packet.dts, packet.time_base
+    found.duration, found.is_keyframe = packet.duration, packet.is_keyframe
     return found
 
 

@@ -3,13 +3,14 @@ pictures is checked, against what the pictures themselves and their decoder say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, chain, islice, pairwise
 from typing import NamedTuple
 
 from .coded import Coded, reader
+from .limits import FASTEST
 from .opening import Media, opened, unreadable
 from .packets import FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, mark
 from .showing import pixel_aspect
@@ -63,22 +64,26 @@ class _Clock:
         return getattr(row, self.field) if self.field else self.at(count)
 
 
-def _clock(container, stream, head: Sequence) -> _Clock:
-    """The clock of a stream that begins with these packets."""
+def _clock(container, stream, packets: Iterator) -> tuple[_Clock, list]:
+    """The clock of a stream, and the first of its packets, which were read for it."""
     from av.format import Flags
 
+    rate, coded = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN), _coded_rate(stream)
+    head = list(islice(packets, DELAY if stream.codec_context.has_b_frames or rate > FASTEST else 1))
     # Where a format stores no times, what libavformat gives for them is made up, at 25 frames a second.
-    bare = bool(container.format.flags & Flags.no_timestamps.value)
+    counted = bool(container.format.flags & Flags.no_timestamps.value)
     origins = {}
-    for field in () if bare else ("pts", "dts"):
-        times = [getattr(packet, field) for packet in head if not packet.is_discard]
-        if any(time is not None for time in times):
-            origins[field] = min(time for time in times if time is not None)
-    rate = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN)
-    return _Clock(origins, (coded_rate(stream) if bare else None) or rate, stream.time_base)
+    for field in ("pts", "dts"):
+        times = [time for packet in head if not packet.is_discard and (time := getattr(packet, field)) is not None]
+        if times:
+            origins[field] = min(times)
+            # Such as in an AVI file of a wrong rate, which is all that it has of a clock.
+            hasty = len(times) > 2 and (len(times) - 1) > (max(times) - min(times)) * stream.time_base * FASTEST
+            counted = counted or (hasty and coded is not None)
+    return _Clock({} if counted else origins, (counted and coded) or rate, stream.time_base), head
 
 
-def coded_rate(stream) -> Fraction | None:
+def _coded_rate(stream) -> Fraction | None:
     """Frames a second as the codec's own headers say; some only tell the ticks of their clock, which are too many."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
         if rate and 1 <= rate <= MOST:
@@ -99,31 +104,38 @@ def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Ind
 
     Raises UserError where the file cannot be read or holds no keyframe.
     """
-    for strict in (True, False):
-        table = _read(video, start, seconds, float("inf"), strict)
+    for trust in range(len(_STARTS)):
+        table = _read(video, start, seconds, float("inf"), trust)
         # A keyframe may be decoded before `start` and be shown after it; some containers are sought inaccurately.
         while table.seek is not None and not (table.packets and table.packets[0].pts <= table.start):
             earlier = table.packets[0].mark[1] if table.packets else None
             before = None if earlier is None or earlier > table.seek else earlier - 1
-            table = _read(video, start, seconds, before, strict)
+            table = _read(video, start, seconds, before, trust)
         if table.packets:
             return table
-    raise unreadable(video, "it holds no keyframe, thus no picture that can be decoded")
+    raise unreadable(video, NO_KEYFRAME)
 
 
-def _read(video: Media, start: float, seconds: float | None, before: float | None, strict: bool) -> Index:
-    """The index from the last keyframe before `start` and the time `before` on, or from the beginning (None).
+NO_PICTURE = "its edit list leaves out all pictures from there on"
+NO_KEYFRAME = "it holds no keyframe, thus no picture that can be decoded"
 
-    Not `strict`: from what the container calls one, though the picture's own bytes say that it is none.
-    """
+_STARTS: Sequence[Callable[..., bool]] = (
+    lambda packet, coded: coded.key,
+    lambda packet, coded: packet.is_keyframe,  # such as pictures that recover by and by, in streams of none else
+    lambda packet, coded: True,
+)
+"""Where decoding may start, for want of something better: a picture that is a keyframe, is called so, any."""
+
+
+def _read(video: Media, start: float, seconds: float | None, before: float | None, trust: int = 0) -> Index:
+    """The index from the last keyframe before `start` and the time `before` on, or from the beginning (None)."""
     import av
 
     with opened(video) as (container, stream):
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
         read = reader(codec, extradata)
-        head = list(islice(_pictures(container, stream), DELAY if reorders else 1))
-        clock = _clock(container, stream, head)
+        clock, head = _clock(container, stream, _pictures(container, stream))
         first = clock.origin + int(start / clock.base)
         until = None if seconds is None else first + int(seconds / clock.base)
         seek = None
@@ -132,13 +144,13 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
             try:
                 container.seek(seek, stream=stream, backward=True)
             except av.FFmpegError:
-                return _read(video, start, seconds, None, strict)
+                return _read(video, start, seconds, None, trust)
             head = []
         rows: list[_Row] = []
         skipped, past, end = 0, 0, 0
         for packet in chain(head, _pictures(container, stream)):
             coded = read(packet)
-            if not rows and not coded.key and (strict or not packet.is_keyframe):
+            if not rows and not _STARTS[trust](packet, coded):
                 skipped += 1
                 continue
             rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_discard, mark(packet), coded))
@@ -157,10 +169,10 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     times = [clock.time(row, number) for number, row in enumerate(rows)]
     table = replace(table, packets=tuple(Packet(NEVER, row.mark, *row.coded[:2]) for row in rows))
     if seek is not None and not alone and not _begins(video, table):
-        return _read(video, start, seconds, None, strict)
-    if strict and not _contradicted(rows, times, reorders):
-        return _as_told(table, rows, times)
-    return _as_decoded(video, table, clock, rows, times) or _read(video, start, seconds, None, strict)
+        return _read(video, start, seconds, None, trust)
+    if trust == 0 and not _contradicted(rows, times, reorders):
+        return _as_told(video, table, rows, times)
+    return _as_decoded(video, table, clock, rows, times) or _read(video, start, seconds, None, trust)
 
 
 def _pictures(container, stream) -> Iterator:
@@ -186,16 +198,18 @@ def _contradicted(rows: Sequence[_Row], times: Sequence[int | None], reorders: b
     return late or not (ascending or any(row.coded.later for row in rows))
 
 
-def _as_told(table: Index, rows: Sequence[_Row], times: Sequence[int]) -> Index:
+def _as_told(video: Media, table: Index, rows: Sequence[_Row], times: Sequence[int]) -> Index:
     """The index where the packets' times are those of their pictures."""
     packets = tuple(packet._replace(pts=time) for packet, time in zip(table.packets, times, strict=True))
     # What is shown before the first keyframe refers to frames before it.
     shown = sorted(time for row, time in zip(rows, times, strict=True) if time >= times[0] and not row.hidden)
-    end = table.end
-    if end is not None:
-        end = max(time + (row.duration or table.step) for row, time in zip(rows, times, strict=True))
+    if not shown:
+        raise unreadable(video, NO_PICTURE)
+    step, end = _usual_step(shown, table.step), None
+    if table.end is not None or any(row.hidden and time > shown[-1] for row, time in zip(rows, times, strict=True)):
+        lasting = max((time, row.duration) for row, time in zip(rows, times, strict=True) if not row.hidden)[1]
+        end = shown[-1] + _lasts(lasting, sum(row.duration for row in rows), max(times) - min(times) + step, step)
     early = sum(time < times[0] for time in times)
-    step = _usual_step(shown, table.step)
     return replace(table, packets=packets, times=tuple(shown), end=end, headless=table.headless + early, step=step)
 
 
@@ -206,13 +220,11 @@ def _as_decoded(
 
     None where the frames must be counted from the stream's beginning.
     """
-    # All that is decoded before a keyframe is shown before it, but for at most DELAY pictures that follow it.
     table = replace(table, cut=any(row.hidden for row in rows))
-    certain = [n for n, row in enumerate(rows[:-DELAY]) if row.coded.key and (times[n + DELAY] or 0) <= table.start]
-    first = certain[-1] if certain and table.codec in SPLIT else 0
+    first = _last_before(table, times)
     order, sure, broken = _presented(video, table, first)
     if not order:
-        raise unreadable(video, "no picture can be decoded from its first keyframe on")
+        raise unreadable(video, NO_KEYFRAME)
     # What is shown before that keyframe refers to frames before it: decoders leave it out.
     given, lost = set(order), []
     for number in range(first, len(rows)):
@@ -236,7 +248,7 @@ def _as_decoded(
     begin = placed.get(first, min(placed.values()))[0]
     shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
     if not shown:
-        raise unreadable(video, "it shows no picture that can be decoded")
+        raise unreadable(video, NO_PICTURE)
     packed = any(row.coded.pictures > 1 for row in rows)
     at = {number: time for number, (time, _) in placed.items()}
     at |= {number: time for number, time in enumerate(times[:first]) if time is not None}
@@ -256,6 +268,19 @@ def _as_decoded(
         end=None if table.end is None and not broken else shown[-1] + step,
         headless=table.headless + (len(lost) if not first else 0),
     )
+
+
+def _last_before(table: Index, times: Sequence[int | None]) -> int:
+    """The last keyframe that is certainly shown before the window, or the first one.
+
+    All that is decoded before a keyframe is shown before it, so that it is known how many those are; and at most DELAY
+    pictures that follow it are.
+    """
+    for number in range(len(times) - DELAY - 1, 0, -1):
+        time = times[number + DELAY]
+        if table.codec in SPLIT and table.packets[number].key and time is not None and time <= table.start:
+            return number
+    return 0
 
 
 def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool]:
@@ -321,17 +346,18 @@ def extent(video: Media) -> Extent:
     The index of an MP4 or AVI file is compared, which takes no time; without one all packets are read, none decoded.
     """
     with opened(video) as (_, stream):
-        frames, rate, base = stream.frames, stream.average_rate or stream.guessed_rate, stream.time_base
-        seconds = float(stream.duration * base) if stream.duration else None
-        entries = stream.index_entries
-        source = "header"
-        if not (frames and seconds and len(entries) == frames and _agree(_spread(entries) * base, seconds, frames)):
-            frames, source = 0, "counted"
-    if not frames:
+        rates = [stream.average_rate, stream.guessed_rate, _coded_rate(stream)]
+        frames, seconds = stream.frames, float(stream.duration * stream.time_base) if stream.duration else 0.0
+        if seconds and frames and frames == len(stream.index_entries) and (stream.average_rate or 0) <= FASTEST:
+            measured = float(_spread(stream.index_entries) * stream.time_base)
+            trusted = abs(measured - seconds) <= 0.02 * seconds + 2 * seconds / frames
+        else:
+            trusted = False
+    if not trusted:
         frames, seconds = _counted(video)
-    if not rate or abs(float(rate) * seconds - frames) > 1 + 0.02 * frames:
-        rate = Fraction(frames / seconds if seconds else 1).limit_denominator(1001)
-    return Extent(frames, source, Fraction(rate), seconds)
+    agreeing = (rate for rate in rates if rate and abs(float(rate) * seconds - frames) <= 1 + 0.02 * frames)
+    rate = next(agreeing, None) or Fraction(frames / seconds if seconds else 1).limit_denominator(1001)
+    return Extent(frames, "header" if trusted else "counted", Fraction(rate), seconds)
 
 
 def _spread(entries) -> int:
@@ -341,29 +367,32 @@ def _spread(entries) -> int:
     return spread + (spread // (count - 1) if count > 1 else 0)
 
 
-def _agree(measured: float, told: float, frames: int) -> bool:
-    """Seconds are the same but for a frame or two."""
-    return abs(float(measured) - told) <= 0.02 * told + 2 * told / max(frames, 1)
-
-
 def _counted(video: Media) -> tuple[int, float]:
     """Pictures and seconds of a video, by reading its packets without decoding them."""
     with opened(video) as (container, stream):
-        packets = _pictures(container, stream)
-        head = list(islice(packets, DELAY))
-        clock = _clock(container, stream, head)
-        count, first, last, lasting = 0, None, None, 0
-        for packet in chain(head, packets):
+        clock, head = _clock(container, stream, _pictures(container, stream))
+        count, durations, times = 0, 0, []
+        for packet in chain(head, _pictures(container, stream)):
             if packet.is_discard:
                 continue
             count += 1
+            duration = packet.duration or 0
             time = getattr(packet, clock.field) if clock.field else clock.at(count - 1)
             if time is not None:
-                first = time if first is None else min(first, time)
-                if last is None or time >= last:
-                    last, lasting = time, clock.field and packet.duration
-        if first is None:
-            return count, 0.0
-        step = Fraction(last - first, count - 1) if last > first else clock.at(1)
-        # Some containers do not tell how long a packet lasts, or tell the tick of their clock.
-        return count, float((last - first + (lasting if lasting and 2 * lasting > step else step)) * clock.base)
+                durations += duration
+                first, last = (
+                    (min(times[0], (time, duration)), max(times[1], (time, duration)))
+                    if times
+                    else [(time, duration)] * 2
+                )
+                times = [first, last]
+    if not times:
+        return count, 0.0
+    (first, _), (last, lasting) = times
+    step = Fraction(last - first, count - 1) if last > first else clock.at(1)
+    return count, float((last - first + _lasts(lasting, durations, last - first + step, step)) * clock.base)
+
+
+def _lasts(told: int, durations: int, spread: Fraction, step: Fraction) -> Fraction:
+    """How long the last picture is shown: some containers tell no durations, or such as the tick of their clock."""
+    return told if told and spread < 2 * durations < 4 * spread else step
