@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, opened, unreadable
-from .packets import FEW, NEVER, SPLIT, Index, Missed, again, decoder
+from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, again, decoder
 from .parallel import cores, in_order
 
 WHOLE = frozenset({"mpeg4", "mpeg1video", "mpeg2video", "flv"})
@@ -160,7 +160,7 @@ def decode(
                         continue
                     idle.append(mine)
                     return
-                raise unreadable(video, "its packets are not the same when they are read again")
+                raise unreadable(video, CHANGED)
 
             return run
 

@@ -87,6 +87,9 @@ def _same(a: tuple, b: tuple) -> bool:
     return a[2] == b[2] and all(places) and (any(times) if times else any(places))
 
 
+CHANGED = "its packets are not the same when they are read again"
+
+
 class Missed(Exception):
     """Packets were not found where they were sought."""
 

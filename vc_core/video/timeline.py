@@ -12,11 +12,12 @@ from typing import NamedTuple
 from .coded import Coded, reader
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, mark
+from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, mark
 from .showing import pixel_aspect
 
-DELAY = 17
-"""Pictures that are decoded at most before one that is shown earlier, and one more (H.264 and HEVC allow 16)."""
+DELAY = 33
+"""Packets that come at most before one that is shown earlier, and one more: H.264 and HEVC allow 16 pictures, each of
+which may be two fields."""
 
 UNKNOWN = 25  # frames a second, where nothing tells
 MOST = 240  # frames a second that a codec's headers are believed
@@ -156,8 +157,9 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
             rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_discard, mark(packet), coded))
             # Later packets are shown later than this one is decoded; a time of decoding after showing is wrong.
             known = [time for time in (packet.pts, packet.dts) if time is not None and clock.field]
+            reorders = reorders or bool(coded.later)
             past += until is not None and min(known, default=clock.at(len(rows))) > until
-            if past > (DELAY if reorders or coded.later else 0):
+            if past > (DELAY if reorders else 0):
                 end = None
                 break
         step = max(1, int(1 / clock.rate / clock.base))
@@ -236,7 +238,7 @@ def _as_decoded(
     origin, pool = 0, None
     for field, begin in clock.origins.items():
         told = [getattr(rows[number], field) for number in every]
-        if pool is None and None not in told and len(set(told)) == len(told):
+        if pool is None and None not in told and 2 * len(set(told)) > len(told):
             origin, pool = begin, sorted((time, rows[number].hidden) for time, number in zip(told, every, strict=True))
     if pool is None:
         if table.seek is not None:
@@ -244,7 +246,9 @@ def _as_decoded(
         pool = [(clock.at(first + count), False) for count in range(len(every))]
     if table.end is None or broken:
         del order[sure:]
-    placed = dict(zip(order, pool[len(lost) :], strict=False))
+    slots = list(zip(order, pool[len(lost) :], strict=False))
+    # Of pictures at the same time the last one is seen.
+    placed = dict(a for a, b in zip(slots, [*slots[1:], (None, (None, False))], strict=True) if a[1][0] != b[1][0])
     begin = placed.get(first, min(placed.values()))[0]
     shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
     if not shown:
@@ -274,7 +278,7 @@ def _last_before(table: Index, times: Sequence[int | None]) -> int:
     """The last keyframe that is certainly shown before the window, or the first one.
 
     All that is decoded before a keyframe is shown before it, so that it is known how many those are; and at most DELAY
-    pictures that follow it are.
+    packets that follow it hold such pictures, too.
     """
     for number in range(len(times) - DELAY - 1, 0, -1):
         time = times[number + DELAY]
@@ -290,21 +294,28 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
     """
     import av
 
-    order: list[int] = []
+    by_time = {packet.mark[0]: number for number, packet in enumerate(table.packets)}
+    order: list[int | None] = []
+
+    def number(frame) -> int | None:  # few decoders do not tell it, and none of those reorders
+        return by_time.get(frame.pts) if frame.opaque is None else frame.opaque
+
     for seek in (True, False) if table.seek is not None else (False,):
+        sure, broken = None, False
         with opened(video) as (container, stream):
             context = decoder(stream, pictures=False)
             try:
                 for _, packet in again(container, stream, table, first, len(table.packets), seek):
-                    order += [frame.opaque for frame in context.decode(packet)]
+                    order += [number(frame) for frame in context.decode(packet)]
                 sure = len(order)
-                order += [frame.opaque for frame in context.decode(None)]
+                order += [number(frame) for frame in context.decode(None)]
             except Missed:
                 continue
             except av.FFmpegError:
-                return list(dict.fromkeys(order)), len(order), True
-            return list(dict.fromkeys(order)), sure, False
-    raise unreadable(video, "its packets are not the same when they are read again")
+                sure, broken = len(order), True
+        order = [each for each in order if each is not None]
+        return list(dict.fromkeys(order)), sure, broken
+    raise unreadable(video, CHANGED)
 
 
 def _begins(video: Media, table: Index) -> bool:
