@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from tests.core.moving_clips import scene
+from vc_core.errors import UserError
 from vc_core.extract import read_motion
-from vc_core.video import FramePlan, plan_frames, probe, read_frames
+from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
+from vc_core.video.coded import reader
 from vc_core.video.opening import media
-from vc_core.video.timeline import index
 
 RATE, COUNT = 30, 90
 HEIGHT, WIDTH = 96, 128
@@ -98,8 +99,16 @@ def packed(packets: list) -> list:
         n += 1
         if later[n] and not later[n - 1]:
             last = next((m for m in range(n, len(held)) if not later[m]), len(held)) - 1
-            held[n - 1 : last + 1] = [held[n - 1] + held[n], *held[n + 1 : last + 1], code + b"\x50\x4f"]
+            held[n - 1 : last + 1] = [held[n - 1] + held[n], *held[n + 1 : last + 1], nothing(held[n - 1])]
     return [replaced(packet, data) for packet, data in zip(packets, held, strict=True)]
+
+
+def nothing(data: bytes) -> bytes:
+    """The packet of a picture that is not coded, at the time of another one (ISO/IEC 14496-2, 6.2.5)."""
+    code = b"\0\0\1\xb6"
+    header = bin(int.from_bytes(b"\1" + data[data.find(code) + 4 :][:8], "big"))[3:]
+    ticks = header[header.index("0", 2) + 2 :][:5]  # after the seconds and a marker
+    return code + int(f"0101{ticks}1001111", 2).to_bytes(2, "big")
 
 
 def replaced(packet, data: bytes):
@@ -109,10 +118,30 @@ def replaced(packet, data: bytes):
     return found
 
 
-def assert_right(data: bytes, own: Fraction = Fraction(RATE)) -> None:
-    for start, rate, count in ((0.0, own, 16), (0.5, Fraction(10), 12), (1.21, own, 30), (2.0, Fraction(7), 5)):
-        assert numbers(data, start, rate, count) == expected(start, rate, count, own), (start, rate)
+def all_keys(packets: list) -> list:
+    return [marked(packet, True) for packet in packets]
 
+
+def no_keys(packets: list) -> list:
+    return [marked(packet, False) for packet in packets]
+
+
+def marked(packet, key: bool):
+    packet.is_keyframe = key
+    return packet
+
+
+def assert_right(data: bytes, own: Fraction = Fraction(RATE), shift: int = 0) -> None:
+    """Frames from several starts on are the ones of their times, and the file is as long as it is."""
+    info = probe(data)
+    assert info.frames == COUNT and info.rate == pytest.approx(own, rel=0.02)
+    assert info.duration == pytest.approx(COUNT / own, abs=0.1)
+    for start, rate, count in ((0.0, own, 16), (0.5, Fraction(10), 9), (0.92, own, 24)):
+        found = [each - shift for each in numbers(data, start, rate, count)]
+        assert found == expected(start, rate, count, own), (start, rate)
+
+
+# --- times ----------------------------------------------------------------------------------------------------
 
 ORDERED = {
     # name: (codec, container, options)
@@ -122,9 +151,181 @@ ORDERED = {
     "h264 B-frames that are referred to, avi": ("libx264", "avi", {**X264, "b-pyramid": "normal", "bf": "8"}),
     "h264 open groups, avi": ("libx264", "avi", {**X264, "x264-params": "open-gop=1"}),
     "h264 intra refresh, bare": ("libx264", "h264", {**X264, "x264-params": "intra-refresh=1"}),
+    "h264 of two fields, avi": ("libx264", "avi", {**X264, "x264-params": "interlaced=1"}),
     **{f"hevc {form}": ("libx265", form, X265) for form in ("mp4", "matroska", "mpegts", "flv")},
     "hevc bare": ("libx265", "hevc", X265),
     **{f"mpeg4 {form}": ("mpeg4", form, PART2) for form in ("mp4", "avi", "asf", "matroska", "mpegts", "m4v")},
     **{f"mpeg2 {form}": ("mpeg2video", form, PART2) for form in ("mp4", "avi", "mxf", "matroska", "mpegts", "mpeg")},
     "mpeg2 bare": ("mpeg2video", "mpeg2video", PART2),
 }
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_b_frames_are_shown_in_their_order(name):
+    """AVI, ASF, MXF and bare streams store no times of showing."""
+    codec, form, options = ORDERED[name]
+    assert_right(clip(codec, form, **options))
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska", "mpegts", "flv"])
+@pytest.mark.parametrize("codec, options", [("libx264", X264), ("libx265", X265)])
+def test_times_of_decoding_that_are_called_those_of_showing(codec, options, form):
+    data = muxed(clip(codec, "mp4", **options), form, decode_times)
+    # The edit list of an MP4 file cuts what is before zero, here the first two pictures.
+    assert_right(data, shift=2 if form == "mp4" else 0)
+
+
+@pytest.mark.parametrize("codec, options, cut", [("libx264", X264, 2), ("mpeg4", PART2, 1), ("mpeg2video", PART2, 1)])
+def test_a_file_without_its_table_of_times(codec, options, cut):
+    assert_right(clip(codec, "mp4", **options).replace(b"ctts", b"free"), shift=cut)
+
+
+@pytest.mark.parametrize("form", ["avi", "matroska", "mp4"])
+@pytest.mark.parametrize("between", ["1", "2"])
+def test_packed_b_frames_are_not_damaged(between, form):
+    assert_right(muxed(clip("mpeg4", "avi", **{**PART2, "bf": between}), form, packed))
+
+
+@pytest.mark.parametrize("mode", ["released", "stream"])
+@pytest.mark.parametrize("name", ["h264 avi", "h264 asf", "h264 mxf", "h264 bare", "packed", "pts = dts", "mp4"])
+def test_motion_is_the_same_at_every_tick(name, mode):
+    if name == "packed":
+        data = muxed(clip("mpeg4", "avi", **PART2), "avi", packed)
+    elif name == "pts = dts":
+        data = muxed(clip("libx264", "mp4", **X264), "mp4", decode_times)
+    else:
+        codec, form, options = ORDERED.get(name, ("libx264", "mp4", X264))
+        data = clip(codec, form, **options)
+    field = read_motion(data, FramePlan(0.3, Fraction(10), 12), (HEIGHT, WIDTH), "dense", mode=mode).field
+    across = field[0, 0, 1:, 48:, 32:112].flatten(1).median(dim=1).values
+    assert across.tolist() == pytest.approx([6] * 11, abs=0.3)
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(50)])
+@pytest.mark.parametrize(
+    "codec, form, options", [("libx264", "h264", X264), ("libx265", "hevc", X265), ("mpeg2video", "mpeg2video", PART2)]
+)
+def test_a_bare_stream_has_the_rate_of_its_own_headers(codec, form, options, rate):
+    assert_right(clip(codec, form, rate, **options), rate)
+
+
+def test_of_pictures_at_the_same_time_the_last_one_is_seen():
+    def doubled(packets: list) -> list:
+        packets[5].pts, packets[5].dts = packets[4].pts, packets[4].dts
+        return packets
+
+    data = muxed(clip("libx264", "matroska", **{**X264, "bf": "0"}), "matroska", doubled)
+    assert numbers(data, 0.0, Fraction(RATE), 8) == [0, 1, 2, 3, 5, 5, 6, 7]
+
+
+def test_an_edit_list_cuts_the_beginning_and_the_end():
+    data = bytearray(clip("libx264", "mp4", **X264))
+    at = data.find(b"elst") + 12  # one edit: its duration in milliseconds, and where it begins in the media
+    data[at : at + 8] = struct.pack(">II", 1000, struct.unpack(">I", data[at + 4 : at + 8])[0] + 10 * 512)
+    found = probe(bytes(data))
+    assert (found.frames, found.duration) == (30, pytest.approx(1, abs=0.04))
+    assert numbers(bytes(data), 0.0, Fraction(RATE), 30) == list(range(10, 40))
+    with pytest.raises(UserError, match="only 30 of the 40 frames"):
+        numbers(bytes(data), 0.0, Fraction(RATE), 40)
+
+
+def test_what_is_right_is_not_decoded_for_its_times(monkeypatch):
+    monkeypatch.setattr(timeline, "_presented", None)
+    for name in ("h264 mp4", "h264 matroska", "h264 mpegts", "hevc mp4", "mpeg4 avi", "mpeg2 mpegts"):
+        codec, form, options = ORDERED[name]
+        with media(clip(codec, form, **options)) as video:
+            assert len(timeline.index(video, 0.5, 1.0).times) >= 30
+
+
+# --- keyframes ------------------------------------------------------------------------------------------------
+
+KEYS = {
+    "h264": ("libx264", X264),
+    "h264 open groups": ("libx264", {**X264, "x264-params": "open-gop=1"}),
+    "hevc": ("libx265", X265),
+    "mpeg4": ("mpeg4", PART2),
+    "mpeg2": ("mpeg2video", PART2),
+    "msmpeg4": ("msmpeg4", {"b": "4000000", "g": "24"}),
+    "vp8": ("libvpx", {"b": "2000000", "deadline": "realtime", "cpu-used": "8", "g": "24"}),
+    "vp9": ("libvpx-vp9", {"b": "2000000", "deadline": "realtime", "cpu-used": "8", "g": "24"}),
+}
+
+
+@pytest.mark.parametrize("change", [all_keys, no_keys])
+@pytest.mark.parametrize("name", KEYS)
+def test_a_picture_is_no_keyframe_because_its_container_says_so(name, change):
+    codec, options = KEYS[name]
+    assert_right(muxed(clip(codec, "matroska", **options), "matroska", change))
+
+
+@pytest.mark.parametrize("name", ["h264", "hevc", "mpeg4", "mpeg2"])
+def test_a_file_without_its_table_of_keyframes(name):
+    codec, options = KEYS[name]
+    assert_right(clip(codec, "mp4", **options).replace(b"stss", b"free"))
+
+
+@pytest.mark.parametrize(
+    "codec, form, options",
+    [
+        ("libx264", "mp4", X264),
+        ("libx264", "mpegts", {**X264, "g": "7"}),
+        ("libx265", "mp4", X265),
+        ("libx265", "hevc", X265),
+        ("mpeg4", "avi", PART2),
+        ("mpeg2video", "mpegts", PART2),
+        ("flv", "flv", {"b": "4000000", "g": "24"}),
+        ("libvpx", "webm", KEYS["vp8"][1]),
+        ("libvpx-vp9", "webm", KEYS["vp9"][1]),
+        ("libsvtav1", "mp4", {"preset": "12", "svtav1-params": "keyint=24"}),
+    ],
+)
+def test_pictures_say_what_their_decoder_says(codec, form, options):
+    with av.open(io.BytesIO(clip(codec, form, **options))) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        context.flags |= av.codec.context.Flags.copy_opaque
+        read, told, shown = reader(context.name, bytes(context.extradata or b"")), [], {}
+        for packet in container.demux(stream):
+            if packet.size:
+                packet.opaque = len(told)
+                told.append(read(packet))
+            shown |= {frame.opaque: (frame.key_frame, frame.pict_type) for frame in context.decode(packet)}
+    assert {n for n, each in enumerate(told) if each.key} == {n for n, (key, _) in shown.items() if key}
+    assert sum(each.key for each in told) >= 4
+    if codec != "libx265":  # HEVC's first bits do not tell
+        assert {n for n, each in enumerate(told) if each.later} == {n for n, (_, kind) in shown.items() if kind == 3}
+
+
+# --- numbers, rates and durations -----------------------------------------------------------------------------
+
+
+def patched(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
+    at = data.find(box) + len(box) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+HEADERS = {
+    # name: (container, what is found, so many bytes after it, what is written there)
+    "a short track": ("mp4", b"mdhd", 16, struct.pack(">I", 1536)),
+    "no duration": ("mp4", b"mdhd", 16, bytes(4)),
+    "a long film": ("mp4", b"mvhd", 16, struct.pack(">I", 90000)),
+    "a short stream": ("avi", b"strh", 36, struct.pack("<I", 3)),
+    "an empty stream": ("avi", b"strh", 36, bytes(4)),
+    "a long stream": ("avi", b"strh", 36, struct.pack("<I", 9000)),
+    "60000 a second": ("avi", b"strh", 24, struct.pack("<II", 1, 60000)),
+    "no index": ("avi", b"idx1", -4, b"JUNK"),
+    "60000 a second, told": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 16666)),
+    "one a second, told": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 10**9)),
+    "a short script": ("flv", b"duration", 1, struct.pack(">d", 0.1)),
+    "a fast script": ("flv", b"framerate", 1, struct.pack(">d", 60000.0)),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_packets_are_counted_where_the_header_is_wrong(name):
+    form, box, offset, value = HEADERS[name]
+    data = clip("libx264", form, **X264)
+    assert box in data
+    data = patched(data, box, offset, value)
+    assert_right(data)
+    assert plan_frames(probe(data)).rate == plan_frames(probe(clip("libx264", "mp4", **X264))).rate

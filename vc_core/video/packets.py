@@ -55,7 +55,7 @@ class Index:
     codec: str
     time_base: Fraction
     origin: int
-    start: int
+    start: Fraction
     step: int
     packets: tuple[Packet, ...]
     times: tuple[int, ...]

@@ -3,6 +3,7 @@ pictures is checked, against what the pictures themselves and their decoder say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -137,11 +138,12 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
         read = reader(codec, extradata)
         clock, head = _clock(container, stream, _pictures(container, stream))
-        first = clock.origin + int(start / clock.base)
-        until = None if seconds is None else first + int(seconds / clock.base)
+        # Exact: the ticks of AVI's and MXF's clocks are as long as pictures.
+        first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
+        until = None if seconds is None else first + Fraction(seconds) / clock.base
         seek = None
         if clock.field and before is not None and min(first, before) > clock.origin:
-            seek = int(min(first, before))
+            seek = math.floor(min(first, before))
             try:
                 container.seek(seek, stream=stream, backward=True)
             except av.FFmpegError:
