@@ -87,6 +87,16 @@ def _same(a: tuple, b: tuple) -> bool:
     return a[2] == b[2] and all(places) and (any(times) if times else any(places))
 
 
+def demuxed(container, stream) -> Iterator:
+    """The packets of a stream of an opened video from where it stands, without the empty ones at the end."""
+    while True:
+        try:
+            yield from (packet for packet in container.demux(stream) if packet.size)
+            return
+        except IndexError:  # PyAV's, of another stream's packet, where that stream only appears on the way
+            continue
+
+
 CHANGED = "its packets are not the same when they are read again"
 
 
@@ -112,9 +122,7 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
             container.seek(start[0] if start[1] is None else start[1], stream=stream, backward=True)
         except av.FFmpegError as error:
             raise Missed from error
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
+    for packet in demuxed(container, stream):
         passed += 1
         if number == first:
             if table.seek is None and not seek:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .coded import Coded, reader
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, mark
+from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, demuxed, mark
 from .showing import pixel_aspect
 
 DELAY = 33
@@ -137,7 +137,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
         read = reader(codec, extradata)
-        clock, head = _clock(container, stream, _pictures(container, stream))
+        clock, head = _clock(container, stream, demuxed(container, stream))
         # Exact: the ticks of AVI's and MXF's clocks are as long as pictures.
         first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
         until = None if seconds is None else first + Fraction(seconds) / clock.base
@@ -151,7 +151,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
             head = []
         rows: list[_Row] = []
         skipped, past, end = 0, 0, 0
-        for packet in chain(head, _pictures(container, stream)):
+        for packet in chain(head, demuxed(container, stream)):
             coded = read(packet)
             if not rows and not _STARTS[trust](packet, coded):
                 skipped += 1
@@ -177,10 +177,6 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     if trust == 0 and not _contradicted(rows, times, reorders):
         return _as_told(video, table, rows, times)
     return _as_decoded(video, table, clock, rows, times) or _read(video, start, seconds, None, trust)
-
-
-def _pictures(container, stream) -> Iterator:
-    return (packet for packet in container.demux(stream) if packet.size)
 
 
 def _contradicted(rows: Sequence[_Row], times: Sequence[int | None], reorders: bool) -> bool:
@@ -383,9 +379,9 @@ def _spread(entries) -> int:
 def _counted(video: Media) -> tuple[int, float]:
     """Pictures and seconds of a video, by reading its packets without decoding them."""
     with opened(video) as (container, stream):
-        clock, head = _clock(container, stream, _pictures(container, stream))
+        clock, head = _clock(container, stream, demuxed(container, stream))
         count, durations, times = 0, 0, []
-        for packet in chain(head, _pictures(container, stream)):
+        for packet in chain(head, demuxed(container, stream)):
             if packet.is_discard:
                 continue
             count += 1
