@@ -232,27 +232,22 @@ def _as_decoded(
             lost.append(number)
         elif number > first:
             break
-    every = sorted([*lost, *order])
-    origin, pool = 0, None
-    for field, begin in clock.origins.items():
-        told = [getattr(rows[number], field) for number in every]
-        if pool is None and None not in told and 2 * len(set(told)) > len(told):
-            origin, pool = begin, sorted((time, rows[number].hidden) for time, number in zip(told, every, strict=True))
-    if pool is None:
-        if table.seek is not None:
-            return None
-        pool = [(clock.at(first + count), False) for count in range(len(every))]
+    slots = _slots(clock, rows, sorted([*lost, *order]), None if table.seek is not None else first)
+    if slots is None:
+        return None
     if table.end is None or broken:
         del order[sure:]
-    slots = list(zip(order, pool[len(lost) :], strict=False))
+    if not order:
+        raise unreadable(video, "decoding stops at its first pictures")
+    taken = list(zip(order, slots[len(lost) :], strict=False))
     # Of pictures at the same time the last one is seen.
-    placed = dict(a for a, b in zip(slots, [*slots[1:], (None, (None, False))], strict=True) if a[1][0] != b[1][0])
-    begin = placed.get(first, min(placed.values()))[0]
-    shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
+    placed = dict(a for a, b in zip(taken, [*taken[1:], None], strict=True) if b is None or a[1].time != b[1].time)
+    begin = placed.get(first, min(placed.values())).time
+    shown = sorted(slot.time for slot in placed.values() if slot.time >= begin and not slot.hidden)
     if not shown:
         raise unreadable(video, NO_PICTURE)
     packed = any(row.coded.pictures > 1 for row in rows)
-    at = {number: time for number, (time, _) in placed.items()}
+    at = {number: slot.time for number, slot in placed.items()}
     at |= {number: time for number, time in enumerate(times[:first]) if time is not None}
     at.setdefault(0, begin)
     packets = tuple(
@@ -264,12 +259,30 @@ def _as_decoded(
         table,
         packets=packets,
         times=tuple(shown),
-        origin=origin,
-        start=table.start - table.origin + origin,
+        origin=slots[0].origin,
+        start=table.start - table.origin + slots[0].origin,
         step=step,
         end=None if table.end is None and not broken else shown[-1] + step,
         headless=table.headless + (len(lost) if not first else 0),
     )
+
+
+class _Slot(NamedTuple):
+    time: int
+    hidden: bool  # left out by an edit list
+    origin: int  # when the stream's first picture is shown, by the same clock
+
+
+def _slots(clock: _Clock, rows: Sequence[_Row], numbers: Sequence[int], before: int | None) -> list[_Slot] | None:
+    """The times of these rows in order, whichever pictures they belong to.
+
+    Counted where the packets' times are none, after so many pictures `before`; None where that is not known.
+    """
+    for field, origin in clock.origins.items():
+        told = [getattr(rows[number], field) for number in numbers]
+        if None not in told and 2 * len(set(told)) > len(told):
+            return sorted(_Slot(time, rows[n].hidden, origin) for time, n in zip(told, numbers, strict=True))
+    return None if before is None else [_Slot(clock.at(before + n), False, 0) for n in range(len(numbers))]
 
 
 def _last_before(table: Index, times: Sequence[int | None]) -> int:
