@@ -12,11 +12,8 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, opened, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, again, decoder
+from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoder
 from .parallel import cores, in_order
-
-WHOLE = frozenset({"mpeg4", "mpeg1video", "mpeg2video", "flv"})
-"""Decoders that give a picture for every packet, but for one of a few bytes, which says: the same one again."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 SPLIT = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "flv", "vp8", "libvpx-vp9", "vp9", "libdav1d"})
 """Decoders whose keyframes were tested to stand by themselves; what others decode is one segment."""
 
+WHOLE = frozenset({"mpeg4", "mpeg1video", "mpeg2video", "flv"})
+"""Decoders that give a picture for every packet, but for one of a few bytes, which says: the same one again."""
+
 FEW = 64
 """Bytes: so few hold no picture, but say that the one before is shown on."""
 

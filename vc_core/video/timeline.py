@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .coded import Coded, reader
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, Index, Missed, Packet, again, decoder, demuxed, mark
+from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, Packet, again, decoder, demuxed, mark
 from .showing import pixel_aspect
 
 DELAY = 33
@@ -225,10 +225,11 @@ def _as_decoded(
     order, sure, broken = _presented(video, table, first)
     if not order:
         raise unreadable(video, NO_KEYFRAME)
-    # What is shown before that keyframe refers to frames before it: decoders leave it out.
+    # What is shown before that keyframe refers to frames before it: decoders leave it out. Where frames are counted, a
+    # video begins with the first one that is shown.
     given, lost = set(order), []
-    for number in range(first, len(rows)):
-        if number not in given and table.packets[number].mark[2] > FEW:
+    for number in range(first, len(rows) if clock.field or first else 0):
+        if number not in given and (table.codec not in WHOLE or table.packets[number].mark[2] > FEW):
             lost.append(number)
         elif number > first:
             break
