@@ -24,6 +24,9 @@ class Coded(NamedTuple):
     pictures: int = 1
 
 
+NOT_CODED = 8
+"""Bytes, at most, of a picture of MPEG-4 that says it is not coded."""
+
 Reader = Callable[[memoryview], Coded | None]
 """From a packet to what it holds; None where its bytes do not tell."""
 
@@ -80,7 +83,8 @@ def _readers(extradata: bytes) -> dict[str, Reader]:
 def _mpeg4(data: memoryview) -> Coded | None:
     """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the one before."""
     found = [follow[0] >> 6 for follow in _after(bytes(data), b"\0\0\1\xb6")]
-    return Coded(found[0] == 0, found == [2], 2 in found, len(found)) if found else None
+    coded = len(data) > NOT_CODED  # else it stands for a B-picture that was packed, whatever it calls itself
+    return Coded(coded and found[0] == 0, found == [2], 2 in found, len(found)) if found else None
 
 
 def _mpeg2(data: memoryview) -> Coded | None:

@@ -252,7 +252,12 @@ def _as_decoded(
     at |= {number: time for number, time in enumerate(times[:first]) if time is not None}
     at.setdefault(0, begin)
     packets = tuple(
-        packet._replace(pts=at.get(number, NEVER), disposable=packet.disposable and not packed)
+        packet._replace(
+            pts=at.get(number, NEVER),
+            # Of pictures that were packed, decoders keep parts from packet to packet, even when told to forget them.
+            key=packet.key and (number == 0 or not packed),
+            disposable=packet.disposable and not packed,
+        )
         for number, packet in enumerate(table.packets)
     )
     step = _usual_step(shown, table.step)
