@@ -208,10 +208,34 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         seen.add(ready[name].data_ptr())
     with written_beside(path) as temporary:
         if path.suffix.lower() in PICKLED:
-            torch.save(ready, temporary)
+            _save_pickled(ready, temporary)
         else:
             safetensors.torch.save_file(ready, temporary, {**(metadata or {}), "format": "pt"})
             temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def _save_pickled(state: StateDict, path: Path) -> None:
+    """torch says of a failed write neither what nor why; the file does."""
+
+    class File:
+        error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                self.error = error
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    with open(path, "wb") as file:
+        noted = File()
+        try:
+            torch.save(state, noted)
+        except RuntimeError as error:
+            raise (noted.error or error) from error
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:
