@@ -208,14 +208,14 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         seen.add(ready[name].data_ptr())
     with written_beside(path) as temporary:
         if path.suffix.lower() in PICKLED:
-            _save_pickled(ready, temporary)
+            save_pickled(ready, temporary)
         else:
             safetensors.torch.save_file(ready, temporary, {**(metadata or {}), "format": "pt"})
             temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def _save_pickled(state: StateDict, path: Path) -> None:
-    """torch says of a failed write neither what nor why; the file does."""
+def save_pickled(state: Mapping[str, Any], path: str | Path) -> None:
+    """`torch.save`, but of a failed write it raises the system's `OSError`: torch says neither of what nor why."""
 
     class File:
         error: OSError | None = None
