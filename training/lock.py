@@ -38,13 +38,13 @@ def held(folder: Path, work: str) -> Iterator[None]:
     holder = _holder(path)
     lock = FileLock(path)
     try:
-        with writing(path):
+        with writing(folder):
             lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
                         ) from None  # fmt: skip
     try:
-        with writing(path):
+        with writing(folder):
             _sign(path, json.dumps({"work": work, "process": os.getpid(), "host": socket.gethostname()}))
         yield
     finally:

@@ -6,8 +6,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ class Log:
             from tqdm import tqdm
 
             _forget(self.path, step)
-            self._hook = threading.excepthook
-            threading.excepthook = self._of_thread
+            threading.excepthook = partial(_of_thread, threading.excepthook)
             with self._boarding():
                 self._board = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=step + 1)
             # Where nobody looks, a line every few minutes is enough.
@@ -151,22 +151,28 @@ class Log:
         self._now = time.monotonic()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        """Ends it, with all that was told written."""
+        self.leave()
+        if self._board is not None:
             with self._boarding():
                 self._board.close()
-            threading.excepthook = self._hook
+
+    def leave(self) -> None:
+        """Gives the terminal back, however the run ends."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _boarding(self) -> AbstractContextManager[None]:
         return writing(self.path.parent / "tensorboard")
 
-    def _of_thread(self, told: Any) -> None:
-        """What tensorboard's own thread fails at is raised by its next call too, and told once."""
-        if not type(told.thread).__module__.startswith("tensorboard."):
-            self._hook(told)
-
     def _append(self, line: dict[str, Any]) -> None:
         append(self.path, json.dumps(line) + "\n")
+
+
+def _of_thread(others: Callable[[Any], Any], told: Any) -> None:
+    """What tensorboard's own thread fails at is raised by its next call too, and told once."""
+    if not type(told.thread).__module__.startswith("tensorboard."):
+        others(told)
 
 
 def _forget(path: Path, step: int) -> None:

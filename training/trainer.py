@@ -80,6 +80,7 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
         engine = Engine(parts.unet, parts.step, recipe, world)
         state = resume(engine, recipe)
         log = Log(recipe.out, recipe, world, parts.config.diffusion.steps, engine.steps, state["seconds"])
+        stack.callback(log.leave)
         tell_start(log, engine, state, parts.fresh)
 
         # How many samples of each domain were taken, by all ranks: with the seed, that is all there is to know of
