@@ -16,6 +16,7 @@ from torch import Tensor
 from .atomic import check_place, written_beside
 from .errors import UserError
 from .progress import Progress
+from .scales import unscaled
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]
@@ -35,6 +36,7 @@ class Tensors:
             one mapping, which is given back with the last of them.
         metadata: of a `.safetensors`.
         mapped: the tensors are views of a file, so that opening it again costs nothing.
+        packed: of those that the file holds in another type and that are unpacked when they are asked for, that type.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Tensors:
     get: Callable[[], Get]
     metadata: Mapping[str, str] = field(default_factory=dict)
     mapped: bool = False
+    packed: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @staticmethod
     def of(state: Mapping[str, Tensor], source: str = "the state dict") -> "Tensors":
@@ -68,6 +71,7 @@ class Tensors:
             get,
             self.metadata,
             self.mapped,
+            {new: self.packed[old] for new, old in names.items() if old in self.packed},
         )
 
     def below(self, prefix: str) -> "Tensors":
@@ -78,7 +82,8 @@ class Tensors:
         return torch.Size(self.shapes[name]).numel()
 
     def nbytes(self, name: str) -> int:
-        return self.numel(name) * self.dtypes[name].itemsize
+        """In the file."""
+        return self.numel(name) * self.packed.get(name, self.dtypes[name]).itemsize
 
     def state(self) -> StateDict:
         """All of them, mapped."""
@@ -92,8 +97,10 @@ def open_tensors(path: str | Path) -> Tensors:
     A `state_dict` inside is taken out; what is beside the tensors, such as a step count, is left behind. Pickled
     files are read with `weights_only=True`: one that holds code is refused.
 
+    What has a scale beside it is multiplied by it, see `vc_core.scales`.
+
     Raises:
-        UserError: no such file, or one that is truncated, damaged, of another kind, or holds code.
+        UserError: no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
     """
     path = Path(path)
     if path.is_dir():
@@ -101,7 +108,7 @@ def open_tensors(path: str | Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: check the path.")
     with _told(path):
-        return (_open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled)(path)
+        return unscaled((_open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled)(path))
 
 
 @contextmanager
