@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,8 +95,9 @@ class Tensors:
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
 
-    A `state_dict` inside is taken out; what is beside the tensors, such as a step count, is left behind. Pickled
-    files are read with `weights_only=True`: one that holds code is refused.
+    What kind it is, its first bytes say. A state dict inside a pickled one is taken out, see `INSIDE`; what is beside
+    the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one that holds code is
+    refused.
 
     What has a scale beside it is multiplied by it, see `vc_core.scales`.
 
@@ -108,7 +110,40 @@ def open_tensors(path: str | Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: check the path.")
     with _told(path):
-        return unscaled((_open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled)(path))
+        with open(path, "rb") as file:
+            head = file.read(4096)
+        if other := _other(head):
+            raise UserError(f"{path} {other}.")
+        pickled = head.startswith(_PICKLES) or (path.suffix.lower() in PICKLED and head[8:9] != b"{")
+        return unscaled((_open_pickled if pickled else _open_safetensors)(path))
+
+
+def _other(head: bytes) -> str | None:
+    """What is said of a file that is no checkpoint, by how it begins; None of one that may be."""
+    if head.startswith(b"GGUF"):
+        return _GGUF
+    if b"\0" in head:  # the length that a .safetensors begins with may be any of these characters
+        return None
+    text = head.lstrip()
+    if text.startswith(b"{") and b'"weight_map"' in text:
+        return _INDEX
+    return next((said for start, said in _TEXTS.items() if text.startswith(start)), None)
+
+
+_ZIP = b"PK"  # torch's format since 2020; the one before it cannot be mapped
+_PICKLES = (_ZIP, b"\x80")
+_GGUF = "is a GGUF file, whose numbers are not read here: get the model as a .safetensors in fp32, fp16, bf16 or fp8"
+_TEXTS = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: get that with `git lfs pull`, or "
+    "download it from its page",
+    b"<": "is a web page and not the file itself: download it again from the link on that page",
+    b"{": "is a text of JSON, and a .safetensors or .pth of tensors was expected: name the file that it belongs to",
+}
+"""How texts begin that come in place of checkpoints, and what is said of them."""
+_INDEX = (
+    "is the index of a sharded checkpoint, whose tensors are in the files beside it that it names: join them into one "
+    ".safetensors, and name that"
+)
 
 
 @contextmanager
@@ -118,8 +153,17 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check its permissions and its disk."
+                        ) from error  # fmt: skip
     except Exception as error:
-        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        if foreign := re.search(r"[Uu]nsupported (?:global: GLOBAL|class) ([\w.]+)", str(error)):
+            raise UserError(
+                f"{path} holds other objects than tensors ({foreign[1]}), which could run anything when they are read: "
+                "save its state dict alone, or get it as a .safetensors."
+            ) from error
+        reason = re.sub(r"Weights only load failed\..*|\x1b\[\d*m", "", str(error), flags=re.DOTALL)
+        reason = " ".join([type(error).__name__, *reason.splitlines()[:1]])[:200].strip()
         raise UserError(
             f"{path} cannot be read as a checkpoint ({reason}): it is truncated or not a .safetensors or .pth of "
             "tensors; download or save it again."
@@ -154,13 +198,13 @@ def _open_safetensors(path: Path) -> Tensors:
 
 
 def _open_pickled(path: Path) -> Tensors:
-    mapped = _is_zip(path)
+    with open(path, "rb") as file:
+        mapped = file.read(2) == _ZIP
 
     def load() -> StateDict:
         with torch.serialization.safe_globals(_STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
-        tensors = {k: t for k, t in state.items() if _is_plain(t)} if isinstance(state, dict) else {}
+        tensors = _named_tensors(state)
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise UserError(f"{path} does not hold named tensors: expected a state dict of a network.")
         return tensors
@@ -170,14 +214,22 @@ def _open_pickled(path: Path) -> Tensors:
     return Tensors(str(path), known.shapes, known.dtypes, get, mapped=mapped)
 
 
+INSIDE = ("state_dict", "model_state_dict", "ema", "model_ema", "params_ema", "model", "module", "params", "network")
+"""Where programs keep the network's tensors in what they save, in the order in which they are looked for: averaged
+weights before those of the last step, as they are what the others are for."""
+
+
+def _named_tensors(state: Any, deep: int = 3) -> StateDict:
+    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has."""
+    if not isinstance(state, dict) or not deep:
+        return {}
+    inner = (_named_tensors(state[name], deep - 1) for name in INSIDE if name in state)
+    return next(filter(None, inner), None) or {name: tensor for name, tensor in state.items() if _is_plain(tensor)}
+
+
 def _is_plain(value: Any) -> bool:
     """A tensor with numbers of its own: none that is sparse, quantised or on meta."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"  # torch's format since 2020; the one before it cannot be mapped
 
 
 class _Ignored:
