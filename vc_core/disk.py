@@ -60,7 +60,7 @@ def write_error(error: BaseException, path: str | os.PathLike | None = None) -> 
     if path is None and number is None:
         return None  # nobody said that it was about writing
     where = path if path is not None else named if isinstance(named, str | bytes) else None
-    place = "A file" if where is None else os.fsdecode(where)
+    place = "A file or the output" if where is None else os.fsdecode(where)
     what = "written" if path is not None or number in _OF_WRITING else "read or written"
     told = WriteError(f"{place}: cannot be {what} ({reason}): {_ADVICE.get(number, _OTHERWISE)}.")
     told.number = number

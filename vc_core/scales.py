@@ -30,8 +30,8 @@ _OF_ACTIVATIONS = ("scale_input", "input_scale")
 _MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quantization_metadata"
 _PLAIN = ("float8_e4m3fn", "float8_e5m2")
 """Formats that are a number of 8 bits times a factor, of those that a mark may name."""
-_LARGEST_BLOCK = 128
-"""Side of blocks that need not divide a matrix: the last one of a row or column is cut off then."""
+_BLOCK = 128
+"""Side of the blocks that are usual, which need not divide a matrix: the last one of a row or column is cut off then."""
 
 
 def unscaled(tensors: "Tensors") -> "Tensors":
@@ -106,9 +106,10 @@ def blocks(weight: Shape, scale: Shape) -> Shape | None:
 
 
 def _side(n: int, count: int) -> int | None:
-    if count and n % count == 0:
-        return n // count
-    return _LARGEST_BLOCK if count == math.ceil(n / _LARGEST_BLOCK) else None
+    """How many of `n` numbers each of `count` scales is for; None where that is not clear."""
+    if count > 1 and count == math.ceil(n / _BLOCK):
+        return _BLOCK
+    return n // count if count and n % count == 0 else None
 
 
 def _scales(shapes: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype]) -> Any:

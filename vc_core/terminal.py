@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from .disk import write_error
+from .disk import WriteError, write_error
 from .errors import UserError
 
 USERS_ERROR, INTERRUPTED, UNHEARD = 2, 130, 141
@@ -44,6 +44,8 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
         told = None if debug else write_error(error)
         if told is None:
             raise
+        with suppress(WriteError):
+            _flush()
         print(f"vc: {told}", file=sys.stderr)
         return USERS_ERROR
 
