@@ -25,6 +25,13 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def limit_files(size: int) -> None:
+    """The same for this process and those that it starts, for good."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 @contextmanager
 def full_disk(folder: Path, size: str) -> Iterator[Path]:
     """A real disk of so many bytes, such as `64k`, mounted at a folder; skipped where mounting is not allowed."""

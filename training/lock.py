@@ -37,12 +37,12 @@ def held(folder: Path, work: str) -> Iterator[None]:
     path = Path(folder) / FILE
     holder = _holder(path)
     lock = FileLock(path)
-    try:
-        with writing(folder):
+    with writing(folder):
+        try:
             lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
-                        ) from None  # fmt: skip
+        except Timeout:
+            raise UserError(f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
+                            ) from None  # fmt: skip
     try:
         with writing(folder):
             _sign(path, json.dumps({"work": work, "process": os.getpid(), "host": socket.gethostname()}))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -37,7 +38,17 @@ class WriteError(UserError):
     """
 
     __module__ = "vc_core"
-    number: int | None = None
+
+    def __init__(self, sentence: str, number: int | None = None) -> None:
+        super().__init__(sentence)
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (str(self), self.number)  # by its home, since its module is only what is shown
+
+
+def _again(sentence: str, number: int | None) -> WriteError:
+    return WriteError(sentence, number)
 
 
 def write_error(error: BaseException, path: str | os.PathLike | None = None) -> WriteError | None:
@@ -62,9 +73,7 @@ def write_error(error: BaseException, path: str | os.PathLike | None = None) -> 
     where = path if path is not None else named if isinstance(named, str | bytes) else None
     place = "A file or the output" if where is None else os.fsdecode(where)
     what = "written" if path is not None or number in _OF_WRITING else "read or written"
-    told = WriteError(f"{place}: cannot be {what} ({reason}): {_ADVICE.get(number, _OTHERWISE)}.")
-    told.number = number
-    return told
+    return WriteError(f"{place}: cannot be {what} ({reason}): {_ADVICE.get(number, _OTHERWISE)}.", number)
 
 
 @contextmanager
@@ -85,11 +94,8 @@ def make_folder(path: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        told = WriteError(
-            f"{path}: cannot be made a folder ({error.strerror}): {_ADVICE.get(error.errno, 'give another one')}."
-        )
-        told.number = error.errno
-        raise told from error
+        advice = _ADVICE.get(error.errno, "give another one")
+        raise WriteError(f"{path}: cannot be made a folder ({error.strerror}): {advice}.", error.errno) from error
     return path
 
 

@@ -31,7 +31,7 @@ _MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quanti
 _PLAIN = ("float8_e4m3fn", "float8_e5m2")
 """Formats that are a number of 8 bits times a factor, of those that a mark may name."""
 _BLOCK = 128
-"""Side of the blocks that are usual, which need not divide a matrix: the last one of a row or column is cut off then."""
+"""Side of the blocks that are usual; the last one of a row or column may be cut off."""
 
 
 def unscaled(tensors: "Tensors") -> "Tensors":
