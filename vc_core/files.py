@@ -1,5 +1,6 @@
 """Files of tensors: `.safetensors`, and PyTorch's pickled ones without their code. Mapped, never read as a whole."""
 
+import errno
 import hashlib
 import os
 import re
@@ -95,9 +96,9 @@ class Tensors:
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
 
-    What kind it is, its first bytes say. A state dict inside a pickled one is taken out, see `INSIDE`; what is beside
-    the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one that holds code is
-    refused.
+    A `.safetensors` under another name is known by its first bytes. A state dict inside a pickled one is taken out, see
+    `INSIDE`; what is beside the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one
+    that holds code is refused.
 
     What has a scale beside it is multiplied by it, see `vc_core.scales`.
 
@@ -114,7 +115,7 @@ def open_tensors(path: str | Path) -> Tensors:
             head = file.read(4096)
         if other := _other(head):
             raise UserError(f"{path} {other}.")
-        pickled = head.startswith(_PICKLES) or (path.suffix.lower() in PICKLED and head[8:9] != b"{")
+        pickled = path.suffix.lower() in PICKLED and (head[5:8], head[8:9]) != (b"\0\0\0", b"{")
         return unscaled((_open_pickled if pickled else _open_safetensors)(path))
 
 
@@ -131,7 +132,6 @@ def _other(head: bytes) -> str | None:
 
 
 _ZIP = b"PK"  # torch's format since 2020; the one before it cannot be mapped
-_PICKLES = (_ZIP, b"\x80")
 _GGUF = "is a GGUF file, whose numbers are not read here: get the model as a .safetensors in fp32, fp16, bf16 or fp8"
 _TEXTS = {
     b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: get that with `git lfs pull`, or "
@@ -153,10 +153,9 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check its permissions and its disk."
-                        ) from error  # fmt: skip
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
+            raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions and its disk.") from error
         if foreign := re.search(r"[Uu]nsupported (?:global: GLOBAL|class) ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} holds other objects than tensors ({foreign[1]}), which could run anything when they are read: "
