@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: written beside the target under another name, then renamed."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         check_place(path)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        temporary = path.with_name(f".{path.stem}.{_own()}{path.suffix}")
         try:
             yield temporary
             os.replace(temporary, path)
@@ -45,9 +46,9 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
     with writing(path):
         check_folder(path)
-        new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+        own = _own()
+        new, old = (path.with_name(f".{path.name}.{own}.{what}") for what in ("new", "old"))
         try:
-            shutil.rmtree(new, ignore_errors=True)  # of a process with the same number that was killed
             new.mkdir()
             yield new
             if path.exists():
@@ -58,6 +59,11 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
                 os.rename(old, path)
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _own() -> str:
+    """What tells this write from others: in containers that share a disk all processes may have the same number."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def check_place(path: Path) -> None:
