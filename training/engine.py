@@ -31,6 +31,7 @@ from training.parameters import parameter_groups
 from training.precision import fast_type
 from training.ranks import Lane, World
 from training.recipe import Optimizer, Recipe
+from vc_core.disk import make_folder, writing
 from vc_core.errors import UserError
 from vc_core.layouts import shorten
 from vc_core.model.unet import UNet3D
@@ -263,6 +264,9 @@ class Engine:
         """Writes `out/checkpoints/step-N` with weights, averages, the optimizer and `state`, values of JSON.
 
         It is written beside and renamed, and the last `engine.keep` are kept. All ranks take part.
+
+        Raises:
+            UserError: it cannot be written; nothing half-written stays.
         """
         from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
@@ -272,19 +276,26 @@ class Engine:
             return folder
         if self.world.main:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            make_folder(part)
         self.world.wait()
         tensors = self._tensors()
         writer = HuggingFaceStorageWriter(str(part), _files(tensors), save_distributed=True)
-        with _quiet():
-            save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
-        self.world.wait()
+        try:
+            with writing(folder):
+                with _quiet(), _first_failure():
+                    save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
+                self.world.wait()
+                if self.world.main:
+                    with open(part / "state.json", "w", encoding="utf-8") as file:
+                        json.dump({"step": self.steps, **state}, file, indent=1)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.rename(part, folder)
+        except BaseException:
+            if self.world.main:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
         if self.world.main:
-            with open(part / "state.json", "w", encoding="utf-8") as file:
-                json.dump({"step": self.steps, **state}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(part, folder)
             for old in checkpoints(out)[: -self.recipe.engine.keep]:
                 os.rename(old, _part_of(old))  # so that one that is half removed is none
                 shutil.rmtree(_part_of(old))
@@ -426,6 +437,18 @@ def _shared(own: Tensor, parameter: nn.Parameter) -> Tensor:
 def _square(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of the squares of all numbers."""
     return torch.stack(torch._foreach_norm(tensors)).square().sum()
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """What torch.distributed.checkpoint wraps in an exception of its own, which is not even an `Exception`."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        first, _ = next(iter(error.failures.values()))
+        raise first from error
 
 
 @contextmanager

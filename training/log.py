@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from training.engine import Told
 from training.ranks import World
 from training.recipe import Domain, Recipe
 from vc_core.atomic import written_beside
+from vc_core.disk import append, writing
 
 QUARTERS = 4
 """Parts of the schedule whose losses are told apart: little noise tells of detail, much of content."""
@@ -50,7 +54,9 @@ class Log:
             from tqdm import tqdm
 
             _forget(self.path, step)
-            self._board = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=step + 1)
+            threading.excepthook = partial(_of_thread, threading.excepthook)
+            with self._boarding():
+                self._board = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=step + 1)
             # Where nobody looks, a line every few minutes is enough.
             interval = 0.5 if sys.stderr.isatty() else 120.0
             self._bar = tqdm(total=recipe.steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True)
@@ -106,9 +112,10 @@ class Log:
         }
         if bad:
             values["bad_samples"] = int(bad)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        with self._boarding():
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
         line = {"step": step, "seconds": round(self.seconds, 1), **values, **({"bad": reasons} if reasons else {})}
         self._append(line)
         speed = f"{clips:.3g} clips/s, {frames:.3g} frames/s"
@@ -136,20 +143,36 @@ class Log:
     def video(self, name: str, video: Tensor, step: int) -> None:
         """A video `(3, F, H, W)` in [0, 1], into tensorboard as its frames side by side."""
         if self._board is not None:
-            self._board.add_image(name, torch.cat(list(video.clamp(0, 1).unbind(1)), dim=-1), step)
+            with self._boarding():
+                self._board.add_image(name, torch.cat(list(video.clamp(0, 1).unbind(1)), dim=-1), step)
 
     def skip_time(self) -> None:
         """What has passed since the last step was no training, and does not count for the throughput."""
         self._now = time.monotonic()
 
     def close(self) -> None:
+        """Ends it, with all that was told written."""
+        self.leave()
+        if self._board is not None:
+            with self._boarding():
+                self._board.close()
+
+    def leave(self) -> None:
+        """Gives the terminal back, however the run ends."""
         if self._bar is not None:
             self._bar.close()
-            self._board.close()
+
+    def _boarding(self) -> AbstractContextManager[None]:
+        return writing(self.path.parent / "tensorboard")
 
     def _append(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.path, json.dumps(line) + "\n")
+
+
+def _of_thread(others: Callable[[Any], Any], told: Any) -> None:
+    """What tensorboard's own thread fails at is raised by its next call too, and told once."""
+    if not type(told.thread).__module__.startswith("tensorboard."):
+        others(told)
 
 
 def _forget(path: Path, step: int) -> None:

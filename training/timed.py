@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
-import io
 import json
 import math
 import signal
@@ -20,7 +18,9 @@ from torch import nn
 from training.ranks import World
 from training.trainer import StopSignals
 from vc_core.atomic import written_beside
+from vc_core.disk import FULL, WriteError, append, make_folder
 from vc_core.errors import UserError
+from vc_core.files import save_pickled
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
@@ -31,16 +31,6 @@ CHECK_EVERY = 20
 host. What is not finite once is so ever after, and is never saved."""
 WAIT = 10.0
 """Seconds until a full disk is tried again."""
-
-
-def save_tensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically, in float32 on the CPU."""
-    from safetensors.torch import save_file
-
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
-    with written_beside(path) as part:
-        save_file(tensors, part, metadata=metadata)
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
@@ -97,7 +87,7 @@ class TimedRun:
         self.more: dict[str, float] = {}
         self._signals, self._mark = StopSignals(), time.monotonic()
         self._norm: torch.Tensor | None = None
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if self._state_path.exists():
             self._resume()
 
@@ -136,28 +126,25 @@ class TimedRun:
             "used": self.used,
             "more": self.more,
         }
-        packed = io.BytesIO()  # torch.save does not say of what a write failed
-        torch.save(state, packed)
 
         def write() -> None:
             with written_beside(self._state_path) as part:
-                part.write_bytes(packed.getbuffer())
+                save_pickled(state, part)
 
-        self._on_disk(write)
+        self.on_disk(write)
 
-    def _on_disk(self, write: Callable[[], None]) -> None:
+    def on_disk(self, write: Callable[[], None]) -> None:
         """Writes, again and again while the disk is full.
 
         Raises:
-            OSError: for any other reason.
-            UserError: the disk is full and the run was told to stop.
+            UserError: it cannot write for another reason, or the disk is full and the run was told to stop.
         """
         told = False
         while True:
             try:
                 return write()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            except WriteError as error:
+                if error.number not in FULL:
                     raise
                 if self._signals.came:
                     raise UserError(f"The disk of {self.out} is full, and the run was told to stop: what it saved last "
@@ -249,16 +236,7 @@ class TimedRun:
         if not self.world.main:
             return
         line = json.dumps({"step": self.step, "seconds": round(self.used, 1)} | values)
-
-        path = self.out / "log.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-
-        def write() -> None:
-            with open(path, "a", encoding="utf-8") as file:
-                file.truncate(size)  # of a part of the line that a full disk has left
-                file.write(line + "\n")
-
-        self._on_disk(write)
+        self.on_disk(lambda: append(self.out / "log.jsonl", line + "\n"))
 
     def report(self, **measured: Any) -> None:
         """Log what the finished run was measured to be, say it, and write it to the run's report.json."""

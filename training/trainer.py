@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from training.data.sample import Batch, Clips
 from training.data.sampler import Order, Share
 from training.encoders import Encoders, gather_parts
 from training.engine import Engine, Outcome, checkpoints, last_step, read_state, remove_remains, step_folder
+from training.lock import held_by
 from training.log import Log
 from training.objective import Objective, keep_for, possible_in
 from training.parameters import choose_parameters
@@ -30,6 +31,7 @@ from training.step import Step
 from training.validation import Stopped, validate
 from vc_core.atomic import written_beside
 from vc_core.config import Config
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
@@ -67,16 +69,18 @@ def train(recipe: Recipe, assemble: Callable[[Recipe, World], Parts] | None = No
     Raises:
         UserError: what the recipe says cannot be done; the message says why.
     """
-    with joined(recipe.engine.device) as world:
+    with joined(recipe.engine.device) as world, ExitStack() as stack:
         if recipe.engine.precision == "bf16" and world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # of what is not autocast, such as the frozen encoders
 
         # --- Put together: the network and its data, the engine, and where an earlier start of this run left off ------
+        stack.enter_context(held_by(world, make_folder(recipe.out), "./vc train"))
         own = dealt(recipe, world.size) if world.shared else recipe  # what this rank takes of each step
         parts = (assemble or assembled)(own, world)
         engine = Engine(parts.unet, parts.step, recipe, world)
         state = resume(engine, recipe)
         log = Log(recipe.out, recipe, world, parts.config.diffusion.steps, engine.steps, state["seconds"])
+        stack.callback(log.leave)
         tell_start(log, engine, state, parts.fresh)
 
         # How many samples of each domain were taken, by all ranks: with the seed, that is all there is to know of
@@ -183,10 +187,6 @@ def kept(recipe: Recipe, config: Config) -> dict[str, Any]:
 def resume(engine: Engine, recipe: Recipe) -> dict[str, Any]:
     """Loads the run's last checkpoint, where there is one. Returns what it says, or the same of a beginning."""
     out = Path(recipe.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with --out.") from error
     if engine.world.main:
         remove_remains(out)
     state = {"samples": [0] * len(recipe.data), "seconds": 0.0, "recipe": as_plain(recipe)}

@@ -18,6 +18,7 @@ from training.recipe import Recipe
 from vc_core.checkpoint import on_meta
 from vc_core.conditions import Condition
 from vc_core.config import Config
+from vc_core.disk import make_folder
 from vc_core.model.unet import UNet3D
 from vc_core.pipeline import compose
 from vc_core.video import write_video
@@ -64,7 +65,7 @@ def validate(
 
     config, watch = encoders.config, recipe.watch
     composer = encoders.composer(network_of(recipe, config, weights).to(encoders.device))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)
     left_out = {*MADE, *recipe.data[0].without}

@@ -1,11 +1,13 @@
 """Files and folders that appear whole or not at all: written beside the target under another name, then renamed."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .disk import WriteError, writing
 from .errors import UserError
 
 
@@ -14,16 +16,19 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure.
 
     Raises:
-        UserError: `path` is a folder, a device or a pipe, or its folder does not exist.
+        UserError: `path` is a folder, a device or a pipe, or its folder does not exist; a `WriteError` for whatever a
+            failed write raises inside.
     """
     path = Path(path)
-    check_place(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        check_place(path)
+        temporary = path.with_name(f".{path.stem}.{_own()}{path.suffix}")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # there is none, or a disk that can only be read says so again
+                temporary.unlink()
 
 
 @contextmanager
@@ -35,23 +40,30 @@ def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
     back.
 
     Raises:
-        UserError: `path` is there and no folder, or its folder does not exist.
+        UserError: `path` is there and no folder, or its folder does not exist; a `WriteError` for whatever a failed
+            write raises inside.
     """
     path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
-    check_folder(path)
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    try:
-        shutil.rmtree(new, ignore_errors=True)  # of a process with the same number that was killed
-        new.mkdir()
-        yield new
-        if path.exists():
-            os.rename(path, old)
-        os.rename(new, path)
-    finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with writing(path):
+        check_folder(path)
+        own = _own()
+        new, old = (path.with_name(f".{path.name}.{own}.{what}") for what in ("new", "old"))
+        try:
+            new.mkdir()
+            yield new
+            if path.exists():
+                os.rename(path, old)
+            os.rename(new, path)
+        finally:
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _own() -> str:
+    """What tells this write from others: in containers that share a disk all processes may have the same number."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def check_place(path: Path) -> None:
@@ -77,3 +89,8 @@ def _what(path: Path) -> str:
 def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):  # told before the minutes that the work takes
+        raise WriteError(
+            f"{path}: cannot be written, as its folder {path.parent} allows no new files (no permission, or a disk "
+            "that can only be read): change that, or choose another one."
+        )

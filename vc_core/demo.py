@@ -15,7 +15,7 @@ from .atomic import written_beside
 from .checkpoint import BUNDLED
 from .composer import VideoComposer
 from .conditions import Condition
-from .errors import UserError
+from .disk import make_folder
 from .extract.pictures import flow_picture
 from .extract.sources import Source, extract
 from .pipeline import compose
@@ -133,10 +133,7 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "source.mp4"
         trial = try_motion(composer, clip, seed=seed, progress=progress)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{out} cannot be made a folder ({error.strerror}): give another one with -o.") from error
+        make_folder(out)
         with written_beside(out / clip.name) as temporary:
             shutil.copyfile(clip, temporary)
 

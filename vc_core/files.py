@@ -1,7 +1,9 @@
 """Files of tensors: `.safetensors`, and PyTorch's pickled ones without their code. Mapped, never read as a whole."""
 
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from torch import Tensor
 from .atomic import check_place, written_beside
 from .errors import UserError
 from .progress import Progress
+from .scales import unscaled
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]
@@ -35,6 +38,7 @@ class Tensors:
             one mapping, which is given back with the last of them.
         metadata: of a `.safetensors`.
         mapped: the tensors are views of a file, so that opening it again costs nothing.
+        packed: of those that the file holds in another type and that are unpacked when they are asked for, that type.
     """
 
     source: str
@@ -43,6 +47,7 @@ class Tensors:
     get: Callable[[], Get]
     metadata: Mapping[str, str] = field(default_factory=dict)
     mapped: bool = False
+    packed: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @staticmethod
     def of(state: Mapping[str, Tensor], source: str = "the state dict") -> "Tensors":
@@ -68,6 +73,7 @@ class Tensors:
             get,
             self.metadata,
             self.mapped,
+            {new: self.packed[old] for new, old in names.items() if old in self.packed},
         )
 
     def below(self, prefix: str) -> "Tensors":
@@ -78,7 +84,8 @@ class Tensors:
         return torch.Size(self.shapes[name]).numel()
 
     def nbytes(self, name: str) -> int:
-        return self.numel(name) * self.dtypes[name].itemsize
+        """In the file."""
+        return self.numel(name) * self.packed.get(name, self.dtypes[name]).itemsize
 
     def state(self) -> StateDict:
         """All of them, mapped."""
@@ -89,11 +96,14 @@ class Tensors:
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
 
-    A `state_dict` inside is taken out; what is beside the tensors, such as a step count, is left behind. Pickled
-    files are read with `weights_only=True`: one that holds code is refused.
+    A `.safetensors` under another name is known by its first bytes. A state dict inside a pickled one is taken out, see
+    `INSIDE`; what is beside the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one
+    that holds code is refused.
+
+    What has a scale beside it is multiplied by it, see `vc_core.scales`.
 
     Raises:
-        UserError: no such file, or one that is truncated, damaged, of another kind, or holds code.
+        UserError: no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
     """
     path = Path(path)
     if path.is_dir():
@@ -101,7 +111,39 @@ def open_tensors(path: str | Path) -> Tensors:
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}: check the path.")
     with _told(path):
-        return (_open_safetensors if path.suffix.lower() == ".safetensors" else _open_pickled)(path)
+        with open(path, "rb") as file:
+            head = file.read(4096)
+        if other := _other(head):
+            raise UserError(f"{path} {other}.")
+        pickled = path.suffix.lower() in PICKLED and (head[5:8], head[8:9]) != (b"\0\0\0", b"{")
+        return unscaled((_open_pickled if pickled else _open_safetensors)(path))
+
+
+def _other(head: bytes) -> str | None:
+    """What is said of a file that is no checkpoint, by how it begins; None of one that may be."""
+    if head.startswith(b"GGUF"):
+        return _GGUF
+    if b"\0" in head:  # the length that a .safetensors begins with may be any of these characters
+        return None
+    text = head.lstrip()
+    if text.startswith(b"{") and b'"weight_map"' in text:
+        return _INDEX
+    return next((said for start, said in _TEXTS.items() if text.startswith(start)), None)
+
+
+_ZIP = b"PK"  # torch's format since 2020; the one before it cannot be mapped
+_GGUF = "is a GGUF file, whose numbers are not read here: get the model as a .safetensors in fp32, fp16, bf16 or fp8"
+_TEXTS = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: get that with `git lfs pull`, or "
+    "download it from its page",
+    b"<": "is a web page and not the file itself: download it again from the link on that page",
+    b"{": "is a text of JSON, and a .safetensors or .pth of tensors was expected: name the file that it belongs to",
+}
+"""How texts begin that come in place of checkpoints, and what is said of them."""
+_INDEX = (
+    "is the index of a sharded checkpoint, whose tensors are in the files beside it that it names: join them into one "
+    ".safetensors, and name that"
+)
 
 
 @contextmanager
@@ -112,7 +154,15 @@ def _told(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
+            raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions and its disk.") from error
+        if foreign := re.search(r"[Uu]nsupported (?:global: GLOBAL|class) ([\w.]+)", str(error)):
+            raise UserError(
+                f"{path} holds other objects than tensors ({foreign[1]}), which could run anything when they are read: "
+                "save its state dict alone, or get it as a .safetensors."
+            ) from error
+        reason = re.sub(r"Weights only load failed\..*|\x1b\[\d*m", "", str(error), flags=re.DOTALL)
+        reason = " ".join([type(error).__name__, *reason.splitlines()[:1]])[:200].strip()
         raise UserError(
             f"{path} cannot be read as a checkpoint ({reason}): it is truncated or not a .safetensors or .pth of "
             "tensors; download or save it again."
@@ -147,13 +197,13 @@ def _open_safetensors(path: Path) -> Tensors:
 
 
 def _open_pickled(path: Path) -> Tensors:
-    mapped = _is_zip(path)
+    with open(path, "rb") as file:
+        mapped = file.read(2) == _ZIP
 
     def load() -> StateDict:
         with torch.serialization.safe_globals(_STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
-        tensors = {k: t for k, t in state.items() if _is_plain(t)} if isinstance(state, dict) else {}
+        tensors = _named_tensors(state)
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise UserError(f"{path} does not hold named tensors: expected a state dict of a network.")
         return tensors
@@ -163,14 +213,22 @@ def _open_pickled(path: Path) -> Tensors:
     return Tensors(str(path), known.shapes, known.dtypes, get, mapped=mapped)
 
 
+INSIDE = ("state_dict", "model_state_dict", "ema", "model_ema", "params_ema", "model", "module", "params", "network")
+"""Where programs keep the network's tensors in what they save, in the order in which they are looked for: averaged
+weights before those of the last step, as they are what the others are for."""
+
+
+def _named_tensors(state: Any, deep: int = 3) -> StateDict:
+    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has."""
+    if not isinstance(state, dict) or not deep:
+        return {}
+    inner = (_named_tensors(state[name], deep - 1) for name in INSIDE if name in state)
+    return next(filter(None, inner), None) or {name: tensor for name, tensor in state.items() if _is_plain(tensor)}
+
+
 def _is_plain(value: Any) -> bool:
     """A tensor with numbers of its own: none that is sparse, quantised or on meta."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"  # torch's format since 2020; the one before it cannot be mapped
 
 
 class _Ignored:
@@ -208,10 +266,34 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         seen.add(ready[name].data_ptr())
     with written_beside(path) as temporary:
         if path.suffix.lower() in PICKLED:
-            torch.save(ready, temporary)
+            save_pickled(ready, temporary)
         else:
             safetensors.torch.save_file(ready, temporary, {**(metadata or {}), "format": "pt"})
             temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def save_pickled(state: Mapping[str, Any], path: str | Path) -> None:
+    """`torch.save`, but of a failed write it raises the system's `OSError`: torch says neither of what nor why."""
+
+    class File:
+        error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                self.error = error
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    with open(path, "wb") as file:
+        noted = File()
+        try:
+            torch.save(state, noted)
+        except RuntimeError as error:
+            raise (noted.error or error) from error
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:

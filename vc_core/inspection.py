@@ -14,7 +14,7 @@ from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
 from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
 from .errors import UserError
-from .files import sha256
+from .files import Tensors, sha256
 from .layouts import Layout, check, names_of, shorten, unused
 from .model.layout import released_layout
 from .progress import Progress
@@ -104,7 +104,7 @@ def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str
     tensors = part.tensors
     known = names_of(layout)
     names = [name for name in tensors.shapes if name in known]
-    kinds = Counter(str(tensors.dtypes[name]).removeprefix("torch.") for name in names)
+    kinds = Counter(_kind(tensors, name) for name in names)
     info = PartInfo(
         part.name,
         part.layout,
@@ -117,6 +117,11 @@ def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str
     if part.name == "model":
         return info, []
     return info, [name for name in unused(layout, tensors) if not is_known_extra(part.name, name)]
+
+
+def _kind(tensors: Tensors, name: str) -> str:
+    kind = str(tensors.packed.get(name, tensors.dtypes[name])).removeprefix("torch.")
+    return f"{kind} with scales" if name in tensors.packed else kind
 
 
 def check_part(part: Part, layout: Layout) -> None:

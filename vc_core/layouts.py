@@ -136,10 +136,10 @@ def _filled(
         shape = tuple(state[name].shape)
         wanted = dtype(name, shape) if callable(dtype) else dtype
         stays = len(origin.names) == 1 and not origin.transposed and device.type == "cpu"
-        stays = stays and tensors.dtypes[origin.names[0]] == wanted
+        stays = stays and tensors.dtypes[origin.names[0]] == wanted and origin.names[0] not in tensors.packed
         source = origin.join(views if stays else copies, shape)
         yield name, source.to(device, wanted).contiguous()
-        done += source.nbytes
+        done += sum(map(tensors.nbytes, origin.names))
         copied += 0 if stays else source.nbytes
         del source
         if copied > WINDOW and tensors.mapped:

@@ -9,6 +9,9 @@ import folder_paths
 from PIL import Image
 from torch import Tensor
 
+from ...vc_core.atomic import written_beside
+from ...vc_core.disk import make_folder
+
 
 def temporary(image: Tensor) -> dict[str, str]:
     """An image (H, W, 3 or 4) in [0, 1] as a file of the folder for temporary ones, as the page asks for files.
@@ -20,7 +23,7 @@ def temporary(image: Tensor) -> dict[str, str]:
     folder = folder_paths.get_temp_directory()
     path = os.path.join(folder, name)
     if not os.path.exists(path):
-        os.makedirs(folder, exist_ok=True)
-        Image.fromarray(pixels).save(f"{path}.part", "PNG", compress_level=1)
-        os.replace(f"{path}.part", path)  # a half of one would be shown for ever, as it is there
+        make_folder(folder)
+        with written_beside(path) as part:  # a half of one would be shown for ever, as it is there
+            Image.fromarray(pixels).save(part, "PNG", compress_level=1)
     return {"filename": name, "subfolder": "", "type": "temp"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ...vc_core.checkpoint import Part
 from ...vc_core.config import TowersConfig
+from ...vc_core.disk import make_folder, writing
 from ...vc_core.errors import UserError, counted
 
 _SPECIAL_TOKENS = {"start": 49406, "end": 49407, "pad": 0}
@@ -91,8 +91,8 @@ def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.Clip
         "projection_dim": towers.embed_dim,
     }
     temporary = folder_paths.get_temp_directory()
-    os.makedirs(temporary, exist_ok=True)
-    with TemporaryDirectory(prefix="clip-vision-", dir=temporary) as folder:  # its only way in is a file
+    make_folder(temporary)
+    with writing(temporary), TemporaryDirectory(prefix="clip-vision-", dir=temporary) as folder:  # for a file
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
         vision = comfy.clip_vision.ClipVisionModel(str(path))

@@ -1,9 +1,15 @@
 """Files of tensors: what is read without reading it, what is refused, and what stays in memory."""
 
+import argparse
+import collections
 import json
+import os
+import pathlib
+import re
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,7 +125,6 @@ def header(content: object, length: int | None = None) -> bytes:
         header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + bytes(8),
         header(["a"]),
         b"PK\x03\x04" + bytes(100),
-        b"<!DOCTYPE html><html>Access denied</html>",
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -152,7 +157,7 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, zipped, place):
         "callback": {"state_dict": STATE, "callbacks": Evil()},
     }[place]
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"evil\.pth cannot be read"):
+    with pytest.raises(UserError, match=r"evil\.pth holds other objects than tensors \("):
         open_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 
@@ -162,6 +167,72 @@ def test_what_is_no_state_dict(tmp_path):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(UserError, match="does not hold named tensors"):
             open_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"GGUF\x03\0\0\0" + bytes(80), "is a GGUF file"),
+        (b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', "is the index of a sharded"),
+        (b'\n{"_class_name": "UNet"}', "is a text of JSON"),
+        (b"<!DOCTYPE html><html>Access denied</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a pointer of Git LFS"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.gguf", "x.index.json"])
+def test_what_comes_in_place_of_a_checkpoint_is_called_by_its_name(tmp_path, data, said, name):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} {said}") as told:
+        open_tensors(tmp_path / name)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_a_safetensors_is_none_of_these_whatever_its_length(tmp_path, name):
+    """The file begins with the length of its header, of which any byte may be that of a text or of a pickle."""
+    for length in range(8, 264, 8):  # so that the last byte is each that is possible
+        text = "x" * length
+        save_tensors(tmp_path / "x.safetensors", STATE, {"text": text})
+        (tmp_path / "x.safetensors").rename(tmp_path / name)
+        read = open_tensors(tmp_path / name)
+        assert set(read.shapes) == set(STATE) and read.metadata["text"] == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.5), np.zeros(2), argparse.Namespace(lr=1), collections.defaultdict(list), pathlib.PurePath("a")],
+)
+def test_objects_beside_the_tensors_are_named(tmp_path, value):
+    torch.save({"state_dict": STATE, "more": value}, tmp_path / "x.ckpt")
+    said = rf"x\.ckpt holds other objects than tensors \({type(value).__module__[:5]}"
+    with pytest.raises(UserError, match=said) as told:
+        open_tensors(tmp_path / "x.ckpt")
+    assert "weights_only" not in str(told.value) and "\x1b" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"model": STATE, "optimizer": {"lr": torch.ones(1)}}, STATE),
+        ({"module": STATE, "step": torch.ones(1)}, STATE),
+        ({"model": {"state_dict": STATE}, "epoch": 3}, STATE),
+        ({"model": {"a": torch.zeros(1)}, "ema": STATE}, STATE),
+        ({"model": {"lr": 3}, "a": torch.ones(2)}, {"a": torch.ones(2)}),
+        ({"model.a": torch.ones(2), "model": torch.ones(3)}, {"model.a": torch.ones(2), "model": torch.ones(3)}),
+    ],
+)
+def test_a_state_dict_is_found_where_programs_keep_it(tmp_path, content, expected):
+    torch.save(content, tmp_path / "x.pt")
+    read = open_tensors(tmp_path / "x.pt").state()
+    assert read.keys() == expected.keys() and all(torch.equal(read[name], expected[name]) for name in read)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everybody may read everything here")
+def test_a_file_that_may_not_be_read(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", STATE)
+    (tmp_path / "x.safetensors").chmod(0)
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be read \(Permission denied\): check its permissions"):
+        open_tensors(tmp_path / "x.safetensors")
 
 
 def test_folders_and_missing_files(tmp_path):

@@ -6,6 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.host.reference import compose_latent, karras_sigmas, pan_motion
 from tests.host.scene import BUNDLED, TEXT, Scene, error
+from tests.scaled import quantised, whole
+from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
 from vc_core.conditions import Condition
 
 
@@ -83,6 +85,18 @@ def test_weights_of_every_type_make_about_the_same_video(scene):
     exact, *others = scene.latents(*(scene.sample(stc, model=model) for model in models))
     for (weight_dtype, (least, most)), other in zip(ranges.items(), others, strict=True):
         assert least <= error(other, exact) <= most, weight_dtype
+
+
+@pytest.mark.parametrize(("spelling", "marks"), [("scale_weight", "old"), ("weight_scale", "tensors")])
+def test_weights_with_scales_beside_them_make_about_the_same_video(scene, spelling, marks):
+    state, metadata, _ = quantised(BUNDLED_FILE, spelling, whole, marks)
+    name = f"scaled_{marks}.safetensors"
+    save_file(state, scene.host.checkpoints / name, metadata)
+    stc = scene.encode(**conditions(scene))
+    scaled = scene.add("VCCheckpointLoader", ckpt_name=name, weight_dtype="default")
+    exact, other = scene.latents(scene.sample(stc), scene.sample(stc, model=scaled))
+    assert 0.001 <= error(other, exact) <= 0.3
+    assert "tensors are not used" not in scene.host.log()
 
 
 @pytest.mark.parametrize("saver", ["ModelSave", "CheckpointSave"])

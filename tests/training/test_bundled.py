@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import load_autoencoder, new_autoencoder
 from vc_core.encoders.clip import build_clip, encode_text
 from vc_core.errors import UserError
+from vc_core.files import save_pickled
 from vc_core.inspection import knows_scenes_only
 from vc_core.model.blocks import attend
 from vc_core.model.unet import UNet3D
@@ -226,24 +227,28 @@ def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):
     said, times = [], []
     model = nn.Linear(2, 1)
     run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=said.append)
-    write, left = Path.write_bytes, [2]
+    left = [2]
 
-    def full(self, data):
+    def full(state, path):
         if left[0]:
             left[0] -= 1
-            write(self, bytes(data)[:10])
+            path.write_bytes(bytes(10))
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
+        return save_pickled(state, path)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("training.timed.save_pickled", full)
     monkeypatch.setattr("training.timed.time.sleep", times.append)
     run.step = 7
     run.save()
     assert len(times) == 2 and len(said) == 1 and "disk" in said[0] and "full" in said[0]
     assert TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0).step == 7
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
-    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.EACCES, "denied")))
-    with pytest.raises(OSError, match="denied"):  # nothing that waiting would mend
+
+    def denied(*_):
+        raise OSError(errno.EACCES, "denied")
+
+    monkeypatch.setattr("training.timed.save_pickled", denied)
+    with pytest.raises(UserError, match="denied"):  # nothing that waiting would mend
         run.save()
 
 
@@ -251,29 +256,16 @@ def test_a_log_on_a_full_disk_has_whole_lines_and_waiting_is_no_training(tmp_pat
     model = nn.Linear(2, 1)
     run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=lambda _: None)
     run.log(loss=1.0)
-    real, full = open, [True]
+    full = [True]
 
-    class Half:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def truncate(self, size):
-            self.file.truncate(size)
-
-        def write(self, text):
+    class Half(io.FileIO):
+        def write(self, data):
             if full.pop() if full else False:
-                self.file.write(text[:9])
-                self.file.flush()
+                super().write(data[:9])
                 raise OSError(errno.ENOSPC, "No space left on device")
-            self.file.write(text)
+            return super().write(data)
 
-    monkeypatch.setattr("builtins.open", lambda *a, **k: Half(real(*a, **k)))
+    monkeypatch.setattr("builtins.open", lambda path, mode, **_: Half(path, mode))
     clock = [100.0]
     monkeypatch.setattr("training.timed.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("training.timed.time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.disks import everything_in, files_up_to
 from tests.training.clips import FRAMES, MOTIONS, SIZE, make_folder
 from training.data import preparing
 from training.data.folder import read_captions
@@ -16,6 +17,7 @@ from training.data.opening import open_clips
 from training.data.prepare import main
 from training.data.preparing import PLAN, SUMMARY, Options, prepare
 from training.data.shards import Shards
+from training.lock import FILE
 from training.recipe import Domain
 from vc_core.config import Config
 from vc_core.errors import UserError
@@ -171,6 +173,23 @@ def test_the_command_prints_what_it_made_and_dropped(videos, tmp_path, capsys):
     assert main([*arguments, "--rate", "5"]) == 2
     assert "vc: " in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 2
+
+
+def test_on_a_full_disk_it_stops_and_goes_on_with_the_same_command(videos, whole, tmp_path, capsys):
+    """The clips are done one after the other, so of the shards one is written before the one that does not fit."""
+    size = f"{SIZE[1]}x{SIZE[0]}"
+    command = [videos, "-o", tmp_path / "out", "--frames", FRAMES, "--size", size, "--jobs", 1, "--per-shard", 2]
+    command = [*map(str, command), "--sketch", "edges"]
+    sizes = [(whole / f"shard-{number:06d}.tar").stat().st_size for number in range(4)]
+    with files_up_to(max(sizes) - 1):
+        assert main(command) == 2
+    told = capsys.readouterr().err
+    full = f"shard-{sizes.index(max(sizes)):06d}.tar"
+    assert f"vc: {tmp_path / 'out' / full}: cannot be written (File too large): " in told and "Traceback" not in told
+    left = everything_in(tmp_path / "out")
+    assert full not in left and not [name for name in left if name.startswith(".") and name != FILE]
+    assert main(command) == 0
+    assert made(tmp_path / "out") == made(whole)
 
 
 @pytest.mark.parametrize("wrong", [["--size", "30x30"], ["--frames", "0"], ["--jobs", "no"], ["--sketch", "pencil"]])

@@ -1,5 +1,6 @@
 """The engine: ranks, what they share, checkpoints."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.disks import ADVICE, everything_in, files_up_to
 from tests.training.ranks import SCENARIOS, STEPS, Run, make_recipe
 from training.engine import checkpoints, rate, read_state, read_weights
 from training.ranks import World, lanes_of
@@ -270,10 +272,18 @@ def test_a_save_that_fails_leaves_the_checkpoints_as_they_were(tmp_path, monkeyp
     run.save(tmp_path)
     run.learn(1)
 
-    def fail(*_, **__):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("torch.distributed.checkpoint.save", fail)
-    with pytest.raises(OSError, match="no space"):
+    before = everything_in(tmp_path)
+    with files_up_to(8192), pytest.raises(UserError, match=ADVICE):
         run.save(tmp_path)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    assert everything_in(tmp_path) == before
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.engine.os.fsync", fail)  # after the tensors, with the last of it
+        with pytest.raises(UserError, match=f"step-00000002: {ADVICE}make room"):
+            run.save(tmp_path)
+    assert everything_in(tmp_path) == before
+    run.save(tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.disks import everything_in, files_up_to
 from training.data.sample import Batch, Sample
 from training.encoders import Encoders, gather_parts
 from training.engine import Engine
@@ -147,6 +148,13 @@ def test_a_loras_run_gives_the_lora_or_the_merged_network(recipe, tiny_checkpoin
     merge_lora(unet)
     for name, parameter in weights_of(tmp_path / "merged.safetensors").items():
         torch.testing.assert_close(parameter, unet.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+def test_an_export_onto_a_full_disk_leaves_nothing(recipe, engine, tmp_path, capsys):
+    with files_up_to(8192):
+        assert main([str(recipe.out), "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert "x.safetensors: cannot be written (File too large): " in capsys.readouterr().err
+    assert everything_in(tmp_path) == []
 
 
 def test_what_cannot_be_exported_is_said(recipe, engine, tmp_path, capsys):

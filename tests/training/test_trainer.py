@@ -4,19 +4,23 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.disks import everything_in, files_up_to, limit_files
 from tests.training.interrupted import interrupted
 from tests.training.test_data_foreign import write_tar
 from training.engine import checkpoints, read_state
+from training.lock import FILE, held
 from training.log import Log, domain_names
 from training.ranks import World
 from training.recipe import Domain, as_plain, from_plain, read_recipe
@@ -298,6 +302,56 @@ def test_recipes_that_differ_are_told_by_name():
     before = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": 4}
     assert changed(before, before) == {}
     assert changed(before, {"a": 1, "b": {"c": [1, 5], "d": 3}}) == {"b.c.1": (2, 5), "e": (4, None)}
+
+
+def test_on_a_full_disk_a_run_stops_and_goes_on_with_the_same_command(make, tmp_path):
+    recipe = make("--steps", "2", "--engine.save-every", "1")
+    said = f"{recipe.out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
+    with files_up_to(300_000), pytest.raises(UserError, match=re.escape(said)):
+        train(recipe)
+    assert everything_in(recipe.out / "checkpoints") == []
+    assert train(recipe) == 0
+    assert [path.name for path in checkpoints(recipe.out)] == ["step-00000001", "step-00000002"]
+    assert [line["step"] for line in lines(recipe.out)] == [1, 2]
+
+
+def test_tensorboard_on_a_full_disk_says_no_more_than_the_sentence(make, tmp_path, capfd):
+    recipe = make("--steps", "1")
+    log = Log(tmp_path, recipe, World(), 1000)
+    with files_up_to(0), pytest.raises(UserError, match="tensorboard: cannot be written"):
+        for step in range(2000):
+            log.video("noise", torch.rand(3, 2, 64, 64), step)
+    log.leave()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_told_who_is_there(make, tmp_path):
+    recipe = make()
+    recipe.out.mkdir()
+    host = re.escape(socket.gethostname())
+    with held(recipe.out, "./vc train"):
+        with pytest.raises(UserError, match=rf"run: \./vc train \(process {os.getpid()} on {host}\) is at work in it"):
+            train(recipe)
+        assert everything_in(recipe.out) == [FILE]
+
+
+@pytest.mark.slow
+def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tmp_path, repository):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "training", str(recipe_file), "--out", str(out), "--ranks", "2"]
+    command += ["--steps", "1", "--optimizer.accumulate", "2"]
+
+    def start(**limits):
+        return subprocess.run(command, cwd=repository, capture_output=True, text=True, **limits)
+
+    ended = start(preexec_fn=partial(limit_files, 300_000))
+    said = f"vc: {out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
+    assert ended.returncode == 2 and ended.stderr.count(said) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr and everything_in(out / "checkpoints") == []
+    with held(out, "./vc train"):
+        ended = start()
+    assert ended.returncode == 2 and ended.stderr.count(f"vc: {out}: ./vc train (process {os.getpid()} on ") == 1
+    assert start().returncode == 0
 
 
 def test_the_command_says_what_is_wrong_and_returns_2(recipe_file, monkeypatch, capsys):

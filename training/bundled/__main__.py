@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from training import lock
 from training.bundled import autoencoder, files, network, towers
 from training.bundled.design import FILE as DESIGN
 from training.bundled.design import PARTS, RECIPE, Design, budget, keep_design, read_design
@@ -21,11 +22,14 @@ from training.ranks import joined
 from vc_core.checkpoint import Checkpoint, load_unet, read_checkpoint
 from vc_core.composer import choose_device
 from vc_core.config import Config
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import run_program
 
 FROZEN = {"autoencoder": autoencoder.FILE, "towers": towers.FILE}
 """The parts that are complete before the network begins, and the file of each."""
+
+WORK = "./vc train bundled"
 
 FULL_EVALUATION = 60.0
 """Minutes of training from which on the file is evaluated on all held-out scenes; below a quick look will do."""
@@ -90,7 +94,7 @@ def plan(options: argparse.Namespace) -> tuple[Design, Config, dict[str, float]]
     out = options.out
     if (out / DESIGN).exists():
         keep_design(out, design, config)
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(path.name != lock.FILE for path in out.iterdir()):
         raise UserError(f"{out}: holds other files than a run's: give another folder with --out.")
     done = {name for name, file in FROZEN.items() if options.start is not None or (out / name / file).exists()}
     return design, config, budget(design, options.minutes, used(out), done)
@@ -109,7 +113,7 @@ def used(out: Path) -> dict[str, float]:
 
 def train(options: argparse.Namespace) -> int:
     """Trains what is left of the budget, as one rank of maybe several. Returns the exit status."""
-    with joined(device_of(options)) as world:
+    with joined(device_of(options)) as world, lock.held_by(world, make_folder(options.out), WORK):
 
         def say(text: str) -> None:
             if world.main:
@@ -160,8 +164,9 @@ def stopped(signal: int, out: Path, say: Callable[[str], None]) -> int:
 def finish(options: argparse.Namespace) -> int:
     """Writes the file, its pieces and its evaluation."""
     target = options.out / files.CHECKPOINT
-    files.export_run(options.out, target)
-    pieces = files.split(target, options.out / files.PIECES)
+    with lock.held(options.out, WORK):  # again: the ranks held it, and have ended
+        files.export_run(options.out, target)
+        pieces = files.split(target, options.out / files.PIECES)
     print(f"vc: {target}, and the same in {len(pieces)} pieces in {options.out / files.PIECES}", flush=True)
     if options.no_evaluation:
         return 0

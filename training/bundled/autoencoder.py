@@ -15,9 +15,10 @@ from training.evaluate.objects import find_objects, shapes_of
 from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
-from training.timed import TimedRun, save_tensors
+from training.timed import TimedRun
 from vc_core.atomic import written_beside
 from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
+from vc_core.files import save_tensors
 
 SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 64, 64, 96, 64, 128)
@@ -212,5 +213,5 @@ def train(out: Path, minutes: float, settings: Settings, world: World, say: Call
         model = run.average.cpu().to(memory_format=torch.contiguous_format).eval()
         save_comparison(model, out / "comparison.png")
         run.report(**evaluate(model), **told_right(model), batch=batch * world.size)
-        save_tensors(to_taesd_layout(model), out / FILE)
+        save_tensors(out / FILE, to_taesd_layout(model.float()))
     return run

@@ -13,6 +13,7 @@ from training.recipe import built
 from training.trainer import changed
 from vc_core.atomic import written_beside
 from vc_core.config import Config
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "bundled.json"
@@ -68,7 +69,7 @@ def keep_design(out: Path, design: Design, config: Config) -> None:
     plain = json.loads(json.dumps(asdict(design) | {"config": json.loads(config.to_json())}))
     path = out / FILE
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with written_beside(path) as part:
             part.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         return

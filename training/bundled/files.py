@@ -16,6 +16,7 @@ from training.bundled.design import FILE as DESIGN
 from training.precision import fast_type
 from vc_core.checkpoint import TRAINING, Checkpoint, on_meta, read_checkpoint, save_checkpoint
 from vc_core.config import Config
+from vc_core.disk import make_folder
 from vc_core.encoders.autoencoder import load_autoencoder
 from vc_core.encoders.clip import load_towers
 from vc_core.errors import UserError, counted
@@ -93,7 +94,7 @@ def take_frozen_parts(checkpoint: Checkpoint, run: Path) -> None:
         path = run / folder / file
         if path.exists():
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         config = Config(towers=checkpoint.config.towers)
         save_checkpoint(path, config, {name: checkpoint.part(name).tensors.state() for name in names})
 
@@ -111,7 +112,7 @@ def split(checkpoint: Path, folder: Path) -> list[Path]:
             room = PIECE_BYTES
         groups[-1][name] = tensor
         room -= size
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = [folder / f"piece-{i + 1}-of-{len(groups)}.safetensors" for i in range(len(groups))]
     for path, group in zip(paths, groups, strict=True):
         save_tensors(path, group, dict(tensors.metadata))

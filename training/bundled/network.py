@@ -22,11 +22,12 @@ from training.precision import fast_attend, fast_type
 from training.ranks import World
 from training.recipe import Loss
 from training.start import initialise
-from training.timed import TimedRun, save_tensors
+from training.timed import TimedRun
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.clip import encode_text
 from vc_core.errors import UserError
+from vc_core.files import save_tensors
 from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
@@ -272,7 +273,7 @@ def keep_best(run: TimedRun, held_out: float) -> None:
     path = run.out / BEST
     if held_out < best:
         run.more["best"] = held_out
-        save_tensors(run.average.state_dict(), path)
+        run.on_disk(lambda: save_tensors(path, run.average.state_dict()))
     elif not held_out < APART * best:
         kept = load_file(path)
         for model in (run.model, run.average):

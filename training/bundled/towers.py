@@ -22,9 +22,10 @@ from training.data.synthetic import captions, render, sample_scenes, scene_seeds
 from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
-from training.timed import TimedRun, save_tensors
+from training.timed import TimedRun
 from vc_core.config import Config, TowersConfig
 from vc_core.encoders.clip import build_clip, open_clip_config, preprocess, text_layers, tokenize
+from vc_core.files import save_tensors
 
 SIZES = TowersConfig(
     embed_dim=64, text_width=64, text_heads=4, text_layers=4, image_size=64, patch_size=8, image_width=128,
@@ -219,5 +220,6 @@ def train(out: Path, minutes: float, settings: Settings, world: World, say: Call
             run.log(contrast=loss.item(), reading=reading.item(), seeing=seeing.item(), scale=scale)
     if world.main and not run.came:
         run.report(**evaluate(run.average.cpu()), batch=batch * world.size)
-        save_tensors(run.average.clip.state_dict(), out / FILE, {"config": Config(towers=SIZES).to_json()})
+        state = run.average.clip.float().state_dict()
+        save_tensors(out / FILE, state, {"config": Config(towers=SIZES).to_json()})
     return run

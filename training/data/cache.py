@@ -15,6 +15,7 @@ from training.data.render import render
 from training.data.scenes import Scenes, sample_scenes, scene_seeds
 from vc_core.atomic import written_beside
 from vc_core.conditions import condition_size, drawing_size
+from vc_core.disk import make_folder
 from vc_core.extract import edges
 from vc_core.progress import Progress
 from vc_core.video import resize_crop
@@ -127,7 +128,7 @@ def build(
         size: pixels of a side.
         progress: called as `progress("scenes", done, count)`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = []
     for first in range(start, start + count, SHARD):
         number = min(SHARD, start + count - first)

@@ -12,6 +12,7 @@ from torch import Tensor
 from training.data.sample import BadSample
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
+from vc_core.disk import FULL, WriteError, write_error
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, random_mask
 from vc_core.extract.refit import refit
@@ -135,14 +136,21 @@ def draw_below(high: int, generator: torch.Generator) -> int:
 
 @contextmanager
 def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
-    """Makes a BadSample, which names `what`, of a file that cannot be read; `damage` is what else tells of that."""
+    """Makes a BadSample, which names `what`, of a file that cannot be read; `damage` is what else tells of that.
+
+    A full disk is no fault of the file: it stays an error, lest clip after clip be dropped.
+    """
     import av
 
     try:
         yield
+    except WriteError:
+        raise
     except UserError as error:
         told = str(error)
         raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
     except (OSError, av.FFmpegError, UnicodeError, *damage) as error:  # UnicodeError: of names that cannot be encoded
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise write_error(error) from error
         reason = " ".join(str(error).split())[:200]
         raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason})") from error

@@ -28,7 +28,9 @@ from training.data.members import pack_image, pack_vectors, pack_video
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
 from training.data.shards import read_header, shard_files, write_shard
+from training.lock import held
 from vc_core.atomic import written_beside
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.extract import BlockVectors
 from vc_core.extract.reencode import REENCODE, reencode
@@ -248,14 +250,29 @@ def prepare(
         progress: called as `progress("preparing", clips done, clips)`.
 
     Raises:
-        UserError: the folder holds shards of something else, networks are missing, or no clip could be made.
+        UserError: the folder holds shards of something else or another process prepares in it, networks are missing,
+            the disk is full, or no clip could be made.
     """
     caches = options.caches()
     settings = options.settings(caches)
     numbered = [Clip(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)]
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
-    out.mkdir(parents=True, exist_ok=True)
-    _agree(out, {**plan, "entries": _listing(entries)})
+    with held(make_folder(out), "./vc prepare"):
+        _agree(out, {**plan, "entries": _listing(entries)})
+        return _prepared(options, settings, caches, numbered, out, per_shard, jobs, progress)
+
+
+def _prepared(
+    options: Options,
+    settings: Mapping[str, Any],
+    caches: Sequence[Cache],
+    numbered: Sequence[Clip],
+    out: Path,
+    per_shard: int,
+    jobs: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The summary of all shards, after those that are not there yet were made. No other process works in the folder."""
     shards = {
         out / f"shard-{first // per_shard:06d}.tar": numbered[first : first + per_shard]
         for first in range(0, len(numbered), per_shard)

@@ -44,6 +44,7 @@ from training.data.sample import BadSample, Sample
 from training.data.tars import TARS, compression, first_name
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
+from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
@@ -159,8 +160,8 @@ def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -
     try:
         with written_beside(index_path(shard)) as part:
             part.write_bytes(_json(header) + b"\n" + _json(samples) + b"\n")
-    except OSError as error:  # a place that can only be read: the scan is repeated in every process
-        warnings.warn(f"{index_path(shard)} cannot be written ({error.strerror}): reading starts slowly.", stacklevel=2)
+    except WriteError as error:  # a place that can only be read: the scan is repeated in every process
+        warnings.warn(f"{error} Until then reading starts slowly.", stacklevel=2)
     return header, samples
 
 

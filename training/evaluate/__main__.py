@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vc_core.atomic import check_folder, folder_beside
 from vc_core.checkpoint import BUNDLED
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import progress_bars, run_program
 
@@ -96,13 +96,8 @@ def check_replaceable(out: Path) -> None:
     Raises:
         UserError: it says why.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}): give another folder with -o.") from error
+    make_folder(out.parent)
     check_folder(out)
-    if not os.access(out.parent, os.W_OK):  # told before the minutes that the work takes
-        raise UserError(f"{out}: its folder {out.parent} cannot be written to: give another one with -o.")
     if out.is_dir() and any(out.iterdir()) and not (out / JSON).is_file():
         raise UserError(f"{out}: holds other files than an evaluation's: give another folder with -o.")
 

@@ -1,8 +1,7 @@
 """Writing videos, in the format that the name asks for, with the settings inside; whole or not at all."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -103,7 +102,7 @@ def write_videos(
     # Enough precision for 30000/1001, and a time base that every container can store.
     exact = Fraction(rate).limit_denominator(1001)
     paths = numbered(path, len(videos))
-    with _told(path), ExitStack() as stack:  # all are written before the first is renamed
+    with ExitStack() as stack:  # all are written before the first is renamed
         temporaries = [stack.enter_context(_beside(one, form)) for one in paths]
         for temporary, video in zip(temporaries, videos, strict=True):
             form.write(temporary, Clip(video, exact, scale, metadata, after_frame))
@@ -144,15 +143,3 @@ def _beside(path: Path, form: Format) -> AbstractContextManager[Path]:
         return written_beside(path)
     check_replaceable(path)
     return folder_beside(path)
-
-
-@contextmanager
-def _told(path: str | os.PathLike) -> Iterator[None]:
-    """Makes a sentence of what the system or an encoder says."""
-    import av
-
-    try:
-        yield
-    except (OSError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason}): check the folder and the space.") from error

@@ -1,0 +1,156 @@
+"""Scaled weights: numbers of 8 bits with a factor beside them in the file, which are what the network was trained to
+only when they are multiplied.
+
+Two spellings are in use, `layer.scale_weight` (ComfyUI's older files, marked by a tensor `scaled_fp8`) and
+`layer.weight_scale` (its newer files, marked by `layer.comfy_quant` or in the metadata, and other programs'); also
+`weight_scale_inv`, which is a factor too, whatever its name says.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError, counted
+
+if TYPE_CHECKING:
+    from .files import Get, Tensors
+
+Shape = tuple[int, ...]
+
+_WEIGHT = "weight"
+_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
+"""What stands in place of the last `weight` of a name."""
+_OF_ACTIVATIONS = ("scale_input", "input_scale")
+"""Beside a weight: what programs multiply inputs by that compute in 8 bits, and nothing to those that do not."""
+_MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quantization_metadata"
+_PLAIN = ("float8_e4m3fn", "float8_e5m2")
+"""Formats that are a number of 8 bits times a factor, of those that a mark may name."""
+_BLOCK = 128
+"""Side of the blocks that are usual; the last one of a row or column may be cut off."""
+
+
+def unscaled(tensors: "Tensors") -> "Tensors":
+    """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks.
+
+    Raises:
+        UserError: weights in a format that is not read here, or scales that do not fit them.
+    """
+    formats = _formats(tensors)
+    if foreign := {layer: kind for layer, kind in formats.items() if kind not in _PLAIN}:
+        layer, kind = next(iter(foreign.items()))
+        raise UserError(
+            f"{tensors.source} has {counted(len(foreign), 'layer')} quantised as {kind} ({layer}), which is not read "
+            "here: get the file in fp32, fp16, bf16 or fp8."
+        )
+    scales = dict(_scales(tensors.shapes, tensors.dtypes))
+    if lacking := [layer for layer in formats if f"{layer}.{_WEIGHT}" in tensors.shapes
+                   and f"{layer}.{_WEIGHT}" not in scales]:  # fmt: skip
+        raise UserError(
+            f"{tensors.source} lacks the scales of {counted(len(lacking), 'layer')} that it says are scaled "
+            f"({lacking[0]}): the file is incomplete; download or save it again."
+        )
+    for weight, scale in scales.items():
+        _check(tensors, weight, scale)
+    beside = {weight.removesuffix(_WEIGHT) + end for weight in scales for end in _OF_ACTIVATIONS}
+    marks = {name for name in tensors.shapes if name.rpartition(".")[2] in (_MARK, _MARK_OF_LAYER)}
+    left_out = {*scales.values(), *beside, *marks}
+    if not scales and not left_out & {*tensors.shapes}:
+        return tensors
+
+    def get() -> "Get":
+        inner = tensors.get()
+        return lambda name: scaled(inner(name), inner(scales[name])) if name in scales else inner(name)
+
+    kept = [name for name in tensors.shapes if name not in left_out]
+    return dataclasses.replace(
+        tensors,
+        shapes={name: tensors.shapes[name] for name in kept},
+        dtypes={name: torch.float32 if name in scales else tensors.dtypes[name] for name in kept},
+        get=get,
+        metadata={key: value for key, value in tensors.metadata.items() if key != _MARK_IN_METADATA},
+        packed={name: tensors.dtypes[name] for name in scales},
+    )
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight times its scale, in float32.
+
+    Args:
+        scale: one number, one for each row `(N,)`, or one for each block of the weight, see `blocks`.
+    """
+    sides = blocks(tuple(weight.shape), tuple(scale.shape))
+    factor = scale.float().reshape([math.ceil(n / max(side, 1)) for n, side in zip(weight.shape, sides, strict=True)])
+    for dim, (n, side) in enumerate(zip(weight.shape, sides, strict=True)):
+        if 1 < side < n:  # one that is as long as the weight is a single number, which is expanded by multiplying
+            factor = factor.repeat_interleave(side, dim).narrow(dim, 0, n)
+    return weight.float() * factor
+
+
+def blocks(weight: Shape, scale: Shape) -> Shape | None:
+    """How far each number of a scale reaches along each side of its weight; None where the shapes do not say it."""
+    if math.prod(scale) == 1:
+        return weight
+    if len(scale) == 1 and weight and scale[0] == weight[0]:
+        return 1, *weight[1:]
+    if len(scale) == len(weight) + 1 and scale[-1] == 1:  # (N, blocks of a row, 1)
+        scale = scale[:-1]
+    if len(scale) != len(weight):
+        return None
+    sides = tuple(_side(n, count) for n, count in zip(weight, scale, strict=True))
+    return None if None in sides else sides
+
+
+def _side(n: int, count: int) -> int | None:
+    """How many of `n` numbers each of `count` scales is for; None where that is not clear."""
+    if count > 1 and count == math.ceil(n / _BLOCK):
+        return _BLOCK
+    return n // count if count and n % count == 0 else None
+
+
+def _scales(shapes: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype]) -> Any:
+    """Each weight that has a scale beside it, and the name of that."""
+    for name in shapes:
+        if name.endswith(_WEIGHT) and dtypes[name].is_floating_point:
+            start = name.removesuffix(_WEIGHT)
+            if found := [start + end for end in _SCALES if start + end in shapes]:
+                yield name, found[0]
+
+
+def _check(tensors: "Tensors", weight: str, scale: str) -> None:
+    shape, of_scale, kind = tensors.shapes[weight], tensors.shapes[scale], tensors.dtypes[scale]
+    if blocks(shape, of_scale) is None:
+        raise UserError(
+            f"{tensors.source}: the scale {scale} {tuple(of_scale)} does not fit its weight {tuple(shape)}: get the "
+            "file in fp32, fp16, bf16 or fp8."
+        )
+    if kind not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        # Of 8 bits they are those of MXFP8 and its like, whose order a shape does not tell.
+        raise UserError(
+            f"{tensors.source}: the scale {scale} is of {str(kind).removeprefix('torch.')}, which is not read here: "
+            "get the file in fp32, fp16, bf16 or fp8."
+        )
+
+
+def _formats(tensors: "Tensors") -> dict[str, str]:
+    """The formats of layers, as far as marks tell them."""
+    told = _json(tensors.metadata.get(_MARK_IN_METADATA, "{}")).get("layers")
+    layers = dict(told) if isinstance(told, dict) else {}
+    end, get = f".{_MARK_OF_LAYER}", None
+    for name in tensors.shapes:
+        if name.endswith(end):
+            get = get or tensors.get()
+            layers[name.removesuffix(end)] = _json(get(name).to(torch.uint8).flatten().numpy().tobytes())
+    return {layer: str(said.get("format", "?") if isinstance(said, dict) else "?") for layer, said in layers.items()}
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
