@@ -187,7 +187,8 @@ def _decoder(stream, vectors: bool, alone: bool):
     decoder = stream.codec_context
     better = TRANSPARENT.get(decoder.name)
     if better in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
-        decoder = av.CodecContext.create(better, "r")
+        options, decoder = decoder.options, av.CodecContext.create(better, "r")
+        decoder.options = options
     # Not frame threads: they corrupt exported vectors; and they work on between calls, so where the host has
     # switched PyAV's logging on, a damaged file makes one of them wait for the interpreter's lock while closing the
     # file waits for it: a hang.
@@ -196,7 +197,7 @@ def _decoder(stream, vectors: bool, alone: bool):
         decoder.thread_count = 1
     if vectors:
         decoder.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
-        decoder.options = {"skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
+        decoder.options = {**decoder.options, "skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
     return decoder
 
 

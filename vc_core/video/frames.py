@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError
+from . import hdr
 from .decoding import Index, decode, index
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, existing, media, opened
-from .showing import UPRIGHT, Turn, changing, filtering, first_picture
+from .opening import Media, VideoSource, media, opened
+from .showing import SQUARE, UPRIGHT, Turn, changing, filtering, first_picture
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 
@@ -43,6 +41,7 @@ class VideoInfo:
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
     turn: Turn = UPRIGHT  # what makes the stored picture upright
+    note: str = ""  # a sentence on what is decided for the user, as of HDR or a folder of pictures
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def probe(source: VideoSource) -> VideoInfo:
     Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
     """
     with media(source) as video:
+        if video.pictures is not None:
+            return _of_pictures(video)
         with opened(video) as (container, stream):
             picture = first_picture(video, container, stream)
             codec, rate = stream.codec_context.name, stream.average_rate or stream.guessed_rate
@@ -77,7 +78,14 @@ def probe(source: VideoSource) -> VideoInfo:
     rate = Fraction(rate) if rate else Fraction(frames / duration if duration else 1).limit_denominator(1001)
     duration = duration or float(frames / rate)
     height, width = picture.shown
-    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn)
+    note = hdr.note(video, picture.transfer)
+    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn, note)
+
+
+def _of_pictures(video: Media) -> VideoInfo:
+    row = video.pictures
+    (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
+    return VideoInfo(Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note)
 
 
 def _count(video: Media) -> tuple[int, float]:
@@ -180,10 +188,13 @@ def pictures(
 
     `workers`: see `decode`.
     """
+    if video.pictures is not None:
+        run = filtering(video, filters)
+        found = ((time, run(frame)[0]) for time, frame in zip(times, video.pictures.shown(times), strict=True))
+    else:
+        found = decode(video, table, times, lambda: filtering(video, filters, table.aspect), False, workers)
     shape = None
-    for _, (frame, size) in decode(
-        video, table, times, lambda: filtering(video, filters, table.aspect), False, workers
-    ):
+    for _, (frame, size) in found:
         shape = shape or size
         if size != shape:
             raise changing(video)
@@ -192,6 +203,11 @@ def pictures(
 
 def planned_index(video: Media, plan: FramePlan) -> Index:
     """The packets that the plan's frames are among."""
+    if (row := video.pictures) is not None:  # they have none, and all times are known
+        start, step = math.floor(Fraction(plan.start) / row.time_base), row.times[-1] // row.frames
+        return Index(
+            row.kind, row.time_base, 0, start, step, (), row.times[:-1], row.times[-1], True, None, 0, b"", SQUARE
+        )
     return index(video, plan.start, float((plan.frames + 1) / plan.rate))
 
 
@@ -232,55 +248,6 @@ def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | No
         frames.append(image if size is None else resize_crop(image.float() / 255, size))
     video = torch.stack(frames, dim=2)  # (1, 3, F, H, W)
     return video.float() / 255 if size is None else video
-
-
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
-"""Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
-
-
-def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:
-    """The images of a folder, one for each of so many frames, in the order of their names ("2" before "10").
-
-    Raises UserError for another number of images, or a folder that cannot be read.
-    """
-
-    def natural(path: Path) -> list[tuple[int, str]]:
-        parts = re.split(r"(\d+)", path.name.lower())
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
-
-    try:
-        files = sorted((path for path in Path(folder).iterdir() if path.suffix.lower() in endings), key=natural)
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
-    if len(files) != frames:
-        raise UserError(
-            f"{folder}: the folder has {counted(len(files), 'image')} for {counted(frames, 'frame')}: expected one "
-            "image a frame; or give a single image for all."
-        )
-    return files
-
-
-def read_image(path: str | os.PathLike) -> Tensor:
-    """An image (1, 3, H, W) float32 in [0, 1]: turned upright by its EXIF tag, alpha laid over white.
-
-    Raises UserError where the file is missing or no image.
-    """
-    from PIL import Image, ImageOps
-
-    path = existing(Path(path), "an image")
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp(0, 1)
-                return grey.expand(1, 3, -1, -1).contiguous()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}): give a whole PNG or JPEG file.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def covering(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from . import hdr
 from .limits import check_size
 from .opening import Media, opened, unreadable
 
@@ -56,11 +57,13 @@ class Picture:
         size: (height, width) as stored.
         square: (height, width) to which they are scaled so that their pixels are square.
         turn: what makes them upright then.
+        transfer: the function from light to signal, by its number in ITU-T H.273.
     """
 
     size: tuple[int, int]
     square: tuple[int, int]
     turn: Turn = UPRIGHT
+    transfer: int = 2  # unspecified
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -80,7 +83,8 @@ def first_picture(video: Media, container, stream) -> Picture:
     if frame is None:
         raise unreadable(video, "it holds no frame")
     size = frame.height, frame.width
-    return Picture(size, _square(video, size, pixel_aspect(stream)), _turn(video, frame))
+    square = _square(video, size, pixel_aspect(stream))
+    return Picture(size, square, _turn(video, frame), int(frame.color_trc))
 
 
 def pixel_aspect(stream) -> Fraction:
@@ -119,8 +123,9 @@ def filtering(
 ) -> Callable[..., tuple[tuple, int]]:
     """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames.
 
-    A frame comes out as it is shown, each by itself: transparent ones over white, as images are; interlaced ones as
-    their upper field, at full height; with square pixels; turned upright; then through the further ffmpeg filters.
+    A frame comes out as it is shown, each by itself: HDR ones (PQ, HLG) brought to SDR; transparent ones over white, as
+    images are; interlaced ones as their upper field, at full height; with square pixels; turned upright; then through
+    the further ffmpeg filters.
 
     RGB is made by swscale with the matrix that the file names, and with BT.601 where it names none, also for HD, which
     some players take for BT.709: so do the released pipeline, ffmpeg and ComfyUI's own loader, and a video must
@@ -140,7 +145,7 @@ def filtering(
             raise changing(video)
         interlaced = aspect is not None and frame.interlaced_frame
         upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
-        frame = over_white(frame)
+        frame = over_white(hdr.as_sdr(frame, rgb48))
         if interlaced not in graphs:
             graphs[interlaced] = _graph(frame, [*upright, *filters])
         graphs[interlaced].push(frame)
@@ -172,6 +177,13 @@ def over_white(frame):
     laid = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
     laid.pts, laid.time_base = frame.pts, frame.time_base
     return laid
+
+
+def rgb48(frame) -> np.ndarray:
+    """The pixels of an av.VideoFrame, (H, W, 3) uint16 RGB of the full range, by the matrix that it names."""
+    graph = _graph(frame, [("format", "rgb48le")])
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def changing(video: object) -> UserError:

@@ -1,0 +1,309 @@
+"""Still pictures: which files are some, and their pixels. By Pillow, and by ffmpeg's decoders where Pillow has none."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, counted
+from . import hdr, heif
+from .limits import check_pixels, most_pixels
+from .opening import HEAD, as_url, existing
+from .showing import over_white, rgb48
+
+IMAGES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"}
+    | {".tga", ".ppm", ".pgm", ".psd", ".qoi"}
+)
+"""Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
+
+_UNREAD = (  # how files begin whose pictures are not read, and what they are
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\x76\x2f\x31\x01", "OpenEXR, which holds linear light"),
+    (b"#?RADIANCE", "Radiance HDR, which holds linear light"),
+    (b"PF\n", "PFM, which holds linear light"),
+)
+
+_opening = threading.Lock()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a file is
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file is a still picture: by its ending, where that also stands for animations by how it begins.
+
+    An animated `.webp`, `.avif`, `.heif` or `.png` is a video, and so is a folder of pictures.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGES or path.is_dir():
+        return False
+    try:
+        return not is_animated(head_of(path))
+    except OSError:
+        return True  # the ending is all that is known; whoever reads it says more
+
+
+def head_of(path: str | os.PathLike) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def is_animated(head: bytes) -> bool:
+    """Whether a picture's file that begins so says that it moves."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in heif.STILLS
+    return is_animated_webp(head) or (head.startswith(b"\x89PNG") and b"acTL" in head.partition(b"IDAT")[0])
+
+
+def is_animated_webp(head: bytes) -> bool:
+    return _webp_kind(head) == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
+
+
+def _webp_kind(head: bytes) -> bytes:
+    return head[12:16] if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else b""
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) of a WebP that begins so. Pillow takes memory for all of it as soon as it is opened."""
+    kind = _webp_kind(head)
+    if len(head) < 30 or not kind:
+        return None
+    if kind == b"VP8X":
+        return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", head[26:30])
+    return height & 0x3FFF, width & 0x3FFF
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_image(source: str | os.PathLike | IO[bytes], what: object, frames: int = 1) -> Iterator[Any]:
+    """The PIL.Image of a file, of which nothing is decoded yet.
+
+    Args:
+        what: what errors call it.
+        frames: so many pictures are in it, one below the other.
+
+    Raises:
+        UserError: it has too many pixels, see `check_pixels`.
+        OSError: Pillow does not know the file.
+    """
+    from PIL import Image
+
+    head = source.read(HEAD) if hasattr(source, "read") else head_of(source)
+    if hasattr(source, "seek"):
+        source.seek(0)
+    check_pixels(what, _webp_size(head) or (0, 0), frames)
+    with _opening:  # Pillow's own limit is the whole program's, and another one
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+    with image:
+        check_pixels(what, (image.height, image.width), frames)
+        yield image
+
+
+def read_image(path: str | os.PathLike) -> Tensor:
+    """An image (1, 3, H, W) float32 in [0, 1]: turned upright as it asks for, alpha laid over white.
+
+    A HEIC or AVIF is put together from its tiles; HDR ones are brought to SDR (`hdr.tone_mapped`).
+
+    Raises UserError where the file is missing, no image, of a format that is not read here, of more pixels than
+    `most_pixels`, or holds floating-point numbers outside 0 to 1.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = existing(Path(path), "an image")
+    try:
+        head = head_of(path)
+        try:
+            if heif.is_heif(head) and (pixels := _hdr_heif(path)) is not None:
+                return pixels
+            with opened_image(path, path) as image:
+                if image.mode == "RGB" and "transparency" in image.info and _is_deep(image):
+                    return _as_tensor(_by_ffmpeg(path))  # Pillow compares 8 bits of its pixels with 16 of the colour
+                return _by_pillow(image, path)
+        except UnidentifiedImageError:
+            if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
+                raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
+            return _as_tensor(_by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        raise UserError(f"{path}: cannot be read as an image ({reason}): give a whole PNG or JPEG file.") from error
+
+
+def _is_deep(image: Any) -> bool:
+    return any("16" in str(tile[3]) for tile in image.tile)
+
+
+def _by_pillow(image: Any, path: Path) -> Tensor:
+    from PIL import Image, ImageOps
+
+    clear = image.info.get("transparency")  # of the file's own pixels; turning would lose it
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return _grey(torch.from_numpy(np.array(image)), path)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+        levels = torch.from_numpy(np.asarray(image).astype(np.int64))
+        grey = (levels.float() / 65535).clamp(0, 1)
+        if isinstance(clear, int):
+            grey = torch.where(levels == clear, 1.0, grey)
+        return grey.expand(1, 3, -1, -1).contiguous()
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return _as_tensor(np.array(image.convert("RGB")))
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def _grey(levels: Tensor, path: Path) -> Tensor:
+    """Floating-point levels (H, W) or (3, H, W) as (1, 3, H, W), which must be from 0 to 1 but for rounding."""
+    if not torch.isfinite(levels).all():
+        raise UserError(f"{path}: holds numbers that are not finite, and 0 to 1 are expected: save it with 16 bits.")
+    low, high = levels.min().item(), levels.max().item()
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise UserError(
+            f"{path}: holds floating-point numbers from {low:.4g} to {high:.4g}, and 0 for black to 1 for white is "
+            "expected: scale them, or save it with 8 or 16 bits."
+        )
+    return levels.float().clamp(0, 1).expand(1, 3, -1, -1).contiguous()
+
+
+# --- By ffmpeg's decoders -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[Any]:
+    """A picture's file as PyAV opens it. Raises OSError where it is none."""
+    import av
+
+    options = {"max_pixels": str(most_pixels())}
+    try:
+        with av.open(as_url(path), metadata_errors="replace", options=options) as container:
+            name = container.format.name
+            if not (name == "image2" or name.endswith("_pipe") or heif.is_heif(head_of(path))):
+                raise OSError("it is no picture")
+            for stream in container.streams.video:
+                if stream.codec_context is not None:
+                    stream.codec_context.options = options
+            yield container
+    except av.FFmpegError as error:
+        raise OSError(error.strerror or repr(error)) from error
+
+
+def _by_ffmpeg(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a file's first picture, alpha over white."""
+    with _container(path) as container:
+        frame = next(container.decode(video=0), None)
+        if frame is None:
+            raise OSError("it holds no picture")
+        return _pixels(frame, path)
+
+
+def _pixels(frame: Any, path: Path) -> np.ndarray:
+    check_pixels(path, (frame.height, frame.width))
+    if re.search(r"f(16|32)(le|be)?$", frame.format.name):
+        raise UserError(
+            f"{path}: holds floating-point colours ({frame.format.name}), and 8 or 16 bits are expected: save it as a "
+            "PNG."
+        )
+    return over_white(hdr.as_sdr(frame, rgb48)).to_ndarray(format="rgb24")
+
+
+def _heif_layout(path: Path) -> heif.Layout:
+    with open(path, "rb") as file:
+        found = heif.layout(file.read(2**24))  # the boxes come first, and are small
+    check_pixels(path, found.size or (0, 0))
+    return found
+
+
+def _by_heif(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of the primary picture of a HEIF, put together from its tiles, and turned upright."""
+    found = _heif_layout(path)
+    with _container(path) as container:
+        streams = {stream.id: stream for stream in container.streams.video if stream.codec_context is not None}
+        if missing := [number for number in found.tiles if number not in streams]:
+            raise OSError(f"{counted(len(missing), 'part')} of its picture cannot be decoded")
+        parts: dict[int, np.ndarray] = {}
+        for packet in container.demux([streams[number] for number in dict.fromkeys(found.tiles)]):
+            for frame in packet.decode():
+                parts.setdefault(packet.stream.id, _pixels(frame, path))
+    tiles = [parts.get(number) for number in found.tiles]
+    if any(tile is None or tile.shape != tiles[0].shape for tile in tiles):
+        raise OSError("some of the tiles of its picture are damaged")
+    rows, columns = found.grid(tiles[0].shape[:2])
+    whole = np.concatenate([np.concatenate(tiles[n * columns : (n + 1) * columns], axis=1) for n in range(rows)])
+    height, width = found.size or whole.shape[:2]
+    return found.turned(whole[:height, :width])
+
+
+def _hdr_heif(path: Path) -> Tensor | None:
+    """A HEIF whose picture is HDR, which Pillow's decoder does not bring to SDR; None for others."""
+    try:
+        _heif_layout(path)
+        with _container(path) as container:
+            codec = container.streams.video[0].codec_context
+            if codec is None or int(codec.color_trc) not in hdr.NAMES:
+                return None
+        return _as_tensor(_by_heif(path))
+    except (OSError, ValueError, IndexError):
+        return None  # Pillow may still read it
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Folders of them
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def listed_images(folder: str | os.PathLike, endings: Collection[str] = IMAGES) -> list[Path]:
+    """The images of a folder in the order of their names ("2" before "10"). Raises UserError where it is unreadable."""
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name.lower())
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
+
+    try:
+        found = [path for path in Path(folder).iterdir() if path.suffix.lower() in endings and path.name[0] != "."]
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
+    return sorted(found, key=natural)
+
+
+def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:
+    """`listed_images`, one for each of so many frames.
+
+    Raises UserError for another number of images, or a folder that cannot be read.
+    """
+    files = listed_images(folder, endings)
+    if len(files) != frames:
+        raise UserError(
+            f"{folder}: the folder has {counted(len(files), 'image')} for {counted(frames, 'frame')}: expected one "
+            "image a frame; or give a single image for all."
+        )
+    return files
