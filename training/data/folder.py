@@ -18,7 +18,7 @@ from training.data.sample import Sample
 from vc_core.conditions import drawing_size
 from vc_core.errors import UserError
 from vc_core.extract import read_motion
-from vc_core.video import IMAGES, FramePlan, VideoInfo, plan_frames, planned_frames, probe, read_image
+from vc_core.video import FramePlan, VideoInfo, is_image, plan_frames, planned_frames, probe, read_image
 
 CAPTIONS = ("captions.csv", "captions.jsonl")
 """What files of captions are called that are not named."""
@@ -37,9 +37,9 @@ class Entry:
     caption: str
     others: Mapping[str, Any]
 
-    @property
-    def is_image(self) -> bool:
-        return Path(self.file).suffix.lower() in IMAGES
+    def is_image(self, folder: Path) -> bool:
+        """Whether it is a still picture, see `vc_core.video.is_image`."""
+        return is_image(folder / self.file)
 
 
 # --- Captions -------------------------------------------------------------------------------------------------------
@@ -181,7 +181,9 @@ class FolderClips:
     nominal_height: int | None = None
 
     def __post_init__(self) -> None:
-        image = next((entry for entry in self.entries if entry.is_image), None) if self.form.frames > 1 else None
+        image = None
+        if self.form.frames > 1:
+            image = next((entry for entry in self.entries if entry.is_image(self.folder)), None)
         if image is not None:
             raise UserError(
                 f"{image.file} is an image, and clips of {self.form.frames} frames are trained on: put images into a "
@@ -196,7 +198,7 @@ class FolderClips:
         entry = self.entries[index]
         path = self.folder / entry.file
         with reading(str(path)):
-            plan = None if entry.is_image else random_plan(probe(path), self.form.frames, self.rate, generator)
+            plan = None if is_image(path) else random_plan(probe(path), self.form.frames, self.rate, generator)
             made = make(pictures_of(path, plan), self.form, kept, generator)
             if "motion" in kept:
                 made.conditions["motion"] = no_motion(self.form) if self.form.frames == 1 else self._motion(path, plan)

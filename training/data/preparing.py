@@ -32,7 +32,7 @@ from vc_core.errors import UserError
 from vc_core.extract import BlockVectors
 from vc_core.extract.reencode import REENCODE, reencode
 from vc_core.progress import Progress
-from vc_core.video import FramePlan, planned_frames, probe
+from vc_core.video import FramePlan, is_image, planned_frames, probe
 
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """In the folder of shards: what is being prepared, and what became of it."""
@@ -117,10 +117,11 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     """
     entry, path = clip.entry, options.folder / clip.entry.file
     with reading(str(path)):
-        if entry.is_image and options.frames > 1:
+        still = is_image(path)
+        if still and options.frames > 1:
             raise UserError(f"{path}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
-        plan = None if entry.is_image else random_plan(probe(path), options.frames, options.rate, generator)
+        plan = None if still else random_plan(probe(path), options.frames, options.rate, generator)
         large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
         frames = torch.stack([fit(picture, large) for picture in pictures_of(path, plan)], dim=2)
         about: dict[str, Any] = {
@@ -152,7 +153,8 @@ def encoded_vectors(path: Path, plan: FramePlan, options: Options) -> BlockVecto
     settings, filters = REENCODE[options.layout], []
     if options.nominal_height is not None:
         filters = [("scale", f"-2:{options.nominal_height // 2 * 2}")]
-    return reencode(planned_frames(path, plan, *filters, *settings.filters), plan.rate, plan.frames, settings)
+    frames = planned_frames(path, plan, *filters, *settings.filters)
+    return reencode(frames, plan.rate, plan.frames, settings, path)
 
 
 # --- Many clips -----------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def open_data(
         raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files of ./vc prepare, "
                         f"or {CAPTIONS[0]}, {CAPTIONS[1]} or a .txt beside each video.")  # fmt: skip
     entries = read_captions(path)
-    if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image), None)):
+    if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image(path)), None)):
         raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
                         f"the videos alone in {CAPTIONS[0]}.")  # fmt: skip
     return FolderClips(path, entries, form, rate, nominal_height)

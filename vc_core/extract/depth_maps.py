@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
+from ..video import IMAGES, FramePlan, frame_files, is_image, planned_frames, resize_crop
 from ..video.opening import as_url
 
 HIGHEST = CONDITIONS["depth"].high
@@ -150,7 +150,7 @@ def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, in
     if path.is_dir():
         files = frame_files(path, frames, _ENDINGS)
         pictures: Iterator = (picture for file in files for picture in _image(file))
-    elif path.suffix.lower() in _ENDINGS:
+    elif path.suffix.lower() in _ENDINGS - IMAGES or is_image(path):
         pictures = _image(path)
     elif isinstance(plan, int):
         raise UserError(f"{path} is no image, and a video of depth maps needs the frame plan of its source: give both.")

@@ -91,9 +91,11 @@ def _between(video: Media, table: Index, *times: int) -> np.ndarray:
     return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
 
 
-def encoded_steps(frames: Iterable, rate: Fraction, count: int, source: tuple[int, int]) -> Iterator[np.ndarray]:
+def encoded_steps(
+    frames: Iterable, rate: Fraction, count: int, source: tuple[int, int], what: object = "The video"
+) -> Iterator[np.ndarray]:
     """As `own_steps`, from frames (yuv420p, even sizes) that are encoded anew, at their own rate."""
-    found = reencoded(frames, rate, count, REENCODE["steps"])
+    found = reencoded(frames, rate, count, REENCODE["steps"], what)
     next(found)
     for _, rows in found:
         yield closed(to_cells(rows, source, CELL))

@@ -102,6 +102,6 @@ def note(what: object, transfer: int) -> str:
     if transfer not in NAMES:
         return ""
     return (
-        f"{what}: is HDR video ({NAMES[transfer]}), and was brought to SDR: diffuse white ({WHITE:g} cd/m²) became white, "
-        "and wide colours those of BT.709."
+        f"{what}: is HDR video ({NAMES[transfer]}), and was brought to SDR: diffuse white ({WHITE:g} cd/m²) became "
+        "white, and wide colours those of BT.709."
     )

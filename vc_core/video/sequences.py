@@ -75,13 +75,18 @@ def folder_pictures(folder: Path) -> Pictures:
     """The images of a folder, in the order of their names, at the rate that its video.json says, else 25 a second.
 
     Raises:
-        UserError: no images in it, or not as many as its video.json says.
+        UserError: no images in it, images of several kinds, or not as many as its video.json says.
     """
     files = listed_images(folder)
     if not files:
         raise UserError(
             f"{folder}: is a folder without images, and a video was expected: give a video file, or a folder of "
             "images, one a frame."
+        )
+    if len(kinds := sorted({file.suffix.lower() for file in files})) > 1:
+        raise UserError(
+            f"{folder}: is a folder with images of several kinds ({', '.join(kinds)}), and a video was expected: give "
+            "a video file, or a folder of images of one kind, one a frame."
         )
     rate = _described(folder, len(files))
     note = ""
@@ -103,7 +108,7 @@ def folder_pictures(folder: Path) -> Pictures:
             yield pixels
 
     size = tuple(read_image(files[0]).shape[-2:])
-    return Pictures(files[0].suffix.lower()[1:], size, 1 / rate, tuple(range(len(files) + 1)), read, note)
+    return Pictures(kinds[0][1:], size, 1 / rate, tuple(range(len(files) + 1)), read, note)
 
 
 def _described(folder: Path, count: int) -> Fraction | None:
