@@ -147,7 +147,10 @@ def opened(video: Media) -> Iterator[tuple]:
         try:
             yield container, stream
         except av.FFmpegError as error:
-            raise unreadable(video, error.strerror or repr(error)) from error
+            reason = error.strerror or repr(error)
+            if not context.width:  # the decoder, which knows the size, was not allowed to say it
+                reason += f", or more than {most_pixels() / 1e6:g} megapixels, which --max-megapixels would allow"
+            raise unreadable(video, reason) from error
 
 
 def _limits() -> dict[str, str]:
