@@ -43,8 +43,8 @@ class Mask:
             what = "nothing" if share == 0 else "all of the picture"
             return f"Mask: {what} is painted anew; give another mask, or say that its white means the opposite.{why}"
         some = f", and nothing in {counted(idle, 'frame')} of {frames}" if idle else ""
-        percent = f"{100 * share:.0f} %" if share >= 0.005 else "less than 1 %"
-        return f"Mask: {percent} of the picture is painted anew{some}.{why}"
+        percent = f"{100 * share:.0f}" if share >= 0.005 else "less than 1"
+        return f"Mask: {percent} percent of the picture is painted anew{some}.{why}"
 
 
 def read_mask(

@@ -86,7 +86,7 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
 def _between(video: Media, table: Index, *times: int) -> np.ndarray:
     """The VECTOR rows from one frame to another, both decoded and encoded anew."""
     settings = REENCODE["dense"]
-    found = decode(video, table, times, lambda: filtering(video, settings.filters, aspect=None))
+    found = decode(video, table, times, lambda: filtering(video, settings.filters, None, table.colour))
     frames = (frame for _, (frame, _) in found)
     return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
 

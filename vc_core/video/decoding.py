@@ -13,10 +13,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from .hdr import Colour
 from .nal import Slices
 from .opening import Media, opened, unreadable
 from .parallel import cores, in_order
-from .showing import SQUARE, pixel_aspect
+from .showing import NO_COLOUR, SQUARE, pixel_aspect
 
 SPLIT = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "flv", "vp8", "libvpx-vp9", "vp9", "libdav1d"})
 """Decoders whose keyframes were tested to stand by themselves; what others decode is one segment."""
@@ -58,6 +59,7 @@ class Index:
         headless: packets before the first keyframe, which cannot be decoded.
         extradata: the codec's headers.
         aspect: a stored pixel's width over its height.
+        colour: what the container says of it.
     """
 
     codec: str
@@ -73,6 +75,7 @@ class Index:
     headless: int
     extradata: bytes
     aspect: Fraction = SQUARE
+    colour: Colour = NO_COLOUR
 
     @property
     def reordered(self) -> bool:
@@ -104,7 +107,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         until = None if seconds is None else first + int(seconds / base)
         step = max(1, int(1 / (stream.average_rate or 25) / base))
         codec, extradata = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
-        aspect = pixel_aspect(stream)
+        aspect, colour = pixel_aspect(stream), Colour.of(stream)
         slices = Slices(codec, extradata)
         seek = None if before is None or min(first, before) <= origin else int(min(first, before))
         if seek is not None:
@@ -134,7 +137,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     times = sorted({packet.pts for packet in packets if packet.pts >= packets[0].pts})
     headless += sum(packet.pts < packets[0].pts for packet in packets)
     shown = tuple(packets), tuple(times)
-    return Index(codec, base, origin, first, step, *shown, end, timed, seek, headless, extradata, aspect)
+    return Index(codec, base, origin, first, step, *shown, end, timed, seek, headless, extradata, aspect, colour)
 
 
 def _mark(packet) -> tuple:

@@ -192,7 +192,9 @@ def pictures(
         run = filtering(video, filters)
         found = ((time, run(frame)[0]) for time, frame in zip(times, video.pictures.shown(times), strict=True))
     else:
-        found = decode(video, table, times, lambda: filtering(video, filters, table.aspect), False, workers)
+        found = decode(
+            video, table, times, lambda: filtering(video, filters, table.aspect, table.colour), False, workers
+        )
     shape = None
     for _, (frame, size) in found:
         shape = shape or size

@@ -4,8 +4,9 @@ In torch, because the filters of ffmpeg that do it well are missing from many bu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ KNEE = 0.9
 PQ, HLG = 16, 18
 """Transfer functions by their numbers in ITU-T H.273, as files carry them."""
 
+UNNAMED = 2
+"""Where a file does not say it."""
+
 NAMES = {PQ: "PQ", HLG: "HLG"}
 
 _TO_709 = {
@@ -32,6 +36,7 @@ _TO_709 = {
 }
 """Primaries, by their numbers in H.273 -> linear light to BT.709's primaries. Unnamed ones are taken for BT.2020's."""
 
+_MATRIX_2020 = 9
 _SAME = (1, 5, 6, 7)  # BT.709's own, and those of older televisions, which differ little
 _LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
 
@@ -78,19 +83,44 @@ def _tables() -> dict[int, Tensor]:
     return {PQ: (pq_light(signal) / WHITE).float(), HLG: hlg_scene(signal).float()}
 
 
-def as_sdr(frame: Any, rgb48: Any) -> Any:
+class Colour(NamedTuple):
+    """What a container says of its pictures' colours, in numbers of H.273; it counts where the pictures do not say."""
+
+    transfer: int = UNNAMED
+    primaries: int = UNNAMED
+
+    @staticmethod
+    def of(stream: Any) -> Colour:
+        """Of a stream, of which nothing was decoded: decoders write over it."""
+        return Colour(int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries))
+
+    def transfer_of(self, frame: Any) -> int:
+        """A frame's transfer function."""
+        own = int(frame.color_trc)
+        return self.transfer if own == UNNAMED else own
+
+
+NOTHING = Colour()
+
+
+def as_sdr(frame: Any, rgb48: Callable[[Any], np.ndarray], told: Colour = NOTHING) -> Any:
     """The av.VideoFrame itself where it is SDR, else one of rgb24.
 
     Args:
         rgb48: a function from the frame to its pixels (H, W, 3) uint16, RGB of the full range.
+        told: by the container.
     """
     import av
 
-    transfer = int(frame.color_trc)
+    transfer = told.transfer_of(frame)
     if transfer not in NAMES:
         return frame
+    primaries = int(frame.color_primaries)
+    primaries = told.primaries if primaries == UNNAMED else primaries
+    if int(frame.colorspace) == UNNAMED and not frame.format.is_rgb:
+        frame.colorspace = _MATRIX_2020
     pixels = torch.from_numpy(rgb48(frame).astype(np.int32))
-    rows = [tone_mapped(part, transfer, int(frame.color_primaries)) for part in pixels.split(256)]  # a bound on memory
+    rows = [tone_mapped(part, transfer, primaries) for part in pixels.split(256)]  # a bound on memory
     done = (torch.cat(rows) * 255).round().byte().numpy()
     mapped = av.VideoFrame.from_ndarray(done, format="rgb24")
     mapped.pts, mapped.time_base = frame.pts, frame.time_base

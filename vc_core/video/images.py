@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -97,12 +97,15 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def opened_image(source: str | os.PathLike | IO[bytes], what: object, frames: int = 1) -> Iterator[Any]:
+def opened_image(
+    source: str | os.PathLike | IO[bytes], what: object, frames: int = 1, formats: Sequence[str] | None = None
+) -> Iterator[Any]:
     """The PIL.Image of a file, of which nothing is decoded yet.
 
     Args:
         what: what errors call it.
         frames: so many pictures are in it, one below the other.
+        formats: those of Pillow's that it may have; None: any.
 
     Raises:
         UserError: it has too many pixels, see `check_pixels`.
@@ -117,7 +120,7 @@ def opened_image(source: str | os.PathLike | IO[bytes], what: object, frames: in
     with _opening:  # Pillow's own limit is the whole program's, and another one
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(source)
+            image = Image.open(source, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
     with image:
@@ -143,12 +146,12 @@ def read_image(path: str | os.PathLike) -> Tensor:
                 return pixels
             with opened_image(path, path) as image:
                 if image.mode == "RGB" and "transparency" in image.info and _is_deep(image):
-                    return _as_tensor(_by_ffmpeg(path))  # Pillow compares 8 bits of its pixels with 16 of the colour
+                    return _by_ffmpeg(path)  # Pillow compares 8 bits of its pixels with 16 of the colour
                 return _by_pillow(image, path)
         except UnidentifiedImageError:
             if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
                 raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
-            return _as_tensor(_by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path))
+            return _by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         raise UserError(f"{path}: cannot be read as an image ({reason}): give a whole PNG or JPEG file.") from error
@@ -164,7 +167,7 @@ def _by_pillow(image: Any, path: Path) -> Tensor:
     clear = image.info.get("transparency")  # of the file's own pixels; turning would lose it
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        return _grey(torch.from_numpy(np.array(image)), path)
+        return _levels(torch.from_numpy(np.array(image)), path)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         levels = torch.from_numpy(np.asarray(image).astype(np.int64))
         grey = (levels.float() / 65535).clamp(0, 1)
@@ -182,7 +185,7 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def _grey(levels: Tensor, path: Path) -> Tensor:
+def _levels(levels: Tensor, path: Path) -> Tensor:
     """Floating-point levels (H, W) or (3, H, W) as (1, 3, H, W), which must be from 0 to 1 but for rounding."""
     if not torch.isfinite(levels).all():
         raise UserError(f"{path}: holds numbers that are not finite, and 0 to 1 are expected: save it with 16 bits.")
@@ -217,22 +220,35 @@ def _container(path: Path) -> Iterator[Any]:
         raise OSError(error.strerror or repr(error)) from error
 
 
-def _by_ffmpeg(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a file's first picture, alpha over white."""
+def decoded_frame(path: Path) -> Any:
+    """The first picture of an image's file as an av.VideoFrame. Raises OSError where it is none, and `UserError` where
+    it has too many pixels."""
     with _container(path) as container:
         frame = next(container.decode(video=0), None)
         if frame is None:
             raise OSError("it holds no picture")
-        return _pixels(frame, path)
+        check_pixels(path, (frame.height, frame.width))
+        return frame
 
 
-def _pixels(frame: Any, path: Path) -> np.ndarray:
-    check_pixels(path, (frame.height, frame.width))
-    if re.search(r"f(16|32)(le|be)?$", frame.format.name):
-        raise UserError(
-            f"{path}: holds floating-point colours ({frame.format.name}), and 8 or 16 bits are expected: save it as a "
-            "PNG."
-        )
+def _by_ffmpeg(path: Path) -> Tensor:
+    frame = decoded_frame(path)
+    if not is_float(frame):
+        return _as_tensor(_pixels(frame))
+    try:
+        levels = torch.from_numpy(frame.to_ndarray())
+    except ValueError as error:
+        raise OSError(f"its floating-point format, {frame.format.name}, is not known") from error
+    return _levels(levels if levels.ndim == 2 else levels[..., :3].permute(2, 0, 1), path)
+
+
+def is_float(frame: Any) -> bool:
+    """Whether an av.VideoFrame holds floating-point numbers."""
+    return bool(re.search(r"f(16|32)(le|be)?$", frame.format.name))
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """An av.VideoFrame as (H, W, 3) uint8, alpha over white."""
     return over_white(hdr.as_sdr(frame, rgb48)).to_ndarray(format="rgb24")
 
 
@@ -243,8 +259,8 @@ def _heif_layout(path: Path) -> heif.Layout:
     return found
 
 
-def _by_heif(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of the primary picture of a HEIF, put together from its tiles, and turned upright."""
+def _by_heif(path: Path) -> Tensor:
+    """The primary picture of a HEIF, put together from its tiles, and turned upright."""
     found = _heif_layout(path)
     with _container(path) as container:
         streams = {stream.id: stream for stream in container.streams.video if stream.codec_context is not None}
@@ -253,14 +269,14 @@ def _by_heif(path: Path) -> np.ndarray:
         parts: dict[int, np.ndarray] = {}
         for packet in container.demux([streams[number] for number in dict.fromkeys(found.tiles)]):
             for frame in packet.decode():
-                parts.setdefault(packet.stream.id, _pixels(frame, path))
+                parts.setdefault(packet.stream.id, _pixels(frame))
     tiles = [parts.get(number) for number in found.tiles]
     if any(tile is None or tile.shape != tiles[0].shape for tile in tiles):
         raise OSError("some of the tiles of its picture are damaged")
     rows, columns = found.grid(tiles[0].shape[:2])
     whole = np.concatenate([np.concatenate(tiles[n * columns : (n + 1) * columns], axis=1) for n in range(rows)])
     height, width = found.size or whole.shape[:2]
-    return found.turned(whole[:height, :width])
+    return _as_tensor(found.turned(whole[:height, :width]))
 
 
 def _hdr_heif(path: Path) -> Tensor | None:
@@ -271,7 +287,7 @@ def _hdr_heif(path: Path) -> Tensor | None:
             codec = container.streams.video[0].codec_context
             if codec is None or int(codec.color_trc) not in hdr.NAMES:
                 return None
-        return _as_tensor(_by_heif(path))
+        return _by_heif(path)
     except (OSError, ValueError, IndexError):
         return None  # Pillow may still read it
 

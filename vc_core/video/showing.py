@@ -17,6 +17,7 @@ from .limits import check_size
 from .opening import Media, opened, unreadable
 
 SQUARE = Fraction(1)
+NO_COLOUR = hdr.NOTHING
 
 
 class Turn(NamedTuple):
@@ -79,12 +80,13 @@ def stored_picture(video: Media) -> Picture:
 
 def first_picture(video: Media, container, stream) -> Picture:
     """As `stored_picture`, of an opened video."""
+    colour = hdr.Colour.of(stream)
     frame = next(container.decode(stream), None)
     if frame is None:
         raise unreadable(video, "it holds no frame")
     size = frame.height, frame.width
     square = _square(video, size, pixel_aspect(stream))
-    return Picture(size, square, _turn(video, frame), int(frame.color_trc))
+    return Picture(size, square, _turn(video, frame), colour.transfer_of(frame))
 
 
 def pixel_aspect(stream) -> Fraction:
@@ -119,7 +121,10 @@ def _turn(video: object, frame) -> Turn:
 
 
 def filtering(
-    video: Media | str, filters: Sequence[tuple[str, str]], aspect: Fraction | None = SQUARE
+    video: Media | str,
+    filters: Sequence[tuple[str, str]],
+    aspect: Fraction | None = SQUARE,
+    colour: hdr.Colour = NO_COLOUR,
 ) -> Callable[..., tuple[tuple, int]]:
     """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames.
 
@@ -133,6 +138,7 @@ def filtering(
 
     Args:
         aspect: a stored pixel's width over its height; None: frames are left as they are stored.
+        colour: what the container says of it.
     """
     graphs: dict[bool, object] = {}  # of whole frames and of interlaced ones; some streams hold both
     shape = None
@@ -145,7 +151,7 @@ def filtering(
             raise changing(video)
         interlaced = aspect is not None and frame.interlaced_frame
         upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
-        frame = over_white(hdr.as_sdr(frame, rgb48))
+        frame = over_white(hdr.as_sdr(frame, rgb48, colour))
         if interlaced not in graphs:
             graphs[interlaced] = _graph(frame, [*upright, *filters])
         graphs[interlaced].push(frame)
