@@ -37,6 +37,7 @@ _TO_709 = {
 """Primaries, by their numbers in H.273 -> linear light to BT.709's primaries. Unnamed ones are taken for BT.2020's."""
 
 _MATRIX_2020 = 9
+_ROWS = 64  # of a picture that are computed at a time, which bounds memory
 _SAME = (1, 5, 6, 7)  # BT.709's own, and those of older televisions, which differ little
 _LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
 
@@ -119,9 +120,11 @@ def as_sdr(frame: Any, rgb48: Callable[[Any], np.ndarray], told: Colour = NOTHIN
     primaries = told.primaries if primaries == UNNAMED else primaries
     if int(frame.colorspace) == UNNAMED and not frame.format.is_rgb:
         frame.colorspace = _MATRIX_2020
-    pixels = torch.from_numpy(rgb48(frame).astype(np.int32))
-    rows = [tone_mapped(part, transfer, primaries) for part in pixels.split(256)]  # a bound on memory
-    done = (torch.cat(rows) * 255).round().byte().numpy()
+    pixels = rgb48(frame)
+    done = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), _ROWS):
+        part = torch.from_numpy(pixels[top : top + _ROWS].astype(np.int32))
+        done[top : top + _ROWS] = (tone_mapped(part, transfer, primaries) * 255).round().byte().numpy()
     mapped = av.VideoFrame.from_ndarray(done, format="rgb24")
     mapped.pts, mapped.time_base = frame.pts, frame.time_base
     return mapped
