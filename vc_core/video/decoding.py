@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from .hdr import Colour
 from .nal import Slices
-from .opening import Media, opened, unreadable
+from .opening import Media, opened, undecodable, unreadable
 from .parallel import cores, in_order
 from .showing import NO_COLOUR, SQUARE, pixel_aspect
 
@@ -275,7 +275,7 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
                 return
             held = frame
     except av.FFmpegError as error:
-        raise unreadable(video, f"decoding stopped with {error.strerror or error!r}") from error
+        raise undecodable(video, decoder, error) from error
     if held is None:
         raise unreadable(video, f"no picture can be decoded from {float(segment.begin * table.time_base):.2f} s on")
     for time in wanted:

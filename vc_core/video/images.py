@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError, counted
 from . import hdr, heif
-from .limits import check_pixels, most_pixels
+from .limits import check_pixels, decoder_options
 from .opening import HEAD, as_url, existing
 from .showing import over_white, rgb48
 
@@ -206,7 +206,7 @@ def _container(path: Path) -> Iterator[Any]:
     """A picture's file as PyAV opens it. Raises OSError where it is none."""
     import av
 
-    options = {"max_pixels": str(most_pixels())}
+    options = decoder_options()
     try:
         with av.open(as_url(path), metadata_errors="replace", options=options) as container:
             name = container.format.name
@@ -221,8 +221,13 @@ def _container(path: Path) -> Iterator[Any]:
 
 
 def decoded_frame(path: Path) -> Any:
-    """The first picture of an image's file as an av.VideoFrame. Raises OSError where it is none, and `UserError` where
-    it has too many pixels."""
+    """The picture of an image's file as an av.VideoFrame. Raises OSError where it is none, and `UserError` where it has
+    too many pixels."""
+    import av
+
+    if heif.is_heif(head_of(path)):
+        pixels = (_by_heif(path)[0] * 255).round().byte().permute(1, 2, 0).contiguous()
+        return av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
     with _container(path) as container:
         frame = next(container.decode(video=0), None)
         if frame is None:

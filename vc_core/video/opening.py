@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UserError
 from .heif import STILLS
-from .limits import check_pixels, most_pixels
+from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
 
 if TYPE_CHECKING:
     from .sequences import Pictures
@@ -125,6 +125,18 @@ def unreadable(video: Media, reason: str) -> UserError:
     )
 
 
+def undecodable(video: Media, decoder, error) -> UserError:
+    """Of an FFmpegError of a decoder, which may have been stopped by the limit of pixels before it told a size."""
+    reason = error.strerror or repr(error)
+    if decoder.width:
+        return unreadable(video, reason)
+    return UserError(
+        f"{video}: cannot be read as a video ({reason}): it is damaged, or its frames have more than "
+        f"{most_pixels() / 1e6:g} megapixels, and an undamaged video of smaller ones is expected: export it again, or "
+        f"raise the limit with --max-megapixels or the environment variable {VARIABLE}."
+    )
+
+
 @contextmanager
 def opened(video: Media) -> Iterator[tuple]:
     """The container and the stream that is its video, or a UserError that says what the file is instead."""
@@ -143,19 +155,11 @@ def opened(video: Media) -> Iterator[tuple]:
         if context is None:
             raise unreadable(video, "no decoder for its codec is built in")
         check_pixels(video, (context.height, context.width))
-        context.options = _limits()  # what the container says of the size need not be so
+        context.options = decoder_options()  # what the container says of the size need not be so
         try:
             yield container, stream
         except av.FFmpegError as error:
-            reason = error.strerror or repr(error)
-            if not context.width:  # the decoder, which knows the size, was not allowed to say it
-                reason += f", or more than {most_pixels() / 1e6:g} megapixels, which --max-megapixels would allow"
-            raise unreadable(video, reason) from error
-
-
-def _limits() -> dict[str, str]:
-    """Options of ffmpeg's decoders."""
-    return {"max_pixels": str(most_pixels())}
+            raise undecodable(video, context, error) from error
 
 
 @contextmanager
@@ -164,7 +168,7 @@ def _container(video: Media) -> Iterator[Any]:
 
     try:
         # Real files carry tags that are not UTF-8; the limits hold for what is decoded to find out what a stream is.
-        container = av.open(video.open(), metadata_errors="replace", options=_limits())
+        container = av.open(video.open(), metadata_errors="replace", options=decoder_options())
     except (av.FFmpegError, ValueError) as error:
         raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
     with container:

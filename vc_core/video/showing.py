@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from . import hdr
-from .limits import check_size
+from .limits import check_pixels, check_size
 from .opening import Media, opened, unreadable
 
 SQUARE = Fraction(1)
@@ -85,6 +85,7 @@ def first_picture(video: Media, container, stream) -> Picture:
     if frame is None:
         raise unreadable(video, "it holds no frame")
     size = frame.height, frame.width
+    check_pixels(video, size)
     square = _square(video, size, pixel_aspect(stream))
     return Picture(size, square, _turn(video, frame), colour.transfer_of(frame))
 
@@ -140,6 +141,8 @@ def filtering(
         aspect: a stored pixel's width over its height; None: frames are left as they are stored.
         colour: what the container says of it.
     """
+    import av
+
     graphs: dict[bool, object] = {}  # of whole frames and of interlaced ones; some streams hold both
     shape = None
 
@@ -154,8 +157,14 @@ def filtering(
         frame = over_white(hdr.as_sdr(frame, rgb48, colour))
         if interlaced not in graphs:
             graphs[interlaced] = _graph(frame, [*upright, *filters])
-        graphs[interlaced].push(frame)
-        out = graphs[interlaced].pull()
+        try:
+            graphs[interlaced].push(frame)
+            out = graphs[interlaced].pull()
+        except av.FFmpegError as error:
+            raise UserError(
+                f"{video}: a picture of {now[0]} by {now[1]} pixels cannot be scaled or converted "
+                f"({error.strerror or error!r}): scale it down or crop it first."
+            ) from error
         return (out, now), sum(plane.buffer_size for plane in out.planes)
 
     return run
@@ -164,6 +173,7 @@ def filtering(
 def _as_shown(video: object, frame, interlaced: bool, aspect: Fraction) -> list[tuple[str, str]]:
     """The filters that bring frames like this one to what is shown."""
     size = frame.height, frame.width
+    check_pixels(video, size)
     height, width = square = _square(video, size, aspect)
     # The field's lines alone: what deinterlaces better looks at the frames beside, which are not decoded here.
     field = [("field", "type=top")] if interlaced else []
