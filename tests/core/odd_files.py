@@ -113,18 +113,44 @@ def heic(pixels, tile, *turns, kind=b"grid"):
 # --- Pictures of many bits ------------------------------------------------------------------------------------------
 
 
+def _chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(path, head, *chunks):
+    head = struct.pack(">IIBBBBB", *head, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join((_chunk(b"IHDR", head), *chunks, _chunk(b"IEND", b""))))
+    return path
+
+
 def deep_png(path, pixels, clear=None):
     """(H, W) or (H, W, 3) uint16 as a PNG of 16 bits, with a colour that is transparent."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     height, width = pixels.shape[:2]
-    head = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    colour = b"" if clear is None else chunk(b"tRNS", np.asarray(clear, ">u2").tobytes())
-    body = chunk(b"IHDR", head) + colour + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    colour = b"" if clear is None else _chunk(b"tRNS", np.asarray(clear, ">u2").tobytes())
+    return _png(path, (width, height, 16, 2 if pixels.ndim == 3 else 0), colour, _chunk(b"IDAT", zlib.compress(rows)))
+
+
+def png_bomb(path, side=13000):
+    """A black PNG of so many pixels a side, row by row, so that making it takes no memory either."""
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
+    return _png(path, (side, side, 8, 0), _chunk(b"IDAT", rows))
+
+
+def png_film_bomb(path, side=13000):
+    """A MOV of two such pictures."""
+    data = png_bomb(path.with_suffix(".png"), side).read_bytes()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=8)
+        stream.height = stream.width = side
+        stream.pix_fmt = "gray"
+        for number in range(2):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 8), True
+            packet.pts = packet.dts = number
+            container.mux(packet)
+    return path
 
 
 def float_tiff(path, pixels):

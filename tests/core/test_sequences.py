@@ -34,6 +34,14 @@ def test_a_still_beside_the_video_is_not_taken(tmp_path, container, first):
     assert (colour - torch.tensor(BLUE)).abs().max() < 6
 
 
+@pytest.mark.parametrize("container", ["mkv", "mp4", "avi"])
+def test_thumbnails_along_the_video_are_not_taken(tmp_path, container):
+    """Fewer pictures than the video has, though larger ones; and as many, but smaller."""
+    few = of_streams(tmp_path / f"few.{container}", ("mjpeg", 4, (240, 320), RED), FILM)
+    small = of_streams(tmp_path / f"small.{container}", ("mjpeg", 10, (24, 32), RED), FILM)
+    assert [probe(path).codec for path in (few, small)] == ["mpeg4", "mpeg4"]
+
+
 def test_of_two_videos_the_larger_is_taken_and_a_single_picture_is_a_video_still(tmp_path):
     two = of_streams(tmp_path / "two.mkv", ("mpeg4", 10, (32, 32), RED), FILM)
     assert probe(two).width == 64

@@ -121,7 +121,8 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
         if still and options.frames > 1:
             raise UserError(f"{path}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
-        plan = None if still else random_plan(probe(path), options.frames, options.rate, generator)
+        info = None if still else probe(path)
+        plan = None if still else random_plan(info, options.frames, options.rate, generator)
         large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
         frames = torch.stack([fit(picture, large) for picture in pictures_of(path, plan)], dim=2)
         about: dict[str, Any] = {
@@ -132,6 +133,8 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             "others": dict(entry.others),
         }
         members = {}
+        if info is not None and info.note:
+            about["note"] = info.note
         if plan is not None:
             about |= {"fps": float(plan.rate), "plan": {"start": plan.start, "rate": str(plan.rate)}}
         if options.frames == 1:

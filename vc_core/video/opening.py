@@ -80,9 +80,13 @@ def _of_path(path: Path, name: str = "") -> Media:
 
     if path.is_dir():
         return Media(str(path), lambda: as_url(path), folder_pictures(path))
-    with open(existing(path, "a video"), "rb") as file:
-        head = file.read(HEAD)
-    return _known(name or str(path), head, lambda: path, lambda: as_url(path))
+    name = name or str(path)
+    try:
+        with open(existing(path, "a video"), "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise unreadable(Media(name, lambda: as_url(path)), error.strerror or repr(error)) from error
+    return _known(name, head, lambda: path, lambda: as_url(path))
 
 
 def _known(name: str, head: bytes, file: Callable[[], Any], url: Callable[[], Any]) -> Media:
@@ -194,21 +198,20 @@ def _videos(video: Media, container) -> list:
 
 
 def _moving(container, streams: Sequence, packets: int = 400) -> int:
-    """The index of the stream that is the video among several: of those that move, thus none that is a still or a
-    thumbnail, the one that the file prefers, then the largest, then the first, as ffmpeg chooses. Reads packets."""
+    """The index of the stream that is the video among several: the largest of those with about as many pictures as any,
+    so that it is no still and no thumbnails; of equal ones that which the file prefers. Reads packets."""
     import av
 
     seen: Counter = Counter()
     try:
         for packet in islice(container.demux(streams), packets):
             seen[packet.stream.index] += bool(packet.size)
-            if all(seen[stream.index] > 1 for stream in streams):
-                break
     except av.FFmpegError:  # whoever decodes it says so
         pass
 
-    def rank(stream) -> tuple[bool, bool, int]:
-        default = bool(stream.disposition & av.stream.Disposition.default)
-        return seen[stream.index] > 1, default, stream.codec_context.width * stream.codec_context.height
+    def rank(stream) -> tuple[bool, int, bool]:
+        lively = seen[stream.index] * 2 > max(seen.values(), default=0)
+        size = stream.codec_context.width * stream.codec_context.height
+        return lively, size, bool(stream.disposition & av.stream.Disposition.default)
 
     return max(streams, key=rank).index
