@@ -70,25 +70,8 @@ def is_animated(head: bytes) -> bool:
 
 
 def is_animated_webp(head: bytes) -> bool:
-    return _webp_kind(head) == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
-
-
-def _webp_kind(head: bytes) -> bytes:
-    return head[12:16] if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else b""
-
-
-def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """(height, width) of a WebP that begins so. Pillow takes memory for all of it as soon as it is opened."""
-    kind = _webp_kind(head)
-    if len(head) < 30 or not kind:
-        return None
-    if kind == b"VP8X":
-        return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", head[26:30])
-    return height & 0x3FFF, width & 0x3FFF
+    extended = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X"
+    return extended and len(head) > 20 and bool(head[20] & 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -113,10 +96,6 @@ def opened_image(
     """
     from PIL import Image
 
-    head = source.read(HEAD) if hasattr(source, "read") else head_of(source)
-    if hasattr(source, "seek"):
-        source.seek(0)
-    check_pixels(what, _webp_size(head) or (0, 0), frames)
     with _opening:  # Pillow's own limit is the whole program's, and another one
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

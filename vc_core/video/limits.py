@@ -63,7 +63,7 @@ def check_pixels(what: object, size: tuple[int, int], frames: int = 1) -> None:
 
 def decoder_options() -> dict[str, str]:
     """What keeps ffmpeg's decoders to the limit, whatever a file says of itself. They count the edges that they add."""
-    return {"max_pixels": str(most_pixels() * 9 // 8 + 2**17)}
+    return {"max_pixels": str(min(most_pixels() * 9 // 8 + 2**17, 2**31 - 1))}
 
 
 class MaxMegapixels(argparse.Action):
