@@ -27,8 +27,6 @@ PLAN = FramePlan(0.0, Fraction(10), 2)
 
 def webp_bomb(path):
     """An animated WebP whose canvas is said to be 16383 by 16383: its decoder takes gigabytes."""
-    if not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
     data = bytearray(animated(path, [(250, 0, 0), (0, 250, 0)]).read_bytes())
     data[24:30] = (16383 - 1).to_bytes(3, "little") * 2
     path.write_bytes(data)
@@ -74,30 +72,32 @@ from vc_core.extract.depth_maps import read_depth_maps
 import av, PIL.Image
 PIL.Image.init()
 def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) // 1024
-start, path = peak(), sys.argv[1]
-data = open(path, "rb").read()
-for read in (lambda: read_image(path), lambda: probe(path), lambda: probe(data), lambda: read_mask(path, 2),
-             lambda: read_frames(path, FramePlan(0.0, Fraction(10), 2)), lambda: read_depth_maps(path, 2)):
-    try:
-        read()
-    except UserError as error:
-        print(error)
-    else:
-        sys.exit("it was read")
-print(peak() - start)
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+for path in sys.argv[1:]:
+    start, data = peak(), open(path, "rb").read()
+    for read in (lambda: read_image(path), lambda: probe(path), lambda: probe(data), lambda: read_mask(path, 2),
+                 lambda: read_frames(path, FramePlan(0.0, Fraction(10), 2)), lambda: read_depth_maps(path, 2)):
+        try:
+            read()
+        except UserError:
+            pass
+        else:
+            sys.exit(path + " was read")
+    print(peak() - start)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-@pytest.mark.parametrize("make", [png_bomb, webp_bomb, gif_bomb, tiff_bomb, png_film_bomb, lying_film_bomb])
-def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, make):
-    endings = {png_bomb: "png", webp_bomb: "webp", gif_bomb: "gif", tiff_bomb: "tif"}
-    path = make(tmp_path / f"a.{endings.get(make, 'mov')}")
-    assert path.stat().st_size < 400_000
-    run = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, cwd=Path.cwd())
+def test_bombs_are_refused_before_they_take_memory(tmp_path):
+    bombs = {"a.png": png_bomb, "a.gif": gif_bomb, "a.tif": tiff_bomb, "a.mov": png_film_bomb, "b.mov": lying_film_bomb}
+    bombs |= {"a.webp": webp_bomb} if features.check("webp") else {}
+    paths = [make(tmp_path / name) for name, make in bombs.items()]
+    assert all(path.stat().st_size < 400_000 for path in paths)
+    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout[-500:] + run.stderr[-500:]
-    assert int(run.stdout.split()[-1]) < 100  # MB; decoded it would be 160 to 3,600
+    taken = dict(zip(bombs, map(int, run.stdout.split()), strict=True))
+    assert max(taken.values()) < 100, taken  # MB; decoded they would be 160 to 3,600
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "avi", "ts"])
@@ -180,7 +180,7 @@ def test_pillows_own_limit_is_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["points", "dense"])
-@pytest.mark.parametrize("size", [(64, 20000), (20000, 64)], ids=["wide", "high"])
+@pytest.mark.parametrize("size", [(32, 20000), (20000, 32)], ids=["wide", "high"])
 def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
     frames = torch.zeros(2, 3, *size)
     plan = FramePlan(0.0, Fraction(8), 2)
