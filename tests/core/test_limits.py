@@ -180,7 +180,7 @@ def test_pillows_own_limit_is_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["points", "dense"])
-@pytest.mark.parametrize("size", [(32, 20000), (20000, 32)], ids=["wide", "high"])
+@pytest.mark.parametrize("size", [(64, 20000), (20000, 64)], ids=["wide", "high"])
 def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
     frames = torch.zeros(2, 3, *size)
     plan = FramePlan(0.0, Fraction(8), 2)
@@ -189,6 +189,12 @@ def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
             read()
         given = int(str(error.value).partition("--nominal-height ")[2].split()[0])
         assert read_motion(frames, plan, (32, 32), layout, nominal_height=given).field.shape[-1] == 32
+
+
+@pytest.mark.parametrize("size", [(32, 20000), (20000, 32)], ids=["wide", "high"])
+def test_a_strip_that_no_height_helps_is_to_be_cropped(size):
+    with pytest.raises(UserError, match=r"takes at most 8191 a side: crop it\."):
+        read_motion(torch.zeros(2, 3, *size), FramePlan(0.0, Fraction(8), 2))
 
 
 def test_a_picture_that_swscale_does_not_scale_is_told():

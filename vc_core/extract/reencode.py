@@ -36,10 +36,12 @@ class Reencode:
         if max(height, width) <= self.largest:
             return
         fitting = min(NOMINAL, (self.largest - 1) * height // width) // 2 * 2
-        advice = "crop it" if fitting < LOWEST else f"give a nominal height, for instance --nominal-height {fitting}"
+        advice = f"give a nominal height, for instance --nominal-height {fitting} (nominal_height in ComfyUI and recipes)"
+        if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would be left
+            advice = "crop it"
         raise UserError(
             f"{what}: motion is taken from {width} by {height} pixels, and the encoder {self.codec} takes at most "
-            f"{self.largest} a side: {advice}{'' if fitting < LOWEST else ' (nominal_height in ComfyUI and recipes)'}."
+            f"{self.largest} a side: {advice}."
         )
 
     @property
