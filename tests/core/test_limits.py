@@ -187,7 +187,7 @@ def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
     for read in (lambda: read_motion(frames, plan, layout=layout), lambda: block_vectors(frames, plan, layout)):
         with pytest.raises(UserError, match=r"takes at most .*--nominal-height [0-9]+") as error:
             read()
-        given = int(str(error.value).partition("--nominal-height ")[2].split()[0])
+        given = int(str(error.value).partition("--nominal-height ")[2].rstrip("."))
         assert read_motion(frames, plan, (32, 32), layout, nominal_height=given).field.shape[-1] == 32
 
 

@@ -36,7 +36,7 @@ class Reencode:
         if max(height, width) <= self.largest:
             return
         fitting = min(NOMINAL, (self.largest - 1) * height // width) // 2 * 2
-        advice = f"give a nominal height, for instance --nominal-height {fitting} (nominal_height in ComfyUI and recipes)"
+        advice = f"give a nominal height, in ComfyUI nominal_height, for instance --nominal-height {fitting}"
         if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would be left
             advice = "crop it"
         raise UserError(
