@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +114,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
     Raises UserError where the file is missing, no image, of a format that is not read here, of more pixels than
     `most_pixels`, or holds floating-point numbers outside 0 to 1.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     path = existing(Path(path), "an image")
     try:
@@ -131,7 +130,9 @@ def read_image(path: str | os.PathLike) -> Tensor:
             if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
                 raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
             return _by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged file makes of the readers has no common kind
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         raise UserError(f"{path}: cannot be read as an image ({reason}): give a whole PNG or JPEG file.") from error
 
@@ -268,11 +269,11 @@ def _hdr_heif(path: Path) -> Tensor | None:
     try:
         _heif_layout(path)
         with _container(path) as container:
-            codec = container.streams.video[0].codec_context
-            if codec is None or int(codec.color_trc) not in hdr.NAMES:
+            codecs = [stream.codec_context for stream in container.streams.video]
+            if not any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs):
                 return None
         return _by_heif(path)
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return None  # Pillow may still read it
 
 

@@ -154,7 +154,9 @@ def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures
                     image.seek(number)
                     image.load()
                     yield np.array(image), int(image.info.get("duration", 0)) or _STEP
-        except (OSError, ValueError, SyntaxError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged file makes of Pillow has no common kind
             raise UserError(f"{name}: cannot be read as a video ({error}): give a whole animated WebP.") from error
 
     durations = _webp_durations(opened)
