@@ -15,7 +15,7 @@ from ..vc_core.errors import UserError
 from ..vc_core.extract.depth import RELEASED_FILE as MIDAS
 from ..vc_core.extract.depth import depth
 from ..vc_core.extract.depth_maps import depth_from_maps
-from ..vc_core.extract.mask import as_mask, masked_video
+from ..vc_core.extract.mask import mask_of, masked_video
 from ..vc_core.extract.motion import read_motion
 from ..vc_core.extract.pictures import flow_picture
 from ..vc_core.extract.refit import refit
@@ -286,9 +286,9 @@ class VCMaskSequence(io.ComfyNode):
             clip, size = footage(video, goal, start_time, frame_rate), drawing_size("mask", goal.size)
             area = channels_first(mask)
             area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
-            keep = as_mask(area, cls.MEANINGS[white], goal.frames, size)
-            tensor = masked_video(frames_of(clip, size), keep, goal.at("mask"))
-            return Drawn(tensor, tensor[:, :3] / 2 + 0.5, (clip.note, note and f"Mask: {note}"), clip.rate)
+            found = mask_of(area, cls.MEANINGS[white], goal.frames, size)
+            tensor = masked_video(frames_of(clip, size), found.keep, goal.at("mask"))
+            return Drawn(tensor, tensor[:, :3] / 2 + 0.5, (clip.note, note and f"Mask: {note}", found.note), clip.rate)
 
         goal = target(model, frames, width, height)
         return condition_output("mask", goal, draw, strength, start_percent, end_percent)

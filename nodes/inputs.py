@@ -302,7 +302,8 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
     source = video.get_stream_source()
     info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
-    return Footage(source, plan, info.frames, shown(info, plan), seconds(plan), float(plan.rate))
+    note = " ".join(filter(None, (seconds(plan), info.note)))
+    return Footage(source, plan, info.frames, shown(info, plan), note, float(plan.rate))
 
 
 def seconds(plan: FramePlan) -> str:

@@ -153,6 +153,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _compose_arguments(parser: argparse.ArgumentParser) -> None:
     from .commands.settings import SETTINGS
+    from .video.limits import add_limits
 
     files = parser.add_argument_group("settings from files", "Options given besides override what the file says.")
     files.add_argument(
@@ -164,6 +165,7 @@ def _compose_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=Path, metavar="RUNS", help="a .yaml list of settings, or 'runs:' with 'defaults:': all of them"
     )
     _add_settings(parser, {name: setting.group for name, setting in SETTINGS.items()}, {"out": "-o"})
+    add_limits(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser, groups: dict[str, str], short: dict[str, str]) -> None:
@@ -222,6 +224,7 @@ def _compose_many(arguments: argparse.Namespace, options: dict[str, Any]) -> int
 
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
     from .commands.extraction import COLUMNS, KINDS, OPTIONS, SHORT
+    from .video.limits import add_limits
 
     add = parser.add_argument
     add("kind", metavar="KIND", choices=KINDS, help=f"what to make: {', '.join(KINDS)}")
@@ -236,6 +239,7 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"for motion: also `vectors`, rows of {', '.join(COLUMNS)} (pixels of the source), the blocks of the "
         "released path whatever the checkpoint; their layout, height, width and fps are in the metadata")  # fmt: skip
     _add_settings(parser, {name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT)
+    add_limits(parser)
 
 
 def _extract(arguments: argparse.Namespace) -> None:

@@ -188,7 +188,7 @@ def test_what_a_file_says_of_how_it_was_made(compose, tiny_checkpoint, clip, pic
         (["--video", "CLIP", "--use", "mask"], "needs a mask file"),
         (["--video", "CLIP", "--use", "depth"], "depth"),
         (["--video", "PICTURE", "--use", "motion"], "picture.png"),
-        (["--video", ".", "--use", "motion"], ". is a folder, and --video takes a file"),
+        (["--video", ".", "--use", "motion"], ".: is a folder without images"),
         (["--video", "CLIP", "--use", "motion", "--frames", "500"], "too short"),
         (["--image", "CLIP"], "cannot be read as an image"),
         (["--image", "none.png"], "none.png"),

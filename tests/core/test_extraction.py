@@ -152,7 +152,7 @@ def test_from_an_image(picture, tmp_path):
         (("motion", "CLIP", "-o", "x.pt"), "expected a name that ends in .safetensors"),
         (("motion", "CLIP", "--preview", "x.avi"), "no video is written as .avi"),
         (("motion", "nothing.mp4"), "There is no file at nothing.mp4, which FILE names"),
-        (("motion", "."), ". is a folder, and FILE takes a file"),
+        (("motion", ".."), "..: is a folder without images"),
     ],
 )
 def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, message):

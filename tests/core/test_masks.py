@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract import masked_video, read_mask
 from vc_core.extract.drawing import Rectangle, Stroke, draw_shapes, half
-from vc_core.extract.mask import RANDOM_MASKS, as_mask, drawn_mask, random_mask
-from vc_core.video import FramePlan
+from vc_core.extract.mask import RANDOM_MASKS, Mask, as_mask, drawn_mask, load_mask, mask_of, random_mask
+from vc_core.video import FramePlan, write_video
 
 SIZE = (48, 64)
 
@@ -106,6 +107,110 @@ def test_a_folder_must_have_an_image_a_frame(tmp_path):
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
         read_mask(tmp_path, 2)
+
+
+# --- labels, and what is told ---------------------------------------------------------------------------------
+
+
+def labels():
+    """Three objects, numbered as DAVIS numbers them, on the right half."""
+    numbers = np.zeros((32, 64), np.uint8)
+    numbers[:, 32:] = 1
+    numbers[8:16, 40:50] = 2
+    numbers[20:, 50:] = 3
+    return numbers
+
+
+DAVIS = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [0] * 756
+
+
+def as_palette(numbers, palette=DAVIS):
+    image = Image.fromarray(numbers).convert("P")
+    image.putpalette(palette)
+    return image
+
+
+LABELLED = {
+    "zero and one": lambda n: Image.fromarray((n > 0).astype(np.uint8)),
+    "numbers": Image.fromarray,
+    "16 bits": lambda n: Image.fromarray(n.astype(np.uint16)),
+    "palette": as_palette,
+    "palette, as RGB": lambda n: as_palette(n).convert("RGB"),
+    "palette, as grey": lambda n: as_palette(n).convert("L"),
+    "dark colours": lambda n: as_palette(n, [0, 0, 0, 64, 0, 0, 0, 64, 0, 0, 0, 64] + [0] * 756),
+    "VOC's border": lambda n: as_palette(np.where(n == 3, 255, n).astype(np.uint8), [*DAVIS[:765], 224, 224, 192]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+@pytest.mark.parametrize("size", [None, (16, 32)])
+def test_what_is_labelled_is_painted(tmp_path, kind, size):
+    LABELLED[kind](labels()).save(tmp_path / "mask.png")
+    mask = load_mask(tmp_path / "mask.png", 2, size=size)
+    width = mask.keep.shape[-1]
+    assert (mask.keep[..., : width // 2] == 1).all() and (mask.keep[..., width // 2 :] == 0).all()
+    assert mask.note == "Mask: 50 percent of the picture is painted anew. It has no white: what is not black in it " \
+                        "counts as white."  # fmt: skip
+    assert torch.equal(read_mask(tmp_path / "mask.png", 2, "keep", size), 1 - mask.keep)
+
+
+def test_a_folder_of_labels_is_one_mask(tmp_path):
+    """A frame without objects, or with one alone, is read as the others are."""
+    for number, numbers in enumerate([labels() * 0, labels(), (labels() == 3).astype(np.uint8) * 3]):
+        as_palette(numbers).save(tmp_path / f"{number:05d}.png")
+    mask = load_mask(tmp_path, 3)
+    assert [int((1 - mask.keep[0, 0, f]).sum()) for f in range(3)] == [0, 32 * 32, 12 * 14]
+    assert "and nothing in 1 frame of 3" in mask.note
+
+
+@pytest.mark.parametrize(
+    ("pixels", "share"),
+    [
+        (np.tile(np.linspace(0, 120, 64).astype(np.uint8), (32, 1)), 0),  # a soft one that is nowhere white
+        (np.full((32, 64), 100, np.uint8), 0),  # no black
+        (np.tile(np.linspace(0, 255, 64).astype(np.uint8), (32, 1)), 0.5),
+        (np.where(labels() > 0, 255, 0).astype(np.uint8), 0.5),
+        (np.where(labels() > 1, 255, 40).astype(np.uint8), (labels() > 1).mean()),
+        (np.stack([np.where(labels() > 0, c, 255).astype(np.uint8) for c in (200, 0, 0)], -1), 0.5),  # red on white
+    ],
+    ids=["soft", "grey", "ramp", "white", "dark grey around", "red on white"],
+)
+def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, share):
+    save(tmp_path / "mask.png", pixels)
+    mask = load_mask(tmp_path / "mask.png", 1)
+    assert not mask.labels and (1 - mask.keep).mean().item() == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("painted", "says"),
+    [
+        (torch.zeros(1, 1, 2, 8, 8), "nothing is painted anew; give another mask"),
+        (torch.ones(1, 1, 2, 8, 8), "all of the picture is painted anew"),
+        (torch.ones(1, 1, 2, 8, 8).tril(), "56 percent of the picture is painted anew."),
+        (torch.nn.functional.pad(torch.ones(1, 1, 1, 1, 1), (0, 31, 0, 31)), "less than 1 percent"),
+    ],
+)
+def test_what_a_mask_paints_is_told(painted, says):
+    assert says in Mask(1 - painted).note
+
+
+def test_masks_of_nodes_may_be_of_zero_and_one_255th():
+    found = mask_of((torch.from_numpy(labels()) > 0).float()[None, None] / 255, frames=3)
+    assert found.labels and found.keep.shape[2] == 3 and (1 - found.keep).mean() == 0.5
+
+
+def test_extract_tells_what_the_mask_paints(tmp_path, capsys):
+    clip = write_video(tmp_path / "a.mp4", torch.rand(1, 3, 8, 32, 64, generator=generator()), 8)
+    for name, pixels in (("labels", labels()), ("empty", labels() * 0), ("full", labels() * 0 + 255)):
+        save(tmp_path / f"{name}.png", pixels)
+    said = {}
+    for name in ("labels", "empty", "full"):
+        command = ["extract", "mask", clip, "--mask", tmp_path / f"{name}.png", "-o", tmp_path / "m.safetensors"]
+        options = ["--frames", 2, "--size", "64x32", "--rate", 8]
+        assert cli.main([str(word) for word in (*command, *options)]) == 0
+        said[name] = capsys.readouterr().out
+    assert "Mask: 50 percent of the picture is painted anew" in said["labels"]
+    assert "nothing is painted anew" in said["empty"] and "all of the picture is painted anew" in said["full"]
 
 
 # --- drawn ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.core.odd_files import of_streams, png_film_bomb
 from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
 from vc_core.demo import draw_clip
 from vc_core.video import write_video
@@ -30,6 +31,13 @@ def clip_files(scene):
     write_video(folder / "short.mp4", draw_clip(frames=3), 8)
     whole = (folder / "short.mp4").read_bytes()
     (folder / "damaged.mp4").write_bytes(whole[: len(whole) // 2])
+
+
+def wide_files(scene):
+    """A panorama that is wider than the encoder of motion takes, and a video whose frames would fill the memory."""
+    folder = scene.host.folder / "input"
+    of_streams(folder / "wide.mkv", ("ffv1", 4, (64, 16400), (0, 0, 200)))
+    png_film_bomb(folder / "large.mov")
 
 
 # What is wrong -> the node that says so, words of its sentence, and how it is wired: returns an STCEncode, after which
@@ -89,6 +97,14 @@ WIRING = {
     "a damaged video file": (
         "MotionVectorExtract", ["damaged.mp4"],
         lambda s: (clip_files(s), motion_of(s, "damaged.mp4", frame_rate=8.0))[1],
+    ),
+    "a video that is too wide for its motion": (
+        "MotionVectorExtract", ["wide.mkv", "16400 by 64 pixels", "nominal_height"],
+        lambda s: (wide_files(s), motion_of(s, "wide.mkv", frame_rate=8.0, frames=3))[1],
+    ),
+    "a video of too large frames": (
+        "MotionVectorExtract", ["large.mov", "100 megapixels", "VC_MAX_MEGAPIXELS"],
+        lambda s: (wide_files(s), motion_of(s, "large.mov", frame_rate=8.0, frames=2))[1],
     ),
     "tracks that are no JSON": (
         "VCMotionFromTracks", ["'tracks'", "JSON"],

@@ -1,5 +1,6 @@
 """What nodes show and say on themselves: what the network sees, the seconds of a clip, what a checkpoint knows."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -82,7 +83,28 @@ def test_each_node_says_which_seconds_of_the_clip_were_used(scene, kind):
     scene.add("SaveImage", images=of_images[1], filename_prefix="seconds")
     result = scene.host.run(scene.graph)
     told = [note for sort, (node, note) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
-    assert told == ["80 frames were spread over 16."]
+    first, *others = told[0].splitlines()
+    assert len(told) == 1 and first == "80 frames were spread over 16."
+    assert len(others) == (kind == "VCMaskSequence") and all("of the picture is painted anew" in one for one in others)
+
+
+def test_a_mask_that_paints_nothing_or_has_no_white_is_told(scene):
+    clip = scene.add("VCExampleClip", frames=16, size=64)
+    for value in (0.0, 1.0):
+        mask = scene.add("SolidMask", value=value, width=64, height=64)
+        scene.add("SaveImage", images=scene.add("VCMaskSequence", video=clip[1], mask=mask)[1], filename_prefix="mask")
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:, 32:] = 1
+    Image.fromarray(labels).convert("RGB").save(scene.host.folder / "input" / "labels.png")
+    mask = scene.add("LoadImageMask", image="labels.png", channel="red")
+    scene.add("SaveImage", images=scene.add("VCMaskSequence", video=clip[1], mask=mask)[1], filename_prefix="mask")
+    notes = " ".join(scene.host.run(scene.graph).notes)
+    for words in (
+        "nothing is painted anew",
+        "all of the picture is painted anew",
+        "50 percent of the picture is painted",
+    ):
+        assert words in notes
 
 
 def test_the_loader_says_what_the_bundled_checkpoint_knows(scene):

@@ -197,12 +197,11 @@ def random_plan(info: VideoInfo, frames: int, rate: float | None, generator: tor
     return replace(plan, start=float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item())
 
 
-def plan_of(
-    source: Path | Media, entry: Entry, frames: int, rate: float | None, generator: torch.Generator
-) -> FramePlan | None:
-    """`random_plan` of an entry's source; none of an image. Raises `BadSample`."""
+def plan_of(source: Path | Media, frames: int, rate: float | None, generator: torch.Generator) -> tuple[FramePlan, str]:
+    """`random_plan` of a video, and what was decided for the user, see `VideoInfo.note`. Raises `BadSample`."""
     with _decoding(source):
-        return None if entry.is_image else random_plan(probe(source), frames, rate, generator)
+        info = probe(source)
+        return random_plan(info, frames, rate, generator), info.note
 
 
 def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:
@@ -244,7 +243,9 @@ class FolderClips:
     nominal_height: int | None = None
 
     def __post_init__(self) -> None:
-        image = next((entry for entry in self.entries if entry.is_image), None) if self.form.frames > 1 else None
+        image = None
+        if self.form.frames > 1:
+            image = next((entry for entry in self.entries if entry.is_image(self.folder)), None)
         if image is not None:
             raise UserError(
                 f"{image.file} is an image, and clips of {self.form.frames} frames are trained on: put images into a "
@@ -259,11 +260,12 @@ class FolderClips:
         entry = self.entries[index]
         with reading(entry.name(self.folder)):
             source = entry.source(self.folder)
-            plan = plan_of(source, entry, self.form.frames, self.rate, generator)
+            still = entry.is_image(self.folder)
+            plan = None if still else plan_of(source, self.form.frames, self.rate, generator)[0]
             made = make(pictures_of(source, plan), self.form, kept, generator)
             if "motion" in kept:
-                still = self.form.frames == 1
-                made.conditions["motion"] = no_motion(self.form) if still else self._motion(source, plan)
+                alone = self.form.frames == 1
+                made.conditions["motion"] = no_motion(self.form) if alone else self._motion(source, plan)
         text = entry.caption if "text" in kept else ""
         return Sample(
             entry.file, video=made.video, text=text, style=made.style, conditions=made.conditions, source=made.source

@@ -19,7 +19,9 @@ from typing import Any
 
 from training.data.tars import Member
 from vc_core.errors import UserError
-from vc_core.video import IMAGES, Media
+from vc_core.video import IMAGES, Media, is_image
+from vc_core.video.images import is_animated
+from vc_core.video.opening import HEAD
 
 FILE = ("file", "file_name", "filename", "file_path", "filepath", "path", "media_path", "video", "video_path",
         "video_file_name", "image", "image_path", "image_file_name")  # fmt: skip
@@ -57,9 +59,11 @@ class Entry:
     fault: str = ""
     member: Member | None = None
 
-    @property
-    def is_image(self) -> bool:
-        return PurePath(self.file).suffix.lower() in IMAGES
+    def is_image(self, folder: Path) -> bool:
+        """Whether it is a still picture, see `vc_core.video.is_image`."""
+        if self.member is None:
+            return is_image(folder / self.file)
+        return PurePath(self.file).suffix.lower() in IMAGES and not is_animated(self.member.read()[:HEAD])
 
     def name(self, folder: Path) -> str:
         """For messages, in characters that can be written."""

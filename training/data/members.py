@@ -9,6 +9,7 @@ import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor
 from vc_core.extract import BlockVectors
 from vc_core.extract.vectors import VECTOR
 from vc_core.video import FramePlan, planned_frames, write_video
+from vc_core.video.images import opened_image
 
 ROW = np.dtype([(name, "<i2") for name in ("frame", "dst_x", "dst_y", "w", "h")] + [("dx", "<f4"), ("dy", "<f4")])
 """A block: its frame, centre and extent, and how far it moved since the frame before, in pixels of the source."""
 
 LARGEST = np.iinfo(ROW["dst_x"]).max
 """Pixels of a side that a source of block vectors may have."""
+
+LARGEST_COLUMNS = 256 * 10**6
+"""Bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked."""
 
 IMAGE_QUALITY = 95
 """Of WebP, out of 100."""
@@ -63,9 +68,7 @@ def pack_image(image: Tensor) -> bytes:
 
 def unpack_image(data: bytes) -> Tensor:
     """An image as a clip of one frame, `(1, 3, H, W)` uint8."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
+    with opened_image(io.BytesIO(data), "an image of a sample") as image:
         return as_tensor(np.asarray(image.convert("RGB")))[None]
 
 
@@ -94,6 +97,9 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
     """
     if not all(isinstance(side, int) and 0 < side <= LARGEST for side in size):
         raise ValueError(f"is of a source of {size}")
+    with ZipFile(io.BytesIO(data)) as packed:
+        if (size_of_all := sum(entry.file_size for entry in packed.infolist())) > LARGEST_COLUMNS:
+            raise ValueError(f"would be {size_of_all / 1e6:.0f} MB when it is unpacked")
     with np.load(io.BytesIO(data), allow_pickle=False) as columns:
         frame = columns["frame"].astype(np.int32)
         inside = (frame > first) & (frame < first + frames)
@@ -122,9 +128,7 @@ def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
 
 def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:
     """Maps `(1, F, H, W)` of a clip of so many frames."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
+    with opened_image(io.BytesIO(data), "a picture of maps", frames) as image:
         levels = torch.from_numpy(np.array(image.convert("L")))
     if len(levels) % frames:
         raise ValueError(f"{len(levels)} lines are not {frames} frames")

@@ -23,6 +23,7 @@ from vc_core.checkpoint import BUNDLED
 from vc_core.commands.values import METHODS, SIZE
 from vc_core.progress import Progress
 from vc_core.terminal import run_program
+from vc_core.video.limits import add_limits
 from vc_core.video.parallel import cores
 
 LAYOUTS = ("points", "dense")
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default=default.device, help="where networks run (default: cpu)")
     add("--jobs", type=_whole, default=cores(), metavar="N", help="processes (default: as many as cores)")
+    add_limits(parser)
     add("--per-shard", type=_whole, default=256, metavar="N", help="clips of a shard (default: 256)")
     return parser
 

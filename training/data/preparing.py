@@ -121,11 +121,12 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     entry, name = clip.entry, clip.entry.name(options.folder)
     with reading(name):
         source = entry.source(options.folder)
-        if entry.is_image and options.frames > 1:
+        still = entry.is_image(options.folder)
+        if still and options.frames > 1:
             raise UserError(f"{name}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
         large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
-        plan = plan_of(source, entry, options.frames, options.rate, generator)
+        plan, note = (None, "") if still else plan_of(source, options.frames, options.rate, generator)
         frames = torch.stack([fit(picture, large) for picture in pictures_of(source, plan)], dim=2)
         about: dict[str, Any] = {
             "caption": entry.caption,
@@ -135,6 +136,8 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             "others": dict(entry.others),
         }
         members = {}
+        if note:
+            about["note"] = note
         if plan is not None:
             about |= {"fps": float(plan.rate), "plan": {"start": plan.start, "rate": str(plan.rate)}}
         if options.frames == 1:
@@ -158,7 +161,8 @@ def encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> 
     settings, filters = REENCODE[options.layout], []
     if options.nominal_height is not None:
         filters = [("scale", f"-2:{options.nominal_height // 2 * 2}")]
-    return reencode(planned_frames(source, plan, *filters, *settings.filters), plan.rate, plan.frames, settings)
+    frames = planned_frames(source, plan, *filters, *settings.filters)
+    return reencode(frames, plan.rate, plan.frames, settings, source)
 
 
 # --- Many clips -----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def open_data(
         raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files, {LISTS[0]} or "
                         "another list of captions, or a .txt beside each video.")  # fmt: skip
     entries = read_captions(path)
-    if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image), None)):
+    if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image(path)), None)):
         raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
                         f"the videos alone in {LISTS[0]}.")  # fmt: skip
     return FolderClips(path, entries, form, rate, nominal_height)

@@ -84,11 +84,15 @@ def contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
     )
 
 
+FOLDERS = ("video", "init", "mask", "depth_model", "depth_maps")
+"""Inputs that may be folders: of pictures, or of a network."""
+
+
 def check_inputs(settings: Settings, label: Label) -> None:
     """Refuses inputs that are missing, and folders where files are read. Raises `UserError`."""
     for name, paths in settings.inputs().items():
         for path in paths:
-            if path.is_dir() and name not in ("mask", "depth_model", "depth_maps"):
+            if path.is_dir() and name not in FOLDERS:
                 raise UserError(f"{path} is a folder, and {label(name)} takes a file: name the file in it.")
             if not path.exists():
                 raise UserError(f"There is no file at {path}, which {label(name)} names: check the path.")

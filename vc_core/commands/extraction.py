@@ -17,12 +17,13 @@ from ..conditions import CONDITIONS
 from ..config import Config, as_mapping
 from ..errors import UserError
 from ..extract.sources import Extracted, Source
-from ..files import save_tensors, sha256
+from ..files import save_tensors
 from ..progress import Progress
-from ..video import IMAGES, FramePlan, probe, read_frames, read_image
+from ..video import FramePlan, is_image, probe, read_frames, read_image
 from ..video.writing import check_format, write_contact_sheet, write_video
 from .checks import check_inputs, check_video_place
 from .making import frame_plan, make_conditions, source_of
+from .record import file_hash
 from .settings import SETTINGS, Settings, as_option
 
 KINDS = (*CONDITIONS, "style")
@@ -118,7 +119,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     kind, file, checkpoint = options["kind"], options["file"], options["checkpoint"]
     given = {name: value for name, value in options.items() if name in OPTIONS}
     _check_kind(kind, [*given, *(["vectors"] if options["vectors"] else [])])
-    still = file.suffix.lower() in IMAGES
+    still = is_image(file)
     _check_file(kind, file, still, given)
     if options["vectors"]:
         _check_vectors(given)
@@ -215,7 +216,7 @@ def extract_file(request: Request, progress: Progress | None = None) -> Extracti
         extracted = _style(request, plan)
     else:
         extracted = make_conditions(settings, plan, request.config, progress)[kind]
-    told = {"kind": kind, "file": str(request.file), "sha256": sha256(request.file), **_plain(kind, source)}
+    told = {"kind": kind, "file": str(request.file), "sha256": file_hash(request.file), **_plain(kind, source)}
     told["checkpoint"] = None if request.checkpoint is None else str(request.checkpoint)
     rows = None
     if request.vectors:

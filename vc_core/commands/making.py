@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..conditions import drawing_size
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
-from ..video import FramePlan, plan_frames, probe
+from ..video import FramePlan, VideoInfo, plan_frames, probe
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -27,12 +29,20 @@ def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
     source = settings.video or settings.init
     if source is None:
         return None
-    info = probe(source)
+    info = probed(source)
     if settings.takes_frames:
         return plan_frames(info, frames, settings.rate, settings.start)
     there = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
     plan = plan_frames(info, min(frames, there), settings.rate, settings.start)
     return dataclasses.replace(plan, frames=1)
+
+
+def probed(path: Path) -> VideoInfo:
+    """`probe`, which warns of what is decided for the user, such as HDR's light."""
+    info = probe(path)
+    if info.note:
+        warnings.warn(info.note, stacklevel=2)
+    return info
 
 
 def source_of(settings: Settings, plan: FramePlan | None, config: Config) -> "Source":

@@ -17,9 +17,9 @@ from ..conditions import Condition
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
-from ..video import FramePlan, plan_frames, probe
+from ..video import FramePlan, plan_frames
 from .checks import check_inputs, check_video_place
-from .making import frame_plan, make_conditions
+from .making import frame_plan, make_conditions, probed
 from .record import (
     KEY,
     Record,
@@ -259,7 +259,7 @@ def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
     if settings.init is None:
         return None
     if settings.video is not None:
-        plan = plan_frames(probe(settings.init), settings.frames, plan.rate, settings.start)
+        plan = plan_frames(probed(settings.init), settings.frames, plan.rate, settings.start)
     return read_frames(settings.init, plan, settings.size)
 
 

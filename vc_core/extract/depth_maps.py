@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
-from ..video.opening import as_url
+from ..video import IMAGES, FramePlan, frame_files, is_image, planned_frames, resize_crop
+from ..video.images import decoded_frame, is_float
 
 HIGHEST = CONDITIONS["depth"].high
 """End of the released range; MiDaS's own values rarely come near it."""
@@ -150,7 +149,7 @@ def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, in
     if path.is_dir():
         files = frame_files(path, frames, _ENDINGS)
         pictures: Iterator = (picture for file in files for picture in _image(file))
-    elif path.suffix.lower() in _ENDINGS:
+    elif path.suffix.lower() in _ENDINGS - IMAGES or is_image(path):
         pictures = _image(path)
     elif isinstance(plan, int):
         raise UserError(f"{path} is no image, and a video of depth maps needs the frame plan of its source: give both.")
@@ -167,21 +166,18 @@ def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, in
 
 def _image(path: Path) -> Iterator:
     """The av.VideoFrame of an image file. Not Pillow's reading, which leaves eight bits of sixteen in RGB files."""
-    import av
-
     if not path.is_file():
         raise UserError(f"There is no depth map at {path}: check the path.")
     try:
-        with av.open(as_url(path), metadata_errors="replace") as container:
-            yield next(container.decode(video=0))
-    except (av.FFmpegError, StopIteration, IndexError) as error:
+        yield decoded_frame(path)
+    except OSError as error:
         raise UserError(f"{path} cannot be read as an image ({error}): give a grey PNG of 8 or 16 bits.") from error
 
 
 def _levels(frame: Any, path: Path) -> Tensor:
     """The grey values (1, 1, H, W) in [0, 1] of an av.VideoFrame, as exact as its format has them."""
     form = frame.format
-    if re.search(r"f(16|32)(le|be)?$", form.name):
+    if is_float(frame):
         raise UserError(
             f"{path} holds floating-point numbers ({form.name}): expected grey of 8 or 16 bits; save it as a 16-bit "
             "PNG."

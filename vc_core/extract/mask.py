@@ -5,19 +5,46 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..video import IMAGES, FramePlan, frame_files, read_frames, read_image, resize_crop
+from ..errors import UserError, counted
+from ..video import FramePlan, frame_files, is_image, read_frames, read_image, resize_crop
 from .drawing import Rectangle, Shape, Stroke, chosen, draw_shapes, half
 from .sketch import as_sketch
 
 POLARITIES = ("paint", "keep")
 """What a mask's white can mean: to be painted anew, as painting programs and ComfyUI have it, or to be kept."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask as it was understood.
+
+    Attributes:
+        keep: (B, 1, F, H, W) of {0, 1}, 1 = keep, 0 = to be painted.
+        labels: it has no white, and what is not black in it was taken for white.
+    """
+
+    keep: Tensor
+    labels: bool = False
+
+    @property
+    def note(self) -> str:
+        """One sentence for users on what it paints."""
+        painted = 1 - self.keep
+        share, frames = painted.mean().item(), self.keep.shape[2]
+        idle = int((painted.sum((0, 1, 3, 4)) == 0).sum())
+        why = " It has no white: what is not black in it counts as white." if self.labels else ""
+        if share in (0, 1):
+            what = "nothing" if share == 0 else "all of the picture"
+            return f"Mask: {what} is painted anew; give another mask, or say that its white means the opposite.{why}"
+        some = f", and nothing in {counted(idle, 'frame')} of {frames}" if idle else ""
+        percent = f"{100 * share:.0f}" if share >= 0.005 else "less than 1"
+        return f"Mask: {percent} percent of the picture is painted anew{some}.{why}"
 
 
 def read_mask(
@@ -26,20 +53,31 @@ def read_mask(
     white: str = "paint",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """A keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, from an image, a video, or a folder of images.
+    """The keep map (1, 1, F, H, W) of `load_mask` alone."""
+    return load_mask(path, plan, white, size).keep
+
+
+def load_mask(
+    path: str | os.PathLike,
+    plan: FramePlan | int,
+    white: str = "paint",
+    size: tuple[int, int] | None = None,
+) -> Mask:
+    """A mask (1, 1, F, H, W) from an image, a video, or a folder of images.
 
     An image stands for every frame; a video mask needs the source's frame plan, so that both show the same moments
     (for images, the number of frames will do). A folder holds one image for each frame of the plan, in the order of
-    their names, numbers counted as such. `white` is one of `POLARITIES`. Halfway grey and brighter counts as white;
-    transparent counts as white. With `size` (h, w) it is scaled and centre-cropped as the source is. Raises UserError
-    for another word, an unreadable file, or a folder with another number of images.
+    their names, numbers counted as such. `white` is one of `POLARITIES`. What counts as white, `as_mask` tells;
+    transparent does. With `size` (h, w) it is scaled and centre-cropped as the source is. Raises UserError for another
+    word, an unreadable file, or a folder with another number of images.
     """
     path = Path(path)
     chosen(f"meaning of white in the mask {path}", white, POLARITIES)
     frames = plan if isinstance(plan, int) else plan.frames
     if path.is_dir():
-        picture = _read_images(path, frames, size)
-    elif path.suffix.lower() in IMAGES:
+        whiteness, labels = _read_images(path, frames, size)
+        return Mask(_keep(whiteness, white, frames, size), labels)
+    if is_image(path):
         picture = read_image(path)[:, :, None]
     elif isinstance(plan, FramePlan):
         picture = read_frames(path, plan, size)
@@ -48,27 +86,43 @@ def read_mask(
             f"{path}: is no image, and a mask video needs the frame plan of its source: "
             "give a .png, or the source video too."
         )
-    return as_mask(picture, white, frames, size)
+    return mask_of(picture, white, frames, size)
 
 
-def _read_images(folder: Path, frames: int, size: tuple[int, int] | None) -> Tensor:
-    """The images of a folder (1, 3, F, H, W), in the order of their names."""
+def _read_images(folder: Path, frames: int, size: tuple[int, int] | None) -> tuple[Tensor, bool]:
+    """The whiteness (1, 1, F, H, W) of a folder's images, in the order of their names, and whether they are labels."""
     files = frame_files(folder, frames)
-    pictures = [resize_crop(image, size) if size else image for image in map(read_image, files)]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape != pictures[0].shape:
+    looks, bright, coloured = [], [], []
+    for file in files:
+        picture = read_image(file)
+        looks.append(_Look.at(picture[:, :, None]))
+        for found, each in ((bright, as_sketch(picture)), (coloured, _not_black(picture))):
+            found.append(resize_crop(each, size) if size else each)
+        if bright[-1].shape != bright[0].shape:
             raise UserError(f"{file}: the mask is of another size than {files[0].name}: make them of one size.")
-    return torch.stack(pictures, dim=2)
+    labels = _Look.together(looks).labels
+    return torch.stack(coloured if labels else bright, dim=2), labels
 
 
 def as_mask(
     picture: Tensor, white: str = "paint", frames: int | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """A keep map (B, 1, F, H, W) of {0, 1}, 1 = keep, from a picture of a mask.
+    """The keep map (B, 1, F, H, W) of `mask_of` alone."""
+    return mask_of(picture, white, frames, size).keep
 
-    picture: (B, 1 or 3, H, W) or (B, 1 or 3, F, H, W) in [0, 1]; a single frame stands for all `frames`. 0.5 and
-    brighter counts as white, whose meaning is one of `POLARITIES`. With `size` (h, w) it is scaled and
-    centre-cropped. Raises UserError for another word, shape or number of frames, or values outside [0, 1].
+
+def mask_of(
+    picture: Tensor, white: str = "paint", frames: int | None = None, size: tuple[int, int] | None = None
+) -> Mask:
+    """A mask (B, 1, F, H, W) from a picture of it.
+
+    Halfway grey, 0.5, and brighter counts as white, whose meaning is one of `POLARITIES`. Masks of labels have no
+    white: those of 0 and 1 of 255, numbered objects, and colours on black as a palette has them (DAVIS). What is not
+    black in them counts as white.
+
+    picture: (B, 1 or 3, H, W) or (B, 1 or 3, F, H, W) in [0, 1]; a single frame stands for all `frames`. With `size`
+    (h, w) it is scaled and centre-cropped. Raises UserError for another word, shape or number of frames, or values
+    outside [0, 1].
     """
     chosen("meaning of white in a mask", white, POLARITIES)
     video = picture[:, :, None] if picture.ndim == 4 else picture
@@ -82,11 +136,83 @@ def as_mask(
     video = video.float()
     if not ((video >= -1e-4) & (video <= 1 + 1e-4)).all():
         raise UserError("The mask has values outside 0..1: expected 0 for black and 1 for white.")
-    if size is not None and video.shape[-2:] != tuple(size):
-        video = resize_crop(video, size)
-    bright = as_sketch(video) >= 0.5 - 1e-4  # the weights of grey sum to 1 but for rounding
+    labels = _Look.at(video).labels
+    return Mask(_keep(_not_black(video) if labels else as_sketch(video), white, frames, size), labels)
+
+
+def _keep(whiteness: Tensor, white: str, frames: int | None, size: tuple[int, int] | None) -> Tensor:
+    """(B, 1, F, H, W) in [0, 1] -> the keep map."""
+    if size is not None and whiteness.shape[-2:] != tuple(size):
+        whiteness = resize_crop(whiteness, size)
+    bright = whiteness >= 0.5 - 1e-4  # the weights of grey sum to 1 but for rounding
     keep = (bright if white == "keep" else ~bright).float()
     return keep if frames is None else keep.expand(-1, -1, frames, -1, -1)
+
+
+DARK = 0.1
+"""Of the brightest channel: colours that are darker count as black, which files of videos do not hold exactly."""
+
+FEW = 16
+"""Levels of grey that a mask of labels has at most; one with soft edges has more."""
+
+
+def _not_black(video: Tensor) -> Tensor:
+    """(B, 1 or 3, ...) -> (B, 1, ...) of {0, 1}: 1 where a mask of labels shows one."""
+    dark = DARK if _coloured(video).any() else 0.0
+    return (video.amax(1, keepdim=True) > dark).float()
+
+
+def _coloured(video: Tensor) -> Tensor:
+    return video.amax(1) - video.amin(1) > DARK
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What tells whether a mask is one of labels.
+
+    Attributes:
+        black, white: whether there are such pixels.
+        visible, coloured: pixels that are not dark, and those of them that are no grey.
+        brightest: in [0, 1].
+        levels: of grey, at most `FEW` and one more.
+    """
+
+    black: bool
+    white: bool
+    visible: int
+    coloured: int
+    brightest: float
+    levels: frozenset[float]
+
+    @staticmethod
+    def at(video: Tensor) -> _Look:
+        """Of a mask (B, 1 or 3, F, H, W)."""
+        peak, grey = video.amax(1), as_sketch(video)
+        brightest = grey.max().item()
+        levels = grey.unique().tolist()[: FEW + 1] if brightest < 0.5 else []
+        coloured = int(_coloured(video).sum())
+        black = (peak <= (DARK if coloured else 0)).any().item()
+        white = (video.amin(1) > 1 - DARK).any().item()
+        return _Look(black, white, int((peak > DARK).sum()), coloured, brightest, frozenset(levels))
+
+    @staticmethod
+    def together(looks: Sequence[_Look]) -> _Look:
+        """Of all frames of a mask."""
+        return _Look(
+            any(look.black for look in looks),
+            any(look.white for look in looks),
+            sum(look.visible for look in looks),
+            sum(look.coloured for look in looks),
+            max(look.brightest for look in looks),
+            frozenset().union(*(look.levels for look in looks)),
+        )
+
+    @property
+    def labels(self) -> bool:
+        if not self.black or self.white:
+            return False
+        dull = 0 < self.brightest < 0.5 - 1e-4 and len(self.levels) <= FEW
+        return dull or self.coloured * 20 >= self.visible > 0
 
 
 def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = None) -> Tensor:

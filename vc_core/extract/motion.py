@@ -40,7 +40,7 @@ from ..video.limits import check_size
 from ..video.opening import Media, VideoSource, media
 from ..video.packets import Index
 from ..video.showing import Picture, filtering, stored_picture
-from .reencode import REENCODE, Reencode, reencode, reencoded
+from .reencode import LOWEST, REENCODE, Reencode, reencode, reencoded
 from .stream import CELL, Obstacle, between_ticks, encoded_steps, obstacle, own_rows, own_steps
 from .vectors import (
     VECTOR,
@@ -139,10 +139,10 @@ def read_motion(
     _check("motion layout", layout, UNITS)
     _check("motion unit", unit := unit or UNITS[layout], UNITS.values())
     _check("motion mode", mode, MODES)
-    if nominal_height is not None and not 16 <= nominal_height <= 8192:
+    if nominal_height is not None and not LOWEST <= nominal_height <= 8192:
         raise UserError(f"The nominal height is {nominal_height}: expected 16 to 8192 pixels, 336 as trained.")
     check_size("The size of the motion field", size)
-    job = _Job(plan, tuple(size), layout, unit, nominal_height, progress)
+    job = _Job("The tensor of frames", plan, tuple(size), layout, unit, nominal_height, progress)
     if isinstance(source, Tensor):
         frames = tensor_pictures(source, plan)
         if mode == "released":
@@ -150,6 +150,7 @@ def read_motion(
         counts = [1] * (plan.frames - 1)
         return job.encoded(lambda filters: filtered(frames, filters), counts, plan.rate, "frames alone have no vectors")
     with media(source) as video:
+        job = replace(job, name=str(video))
         table = planned_index(video, plan)
         chosen = chosen_times(video, table, plan)
         if mode == "released":
@@ -175,10 +176,11 @@ def block_vectors(
     if mode == "released":
         settings = REENCODE[layout]
         if isinstance(source, Tensor):
-            frames: Iterable = filtered(tensor_pictures(source, plan), settings.filters)
-        else:
-            frames = planned_frames(source, plan, *settings.filters)
-        return reencode(frames, plan.rate, plan.frames, settings)
+            frames = filtered(tensor_pictures(source, plan), settings.filters)
+            return reencode(frames, plan.rate, plan.frames, settings, "The tensor of frames")
+        with media(source) as video:
+            frames = planned_frames(video, plan, *settings.filters)
+            return reencode(frames, plan.rate, plan.frames, settings, video)
     with media(source) as video:
         table = planned_index(video, plan)
         times = _window(table, chosen_times(video, table, plan))
@@ -255,6 +257,7 @@ Pictures = Callable[[list[tuple[str, str]]], Iterator]  # frames through such fi
 
 @dataclass(frozen=True)
 class _Job:
+    name: str  # for messages
     plan: FramePlan
     size: tuple[int, int]
     layout: str
@@ -268,7 +271,7 @@ class _Job:
         draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
         scale = self._unit(source)
         # Drawn once the decoders are done: beside them torch's threads would wait for cores. Rows take less than maps.
-        rows = [each for _, each in self._told(reencoded(found, self.plan.rate, self.plan.frames, settings))]
+        rows = [each for _, each in self._told(reencoded(found, self.plan.rate, self.plan.frames, settings, self.name))]
         field = fill((draw(each) * scale for each in rows), self.plan.frames, self.size)
         return Motion(field, "released", settings.codec)
 
@@ -293,7 +296,7 @@ class _Job:
         settings = REENCODE["steps"]
         source, found = _peeked(frames(self._filters(settings)))
         with ExitStack() as stack:
-            steps = encoded_steps(found, rate, sum(counts) + 1, source)
+            steps = encoded_steps(found, rate, sum(counts) + 1, source, self.name)
             stack.callback(steps.close)
             return Motion(self._along(steps, counts, Picture(source, source), source), "stream", settings.codec, why)
 

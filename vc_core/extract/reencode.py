@@ -8,7 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from ..errors import UserError
 from .vectors import BlockVectors, exported
+
+NOMINAL = 336
+"""Pixels of height that the released network's clips had."""
+
+LOWEST = 16
+"""The least nominal height."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +23,26 @@ class Reencode:
     """How a clip is encoded anew."""
 
     codec: str
+    largest: int  # pixels of a side that the encoder takes
     even: bool  # 4:2:0 H.264 takes even sizes only
     options: dict[str, str] = field(default_factory=dict)
 
     def for_frames(self, frames: int) -> dict[str, str]:
         """The encoder's options for a clip of this many frames."""
         return {key: value.format(beyond=frames + 1) for key, value in self.options.items()}
+
+    def check(self, what: object, height: int, width: int) -> None:
+        """Raises UserError, which begins with `what`, for a picture that the encoder does not take."""
+        if max(height, width) <= self.largest:
+            return
+        fitting = min(NOMINAL, (self.largest - 1) * height // width) // 2 * 2
+        advice = f"give a nominal height, in ComfyUI nominal_height, for instance --nominal-height {fitting}"
+        if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would be left
+            advice = "crop it"
+        raise UserError(
+            f"{what}: motion is taken from {width} by {height} pixels, and the encoder {self.codec} takes at most "
+            f"{self.largest} a side: {advice}."
+        )
 
     @property
     def filters(self) -> list[tuple[str, str]]:
@@ -40,24 +61,29 @@ _X264 = "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=
 # `dense`: a thorough search.
 # `steps`: for a source's own rate, where less moves from frame to frame and there are more frames.
 REENCODE = {
-    "points": Reencode("mpeg4", even=False, options={"b": "200000", "bt": "4000000", "g": "12", "slices": "3"}),
+    "points": Reencode("mpeg4", 8191, even=False, options={"b": "200000", "bt": "4000000", "g": "12", "slices": "3"}),
     "dense": Reencode(
         "libx264",
+        16384,
         even=True,
         options={"crf": "18", "preset": "medium", "x264-params": f"{_X264}:me=umh:subme=7:merange=32"},
     ),
     "steps": Reencode(
         "libx264",
+        16384,
         even=True,
         options={"crf": "18", "preset": "superfast", "x264-params": f"{_X264}:me=hex:subme=2:merange=16"},
     ),
 }
 
 
-def reencoded(frames: Iterable, rate: Fraction, count: int, settings: Reencode) -> Iterator[tuple[str, np.ndarray]]:
+def reencoded(
+    frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object = "The video"
+) -> Iterator[tuple[str, np.ndarray]]:
     """(kind, VECTOR rows) of each av.VideoFrame (yuv420p), in order, as it is encoded and decoded again.
 
-    `count` is the number of frames: there are no further I-frames where the settings have none.
+    `count` is the number of frames: there are no further I-frames where the settings have none. Raises UserError, which
+    begins with `what`, for pictures that are larger than the encoder takes.
     """
     import av
     from av.codec.context import Flags2
@@ -77,6 +103,7 @@ def reencoded(frames: Iterable, rate: Fraction, count: int, settings: Reencode) 
 
     for number, frame in enumerate(frames):
         if encoder is None:
+            settings.check(what, frame.height, frame.width)
             encoder = av.CodecContext.create(settings.codec, "w")
             encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
             encoder.thread_type, encoder.thread_count = "SLICE", 1  # else as many slices as the machine has cores
@@ -99,8 +126,13 @@ def kind(frame) -> str:
     return av.video.frame.PictureType(frame.pict_type).name
 
 
-def reencode(frames: Iterable, rate: Fraction, count: int, settings: Reencode) -> BlockVectors:
-    """Encode av.VideoFrames (yuv420p) in memory, decode them again, and collect the exported block vectors."""
+def reencode(
+    frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object = "The video"
+) -> BlockVectors:
+    """Encode av.VideoFrames (yuv420p) in memory, decode them again, and collect the exported block vectors.
+
+    Raises UserError, which begins with `what`, for pictures that are larger than the encoder takes.
+    """
     size = (0, 0)
 
     def watched() -> Iterator:
@@ -109,7 +141,7 @@ def reencode(frames: Iterable, rate: Fraction, count: int, settings: Reencode) -
             size = frame.height, frame.width
             yield frame
 
-    found = list(reencoded(watched(), rate, count, settings))
+    found = list(reencoded(watched(), rate, count, settings, what))
     rows = []
     for number, (_, each) in enumerate(found):
         each["frame"] = number

@@ -16,7 +16,7 @@ from ..config import ExtractionConfig
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, read_frames
-from .mask import masked_video, random_mask, read_mask
+from .mask import Mask, load_mask, masked_video, random_mask
 from .motion import read_motion
 from .networks import Folders
 from .refit import refit
@@ -105,18 +105,18 @@ def _motion(source: Source, progress: Progress | None) -> Extracted:
 
 
 def _mask(source: Source, progress: Progress | None) -> Extracted:
-    how, size = {}, drawing_size("mask", source.size)
+    size = drawing_size("mask", source.size)
     if source.mask_draw is not None:
         kind = None if source.mask_draw == "any" else source.mask_draw
         generator = torch.Generator().manual_seed(source.mask_seed)
-        keep = random_mask(source.plan.frames, size, generator, kind)
+        mask = Mask(random_mask(source.plan.frames, size, generator, kind))
         how = {"drawn": source.mask_draw, "seed": source.mask_seed}
     elif source.mask is not None:
-        keep = read_mask(source.mask, source.plan, source.mask_white, size)
+        mask = load_mask(source.mask, source.plan, source.mask_white, size)
         how = {"white": source.mask_white}
     else:
         raise UserError("The condition 'mask' needs a mask file: give an image or a video, white where to paint.")
-    return Extracted(masked_video(source.frames("mask"), keep, source.at("mask")), how)
+    return Extracted(masked_video(source.frames("mask"), mask.keep, source.at("mask")), how, mask.note)
 
 
 def _depth(source: Source, progress: Progress | None) -> Extracted:

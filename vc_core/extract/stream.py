@@ -87,14 +87,16 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
 def _between(video: Media, table: Index, *times: int) -> np.ndarray:
     """The VECTOR rows from one frame to another, both decoded and encoded anew."""
     settings = REENCODE["dense"]
-    found = decode(video, table, times, lambda: filtering(video, settings.filters, aspect=None))
+    found = decode(video, table, times, lambda: filtering(video, settings.filters, None, table.colour))
     frames = (frame for _, (frame, _) in found)
     return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
 
 
-def encoded_steps(frames: Iterable, rate: Fraction, count: int, source: tuple[int, int]) -> Iterator[np.ndarray]:
+def encoded_steps(
+    frames: Iterable, rate: Fraction, count: int, source: tuple[int, int], what: object = "The video"
+) -> Iterator[np.ndarray]:
     """As `own_steps`, from frames (yuv420p, even sizes) that are encoded anew, at their own rate."""
-    found = reencoded(frames, rate, count, REENCODE["steps"])
+    found = reencoded(frames, rate, count, REENCODE["steps"], what)
     next(found)
     for _, rows in found:
         yield closed(to_cells(rows, source, CELL))

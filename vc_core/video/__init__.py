@@ -1,18 +1,16 @@
 """Reading and writing video and images; the frame plan that every extractor of one source shares."""
 
 from .frames import (
-    IMAGES,
     FramePlan,
     VideoInfo,
     covering,
-    frame_files,
     plan_frames,
     planned_frames,
     probe,
     read_frames,
-    read_image,
     resize_crop,
 )
+from .images import IMAGES, frame_files, is_image, read_image
 from .opening import Media, VideoSource, media
 from .writing import read_metadata, write_contact_sheet, write_video, write_videos
 
@@ -24,6 +22,7 @@ __all__ = [
     "VideoSource",
     "covering",
     "frame_files",
+    "is_image",
     "media",
     "plan_frames",
     "planned_frames",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .opening import Media, opened, unreadable
+from .opening import Media, opened, undecodable, unreadable
 from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoder
 from .parallel import cores, in_order
 
@@ -98,7 +98,7 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
                 return
             held = frame
     except av.FFmpegError as error:
-        raise unreadable(video, f"decoding stopped with {error.strerror or error!r}") from error
+        raise undecodable(video, context, error) from error
     if held is None:
         raise unreadable(video, f"no picture can be decoded from {float(segment.begin * table.time_base):.2f} s on")
     for time in wanted:

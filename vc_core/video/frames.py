@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError
+from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, existing, media, opened
+from .opening import Media, VideoSource, media, opened
 from .packets import Index
 from .showing import UPRIGHT, Turn, changing, filtering, first_picture
 from .timeline import extent, index
@@ -45,6 +43,7 @@ class VideoInfo:
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
     turn: Turn = UPRIGHT  # what makes the stored picture upright
+    note: str = ""  # a sentence on what is decided for the user, as of HDR or a folder of pictures
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,21 @@ def probe(source: VideoSource) -> VideoInfo:
     Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
     """
     with media(source) as video:
+        if video.pictures is not None:
+            return _of_pictures(video)
         with opened(video) as (container, stream):
             picture = first_picture(video, container, stream)
             codec = stream.codec_context.name
         frames, frames_source, rate, duration = extent(video)
     height, width = picture.shown
-    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn)
+    note = hdr.note(video, picture.transfer)
+    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn, note)
+
+
+def _of_pictures(video: Media) -> VideoInfo:
+    row = video.pictures
+    (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
+    return VideoInfo(Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note)
 
 
 def plan_frames(
@@ -161,10 +169,15 @@ def pictures(
 
     `workers`: see `decode`.
     """
+    if video.pictures is not None:
+        run = filtering(video, filters)
+        found = ((time, run(frame)[0]) for time, frame in zip(times, video.pictures.shown(times), strict=True))
+    else:
+        found = decode(
+            video, table, times, lambda: filtering(video, filters, table.aspect, table.colour), False, workers
+        )
     shape = None
-    for _, (frame, size) in decode(
-        video, table, times, lambda: filtering(video, filters, table.aspect), False, workers
-    ):
+    for _, (frame, size) in found:
         shape = shape or size
         if size != shape:
             raise changing(video)
@@ -173,6 +186,10 @@ def pictures(
 
 def planned_index(video: Media, plan: FramePlan) -> Index:
     """The packets that the plan's frames are among."""
+    if (row := video.pictures) is not None:  # they have none, and all times are known
+        step = row.times[-1] // row.frames
+        return Index(row.kind, row.time_base, 0, Fraction(plan.start) / row.time_base, step, (), row.times[:-1],
+                     row.times[-1], seek=None, skipped=0, headless=0)  # fmt: skip
     return index(video, plan.start, float((plan.frames + 1) / plan.rate))
 
 
@@ -213,55 +230,6 @@ def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | No
         frames.append(image if size is None else resize_crop(image.float() / 255, size))
     video = torch.stack(frames, dim=2)  # (1, 3, F, H, W)
     return video.float() / 255 if size is None else video
-
-
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
-"""Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
-
-
-def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:
-    """The images of a folder, one for each of so many frames, in the order of their names ("2" before "10").
-
-    Raises UserError for another number of images, or a folder that cannot be read.
-    """
-
-    def natural(path: Path) -> list[tuple[int, str]]:
-        parts = re.split(r"(\d+)", path.name.lower())
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
-
-    try:
-        files = sorted((path for path in Path(folder).iterdir() if path.suffix.lower() in endings), key=natural)
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
-    if len(files) != frames:
-        raise UserError(
-            f"{folder}: the folder has {counted(len(files), 'image')} for {counted(frames, 'frame')}: expected one "
-            "image a frame; or give a single image for all."
-        )
-    return files
-
-
-def read_image(path: str | os.PathLike | Media) -> Tensor:
-    """An image (1, 3, H, W) float32 in [0, 1]: turned upright by its EXIF tag, alpha laid over white.
-
-    Raises UserError where the file is missing or no image.
-    """
-    from PIL import Image, ImageOps
-
-    path = path if isinstance(path, Media) else existing(Path(path), "an image")
-    try:
-        with Image.open(path.open() if isinstance(path, Media) else path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp(0, 1)
-                return grey.expand(1, 3, -1, -1).contiguous()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}): give a whole PNG or JPEG file.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def covering(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

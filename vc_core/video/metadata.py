@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .images import opened_image
 from .opening import as_url
 
 Metadata = Mapping[str, str]
@@ -93,9 +94,7 @@ def png_text(metadata: Metadata) -> Any:
 
 
 def _read_png(file: Path) -> dict[str, str]:
-    from PIL import Image
-
-    with Image.open(file, formats=["PNG"]) as image:
+    with opened_image(file, file, formats=["PNG"]) as image:
         return {key: str(text) for key, text in image.text.items()}
 
 
@@ -108,9 +107,7 @@ def gif_comment(metadata: Metadata) -> bytes:
 
 
 def _read_gif(file: Path) -> dict[str, str]:
-    from PIL import Image
-
-    with Image.open(file, formats=["GIF"]) as image:
+    with opened_image(file, file, formats=["GIF"]) as image:
         return _unpacked(image.info.get("comment", b""))
 
 
@@ -126,9 +123,7 @@ def webp_exif(metadata: Metadata) -> bytes:
 
 
 def _read_webp(file: Path) -> dict[str, str]:
-    from PIL import Image
-
-    with Image.open(file, formats=["WEBP"]) as image:
+    with opened_image(file, file, formats=["WEBP"]) as image:
         comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
     return _unpacked(comment[len(_ASCII) :])
 

@@ -5,21 +5,38 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UserError
+from .heif import STILLS
+from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
+
+if TYPE_CHECKING:
+    from .sequences import Pictures
+
+HEAD = 4096
+"""Bytes at the beginning of a file that tell what it is."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """A video that can be opened as often as needed: `open` gives what av.open takes, `name` is for messages."""
+    """A video that can be opened as often as needed.
+
+    Attributes:
+        name: for messages.
+        open: gives what av.open takes.
+        pictures: what it is made of, where it is a row of pictures and nothing for av.open.
+    """
 
     name: str
     open: Callable[[], Any]
+    pictures: Pictures | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -41,25 +58,43 @@ def media(source: VideoSource) -> Iterator[Media]:
     """
     if isinstance(source, Media):
         yield source
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        yield Media("The video in memory", lambda: io.BytesIO(data))
-    elif isinstance(source, io.BytesIO):
-        data = source.getvalue()
-        yield Media("The video in memory", lambda: io.BytesIO(data))
+    elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
+        data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
+        yield _known("The video in memory", data[:HEAD], lambda: io.BytesIO(data), lambda: io.BytesIO(data))
     elif isinstance(source, (str, os.PathLike)):
-        path = existing(Path(source), "a video")
-        yield Media(str(path), lambda: as_url(path))
+        yield _of_path(Path(source))
     elif hasattr(source, "read"):
         with tempfile.TemporaryDirectory(prefix="video-") as folder:
             path = Path(folder) / "video"
             _copy(source, path)
-            yield Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), lambda: str(path))
+            yield _of_path(path, f"The video stream {getattr(source, 'name', '')}".rstrip())
     else:
         raise UserError(
             f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
             "object."
         )
+
+
+def _of_path(path: Path, name: str = "") -> Media:
+    from .sequences import folder_pictures
+
+    if path.is_dir():
+        return Media(str(path), lambda: as_url(path), folder_pictures(path))
+    name = name or str(path)
+    try:
+        with open(existing(path, "a video"), "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise unreadable(Media(name, lambda: as_url(path)), error.strerror or repr(error)) from error
+    return _known(name, head, lambda: path, lambda: as_url(path))
+
+
+def _known(name: str, head: bytes, file: Callable[[], Any], url: Callable[[], Any]) -> Media:
+    """A file's Media, which begins with `head`: as a row of pictures where ffmpeg does not decode it."""
+    from .images import is_animated_webp
+    from .sequences import webp_pictures
+
+    return Media(name, url, webp_pictures(name, file) if is_animated_webp(head) else None)
 
 
 def as_url(path: Path) -> str:
@@ -94,25 +129,89 @@ def unreadable(video: Media, reason: str) -> UserError:
     )
 
 
+def undecodable(video: Media, decoder, error) -> UserError:
+    """Of an FFmpegError of a decoder, which may have been stopped by the limit of pixels before it told a size."""
+    reason = error.strerror or repr(error)
+    if decoder.width:
+        return unreadable(video, reason)
+    return UserError(
+        f"{video}: cannot be read as a video ({reason}): it is damaged, or its frames have more than "
+        f"{most_pixels() / 1e6:g} megapixels, and an undamaged video of smaller ones is expected: export it again, or "
+        f"raise the limit with --max-megapixels or the environment variable {VARIABLE}."
+    )
+
+
 @contextmanager
 def opened(video: Media) -> Iterator[tuple]:
-    """The container and its first video stream, or a UserError that says what the file is instead."""
+    """The container and the stream that is its video, or a UserError that says what the file is instead."""
+    import av
+
+    with ExitStack() as stack:
+        container = stack.enter_context(_container(video))
+        streams = _videos(video, container)
+        number = streams[0].index
+        if len(streams) > 1:
+            number = _moving(container, streams)
+            stack.close()  # packets were read from it
+            container = stack.enter_context(_container(video))
+        stream = container.streams[number]
+        context = stream.codec_context
+        if context is None:
+            raise unreadable(video, "no decoder for its codec is built in")
+        check_pixels(video, (context.height, context.width))
+        context.options = decoder_options()  # what the container says of the size need not be so
+        try:
+            yield container, stream
+        except av.FFmpegError as error:
+            raise undecodable(video, context, error) from error
+
+
+@contextmanager
+def _container(video: Media) -> Iterator[Any]:
     import av
 
     try:
-        container = av.open(video.open(), metadata_errors="replace")  # real files carry tags that are not UTF-8
+        # Real files carry tags that are not UTF-8; the limits hold for what is decoded to find out what a stream is.
+        container = av.open(video.open(), metadata_errors="replace", options=decoder_options())
     except (av.FFmpegError, ValueError) as error:
         raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
     with container:
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-            raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
-        cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is no video
-        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-        if not streams:
-            raise UserError(f"{video}: holds no video stream, and a video was expected: give a video file.")
-        if streams[0].codec_context is None:
-            raise unreadable(video, "no decoder for its codec is built in")
-        try:
-            yield container, streams[0]
-        except av.FFmpegError as error:
-            raise unreadable(video, error.strerror or repr(error)) from error
+        yield container
+
+
+def _videos(video: Media, container) -> list:
+    """The streams that may be the video, or a UserError that says what the file is instead."""
+    from av.stream import Disposition
+
+    name = container.format.name
+    # The cover of a sound file, thumbnails along a video, and tiles and alpha of a picture are no video.
+    other = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+    streams = [stream for stream in container.streams.video if not stream.disposition & other]
+    known = [stream for stream in streams if stream.codec_context is not None]
+    tiles = any(stream.disposition & Disposition.dependent for stream in container.streams.video)
+    still = container.metadata.get("major_brand", "").encode() in STILLS and len(known) < 2
+    if name == "image2" or name.endswith("_pipe") or still or (tiles and not streams):
+        raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
+    if not streams:
+        raise UserError(f"{video}: holds no video stream, and a video was expected: give a video file.")
+    return known or streams
+
+
+def _moving(container, streams: Sequence, packets: int = 400) -> int:
+    """The index of the stream that is the video among several: the largest of those with about as many pictures as any,
+    so that it is no still and no thumbnails; of equal ones that which the file prefers. Reads packets."""
+    import av
+
+    seen: Counter = Counter()
+    try:
+        for packet in islice(container.demux(streams), packets):
+            seen[packet.stream.index] += bool(packet.size)
+    except av.FFmpegError:  # whoever decodes it says so
+        pass
+
+    def rank(stream) -> tuple[bool, int, bool]:
+        lively = seen[stream.index] * 2 > max(seen.values(), default=0)
+        size = stream.codec_context.width * stream.codec_context.height
+        return lively, size, bool(stream.disposition & av.stream.Disposition.default)
+
+    return max(streams, key=rank).index

@@ -8,7 +8,8 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from .showing import SQUARE
+from .hdr import Colour
+from .showing import NO_COLOUR, SQUARE
 
 TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that leave out the alpha channel of WebM -> those that decode it, more slowly."""
@@ -53,6 +54,7 @@ class Index:
         cut: packets that an edit list leaves out are decoded nonetheless: it cuts pictures, at other times.
         extradata: the codec's headers.
         aspect: a stored pixel's width over its height.
+        colour: what the container says of it.
     """
 
     codec: str
@@ -70,6 +72,7 @@ class Index:
     cut: bool = False
     extradata: bytes = b""
     aspect: Fraction = SQUARE
+    colour: Colour = NO_COLOUR
 
     @property
     def reordered(self) -> bool:
@@ -169,7 +172,8 @@ def decoder(stream, vectors: bool = False, alone: bool = True, pictures: bool = 
     made = stream.codec_context
     better = TRANSPARENT.get(made.name)
     if better in av.codecs_available and stream.metadata.get("alpha_mode") == "1":
-        made = av.CodecContext.create(better, "r")
+        options, made = made.options, av.CodecContext.create(better, "r")
+        made.options = options
     # Not frame threads: they corrupt exported vectors; and they work on between calls, so where the host has
     # switched PyAV's logging on, a damaged file makes one of them wait for the interpreter's lock while closing the
     # file waits for it: a hang.
@@ -180,5 +184,5 @@ def decoder(stream, vectors: bool = False, alone: bool = True, pictures: bool = 
     if vectors:
         made.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
     if vectors or not pictures:
-        made.options = {"skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
+        made.options = {**made.options, "skip_loop_filter": "all"}  # spoils the pictures, leaves the vectors
     return made

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from .limits import check_size
+from . import hdr
+from .limits import check_pixels, check_size
 from .opening import Media, opened, unreadable
 
 SQUARE = Fraction(1)
+NO_COLOUR = hdr.NOTHING
 
 
 class Turn(NamedTuple):
@@ -56,11 +58,13 @@ class Picture:
         size: (height, width) as stored.
         square: (height, width) to which they are scaled so that their pixels are square.
         turn: what makes them upright then.
+        transfer: the function from light to signal, by its number in ITU-T H.273.
     """
 
     size: tuple[int, int]
     square: tuple[int, int]
     turn: Turn = UPRIGHT
+    transfer: int = 2  # unspecified
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -76,11 +80,14 @@ def stored_picture(video: Media) -> Picture:
 
 def first_picture(video: Media, container, stream) -> Picture:
     """As `stored_picture`, of an opened video."""
+    colour = hdr.Colour.of(stream)
     frame = next(container.decode(stream), None)
     if frame is None:
         raise unreadable(video, "it holds no frame")
     size = frame.height, frame.width
-    return Picture(size, _square(video, size, pixel_aspect(stream)), _turn(video, frame))
+    check_pixels(video, size)
+    square = _square(video, size, pixel_aspect(stream))
+    return Picture(size, square, _turn(video, frame), colour.transfer_of(frame))
 
 
 def pixel_aspect(stream) -> Fraction:
@@ -115,12 +122,16 @@ def _turn(video: object, frame) -> Turn:
 
 
 def filtering(
-    video: Media | str, filters: Sequence[tuple[str, str]], aspect: Fraction | None = SQUARE
+    video: Media | str,
+    filters: Sequence[tuple[str, str]],
+    aspect: Fraction | None = SQUARE,
+    colour: hdr.Colour = NO_COLOUR,
 ) -> Callable[..., tuple[tuple, int]]:
     """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames.
 
-    A frame comes out as it is shown, each by itself: transparent ones over white, as images are; interlaced ones as
-    their upper field, at full height; with square pixels; turned upright; then through the further ffmpeg filters.
+    A frame comes out as it is shown, each by itself: HDR ones (PQ, HLG) brought to SDR; transparent ones over white, as
+    images are; interlaced ones as their upper field, at full height; with square pixels; turned upright; then through
+    the further ffmpeg filters.
 
     RGB is made by swscale with the matrix that the file names, and with BT.601 where it names none, also for HD, which
     some players take for BT.709: so do the released pipeline, ffmpeg and ComfyUI's own loader, and a video must
@@ -128,7 +139,10 @@ def filtering(
 
     Args:
         aspect: a stored pixel's width over its height; None: frames are left as they are stored.
+        colour: what the container says of it.
     """
+    import av
+
     graphs: dict[bool, object] = {}  # of whole frames and of interlaced ones; some streams hold both
     shape = None
 
@@ -140,11 +154,17 @@ def filtering(
             raise changing(video)
         interlaced = aspect is not None and frame.interlaced_frame
         upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
-        frame = over_white(frame)
+        frame = over_white(hdr.as_sdr(frame, rgb48, colour))
         if interlaced not in graphs:
             graphs[interlaced] = _graph(frame, [*upright, *filters])
-        graphs[interlaced].push(frame)
-        out = graphs[interlaced].pull()
+        try:
+            graphs[interlaced].push(frame)
+            out = graphs[interlaced].pull()
+        except av.FFmpegError as error:
+            raise UserError(
+                f"{video}: a picture of {now[0]} by {now[1]} pixels cannot be scaled or converted "
+                f"({error.strerror or error!r}): scale it down or crop it first."
+            ) from error
         return (out, now), sum(plane.buffer_size for plane in out.planes)
 
     return run
@@ -153,6 +173,7 @@ def filtering(
 def _as_shown(video: object, frame, interlaced: bool, aspect: Fraction) -> list[tuple[str, str]]:
     """The filters that bring frames like this one to what is shown."""
     size = frame.height, frame.width
+    check_pixels(video, size)
     height, width = square = _square(video, size, aspect)
     # The field's lines alone: what deinterlaces better looks at the frames beside, which are not decoded here.
     field = [("field", "type=top")] if interlaced else []
@@ -172,6 +193,13 @@ def over_white(frame):
     laid = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
     laid.pts, laid.time_base = frame.pts, frame.time_base
     return laid
+
+
+def rgb48(frame) -> np.ndarray:
+    """The pixels of an av.VideoFrame, (H, W, 3) uint16 RGB of the full range, by the matrix that it names."""
+    graph = _graph(frame, [("format", "rgb48le")])
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def changing(video: object) -> UserError:

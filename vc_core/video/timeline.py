@@ -11,6 +11,7 @@ from itertools import accumulate, chain, islice, pairwise
 from typing import NamedTuple
 
 from .coded import Coded, reader
+from .hdr import Colour
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
 from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, Packet, again, decoder, demuxed, mark
@@ -136,7 +137,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     with opened(video) as (container, stream):
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
-        read = reader(codec, extradata)
+        read, colour = reader(codec, extradata), Colour.of(stream)
         clock, head = _clock(container, stream, demuxed(container, stream))
         # Exact: the ticks of AVI's and MXF's clocks are as long as pictures.
         first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
@@ -166,7 +167,9 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
                 break
         step = max(1, int(1 / clock.rate / clock.base))
         table = Index(codec, clock.base, clock.origin, first, step, (), (), end, seek, skipped, skipped)
-        table = replace(table, sought=clock.field is not None, extradata=extradata, aspect=pixel_aspect(stream))
+        table = replace(
+            table, sought=clock.field is not None, extradata=extradata, aspect=pixel_aspect(stream), colour=colour
+        )
         alone = codec in SPLIT or context.codec.intra_only
     if not rows:
         return table

@@ -1,0 +1,223 @@
+"""What small files may ask for: a picture's pixels are counted before any is decoded."""
+
+import struct
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_bomb
+from vc_core import cli
+from vc_core.errors import UserError
+from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.extract.mask import read_mask
+from vc_core.extract.motion import block_vectors, read_motion
+from vc_core.extract.reencode import REENCODE
+from vc_core.video import FramePlan, probe, read_frames, read_image
+from vc_core.video.limits import VARIABLE, check_pixels, most_pixels
+from vc_core.video.metadata import read_metadata
+
+PLAN = FramePlan(0.0, Fraction(10), 2)
+
+
+def webp_bomb(path):
+    """An animated WebP whose canvas is said to be 16383 by 16383: its decoder takes gigabytes."""
+    data = bytearray(animated(path, [(250, 0, 0), (0, 250, 0)]).read_bytes())
+    data[24:30] = (16383 - 1).to_bytes(3, "little") * 2
+    path.write_bytes(data)
+    return path
+
+
+def lying_film_bomb(path):
+    """A video whose container says that its pictures are small."""
+    data = png_film_bomb(path).read_bytes()
+    path.write_bytes(data.replace(struct.pack(">HH", 13000, 13000), struct.pack(">HH", 16, 16)))
+    assert path.read_bytes() != data
+    return path
+
+
+def gif_bomb(path):
+    path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 60000, 60000, 0, 0, 0)
+                     + b",\0\0\0\0" + struct.pack("<HHB", 60000, 60000, 0) + b"\x02\x02\x44\x01\0;")  # fmt: skip
+    return path
+
+
+def tiff_bomb(path):
+    Image.new("1", (40000, 40000)).save(path, compression="group4")
+    return path
+
+
+def film_bomb(path):
+    """A video whose pictures have twice as many pixels as are allowed here, by the environment."""
+    return of_streams(path, ("mpeg4", 2, (320, 400), (0, 0, 200)))
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.064")
+
+
+MEASURE = """
+import sys
+from fractions import Fraction
+from vc_core.errors import UserError
+from vc_core.video import probe, read_frames, read_image, FramePlan
+from vc_core.extract.mask import read_mask
+from vc_core.extract.depth_maps import read_depth_maps
+import av, PIL.Image
+PIL.Image.init()
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+for path in sys.argv[1:]:
+    start, data = peak(), open(path, "rb").read()
+    for read in (lambda: read_image(path), lambda: probe(path), lambda: probe(data), lambda: read_mask(path, 2),
+                 lambda: read_frames(path, FramePlan(0.0, Fraction(10), 2)), lambda: read_depth_maps(path, 2)):
+        try:
+            read()
+        except UserError:
+            pass
+        else:
+            sys.exit(path + " was read")
+    print(peak() - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_bombs_are_refused_before_they_take_memory(tmp_path):
+    bombs = {"a.png": png_bomb, "a.gif": gif_bomb, "a.tif": tiff_bomb, "a.mov": png_film_bomb, "b.mov": lying_film_bomb}
+    bombs |= {"a.webp": webp_bomb} if features.check("webp") else {}
+    paths = [make(tmp_path / name) for name, make in bombs.items()]
+    assert all(path.stat().st_size < 400_000 for path in paths)
+    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert run.returncode == 0, run.stdout[-500:] + run.stderr[-500:]
+    taken = dict(zip(bombs, map(int, run.stdout.split()), strict=True))
+    assert max(taken.values()) < 100, taken  # MB; decoded they would be 160 to 3,600
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "avi", "ts"])
+def test_a_video_of_too_large_frames_is_refused(tmp_path, small_limit, container):
+    path = tmp_path / f"a.{container}"
+    film_bomb(path) if container != "ts" else of_streams(path, ("mpeg2video", 2, (320, 400), (0, 0, 200)))
+    for read in (
+        probe,
+        lambda p: read_frames(p, PLAN),
+        lambda p: read_motion(p, PLAN),
+        lambda p: probe(p.read_bytes()),
+    ):
+        with pytest.raises(UserError, match=r"megapixels.*0\.064 .*--max-megapixels.*VC_MAX|0\.064 megapixels.*--max"):
+            read(path)
+
+
+def test_a_video_that_lies_about_its_size_is_refused(tmp_path, small_limit):
+    path = of_streams(tmp_path / "a.mkv", ("mpeg4", 2, (320, 400), (0, 0, 200)))
+    data = path.read_bytes()
+    told = data.replace(b"\xb0\x82\x01\x90\xba\x82\x01\x40", b"\xb0\x82\x00\x10\xba\x82\x00\x10")
+    assert told != data
+    path.write_bytes(told)
+    with pytest.raises(UserError, match=r"a\.mkv: is 400 by 320 pixels"):
+        read_frames(path, PLAN)
+
+
+def test_pictures_of_tiles_animations_and_settings_are_counted_too(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(heic(np.zeros((100, 150, 3), np.uint8), (64, 64)))
+    first = Image.new("RGB", (150, 100))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[Image.new("RGB", (150, 100), "red")], duration=100)
+    names = ["a.heic", "a.png"]
+    if features.check("webp"):
+        first.save(tmp_path / "a.webp")
+        names.append("a.webp")
+        with pytest.raises(UserError, match="16383 by 16383"):
+            read_metadata(webp_bomb(tmp_path / "bomb.webp"))
+    monkeypatch.setenv(VARIABLE, "0.01")
+    for name in names:
+        with pytest.raises(UserError, match=rf"{name}.*150 by 100 pixels"):
+            read_image(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            read_mask(tmp_path / name, 2)
+        with pytest.raises(UserError, match=name):
+            read_depth_maps(tmp_path / name, 2)
+    monkeypatch.setenv(VARIABLE, "0.015")
+    for name in names:
+        read_image(tmp_path / name)
+
+
+def test_the_limit_is_a_hundred_megapixels_and_can_be_raised(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert most_pixels() == 100_000_000
+    check_pixels("x", (10_000, 10_000))
+    with pytest.raises(UserError, match="x: is 10001 by 10000 pixels"):
+        check_pixels("x", (10_000, 10_001))
+    monkeypatch.setenv(VARIABLE, "2000")  # the most
+    film = of_streams(tmp_path / "a.mkv", ("mpeg4", 2, (32, 32), (0, 0, 200)))
+    assert probe(film).width == 32
+    for wrong in ("many", "0", "-1", "nan", "1e9"):
+        monkeypatch.setenv(VARIABLE, wrong)
+        with pytest.raises(UserError, match=f"{VARIABLE} is '{wrong}': expected megapixels"):
+            most_pixels()
+    monkeypatch.setenv(VARIABLE, "0.0001")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    command = ["extract", "single_image", str(tmp_path / "a.png"), "-o", str(tmp_path / "a.safetensors")]
+    assert cli.main(command) == 2 and "32 by 32 pixels" in capsys.readouterr().err
+    assert cli.main([*command, "--max-megapixels", "1"]) == 0 and most_pixels() == 10**6
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--max-megapixels", "none"])
+
+
+def test_pillows_own_limit_is_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape[-1] == 32
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+# --- wider than encoders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["points", "dense"])
+@pytest.mark.parametrize("size", [(64, 20000), (20000, 64)], ids=["wide", "high"])
+def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
+    frames = torch.zeros(2, 3, *size)
+    plan = FramePlan(0.0, Fraction(8), 2)
+    for read in (lambda: read_motion(frames, plan, layout=layout), lambda: block_vectors(frames, plan, layout)):
+        with pytest.raises(UserError, match=r"takes at most .*--nominal-height [0-9]+") as error:
+            read()
+        given = int(str(error.value).partition("--nominal-height ")[2].rstrip("."))
+        assert read_motion(frames, plan, (32, 32), layout, nominal_height=given).field.shape[-1] == 32
+
+
+@pytest.mark.parametrize("size", [(32, 20000), (20000, 32)], ids=["wide", "high"])
+def test_a_strip_that_no_height_helps_is_to_be_cropped(size):
+    with pytest.raises(UserError, match=r"takes at most 8191 a side: crop it\."):
+        read_motion(torch.zeros(2, 3, *size), FramePlan(0.0, Fraction(8), 2))
+
+
+def test_a_picture_that_swscale_does_not_scale_is_told():
+    """Its filters have a bounded length: from 60000 lines it makes no 16."""
+    with pytest.raises(UserError, match=r"32 by 60000 pixels cannot be scaled"):
+        read_motion(torch.zeros(2, 3, 60000, 32), FramePlan(0.0, Fraction(8), 2), nominal_height=16)
+
+
+def test_the_encoders_limits_are_as_the_table_has_them():
+    """The largest side is taken, and for all that is beyond there is our sentence, never the encoder's error."""
+    for layout in ("points", "dense"):
+        side, plan = REENCODE[layout].largest // 2 * 2, FramePlan(0.0, Fraction(8), 2)
+        assert len(block_vectors(torch.zeros(2, 3, 32, side), plan, layout).kinds) == 2
+        with pytest.raises(UserError, match=f"{side + 2} by 32 pixels"):
+            block_vectors(torch.zeros(2, 3, 32, side + 2), plan, layout)
+
+
+def test_a_panorama_is_told_by_name_and_works_at_the_height_that_is_named(tmp_path, capsys):
+    path = of_streams(tmp_path / "wide.mkv", ("ffv1", 3, (64, 8400), (0, 0, 200)))
+    command = ["extract", "motion", path, "-o", tmp_path / "m.safetensors", "--frames", 2, "--rate", 10]
+    command = [str(word) for word in (*command, "--size", "64x64")]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "wide.mkv: motion is taken from 8400 by 64 pixels" in said and "--nominal-height 62" in said
+    assert cli.main([*command, "--nominal-height", "62"]) == 0
+    assert cli.main([*command, "--mode", "stream"]) == 0  # by another encoder, which takes it

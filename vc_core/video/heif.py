@@ -1,0 +1,159 @@
+"""Still pictures in HEIF containers (.heic, .heif, .avif): which of their items is the picture, and how it is put
+together, read from the boxes of ISO/IEC 14496-12 and 23008-12. Telephones cut a picture into tiles, each an item.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+STILLS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif", b"miaf", b"jpeg"})
+"""Major brands of files whose main content is a still picture; those of sequences are others."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the primary picture is put together.
+
+    Attributes:
+        size: (height, width) before it is turned; None where the file does not say.
+        tiles: item numbers of the tiles, row by row; a single one for a picture that is not cut.
+        turns: what is done to the whole then, in order: ("turn", quarters anticlockwise), ("mirror", 0 for upside down,
+            1 for left to right), ("crop", (left, top, width, height)).
+    """
+
+    size: tuple[int, int] | None
+    tiles: tuple[int, ...]
+    turns: tuple[tuple, ...] = field(default=())
+
+    def grid(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of tiles of (height, width). Raises ValueError where they do not make up the picture."""
+        if len(self.tiles) == 1 or self.size is None:
+            return 1, 1
+        rows, columns = (-(-side // part) for side, part in zip(self.size, tile, strict=True))
+        if rows * columns != len(self.tiles):
+            raise ValueError(f"{len(self.tiles)} tiles do not make up {self.size[1]} by {self.size[0]} pixels")
+        return rows, columns
+
+    def turned(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (H, W, C) as they are shown."""
+        for kind, value in self.turns:
+            if kind == "turn":
+                pixels = np.rot90(pixels, value)
+            elif kind == "mirror":
+                pixels = np.flip(pixels, value)
+            else:
+                left, top, width, height = value
+                pixels = pixels[top : top + height, left : left + width]
+        return np.ascontiguousarray(pixels)
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file that begins so is a HEIF with a still picture."""
+    return head[4:8] == b"ftyp" and head[8:12] in STILLS
+
+
+def layout(data: bytes) -> Layout:
+    """The layout of a file's primary picture, from its bytes (the boxes before its pictures will do).
+
+    Raises:
+        ValueError: boxes that are missing or damaged, or a picture that is derived in another way than by a grid.
+    """
+    try:
+        return _layout(data)
+    except (struct.error, IndexError, KeyError) as error:
+        raise ValueError("its boxes are damaged") from error
+
+
+def _layout(data: bytes) -> Layout:
+    meta = {kind: body for kind, body in _boxes(_first(data, b"meta")[4:])}
+    primary = _number(meta[b"pitm"], 4, 4 if meta[b"pitm"][0] else 2)
+    kinds = dict(_items(meta[b"iinf"]))
+    parts = dict(_references(meta[b"iref"], b"dimg")) if b"iref" in meta else {}
+    properties = [*_boxes(_first(meta[b"iprp"], b"ipco"))]
+    mine = [properties[n - 1] for n in dict(_associations(_first(meta[b"iprp"], b"ipma"))).get(primary, ()) if n]
+    size = next((struct.unpack(">II", body[4:12])[::-1] for kind, body in mine if kind == b"ispe"), None)
+    turns = tuple(turn for kind, body in mine for turn in _turn(kind, body, size))
+    kind = kinds[primary]
+    if kind in (b"iovl", b"iden", b"tmap"):
+        raise ValueError(f"its picture is put together as {kind.decode()!r}, and a grid of tiles is expected")
+    if kind != b"grid":
+        return Layout(size, (primary,), turns)
+    if size is None or not parts.get(primary):
+        raise KeyError(primary)
+    return Layout(size, parts[primary], turns)
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, content) of each box, one after the other."""
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        head = 8
+        if length == 1:
+            length, head = struct.unpack(">Q", data[at + 8 : at + 16])[0], 16
+        length = length or len(data) - at
+        if length < head:
+            raise KeyError(kind)
+        yield kind, data[at + head : at + length]
+        at += length
+
+
+def _first(data: bytes, kind: bytes) -> bytes:
+    for found, body in _boxes(data):
+        if found == kind:
+            return body
+    raise KeyError(kind)
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    if at + size > len(data):
+        raise IndexError(at)
+    return int.from_bytes(data[at : at + size], "big")
+
+
+def _items(iinf: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, kind) of each item."""
+    for kind, body in _boxes(iinf[8 if iinf[0] else 6 :]):
+        if kind == b"infe" and body[0] >= 2:
+            wide = 4 if body[0] == 3 else 2
+            yield _number(body, 4, wide), body[6 + wide : 10 + wide]
+
+
+def _references(iref: bytes, of: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(item, those that it refers to) of each reference of one kind."""
+    wide = 4 if iref[0] else 2
+    for kind, body in _boxes(iref[4:]):
+        if kind == of:
+            count = _number(body, wide, 2)
+            yield _number(body, 0, wide), tuple(_number(body, wide + 2 + n * wide, wide) for n in range(count))
+
+
+def _associations(ipma: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(item, its properties, counted from 1) of each item."""
+    wide, long, at = 4 if ipma[0] else 2, ipma[3] & 1, 8
+    for _ in range(_number(ipma, 4, 4)):
+        item, count = _number(ipma, at, wide), _number(ipma, at + wide, 1)
+        at += wide + 1
+        step = 2 if long else 1
+        yield item, tuple(_number(ipma, at + n * step, step) & (0x7FFF if long else 0x7F) for n in range(count))
+        at += count * step
+
+
+def _turn(kind: bytes, body: bytes, size: tuple[int, int] | None) -> Iterator[tuple]:
+    if kind == b"irot":
+        yield "turn", body[0] & 3
+    elif kind == b"imir":
+        yield "mirror", body[0] & 1
+    elif kind == b"clap" and size is not None:
+        (wn, wd, hn, hd), (xn, xd, yn, yd) = struct.unpack(">4I", body[:16]), struct.unpack(">iIiI", body[16:32])
+        if 0 in (wd, hd, xd, yd):
+            raise KeyError(kind)
+        width, height = round(wn / wd), round(hn / hd)
+        left, top = round((size[1] - width) / 2 + xn / xd), round((size[0] - height) / 2 + yn / yd)
+        if min(left, top) < 0 or left + width > size[1] or top + height > size[0] or min(width, height) < 1:
+            raise KeyError(kind)
+        yield "crop", (left, top, width, height)

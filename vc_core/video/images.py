@@ -1,0 +1,319 @@
+"""Still pictures: which files are some, and their pixels. By Pillow, and by ffmpeg's decoders where Pillow has none."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, counted
+from . import hdr, heif
+from .limits import check_pixels, decoder_options
+from .opening import HEAD, Media, as_url, existing
+from .showing import over_white, rgb48
+
+IMAGES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"}
+    | {".tga", ".ppm", ".pgm", ".psd", ".qoi"}
+)
+"""Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
+
+_UNREAD = (  # how files begin whose pictures are not read, and what they are
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\x76\x2f\x31\x01", "OpenEXR, which holds linear light"),
+    (b"#?RADIANCE", "Radiance HDR, which holds linear light"),
+    (b"PF\n", "PFM, which holds linear light"),
+)
+
+_opening = threading.Lock()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a file is
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file is a still picture: by its ending, where that also stands for animations by how it begins.
+
+    An animated `.webp`, `.avif`, `.heif` or `.png` is a video, and so is a folder of pictures.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGES or path.is_dir():
+        return False
+    try:
+        return not is_animated(head_of(path))
+    except OSError:
+        return True  # the ending is all that is known; whoever reads it says more
+
+
+def head_of(path: str | os.PathLike | Media) -> bytes:
+    with _bytes_of(path) as file:
+        return file.read(HEAD)
+
+
+def _bytes_of(source: str | os.PathLike | Media) -> IO[bytes]:
+    return source.open() if isinstance(source, Media) else open(source, "rb")
+
+
+def is_animated(head: bytes) -> bool:
+    """Whether a picture's file that begins so says that it moves."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] not in heif.STILLS
+    return is_animated_webp(head) or (head.startswith(b"\x89PNG") and b"acTL" in head.partition(b"IDAT")[0])
+
+
+def is_animated_webp(head: bytes) -> bool:
+    extended = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X"
+    return extended and len(head) > 20 and bool(head[20] & 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_image(
+    source: str | os.PathLike | IO[bytes], what: object, frames: int = 1, formats: Sequence[str] | None = None
+) -> Iterator[Any]:
+    """The PIL.Image of a file, of which nothing is decoded yet.
+
+    Args:
+        what: what errors call it.
+        frames: so many pictures are in it, one below the other.
+        formats: those of Pillow's that it may have; None: any.
+
+    Raises:
+        UserError: it has too many pixels, see `check_pixels`.
+        OSError: Pillow does not know the file.
+    """
+    from PIL import Image
+
+    with _opening:  # Pillow's own limit is the whole program's, and another one
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+    with image:
+        check_pixels(what, (image.height, image.width), frames)
+        yield image
+
+
+def read_image(path: str | os.PathLike | Media) -> Tensor:
+    """An image (1, 3, H, W) float32 in [0, 1]: turned upright as it asks for, alpha laid over white.
+
+    A HEIC or AVIF is put together from its tiles; HDR ones are brought to SDR (`hdr.tone_mapped`).
+
+    Args:
+        path: or a Media of bytes.
+
+    Raises UserError where the file is missing, no image, of a format that is not read here, of more pixels than
+    `most_pixels`, or holds floating-point numbers outside 0 to 1.
+    """
+    from PIL import UnidentifiedImageError
+
+    path = path if isinstance(path, Media) else existing(Path(path), "an image")
+    try:
+        head = head_of(path)
+        try:
+            if heif.is_heif(head) and (pixels := _hdr_heif(path)) is not None:
+                return pixels
+            with _bytes_of(path) as file, opened_image(file, path) as image:
+                if image.mode == "RGB" and "transparency" in image.info and _is_deep(image):
+                    return _by_ffmpeg(path)  # Pillow compares 8 bits of its pixels with 16 of the colour
+                return _by_pillow(image, path)
+        except UnidentifiedImageError:
+            if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
+                raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
+            return _by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path)
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged file makes of the readers has no common kind
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        raise UserError(f"{path}: cannot be read as an image ({reason}): give a whole PNG or JPEG file.") from error
+
+
+def _is_deep(image: Any) -> bool:
+    return any("16" in str(tile[3]) for tile in image.tile)
+
+
+def _by_pillow(image: Any, path: Path | Media) -> Tensor:
+    from PIL import Image, ImageOps
+
+    clear = image.info.get("transparency")  # of the file's own pixels; turning would lose it
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return _levels(torch.from_numpy(np.array(image)), path)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+        levels = torch.from_numpy(np.asarray(image).astype(np.int64))
+        grey = (levels.float() / 65535).clamp(0, 1)
+        if isinstance(clear, int):
+            grey = torch.where(levels == clear, 1.0, grey)
+        return grey.expand(1, 3, -1, -1).contiguous()
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return _as_tensor(np.array(image.convert("RGB")))
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def _levels(levels: Tensor, path: Path | Media) -> Tensor:
+    """Floating-point levels (H, W) or (3, H, W) as (1, 3, H, W), which must be from 0 to 1 but for rounding."""
+    if not torch.isfinite(levels).all():
+        raise UserError(f"{path}: holds numbers that are not finite, and 0 to 1 are expected: save it with 16 bits.")
+    low, high = levels.min().item(), levels.max().item()
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise UserError(
+            f"{path}: holds floating-point numbers from {low:.4g} to {high:.4g}, and 0 for black to 1 for white is "
+            "expected: scale them, or save it with 8 or 16 bits."
+        )
+    return levels.float().clamp(0, 1).expand(1, 3, -1, -1).contiguous()
+
+
+# --- By ffmpeg's decoders -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _container(path: Path | Media) -> Iterator[Any]:
+    """A picture's file as PyAV opens it. Raises OSError where it is none."""
+    import av
+
+    options = decoder_options()
+    try:
+        with av.open(
+            path.open() if isinstance(path, Media) else as_url(path), metadata_errors="replace", options=options
+        ) as container:
+            name = container.format.name
+            if not (name == "image2" or name.endswith("_pipe") or heif.is_heif(head_of(path))):
+                raise OSError("it is no picture")
+            for stream in container.streams.video:
+                if stream.codec_context is not None:
+                    stream.codec_context.options = options
+            yield container
+    except av.FFmpegError as error:
+        raise OSError(error.strerror or repr(error)) from error
+
+
+def decoded_frame(path: Path | Media) -> Any:
+    """The picture of an image's file as an av.VideoFrame. Raises OSError where it is none, and `UserError` where it has
+    too many pixels."""
+    import av
+
+    if heif.is_heif(head_of(path)):
+        pixels = (_by_heif(path)[0] * 255).round().byte().permute(1, 2, 0).contiguous()
+        return av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
+    with _container(path) as container:
+        frame = next(container.decode(video=0), None)
+        if frame is None:
+            raise OSError("it holds no picture")
+        check_pixels(path, (frame.height, frame.width))
+        return frame
+
+
+def _by_ffmpeg(path: Path | Media) -> Tensor:
+    frame = decoded_frame(path)
+    if not is_float(frame):
+        return _as_tensor(_pixels(frame))
+    try:
+        levels = torch.from_numpy(frame.to_ndarray())
+    except ValueError as error:
+        raise OSError(f"its floating-point format, {frame.format.name}, is not known") from error
+    return _levels(levels if levels.ndim == 2 else levels[..., :3].permute(2, 0, 1), path)
+
+
+def is_float(frame: Any) -> bool:
+    """Whether an av.VideoFrame holds floating-point numbers."""
+    return bool(re.search(r"f(16|32)(le|be)?$", frame.format.name))
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """An av.VideoFrame as (H, W, 3) uint8, alpha over white."""
+    return over_white(hdr.as_sdr(frame, rgb48)).to_ndarray(format="rgb24")
+
+
+def _heif_layout(path: Path | Media) -> heif.Layout:
+    with _bytes_of(path) as file:
+        found = heif.layout(file.read(2**24))  # the boxes come first, and are small
+    check_pixels(path, found.size or (0, 0))
+    return found
+
+
+def _by_heif(path: Path | Media) -> Tensor:
+    """The primary picture of a HEIF, put together from its tiles, and turned upright."""
+    found = _heif_layout(path)
+    with _container(path) as container:
+        streams = {stream.id: stream for stream in container.streams.video if stream.codec_context is not None}
+        if missing := [number for number in found.tiles if number not in streams]:
+            raise OSError(f"{counted(len(missing), 'part')} of its picture cannot be decoded")
+        parts: dict[int, np.ndarray] = {}
+        for packet in container.demux([streams[number] for number in dict.fromkeys(found.tiles)]):
+            for frame in packet.decode():
+                parts.setdefault(packet.stream.id, _pixels(frame))
+    tiles = [parts.get(number) for number in found.tiles]
+    if any(tile is None or tile.shape != tiles[0].shape for tile in tiles):
+        raise OSError("some of the tiles of its picture are damaged")
+    rows, columns = found.grid(tiles[0].shape[:2])
+    whole = np.concatenate([np.concatenate(tiles[n * columns : (n + 1) * columns], axis=1) for n in range(rows)])
+    height, width = found.size or whole.shape[:2]
+    return _as_tensor(found.turned(whole[:height, :width]))
+
+
+def _hdr_heif(path: Path | Media) -> Tensor | None:
+    """A HEIF whose picture is HDR, which Pillow's decoder does not bring to SDR; None for others."""
+    try:
+        _heif_layout(path)
+        with _container(path) as container:
+            codecs = [stream.codec_context for stream in container.streams.video]
+            if not any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs):
+                return None
+        return _by_heif(path)
+    except (OSError, ValueError):
+        return None  # Pillow may still read it
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Folders of them
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def listed_images(folder: str | os.PathLike, endings: Collection[str] = IMAGES) -> list[Path]:
+    """The images of a folder in the order of their names ("2" before "10"). Raises UserError where it is unreadable."""
+
+    def natural(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name.lower())
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]
+
+    try:
+        found = [path for path in Path(folder).iterdir() if path.suffix.lower() in endings and path.name[0] != "."]
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror}): check it.") from error
+    return sorted(found, key=natural)
+
+
+def frame_files(folder: str | os.PathLike, frames: int, endings: Collection[str] = IMAGES) -> list[Path]:
+    """`listed_images`, one for each of so many frames.
+
+    Raises UserError for another number of images, or a folder that cannot be read.
+    """
+    files = listed_images(folder, endings)
+    if len(files) != frames:
+        raise UserError(
+            f"{folder}: the folder has {counted(len(files), 'image')} for {counted(frames, 'frame')}: expected one "
+            "image a frame; or give a single image for all."
+        )
+    return files

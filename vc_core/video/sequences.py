@@ -1,0 +1,192 @@
+"""Videos that are rows of pictures: folders of images, and animated WebP, which ffmpeg does not decode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import UserError, counted
+from .formats import DESCRIPTION
+from .images import listed_images, opened_image, read_image
+from .limits import check_rate
+
+USUAL = Fraction(25)
+"""Frames a second of a folder that does not say it, as ffmpeg takes them."""
+
+_STEP = 100  # milliseconds that browsers show a picture which is to be shown for none
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A row of pictures as a video.
+
+    Attributes:
+        kind: what `VideoInfo.codec` says.
+        size: (height, width).
+        time_base: seconds of one unit of `times`.
+        times: when each picture is shown, ascending from 0; and when the last one ends.
+        read: gives the pictures of some numbers, ascending, as arrays (H, W, 3 or 4) uint8.
+        note: what was decided for the user, a sentence or empty.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    time_base: Fraction
+    times: tuple[int, ...]
+    read: Callable[[Sequence[int]], Iterator[np.ndarray]]
+    note: str = ""
+
+    @property
+    def frames(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds."""
+        return self.times[-1] * self.time_base
+
+    @property
+    def rate(self) -> Fraction:
+        """Average frames a second."""
+        return self.frames / self.duration
+
+    def shown(self, times: Sequence[int]) -> Iterator[Any]:
+        """The pictures that begin at these times as av.VideoFrames."""
+        import av
+
+        numbers = {time: number for number, time in enumerate(self.times)}
+        for time, pixels in zip(times, self.read([numbers[time] for time in times]), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
+            frame.pts, frame.time_base = time, self.time_base
+            yield frame
+
+
+# --- A folder -------------------------------------------------------------------------------------------------------
+
+
+def folder_pictures(folder: Path) -> Pictures:
+    """The images of a folder, in the order of their names, at the rate that its video.json says, else 25 a second.
+
+    Raises:
+        UserError: no images in it, images of several kinds, or not as many as its video.json says.
+    """
+    files = listed_images(folder)
+    if not files:
+        raise UserError(
+            f"{folder}: is a folder without images, and a video was expected: give a video file, or a folder of "
+            "images, one a frame."
+        )
+    if len(kinds := sorted({file.suffix.lower() for file in files})) > 1:
+        raise UserError(
+            f"{folder}: is a folder with images of several kinds ({', '.join(kinds)}), and a video was expected: give "
+            "a video file, or a folder of images of one kind, one a frame."
+        )
+    rate = _described(folder, len(files))
+    note = ""
+    if rate is None:
+        rate = USUAL
+        note = (
+            f"{folder}: {counted(len(files), 'image')} in the order of their names, taken as {USUAL} frames a second; "
+            f'a {DESCRIPTION} in it with {{"frames": {len(files)}, "rate": 30}} says another rate.'
+        )
+
+    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        for number in numbers:
+            pixels = (read_image(files[number])[0] * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            if pixels.shape[:2] != size:
+                raise UserError(
+                    f"{files[number]}: is {pixels.shape[1]} by {pixels.shape[0]} pixels, and {files[0].name} "
+                    f"{size[1]} by {size[0]}: make the images of a video of one size."
+                )
+            yield pixels
+
+    size = tuple(read_image(files[0]).shape[-2:])
+    return Pictures(kinds[0][1:], size, 1 / rate, tuple(range(len(files) + 1)), read, note)
+
+
+def _described(folder: Path, count: int) -> Fraction | None:
+    """The rate in a folder's description; None where there is none."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        frames, rate = found["frames"], Fraction(str(found["rate"]))
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError) as error:
+        raise UserError(
+            f'{path}: does not say how the pictures beside it are shown: expected {{"frames": {count}, "rate": 25}}.'
+        ) from error
+    if frames != count:
+        raise UserError(
+            f"{folder}: has {counted(count, 'image')}, and its {DESCRIPTION} says {str(frames)[:20]}: put the missing "
+            "ones back, or mend the number."
+        )
+    check_rate(f"{path}: the rate", rate)
+    return rate
+
+
+# --- Animated WebP --------------------------------------------------------------------------------------------------
+
+
+def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures:
+    """The pictures of an animated WebP.
+
+    Args:
+        name: for messages.
+        opened: gives its path, or its bytes as a file object.
+
+    Raises:
+        UserError: it is damaged, or its pictures have too many pixels.
+    """
+
+    def pictures(until: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
+        """(pixels, milliseconds) of the pictures; Pillow says how long one is shown once it is decoded."""
+        try:
+            with opened_image(opened(), name) as image:
+                for number in range(image.n_frames if until is None else until):
+                    image.seek(number)
+                    image.load()
+                    yield np.array(image), int(image.info.get("duration", 0)) or _STEP
+        except UserError:
+            raise
+        except Exception as error:  # what a damaged file makes of Pillow has no common kind
+            raise UserError(f"{name}: cannot be read as a video ({error}): give a whole animated WebP.") from error
+
+    durations = _webp_durations(opened)
+    if durations:
+        size = next(pictures(1))[0].shape[:2]
+    else:
+        found = [(pixels.shape[:2], each) for pixels, each in pictures()]
+        size, durations = found[0][0], [each for _, each in found]
+
+    def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        wanted = set(numbers)
+        for number, (pixels, _) in enumerate(pictures(max(wanted, default=-1) + 1)):
+            if number in wanted:
+                yield pixels
+
+    return Pictures("webp", size, Fraction(1, 1000), (0, *accumulate(durations)), read)
+
+
+def _webp_durations(opened: Callable[[], Path | IO[bytes]]) -> list[int]:
+    """Milliseconds of each picture, from the heads of a WebP's chunks; empty where these are damaged."""
+    source = opened()
+    durations = []
+    with open(source, "rb") if isinstance(source, Path) else source as file:
+        end = file.seek(0, 2)
+        at = file.seek(12)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] == b"ANMF":
+                durations.append(int.from_bytes(file.read(15)[12:15], "little") or _STEP)
+            at = file.seek(at + 8 + length + length % 2)
+            if at > end + 1:
+                return []
+    return durations
