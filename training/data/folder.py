@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,6 +17,7 @@ from training.data.sample import Sample
 from vc_core.conditions import drawing_size
 from vc_core.errors import UserError
 from vc_core.extract import read_motion
+from vc_core.parsing import parse_json
 from vc_core.video import IMAGES, FramePlan, VideoInfo, plan_frames, planned_frames, probe, read_image
 
 CAPTIONS = ("captions.csv", "captions.jsonl")
@@ -119,7 +119,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, parse_json(line)
                 except ValueError as error:
                     raise UserError(f"{path}, line {number}: is no JSON ({error}): expected an object.") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from training.data.sample import BadSample
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
-from vc_core.errors import UserError
+from vc_core.errors import UserError, reason
 from vc_core.extract import masked_video, random_mask
 from vc_core.extract.refit import refit
 from vc_core.video import resize_crop
@@ -144,5 +144,4 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
         told = str(error)
         raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
     except (OSError, av.FFmpegError, *damage) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason})") from error
+        raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason(error)})") from error

@@ -65,7 +65,7 @@ def unpack_image(data: bytes) -> Tensor:
     """An image as a clip of one frame, `(1, 3, H, W)` uint8."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
         return as_tensor(np.asarray(image.convert("RGB")))[None]
 
 
@@ -124,7 +124,7 @@ def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:
     """Maps `(1, F, H, W)` of a clip of so many frames."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         levels = torch.from_numpy(np.array(image.convert("L")))
     if len(levels) % frames:
         raise ValueError(f"{len(levels)} lines are not {frames} frames")

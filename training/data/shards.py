@@ -46,6 +46,7 @@ from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
+from vc_core.parsing import parse_json
 
 FORMAT = 1
 OWN = "__vc__/"
@@ -145,10 +146,10 @@ def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any
     """The two lines of an index, or None where there is none, or that of another tar."""
     try:
         with open(index_path(shard), encoding="utf-8") as file:
-            header = json.loads(file.readline())
+            header = parse_json(file.readline())
             if header["tar"] != _stamp(shard):
                 return None
-            return header, json.loads(file.readline()) if whole else {}
+            return header, parse_json(file.readline()) if whole else {}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -171,7 +172,7 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with tarfile.open(shard, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 if member.name.startswith(OWN):
-                    own[member.name] = json.load(tar.extractfile(member))
+                    own[member.name] = parse_json(tar.extractfile(member).read())
                 else:
                     folder, slash, name = member.name.rpartition("/")
                     key, _, ending = name.partition(".")
@@ -387,7 +388,7 @@ def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
 def _about(name: str, data: bytes) -> Mapping[str, Any]:
     """What the .json of a sample says."""
     with _decoding(name, "json"):
-        about = json.loads(data)
+        about = parse_json(data)
         if not isinstance(about["caption"], str):
             raise ValueError("has a caption that is no text")
         return about

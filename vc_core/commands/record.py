@@ -16,6 +16,7 @@ from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
 from ..errors import UserError
 from ..files import sha256
+from ..parsing import parse_json
 from ..progress import Progress
 from .settings import Settings, about, as_option
 from .values import BUNDLED
@@ -57,7 +58,7 @@ class Record:
     def from_json(text: str) -> "Record":
         """What `to_json` wrote. Raises `UserError`."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if data["format"] != _FORMAT:
                 raise UserError("it was made by another version of this program: update the program.")
             inputs = {

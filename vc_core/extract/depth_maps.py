@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..conditions import CONDITIONS
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..video import IMAGES, FramePlan, frame_files, planned_frames, resize_crop
-from ..video.opening import as_url
+from ..video.opening import as_url, demuxed
 
 HIGHEST = CONDITIONS["depth"].high
 """End of the released range; MiDaS's own values rarely come near it."""
@@ -172,10 +172,12 @@ def _image(path: Path) -> Iterator:
     if not path.is_file():
         raise UserError(f"There is no depth map at {path}: check the path.")
     try:
-        with av.open(as_url(path), metadata_errors="replace") as container:
+        with demuxed(as_url(path)) as container:
             yield next(container.decode(video=0))
     except (av.FFmpegError, StopIteration, IndexError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): give a grey PNG of 8 or 16 bits.") from error
+        raise UserError(
+            f"{path} cannot be read as an image ({reason(error)}): give a grey PNG of 8 or 16 bits."
+        ) from error
 
 
 def _levels(frame: Any, path: Path) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UserError, counted
 from .decoding import Index, decode, index
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, existing, media, opened
+from .opening import Media, VideoSource, existing, media, opened, picture_formats
 from .showing import UPRIGHT, Turn, changing, filtering, first_picture
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
@@ -269,7 +269,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
 
     path = existing(Path(path), "an image")
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=picture_formats()) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).clamp(0, 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,34 @@ class Media:
     def __str__(self) -> str:
         return self.name
 
+
+_VIDEOS = (
+    "mov", "mp4", "3gp", "3g2", "matroska", "webm", "avi", "asf", "asf_o", "flv", "kux", "live_flv", "mpegts",
+    "mpegtsraw", "mpeg", "ogg", "mxf", "mxg", "nut", "rm", "ivr", "gxf", "wtv", "ty", "dv", "nsv", "nuv", "pva",
+    "dhav", "hxvs", "luodat", "ifv", "lxf", "cine", "ser", "film_cpk", "flic", "roq", "bink", "smk", "swf",
+    "vividas", "vivo", "mtv", "mv", "yop", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mpegvideo",
+    "mjpeg", "mjpeg_2000", "mpjpeg", "ingenient", "vc1", "vc1test", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd",
+    "apv", "obu", "av1", "ivf", "yuv4mpegpipe", "gif", "apng", "jpegxl_anim",
+)  # fmt: skip
+_SOUNDS = (
+    "aac", "ac3", "aiff", "amr", "ape", "au", "caf", "dts", "dsf", "eac3", "flac", "mp3", "mpc", "mpc8", "tak",
+    "truehd", "tta", "voc", "w64", "wav", "wv",
+)  # fmt: skip
+_IMAGES = (
+    "png", "jpeg", "webp", "bmp", "tiff", "gif", "jpegxl", "j2k", "jpegls", "jpegxs", "exr", "pfm", "phm", "hdr",
+    "dpx", "dds", "psd", "qoi", "sgi", "sunrast", "pcx", "pam", "pbm", "pgm", "ppm", "pgmyuv", "xbm", "xpm", "xwd",
+    "gem", "cri",
+)  # fmt: skip
+DEMUXERS = (*_VIDEOS, *_SOUNDS, *(f"{name}_pipe" for name in _IMAGES), "ico")
+"""libavformat's names of what may be opened: files that hold their pictures themselves. Left out are those that open
+others or the network (playlists, SDP, concat, sequences of images, subtitles, clips in parts such as mlv), devices,
+scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
+"""
+
+_PICTURES = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM", "PSD",
+    "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 VideoSource = str | os.PathLike | bytes | BinaryIO | Media
 """A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
@@ -54,7 +83,7 @@ def media(source: VideoSource) -> Iterator[Media]:
         with tempfile.TemporaryDirectory(prefix="video-") as folder:
             path = Path(folder) / "video"
             _copy(source, path)
-            yield Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), lambda: str(path))
+            yield Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), lambda: as_url(path))
     else:
         raise UserError(
             f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
@@ -95,16 +124,47 @@ def unreadable(video: Media, reason: str) -> UserError:
 
 
 @contextmanager
+def demuxed(source: str | BinaryIO) -> Iterator:
+    """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
+
+    The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
+    bytes, could otherwise open ports and other files. Raises av.FFmpegError or ValueError.
+    """
+    import av
+
+    with ExitStack() as stack:
+        if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
+            source = stack.enter_context(open(source.removeprefix("file:"), "rb"))
+        allowed = {
+            "format_whitelist": ",".join(DEMUXERS),
+            "protocol_whitelist": "file" if isinstance(source, str) else "none",
+        }
+        # Real files carry tags that are not UTF-8.
+        yield stack.enter_context(av.open(source, options=allowed, metadata_errors="replace"))
+
+
+def picture_formats() -> list[str]:
+    """Pillow's names of what pictures may be, of those that it has: no scripts, such as EPS, for which it starts
+    Ghostscript."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _PICTURES if name in Image.OPEN]
+
+
+@contextmanager
 def opened(video: Media) -> Iterator[tuple]:
     """The container and its first video stream, or a UserError that says what the file is instead."""
     import av
 
-    try:
-        container = av.open(video.open(), metadata_errors="replace")  # real files carry tags that are not UTF-8
-    except (av.FFmpegError, ValueError) as error:
-        raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
-    with container:
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+    with ExitStack() as stack:
+        try:
+            container = stack.enter_context(demuxed(video.open()))
+        except av.ArgumentError as error:
+            raise unreadable(video, "its format is not one of media files") from error
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
+        if container.format.name.endswith("_pipe"):
             raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
         cover = av.stream.Disposition.attached_pic  # the cover picture of a sound file is no video
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
