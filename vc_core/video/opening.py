@@ -123,6 +123,12 @@ def unreadable(video: Media, reason: str) -> UserError:
     )
 
 
+class _Unnamed(io.BufferedReader):
+    """A file whose name nobody reads anything into."""
+
+    name = "file"
+
+
 @contextmanager
 def demuxed(source: str | BinaryIO) -> Iterator:
     """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
@@ -134,7 +140,7 @@ def demuxed(source: str | BinaryIO) -> Iterator:
 
     with ExitStack() as stack:
         if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
-            source = stack.enter_context(open(source.removeprefix("file:"), "rb"))
+            source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
         allowed = {
             "format_whitelist": ",".join(DEMUXERS),
             "protocol_whitelist": "file" if isinstance(source, str) else "none",
