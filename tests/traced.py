@@ -37,10 +37,10 @@ def traced(module: str, function: str, paths: list[Path], also: Iterable[Path] =
         also: further files that may be opened.
     """
     log = paths[0].with_name("strace.log")
-    watched = ["-e", "signal=none", "-e", "trace=network,open,openat,openat2,creat"]
+    watched = ["strace", "-f", "-qq", "-e", "signal=none", "-e", "trace=network,openat,openat2,creat", "-s", "4096"]
+    program = [sys.executable, "-m", "tests.traced", module, function]
     done = subprocess.run(
-        ["strace", "-f", "-qq", *watched, "-s", "4096", "-o", str(log)]
-        + [sys.executable, "-m", "tests.traced", module, function, *map(str, paths)],
+        [*watched, "-o", str(log), *program, *map(str, paths)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         timeout=seconds,
