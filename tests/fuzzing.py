@@ -136,11 +136,12 @@ def main() -> None:
 
 
 def _copied(file: Path, job: int) -> Path:
-    """A copy in a folder of its own, of the same name."""
+    """A copy in a folder of its own, of the same name, with what lies in a folder `NAME.beside`."""
     path = Path(sys.argv[1]).parent / str(job) / file.name
     if not path.exists():
         path.parent.mkdir()
-        path.write_bytes(file.read_bytes())
+        for one in (file, *file.with_name(f"{file.name}.beside").glob("*")):
+            (path.parent / one.name).write_bytes(one.read_bytes())
     return path
 
 

@@ -50,9 +50,10 @@ def spelled(value: Any, between: str = " ") -> str:
     return brief(value) if isinstance(value, str) else shown(value)
 
 
-def reason(error: BaseException, most: int = 200) -> str:
-    """What a library's error says, in one line."""
-    return brief(" ".join(str(error)[: 2 * most].split()), most) or type(error).__name__
+def reason(error: BaseException, most: int = 200, named: bool = False) -> str:
+    """What a library's error says, in one line; with the name of its kind in front where some say next to nothing."""
+    said, name = " ".join(str(error)[: 2 * most].split()), type(error).__name__
+    return brief(f"{name} {said}".rstrip() if named else said or name, most)
 
 
 class _Short(reprlib.Repr):

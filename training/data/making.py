@@ -144,4 +144,4 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
         told = str(error)
         raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
     except (OSError, av.FFmpegError, *damage) as error:
-        raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason(error)})") from error
+        raise BadSample(f"{what}: cannot be read ({reason(error, named=True)})") from error

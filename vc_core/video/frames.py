@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError, counted, reason
 from .decoding import Index, decode, index
 from .limits import FASTEST, check_rate, check_size
 from .opening import Media, VideoSource, existing, media, opened, picture_formats
@@ -278,8 +278,9 @@ def read_image(path: str | os.PathLike) -> Tensor:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}): give a whole PNG or JPEG file.") from error
+    except Exception as error:  # what a damaged file makes of Pillow's readers has no common kind
+        why = reason(error, named=True)
+        raise UserError(f"{path}: cannot be read as an image ({why}): give a whole PNG or JPEG file.") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 

@@ -65,7 +65,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         raise
     except Exception as error:  # what a damaged file makes of the libraries' readers has no common kind
         raise UserError(
-            f"{file}: cannot be read as a video or a picture ({reason(error)}): give a whole file."
+            f"{file}: cannot be read as a video or a picture ({reason(error, named=True)}): give a whole file."
         ) from error
     if not metadata:
         raise UserError(f"{path}: holds no settings, and a file that was written with them was expected: give another.")
