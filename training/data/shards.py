@@ -147,11 +147,39 @@ def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any
     try:
         with open(index_path(shard), encoding="utf-8") as file:
             header = parse_json(file.readline())
-            if header["tar"] != _stamp(shard):
-                return None
-            return header, parse_json(file.readline()) if whole else {}
-    except (OSError, ValueError, KeyError, TypeError):
+            samples = parse_json(file.readline()) if whole else {}
+            fits = header["tar"] == _stamp(shard) and "settings" in header and _lie_inside(header, samples)
+            return (header, samples) if fits else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+_NAMED = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
+"""What shards may hold -> the text by which their settings say of what kind it is."""
+
+
+def _are_sound(settings: Any) -> bool:
+    """Whether the settings of a shard are of this version and whole, whoever wrote them."""
+    try:
+        numbers = [settings["frames"], *settings["size"]]
+        return (
+            settings["format"] == FORMAT
+            and settings["picture"] in ("mp4", "webp")
+            and len(numbers) == 3
+            and all(type(number) is int and number > 0 for number in numbers)
+            and all(isinstance(settings[name][key], str) for name, key in _NAMED.items() if settings.get(name))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _lie_inside(header: Mapping[str, Any], samples: Mapping[str, Any]) -> bool:
+    """Whether an index holds what it says, and of its samples, where they were read, names parts of the tar alone."""
+    if not samples:
+        return type(header["count"]) is int and header["count"] >= 0 and isinstance(header["dropped"], list)
+    places = [(offset, size) for each in samples["members"] for _, offset, size in each]
+    inside = all(min(place) >= 0 and sum(place) <= header["tar"]["size"] for place in places)
+    return inside and len(samples["keys"]) == len(samples["members"]) == header["count"]
 
 
 def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -220,6 +248,11 @@ class Shards:
         self.settings: Mapping[str, Any] = {}
         for file in self.files:
             header = read_header(file)
+            if not _are_sound(header["settings"]):
+                raise UserError(
+                    f"{file}: what it says of itself is not of ./vc prepare: remove {index_path(file).name} beside it "
+                    "if only that was changed, or prepare it again."
+                )
             counts.append(header["count"])
             self.settings = self.settings or header["settings"]
             if header["settings"] != self.settings:
@@ -310,8 +343,8 @@ class ShardClips:
         about = settings.get("latents")
         if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
             raise UserError(
-                f"{folder}: its latents are those of another autoencoder ({about['file']}) than the run's: prepare it "
-                "again with the run's checkpoint, or without --latents."
+                f"{folder}: its latents are those of another autoencoder ({about.get('file')}) than the run's: prepare "
+                "it again with the run's checkpoint, or without --latents."
             )
 
     def __len__(self) -> int:
