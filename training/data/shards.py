@@ -248,11 +248,6 @@ class Shards:
         self.settings: Mapping[str, Any] = {}
         for file in self.files:
             header = read_header(file)
-            if not _are_sound(header["settings"]):
-                raise UserError(
-                    f"{file}: what it says of itself is not of ./vc prepare: remove {index_path(file).name} beside it "
-                    "if only that was changed, or prepare it again."
-                )
             counts.append(header["count"])
             self.settings = self.settings or header["settings"]
             if header["settings"] != self.settings:
@@ -321,6 +316,11 @@ class ShardClips:
 
     def __post_init__(self) -> None:
         settings, form, folder = self.shards.settings, self.form, self.shards.folder
+        if not _are_sound(settings):
+            raise UserError(
+                f"{folder}: what its shards say of themselves is not of ./vc prepare: remove their .index.json if only "
+                "these were changed, or prepare them again."
+            )
         asked = "x".join(map(str, reversed(form.size)))
         there = "x".join(map(str, reversed(settings["size"])))
         if asked != there:
