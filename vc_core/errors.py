@@ -1,5 +1,6 @@
 """The one exception that speaks to users, and words for it."""
 
+import re
 import reprlib
 from itertools import islice
 from typing import Any
@@ -21,7 +22,7 @@ class UserError(Exception):
     __module__ = "vc_core"
 
     def __init__(self, message: object = ""):
-        text = str(message)
+        text = _visible(str(message))
         super().__init__(text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 500]} ... {text[-450:]}")
 
 
@@ -32,8 +33,7 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 def brief(text: str, most: int = LINE) -> str:
     """A text of a file as an error shows it: in one line of at most `most` characters, all of them visible."""
-    # No more is looked at: the text may be as long as its file.
-    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: most + 1])
+    line = _visible(text[: most + 1]).replace("\n", "\\n")  # of a text that may be as long as its file
     return line if len(text) <= most and len(line) <= most else f"{line[: most - 3]}..."
 
 
@@ -54,6 +54,14 @@ def reason(error: BaseException, most: int = 200, named: bool = False) -> str:
     """What a library's error says, in one line; with the name of its kind in front where some say next to nothing."""
     said, name = " ".join(str(error)[: 2 * most].split()), type(error).__name__
     return brief(f"{name} {said}".rstrip() if named else said or name, most)
+
+
+def _visible(text: str) -> str:
+    """A text without what terminals obey, such as a file's name may hold, and without what no encoding has."""
+    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class _Short(reprlib.Repr):

@@ -14,8 +14,8 @@ import torch
 
 from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
-from ..errors import UserError
-from ..files import sha256
+from ..errors import UserError, spelled
+from ..files import is_there, sha256
 from ..parsing import parse_json
 from ..progress import Progress
 from .settings import Settings, about, as_option
@@ -122,7 +122,7 @@ def with_found_inputs(
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
     option = as_option(name)
     old = BUNDLED_FILE if file["path"] == BUNDLED else Path(file["path"])
-    there = [path for path in (old, source.absolute().parent / file["name"]) if path.exists()]
+    there = [path for path in (old, source.absolute().parent / file["name"]) if is_there(path)]
     for path in there:
         if file_hash(path, progress) == file["sha256"]:
             return path
@@ -132,8 +132,8 @@ def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress |
             f"there or beside {source.name}, or give {option} to use another one."
         )
     raise UserError(
-        f"{old} is missing, which {source} was made with, and {file['name']} is not beside it either: put it there, "
-        f"or give {option} to use another one."
+        f"{spelled(str(old))} is missing, which {source} was made with, and {spelled(file['name'])} is not beside it "
+        f"either: put it there, or give {option} to use another one."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, shown
+from ..errors import UserError, reason, shown
 from ..parsing import parse_json
 from ..video import resize_crop
 from .drawing import Placement, Rectangle, chosen, eased, pixel_centers, place
@@ -72,8 +72,8 @@ def read_tracks(path: str | os.PathLike) -> list[Track]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a file of tracks ({error}): give a .json file.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a file of tracks ({reason(error)}): give a .json file.") from error
     return parse_tracks(text, str(path))
 
 

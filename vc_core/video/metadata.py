@@ -55,8 +55,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         UserError: nothing there, a file that is unreadable or no video or picture, or one without any text.
     """
     path = Path(path)
-    file = path / "00000.png" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "00000.png" if os.path.isdir(path) else path
+    if not os.path.isfile(file):
         what = "such file" if file == path else "frame 00000.png in it"
         raise UserError(f"{path}: there is no {what}, and a produced video was expected: check the path.")
     try:

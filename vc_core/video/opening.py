@@ -109,9 +109,9 @@ def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
 
 
 def existing(path: Path, kind: str) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib raises for names that are too long
         raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
     return path
 
