@@ -1,7 +1,10 @@
 """What may be opened: every kind of file that users have, and nothing that opens others or the network."""
 
+import importlib
 import io
 import re
+import sys
+import types
 from pathlib import Path
 
 import av
@@ -220,3 +223,36 @@ def test_a_name_of_a_workflow_stays_below_the_model_folders(tmp_path):
         ".. /out.pth", "... /out.pth", "gone.pth", "b.pth/x", "a" * 5000, "b.pth\0", "\ud800",
     ):  # fmt: skip
         assert files_below([top], name) == [], name
+
+
+@pytest.fixture
+def node_folders(monkeypatch, tmp_path):
+    """`nodes.host.folders`, with a ComfyUI whose only model folder is `models`."""
+    root = Path(vc_core.__file__).parents[1]
+    comfyui = types.ModuleType("folder_paths")
+    comfyui.get_folder_paths = lambda name: [str(tmp_path / "models")]
+    monkeypatch.setitem(sys.modules, "folder_paths", comfyui)
+    for name, folder in (("pack", root), ("pack.nodes", root / "nodes"), ("pack.nodes.host", root / "nodes" / "host")):
+        package = types.ModuleType(name)  # not the real one, which asks for all of ComfyUI
+        package.__path__ = [str(folder)]
+        monkeypatch.setitem(sys.modules, name, package)
+    yield importlib.import_module("pack.nodes.host.folders")
+    for name in [name for name in sys.modules if name.startswith("pack.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_nodes_find_models_by_it(node_folders, tmp_path):
+    models, outside = tmp_path / "models", tmp_path / "outside.pth"
+    (models / "net").mkdir(parents=True)
+    for file in (models / "a.pth", models / "net" / "config.json", outside):
+        file.write_bytes(b"x")
+    assert node_folders.model_path("net") == models / "net"
+    assert node_folders.model_path("a.pth") == node_folders.checkpoint_path("a.pth") == models / "a.pth"
+    assert node_folders.checkpoint_path(node_folders.BUNDLED_NAME).suffix == ".safetensors"
+    assert len(node_folders.fingerprint("a.pth")) == 1
+    for name in ("../outside.pth", str(outside), "..", "net/../../outside.pth", "..\\outside.pth", "", "a" * 9999):
+        assert node_folders.fingerprint(name) == []
+        for find in (node_folders.model_path, node_folders.checkpoint_path):
+            with pytest.raises(Exception, match="There is no ") as raised:
+                find(name)
+            assert type(raised.value).__name__ == "UserError" and len(str(raised.value)) < 1000
