@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import pickle
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .atomic import check_place, written_beside
-from .errors import UserError, brief, reason
+from .errors import UserError
 from .progress import Progress
 
 StateDict = dict[str, Tensor]
@@ -24,8 +22,6 @@ Get = Callable[[str], Tensor]
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
-HOLDERS = ("state_dict", "model", "module", "ema")
-"""Names under which training programs keep the state dict in a pickled file; the first that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ class Tensors:
 def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
 
-    A state dict inside, under one of the names of HOLDERS, is taken out; what is beside the tensors, such as a step
-    count, is left behind. Pickled files are read with `weights_only=True`: one that holds code is refused.
+    A `state_dict` inside is taken out; what is beside the tensors, such as a step count, is left behind. Pickled
+    files are read with `weights_only=True`: one that holds code is refused.
 
     Raises:
         UserError: no such file, or one that is truncated, damaged, of another kind, or holds code.
@@ -116,35 +112,11 @@ def _told(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if kind := _kind(path, error):
-            raise UserError(f"{path} cannot be read as a checkpoint, it {kind}.") from error
-        # Of what cannot be unpickled torch tells pages, with the advice to allow code.
-        why = "no pickle" if isinstance(error, pickle.UnpicklingError) else reason(error, named=True)
+        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({why}): it is truncated or not a .safetensors or .pth of tensors; "
-            "download or save it again."
+            f"{path} cannot be read as a checkpoint ({reason}): it is truncated or not a .safetensors or .pth of "
+            "tensors; download or save it again."
         ) from error
-
-
-# How files begin that are taken for checkpoints -> what they are, and what to do.
-_KINDS = {
-    rb"GGUF": "is a GGUF file: give the .safetensors that it was made from",
-    rb"\s*\{[^\0]*\"weight_map\"": "is the index of a sharded checkpoint: join its shards into one .safetensors",
-    rb"\s*<(?i:!doctype|html|\?xml)": "is a web page: download the file itself",
-    rb"version https://git-lfs": "is a pointer of Git LFS: download the file itself with git lfs pull",
-}
-
-
-def _kind(path: Path, error: Exception) -> str | None:
-    """What a file is that is no checkpoint, and what to do, where that can be told."""
-    with open(path, "rb") as file:
-        start = file.read(2**16)
-    for beginning, kind in _KINDS.items():
-        if re.match(beginning, start):
-            return kind
-    if isinstance(error, pickle.UnpicklingError) and (other := re.search(r"GLOBAL ([\w.]+)", str(error))):
-        return f"holds other objects than tensors ({brief(other[1])}): save its state dict alone, best as .safetensors"
-    return None
 
 
 def _reopened(path: Path, load: Callable[[], Get]) -> Callable[[], Get]:
@@ -180,7 +152,7 @@ def _open_pickled(path: Path) -> Tensors:
     def load() -> StateDict:
         with torch.serialization.safe_globals(_STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = _state_dict(state)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
         tensors = {k: t for k, t in state.items() if _is_plain(t)} if isinstance(state, dict) else {}
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise UserError(f"{path} does not hold named tensors: expected a state dict of a network.")
@@ -189,14 +161,6 @@ def _open_pickled(path: Path) -> Tensors:
     known = Tensors.of(load())
     get = _reopened(path, lambda: load().__getitem__)
     return Tensors(str(path), known.shapes, known.dtypes, get, mapped=mapped)
-
-
-def _state_dict(saved: Any) -> Any:
-    """What of a pickled file is the state dict."""
-    for _ in range(len(HOLDERS)):
-        if isinstance(saved, dict):
-            saved = next((saved[name] for name in HOLDERS if isinstance(saved.get(name), dict)), saved)
-    return saved
 
 
 def _is_plain(value: Any) -> bool:

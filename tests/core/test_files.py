@@ -4,7 +4,6 @@ import json
 import struct
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,41 +155,6 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, zipped, place):
     with pytest.raises(UserError, match=r"evil\.pth cannot be read"):
         open_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"GGUF" + bytes(84), "is a GGUF file"),
-        (b'{"metadata": {}, "weight_map": {}}', "is the index of a sharded checkpoint"),
-        (b"\n<!doctype html><html>", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a pointer of Git LFS"),
-    ],
-)
-def test_what_a_file_is_instead(tmp_path, data, said):
-    for name in ("x.safetensors", "x.pth", "x.safetensors.index.json"):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name} cannot be read as a checkpoint, it {said}"):
-            open_tensors(tmp_path / name)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_other_objects_than_tensors_are_named(tmp_path, zipped):
-    torch.save(
-        {"state_dict": STATE, "best": np.float64(0.5)}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped
-    )
-    with pytest.raises(UserError, match=r"holds other objects than tensors \(numpy[\w.]*scalar\)") as raised:
-        open_tensors(tmp_path / "x.pth")
-    assert "weights_only" not in str(raised.value) and str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize("names", [("state_dict",), ("model",), ("module",), ("ema",), ("model", "state_dict")])
-def test_the_state_dict_is_found_where_programs_keep_it(tmp_path, names):
-    content = STATE
-    for name in reversed(names):
-        content = {name: content, "optimizer": {"lr": 1}, "step": 3}
-    torch.save(content, tmp_path / "x.pth")
-    assert open_tensors(tmp_path / "x.pth").shapes.keys() == STATE.keys()
 
 
 def test_what_is_no_state_dict(tmp_path):

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +130,14 @@ class _Unnamed(io.BufferedReader):
 
 
 @contextmanager
-def demuxed(source: str | BinaryIO) -> Iterator:
+def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) -> Iterator:
     """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
 
     The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
-    bytes, could otherwise open ports and other files. Raises av.FFmpegError or ValueError.
+    bytes, could otherwise open ports and other files. Raises av.FFmpegError, ValueError or OSError.
+
+    Args:
+        options: further ones of libavformat.
     """
     import av
 
@@ -146,7 +149,7 @@ def demuxed(source: str | BinaryIO) -> Iterator:
             "protocol_whitelist": "file" if isinstance(source, str) else "none",
         }
         # Real files carry tags that are not UTF-8.
-        yield stack.enter_context(av.open(source, options=allowed, metadata_errors="replace"))
+        yield stack.enter_context(av.open(source, options={**(options or {}), **allowed}, metadata_errors="replace"))
 
 
 def picture_formats() -> list[str]:
