@@ -35,6 +35,7 @@ from vc_core.disk import make_folder, writing
 from vc_core.errors import UserError
 from vc_core.layouts import shorten
 from vc_core.model.unet import UNet3D
+from vc_core.parsing import parse_json
 
 # --- One step of learning -------------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ def remove_remains(out: Path) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint's `state.json` says: `step`, and what the trainer keeps. Raises `UserError`."""
     try:
-        return json.loads((Path(folder) / "state.json").read_text(encoding="utf-8"))
+        return parse_json((Path(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no checkpoint of a run ({error}): remove it to go on from the one before, or "
                         "name another.") from error  # fmt: skip

@@ -13,6 +13,7 @@ from training.launch import LOST
 from training.ranks import World
 from vc_core.disk import writing
 from vc_core.errors import UserError
+from vc_core.parsing import parse_json
 
 FILE = ".lock"
 """In a folder that is worked in: who does. It stays when the work has ended; the lock on it is the system's, and ends
@@ -85,7 +86,7 @@ def _holder(path: Path) -> str:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(_FIRST)
-            said = json.loads(file.read(4096))
+            said = parse_json(file.read(4096))
         return f"{said['work']} (process {said['process']} on {said['host']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

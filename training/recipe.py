@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from typing import Any, Literal
 
 from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import CONDITIONS
-from vc_core.errors import UserError
+from vc_core.errors import UserError, shown, spelled
+from vc_core.parsing import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -234,14 +234,14 @@ class Recipe:
                     raise UserError(f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
                                     f"the kind {domain.kind}: leave it out, or at {default}.")  # fmt: skip
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
-                raise UserError(f"The recipe's data.{i}.without names {', '.join(unknown)}: expected of text, style, "
-                                f"{', '.join(CONDITIONS)}.")  # fmt: skip
+                raise UserError(f"The recipe's data.{i}.without names {spelled(unknown, ', ')}: expected of text, "
+                                f"style, {', '.join(CONDITIONS)}.")  # fmt: skip
         if unknown := [name for name in self.loss.lone if name not in ("text", *CONDITIONS)]:
-            raise UserError(f"The recipe's loss.lone names {', '.join(unknown)}: expected of text, "
+            raise UserError(f"The recipe's loss.lone names {spelled(unknown, ', ')}: expected of text, "
                             f"{', '.join(CONDITIONS)}.")  # fmt: skip
         if not all(share >= 0 for share in self.loss.lone.values()) or sum(self.loss.lone.values()) > 1:
-            raise UserError(f"The recipe's loss.lone is {self.loss.lone}: expected shares of 0 or more whose sum is at "
-                            "most 1.")  # fmt: skip
+            raise UserError(f"The recipe's loss.lone is {shown(self.loss.lone)}: expected shares of 0 or more whose "
+                            "sum is at most 1.")  # fmt: skip
         if self.optimizer.kind == "muon" and self.engine.parallel != "ddp":
             raise UserError("The recipe's optimizer muon needs whole matrices, and engine.parallel "
                             f"{self.engine.parallel} shards them: take ddp, or adamw.")  # fmt: skip
@@ -283,7 +283,7 @@ def _check_ranges(section: Any, where: str) -> None:
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | float)]
         if not all(low <= number <= high for number in numbers):  # NaN is in no range
             expected = f"{low:g} or more" if high == _MORE else f"{low:g} to {high:g}"
-            raise UserError(f"The recipe's {where}{f.name} is {value}: expected {expected}.")
+            raise UserError(f"The recipe's {where}{f.name} is {shown(value)}: expected {expected}.")
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -316,15 +316,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read_yaml(path: Path) -> Recipe:
-    import yaml
-
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"The recipe {path} cannot be read ({error.strerror}): name one such as those in "
                         "training/recipes.") from error  # fmt: skip
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The recipe {path} is no valid YAML: {' '.join(str(error).split())}.") from error
+    except ValueError as error:
+        raise UserError(f"The recipe {path} is no valid YAML: {error}.") from error
     try:
         return _with_files(from_plain(plain or {}), path.parent)
     except UserError as error:
@@ -344,11 +342,11 @@ def built(kind: Any, value: Any, where: str) -> Any:
     """`value` as the type of a field: a dataclass of a mapping, a tuple of a list, a path of a string."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise UserError(f"The recipe's {where or 'top'} is {reprlib.repr(value)}: expected keys and values.")
+            raise UserError(f"The recipe's {where or 'top'} is {shown(value)}: expected keys and values.")
         hints, names = typing.get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
         for key in value:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
+                near = difflib.get_close_matches(spelled(key), names, n=1)
                 raise UserError(f"The recipe has an unknown key {_join(where, key)}: expected "
                                 f"{near[0] if near else 'one of ' + ', '.join(names)}.")  # fmt: skip
         return kind(**{key: built(hints[key], item, _join(where, key)) for key, item in value.items()})
@@ -370,15 +368,15 @@ def built(kind: Any, value: Any, where: str) -> Any:
     elif kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # of a string too: YAML takes 1e-4, which has no point, for one
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif kind in (int, bool, str) and type(value) is kind:
         return value
-    raise UserError(f"The recipe's {where} is {reprlib.repr(value)}: expected {_expected(kind)}.")
+    raise UserError(f"The recipe's {where} is {shown(value)}: expected {_expected(kind)}.")
 
 
 def _join(where: str, key: Any) -> str:
-    return f"{where}.{key}" if where else str(key)
+    return f"{where}.{spelled(key)}" if where else spelled(key)
 
 
 def _expected(kind: Any) -> str:

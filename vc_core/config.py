@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from .conditions import CONDITIONS
-from .errors import UserError
+from .errors import UserError, shown
+from .parsing import parse_json
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value of a config's numbers, or of each number of a tuple, by the field's name."""
@@ -70,7 +70,7 @@ class UNetConfig:
         _check(self, "unet.")
         unknown = [name for name in self.conditions if name not in tuple(CONDITIONS)]
         if unknown:
-            raise UserError(f"The network config names unknown conditions {reprlib.repr(unknown)}: update the pack.")
+            raise UserError(f"The network config names unknown conditions {shown(unknown)}: update the pack.")
         if not self.multipliers:
             raise UserError("The config's unet.multipliers is empty: expected one for each level, such as 1, 2, 4, 4.")
         if self.conditions and not self.stc_channels:
@@ -258,8 +258,8 @@ class Config:
             UserError: broken JSON, keys that this version lacks, and values that cannot be.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless brackets
+            data = parse_json(text)
+        except ValueError as error:
             raise UserError(
                 f"The checkpoint's config is no valid JSON ({error}): save the checkpoint again."
             ) from error
@@ -280,7 +280,7 @@ def _build(cls: type, data: Any, where: str) -> Any:
     unknown = sorted(set(data) - set(fields))
     if unknown:
         raise UserError(
-            f"The checkpoint's {where} has unknown keys {reprlib.repr(unknown)}: it needs a newer version of this pack."
+            f"The checkpoint's {where} has unknown keys {shown(unknown)}: it needs a newer version of this pack."
         )
     nested = {f.name: f.default_factory for f in fields.values() if f.default_factory is not dataclasses.MISSING}
     return cls(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in data.items()})
@@ -295,7 +295,7 @@ def _check(config: Any, section: str) -> None:
             object.__setattr__(config, f.name, value)
         expected, fits = _expected(f.type, *config.RANGES.get(f.name, (0, 0)))
         if not fits(value):
-            raise UserError(f"The config's {section}{f.name} is {reprlib.repr(value)}: expected {expected}.")
+            raise UserError(f"The config's {section}{f.name} is {shown(value)}: expected {expected}.")
 
 
 def _expected(kind: Any, low: float, high: float) -> tuple[str, Callable[[Any], bool]]:

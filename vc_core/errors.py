@@ -1,5 +1,15 @@
 """The one exception that speaks to users, and words for it."""
 
+import re
+import reprlib
+from itertools import islice
+from typing import Any
+
+LINE = 80
+"""Characters of a value that an error shows."""
+
+_MESSAGE = 4000  # characters, far more than any sentence of ours has: what slips in unshortened still fits a screen
+
 
 class UserError(Exception):
     """An error that the user can mend.
@@ -11,7 +21,67 @@ class UserError(Exception):
     # What programs show of it: its public place, not that of the folder it was imported from.
     __module__ = "vc_core"
 
+    def __init__(self, message: object = ""):
+        text = _visible(str(message))
+        super().__init__(text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 500]} ... {text[-450:]}")
+
 
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: `1 image`, `3 images`. `many` is the plural where it is not the singular with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def brief(text: str, most: int = LINE) -> str:
+    """A text of a file as an error shows it: in one line of at most `most` characters, all of them visible."""
+    line = _visible(text[: most + 1]).replace("\n", "\\n")  # of a text that may be as long as its file
+    return line if len(text) <= most and len(line) <= most else f"{line[: most - 3]}..."
+
+
+def shown(value: Any, most: int = LINE) -> str:
+    """A value of a file as an error shows it, in at most `most` characters. What is longer is never spelled out: YAML
+    says in a few hundred bytes what fills all memory when written out."""
+    return brief(_SHORT.repr(value), most)
+
+
+def spelled(value: Any, between: str = " ") -> str:
+    """As `shown`, but texts without quotes, and a list as its items with `between` between them."""
+    if isinstance(value, (list, tuple)):
+        return brief(between.join(brief(one) if isinstance(one, str) else shown(one) for one in value[:LINE]))
+    return brief(value) if isinstance(value, str) else shown(value)
+
+
+def reason(error: BaseException, most: int = 200, named: bool = False) -> str:
+    """What a library's error says, in one line; with the name of its kind in front where some say next to nothing."""
+    said, name = " ".join(str(error)[: 2 * most].split()), type(error).__name__
+    return brief(f"{name} {said}".rstrip() if named else said or name, most)
+
+
+def _visible(text: str) -> str:
+    """A text without what terminals obey, such as a file's name may hold, and without what no encoding has."""
+    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = LINE
+        self.maxlong = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"an int of {x.bit_length()} bits"
+
+    def repr_dict(self, x: dict, level: int) -> str:
+        """In the order of the file, and not sorted."""
+        if level <= 0:
+            return "{...}" if x else "{}"
+        pairs = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
+        return f"{{{', '.join(pairs + ['...'] * (len(x) > self.maxdict))}}}"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return brief(super().repr_instance(x, level), self.maxother)
+
+
+_SHORT = _Short()

@@ -106,9 +106,9 @@ def open_tensors(path: str | Path) -> Tensors:
         UserError: no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder, and a checkpoint was expected: name the file in it.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint at {path}: check the path.")
     with _told(path):
         with open(path, "rb") as file:
@@ -294,6 +294,12 @@ def save_pickled(state: Mapping[str, Any], path: str | Path) -> None:
             torch.save(state, noted)
         except RuntimeError as error:
             raise (noted.error or error) from error
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a file or a folder: of no device, which may have no end, and no name that none can
+    have, at which pathlib raises."""
+    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:

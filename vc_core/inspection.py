@@ -17,6 +17,7 @@ from .errors import UserError
 from .files import Tensors, sha256
 from .layouts import Layout, check, names_of, shorten, unused
 from .model.layout import released_layout
+from .parsing import parse_json
 from .progress import Progress
 
 # What a text tower may lack: nothing here reads it.
@@ -77,7 +78,7 @@ def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
 def _training(text: str | None) -> Any:
     """What the metadata says of the training, as values; of a foreign program its text."""
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse_json(text)
     except ValueError:
         return text
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .folders import files_below
 
@@ -127,6 +127,19 @@ def model_folders() -> list[Path]:
     """The folders that are searched: those of VC_MODELS, else `models` in this project."""
     named = [Path(name).expanduser() for name in os.environ.get("VC_MODELS", "").split(os.pathsep) if name]
     return named or [PROJECT / "models"]
+
+
+def named_below(folders: Iterable[Path], name: str) -> list[Path]:
+    """The files and folders of a name, one in each of the folders at most and none elsewhere, whoever wrote the name.
+
+    A drive, a share, a root or a part that goes up, of Linux or of Windows, gives none. Links in them are followed, as
+    ComfyUI does: the owner of the folders has put them there.
+    """
+    path = PureWindowsPath(name)  # it takes both slashes
+    if path.anchor or not path.parts or not all(part.strip(" .") for part in path.parts):
+        return []
+    found = (folder / name for folder in folders)
+    return [path for path in found if os.path.isfile(path) or os.path.isdir(path)]  # no devices
 
 
 def find_model_files(folders: Sequence[Path] | None = None, identify: Identify | None = None) -> list[Found]:

@@ -1,7 +1,6 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
 import math
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
-from .errors import UserError
+from .errors import UserError, shown
 from .progress import Progress
 
 
@@ -111,7 +110,7 @@ def compose(
     guidance = config.guidance if guidance is None else guidance
     for name, value in {"guidance": guidance, "condition_guidance": condition_guidance, "rescale": rescale}.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{name} {reprlib.repr(value)} is not possible: expected a finite number.")
+            raise UserError(f"{name} {shown(value)} is not possible: expected a finite number.")
     if video is not None:
         _check_rgb("video", video, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
@@ -250,7 +249,7 @@ def _as_trained(condition: Condition, size: tuple[int, int], frames: int, config
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     listed = [text] if isinstance(text, str) else text
     if not isinstance(listed, Sequence) or not all(isinstance(prompt, str) for prompt in listed):
-        raise UserError(f"{name} is {reprlib.repr(text)}: expected a text, or a list of texts.")
+        raise UserError(f"{name} is {shown(text)}: expected a text, or a list of texts.")
     return list(listed)
 
 
@@ -304,9 +303,7 @@ def _check_batch(
     if batch < 1:
         raise UserError(f"A batch of {batch} videos is not possible: expected at least 1.")
     if not isinstance(seed, int) or not 0 <= seed <= 2**63 - batch:
-        raise UserError(
-            f"The seed {reprlib.repr(seed)} is not possible: expected a whole number from 0 to {2**63 - batch}."
-        )
+        raise UserError(f"The seed {shown(seed)} is not possible: expected a whole number from 0 to {2**63 - batch}.")
     counts = {"text": len(texts), "negative": len(negatives)}
     counts |= {} if style is None else {"style": len(style.image)}
     counts |= {condition.name: len(condition.tensor) for condition in conditions}

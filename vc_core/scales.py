@@ -7,7 +7,6 @@ Two spellings are in use, `layer.scale_weight` (ComfyUI's older files, marked by
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, counted
+from .parsing import parse_json
 
 if TYPE_CHECKING:
     from .files import Get, Tensors
@@ -150,7 +150,7 @@ def _formats(tensors: "Tensors") -> dict[str, str]:
 
 def _json(text: str | bytes) -> dict[str, Any]:
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
+        said = parse_json(text)
+    except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 
 from ...vc_core.checkpoint import BUNDLED
-from ...vc_core.errors import UserError
+from ...vc_core.errors import UserError, spelled
 from ...vc_core.extract.networks import locate
-from ...vc_core.models import MODELS
+from ...vc_core.models import MODELS, named_below
 
 FOLDER = "videocomposer"
 """The model folder, `models/videocomposer` and whatever `extra_model_paths.yaml` names `videocomposer`."""
@@ -42,12 +43,7 @@ def checkpoint_path(name: str) -> Path:
     """The file of a name in the list. Raises `UserError` where there is none."""
     if name == BUNDLED_NAME:
         return BUNDLED
-    path = folder_paths.get_full_path(FOLDER, name)
-    if path is None:
-        raise UserError(
-            f"There is no checkpoint '{name}' in {', '.join(map(str, folders()))}: put it there, or choose another one."
-        )
-    return Path(path)
+    return _found("checkpoint ", name, os.path.isfile)
 
 
 def depth_models() -> list[str]:
@@ -66,13 +62,18 @@ def depth_models() -> list[str]:
 def fingerprint(*names: str) -> list[tuple[str, int, int]]:
     """What tells whether models below the folder were put there or replaced: paths, times of change and sizes."""
     paths = [*locate(names, folders()).values()]
-    paths += [top / name for top in folders() for name in names if (top / name).exists()]
+    paths += [path for name in names for path in named_below(folders(), name)]
     return sorted((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in set(paths))
 
 
 def model_path(name: str) -> Path:
     """A file or folder below the model folder. Raises `UserError` where there is none."""
-    for top in folders():
-        if (top / name).exists():
-            return top / name
-    raise UserError(f"There is no '{name}' in {', '.join(map(str, folders()))}: put it there, or choose another one.")
+    return _found("", name, os.path.exists)
+
+
+def _found(what: str, name: str, there: Callable[[Path], bool]) -> Path:
+    for path in filter(there, named_below(folders(), name)):
+        return path
+    raise UserError(
+        f"There is no {what}'{spelled(name)}' in {', '.join(map(str, folders()))}: put it there, or choose another one."
+    )

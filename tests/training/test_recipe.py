@@ -146,3 +146,38 @@ def test_the_recipes_can_be_read(repository, name):
         assert recipe.stage == int(name[-1])
     if name.startswith("synthetic"):
         assert recipe.start.network.is_file() and recipe.start.parts == (BUNDLED,)
+
+
+LAUGHS = "a0: &k0 [x, x]\n" + "".join(f"a{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 10)}]\n" for i in range(1, 9))
+LONG, KEY = "x" * 20_000, "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS + "out: *k8\n", "more than 65536 values"),
+        ("a0: &k0 [x, x]\n", "unknown key a0"),
+        ("out: &a [1, *a]", "alias inside of"),
+        ("[" * 5000, "deeper than 64 levels"),
+        (f"out: [{LONG}, {LONG}]", "recipe's out is"),
+        (f"{KEY}: 1", "unknown key xxx"),
+        (f"start: {{{KEY}: 1}}", "unknown key start.xxx"),
+        (f"start: {{kind: {LONG}}}", "start.kind is 'xxx"),
+        (f"loss: {{lone: {{{KEY}: 1}}}}", "loss.lone names xxx"),
+        (f"data: [{{without: [{LONG}, {LONG}]}}]", "data.0.without names xxx"),
+        ("steps: 0x" + "f" * 10_000, "steps is an int of 40000 bits"),
+        ("loss: {offset_noise: 0x" + "f" * 10_000 + "}", "offset_noise is an int of"),
+        ("steps: 2026-99-99", "no valid YAML"),
+    ],
+    ids=range(13),
+)
+def test_a_recipe_that_means_harm_is_told_in_a_line(tmp_path, text, says):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=says) as raised:
+        read_recipe(tmp_path / "recipe.yaml")
+    assert len(str(raised.value)) < 1000 and str(raised.value).isprintable()
+
+
+def test_what_yaml_repeats_by_aliases_is_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: [&one {kind: synthetic, count: 8}, {<<: *one, count: 9}, *one]\n")
+    assert [domain.count for domain in read_recipe(tmp_path / "recipe.yaml").data] == [8, 9, 8]

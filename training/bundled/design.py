@@ -15,6 +15,7 @@ from vc_core.atomic import written_beside
 from vc_core.config import Config
 from vc_core.disk import make_folder
 from vc_core.errors import UserError
+from vc_core.parsing import parse_json
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "bundled.json"
 FILE = "design.json"
@@ -52,7 +53,7 @@ def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
         UserError: a file that cannot be read, unknown or missing keys, or values of another type.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_text(encoding="utf-8"))
         design = built(Design, plain, "")
         config = Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # the last one names keys that are missing

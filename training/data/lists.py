@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from training.data.tars import Member
 from vc_core.errors import UserError
+from vc_core.parsing import parse_json
 from vc_core.video import IMAGES, Media, is_image
 from vc_core.video.images import is_animated
 from vc_core.video.opening import HEAD
@@ -211,8 +211,8 @@ def _whole_json(text: str) -> Rows:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{where}is no JSON ({error}), expected an object") from error
 
 

@@ -13,7 +13,7 @@ from training.data.sample import BadSample
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import FULL, WriteError, write_error
-from vc_core.errors import UserError
+from vc_core.errors import UserError, reason
 from vc_core.extract import masked_video, random_mask
 from vc_core.extract.refit import refit
 from vc_core.video import resize_crop
@@ -152,5 +152,4 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
     except (OSError, av.FFmpegError, UnicodeError, *damage) as error:  # UnicodeError: of names that cannot be encoded
         if isinstance(error, OSError) and error.errno in FULL:
             raise write_error(error) from error
-        reason = " ".join(str(error).split())[:200]
-        raise BadSample(f"{what}: cannot be read ({type(error).__name__}: {reason})") from error
+        raise BadSample(f"{what}: cannot be read ({reason(error, named=True)})") from error

@@ -68,7 +68,7 @@ def pack_image(image: Tensor) -> bytes:
 
 def unpack_image(data: bytes) -> Tensor:
     """An image as a clip of one frame, `(1, 3, H, W)` uint8."""
-    with opened_image(io.BytesIO(data), "an image of a sample") as image:
+    with opened_image(io.BytesIO(data), "an image of a sample", formats=["WEBP"]) as image:
         return as_tensor(np.asarray(image.convert("RGB")))[None]
 
 
@@ -128,7 +128,7 @@ def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
 
 def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:
     """Maps `(1, F, H, W)` of a clip of so many frames."""
-    with opened_image(io.BytesIO(data), "a picture of maps", frames) as image:
+    with opened_image(io.BytesIO(data), "a picture of maps", frames, ["PNG"]) as image:
         levels = torch.from_numpy(np.array(image.convert("L")))
     if len(levels) % frames:
         raise ValueError(f"{len(levels)} lines are not {frames} frames")

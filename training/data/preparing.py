@@ -34,6 +34,7 @@ from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.extract import BlockVectors
 from vc_core.extract.reencode import REENCODE, reencode
+from vc_core.parsing import parse_json
 from vc_core.progress import Progress
 from vc_core.video import FramePlan, Media, planned_frames
 
@@ -323,7 +324,7 @@ def _listed(entry: Entry) -> dict[str, Any]:
 def _agree(out: Path, plan: dict[str, Any]) -> None:
     """Writes down what is prepared, or compares it with what is there; removes what a killed run left half-written."""
     if (out / PLAN).exists():
-        there = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        there = parse_json((out / PLAN).read_text(encoding="utf-8"))
         if there != plan:
             names = [name for name in plan if there.get(name) != plan[name]]
             raise UserError(

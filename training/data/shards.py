@@ -49,6 +49,7 @@ from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points
 from vc_core.folders import files_below
+from vc_core.parsing import parse_json
 
 FORMAT = 1
 OWN = "__vc__/"
@@ -148,12 +149,40 @@ def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any
     """The two lines of an index, or None where there is none, or that of another tar."""
     try:
         with open(index_path(shard), encoding="utf-8") as file:
-            header = json.loads(file.readline())
-            if header["tar"] != _stamp(shard):
-                return None
-            return header, json.loads(file.readline()) if whole else {}
-    except (OSError, ValueError, KeyError, TypeError):
+            header = parse_json(file.readline())
+            samples = parse_json(file.readline()) if whole else {}
+            fits = header["tar"] == _stamp(shard) and "settings" in header and _lie_inside(header, samples)
+            return (header, samples) if fits else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+_NAMED = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
+"""What shards may hold -> the text by which their settings say of what kind it is."""
+
+
+def _are_sound(settings: Any) -> bool:
+    """Whether the settings of a shard are of this version and whole, whoever wrote them."""
+    try:
+        numbers = [settings["frames"], *settings["size"]]
+        return (
+            settings["format"] == FORMAT
+            and settings["picture"] in ("mp4", "webp")
+            and len(numbers) == 3
+            and all(type(number) is int and number > 0 for number in numbers)
+            and all(isinstance(settings[name][key], str) for name, key in _NAMED.items() if settings.get(name))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _lie_inside(header: Mapping[str, Any], samples: Mapping[str, Any]) -> bool:
+    """Whether an index holds what it says, and of its samples, where they were read, names parts of the tar alone."""
+    if not samples:
+        return type(header["count"]) is int and header["count"] >= 0 and isinstance(header["dropped"], list)
+    places = [(offset, size) for each in samples["members"] for _, offset, size in each]
+    inside = all(min(place) >= 0 and sum(place) <= header["tar"]["size"] for place in places)
+    return inside and len(samples["keys"]) == len(samples["members"]) == header["count"]
 
 
 def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -176,7 +205,7 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with tarfile.open(shard, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 if member.name.startswith(OWN):
-                    own[member.name] = json.load(tar.extractfile(member))
+                    own[member.name] = parse_json(tar.extractfile(member).read())
                 else:
                     folder, slash, name = member.name.rpartition("/")
                     key, _, ending = name.partition(".")
@@ -300,6 +329,11 @@ class ShardClips:
 
     def __post_init__(self) -> None:
         settings, form, folder = self.shards.settings, self.form, self.shards.folder
+        if not _are_sound(settings):
+            raise UserError(
+                f"{folder}: what its shards say of themselves is not of ./vc prepare: remove their .index.json if only "
+                "these were changed, or prepare them again."
+            )
         asked = "x".join(map(str, reversed(form.size)))
         there = "x".join(map(str, reversed(settings["size"])))
         if asked != there:
@@ -322,8 +356,8 @@ class ShardClips:
         about = settings.get("latents")
         if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
             raise UserError(
-                f"{folder}: its latents are those of another autoencoder ({about['file']}) than the run's: prepare it "
-                "again with the run's checkpoint, or without --latents."
+                f"{folder}: its latents are those of another autoencoder ({about.get('file')}) than the run's: prepare "
+                "it again with the run's checkpoint, or without --latents."
             )
 
     def __len__(self) -> int:
@@ -400,7 +434,7 @@ def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
 def _about(name: str, data: bytes) -> Mapping[str, Any]:
     """What the .json of a sample says."""
     with _decoding(name, "json"):
-        about = json.loads(data)
+        about = parse_json(data)
         if not isinstance(about["caption"], str):
             raise ValueError("has a caption that is no text")
         return about

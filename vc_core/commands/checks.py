@@ -1,5 +1,6 @@
 """What settings must not be together, and what must be there before anything runs."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,12 +93,12 @@ def check_inputs(settings: Settings, label: Label) -> None:
     """Refuses inputs that are missing, and folders where files are read. Raises `UserError`."""
     for name, paths in settings.inputs().items():
         for path in paths:
-            if path.is_dir() and name not in FOLDERS:
+            if os.path.isdir(path) and name not in FOLDERS:
                 raise UserError(f"{path} is a folder, and {label(name)} takes a file: name the file in it.")
-            if not path.exists():
+            if not os.path.exists(path):  # pathlib raises for names that are too long
                 raise UserError(f"There is no file at {path}, which {label(name)} names: check the path.")
     for path in settings.models:
-        if not path.expanduser().is_dir():
+        if not os.path.isdir(os.path.expanduser(path)):
             raise UserError(f"There is no folder at {path}, which {label('models')} names: check the path.")
 
 

@@ -14,9 +14,10 @@ import torch
 
 from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
-from ..errors import UserError
-from ..files import sha256
+from ..errors import UserError, spelled
+from ..files import is_there, sha256
 from ..folders import files_below
+from ..parsing import parse_json
 from ..progress import Progress
 from .settings import Settings, about, as_option
 from .values import BUNDLED
@@ -58,7 +59,7 @@ class Record:
     def from_json(text: str) -> "Record":
         """What `to_json` wrote. Raises `UserError`."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if data["format"] != _FORMAT:
                 raise UserError("it was made by another version of this program: update the program.")
             inputs = {
@@ -122,7 +123,7 @@ def with_found_inputs(
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
     option = as_option(name)
     old = BUNDLED_FILE if file["path"] == BUNDLED else Path(file["path"])
-    there = [path for path in (old, source.absolute().parent / file["name"]) if path.exists()]
+    there = [path for path in (old, source.absolute().parent / file["name"]) if is_there(path)]
     for path in there:
         if file_hash(path, progress) == file["sha256"]:
             return path
@@ -132,8 +133,8 @@ def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress |
             f"there or beside {source.name}, or give {option} to use another one."
         )
     raise UserError(
-        f"{old} is missing, which {source} was made with, and {file['name']} is not beside it either: put it there, "
-        f"or give {option} to use another one."
+        f"{spelled(str(old))} is missing, which {source} was made with, and {spelled(file['name'])} is not beside it "
+        f"either: put it there, or give {option} to use another one."
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from ..conditions import CONDITIONS
 from ..diffusion.samplers import SAMPLERS
-from ..errors import UserError
+from ..errors import UserError, shown, spelled
+from ..parsing import parse_json, parse_yaml
 from .values import (
     BUNDLED,
     CANVAS,
@@ -260,7 +261,7 @@ class Settings:
             raise UserError(f"expected settings, a mapping of names to values, not a {type(values).__name__}.")
         for name in values:
             if name not in SETTINGS:
-                raise UserError(f"there is no setting {name!r}{nearest(name, SETTINGS)}: see ./vc compose --help.")
+                raise UserError(f"there is no setting {shown(name)}{nearest(name, SETTINGS)}: see ./vc compose --help.")
         settings = Settings(**{name: value for name, value in values.items() if value is not None})
         return settings if folder is None else settings.with_paths(lambda path: folder / path)
 
@@ -281,8 +282,8 @@ class Settings:
     def from_json(text: str) -> "Settings":
         """What `to_json` wrote. Raises `UserError`."""
         try:
-            return Settings.from_mapping(json.loads(text))
-        except json.JSONDecodeError as error:
+            return Settings.from_mapping(parse_json(text))
+        except ValueError as error:
             raise UserError(f"The settings are no valid JSON ({error}): expected what was written by us.") from error
 
     def to_json(self) -> str:
@@ -378,8 +379,7 @@ def _read(setting: Setting, name: str, value: Any, label: Label, prepare: Callab
     except (ValueError, TypeError, OverflowError) as error:
         # A ValueError of ours says more than the kind; one of int() or float() says less.
         reason = str(error) if str(error).startswith(("expected", "unknown")) else f"expected {setting.kind.expected}"
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"{label(name)} {shown} is not possible: {reason}.") from error
+        raise UserError(f"{label(name)} {spelled(value)} is not possible: {reason}.") from error
 
 
 def _displaced(given: Collection[str]) -> dict[str, Any]:
@@ -409,18 +409,15 @@ class about:
 
 def read_yaml(path: str | Path) -> Any:
     """The content of a `.yaml` or `.json`. Raises `UserError` for one that is missing or cannot be read."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file of settings at {path}: check the path.")
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        return parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+    except ValueError as error:
         raise UserError(
-            f"{path} cannot be read as settings ({reason}): expected a mapping of names to values."
+            f"{path} cannot be read as settings ({error}): expected a mapping of names to values."
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check that it may be read.") from error

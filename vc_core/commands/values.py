@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conditions import CONDITIONS
+from ..errors import spelled
 
 BUNDLED = "bundled"
 """What stands for the checkpoint that comes with this package."""
@@ -98,7 +99,7 @@ def choice(names: Iterable[str]) -> Kind:
 
 def nearest(word: Any, known: Iterable[str]) -> str:
     """A question that names what was probably meant; empty where nothing is near."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    close = difflib.get_close_matches(spelled(word), list(known), n=1)
     return f" (is '{close[0]}' meant?)" if close else ""
 
 
@@ -146,7 +147,9 @@ def _read_conditions(value: Any) -> tuple[str, ...]:
 def _known(name: Any, names: Iterable[str]) -> str:
     names = tuple(names)
     if name not in names:
-        raise ValueError(f"unknown condition '{name}', expected some of {', '.join(names)}{nearest(name, names)}")
+        raise ValueError(
+            f"unknown condition '{spelled(name)}', expected some of {', '.join(names)}{nearest(name, names)}"
+        )
     return name
 
 

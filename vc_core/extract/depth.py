@@ -5,7 +5,6 @@ transformers holds the networks: the released MiDaS v3, DPT and Depth Anything. 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..files import StateDict, open_tensors
 from ..layouts import shorten
+from ..parsing import parse_json
 from ..progress import Progress
 from .depth_maps import HIGHEST, by_percentiles
 from .midas import is_midas, midas_config, midas_state
@@ -208,21 +208,22 @@ def _settings(path: Path, model: Path) -> dict[str, Any]:
             f"transformers' DPT or Depth Anything is not in {path.parent}; put it there, or {_advice(None)}."
         )
     settings = _json(path)
-    if settings.get("model_type") not in _CLASSES:
+    if settings.get("model_type") not in tuple(_CLASSES):
         raise UserError(
-            f"{path} is of the kind {settings.get('model_type')!r}: expected a depth model of the kinds "
+            f"{path} is of the kind {shown(settings.get('model_type'))}: expected a depth model of the kinds "
             f"{' or '.join(_CLASSES)}; name the folder of one."
         )
     if settings.get("backbone"):  # which transformers would download
         raise UserError(
-            f"{path} names a backbone elsewhere ({settings['backbone']}): give a folder that holds the whole model."
+            f"{path} names a backbone elsewhere ({shown(settings['backbone'])}): give a folder that holds the whole "
+            "model."
         )
     return settings
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     if not isinstance(settings, dict):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import CONDITIONS
-from ..errors import UserError
+from ..errors import UserError, reason
 from ..video import IMAGES, FramePlan, frame_files, is_image, planned_frames, resize_crop
 from ..video.images import decoded_frame, is_float
 
@@ -171,7 +171,9 @@ def _image(path: Path) -> Iterator:
     try:
         yield decoded_frame(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): give a grey PNG of 8 or 16 bits.") from error
+        raise UserError(
+            f"{path} cannot be read as an image ({reason(error)}): give a grey PNG of 8 or 16 bits."
+        ) from error
 
 
 def _levels(frame: Any, path: Path) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, reason, shown
+from ..parsing import parse_json
 from ..video import resize_crop
 from .drawing import Placement, Rectangle, chosen, eased, pixel_centers, place
 
@@ -72,8 +72,8 @@ def read_tracks(path: str | os.PathLike) -> list[Track]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a file of tracks ({error}): give a .json file.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a file of tracks ({reason(error)}): give a .json file.") from error
     return parse_tracks(text, str(path))
 
 
@@ -90,8 +90,8 @@ def parse_tracks(source: str | Sequence[Any] | Mapping[str, Any], name: str = "T
     if isinstance(source, str):
         try:
             # Some editors write Python's quotes. There is no text in tracks that this could spoil.
-            source = json.loads(source.replace("'", '"'))
-        except (ValueError, RecursionError) as error:
+            source = parse_json(source.replace("'", '"'))
+        except ValueError as error:
             raise UserError(f"{name}: this is no JSON ({error}), {_EXPECTED}.") from error
     if _is_box(source):
         source = [source]
@@ -110,21 +110,16 @@ def _track(item: Any, name: str) -> Track:
         sides = item["box"]
         sides = [sides.get(key) for key in ("x", "y", "width", "height")] if isinstance(sides, Mapping) else sides
         if not (_is_list(sides) and len(sides) == 4 and all(map(_is_number, sides)) and min(sides[2:]) > 0):
-            raise UserError(f"{name}: its box is {_short(item['box'])}, {_EXPECTED_BOX}.")
+            raise UserError(f"{name}: its box is {shown(item['box'])}, {_EXPECTED_BOX}.")
         left, top, width, height = sides
         return replace(_track(item.get("path"), name), box=Rectangle(left, top, left + width, top + height))
     if not _is_list(item) or not len(item):
         raise UserError(f"{name}: it has no points, {_EXPECTED}.")
     for number, point in enumerate(item, 1):
         if not _is_point(point):
-            raise UserError(f"{name}: point {number} is {_short(point)}, {_EXPECTED} with finite numbers.")
+            raise UserError(f"{name}: point {number} is {shown(point)}, {_EXPECTED} with finite numbers.")
     pairs = [(point["x"], point["y"]) if isinstance(point, Mapping) else tuple(point) for point in item]
     return Track(torch.tensor(pairs, dtype=torch.float64))
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:40] + "..."
 
 
 def _is_list(item: Any) -> bool:

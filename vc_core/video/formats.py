@@ -18,6 +18,7 @@ from torch import Tensor
 from ..atomic import check_folder
 from ..errors import UserError
 from ..folders import put_there_by_systems
+from ..parsing import parse_json
 from .metadata import Metadata, gif_comment, png_text, webp_exif
 from .opening import as_url
 
@@ -252,7 +253,7 @@ def check_replaceable(folder: Path) -> None:
 
 def _is_described(folder: Path) -> bool:
     try:
-        return set(json.loads((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
+        return set(parse_json((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
     except (OSError, ValueError, TypeError):
         return False
 

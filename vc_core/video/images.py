@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError, counted
 from . import hdr, heif
 from .limits import check_pixels, decoder_options
-from .opening import HEAD, Media, as_url, existing
+from .opening import HEAD, Media, as_url, demuxed, existing, picture_formats
 from .showing import over_white, rgb48
 
 IMAGES = frozenset(
@@ -91,7 +91,7 @@ def opened_image(
     Args:
         what: what errors call it.
         frames: so many pictures are in it, one below the other.
-        formats: those of Pillow's that it may have; None: any.
+        formats: those of Pillow's that it may have; None: `picture_formats`.
 
     Raises:
         UserError: it has too many pixels, see `check_pixels`.
@@ -102,7 +102,7 @@ def opened_image(
     with _opening:  # Pillow's own limit is the whole program's, and another one
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(source, formats=formats)
+            image = Image.open(source, formats=formats or picture_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
     with image:
@@ -195,11 +195,9 @@ def _container(path: Path | Media) -> Iterator[Any]:
 
     options = decoder_options()
     try:
-        with av.open(
-            path.open() if isinstance(path, Media) else as_url(path), metadata_errors="replace", options=options
-        ) as container:
+        with demuxed(path.open() if isinstance(path, Media) else as_url(path), options) as container:
             name = container.format.name
-            if not (name == "image2" or name.endswith("_pipe") or heif.is_heif(head_of(path))):
+            if not (name.endswith("_pipe") or heif.is_heif(head_of(path))):
                 raise OSError("it is no picture")
             for stream in container.streams.video:
                 if stream.codec_context is not None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, reason
+from ..parsing import parse_json
 from .images import opened_image
-from .opening import as_url
+from .opening import as_url, demuxed
 
 Metadata = Mapping[str, str]
 
@@ -55,8 +56,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         UserError: nothing there, a file that is unreadable or no video or picture, or one without any text.
     """
     path = Path(path)
-    file = path / "00000.png" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "00000.png" if os.path.isdir(path) else path
+    if not os.path.isfile(file):
         what = "such file" if file == path else "frame 00000.png in it"
         raise UserError(f"{path}: there is no {what}, and a produced video was expected: check the path.")
     try:
@@ -65,7 +66,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         raise
     except Exception as error:  # what a damaged file makes of the libraries' readers has no common kind
         raise UserError(
-            f"{file}: cannot be read as a video or a picture ({_first_line(error)}): give a whole file."
+            f"{file}: cannot be read as a video or a picture ({reason(error, named=True)}): give a whole file."
         ) from error
     if not metadata:
         raise UserError(f"{path}: holds no settings, and a file that was written with them was expected: give another.")
@@ -76,9 +77,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _read_container(file: Path) -> dict[str, str]:
-    import av
-
-    with av.open(as_url(file), metadata_errors="replace") as container:
+    with demuxed(as_url(file)) as container:
         tags = {key.lower(): text for key, text in container.metadata.items()}  # Matroska's are in upper case
     return {key: text for key, text in tags.items() if key not in _OF_THE_CONTAINER}
 
@@ -135,16 +134,12 @@ def _packed(metadata: Metadata) -> bytes:
 def _unpacked(comment: bytes) -> dict[str, str]:
     text = comment.decode(errors="replace")
     try:
-        metadata = json.loads(text)
+        metadata = parse_json(text)
     except ValueError:
         metadata = None
     if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
         return metadata
     return {"comment": text} if text else {}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
 
 
 _READERS: dict[str, Callable[[Path], dict[str, str]]] = {".png": _read_png, ".gif": _read_gif, ".webp": _read_webp}

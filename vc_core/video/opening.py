@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +42,34 @@ class Media:
     def __str__(self) -> str:
         return self.name
 
+
+_VIDEOS = (
+    "mov", "mp4", "3gp", "3g2", "matroska", "webm", "avi", "asf", "asf_o", "flv", "kux", "live_flv", "mpegts",
+    "mpegtsraw", "mpeg", "ogg", "mxf", "mxg", "nut", "rm", "ivr", "gxf", "wtv", "ty", "dv", "nsv", "nuv", "pva",
+    "dhav", "hxvs", "luodat", "ifv", "lxf", "cine", "ser", "film_cpk", "flic", "roq", "bink", "smk", "swf",
+    "vividas", "vivo", "mtv", "mv", "yop", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mpegvideo",
+    "mjpeg", "mjpeg_2000", "mpjpeg", "ingenient", "vc1", "vc1test", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd",
+    "apv", "obu", "av1", "ivf", "yuv4mpegpipe", "gif", "apng", "jpegxl_anim",
+)  # fmt: skip
+_SOUNDS = (
+    "aac", "ac3", "aiff", "amr", "ape", "au", "caf", "dts", "dsf", "eac3", "flac", "mp3", "mpc", "mpc8", "tak",
+    "truehd", "tta", "voc", "w64", "wav", "wv",
+)  # fmt: skip
+_IMAGES = (
+    "png", "jpeg", "webp", "bmp", "tiff", "gif", "jpegxl", "j2k", "jpegls", "jpegxs", "exr", "pfm", "phm", "hdr",
+    "dpx", "dds", "psd", "qoi", "sgi", "sunrast", "pcx", "pam", "pbm", "pgm", "ppm", "pgmyuv", "xbm", "xpm", "xwd",
+    "gem", "cri",
+)  # fmt: skip
+DEMUXERS = (*_VIDEOS, *_SOUNDS, *(f"{name}_pipe" for name in _IMAGES), "ico")
+"""libavformat's names of what may be opened: files that hold their pictures themselves. Left out are those that open
+others or the network (playlists, SDP, concat, sequences of images, subtitles, clips in parts such as mlv), devices,
+scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
+"""
+
+_PICTURES = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM", "PSD",
+    "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 VideoSource = str | os.PathLike | bytes | BinaryIO | Media
 """A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
@@ -115,9 +144,9 @@ def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
 
 
 def existing(path: Path, kind: str) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib raises for names that are too long
         raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
     return path
 
@@ -139,6 +168,44 @@ def undecodable(video: Media, decoder, error) -> UserError:
         f"{most_pixels() / 1e6:g} megapixels, and an undamaged video of smaller ones is expected: export it again, or "
         f"raise the limit with --max-megapixels or the environment variable {VARIABLE}."
     )
+
+
+class _Unnamed(io.BufferedReader):
+    """A file whose name nobody reads anything into."""
+
+    name = "file"
+
+
+@contextmanager
+def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) -> Iterator:
+    """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
+
+    The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
+    bytes, could otherwise open ports and other files. Raises av.FFmpegError, ValueError or OSError.
+
+    Args:
+        options: further ones of libavformat.
+    """
+    import av
+
+    with ExitStack() as stack:
+        if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
+            source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
+        allowed = {
+            "format_whitelist": ",".join(DEMUXERS),
+            "protocol_whitelist": "file" if isinstance(source, str) else "none",
+        }
+        # Real files carry tags that are not UTF-8.
+        yield stack.enter_context(av.open(source, options={**(options or {}), **allowed}, metadata_errors="replace"))
+
+
+def picture_formats() -> list[str]:
+    """Pillow's names of what pictures may be, of those that it has: no scripts, such as EPS, for which it starts
+    Ghostscript."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _PICTURES if name in Image.OPEN]
 
 
 @contextmanager
@@ -170,12 +237,14 @@ def opened(video: Media) -> Iterator[tuple]:
 def _container(video: Media) -> Iterator[Any]:
     import av
 
-    try:
-        # Real files carry tags that are not UTF-8; the limits hold for what is decoded to find out what a stream is.
-        container = av.open(video.open(), metadata_errors="replace", options=decoder_options())
-    except (av.FFmpegError, ValueError) as error:
-        raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
-    with container:
+    with ExitStack() as stack:
+        try:
+            # The limits hold for what is decoded to find out what a stream is.
+            container = stack.enter_context(demuxed(video.open(), decoder_options()))
+        except av.ArgumentError as error:
+            raise unreadable(video, "its format is not one of media files") from error
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
         yield container
 
 
@@ -190,7 +259,7 @@ def _videos(video: Media, container) -> list:
     known = [stream for stream in streams if stream.codec_context is not None]
     tiles = any(stream.disposition & Disposition.dependent for stream in container.streams.video)
     still = container.metadata.get("major_brand", "").encode() in STILLS and len(known) < 2
-    if name == "image2" or name.endswith("_pipe") or still or (tiles and not streams):
+    if name.endswith("_pipe") or still or (tiles and not streams):
         raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
     if not streams:
         raise UserError(f"{video}: holds no video stream, and a video was expected: give a video file.")

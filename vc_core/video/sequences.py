@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import UserError, counted
+from ..parsing import parse_json
 from .formats import DESCRIPTION
 from .images import listed_images, opened_image, read_image
 from .limits import check_rate
@@ -117,9 +117,9 @@ def _described(folder: Path, count: int) -> Fraction | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
         frames, rate = found["frames"], Fraction(str(found["rate"]))
-    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise UserError(
             f'{path}: does not say how the pictures beside it are shown: expected {{"frames": {count}, "rate": 25}}.'
         ) from error
