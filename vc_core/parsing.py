@@ -18,11 +18,11 @@ MOST_VALUES = 2**16
 _DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, deepest: float = DEEPEST) -> Any:
     """The value of a JSON text.
 
-    Raises ValueError, with a few words in one line, for what is no JSON or deeper than DEEPEST, which would end in a
-    RecursionError in whatever walks over it.
+    Raises ValueError, with a few words in one line, for what is no JSON or of more levels than `deepest`, which would
+    end in a RecursionError in whatever walks over it.
     """
     try:
         value = json.loads(text)
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> Any:
     level, depth = [value], 0
     while level := [one for one in level if isinstance(one, (list, dict))]:
         depth += 1
-        if depth > DEEPEST:
+        if depth > deepest:
             raise ValueError(_DEEP)
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     return value

@@ -399,4 +399,4 @@ def test_compressed_shards_are_prepared_by_several_processes(tmp_path, clip):
 def test_read_shards_names_members_by_their_place_below_the_folder(tmp_path, clip):
     tar = write_tar(tmp_path / "part" / "0.tar", {"a/1.mp4": clip, "a/1.txt": "x"})
     (entry,) = read_shards([tar], tmp_path)
-    assert entry.file == "part/0.tar:a/1.mp4" and entry.name(tmp_path) == entry.file and not entry.is_image
+    assert entry.file == "part/0.tar:a/1.mp4" and entry.name(tmp_path) == entry.file and not entry.is_image(tmp_path)

@@ -82,12 +82,17 @@ def test_a_video_that_is_too_wide_for_its_motion_is_dropped_with_the_height_that
     assert prepared(folder, tmp_path / "again", "--frames", 3, "--nominal-height", 62)["clips"] == 2
 
 
-def test_bytes_of_shards_are_counted_too():
-    file = io.BytesIO()
-    Image.new("L", (13000, 9000)).save(file, "PNG")
-    with pytest.raises(UserError, match="13000 by 9000"):
-        unpack_image(file.getvalue())
-    assert unpack_maps(file.getvalue(), 0.0, 1.0, 2).shape == (1, 2, 4500, 13000)  # two frames of 58 megapixels
+def test_bytes_of_shards_are_counted_too(monkeypatch):
+    monkeypatch.setenv("VC_MAX_MEGAPIXELS", "1")
+    images = {kind: io.BytesIO() for kind in ("PNG", "WEBP")}
+    for kind, file in images.items():
+        Image.new("L", (1300, 900)).save(file, kind)
+    with pytest.raises(UserError, match="1300 by 900"):
+        unpack_image(images["WEBP"].getvalue())
+    maps = images["PNG"].getvalue()
+    assert unpack_maps(maps, 0.0, 1.0, 2).shape == (1, 2, 450, 1300)  # two frames of 0.6 megapixels
+    with pytest.raises(UserError, match="1300 by 900"):
+        unpack_maps(maps, 0.0, 1.0, 1)
     packed = io.BytesIO()
     np.savez_compressed(packed, frame=np.zeros(2**26, np.int32))
     assert len(packed.getvalue()) < 2**19

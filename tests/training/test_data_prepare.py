@@ -272,7 +272,7 @@ def test_any_exception_of_a_decoder_is_that_of_its_clip_and_ours_are_seen(videos
     monkeypatch.setattr(module, "planned_frames", raises)
     summary = prepare(options(videos, sketch=None), read_captions(videos)[:5], tmp_path / "out")
     (dropped,) = summary["dropped"]
-    assert dropped["file"] == "left.mp4" and "ZeroDivisionError: in a decoder" in dropped["reason"]
+    assert dropped["file"] == "left.mp4" and "ZeroDivisionError in a decoder" in dropped["reason"]
     monkeypatch.setattr(preparing, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(options(videos, sketch=None), read_captions(videos)[:1], tmp_path / "other")

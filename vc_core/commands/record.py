@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
-from ..errors import UserError, spelled
+from ..errors import UserError, brief, spelled
 from ..files import is_there, sha256
 from ..folders import files_below
 from ..parsing import parse_json
@@ -133,8 +133,8 @@ def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress |
             f"there or beside {source.name}, or give {option} to use another one."
         )
     raise UserError(
-        f"{spelled(str(old))} is missing, which {source} was made with, and {spelled(file['name'])} is not beside it "
-        f"either: put it there, or give {option} to use another one."
+        f"{brief(str(old), 400)} is missing, which {source} was made with, and {spelled(file['name'])} is not beside "
+        f"it either: put it there, or give {option} to use another one."
     )
 
 

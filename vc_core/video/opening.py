@@ -107,7 +107,7 @@ def media(source: VideoSource) -> Iterator[Media]:
 def _of_path(path: Path, name: str = "") -> Media:
     from .sequences import folder_pictures
 
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib raises for names that are too long
         return Media(str(path), lambda: as_url(path), folder_pictures(path))
     name = name or str(path)
     try:
