@@ -227,8 +227,9 @@ def test_the_list_of_templates_is_in_the_order_of_their_use():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
-def test_a_template_runs_from_the_page_to_its_end(browser, renderer):
-    graph = json.loads((REPOSITORY / "workflows" / "02 Motion from a clip.json").read_text())
+@pytest.mark.parametrize("name", ["02 Motion from a clip", "07 Repaint an area that moves"])
+def test_a_template_runs_from_the_page_to_its_end(browser, renderer, name):
+    graph = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text())
     case = {"graph": graph, "sampler": "VC3DUNetSampler", "shot": "template_run"}
     seen = browser.play("watch_preview.js", cases=[case], settings=renderer)
     (run,) = seen.result

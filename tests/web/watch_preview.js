@@ -44,6 +44,11 @@ async function watch(page, given) {
   if (given.graph) await page.evaluate((graph) => app.loadGraphData(graph), given.graph);
   else await page.evaluate((prompt) => app.loadApiJson(prompt, "a run"), given.prompt);
   await page.waitForTimeout(300);
+  await page.evaluate(() => {
+    // A ComfyUI that has made this video already would send nothing.
+    const seeds = everyNode().flatMap(([, node]) => (node.widgets ?? []).filter(({ name }) => name === "seed"));
+    for (const seed of seeds) seed.value = Math.floor(Math.random() * 1e9);
+  });
   if (given.subgraph) {
     await page.evaluate((type) => {
       const [, node] = everyNode().find(([, node]) => node.comfyClass === type);
