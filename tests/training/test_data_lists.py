@@ -308,3 +308,10 @@ def test_names_as_windows_writes_them_are_found(tmp_path):
     folder_of(tmp_path, street__a_mp4="x")
     entry = Entry("street\\a.mp4", "x", {})
     assert entry.source(tmp_path) == tmp_path / "street/a.mp4"
+
+
+def test_a_list_of_other_things_is_left_out_and_told_once(tmp_path, recwarn):
+    folder_of(tmp_path, a_mp4="", a_txt="of a", metadata_csv="file_name,label\na.mp4,0\n")
+    assert [entry.caption for entry in read_captions(tmp_path)] == ["of a"]
+    (told,) = recwarn
+    assert "leaves out 1 file, a list without columns for file and caption" in str(told.message)
