@@ -149,7 +149,7 @@ def assembled(recipe: Recipe, world: World) -> Parts:
 
     def clips(domain: int) -> Mapping[int, Clips]:
         if domain not in opened:
-            opened[domain] = open_clips(recipe.data[domain], size, config, own_parts, say_progress)
+            opened[domain] = open_clips(recipe.data[domain], size, config, own_parts, say_progress, recipe.out)
         return opened[domain]
 
     def batches(lane: Lane, count: int) -> Iterator[Batch]:

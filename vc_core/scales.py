@@ -30,6 +30,7 @@ _OF_ACTIVATIONS = ("scale_input", "input_scale")
 _MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quantization_metadata"
 _PLAIN = ("float8_e4m3fn", "float8_e5m2")
 """Formats that are a number of 8 bits times a factor, of those that a mark may name."""
+_EIGHT_BITS = tuple(getattr(torch, name) for name in _PLAIN)
 _BLOCK = 128
 """Side of the blocks that are usual; the last one of a row or column may be cut off."""
 
@@ -48,14 +49,20 @@ def unscaled(tensors: "Tensors") -> "Tensors":
             "here: get the file in fp32, fp16, bf16 or fp8."
         )
     scales = dict(_scales(tensors.shapes, tensors.dtypes))
-    if lacking := [layer for layer in formats if f"{layer}.{_WEIGHT}" in tensors.shapes
+    if lacking := [layer for layer in {**formats, **_told_scaled(tensors)} if f"{layer}.{_WEIGHT}" in tensors.shapes
                    and f"{layer}.{_WEIGHT}" not in scales]:  # fmt: skip
         raise UserError(
             f"{tensors.source} lacks the scales of {counted(len(lacking), 'layer')} that it says are scaled "
             f"({lacking[0]}): the file is incomplete; download or save it again."
         )
+    inner = tensors.get() if scales else None
     for weight, scale in scales.items():
         _check(tensors, weight, scale)
+        if not inner(scale).float().isfinite().all():
+            raise UserError(
+                f"{tensors.source}: the scale {scale} is no finite number: the file is damaged; download or save it "
+                "again."
+            )
     beside = {weight.removesuffix(_WEIGHT) + end for weight in scales for end in _OF_ACTIVATIONS}
     marks = {name for name in tensors.shapes if name.rpartition(".")[2] in (_MARK, _MARK_OF_LAYER)}
     left_out = {*scales.values(), *beside, *marks}
@@ -146,6 +153,20 @@ def _formats(tensors: "Tensors") -> dict[str, str]:
             get = get or tensors.get()
             layers[name.removesuffix(end)] = _json(get(name).to(torch.uint8).flatten().numpy().tobytes())
     return {layer: str(said.get("format", "?") if isinstance(said, dict) else "?") for layer, said in layers.items()}
+
+
+def _told_scaled(tensors: "Tensors") -> dict[str, str]:
+    """Layers in 8 bits that have scales as the older marks tell: those below a `scaled_fp8`, or with one for inputs."""
+    tops = tuple(name.removesuffix(_MARK) for name in tensors.shapes if name.rpartition(".")[2] == _MARK)
+    weights = [
+        name.removesuffix(f".{_WEIGHT}")
+        for name, kind in tensors.dtypes.items()
+        if name.endswith(f".{_WEIGHT}") and kind in _EIGHT_BITS and len(tensors.shapes[name]) > 1
+    ]
+    return {
+        layer: _MARK for layer in weights
+        if f"{layer}.".startswith(tops) or any(f"{layer}.{end}" in tensors.shapes for end in _OF_ACTIVATIONS)
+    }  # fmt: skip
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

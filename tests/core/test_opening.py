@@ -1,5 +1,6 @@
 """What may be opened: every kind of file that users have, and nothing that opens others or the network."""
 
+import errno
 import importlib
 import io
 import re
@@ -18,7 +19,7 @@ from tests.traced import needs_strace, traced
 from vc_core.errors import UserError
 from vc_core.extract.depth_maps import read_depth_maps
 from vc_core.models import named_below
-from vc_core.video import plan_frames, probe, read_frames, read_image
+from vc_core.video import opening, plan_frames, probe, read_frames, read_image
 from vc_core.video.metadata import read_metadata
 from vc_core.video.opening import DEMUXERS
 
@@ -256,3 +257,13 @@ def test_the_nodes_find_models_by_it(node_folders, tmp_path):
             with pytest.raises(Exception, match="There is no ") as raised:
                 find(name)
             assert type(raised.value).__name__ == "UserError" and len(str(raised.value)) < 1000
+
+
+def test_a_video_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")  # which nobody tells root
+
+    (tmp_path / "x.mp4").touch()
+    monkeypatch.setattr(opening, "open", refused, raising=False)
+    with pytest.raises(UserError, match=r"x\.mp4: cannot be read \(Permission denied\): check its permissions"):
+        probe(tmp_path / "x.mp4")

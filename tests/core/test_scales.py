@@ -107,6 +107,9 @@ def mark(said):
         (layer(**{"l.comfy_quant": mark([1])}), r"quantised as \?"),
         (layer(**{"l.comfy_quant": mark({"format": "int8_tensorwise"})}, kind=torch.int8), "int8_tensorwise"),
         (layer(spelling="other", **{"l.comfy_quant": mark({"format": "float8_e4m3fn"})}), "lacks the scales"),
+        ({**layer(), "k.weight": torch.ones(8, 8).to(FP8), "scaled_fp8": torch.zeros(2).to(FP8)}, r"lacks .* \(k\)"),
+        (layer(spelling="scale_input"), r"lacks the scales of 1 layer that it says are scaled \(l\)"),
+        ({**layer(), "l.weight_scale": torch.tensor(float("nan"))}, r"the scale l\.weight_scale is no finite number"),
     ],
 )
 def test_what_cannot_be_told_is_refused_in_one_sentence(tmp_path, state, said):
@@ -114,6 +117,14 @@ def test_what_cannot_be_told_is_refused_in_one_sentence(tmp_path, state, said):
     with pytest.raises(UserError, match=said) as told:
         open_tensors(tmp_path / "x.safetensors")
     assert str(told.value).startswith(str(tmp_path / "x.safetensors")) and "\n" not in str(told.value)
+
+
+def test_what_no_mark_speaks_of_is_taken_as_it_is(tmp_path):
+    """Beside scaled layers others may be in plain fp8: one whose name the mark is not for, and vectors."""
+    more = {"vae.k.weight": torch.ones(8, 8).to(FP8), "model.norm.weight": torch.ones(8).to(FP8)}
+    state = {f"model.{name}": tensor for name, tensor in layer().items()}
+    save_file({**state, **more, "model.scaled_fp8": torch.zeros(2).to(FP8)}, tmp_path / "x.safetensors")
+    assert {*open_tensors(tmp_path / "x.safetensors").shapes} == {"model.l.weight", *more}
 
 
 def test_marks_of_other_programs_are_no_crash(tmp_path):

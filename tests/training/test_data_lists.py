@@ -36,6 +36,7 @@ def test_a_caption_with_a_comma_is_whole_or_refused(tmp_path):
         f"file,caption,license\nb.mp4,x,CC0\na.mp4,{SWAN},CC0\n",
         f"caption;file\nx;b.mp4\n{SWAN.replace(',', ';')};a.mp4\n",
         f"file\tcaption\nb.mp4\tx\na.mp4\t{SWAN}\tCC0\n",
+        f"file,caption,,\nb.mp4,x,,\na.mp4,{SWAN}\n",
     ):
         with pytest.raises(UserError, match="line 3: has more columns than the header"):
             read(tmp_path, "a.csv", text)
@@ -111,8 +112,8 @@ def test_json_is_read_in_its_usual_forms(tmp_path, name, text):
         ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y" z\n', "line 3: "),
         ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y\n', "line 3: "),
         ("a.csv", "file,Caption,caption\na.mp4,x,y\n", "line 1: has two columns caption"),
-        ("a.csv", "a.mp4,x\nb.mp4,y\n", "line 2: has no text for 'file'"),
-        ("a.tsv", "file,caption\na.mp4,x\n", "line 2: has no text for 'file'"),
+        ("a.csv", "a.mp4,x\nb.mp4,y\n", r"line 2: has no 'file' \(but a.mp4 and x\)"),
+        ("a.tsv", "file,caption\na.mp4,x\n", r"line 2: has no 'file' \(but file,caption\)"),
         ("a.json", "{", "no JSON"),
         ("a.json", "7", "entry 1: is no object"),
         ("a.jsonl", '{"file": "a.mp4", "caption": "x"}\n' + "[" * 100_000, "line 2: is no JSON"),
@@ -194,6 +195,7 @@ def test_every_list_and_text_is_read_in_every_marked_encoding(tmp_path, encoding
         ("a.jsonl", b'{"file": "a\\u0000.mp4", "caption": "x"}\n{"file": "b.mp4", "caption": "x"}\n'),
         ("a.csv", b"file,caption\na.mp4,caf\xe9\nb.mp4,x\n"),
         ("a.csv", b"file,caption\na.mp4\nb.mp4,x\n"),
+        ("a.tsv", b"file\tcaption\na.mp4\tone\0two\nb.mp4\tx\n"),
         ("a.csv", b"file,caption\n,x\nb.mp4,x\n"),
         ("a.jsonl", b'{"caption": "x"}\n{"file": "b.mp4", "caption": "x"}\n'),
         ("a.csv", codecs.BOM_UTF16_LE + "file,caption\na.mp4,\ud83d\nb.mp4,x\n".encode("utf-16-le", "surrogatepass")),
@@ -306,3 +308,10 @@ def test_names_as_windows_writes_them_are_found(tmp_path):
     folder_of(tmp_path, street__a_mp4="x")
     entry = Entry("street\\a.mp4", "x", {})
     assert entry.source(tmp_path) == tmp_path / "street/a.mp4"
+
+
+def test_a_list_of_other_things_is_left_out_and_told_once(tmp_path, recwarn):
+    folder_of(tmp_path, a_mp4="", a_txt="of a", metadata_csv="file_name,label\na.mp4,0\n")
+    assert [entry.caption for entry in read_captions(tmp_path)] == ["of a"]
+    (told,) = recwarn
+    assert "leaves out 1 file, a list without columns for file and caption" in str(told.message)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from training.data.opening import open_clips
 from training.data.prepare import main
 from training.data.preparing import PLAN, SUMMARY, Options, prepare
 from training.data.shards import Shards
+from training.evaluate.data import open_data
 from training.lock import FILE
 from training.recipe import Domain
 from vc_core.config import Config
@@ -297,6 +299,23 @@ def test_the_same_command_goes_on_with_its_output_among_the_videos(videos, tmp_p
                 (place / name).write_bytes(b"noise")
     (clips,) = open_clips(Domain("folder", tmp_path, frames=FRAMES), SIZE, Config(), {}).values()
     assert [entry.caption for entry in clips.entries] == ["goes left", "goes right"]
+
+
+def test_a_run_and_an_evaluation_among_the_videos_are_no_data(videos, tmp_path, tiny_config):
+    """What they write are videos and pictures without texts, which would be refused when they go on."""
+    for name in ("right", "left"):
+        shutil.copy(videos / f"{name}.mp4", tmp_path)
+        (tmp_path / f"{name}.txt").write_text(f"goes {name}")
+    out = tmp_path / "runs" / "first"
+    (out / "validation").mkdir(parents=True)
+    shutil.copy(videos / "left.mp4", out / "validation" / "0-seed0.mp4")
+    domain = Domain("folder", tmp_path, frames=FRAMES)
+    (clips,) = open_clips(domain, SIZE, Config(), {}, out=out).values()
+    data = open_data(tmp_path, tiny_config, out=out)
+    for entries in (clips.entries, data.entries):
+        assert [entry.caption for entry in entries] == ["goes left", "goes right"]
+    with pytest.raises(UserError, match="1 files have no text"):
+        open_clips(domain, SIZE, Config(), {})
 
 
 def made_of(out):

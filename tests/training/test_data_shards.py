@@ -29,6 +29,7 @@ from training.recipe import Domain
 from vc_core.checkpoint import BUNDLED, Part, read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import Config, ExtractionConfig
+from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import SCALARS, encode, load_autoencoder, new_autoencoder
 from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
@@ -269,6 +270,23 @@ def test_the_index_is_made_anew_where_it_is_missing_broken_or_of_another_tar(cop
     module._table.cache_clear()
     Shards(copied).read(0, ["json"])
     assert scans.calls == {"_scan": 3}  # they were written
+
+
+def test_where_no_index_can_be_written_that_is_told_once(copied, monkeypatch, recwarn):
+    """As of a data set on a disk that can only be read: of 40,000 shards nobody reads as many lines."""
+    expected = [Shards(copied).read(index, ["json"]) for index in range(5)]
+
+    def refused(path):
+        raise WriteError(f"{path}: cannot be written")
+
+    for shard in copied.glob("*.tar"):
+        index_path(shard).unlink()
+    monkeypatch.setattr(module, "written_beside", refused)
+    module._table.cache_clear()
+    shards = Shards(copied)
+    assert [shards.read(index, ["json"]) for index in range(5)] == expected
+    told = {str(each.message) for each in recwarn}
+    assert len(told) == 1 and told.pop().startswith(f"{copied}: has shards without an index, and none can be written")
 
 
 def test_an_index_holds_for_a_copy_whatever_its_times(prepared, tmp_path, monkeypatch):

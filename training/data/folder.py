@@ -56,7 +56,8 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         return [entry for path in lists for entry in _below(path.parent.relative_to(folder), read_list(path))]
     tars, others = [], []
     for path in files:
-        (tars if path.name.lower().endswith(TARS) else others).append(path)
+        if path.name.lower() not in LISTS:  # one without captions, which is told already
+            (tars if path.name.lower().endswith(TARS) else others).append(path)
     entries = _texts_beside(folder, others, none=bool(tars))
     if not entries:
         tars = foreign_shards(folder, tars)

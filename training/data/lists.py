@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from training.data.tars import Member
-from vc_core.errors import UserError
+from vc_core.errors import UserError, spelled
 from vc_core.parsing import parse_json
 from vc_core.video import IMAGES, Media, is_image
 from vc_core.video.images import is_animated
@@ -104,7 +104,7 @@ def as_text(data: bytes) -> str:
     """
     mark, encoding = next((each for each in _MARKS if data.startswith(each[0])), (b"", "utf-8"))
     text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
-    if "\0" in text[:100]:
+    if 4 * text[:100].count("\0") > len(text[:100]):  # a few are the fault of a caption alone
         raise ValueError("its text is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark")
     return text.removeprefix("\ufeff")
 
@@ -173,7 +173,9 @@ def _table(rows: Iterable[tuple[str, list[str]]]) -> Rows:
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = [cell.strip("\ufeff ") for cell in cells]
+            header = [cell.strip("\ufeff \t\r\xa0") for cell in cells]
+            while header and not header[-1]:  # as programs fill up lines: what stands there is cut off a caption
+                header.pop()
             names = [_plain(name) for name in header if name]
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise ValueError(f"{where}: has two columns {twice}, expected each column once")
@@ -262,6 +264,9 @@ def _entry(where: str, row: Any) -> Entry:
         raise ValueError(f"{where}: is no object with the keys file and caption")
     of_file, of_caption = named_in(row, FILE), named_in(row, CAPTION)
     file = row.get(of_file)
+    if of_file is None:
+        there = spelled(list(row), " and ") or "nothing"
+        return Entry("", "", {}, f"{where}: has no 'file' (but {there}): mend it or leave out this clip.")
     if not isinstance(file, str) or not file.strip():
         return Entry("", "", {}, f"{where}: has no text for 'file': mend it or leave out this clip.")
     caption = caption_in(row.get(of_caption))
@@ -277,6 +282,8 @@ def checked(entry: Entry, where: str, has: bool = True) -> Entry:
         fault = f"has a caption with broken characters ('{printable(entry.caption)[:60]}')"
     elif "\0" in entry.file:
         fault = "has a name with a zero byte"
+    elif "\0" in entry.caption:
+        fault = f"has a caption with a zero byte ('{printable(entry.caption)[:60]}')"
     elif _is_deep(entry.others):
         fault = f"nests more than {DEEPEST} lists and objects"
     else:

@@ -44,6 +44,7 @@ def open_clips(
     config: Config,
     parts: Mapping[str, Part],
     progress: Progress | None = None,
+    out: Path | None = None,
 ) -> dict[int, Clips]:
     """The data set of a domain, by number of frames, for `training.data.loading.load`.
 
@@ -55,6 +56,7 @@ def open_clips(
         config: of the network, which says how its conditions are made.
         parts: the run's autoencoder and towers. Latents that shards hold must be of this autoencoder.
         progress: called as `progress("scenes", done, count)` while scenes are cached.
+        out: the run's folder, which is no data where it lies among them.
 
     Raises:
         UserError: what the domain names is missing or does not fit the run.
@@ -68,7 +70,7 @@ def open_clips(
         shards = Shards(domain.path)
         clips = partial(ShardClips, shards, latents=_latents(shards, config, parts))
     elif domain.kind in ("shards", "folder"):
-        found = read_shards(foreign, domain.path) if foreign else read_captions(domain.path, domain.captions)
+        found = read_shards(foreign, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
         entries = usable(found, domain.path)
         warn_of_compressed(entries)
         clips = partial(FolderClips, domain.path, entries, rate=domain.rate, nominal_height=domain.nominal_height)

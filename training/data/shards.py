@@ -189,8 +189,12 @@ def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -
     try:
         with written_beside(index_path(shard)) as part:
             part.write_bytes(_json(header) + b"\n" + _json(samples) + b"\n")
-    except WriteError as error:  # a place that can only be read: the scan is repeated in every process
-        warnings.warn(f"{error} Until then reading starts slowly.", stacklevel=2)
+    except WriteError:  # the scan is repeated in every process; told once, however many shards there are
+        warnings.warn(
+            f"{shard.parent}: has shards without an index, and none can be written there (no permission, or the disk "
+            "is full or can only be read): reading starts slowly until it can.",
+            stacklevel=2,
+        )
     return header, samples
 
 

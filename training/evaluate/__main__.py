@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> str:
         data=arguments.data,
         rate=arguments.rate,
         nominal_height=arguments.nominal_height,
+        out=arguments.out,
         sampling=replace(Sampling(), guidance=arguments.guidance, batch=arguments.batch, **numbers),
         only=tuple(name.strip() for name in arguments.only.split(",") if name.strip()),
         clip=arguments.clip,

@@ -30,7 +30,11 @@ MADE = ("text", "style", "single_image", "motion")
 
 
 def open_data(
-    path: Path, config: Config, rate: float | None = None, nominal_height: int | None = None
+    path: Path,
+    config: Config,
+    rate: float | None = None,
+    nominal_height: int | None = None,
+    out: Path | None = None,
 ) -> FolderClips | ShardClips:
     """The clips of a folder, as a checkpoint of this config takes them.
 
@@ -39,6 +43,7 @@ def open_data(
 
     Args:
         rate, nominal_height: of videos, see `training.recipe.Domain`; shards were prepared with theirs.
+        out: of the folders below it, one that results go to.
 
     Raises:
         UserError: it is neither, or does not fit the checkpoint.
@@ -55,7 +60,7 @@ def open_data(
     if not any(each.suffix.lower() in {*READERS, *TEXTS} for each in files_below(path)) and not tars:
         raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files, {LISTS[0]} or "
                         "another list of captions, or a .txt beside each video.")  # fmt: skip
-    entries = read_captions(path)
+    entries = read_captions(path, out=out)
     if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image(path)), None)):
         raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
                         f"the videos alone in {LISTS[0]}.")  # fmt: skip

@@ -56,6 +56,7 @@ class Settings:
         fvd: I3D's weights.
         device: where the networks run, see `VideoComposer.load`.
         jobs: processes that compose, of one thread each on a CPU; None: see `jobs_on`.
+        out: folder of the results, which are no data where it lies among them.
     """
 
     checkpoints: tuple[Path, ...] = (BUNDLED,)
@@ -70,6 +71,7 @@ class Settings:
     fvd: Path | None = None
     device: str = "auto"
     jobs: int | None = None
+    out: Path | None = None
 
     def __post_init__(self) -> None:
         if self.clips < 2:
@@ -118,7 +120,7 @@ class Settings:
         Raises:
             UserError: the data cannot be read, or does not fit the checkpoint.
         """
-        return None if self.data is None else open_data(self.data, config, self.rate, self.nominal_height)
+        return None if self.data is None else open_data(self.data, config, self.rate, self.nominal_height, self.out)
 
 
 @dataclass(frozen=True)
@@ -371,6 +373,7 @@ def _about(path: Path, composer: VideoComposer, clip: Clip, clips: Clips, settin
 def as_plain(settings: Settings) -> dict[str, Any]:
     """The settings for JSON."""
     plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
+    del plain["out"]  # figures do not depend on where they are written
     if settings.data is None:
         plain["held_out_seed"] = HELD_OUT
     return {name: _plain(value) for name, value in plain.items()}

@@ -114,7 +114,9 @@ def _of_path(path: Path, name: str = "") -> Media:
         with open(existing(path, "a video"), "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise unreadable(Media(name, lambda: as_url(path)), error.strerror or repr(error)) from error
+        raise UserError(
+            f"{name}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
+        ) from error
     return _known(name, head, lambda: path, lambda: as_url(path))
 
 
