@@ -316,7 +316,7 @@ def _slots(
         lag: so many pictures more than it has shown the decoder has got. Times that tell when pictures are decoded tell
             of another picture, too: the one that is shown then.
     """
-    for field, origin in sorted(clock.origins.items(), reverse=not clock.decoding):
+    for field, origin in sorted(clock.origins.items(), reverse=not (lag and clock.decoding)):
         told = [getattr(rows[number], field) for number in numbers]
         if None in told or 2 * len(set(told)) <= len(told):
             continue
