@@ -18,7 +18,8 @@ from vc_core.errors import UserError
 from vc_core.extract import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
 from vc_core.video.coded import reader
-from vc_core.video.opening import media
+from vc_core.video.opening import media, opened
+from vc_core.video.packets import again, number_of
 
 RATE, COUNT = 30, 90
 HEIGHT, WIDTH = 96, 128
@@ -288,6 +289,14 @@ def test_a_bare_stream_begins_with_the_first_picture_that_can_be_decoded():
     (first,) = numbers(data, 0.0, Fraction(RATE), 1)
     assert first >= 20
     assert numbers(data, 1.0, Fraction(RATE), 20) == list(range(first + 30, first + 50))
+
+
+def test_decoders_beside_each_other_do_not_take_their_packets_numbers():
+    with media(clip("libx264", "mp4", **X264)) as video, opened(video) as one, opened(video) as other:
+        table = timeline.index(video)
+        packets = [next(again(*each, table, 24, 25, seek=True))[1] for each in (one, other)]
+        del packets[0]
+        assert number_of(packets[0]) == 24
 
 
 def test_what_is_right_is_not_decoded_for_its_times(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, opened, undecodable, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoded, decoder
+from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoded, decoder, number_of
 from .parallel import cores, in_order
 
 
@@ -80,8 +80,8 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
         if context.is_open:  # from an earlier segment
             context.flush_buffers()
         for frame in given():
-            # By its packet, whose time was checked; few decoders do not tell that, and none of those reorders.
-            time = frame.pts if frame.opaque is None else table.packets[frame.opaque].pts
+            number = number_of(frame)
+            time = frame.pts if number is None else table.packets[number].pts  # which was checked
             if time is None or not segment.begin <= time < segment.end:
                 continue
             frame.time_base, frame.pts = table.time_base, time

@@ -123,7 +123,7 @@ class Missed(Exception):
 def again(container, stream, table: Index, first: int, last: int, seek: bool) -> Iterator:
     """(number in the index, packet) of its packets `first` to `last` (exclusive), read again from an opened video.
 
-    Each packet carries its number, and the frame that a decoder makes of it has it as its `opaque`.
+    Each packet carries its number, which `number_of` tells of the frame that a decoder makes of it.
 
     Raises Missed before the first one.
     """
@@ -151,13 +151,20 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
                 continue
         if table.cut and packet.is_discard:
             packet = _shown(packet)
-        packet.opaque = number
+        # In an object of its own: PyAV knows them by their address, and small numbers are the same everywhere, so that
+        # a decoder in another thread would take this one's away.
+        packet.opaque = (number,)
         yield number, packet
         number += 1
         if number == last:
             return
     if number == first:
         raise Missed
+
+
+def number_of(frame) -> int | None:
+    """The number of the packet that a frame was decoded from; few decoders do not tell, and none of those reorders."""
+    return None if frame.opaque is None else frame.opaque[0]
 
 
 def _shown(packet):

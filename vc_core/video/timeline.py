@@ -14,7 +14,22 @@ from .coded import Coded, reader
 from .hdr import Colour
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, Packet, again, decoded, decoder, demuxed, mark
+from .packets import (
+    CHANGED,
+    FEW,
+    NEVER,
+    SPLIT,
+    WHOLE,
+    Index,
+    Missed,
+    Packet,
+    again,
+    decoded,
+    decoder,
+    demuxed,
+    mark,
+    number_of,
+)
 from .showing import pixel_aspect
 
 DELAY = 33
@@ -358,8 +373,8 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
     by_time = {packet.mark[0]: number for number, packet in enumerate(table.packets)}
     order: list[int | None] = []
 
-    def number(frame) -> int | None:  # few decoders do not tell it, and none of those reorders
-        return by_time.get(frame.pts) if frame.opaque is None else frame.opaque
+    def number(frame) -> int | None:
+        return by_time.get(frame.pts) if number_of(frame) is None else number_of(frame)
 
     for seek in (True, False) if table.seek is not None else (False,):
         sure, broken = None, False
@@ -389,7 +404,7 @@ def _begins(video: Media, table: Index) -> bool:
         try:
             for _, packet in again(container, stream, table, 0, len(table.packets), seek=True):
                 for frame in context.decode(packet):
-                    return frame.key_frame and frame.opaque in (0, None)
+                    return frame.key_frame and number_of(frame) in (0, None)
         except (Missed, av.FFmpegError):
             return False
     return False
