@@ -18,7 +18,8 @@ from vc_core.errors import UserError
 from vc_core.extract import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
 from vc_core.video.coded import reader
-from vc_core.video.opening import media
+from vc_core.video.opening import media, opened
+from vc_core.video.packets import again, number_of
 
 RATE, COUNT = 30, 90
 HEIGHT, WIDTH = 96, 128
@@ -56,7 +57,9 @@ def expected(start: float, rate: Fraction, count: int, own: Fraction = Fraction(
 
 
 @cache
-def clip(codec: str, form: str, rate: Fraction = Fraction(RATE), **options) -> bytes:
+def clip(
+    codec: str, form: str, rate: Fraction = Fraction(RATE), times: tuple = tuple(range(COUNT)), **options
+) -> bytes:
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
     file = io.BytesIO()
@@ -65,16 +68,16 @@ def clip(codec: str, form: str, rate: Fraction = Fraction(RATE), **options) -> b
         stream.height, stream.width, stream.pix_fmt, stream.options = HEIGHT, WIDTH, "yuv420p", options
         for n in range(COUNT):
             frame = av.VideoFrame.from_ndarray(picture(n), format="rgb24")
-            frame.pts, frame.time_base = n, 1 / rate
+            frame.pts, frame.time_base = times[n], 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
 
 
-def muxed(data: bytes, form: str, change: Callable[[list], list] = list) -> bytes:
+def muxed(data: bytes, form: str, change: Callable[[list], list] = list, options: dict | None = None) -> bytes:
     """The packets of a video in another container, or changed on the way."""
     file = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format=form) as container:
+    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format=form, options=options or {}) as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         for packet in change([packet for packet in source.demux(video=0) if packet.size]):
             packet.stream = stream
@@ -173,14 +176,58 @@ def test_b_frames_are_shown_in_their_order(name):
 @pytest.mark.parametrize("form", ["mp4", "matroska", "mpegts", "flv"])
 @pytest.mark.parametrize("codec, options", [("libx264", X264), ("libx265", X265)])
 def test_times_of_decoding_that_are_called_those_of_showing(codec, options, form):
-    data = muxed(clip(codec, "mp4", **options), form, decode_times)
-    # The edit list of an MP4 file cuts what is before zero, here the first two pictures.
-    assert_right(data, shift=2 if form == "mp4" else 0)
+    """The edit list of an MP4 file cuts what is decoded before the first picture is shown: that picture, too."""
+    assert_right(muxed(clip(codec, "mp4", **options), form, decode_times))
 
 
-@pytest.mark.parametrize("codec, options, cut", [("libx264", X264, 2), ("mpeg4", PART2, 1), ("mpeg2video", PART2, 1)])
-def test_a_file_without_its_table_of_times(codec, options, cut):
-    assert_right(clip(codec, "mp4", **options).replace(b"ctts", b"free"), shift=cut)
+@pytest.mark.parametrize("codec, options", [("libx264", X264), ("mpeg4", PART2), ("mpeg2video", PART2)])
+def test_a_file_without_its_table_of_times(codec, options):
+    assert_right(clip(codec, "mp4", **options).replace(b"ctts", b"free"))
+
+
+@pytest.mark.parametrize("form", ["avi", "asf", "matroska", "mp4"])
+def test_at_varying_rates_a_picture_is_shown_when_a_later_one_is_decoded(form):
+    """Times of decoding are those of pictures shown before, as many as the decoder keeps."""
+    times = [time for time in range(COUNT + 30) if time % 4]
+    stores = form in ("matroska", "mp4")  # when pictures are shown, if that is told
+    data = clip("libx264", "mp4" if stores else form, times=tuple(times[:COUNT]), **X264)
+    data = muxed(data, form, decode_times) if stores else data
+    shown = [max(n for n, time in enumerate(times) if time <= 1 + tick) for tick in range(80)]
+    assert numbers(data, 0.0, Fraction(RATE), 40) == shown[:40]
+    assert numbers(data, 1.0, Fraction(RATE), 40) == shown[30:70]
+
+
+def test_a_stream_that_begins_without_times_is_counted():
+    """Matroska's demuxer does not tell those before zero."""
+
+    def early(packets: list) -> list:
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts - 30 * 512, packet.dts - 30 * 512
+        return packets
+
+    data = muxed(clip("libx264", "mp4", **{**X264, "bf": "0"}), "matroska", early, {"avoid_negative_ts": "disabled"})
+    with av.open(io.BytesIO(data)) as container:
+        assert next(container.demux()).dts is None
+    assert_right(data)
+
+
+def test_mxf_without_its_index_is_read_from_the_beginning():
+    """Times that are told after seeking are guessed then."""
+    data = clip("mpeg2video", "mxf", **PART2)
+    data = data[: len(data) * 4 // 5]
+    assert numbers(data, 0.3, Fraction(10), 16) == expected(0.3, Fraction(10), 16)
+    assert numbers(data, 1.5, Fraction(30), 20) == expected(1.5, Fraction(30), 20)
+
+
+@pytest.mark.parametrize(
+    "codec, form, options", [("libsvtav1", "obu", {"preset": "12"}), ("libx264", "h264", X264), ("mpeg4", "avi", PART2)]
+)
+def test_a_stream_that_is_cut_off_ends_there(codec, form, options):
+    data = clip(codec, form, **options)
+    data = data[: len(data) * 4 // 5]
+    count = probe(data).frames
+    assert COUNT // 2 < count < COUNT
+    assert numbers(data, 0.0, probe(data).rate, count - 4) == list(range(count - 4))
 
 
 @pytest.mark.parametrize("form", ["avi", "matroska", "mp4"])
@@ -242,6 +289,14 @@ def test_a_bare_stream_begins_with_the_first_picture_that_can_be_decoded():
     (first,) = numbers(data, 0.0, Fraction(RATE), 1)
     assert first >= 20
     assert numbers(data, 1.0, Fraction(RATE), 20) == list(range(first + 30, first + 50))
+
+
+def test_decoders_beside_each_other_do_not_take_their_packets_numbers():
+    with media(clip("libx264", "mp4", **X264)) as video, opened(video) as one, opened(video) as other:
+        table = timeline.index(video)
+        packets = [next(again(*each, table, 24, 25, seek=True))[1] for each in (one, other)]
+        del packets[0]
+        assert number_of(packets[0]) == 24
 
 
 def test_what_is_right_is_not_decoded_for_its_times(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, opened, undecodable, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoder
+from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, again, decoded, decoder, number_of
 from .parallel import cores, in_order
 
 
@@ -69,19 +69,19 @@ def _frames(video: Media, reader, table: Index, segment: Segment, seek: bool) ->
     def damaged(time: int) -> UserError:
         return unreadable(video, f"its picture at {float(time * table.time_base):.2f} s is damaged")
 
-    def decoded() -> Iterator:
+    def given() -> Iterator:
         for number, packet in again(container, stream, table, segment.first, segment.last, seek):
             entry = table.packets[number]
             if not entry.disposable or entry.pts in chosen or entry.pts == NEVER:
-                yield from context.decode(packet)
+                yield from decoded(context, packet)
         yield from context.decode(None)
 
     try:
         if context.is_open:  # from an earlier segment
             context.flush_buffers()
-        for frame in decoded():
-            # By its packet, whose time was checked; few decoders do not tell that, and none of those reorders.
-            time = frame.pts if frame.opaque is None else table.packets[frame.opaque].pts
+        for frame in given():
+            number = number_of(frame)
+            time = frame.pts if number is None else table.packets[number].pts  # which was checked
             if time is None or not segment.begin <= time < segment.end:
                 continue
             frame.time_base, frame.pts = table.time_base, time

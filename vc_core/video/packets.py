@@ -95,12 +95,22 @@ def _same(a: tuple, b: tuple) -> bool:
 
 def demuxed(container, stream) -> Iterator:
     """The packets of a stream of an opened video from where it stands, without the empty ones at the end."""
+    import av
+
+    found = False
     while True:
         try:
-            yield from (packet for packet in container.demux(stream) if packet.size)
+            for packet in container.demux(stream):
+                if packet.size:
+                    found = True
+                    yield packet
             return
         except IndexError:  # PyAV's, of another stream's packet, where that stream only appears on the way
             continue
+        except av.InvalidDataError:  # some formats say so of a packet that is cut off, others that the file ends
+            if not found:
+                raise
+            return
 
 
 CHANGED = "its packets are not the same when they are read again"
@@ -113,7 +123,7 @@ class Missed(Exception):
 def again(container, stream, table: Index, first: int, last: int, seek: bool) -> Iterator:
     """(number in the index, packet) of its packets `first` to `last` (exclusive), read again from an opened video.
 
-    Each packet carries its number, and the frame that a decoder makes of it has it as its `opaque`.
+    Each packet carries its number, which `number_of` tells of the frame that a decoder makes of it.
 
     Raises Missed before the first one.
     """
@@ -122,10 +132,11 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
     start, number = table.packets[first].mark, first
     passed = 0
     if seek:
-        if not table.sought:
+        time = start[0] if start[1] is None else start[1]
+        if not table.sought or time is None:
             raise Missed
         try:
-            container.seek(start[0] if start[1] is None else start[1], stream=stream, backward=True)
+            container.seek(time, stream=stream, backward=True)
         except av.FFmpegError as error:
             raise Missed from error
     for packet in demuxed(container, stream):
@@ -140,13 +151,20 @@ def again(container, stream, table: Index, first: int, last: int, seek: bool) ->
                 continue
         if table.cut and packet.is_discard:
             packet = _shown(packet)
-        packet.opaque = number
+        # In an object of its own: PyAV knows them by their address, and small numbers are the same everywhere, so that
+        # a decoder in another thread would take this one's away.
+        packet.opaque = (number,)
         yield number, packet
         number += 1
         if number == last:
             return
     if number == first:
         raise Missed
+
+
+def number_of(frame) -> int | None:
+    """The number of the packet that a frame was decoded from; few decoders do not tell, and none of those reorders."""
+    return None if frame.opaque is None else frame.opaque[0]
 
 
 def _shown(packet):
@@ -156,6 +174,18 @@ def _shown(packet):
     copy = av.Packet(bytes(packet))
     copy.pts, copy.dts, copy.time_base, copy.is_keyframe = packet.pts, packet.dts, packet.time_base, packet.is_keyframe
     return copy
+
+
+def decoded(context, packet) -> list:
+    """The frames that a decoder gives for a packet; some call it an error that a message holds no picture."""
+    import av
+
+    try:
+        return context.decode(packet)
+    except av.InvalidDataError:
+        if packet.size > FEW:
+            raise
+        return []
 
 
 def decoder(stream, vectors: bool = False, alone: bool = True, pictures: bool = True):

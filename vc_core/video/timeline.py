@@ -14,7 +14,22 @@ from .coded import Coded, reader
 from .hdr import Colour
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import CHANGED, FEW, NEVER, SPLIT, WHOLE, Index, Missed, Packet, again, decoder, demuxed, mark
+from .packets import (
+    CHANGED,
+    FEW,
+    NEVER,
+    SPLIT,
+    WHOLE,
+    Index,
+    Missed,
+    Packet,
+    again,
+    decoded,
+    decoder,
+    demuxed,
+    mark,
+    number_of,
+)
 from .showing import pixel_aspect
 
 DELAY = 33
@@ -45,11 +60,15 @@ class _Clock:
             is shown; empty where nothing tells, and frames are counted.
         rate: frames a second, for counting.
         base: the time base.
+        first: field -> the stream's first times, in the order of decoding.
+        decoding: the format stores when pictures are decoded alone; libavformat makes up when they are shown.
     """
 
     origins: dict[str, int]
     rate: Fraction
     base: Fraction
+    first: dict[str, Sequence[int | None]]
+    decoding: bool
 
     @property
     def field(self) -> str | None:
@@ -75,7 +94,9 @@ def _clock(container, stream, packets: Iterator) -> tuple[_Clock, list]:
     head = list(islice(packets, DELAY if stream.codec_context.has_b_frames or rate > FASTEST else 1))
     # Where a format stores no times, what libavformat gives for them is made up, at 25 frames a second.
     counted = bool(container.format.flags & Flags.no_timestamps.value)
-    origins = {}
+    # Such as times before zero in Matroska: those that follow do not tell when the stream begins.
+    counted = counted or (bool(head) and head[0].pts is None and head[0].dts is None)
+    origins, first = {}, {field: [getattr(packet, field) for packet in head] for field in ("pts", "dts")}
     for field in ("pts", "dts"):
         times = [time for packet in head if not packet.is_discard and (time := getattr(packet, field)) is not None]
         if times:
@@ -83,7 +104,8 @@ def _clock(container, stream, packets: Iterator) -> tuple[_Clock, list]:
             # Such as in an AVI file of a wrong rate, which is all that it has of a clock.
             hasty = len(times) > 2 and (len(times) - 1) > (max(times) - min(times)) * stream.time_base * FASTEST
             counted = counted or (hasty and coded is not None)
-    return _Clock({} if counted else origins, (counted and coded) or rate, stream.time_base), head
+    origins, rate = ({}, coded or rate) if counted else (origins, rate)
+    return _Clock(origins, rate, stream.time_base, first, container.format.name in ("avi", "asf")), head
 
 
 def _coded_rate(stream) -> Fraction | None:
@@ -143,7 +165,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
         until = None if seconds is None else first + Fraction(seconds) / clock.base
         seek = None
-        if clock.field and before is not None and min(first, before) > clock.origin:
+        if clock.field and before is not None and min(first, before) > clock.origin and _finds(video, head):
             seek = math.floor(min(first, before))
             try:
                 container.seek(seek, stream=stream, backward=True)
@@ -180,6 +202,20 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     if trust == 0 and not _contradicted(rows, times, reorders):
         return _as_told(video, table, rows, times)
     return _as_decoded(video, table, clock, rows, times) or _read(video, start, seconds, None, trust)
+
+
+def _finds(video: Media, head: Sequence) -> bool:
+    """Whether seeking leads to where the times say: MXF stores none, and without its index they are guessed."""
+    import av
+
+    with opened(video) as (container, stream):
+        if container.format.name != "mxf" or head[-1].dts is None:
+            return True
+        try:
+            container.seek(head[-1].dts, stream=stream, backward=True)
+            return mark(next(demuxed(container, stream), head[0])) in [mark(packet) for packet in head]
+        except av.FFmpegError:
+            return False
 
 
 def _contradicted(rows: Sequence[_Row], times: Sequence[int | None], reorders: bool) -> bool:
@@ -225,7 +261,7 @@ def _as_decoded(
     """
     table = replace(table, cut=any(row.hidden for row in rows))
     first = _last_before(table, times)
-    order, sure, broken = _presented(video, table, first)
+    order, sure, broken, lag = _presented(video, table, first)
     if not order:
         raise unreadable(video, NO_KEYFRAME)
     # What is shown before that keyframe refers to frames before it: decoders leave it out. Where frames are counted, a
@@ -236,7 +272,10 @@ def _as_decoded(
             lost.append(number)
         elif number > first:
             break
-    slots = _slots(clock, rows, sorted([*lost, *order]), None if table.seek is not None else first)
+    packed = any(row.coded.pictures > 1 for row in rows)
+    if packed or order == sorted(order):
+        lag = 0
+    slots = _slots(clock, rows, sorted([*lost, *order]), None if table.seek is not None else first, lag)
     if slots is None:
         return None
     if table.end is None or broken:
@@ -250,7 +289,6 @@ def _as_decoded(
     shown = sorted(slot.time for slot in placed.values() if slot.time >= begin and not slot.hidden)
     if not shown:
         raise unreadable(video, NO_PICTURE)
-    packed = any(row.coded.pictures > 1 for row in rows)
     at = {number: slot.time for number, slot in placed.items()}
     at |= {number: time for number, time in enumerate(times[:first]) if time is not None}
     at.setdefault(0, begin)
@@ -282,15 +320,32 @@ class _Slot(NamedTuple):
     origin: int  # when the stream's first picture is shown, by the same clock
 
 
-def _slots(clock: _Clock, rows: Sequence[_Row], numbers: Sequence[int], before: int | None) -> list[_Slot] | None:
+def _slots(
+    clock: _Clock, rows: Sequence[_Row], numbers: Sequence[int], before: int | None, lag: int
+) -> list[_Slot] | None:
     """The times of these rows in order, whichever pictures they belong to.
 
     Counted where the packets' times are none, after so many pictures `before`; None where that is not known.
+
+    Args:
+        lag: so many pictures more than it has shown the decoder has got. Times that tell when pictures are decoded tell
+            of another picture, too: the one that is shown then.
     """
-    for field, origin in clock.origins.items():
+    for field, origin in sorted(clock.origins.items(), reverse=not (lag and clock.decoding)):
         told = [getattr(rows[number], field) for number in numbers]
-        if None not in told and 2 * len(set(told)) > len(told):
-            return sorted(_Slot(time, rows[n].hidden, origin) for time, n in zip(told, numbers, strict=True))
+        if None in told or 2 * len(set(told)) <= len(told):
+            continue
+        lead, start = 0, clock.first[field][: lag + 1]
+        if lag and told == sorted(told):
+            step = _usual_step(told, max(1, clock.at(1)))
+            lead = start[-1] - start[0] if len(start) > lag and None not in start else lag * step
+            # Of the pictures that are decoded before an edit list's cut, so many are shown after it.
+            origin = max(origin, min(time for time in start if time is not None) + lead)
+            numbers = [*numbers[lag:], *numbers[-1:] * lag]
+            told = [*told[lag:], *(told[-1] + step * n for n in range(1, lag + 1))]
+        return sorted(
+            _Slot(time - lead, rows[n].hidden, origin - lead) for time, n in zip(told, numbers, strict=True)
+        )
     return None if before is None else [_Slot(clock.at(before + n), False, 0) for n in range(len(numbers))]
 
 
@@ -307,18 +362,19 @@ def _last_before(table: Index, times: Sequence[int | None]) -> int:
     return 0
 
 
-def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool]:
+def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool, int]:
     """The numbers of the packets from `first` on in the order in which the decoder shows their pictures.
 
-    Also how many of them nothing that follows can change, and whether decoding stopped at an error.
+    Also how many of them nothing that follows can change, whether decoding stopped at an error, and how many pictures
+    the decoder keeps before it shows one.
     """
     import av
 
     by_time = {packet.mark[0]: number for number, packet in enumerate(table.packets)}
     order: list[int | None] = []
 
-    def number(frame) -> int | None:  # few decoders do not tell it, and none of those reorders
-        return by_time.get(frame.pts) if frame.opaque is None else frame.opaque
+    def number(frame) -> int | None:
+        return by_time.get(frame.pts) if number_of(frame) is None else number_of(frame)
 
     for seek in (True, False) if table.seek is not None else (False,):
         sure, broken = None, False
@@ -326,15 +382,16 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
             context = decoder(stream, pictures=False)
             try:
                 for _, packet in again(container, stream, table, first, len(table.packets), seek):
-                    order += [number(frame) for frame in context.decode(packet)]
+                    order += [number(frame) for frame in decoded(context, packet)]
                 sure = len(order)
                 order += [number(frame) for frame in context.decode(None)]
             except Missed:
                 continue
             except av.FFmpegError:
                 sure, broken = len(order), True
+        lag = len(order) - sure
         order = [each for each in order if each is not None]
-        return list(dict.fromkeys(order)), sure, broken
+        return list(dict.fromkeys(order)), sure, broken, lag
     raise unreadable(video, CHANGED)
 
 
@@ -347,7 +404,7 @@ def _begins(video: Media, table: Index) -> bool:
         try:
             for _, packet in again(container, stream, table, 0, len(table.packets), seek=True):
                 for frame in context.decode(packet):
-                    return frame.key_frame and frame.opaque in (0, None)
+                    return frame.key_frame and number_of(frame) in (0, None)
         except (Missed, av.FFmpegError):
             return False
     return False
