@@ -17,7 +17,7 @@ from torch import Tensor
 from training.bundled import files
 from training.encoders import gather_parts
 from training.engine import checkpoints, read_state, read_weights
-from training.lora import merge_lora, save_lora
+from training.lora import alphas_of, merge_lora, network_of, save_lora
 from training.parameters import choose_parameters
 from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
@@ -67,7 +67,7 @@ def export(
     state = read_state(found[-1])
     recipe = recipe_of(state, found[-1])
     metadata = training_metadata(recipe, state["step"], average and recipe.optimizer.ema > 0)
-    config, unet = network_of(found[-1], recipe, read_weights(found[-1], average))
+    config, unet = trained_network(found[-1], recipe, read_weights(found[-1], average))
     if recipe.train.what == "lora" and not merge:
         save_lora(out, unet, metadata)
         return metadata
@@ -94,8 +94,7 @@ def training_metadata(recipe: Recipe, step: int, average: bool) -> dict[str, str
     return {TRAINING: json.dumps(said)}
 
 
-@torch.no_grad()
-def network_of(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) -> tuple[Config, UNet3D]:
+def trained_network(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) -> tuple[Config, UNet3D]:
     """The network that a run has made of the one that it began with, and its config.
 
     Args:
@@ -107,10 +106,9 @@ def network_of(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) 
     state = read_state(checkpoint)
     if "config" in state:
         config = Config.from_json(state["config"])
-        unet = on_meta(config)
-        if {name: p.shape for name, p in unet.named_parameters()} == {name: t.shape for name, t in weights.items()}:
-            unet.load_state_dict(weights, assign=True)  # what the run began with need not be there any more
-            return config, unet
+        whole = {name: p.shape for name, p in on_meta(config).named_parameters()}
+        if whole == {name: t.shape for name, t in weights.items()}:
+            return config, network_of(config, weights, {})  # what the run began with need not be there any more
     started = begin(recipe)
     choose_parameters(started.unet, recipe)
     trained = {name: p for name, p in started.unet.named_parameters() if p.requires_grad}
@@ -119,9 +117,7 @@ def network_of(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) 
     if wrong:
         raise UserError(f"{checkpoint} does not fit the run's recipe: {len(wrong)} tensors differ ({shorten(wrong)}); "
                         "the recipe or the file that it starts from has changed.")  # fmt: skip
-    for name, parameter in trained.items():
-        parameter.copy_(weights[name])
-    return started.config, started.unet
+    return started.config, network_of(started.config, {**started.unet.state_dict(), **weights}, alphas_of(started.unet))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

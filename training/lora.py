@@ -15,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vc_core.checkpoint import on_meta
+from vc_core.config import Config
 from vc_core.errors import UserError, counted
 from vc_core.files import StateDict, Tensors, open_tensors, save_tensors
 from vc_core.layouts import shorten
+from vc_core.model.unet import UNet3D
 
 PREFIX = "diffusion_model."
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -76,6 +79,19 @@ def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str
     for name in names:
         _replace(unet, name, LoRALinear(linear[name], rank, rank if alpha is None else alpha))
     return names
+
+
+def network_of(config: Config, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> UNet3D:
+    """The network of a config with these weights, all of them, which it takes over.
+
+    Args:
+        alphas: of the layers that have a LoRA, see `alphas_of`; their ranks are those of the weights.
+    """
+    unet = on_meta(config)
+    for name, alpha in alphas.items():
+        _replace(unet, name, LoRALinear(unet.get_submodule(name), len(weights[f"{name}.{DOWN}"]), alpha))
+    unet.load_state_dict(weights, assign=True)
+    return unet
 
 
 def merge_lora(unet: nn.Module) -> None:

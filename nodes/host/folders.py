@@ -34,7 +34,7 @@ def folders() -> list[Path]:
 
 def checkpoint_names() -> list[str]:
     """What the checkpoint list shows: the bundled one, then the files of the model folder."""
-    annotators = {model.name for model in MODELS if not model.option}
+    annotators = {model.name for model in MODELS if model.kind == "annotator"}
     names = folder_paths.get_filename_list(FOLDER)
     return [BUNDLED_NAME, *(name for name in names if Path(name).name not in annotators)]
 

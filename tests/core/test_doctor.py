@@ -10,7 +10,7 @@ import pytest
 
 from vc_core import cli, models
 from vc_core.commands import doctor
-from vc_core.models import MODELS, find_model_files, model_folders
+from vc_core.models import KINDS, MODELS, find_model_files, model_folders
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def no_trial(monkeypatch):
 def small_models(monkeypatch):
     """Models as in the table, of a few bytes each."""
     table = tuple(
-        models.ModelFile(name, "for tests", len(content), hashlib.sha256(content).hexdigest(), "https://there", option)
-        for name, content, option in (("a.pth", b"one", "--checkpoint"), ("b.safetensors", b"three", ""))
+        models.ModelFile(name, "for tests", len(content), hashlib.sha256(content).hexdigest(), "https://there", kind)
+        for name, content, kind in (("a.pth", b"one", "network"), ("b.safetensors", b"three", "annotator"))
     )
     monkeypatch.setattr(models, "MODELS", table)
     monkeypatch.setattr(doctor, "MODELS", table)
@@ -35,7 +35,7 @@ def test_the_table_of_models():
     assert len({model.name for model in MODELS}) == len({model.size for model in MODELS}) == len(MODELS)
     for model in MODELS:
         assert model.source.startswith("https://") and model.purpose
-        assert model.option in ("", "--checkpoint", "--parts")
+        assert model.kind in KINDS
         assert model.sha256 is None or (len(model.sha256) == 64 and int(model.sha256, 16))
 
 
@@ -75,7 +75,7 @@ def test_what_doctor_says(small_models, no_trial, tmp_path, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "torch 2" in out and "threads" in out and "libx264 for .mp4" in out
     assert "found: a.pth" in out and "SHA-256 WRONG: get it again from https://there" in out
-    assert "missing: b.safetensors" in out and f"put it into {tmp_path}; not used yet" in out
+    assert "missing: b.safetensors" in out and f"put it into {tmp_path}; {KINDS[small_models[1].kind]}; SHA-256" in out
     assert out.rstrip().endswith("Composing with the bundled checkpoint works.")
 
     (tmp_path / "a.pth").write_bytes(b"one")

@@ -20,15 +20,19 @@ from tests.disks import everything_in, files_up_to, limit_files
 from tests.training.interrupted import interrupted
 from tests.training.test_data_foreign import write_tar
 from training.engine import checkpoints, read_state
+from training.export import export
 from training.lock import FILE, held
 from training.log import Log, domain_names
+from training.lora import add_lora, save_lora
 from training.ranks import World
 from training.recipe import Domain, as_plain, from_plain, read_recipe
 from training.trainer import changed, train
-from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
 from vc_core.conversion import convert
 from vc_core.errors import UserError
+from vc_core.model.unet import UNet3D
+from vc_core.pipeline import compose
 from vc_core.video import probe
 
 CONFIG = Config(
@@ -266,20 +270,36 @@ def test_a_log_forgets_what_came_after_the_checkpoint(make, tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-@pytest.mark.parametrize("what", ["all", "lora"])
-def test_validation_composes_the_prompts_and_some_samples(make, what):
+@pytest.mark.parametrize("what", ["all", "lora", "lora_from"])
+def test_validation_composes_the_prompts_and_some_samples(make, what, monkeypatch):
+    used = []
+
+    def watched(composer, *arguments, **options):
+        used.append(composer.unet)
+        return compose(composer, *arguments, **options)
+
+    monkeypatch.setattr("training.validation.compose", watched)
     recipe = make("--steps", "2", "--watch.validate-every", "2", "--watch.prompts", "a red circle", "--watch.seeds",
-                  "0", "1", "--watch.samples", "1", "--train.what", what, "--train.lora-on", "spatial", "temporal",
-                  "--data.1.weight", "0.5")  # fmt: skip
-    if what == "lora":
+                  "0", "1", "--watch.samples", "1", "--train.what", what.split("_")[0], "--train.lora-on", "spatial",
+                  "temporal", "--data.1.weight", "0.5")  # fmt: skip
+    if what != "all":
         config = replace(CONFIG, unet=replace(CONFIG.unet, attention_levels=(0,)))
         (recipe.out.parent / "net.json").write_text(config.to_json())
         recipe = replace(recipe, start=replace(recipe.start, network=recipe.out.parent / "net.json"),
                          train=replace(recipe.train, lora_on=("spatial.block",)))  # fmt: skip
+    if what == "lora_from":  # of other layers, of another rank, and of an alpha that is not the rank
+        lora, begun = recipe.out.parent / "lora.safetensors", UNet3D(config.unet)
+        add_lora(begun, 3, 7.5, ["temporal.block"])
+        save_lora(lora, begun)
+        recipe = replace(recipe, train=replace(recipe.train, lora_from=lora))
     assert train(recipe) == 0
     videos = sorted((recipe.out / "validation" / "step-00000002").iterdir())
     assert [video.name for video in videos] == ["0-seed0.mp4", "0-seed1.mp4", "sample0-seed0.mp4", "sample0-seed1.mp4"]
     assert probe(videos[0]).frames == 3
+    export(recipe.out, recipe.out.parent / "whole.safetensors", merge=True, dtype="fp32")
+    expected = load_unet(read_checkpoint(recipe.out.parent / "whole.safetensors")).state_dict()
+    for name, tensor in used[0].state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
 def test_a_signal_ends_validation_too(make, monkeypatch):

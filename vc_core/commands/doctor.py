@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models import MODELS, PROJECT, find_model_files, model_folders
+from ..models import KINDS, MODELS, PROJECT, find_model_files, model_folders
 from ..progress import Progress
 
 Findings = dict[str, Any]
@@ -254,10 +254,10 @@ def _model_lines(found: Findings) -> list[str]:
         lines += [f"{'found' if model['found'] else 'missing'}: {model['name']}, {model['purpose']}"]
         lines += [f"  {_found_line(item, model)}" for item in model["found"]]
         if not model["found"]:
-            use = f"give it with {model['option']}" if model["option"] else "not used yet"
             lines += [
                 f"  {_amount(model['size'])} from {model['source']}",
-                f"  put it into {found['folders'][0]['path']}; {use}; SHA-256 {model['sha256'] or 'unknown'}",
+                f"  put it into {found['folders'][0]['path']}; {KINDS[model['kind']]}; "
+                f"SHA-256 {model['sha256'] or 'unknown'}",
             ]
     return lines
 
