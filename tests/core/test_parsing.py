@@ -1,12 +1,14 @@
 """Texts and values that others wrote: parsed within bounds, and shown in a line."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from vc_core.commands.record import read_record
-from vc_core.commands.settings import Settings
+from vc_core.commands.settings import Settings, read_yaml
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.errors import LINE, UserError, brief, reason, shown, spelled
@@ -193,6 +195,16 @@ def test_what_a_checkpoint_says_of_its_training(tiny_checkpoint, tmp_path):
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     save_tensors(tmp_path / "a.safetensors", tensors, metadata | {"training": DEEP})
     assert inspect(tmp_path / "a.safetensors").training == DEEP  # a foreign program's, which is shown as it is
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("read", [read_tracks, read_yaml])
+def test_pipes_and_devices_are_not_read(tmp_path, monkeypatch, read):
+    os.mkfifo(tmp_path / "pipe.json")
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: pytest.fail("it would be waited for"))
+    for path in (tmp_path / "pipe.json", Path(os.devnull)):
+        with pytest.raises(UserError, match=f"{path}"):
+            read(path)
 
 
 def test_names_that_no_file_can_have(tmp_path):
