@@ -19,7 +19,7 @@ from typing import Any, Literal
 from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError, shown, spelled
-from vc_core.parsing import parse_yaml
+from vc_core.parsing import parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read_yaml(path: Path) -> Recipe:
     try:
-        plain = parse_yaml(path.read_text(encoding="utf-8"))
+        plain = parse_yaml(read_text(path))
     except OSError as error:
         raise UserError(f"The recipe {path} cannot be read ({error.strerror}): name one such as those in "
                         "training/recipes.") from error  # fmt: skip

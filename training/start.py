@@ -26,6 +26,7 @@ from vc_core.layouts import Layout, Origin, check, shorten, unused, unused_note
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D
+from vc_core.parsing import read_text
 
 _LAST = (".conv2", ".proj_out", "temporal.convs.3", "conv_out")
 
@@ -127,7 +128,7 @@ def _source(recipe: Recipe) -> tuple[Config, Tensors | None]:
 
 def _read_config(path: Path) -> Config:
     try:
-        return Config.from_json(path.read_text(encoding="utf-8"))
+        return Config.from_json(read_text(path))
     except OSError as error:
         raise UserError(f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a "
                         "network's config.") from error  # fmt: skip

@@ -1,7 +1,9 @@
 """JSON and YAML as users and other programs hand them over, which may be broken, deep, or meant to do harm."""
 
+import errno
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from .errors import reason
@@ -16,6 +18,13 @@ MOST_VALUES = 2**16
 """Values of a YAML, those that aliases repeat among them."""
 
 _DEEP = f"it is nested deeper than {DEEPEST} levels"
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file. Raises OSError, also for pipes and devices, which may have no end, and ValueError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file")
+    return path.read_text(encoding=encoding)
 
 
 def parse_json(text: str | bytes, deepest: float = DEEPEST) -> Any:

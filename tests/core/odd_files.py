@@ -138,6 +138,13 @@ def png_bomb(path, side=13000):
     return _png(path, (side, side, 8, 0), _chunk(b"IDAT", rows))
 
 
+def text_bomb(path, megabytes=90):
+    """A small PNG with texts of so many MB, which are zeros."""
+    packed = zlib.compress(bytes(2**20 * 30), 1)
+    texts = [_chunk(b"zTXt", b"Comment\0\0" + packed) for _ in range(megabytes // 30)]
+    return _png(path, (4, 4, 8, 0), *texts, _chunk(b"IDAT", zlib.compress(b"\0\0\x50\xa0\xff" * 4)))
+
+
 def png_film_bomb(path, side=13000):
     """A MOV of two such pictures."""
     data = png_bomb(path.with_suffix(".png"), side).read_bytes()
@@ -154,15 +161,16 @@ def png_film_bomb(path, side=13000):
 
 
 def float_tiff(path, pixels):
-    """(H, W, 3) float32 as a TIFF, which Pillow neither writes nor reads."""
-    height, width, _ = pixels.shape
-    data = pixels.astype("<f4").tobytes()
-    first = 8 + 2 + 12 * 10 + 4
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, first), (259, 3, 1, 1), (262, 3, 1, 2),
-            (273, 4, 1, first + 12), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(data)),
-            (339, 3, 3, first + 6)]  # fmt: skip
+    """(H, W, 3), or 4 with alpha, float16 or float32 as a TIFF, which Pillow neither writes nor reads."""
+    height, width, samples = pixels.shape
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    first = 8 + 2 + 12 * 11 + 4
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, samples, first), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, first + 4 * samples), (277, 3, 1, samples), (278, 3, 1, height), (279, 4, 1, len(data)),
+            (338, 3, samples - 3, 2), (339, 3, samples, first + 2 * samples)]  # fmt: skip
     table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + table + struct.pack("<6H", 32, 32, 32, 3, 3, 3) + data)
+    forms = struct.pack(f"<{2 * samples}H", *[8 * pixels.itemsize] * samples, *[3] * samples)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + table + forms + data)
 
 
 # --- Videos ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Still pictures as people have them: tiles, deep ones, floating-point ones, and what is no still picture."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,8 @@ from PIL import Image, features
 from tests.core.odd_files import animated, deep_png, float_tiff, hdr_video, heic, imir, irot, of_streams
 from vc_core import cli
 from vc_core.errors import UserError
-from vc_core.video import IMAGES, is_image, probe, read_image
+from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.video import IMAGES, images, is_image, probe, read_image
 from vc_core.video.heif import layout
 
 
@@ -52,6 +56,18 @@ def test_a_grid_that_lacks_a_tile_is_told(tmp_path):
     (tmp_path / "other.heic").write_bytes(heic(scene(), (64, 64), kind=b"iovl"))
     with pytest.raises(UserError, match=r"iovl.*grid of tiles is expected"):
         read_image(tmp_path / "other.heic")
+
+
+def test_tiles_that_are_larger_than_their_picture_are_refused_at_the_first(tmp_path, monkeypatch):
+    data, whole = heic(scene(128, 192), (64, 64)), struct.pack(">II", 192, 128)
+    path = tmp_path / "small.heic"
+    path.write_bytes(data.replace(whole, struct.pack(">II", 32, 16)))  # six tiles of any size for a small picture
+    monkeypatch.setattr(images, "_pixels", lambda frame: pytest.fail("a tile was kept"))
+    for read in (read_image, lambda path: read_depth_maps(path, 1)):
+        with pytest.raises(
+            UserError, match=r"small\.heic.* cannot be read as an image \(6 tiles do not make up 32 by 16"
+        ):
+            read(path)
 
 
 def test_damaged_boxes_are_told():
@@ -99,6 +115,32 @@ def test_other_floating_point_numbers_are_told(tmp_path, value, says):
         read_image(tmp_path / "other.tif")
 
 
+def test_alpha_of_floating_point_tiffs_is_laid_over_white(tmp_path):
+    pixels = np.zeros((4, 8, 4), np.float32)
+    pixels[..., 3] = np.linspace(0, 1, 8)
+    float_tiff(tmp_path / "clear.tif", pixels)
+    assert torch.allclose(read_image(tmp_path / "clear.tif")[0, 0], torch.from_numpy(1 - pixels[..., 3]), atol=1e-6)
+
+
+def test_numbers_of_other_sizes_are_told(tmp_path):
+    float_tiff(tmp_path / "half.tif", np.ones((4, 8, 3), np.float16))
+    with pytest.raises(UserError, match=r"half\.tif.*floating-point numbers are not of 32 bits"):
+        read_image(tmp_path / "half.tif")
+    Image.fromarray(np.full((4, 8), 2**30, np.int32)).save(tmp_path / "whole.tif")
+    with pytest.raises(UserError, match=r"whole\.tif.*32 bits.*1073741824.*0 to 65535 is expected"):
+        read_image(tmp_path / "whole.tif")
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_tiffs_in_which_zero_is_white_are_understood(tmp_path, kind):
+    path, most = tmp_path / "negative.tif", 65535 if kind is np.uint16 else 1
+    ramp = np.tile(np.linspace(0, most, 8).astype(kind), (4, 1))
+    Image.fromarray(ramp).save(path)
+    said = struct.pack("<HHI", 262, 3, 1)
+    path.write_bytes(path.read_bytes().replace(said + b"\1\0", said + b"\0\0"))
+    assert torch.allclose(read_image(path)[0, 0], torch.from_numpy(1 - ramp / most).float(), atol=1e-6)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_transparent_colour_of_a_deep_picture_is_white(tmp_path, channels):
     levels = np.tile(np.arange(8, dtype=np.uint16) * 8001, (4, 1))
@@ -132,6 +174,15 @@ def test_an_image_that_is_not_read_says_what_it_is(tmp_path, name, start, says):
         path.write_bytes(start + bytes(100))
     with pytest.raises(UserError, match=rf"{name}.*{says}.*PNG"):
         read_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(images, "head_of", lambda path: pytest.fail("it would be waited for"))
+    assert is_image(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png: no such file, and an image was expected"):
+        read_image(tmp_path / "pipe.png")
 
 
 def test_extract_tells_what_a_jpeg_xl_is(tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_bomb
+from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_bomb, text_bomb
 from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract.depth_maps import read_depth_maps
@@ -145,6 +145,31 @@ def test_pictures_of_tiles_animations_and_settings_are_counted_too(tmp_path, mon
     monkeypatch.setenv(VARIABLE, "0.015")
     for name in names:
         read_image(tmp_path / name)
+
+
+HEADS = {
+    "y4m": b"YUV4MPEG2 F25:1 W20000 Ip H20000 A1:1 C420\nFRAME\n",
+    "gif": b"GIF89a" + struct.pack("<HHBBB", 20000, 20000, 0, 0, 0) + b";",
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + struct.pack(">II", 20000, 20000) + b"\x08\0\0\0\0" + bytes(4)
+    + b"\0\0\0\x08acTL" + bytes(12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", HEADS)
+def test_frames_that_nothing_decodes_are_told_by_their_size(tmp_path, ending):
+    path = tmp_path / f"large.{ending}"
+    path.write_bytes(HEADS[ending] + bytes(100))
+    for read in (probe, lambda path: probe(path.read_bytes()), lambda path: read_mask(path, PLAN)):
+        with pytest.raises(UserError, match=r"is 20000 by 20000 pixels, 400 megapixels.*--max-megapixels"):
+            read(path)
+
+
+def test_texts_that_would_fill_the_memory_are_refused(tmp_path):
+    path = text_bomb(tmp_path / "texts.png")
+    for read in (lambda path: read_depth_maps(path, 1), probe, read_image):
+        with pytest.raises(UserError, match=r"texts\.png.*(texts of more than 64 MB|too large)"):
+            read(path)
+    assert read_depth_maps(text_bomb(tmp_path / "less.png", 30), 1).shape == (1, 1, 1, 4, 4)
 
 
 def test_the_limit_is_a_hundred_megapixels_and_can_be_raised(tmp_path, monkeypatch, capsys):

@@ -1,12 +1,14 @@
 """Texts and values that others wrote: parsed within bounds, and shown in a line."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from vc_core.commands.record import read_record
-from vc_core.commands.settings import Settings
+from vc_core.commands.settings import Settings, read_yaml
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.errors import LINE, UserError, brief, reason, shown, spelled
@@ -195,6 +197,16 @@ def test_what_a_checkpoint_says_of_its_training(tiny_checkpoint, tmp_path):
     assert inspect(tmp_path / "a.safetensors").training == DEEP  # a foreign program's, which is shown as it is
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("read", [read_tracks, read_yaml])
+def test_pipes_and_devices_are_not_read(tmp_path, monkeypatch, read):
+    os.mkfifo(tmp_path / "pipe.json")
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: pytest.fail("it would be waited for"))
+    for path in (tmp_path / "pipe.json", Path(os.devnull)):
+        with pytest.raises(UserError, match=f"{path}"):
+            read(path)
+
+
 def test_names_that_no_file_can_have(tmp_path):
     from vc_core.commands.checks import check_inputs
     from vc_core.commands.settings import as_option
@@ -206,3 +218,7 @@ def test_names_that_no_file_can_have(tmp_path):
         for read in (probe, read_image, open_tensors, read_metadata, read_tracks):
             told(read, tmp_path / name)
         told(check_inputs, Settings(video=name), as_option)
+    for settings in (Settings(video="x" * 10**5), Settings(models=("x" * 10**5,))):
+        with pytest.raises(UserError, match=r"There is no \w+ at x+\.\.\., which") as caught:
+            check_inputs(settings, as_option)
+        assert len(str(caught.value)) < 500

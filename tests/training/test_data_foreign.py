@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,6 +313,41 @@ def test_sizes_that_nothing_has_are_told(tmp_path, clip):
     (tmp_path / "0.tar").write_bytes(gzip.compress(buffer.getvalue()))
     with pytest.raises(UserError, match=r"1024\.0 GiB"):
         Member(tmp_path / "0.tar", "1.mp4", 3000, 2**40).read()
+
+
+def _header(name, size, kind=tarfile.REGTYPE):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory_is_damage(tmp_path, clip, kind):
+    path = write_tar(tmp_path / "0.tar", {"0.mp4": clip, "0.txt": "x"})
+    size = 2 * 2**20
+    whole = path.read_bytes().rstrip(b"\0")
+    whole += bytes(-len(whole) % 512) + _header("long", size, kind) + bytes(size)
+    path.with_name("0.tar.gz").write_bytes(gzip.compress(whole + _header("1.txt", 0) + bytes(1024)))
+    path.unlink()
+    with pytest.warns(UserWarning, match=rf"0\.tar\.gz \(a header of {size} bytes\)"):
+        assert read(tmp_path) == [("0.tar.gz:0.mp4", "x")]
+
+
+def test_a_member_that_would_fill_the_memory_is_no_sample(tmp_path, clip, monkeypatch):
+    monkeypatch.setattr("training.data.tars.UNPACKED", 2**17)
+    members = {"0.mp4": clip, "0.txt": "x", "1.mp4": bytes(2**20), "1.txt": "y"}
+    path = write_tar(tmp_path / "0.tar.gz", members, gzip.compress)
+    found = {member.name: member for member in members_of(path)[0]}
+    assert found["0.mp4"].read() == clip
+    with pytest.raises(UserError, match=r"1\.mp4: has .* GiB, and .* are read at the most"):
+        found["1.mp4"].read()
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "/"])
+def test_members_without_a_name_are_left_out(name):
+    path = Path("0.tar")
+    samples, _, _ = grouped([Member(path, each, 0, 1) for each in (name, "0.mp4", "0.txt")])
+    assert [(member.name, [*texts]) for member, texts in samples] == [("0.mp4", [".txt"])]
 
 
 def test_a_tar_that_has_changed_is_a_bad_sample(tmp_path, clip):

@@ -1,6 +1,8 @@
 """Recipes: files and options in, dataclasses out; what cannot be meant is refused by name."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +183,11 @@ def test_a_recipe_that_means_harm_is_told_in_a_line(tmp_path, text, says):
 def test_what_yaml_repeats_by_aliases_is_read(tmp_path):
     (tmp_path / "recipe.yaml").write_text("data: [&one {kind: synthetic, count: 8}, {<<: *one, count: 9}, *one]\n")
     assert [domain.count for domain in read_recipe(tmp_path / "recipe.yaml").data] == [8, 9, 8]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_recipe(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: pytest.fail("it would be waited for"))
+    with pytest.raises(UserError, match=r"pipe\.yaml cannot be read \(it is a pipe or a device"):
+        read_recipe(tmp_path / "pipe.yaml")

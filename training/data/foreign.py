@@ -68,7 +68,7 @@ def grouped(
     texts: dict[str, dict[str, dict[str, Member]]] = defaultdict(lambda: defaultdict(dict))
     for member in members:
         path = PurePosixPath(member.name)
-        if any(part.startswith((".", "__")) or put_there_by_systems(part) for part in path.parts):
+        if not path.name or any(part.startswith((".", "__")) or put_there_by_systems(part) for part in path.parts):
             continue
         stem, ending = str(path.with_suffix("")), path.suffix.lower()
         first = str(path.with_name(path.name.partition(".")[0]))

@@ -31,6 +31,15 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMA
 LARGEST = 2**31
 """Bytes of a member that are read into memory."""
 
+UNPACKED = 2**28
+"""The same of a compressed tar, where members may also have `RATIO` times the bytes of the whole tar: a bomb has a
+thousand times, and videos and images hardly become smaller."""
+
+RATIO = 10
+
+_LONGEST_HEADER = 2**20
+"""Bytes of a name, or of a header's further values, which tarfile reads at once."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -46,11 +55,13 @@ class Member:
 
     def read(self) -> bytes:
         """Its bytes. Raises `UserError` where they are not all there any more, or are too many."""
-        if self.size > LARGEST:
-            raise UserError(f"{self}: has {self.size / 2**30:.1f} GiB, and {LARGEST // 2**30} are read at the most: "
-                            "unpack it.")  # fmt: skip
         try:
-            if compression(self.tar) is None:
+            opener = compression(self.tar)
+            most = LARGEST if opener is None else min(LARGEST, max(UNPACKED, RATIO * self.tar.stat().st_size))
+            if self.size > most:
+                raise UserError(f"{self}: has {self.size / 2**30:.1f} GiB, and {most / 2**30:.3g} are read at the "
+                                "most: unpack it.")  # fmt: skip
+            if opener is None:
                 with open(self.tar, "rb") as file:
                     file.seek(self.offset)
                     data = file.read(self.size)
@@ -87,6 +98,18 @@ def first_name(tar: Path) -> str:
         return ""
 
 
+class _Headers:
+    """A tar as tarfile reads it, which takes the length of a header's text from the file: bounded here."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if size > _LONGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        return self._read(size)
+
+
 def members_of(tar: Path) -> tuple[list[Member], str]:
     """The files in a tar, in their order, and why there are no more where it is damaged, else nothing.
 
@@ -95,7 +118,7 @@ def members_of(tar: Path) -> tuple[list[Member], str]:
     found: dict[str, Member] = {}
     try:
         opener = compression(tar)
-        with (opener or open)(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with (opener or open)(tar, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
             there = LARGEST**2 if opener else tar.stat().st_size
             for info in archive:
                 archive.members = []  # which would grow by all members

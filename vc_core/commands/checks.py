@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..atomic import check_place
-from ..errors import UserError
+from ..errors import UserError, brief
 from .settings import DEFAULTS, EITHER, GOES_WITH, MOVES, SETTINGS, Label, Settings
 
 if TYPE_CHECKING:
     from ..video.formats import Format
+
+LONGEST_PATH = 300
+"""Characters of a path that an error shows: a file of settings may hold any number."""
 
 
 def contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
@@ -96,10 +99,13 @@ def check_inputs(settings: Settings, label: Label) -> None:
             if os.path.isdir(path) and name not in FOLDERS:
                 raise UserError(f"{path} is a folder, and {label(name)} takes a file: name the file in it.")
             if not os.path.exists(path):  # pathlib raises for names that are too long
-                raise UserError(f"There is no file at {path}, which {label(name)} names: check the path.")
+                raise UserError(
+                    f"There is no file at {brief(str(path), LONGEST_PATH)}, which {label(name)} names: check the path."
+                )
     for path in settings.models:
+        there = brief(str(path), LONGEST_PATH)
         if not os.path.isdir(os.path.expanduser(path)):
-            raise UserError(f"There is no folder at {path}, which {label('models')} names: check the path.")
+            raise UserError(f"There is no folder at {there}, which {label('models')} names: check the path.")
 
 
 def check_video_place(path: Path, form: "Format") -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError, shown
 from ..files import StateDict, open_tensors
 from ..layouts import shorten
-from ..parsing import parse_json
+from ..parsing import parse_json, read_text
 from ..progress import Progress
 from .depth_maps import HIGHEST, by_percentiles
 from .midas import is_midas, midas_config, midas_state
@@ -223,7 +223,7 @@ def _settings(path: Path, model: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        settings = parse_json(path.read_text(encoding="utf-8"))
+        settings = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     if not isinstance(settings, dict):

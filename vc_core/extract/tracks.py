@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError, reason, shown
-from ..parsing import parse_json
+from ..parsing import parse_json, read_text
 from ..video import resize_crop
 from .drawing import Placement, Rectangle, chosen, eased, pixel_centers, place
 
@@ -71,7 +71,7 @@ def read_tracks(path: str | os.PathLike) -> list[Track]:
     """The tracks of a JSON file, see `parse_tracks`. Raises UserError where it is missing or holds none."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a file of tracks ({reason(error)}): give a .json file.") from error
     return parse_tracks(text, str(path))

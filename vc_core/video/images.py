@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, counted
 from . import hdr, heif
-from .limits import check_pixels, decoder_options
+from .limits import check_pixels, check_texts, decoder_options
 from .opening import HEAD, Media, as_url, demuxed, existing, picture_formats
 from .showing import over_white, rgb48
 
@@ -33,6 +33,8 @@ _UNREAD = (  # how files begin whose pictures are not read, and what they are
     (b"#?RADIANCE", "Radiance HDR, which holds linear light"),
     (b"PF\n", "PFM, which holds linear light"),
 )
+
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF: 0 for white of the first, 3 for floating point of the second
 
 _opening = threading.Lock()
 
@@ -51,7 +53,7 @@ def is_image(path: str | os.PathLike) -> bool:
     if path.suffix.lower() not in IMAGES or path.is_dir():
         return False
     try:
-        return not is_animated(head_of(path))
+        return not (os.path.isfile(path) and is_animated(head_of(path)))  # a pipe would be waited for
     except OSError:
         return True  # the ending is all that is known; whoever reads it says more
 
@@ -152,12 +154,22 @@ def _by_pillow(image: Any, path: Path | Media) -> Tensor:
     from PIL import Image, ImageOps
 
     clear = image.info.get("transparency")  # of the file's own pixels; turning would lose it
+    negative = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # Pillow heeds it for 8 bits alone
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        return _levels(torch.from_numpy(np.array(image)), path)
+        levels = _levels(torch.from_numpy(np.array(image)), path)
+        return 1 - levels if negative else levels
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         levels = torch.from_numpy(np.asarray(image).astype(np.int64))
-        grey = (levels.float() / 65535).clamp(0, 1)
+        low, high = int(levels.min()), int(levels.max())
+        if low < 0 or high > 65535:
+            raise UserError(
+                f"{path}: holds whole numbers of 32 bits, as which {low} to {high} were read, and 0 to 65535 is "
+                "expected: save it with 8 or 16 bits."
+            )
+        grey = levels.float() / 65535
+        if negative:
+            grey = 1 - grey
         if isinstance(clear, int):
             grey = torch.where(levels == clear, 1.0, grey)
         return grey.expand(1, 3, -1, -1).contiguous()
@@ -194,6 +206,8 @@ def _container(path: Path | Media) -> Iterator[Any]:
     import av
 
     options = decoder_options()
+    with _bytes_of(path) as file:
+        check_texts(path, file)
     try:
         with demuxed(path.open() if isinstance(path, Media) else as_url(path), options) as container:
             name = container.format.name
@@ -213,7 +227,11 @@ def decoded_frame(path: Path | Media) -> Any:
     import av
 
     if heif.is_heif(head_of(path)):
-        pixels = (_by_heif(path)[0] * 255).round().byte().permute(1, 2, 0).contiguous()
+        try:
+            whole = _by_heif(path)[0]
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        pixels = (whole * 255).round().byte().permute(1, 2, 0).contiguous()
         return av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
     with _container(path) as container:
         frame = next(container.decode(video=0), None)
@@ -226,12 +244,34 @@ def decoded_frame(path: Path | Media) -> Any:
 def _by_ffmpeg(path: Path | Media) -> Tensor:
     frame = decoded_frame(path)
     if not is_float(frame):
+        if _says_float(path):  # ffmpeg takes half precision for whole numbers
+            raise OSError("its floating-point numbers are not of 32 bits")
         return _as_tensor(_pixels(frame))
     try:
         levels = torch.from_numpy(frame.to_ndarray())
     except ValueError as error:
         raise OSError(f"its floating-point format, {frame.format.name}, is not known") from error
-    return _levels(levels if levels.ndim == 2 else levels[..., :3].permute(2, 0, 1), path)
+    if levels.ndim == 2:
+        return _levels(levels, path)
+    levels = levels.permute(2, 0, 1)
+    if len(levels) == 4:
+        levels = levels[:3] * levels[3] + 1 - levels[3]
+    return _levels(levels, path)
+
+
+def _says_float(path: Path | Media) -> bool:
+    """Whether a file is a TIFF that says that its numbers are floating-point ones."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    with _bytes_of(path) as file:
+        head = file.read(8)
+        if head[:4] not in (b"II*\0", b"MM\0*"):
+            return False
+        tags = ImageFileDirectory_v2(head)
+        file.seek(tags.next)
+        tags.load(file)
+        found = tags.get(_SAMPLE_FORMAT, 1)
+    return 3 in (found if isinstance(found, tuple) else (found,))
 
 
 def is_float(frame: Any) -> bool:
@@ -261,6 +301,7 @@ def _by_heif(path: Path | Media) -> Tensor:
         parts: dict[int, np.ndarray] = {}
         for packet in container.demux([streams[number] for number in dict.fromkeys(found.tiles)]):
             for frame in packet.decode():
+                found.grid((frame.height, frame.width))  # at the first tile: others, of any size, would fill the memory
                 parts.setdefault(packet.stream.id, _pixels(frame))
     tiles = [parts.get(number) for number in found.tiles]
     if any(tile is None or tile.shape != tiles[0].shape for tile in tiles):

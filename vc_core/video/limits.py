@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
+import struct
+import zlib
+from contextlib import suppress
 from fractions import Fraction
-from typing import Any
+from typing import IO, Any
 
 from ..errors import UserError
 
@@ -55,10 +59,55 @@ def check_pixels(what: object, size: tuple[int, int], frames: int = 1) -> None:
     height, width = size
     if height * width > most_pixels() * frames:
         raise UserError(
-            f"{what}: is {width} by {height} pixels, {height * width / 1e6:.0f} megapixels, and at most "
+            f"{what}: is {width} by {height} pixels, {height * width / 1e6:.6g} megapixels, and at most "
             f"{most_pixels() * frames / 1e6:g} are read, lest it fill the memory: scale it down, or raise the limit "
             f"with --max-megapixels or the environment variable {VARIABLE}."
         )
+
+
+def check_head(what: object, head: bytes) -> None:
+    """`check_pixels` by how a file begins, where that says how large its frames are: ffmpeg is silent or vague on
+    some that it does not decode."""
+    if head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
+        check_pixels(what, struct.unpack("<HH", head[6:10])[::-1])
+    elif head.startswith(PNG) and len(head) >= 24:
+        check_pixels(what, struct.unpack(">II", head[16:24])[::-1])
+    elif found := re.match(rb"YUV4MPEG2 (?:\S+ )*?W(\d{1,9}) (?:\S+ )*?H(\d{1,9})\s", head):
+        check_pixels(what, (int(found[2]), int(found[1])))
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+MOST_TEXT = 2**26
+"""Bytes of all compressed texts and profiles of a PNG, unpacked: as many as Pillow takes. ffmpeg takes any number."""
+
+_PACKED = {  # chunks of a PNG -> what is before their compressed part
+    b"zTXt": rb"[^\0]*\0.",
+    b"iCCP": rb"[^\0]*\0.",
+    b"iTXt": rb"[^\0]*\0\1.[^\0]*\0[^\0]*\0",
+}
+
+
+def check_texts(what: object, file: IO[bytes]) -> None:
+    """Raises UserError, which begins with `what`, for a PNG with texts of more than `MOST_TEXT`."""
+    if file.read(8) != PNG:
+        return
+    left = MOST_TEXT
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind not in _PACKED:
+            file.seek(length + 4, 1)
+            continue
+        data = file.read(length)
+        file.seek(4, 1)
+        if start := re.match(_PACKED[kind], data, re.DOTALL):
+            with suppress(zlib.error):
+                left -= len(zlib.decompressobj().decompress(data[start.end() :], left))
+        if left <= 0:
+            raise UserError(
+                f"{what}: holds texts of more than {MOST_TEXT // 2**20} MB, lest they fill the memory it is not read: "
+                "save it without them."
+            )
 
 
 def decoder_options() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UserError
 from .heif import STILLS
-from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
+from .limits import PNG, VARIABLE, check_head, check_pixels, check_texts, decoder_options, most_pixels
 
 if TYPE_CHECKING:
     from .sequences import Pictures
@@ -125,6 +125,11 @@ def _known(name: str, head: bytes, file: Callable[[], Any], url: Callable[[], An
     from .images import is_animated_webp
     from .sequences import webp_pictures
 
+    check_head(name, head)
+    if head.startswith(PNG):
+        source = file()
+        with open(source, "rb") if isinstance(source, Path) else source as whole:
+            check_texts(name, whole)
     return Media(name, url, webp_pictures(name, file) if is_animated_webp(head) else None)
 
 
