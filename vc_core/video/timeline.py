@@ -343,9 +343,7 @@ def _slots(
             origin = max(origin, min(time for time in start if time is not None) + lead)
             numbers = [*numbers[lag:], *numbers[-1:] * lag]
             told = [*told[lag:], *(told[-1] + step * n for n in range(1, lag + 1))]
-        return sorted(
-            _Slot(time - lead, rows[n].hidden, origin - lead) for time, n in zip(told, numbers, strict=True)
-        )
+        return sorted(_Slot(time - lead, rows[n].hidden, origin - lead) for time, n in zip(told, numbers, strict=True))
     return None if before is None else [_Slot(clock.at(before + n), False, 0) for n in range(len(numbers))]
 
 
