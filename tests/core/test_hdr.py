@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +54,21 @@ def test_a_grey_card_is_grey_and_highlights_differ(tmp_path, transfer):
     levels = [hdr.tone_mapped(torch.full((1, 3), round(65535 * s), dtype=torch.int32), transfer).mean().item()
               for s in (0.0, 0.2, 0.4, 0.5, WHITE[transfer], 1.0)]  # fmt: skip
     assert levels == sorted(set(levels)) and levels[0] == 0 and levels[-1] > 0.9999
+
+
+@pytest.mark.parametrize("kind", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv444p12le"])
+@pytest.mark.parametrize("level", [0.0, 0.25, 0.58, 1.0])
+def test_pixels_of_16_bits_are_as_exact_as_what_they_come_from(kind, level):
+    bits = int(kind[7:9]) if kind.endswith("le") else 8
+    low, range_ = (0, 2**bits - 1) if kind == "yuvj420p" else (16 << bits - 8, 219 << bits - 8)
+    luma = low + round(level * range_)
+    frame = av.VideoFrame(64, 64, kind)
+    for number, plane in enumerate(frame.planes):
+        size = np.uint8 if bits == 8 else np.uint16
+        plane.update(np.full(plane.buffer_size // size().itemsize, luma if number == 0 else 1 << bits - 1, size))
+    frame.colorspace, frame.color_range = 9, 2 if kind == "yuvj420p" else 1
+    expected = (luma - low) / range_ * 65535
+    assert np.abs(rgb48(frame)[8:56, 8:56].astype(float) - expected).max() < 24  # a tenth of a level of 8 bits
 
 
 def test_wide_colours_become_those_of_bt709(tmp_path):

@@ -197,9 +197,11 @@ def over_white(frame):
 
 def rgb48(frame) -> np.ndarray:
     """The pixels of an av.VideoFrame, (H, W, 3) uint16 RGB of the full range, by the matrix that it names."""
-    graph = _graph(frame, [("format", "rgb48le")])
+    graph = _graph(frame, [("scale", "flags=accurate_rnd"), ("format", "rgb48le")])  # else 8 bits are rounded down
     graph.push(frame)
-    return graph.pull().to_ndarray()
+    pixels = graph.pull().to_ndarray()
+    # Of YUV's white ffmpeg makes 255 times 256.
+    return pixels if frame.format.is_rgb else np.minimum(pixels * np.uint32(65535) // 65280, 65535).astype(np.uint16)
 
 
 def changing(video: object) -> UserError:
