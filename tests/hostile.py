@@ -5,16 +5,14 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import pytest
 from PIL import Image
+
+from tests import needs
 
 
 def made(path, muxer, codec, pixels, size=(96, 64)):
     """A video of 6 frames, at 25 a second; skipped where this build has no such encoder."""
-    try:
-        av.Codec(codec, "w")
-    except av.codec.codec.UnknownCodecError:
-        pytest.skip(f"this build of PyAV has no encoder {codec}")
+    needs.encoders(codec)
     with av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = *size, pixels

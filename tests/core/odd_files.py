@@ -9,17 +9,9 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import pytest
 from PIL import Image
 
-
-def needs_encoder(*codecs):
-    """Skips a test where PyAV is built without one of the encoders."""
-    for codec in codecs:
-        try:
-            av.Codec(codec, "w")
-        except av.codec.codec.UnknownCodecError:
-            pytest.skip(f"this build of PyAV has no encoder {codec}")
+from tests import needs
 
 
 def plane(value, height, width):
@@ -48,7 +40,7 @@ def imir(axis):
 
 def _coded(pixels):
     """(the box hvcC, the slices) of a picture as HEVC."""
-    needs_encoder("libx265")
+    needs.encoders("libx265")
     file, packets = io.BytesIO(), []
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx265", rate=1)
@@ -69,7 +61,10 @@ def _coded(pixels):
 
 def heic(pixels, tile, *turns, kind=b"grid"):
     """A picture (H, W, 3) uint8 as telephones store it: a grid of HEVC tiles of (height, width)."""
-    (height, width), (rows, columns) = tile, (-(-side // part) for side, part in zip(pixels.shape, tile, strict=False))
+    (height, width), (rows, columns) = (
+        tile,
+        (-(-side // part) for side, part in zip(pixels.shape[:2], tile, strict=True)),
+    )
     margins = [(0, rows * height - pixels.shape[0]), (0, columns * width - pixels.shape[1]), (0, 0)]
     padded = np.pad(pixels, margins, mode="edge")
     coded = [
@@ -218,7 +213,7 @@ def tag(what, transfer):
 
 
 def hdr_video(path, codec, rgb, transfer, frames=6, **options):
-    needs_encoder(codec)
+    needs.encoders(codec)
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream(codec, rate=10)
         stream.height = stream.width = 64

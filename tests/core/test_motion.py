@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import needs
 from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, SHOWN, assert_moves, encode, moving, scene, sprite
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import CELL, between_ticks, closed, follow
@@ -28,10 +29,7 @@ quick = settings(max_examples=15, deadline=None)
 @pytest.fixture(scope="module", params=CODECS)
 def coded(request):
     codec, form, pix_fmt, options, own = CODECS[request.param]
-    try:
-        av.Codec(codec, "w")
-    except av.FFmpegError:
-        pytest.skip(f"this PyAV has no {codec}")
+    needs.encoders(codec)
     return encode(None, moving(3, -2), codec, form, pix_fmt, **options), own
 
 

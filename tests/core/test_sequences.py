@@ -6,10 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
 
+from tests import needs
 from tests.core.moving_clips import PLAN, RATE, SHOWN, moving
-from tests.core.odd_files import animated, needs_encoder, of_streams
+from tests.core.odd_files import animated, of_streams
 from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract import read_motion
@@ -50,7 +51,7 @@ def test_of_two_videos_the_larger_is_taken_and_a_single_picture_is_a_video_still
 
 
 def test_motion_is_of_the_same_stream(tmp_path):
-    needs_encoder("libx264")
+    needs.encoders("libx264")
     path = of_streams(tmp_path / "a.mp4", ("mjpeg", 1, (240, 320), RED), ("libx264", 10, (48, 64), BLUE))
     assert read_motion(path, plan_frames(probe(path), 4, 10), (48, 64), "dense").field.abs().max() == 0
 
@@ -70,8 +71,7 @@ def numbers(video):
 @pytest.fixture(params=["folder", "clip.webp"])
 def written(request, tmp_path):
     """12 frames at 8 a second as our own writer makes them."""
-    if request.param.endswith("webp") and not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow(request.param.rpartition(".")[2])
     return write_video(tmp_path / request.param, numbered(), 8)
 
 
@@ -87,8 +87,7 @@ def test_what_was_written_is_read_to_the_bit(written):
 
 
 def test_an_animated_webp_is_read_from_bytes_and_files_too(tmp_path):
-    if not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow("webp")
     path = write_video(tmp_path / "a.webp", numbered(4), 8)
     with open(path, "rb") as file:
         for source in (path.read_bytes(), file):
@@ -98,8 +97,7 @@ def test_an_animated_webp_is_read_from_bytes_and_files_too(tmp_path):
 @pytest.mark.parametrize("name", ["folder", "a.webp"])
 @pytest.mark.parametrize("mode", ["released", "stream"])
 def test_the_known_motion_of_pictures_is_found(tmp_path, name, mode):
-    if name.endswith("webp") and not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow(name.rpartition(".")[2])
     frames = torch.from_numpy(np.stack(moving(3, 0))).permute(3, 0, 1, 2)[None] / 255
     path = write_video(tmp_path / name, frames, RATE)
     motion = read_motion(path, PLAN, (96, 128), "dense", mode=mode)
@@ -111,8 +109,7 @@ def test_the_known_motion_of_pictures_is_found(tmp_path, name, mode):
 
 @pytest.mark.parametrize("ending", ["webp", "avif", "png", "gif"])
 def test_animations_of_others_keep_their_times(tmp_path, ending):
-    if ending in ("webp", "avif") and not features.check(ending):
-        pytest.skip(f"Pillow is built without {ending}")
+    needs.pillow(ending)
     path = animated(tmp_path / f"a.{ending}", [(40 * n, 40 * n, 40 * n) for n in range(6)], milliseconds=200)
     info = probe(path)
     assert (info.frames, info.duration) == (6, pytest.approx(1.2, abs=0.01))
@@ -121,16 +118,14 @@ def test_animations_of_others_keep_their_times(tmp_path, ending):
 
 
 def test_uneven_times_of_an_animated_webp_count(tmp_path):
-    if not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow("webp")
     path = animated(tmp_path / "a.webp", [(40 * n,) * 3 for n in range(4)], milliseconds=[100, 700, 100, 100])
     greys = read_frames(path, plan_frames(probe(path), 10, 10)).mean((0, 1, 3, 4)) * 255
     assert (greys / 40).round().int().tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 2, 3]
 
 
 def test_a_cut_off_webp_is_told(tmp_path):
-    if not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow("webp")
     noise = torch.rand(1, 3, 6, 32, 32, generator=torch.Generator().manual_seed(0))
     data = write_video(tmp_path / "a.webp", noise, 8).read_bytes()
     (tmp_path / "cut.webp").write_bytes(data[: len(data) // 2])

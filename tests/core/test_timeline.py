@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import needs
 from tests.core.moving_clips import scene
 from vc_core.errors import UserError
 from vc_core.extract import read_motion
@@ -60,8 +61,7 @@ def expected(start: float, rate: Fraction, count: int, own: Fraction = Fraction(
 def clip(
     codec: str, form: str, rate: Fraction = Fraction(RATE), times: tuple = tuple(range(COUNT)), **options
 ) -> bytes:
-    if codec not in av.codecs_available:
-        pytest.skip(f"this PyAV has no {codec}")
+    needs.encoders(codec)
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import needs
 from tests.core import moving_clips
 from tests.core.moving_clips import INTERLACED, MATRICES, moving, scene, stored, woven
 from vc_core.errors import UserError
@@ -207,8 +208,7 @@ TRANSPARENT = {
 @pytest.mark.parametrize("codec", TRANSPARENT)
 def test_alpha_lies_over_white(codec):
     """As that of images does; groups of pictures and decoders that are used again change nothing about it."""
-    if codec not in av.codecs_available:
-        pytest.skip(f"this PyAV has no {codec}")
+    needs.encoders(codec)
     form, pix_fmt, options = TRANSPARENT[codec]
     pixels = np.zeros((64, 96, 4), np.uint8)
     pixels[..., 0] = 200

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
 
+from tests import needs
 from tests.core.odd_files import animated, heic, of_streams
 from training.data.folder import FolderClips, read_captions
 from training.data.making import Form
@@ -45,8 +46,7 @@ def test_a_picture_of_tiles_is_prepared_whole(tmp_path):
 
 
 def test_animations_and_folders_of_pictures_are_clips(tmp_path):
-    if not features.check("webp"):
-        pytest.skip("Pillow is built without WebP")
+    needs.pillow("webp")
     colours = [(20 * n, 0, 0) for n in range(12)]
     animated(tmp_path / "a.webp", colours, size=(48, 48))
     (tmp_path / "shots").mkdir()

@@ -233,7 +233,9 @@ def _contradicted(rows: Sequence[_Row], times: Sequence[int | None], reorders: b
         return ascending == reorders and len(rows) > 1
     # A picture that refers to later ones was decoded after them, and is shown before them.
     latest = list(accumulate(times, max))
-    late = any(row.coded.later and time > most for row, time, most in zip(rows[1:], times[1:], latest, strict=False))
+    late = any(
+        row.coded.later and time > most for row, time, most in zip(rows[1:], times[1:], latest[:-1], strict=True)
+    )
     return late or not (ascending or any(row.coded.later for row in rows))
 
 
@@ -282,7 +284,7 @@ def _as_decoded(
         del order[sure:]
     if not order:
         raise unreadable(video, "decoding stops at its first pictures")
-    taken = list(zip(order, slots[len(lost) :], strict=False))
+    taken = list(zip(order, slots[len(lost) : len(lost) + len(order)], strict=True))
     # Of pictures at the same time the last one is seen.
     placed = dict(a for a, b in zip(taken, [*taken[1:], None], strict=True) if b is None or a[1].time != b[1].time)
     begin = placed.get(first, min(placed.values())).time
