@@ -222,21 +222,31 @@ class Objective:
 
 
 def embed_conditions(
-    unet: UNet3D, tensors: dict[str, Tensor], kept: dict[str, Tensor], size: tuple[int, int], frames: int
+    unet: UNet3D,
+    tensors: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+    batch: int,
+    size: tuple[int, int],
+    frames: int,
+    counts: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
-    """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each sample keeps, in float32.
+    """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each of `batch` samples keeps, in float32.
 
-    `tensors` holds, by name, only the samples that keep the condition, in their order: what is dropped is not even
-    made. Spatial conditions have F = 1.
+    Args:
+        tensors: by name, only the samples that keep the condition: what is dropped is not even made. Spatial conditions
+            have F = 1.
+        rows: by name, which samples these are, `(n,)`.
+        counts: by name, what each of them counts, `(n,)`; 1 where it is not there.
     """
-    batch = len(next(iter(kept.values())))
     some = next(unet.parameters())
     total = torch.zeros(batch, unet.config.stc_channels, frames, *size, device=some.device)
     for name, tensor in tensors.items():
         if len(tensor):
             embedding = unet.encode_condition(name, tensor, size).float()
-            rows = kept[name].nonzero(as_tuple=True)[0].to(some.device, non_blocking=True)
-            total = total.index_add(0, rows, embedding.expand(-1, -1, frames, -1, -1))
+            if name in counts:
+                embedding = embedding * counts[name].view(-1, 1, 1, 1, 1)
+            there = rows[name].to(some.device, non_blocking=True)
+            total = total.index_add(0, there, embedding.expand(-1, -1, frames, -1, -1))
     return total
 
 

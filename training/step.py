@@ -67,7 +67,8 @@ class Step:
         frames, size = given.latents.shape[2], tuple(given.latents.shape[-2:])
         noisy, target, timesteps = self.objective.drawn(given.latents, self.recipe.seed, batch.numbers)
         context = make_context(self.unet, given.text, self.encoders.empty, given.style, batch.kept)
-        stc = embed_conditions(self.unet, given.conditions, batch.kept, size, frames)
+        rows = {name: batch.kept[name].nonzero(as_tuple=True)[0] for name in given.conditions}
+        stc = embed_conditions(self.unet, given.conditions, rows, len(given.latents), size, frames)
         prediction = self.unet(noisy, timesteps, context, stc)
         losses = self.objective.losses(prediction, target, given.latents, timesteps)
         return Outcome(losses.mean(), losses.detach(), timesteps)

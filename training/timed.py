@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,14 @@ class TimedRun:
                 save_pickled(state, part)
 
         self.on_disk(write)
+
+    def return_to(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Takes these weights for the model's and the averaged ones, forgets what the optimizer knows, and saves."""
+        for model in (self.model, self.average):
+            model.load_state_dict(weights)
+        self.optimizer.state.clear()
+        self._norm = None
+        self.save()
 
     def on_disk(self, write: Callable[[], None]) -> None:
         """Writes, again and again while the disk is full.

@@ -215,12 +215,15 @@ def test_a_run_that_comes_apart_goes_back_to_its_best_weights_and_says_so(tmp_pa
         for tensor in (*run.model.parameters(), *run.average.parameters()):
             tensor.add_(50.0)
     keep_best(run, 0.4)  # a bad moment
+    (parameter,) = (each for each in run.optimizer.param_groups[0]["params"] if each.dim() == 2)
+    run.optimizer.state[parameter]["momentum"] = torch.full_like(parameter, float("nan"))
+    run._norm = torch.tensor(float("nan"))
     with pytest.raises(UserError, match=r"was 0.2 at its best and is nan now"):
         keep_best(run, float("nan"))
     again = TimedRun(tmp_path, nn.Linear(2, 1), Muon(nn.Linear(2, 1).parameters()), minutes=1.0)
     for model in (again.model, again.average):
         assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
-    assert again.more["best"] == 0.2
+    assert again.more["best"] == 0.2 and not again.optimizer.state
 
 
 def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):

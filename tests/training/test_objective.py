@@ -245,11 +245,13 @@ def test_a_fresh_network_predicts_zero(unet):
 
 
 def test_dropped_conditions_add_nothing(unet):
-    kept = {"motion": torch.tensor([False, True, False])}
+    rows = {"motion": torch.tensor([1])}
     motion = torch.randn(1, 2, 4, 32, 32)
-    total = embed_conditions(unet, {"motion": motion}, kept, (4, 4), 4)
+    total = embed_conditions(unet, {"motion": motion}, rows, 3, (4, 4), 4)
     assert torch.equal(total[0], torch.zeros_like(total[0])) and torch.equal(total[2], total[0])
     torch.testing.assert_close(total[1:2], unet.encode_condition("motion", motion, (4, 4)))
+    none = embed_conditions(unet, {"motion": motion}, rows, 3, (4, 4), 4, {"motion": torch.zeros(1)})
+    assert not none.any()
 
 
 def test_dropped_tokens_are_the_empty_prompt_and_the_token_of_zeros(unet):

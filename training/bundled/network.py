@@ -17,7 +17,7 @@ from training.bundled.ring import Ring, padded, windows
 from training.data.cache import CAPTIONS, STILLS
 from training.data.synthetic import CLIP, DRAWN, spoiled, stored_for
 from training.muon import Muon
-from training.objective import Objective, draw_kept, make_context
+from training.objective import Objective, draw_kept, embed_conditions, make_context
 from training.precision import fast_attend, fast_type
 from training.ranks import World
 from training.recipe import Loss
@@ -31,7 +31,10 @@ from vc_core.files import save_tensors
 from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
-BEST, APART = "best.safetensors", 2.5
+BEST = "best.safetensors"
+"""Beside a run's state: the averaged weights that had the lowest held-out loss."""
+APART = 2.5
+"""So many times the lowest held-out loss tells that a run has come apart."""
 MANY = 2**16
 """Samples by which shares are estimated."""
 LOG_EVERY, TEST_EVERY = 20, 300.0
@@ -126,17 +129,17 @@ class NetworkStep:
         style = self._one_of("style", STILLS, ring, clips, generator)[:, None] if "style" in given else None
         context = make_context(self.unet, text, self.empty, style, given)
 
+        rows = {name: given[f"{name} rows"] for name in self.names if f"{name} rows" in given}
+        counts = {name: given[f"{name} counts"] for name in rows}
+        conditions = {}
+        for name, row in rows.items():
+            own = numbers[row] if CONDITIONS[name].kind == "temporal" else numbers[row, :1]
+            made = self._condition(name, ring, clips[row], own, stride[row], given[f"{name} by hand"], generator)
+            conditions[name] = made.transpose(1, 2)
         size = tuple(latents.shape[-2:])
-        stc = torch.zeros(batch, self.unet.config.stc_channels, frames, *size, device=device)
-        for name in self.names:
-            if (rows := given.get(f"{name} rows")) is not None:
-                own = numbers[rows] if CONDITIONS[name].kind == "temporal" else numbers[rows, :1]
-                made = self._condition(name, ring, clips[rows], own, stride[rows], given[f"{name} by hand"], generator)
-                embedding = self.unet.encode_condition(name, made.transpose(1, 2), size).float()
-                embedding = embedding * given[f"{name} counts"].view(-1, 1, 1, 1, 1)
-                stc = stc.index_add(0, rows, embedding.expand(-1, -1, frames, -1, -1))
+        stc = embed_conditions(self.unet, conditions, rows, batch, size, frames, counts)
 
-        spread = (_rand((), device, generator) + torch.arange(batch, device=device) / batch) % 1
+        spread = (torch.rand((), device=device, generator=generator) + torch.arange(batch, device=device) / batch) % 1
         timesteps = (spread * self.timesteps).long().clamp(max=self.timesteps - 1)
         noise = torch.randn(latents.shape, device=device, generator=generator)
         noisy, target = self.objective.noised(latents, noise, timesteps)
@@ -154,10 +157,6 @@ class NetworkStep:
     def _one_of(self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None) -> Tensor:
         which = torch.randint(count, clips.shape, device=clips.device, generator=generator)
         return ring.take(name, clips, which[:, None])[:, 0].float()
-
-
-def _rand(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, device=device, generator=generator)
 
 
 def train(
@@ -269,16 +268,13 @@ def keep_best(run: TimedRun, held_out: float) -> None:
     Raises:
         UserError: the loss is `APART` times as high as it was; what is saved are the best weights again.
     """
-    best = run.more.get("best", math.inf)
     path = run.out / BEST
+    best = run.more.get("best", math.inf) if path.exists() else math.inf
     if held_out < best:
         run.more["best"] = held_out
         run.on_disk(lambda: save_tensors(path, run.average.state_dict()))
     elif not held_out < APART * best:
-        kept = load_file(path)
-        for model in (run.model, run.average):
-            model.load_state_dict(kept)
-        run.save()
+        run.return_to(load_file(path))
         raise UserError(f"{run.out}: the held-out loss was {best} at its best and is {held_out} now: the run has come "
                         "apart. Its best weights are saved in place of the last ones: the same command goes on from "
                         "them, and ./vc export writes them.")  # fmt: skip

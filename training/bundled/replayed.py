@@ -28,7 +28,7 @@ class Replayed:
     ):
         self.loss, self.model, self.optimizer, self.clip = loss, model, optimizer, clip
         optimizer.make_capturable()
-        self._kinds: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
+        self._kinds: dict[tuple[int | str, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, kind: int, given: Mapping[str, Tensor]) -> Tensor:
