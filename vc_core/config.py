@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .conditions import CONDITIONS
-from .configuration import BeforeValidator, Field, Problem, Spoken, Tell, build, checked, words
+from .configuration import WHOLE, Field, Problem, Spoken, Tell, build, checked, words
 from .errors import UserError, shown
 from .parsing import parse_json
 
@@ -23,11 +23,7 @@ _Heads = Annotated[int, Field(ge=1, le=1024)]
 _Layers = Annotated[int, Field(ge=1, le=64)]
 _Dropout = Annotated[float, Field(ge=0.0, le=0.99)]
 _Beta = Annotated[float, Field(ge=1e-6, le=0.999)]
-_Scale = Annotated[
-    Literal[4, 8, 12],
-    BeforeValidator(lambda scale: str(scale) if isinstance(scale, float) else scale),  # of 4.0, sizes were not whole
-    Spoken("one of 4, 8, 12, or no such key"),
-]
+_Scale = Annotated[Literal[4, 8, 12], WHOLE, Spoken("one of 4, 8, 12, or no such key")]
 _Text = Annotated[str, Spoken("a str")]
 _PerLevel = Annotated[tuple[T, ...], Field(strict=False, max_length=_LEVELS)]  # lists too
 

@@ -21,6 +21,10 @@ except ImportError:
     BeforeValidator = Field = lambda *_, **__: None
 
 
+WHOLE = BeforeValidator(lambda value: value if type(value) is int else str(value))
+"""Of a Literal of whole numbers: refuses 4.0 and True, which equal some."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Spoken:
     """Of a type: what a message says was expected, and what a help text shows in place of a value."""
@@ -38,7 +42,8 @@ class Problem:
         value: of the field.
         hint: its type.
         kind: `section`, for what is no mapping; `keys`, of which `value` lists the unknown ones; `range` of a number;
-            `type`, of `item`, which `inner` leads to in the value; or `value`.
+            `type`; or `value`, as a whole.
+        inner: what leads on to `item` in the value, where a part of it has the wrong range or type.
         said: by a check of ours.
     """
 
@@ -48,6 +53,7 @@ class Problem:
     kind: Literal["section", "keys", "range", "type", "value"]
     inner: tuple[str | int, ...] = ()
     item: Any = None
+    item_hint: Any = None
     said: str = ""
 
 
@@ -70,7 +76,7 @@ def checked(tell: Tell) -> Callable[[type], type]:
                 made(self, *values, **named)
             except ValidationError as error:
                 given = dict(zip(_hints(cls), values, strict=False)) | named
-                raise _refusal(cls, given, error.errors()[0], tell) from error
+                raise _refusal(cls, given, error, tell) from error
 
         cls.__init__ = __init__
         return cls
@@ -83,8 +89,7 @@ def fitted(cls: type, name: str, value: Any, tell: Tell) -> Any:
     try:
         return _adapter(cls, name).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _refusal(cls, {name: value}, {**first, "loc": (name, *first["loc"])}, tell) from error
+        raise _refusal(cls, {name: value}, error, tell, (name,)) from error
 
 
 def build(kind: Any, plain: Any, tell: Tell, where: tuple[str | int, ...] = ()) -> Any:
@@ -163,9 +168,10 @@ def _adapter(cls: type, name: str) -> "TypeAdapter":
     return TypeAdapter(_hints(cls)[name], config=_strict())
 
 
-def _refusal(cls: type, given: Mapping[str, Any], found: Mapping[str, Any], tell: Tell) -> Exception:
+def _refusal(cls: type, given: Mapping[str, Any], error: Any, tell: Tell, before: tuple[str, ...] = ()) -> Exception:
     """The UserError of what pydantic found; TypeError where a field is missing or unknown, as of other dataclasses."""
-    name, *rest = found["loc"]
+    found = min(error.errors(), key=lambda one: one["type"] in _RANGES)  # types first
+    name, *rest = *before, *found["loc"]
     if name not in given or name not in _hints(cls):
         return TypeError(f"{cls.__name__}: {name}: {found['msg']}")
     where, value, hint = (name,), given[name], _hints(cls)[name]
@@ -178,10 +184,17 @@ def _refusal(cls: type, given: Mapping[str, Any], found: Mapping[str, Any], tell
         else:
             break
         where = (*where, rest.pop(0))
-    said = str(found.get("ctx", {}).get("error", ""))
     kind = "range" if found["type"] in _RANGES else "type" if found["type"] in _TYPES else "value"
-    return UserError(tell(Problem(where, value, hint, kind, tuple(rest), found["input"], said)))
+    item_hint, inner = hint, rest[: rest.index("[key]") - 1] if "[key]" in rest else rest
+    if kind == "value":
+        inner, found = [], {**found, "input": value}
+    for _ in inner:
+        item_hint = get_args(bare(item_hint))[0 if get_origin(bare(item_hint)) is tuple else 1]
+    if get_origin(item_hint) in (Union, UnionType):
+        item_hint = get_args(item_hint)[0]
+    said = str(found.get("ctx", {}).get("error", ""))
+    return UserError(tell(Problem(where, value, hint, kind, tuple(inner), found["input"], item_hint, said)))
 
 
 _RANGES = ("greater_than", "greater_than_equal", "less_than_equal", "finite_number")
-_TYPES = ("int_type", "float_type", "string_type", "bool_type", "is_instance_of", "literal_error")
+_TYPES = ("int_type", "float_type", "string_type", "bool_type", "is_instance_of")
