@@ -134,6 +134,16 @@ def words(hint: Any, ranges: bool = True) -> str:
     return noun + (bounds(**limits(hint)) if ranges else "")
 
 
+def form(hint: Any) -> str:
+    """What a help text shows in place of a value; empty for a switch."""
+    for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        if isinstance(note, Spoken):
+            return note.form
+    if get_origin(hint) in (Annotated, Union, UnionType):
+        return form(get_args(hint)[0])
+    return {int: "N", float: "X", bool: ""}.get(hint, "NAME")
+
+
 def limits(hint: Any) -> dict[str, Any]:
     """What `Field` says of a type in Annotated: `ge`, `gt`, `le`, `max_length`."""
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()

@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, plan_frames
-from .checks import check_inputs, check_video_place
+from .checks import check_inputs, check_settings, check_video_place
 from .making import frame_plan, make_conditions, probed
 from .record import (
     KEY,
@@ -112,7 +112,7 @@ def _listed_runs(path: Path) -> list[dict[str, Any]]:
 
 def check_ready(settings: Settings, label: Label = as_option) -> None:
     """Refuses what cannot run: contradictions, missing inputs, outputs that cannot be written. Raises `UserError`."""
-    settings.check(label)
+    check_settings(settings, label)
     check_inputs(settings, label)
     if settings.out is None:
         raise UserError(f"There is no name for the result: give {label('out')}.")
