@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(
             f"{argv[0] if argv else 'vc'}: expected one of the commands {', '.join([*HANDED_ON, *COMMANDS])}."
         )
+    if not find_spec("tyro"):
+        return _refused("the command line needs the library tyro, which is not installed: run pip install tyro.")
     load, summary = COMMANDS[argv[0]]
     work = parsed(load(), argv[1:], f"vc {argv[0]}", f"{summary[0].upper()}{summary[1:]}.")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Annotated, Any
 
-from .configuration import bare, form, words
+from .configuration import form, words
 from .disk import WriteError, write_error
 from .errors import UserError
 
@@ -34,7 +34,7 @@ def option(hint: Any, help: str, *short: str, shown: str | None = None, name: st
     about = arg(name=name, metavar=shown, help=help, aliases=short or None, help_behavior_hint="", prefix_name=False)
     if hint is bool:
         hint = FlagCreatePairsOff[bool]
-    if bare(hint) not in (int, float) and not form(hint).startswith("WIDTH"):
+    if form(hint) in ("NAME", ""):
         return Annotated[hint, about]
 
     def read(texts: list[str]) -> Any:
@@ -69,7 +69,7 @@ def sentence(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error} (--debug shows where it came from)"
 
 
-def parsed(program: Callable[..., Any], words: Sequence[str] | None, prog: str, description: str) -> Callable[[], Any]:
+def parsed(program: Callable[..., Any], argv: Sequence[str] | None, prog: str, description: str) -> Callable[[], Any]:
     """A program, a function of its options, with what a command line says; none: this process's.
 
     Raises:
@@ -78,17 +78,17 @@ def parsed(program: Callable[..., Any], words: Sequence[str] | None, prog: str, 
     from tyro.conf import DisallowNone
 
     taken = functools.wraps(program)(functools.partial(functools.partial, program))
-    return parsed_by_tyro(taken, words, prog, description, config=(DisallowNone,))
+    return parsed_by_tyro(taken, argv, prog, description, config=(DisallowNone,))
 
 
-def parsed_by_tyro(kind: Any, words: Sequence[str] | None, prog: str, description: str, **settings: Any) -> Any:
+def parsed_by_tyro(kind: Any, argv: Sequence[str] | None, prog: str, description: str, **settings: Any) -> Any:
     """`tyro.cli`, whose complaints become a sentence. Raises as `parsed`."""
     import tyro
 
     told = io.StringIO()
     try:
         with redirect_stderr(told):
-            return tyro.cli(kind, prog=prog, description=description, args=words, **settings)
+            return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
     except SystemExit as left:
         if left.code:
             lines = [line.strip("│ ") for line in told.getvalue().splitlines()[1:-1]]
