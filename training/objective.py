@@ -16,8 +16,7 @@ from torch import Tensor
 from training.data.sampler import generator_for
 from training.recipe import Domain, Loss, Recipe
 from vc_core.conditions import CONDITIONS
-from vc_core.config import DiffusionConfig
-from vc_core.diffusion.schedule import LEAST, alphas_cumprod
+from vc_core.config import LEAST, DiffusionConfig
 from vc_core.model.unet import UNet3D
 
 NAMES = ("text", "style", *CONDITIONS)
@@ -191,7 +190,7 @@ class Objective:
         loss = loss or Loss()
         self.prediction = config.prediction
         self.moving_gain, self.offset = loss.moving_gain, loss.offset_noise
-        alphas = alphas_cumprod(config)
+        alphas = config.alphas_cumprod
         self.alphas_cumprod = alphas.float()
         gamma = loss.min_snr_gamma
         self.weights = None if gamma is None else snr_weights(alphas, config.prediction, gamma).float()

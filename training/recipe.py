@@ -9,17 +9,60 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import CONDITIONS
+from vc_core.configuration import WHOLE, BeforeValidator, Field, File, Problem, bare, build, checked, limits, words
 from vc_core.errors import UserError, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
+from vc_core.terminal import parsed_by_tyro
+
+
+def _number(value: Any) -> Any:
+    """Of a string too: YAML takes 1e-4, which has no point, for one."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+MORE = 10**30
+"""Where a range has no end: beyond any number that is meant."""
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(ge=0)]
+AboveZero = Annotated[Number, Field(ge=1e-9)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Decay = Annotated[Number, Field(ge=0, le=1 - 1e-9)]
+Count = Annotated[int, Field(ge=1, le=MORE)]
+Amount = Annotated[int, Field(ge=0, le=MORE)]
+
+
+def tell(problem: Problem) -> str:
+    """A problem of a recipe in words."""
+    where, value, hint = problem.where, problem.value, problem.hint
+    if problem.kind == "keys":
+        names = [f.name for f in dataclasses.fields(hint)]
+        near = difflib.get_close_matches(spelled(value[0]), names, n=1) or [f"one of {', '.join(names)}"]
+        return f"The recipe has an unknown key {_joined(*where, value[0])}: expected {near[0]}."
+    if problem.kind == "section":
+        expected = "keys and values"
+    elif problem.kind == "range" and (limit := limits(problem.item_hint)):
+        expected = (
+            f"{limit['ge']:g} or more" if limit.get("le", MORE) == MORE else f"{limit['ge']:g} to {limit['le']:g}"
+        )
+        value = float(value) if bare(hint) is float else value
+    else:
+        where, value, hint = (*where, *problem.inner), problem.item, problem.item_hint
+        value, expected = list(value) if isinstance(value, tuple) else value, words(hint, ranges=False)
+    return f"The recipe's {_joined(*where) or 'top'} is {shown(value)}: expected {expected}."
+
+
+def _joined(*where: str | int) -> str:
+    return ".".join(map(spelled, where))
 
 
 @dataclass(frozen=True)
@@ -31,11 +74,11 @@ class Start:
     layers, the temporal ones the identity; modelscope: ModelScope's text-to-video UNet, in its own layout or
     diffusers'; videocomposer: a checkpoint of this project or the released one. Entering stage 2 the first convolution
     keeps its channels and gets zero ones."""
-    checkpoint: Path | None = None
+    checkpoint: File | None = None
     """File of the network that the run begins from; none for scratch."""
-    parts: tuple[Path, ...] = ()
+    parts: tuple[File, ...] = ()
     """Files that bring the autoencoder and the towers, where the checkpoint has none."""
-    network: Path | None = None
+    network: File | None = None
     """JSON of a `vc_core.config.Config`, the sizes of a network from scratch; by default the checkpoint's, else the
     released ones."""
 
@@ -47,35 +90,35 @@ class Domain:
     kind: Literal["shards", "folder", "synthetic"] = "synthetic"
     """shards: what `./vc prepare` wrote, or shards of other programs; folder: video files with captions, or shards of
     other programs; synthetic: drawn scenes. See training/README.md for the forms of captions."""
-    path: Path | None = None
+    path: File | None = None
     """Folder of the shards or of the videos; for synthetic scenes the folder of their cache, which is filled first,
     and without one they are drawn anew each time."""
-    captions: Path | None = None
+    captions: File | None = None
     """CSV, TSV, JSONL or JSON of file names and captions, for a folder; by default a list in it such as
     `captions.csv` or `metadata.jsonl`, else the texts beside its files."""
-    frames: int = 16
+    frames: Count = 16
     """Frames of a sample; 1 trains on images, with the temporal layers left out."""
     lengths: tuple[int, ...] = ()
     """Numbers of frames of which each step draws one instead of `frames`; of a shorter one there are as many samples
     more as it is shorter. Listed twice, it is drawn twice as often."""
-    rate: float | None = None
+    rate: Annotated[Number, Field(ge=0.01, le=1000)] | None = None
     """Frames a second of the clips of a folder; by default the released rule's, see `vc_core.video.plan_frames`. Shards
     were prepared with theirs, and with the next one."""
-    nominal_height: int | None = None
+    nominal_height: Annotated[int, Field(ge=16, le=8192)] | None = None
     """Height in pixels that the videos of a folder are scaled to before their motion is taken, for instance 336."""
-    ranks: int = 1
+    ranks: Count = 1
     """Share of the ranks that train on this domain, as a whole number beside the other domains' (3 and 1: three
     quarters and one quarter)."""
-    batch: int = 1
+    batch: Count = 1
     """Samples for each rank and step."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Of its loss beside the other domains'."""
     without: tuple[str, ...] = ()
     """Conditions that none of its samples keep (text and style may be among them), for instance depth where no network
     for it is at hand."""
-    count: int = 2560
+    count: Count = 2560
     """Number of synthetic clips; folders and shards give all that they have."""
-    max_bad: float = 0.01
+    max_bad: Share = 0.01
     """Share of samples that may be unreadable; more stop the run."""
 
 
@@ -91,21 +134,21 @@ class Loss:
     """What the network predicts; by default what the checkpoint says."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its last step is noise alone (arXiv 2305.08891); needs v_prediction."""
-    min_snr_gamma: float | None = None
+    min_snr_gamma: Positive | None = None
     """Weights of Min-SNR (arXiv 2303.09556), for instance 5; none by default."""
-    offset_noise: float = 0.0
+    offset_noise: Positive = 0.0
     """Strength of a noise that is constant over each frame, for instance 0.1; 0 is none."""
     dropout: Literal["independent", "released"] = "independent"
     """independent: each sample keeps all with 0.1, drops all with 0.1, else drops each condition with 0.5; released:
     the released code's draw of a count for the whole batch, which biases it."""
-    text_dropout: float | None = None
+    text_dropout: Share | None = None
     """Stage 1: share of samples without their text, for guidance; none in stage 2, whose dropout drops text too."""
-    lone: dict[str, float] = field(default_factory=dict)
+    lone: dict[str, Number] = field(default_factory=dict)
     """Shares of samples that show a condition without the others that would tell as much, beyond the paper's rule, for
     instance motion 0.35; see `training.objective.draw_kept`."""
-    moving_gain: float = 0.0
+    moving_gain: Positive = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
-    no_style: float = 0.0
+    no_style: Share = 0.0
     """Share of the steps that have no style token at all, as when no style is wired; the paper's is 0."""
 
 
@@ -115,25 +158,25 @@ class Optimizer:
 
     kind: Literal["adamw", "muon"] = "adamw"
     """adamw: fused; muon: see `training.muon`."""
-    learning_rate: float = 5e-5
+    learning_rate: Positive = 5e-5
     """Of the spatial layers and all that is not temporal."""
-    temporal_learning_rate: float | None = None
+    temporal_learning_rate: Positive | None = None
     """Of the temporal layers and the STC-encoders; by default the same."""
-    weight_decay: float = 0.01
+    weight_decay: Positive = 0.01
     """Decoupled."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's."""
-    clip: float = 1.0
+    clip: AboveZero = 1.0
     """Largest norm of the gradient."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches of each rank whose gradients are summed for one step."""
-    warmup: int = 1000
+    warmup: Amount = 1000
     """Steps over which the learning rate rises from 0."""
     decay: Literal["cosine", "constant"] = "cosine"
     """How the learning rate falls after the warm-up: to `final_rate` by a cosine, or not at all."""
-    final_rate: float = 0.1
+    final_rate: Share = 0.1
     """Factor of the learning rate at the end."""
-    ema: float = 0.9999
+    ema: Decay = 0.9999
     """Decay of the averaged weights; 0 keeps none."""
 
 
@@ -143,11 +186,11 @@ class Train:
 
     what: Literal["all", "temporal", "stc", "lora"] = "all"
     """all; temporal: the temporal layers; stc: the STC-encoders; lora: low-rank changes of the linear layers."""
-    lora_from: Path | None = None
+    lora_from: File | None = None
     """A LoRA's file to train on, whose rank, scale and layers hold; by default a new one."""
-    lora_rank: int = 16
+    lora_rank: Count = 16
     """Rank of the LoRA's matrices."""
-    lora_alpha: float | None = None
+    lora_alpha: AboveZero | None = None
     """Scale of the LoRA times its rank; by default the rank."""
     lora_on: tuple[str, ...] = ("spatial.block", "temporal.block")
     """Parts of module names whose linear layers get a LoRA; one that matches nothing is an error."""
@@ -168,11 +211,11 @@ class Engine:
     """Run the network through torch.compile."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    keep: int = 3
+    keep: Count = 3
     """Checkpoints that are kept, the last ones."""
-    save_every: int = 1000
+    save_every: Count = 1000
     """Steps between checkpoints."""
-    workers: int = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes of each rank that read samples ahead; 0 reads them between the steps."""
 
 
@@ -180,39 +223,39 @@ class Engine:
 class Watch:
     """What is shown of the run."""
 
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between lines of the log and of tensorboard."""
-    validate_every: int = 0
+    validate_every: Amount = 0
     """Steps between validation videos; 0 makes none."""
     prompts: tuple[str, ...] = ()
     """Texts of the validation videos."""
     seeds: tuple[int, ...] = (0,)
     """Of the validation videos."""
-    samples: int = 0
+    samples: Amount = 0
     """Samples of the first domain that are composed too, with all of their conditions that no network has to make."""
 
 
-@dataclass(frozen=True)
+@checked(tell)
 class Recipe:
     """A whole run."""
 
-    out: Path = Path("runs/run")
+    out: File = Path("runs/run")
     """Folder of the run: checkpoints, logs, validation videos."""
-    stage: Literal[1, 2] = 2
+    stage: Annotated[Literal[1, 2], WHOLE] = 2
     """1: text to video; 2: compositional."""
-    steps: int = 268_000
+    steps: Count = 268_000
     """Of the optimizer, after which the run is over."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Everything random in a step is a function of the seed and the sample's number."""
     height: int = 256
     """Of the videos, in pixels."""
     width: int = 256
     """Of the videos, in pixels."""
-    ranks: int | None = None
+    ranks: Annotated[int, Field(ge=1, le=1024)] | None = None
     """On a CPU: processes of one thread each that share the recipe's batches, so that a step learns from the same
     samples whatever their number. By default as many as cores, where a batch can be shared among them evenly; 1 is
     one process with all threads. GPUs are given to ranks by torchrun, see training/README.md."""
-    depth_model: Path | None = None
+    depth_model: File | None = None
     """Network for the depth that the data does not bring, see `vc_core.extract.depth`; by default the released MiDaS,
     where it is found in the folders of VC_MODELS."""
     start: Start = field(default_factory=Start)
@@ -225,26 +268,34 @@ class Recipe:
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, "")
         if not self.data or not sum(domain.weight for domain in self.data):
             raise UserError("The recipe's data has no domain with a weight: give one source of samples or several.")
         for i, domain in enumerate(self.data):
             for kind, name in [(kind, name) for kind, names in _ONLY.items() for name in names if kind != domain.kind]:
                 if getattr(domain, name) != (default := getattr(Domain, name)):
-                    raise UserError(f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
-                                    f"the kind {domain.kind}: leave it out, or at {default}.")  # fmt: skip
+                    raise UserError(
+                        f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
+                        f"the kind {domain.kind}: leave it out, or at {default}."
+                    )
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
-                raise UserError(f"The recipe's data.{i}.without names {spelled(unknown, ', ')}: expected of text, "
-                                f"style, {', '.join(CONDITIONS)}.")  # fmt: skip
+                raise UserError(
+                    f"The recipe's data.{i}.without names {spelled(unknown, ', ')}: expected of text, "
+                    f"style, {', '.join(CONDITIONS)}."
+                )
         if unknown := [name for name in self.loss.lone if name not in ("text", *CONDITIONS)]:
-            raise UserError(f"The recipe's loss.lone names {spelled(unknown, ', ')}: expected of text, "
-                            f"{', '.join(CONDITIONS)}.")  # fmt: skip
+            raise UserError(
+                f"The recipe's loss.lone names {spelled(unknown, ', ')}: expected of text, {', '.join(CONDITIONS)}."
+            )
         if not all(share >= 0 for share in self.loss.lone.values()) or sum(self.loss.lone.values()) > 1:
-            raise UserError(f"The recipe's loss.lone is {shown(self.loss.lone)}: expected shares of 0 or more whose "
-                            "sum is at most 1.")  # fmt: skip
+            raise UserError(
+                f"The recipe's loss.lone is {shown(self.loss.lone)}: expected shares of 0 or more whose "
+                "sum is at most 1."
+            )
         if self.optimizer.kind == "muon" and self.engine.parallel != "ddp":
-            raise UserError("The recipe's optimizer muon needs whole matrices, and engine.parallel "
-                            f"{self.engine.parallel} shards them: take ddp, or adamw.")  # fmt: skip
+            raise UserError(
+                "The recipe's optimizer muon needs whole matrices, and engine.parallel "
+                f"{self.engine.parallel} shards them: take ddp, or adamw."
+            )
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 8:
             raise UserError(f"The recipe's size {self.width}x{self.height} is not possible: expected multiples of 8.")
         if self.start.kind != "scratch" and self.start.checkpoint is None:
@@ -252,38 +303,10 @@ class Recipe:
         if self.loss.text_dropout is not None and self.stage == 2:
             raise UserError("The recipe's loss.text_dropout is for stage 1: stage 2 drops text with the conditions.")
         if self.loss.zero_terminal_snr and self.loss.prediction == "epsilon":
-            raise UserError("The recipe's loss.zero_terminal_snr needs loss.prediction v_prediction: noise alone shows "
-                            "nothing of itself.")  # fmt: skip
-
-
-_MORE = 1e30
-_RANGES: dict[type, dict[str, tuple[float, float]]] = {
-    Domain: {"frames": (1, _MORE), "ranks": (1, _MORE), "batch": (1, _MORE), "weight": (0, _MORE), "count": (1, _MORE),
-             "max_bad": (0, 1), "rate": (0.01, 1000), "nominal_height": (16, 8192)},
-    Loss: {"min_snr_gamma": (0, _MORE), "offset_noise": (0, _MORE), "text_dropout": (0, 1),
-           "moving_gain": (0, _MORE), "no_style": (0, 1)},
-    Optimizer: {"learning_rate": (0, _MORE), "temporal_learning_rate": (0, _MORE), "weight_decay": (0, _MORE),
-                "betas": (0, 1 - 1e-9), "clip": (1e-9, _MORE), "accumulate": (1, _MORE), "warmup": (0, _MORE),
-                "final_rate": (0, 1), "ema": (0, 1 - 1e-9)},
-    Train: {"lora_rank": (1, _MORE), "lora_alpha": (1e-9, _MORE)},
-    Engine: {"keep": (1, _MORE), "save_every": (1, _MORE), "workers": (0, 1024)},
-    Watch: {"log_every": (1, _MORE), "validate_every": (0, _MORE), "samples": (0, _MORE)},
-    Recipe: {"steps": (1, _MORE), "ranks": (1, 1024), "seed": (0, 2**31 - 1)},
-}  # fmt: skip
-"""What numbers must be, both ends included."""
-
-
-def _check_ranges(section: Any, where: str) -> None:
-    for f in dataclasses.fields(section):
-        value = getattr(section, f.name)
-        for name, inner in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
-            if dataclasses.is_dataclass(inner):
-                _check_ranges(inner, f"{where}{f.name}.{'' if name is None else f'{name}.'}")
-        low, high = _RANGES.get(type(section), {}).get(f.name, (-_MORE, _MORE))
-        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | float)]
-        if not all(low <= number <= high for number in numbers):  # NaN is in no range
-            expected = f"{low:g} or more" if high == _MORE else f"{low:g} to {high:g}"
-            raise UserError(f"The recipe's {where}{f.name} is {shown(value)}: expected {expected}.")
+            raise UserError(
+                "The recipe's loss.zero_terminal_snr needs loss.prediction v_prediction: noise alone shows "
+                "nothing of itself."
+            )
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -302,16 +325,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such file, broken YAML, unknown keys, or values of another type or out of their range.
         SystemExit: of tyro, for options that are wrong (2) and for `--help` (0), which shows every field.
     """
-    import tyro
-
     path = Path(path)
-    recipe = tyro.cli(
-        Recipe,
-        prog=f"vc train {path}",
-        description=f"A training run by the recipe {path}, whose values are shown as the defaults.",
-        args=list(overrides),
-        default=_read_yaml(path),
-    )
+    described = f"A training run by the recipe {path}, whose values are shown as the defaults."
+    recipe = parsed_by_tyro(Recipe, list(overrides), f"vc train {path}", described, default=_read_yaml(path))
     return _with_files(recipe, None)
 
 
@@ -319,8 +335,9 @@ def _read_yaml(path: Path) -> Recipe:
     try:
         plain = parse_yaml(read_text(path))
     except OSError as error:
-        raise UserError(f"The recipe {path} cannot be read ({error.strerror}): name one such as those in "
-                        "training/recipes.") from error  # fmt: skip
+        raise UserError(
+            f"The recipe {path} cannot be read ({error.strerror}): name one such as those in training/recipes."
+        ) from error
     except ValueError as error:
         raise UserError(f"The recipe {path} is no valid YAML: {error}.") from error
     try:
@@ -335,61 +352,7 @@ def from_plain(plain: Any) -> Recipe:
     Raises:
         UserError: an unknown key, a value of another type or out of its range. It names the key.
     """
-    return built(Recipe, plain, "")
-
-
-def built(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type of a field: a dataclass of a mapping, a tuple of a list, a path of a string."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UserError(f"The recipe's {where or 'top'} is {shown(value)}: expected keys and values.")
-        hints, names = typing.get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
-        for key in value:
-            if key not in names:
-                near = difflib.get_close_matches(spelled(key), names, n=1)
-                raise UserError(f"The recipe has an unknown key {_join(where, key)}: expected "
-                                f"{near[0] if near else 'one of ' + ', '.join(names)}.")  # fmt: skip
-        return kind(**{key: built(hints[key], item, _join(where, key)) for key, item in value.items()})
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):  # the unions here are all with None
-        return None if value is None else built(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        if len(kinds) == len(value):
-            items = zip(kinds, value, strict=True)
-            return tuple(built(of, item, _join(where, i)) for i, (of, item) in enumerate(items))
-    elif origin is dict and isinstance(value, Mapping):
-        return {built(arguments[0], k, where): built(arguments[1], v, _join(where, k)) for k, v in value.items()}
-    elif origin is Literal:
-        if value in arguments and not isinstance(value, bool):
-            return value
-    elif kind is Path and isinstance(value, str) and value:
-        return Path(value)
-    elif kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # of a string too: YAML takes 1e-4, which has no point, for one
-        except (ValueError, OverflowError):
-            pass
-    elif kind in (int, bool, str) and type(value) is kind:
-        return value
-    raise UserError(f"The recipe's {where} is {shown(value)}: expected {_expected(kind)}.")
-
-
-def _join(where: str, key: Any) -> str:
-    return f"{where}.{spelled(key)}" if where else spelled(key)
-
-
-def _expected(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin is tuple:
-        if arguments[1:] != (...,):
-            return f"a list of {len(arguments)}, each {_expected(arguments[0])}"
-        return "a list" if dataclasses.is_dataclass(arguments[0]) else f"a list, each {_expected(arguments[0])}"
-    if origin is dict:
-        return "names and values"
-    return {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[kind]
+    return build(Recipe, plain, tell)
 
 
 def _with_files(value: Any, folder: Path | None) -> Any:
@@ -422,14 +385,10 @@ def as_plain(recipe: Recipe, whole_paths: bool = True) -> dict[str, Any]:
     """
 
     def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, tuple | list):
-            return [plain(v) for v in value]
         if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        if isinstance(value, Path):
-            return str(value) if whole_paths else value.name
-        return value
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return (str(value) if whole_paths else value.name) if isinstance(value, Path) else value
 
-    return plain(recipe)
+    return plain(dataclasses.asdict(recipe))

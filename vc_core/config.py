@@ -2,22 +2,52 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
 
 from .conditions import CONDITIONS
+from .configuration import WHOLE, Field, Problem, Spoken, Tell, build, checked, words
 from .errors import UserError, shown
 from .parsing import parse_json
 
-Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest value of a config's numbers, or of each number of a tuple, by the field's name."""
+_LEVELS = 16
+T = TypeVar("T")
+_Width = Annotated[int, Field(ge=1, le=65536)]
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Heads = Annotated[int, Field(ge=1, le=1024)]
+_Layers = Annotated[int, Field(ge=1, le=64)]
+_Dropout = Annotated[float, Field(ge=0.0, le=0.99)]
+_Beta = Annotated[float, Field(ge=1e-6, le=0.999)]
+_Scale = Annotated[Literal[4, 8, 12], WHOLE, Spoken("one of 4, 8, 12, or no such key")]
+_Text = Annotated[str, Spoken("a str")]
+_PerLevel = Annotated[tuple[T, ...], Field(strict=False, max_length=_LEVELS)]  # lists too
 
-_WIDTH, _HEADS, _LEVELS = (1, 65536), (1, 1024), 16
+LEAST = 4.8973451890853435e-08
+"""Share of the signal that stands for none at the end of a schedule with zero terminal SNR."""
 
 
-@dataclass(frozen=True)
+def _tell(section: str) -> Tell:
+    """How a section's problems are told; whole sections and keys are those of a checkpoint's JSON."""
+
+    def tell(problem: Problem) -> str:
+        value, whole = problem.value, ".".join(("config", *problem.where))
+        if problem.kind == "section":
+            return f"The checkpoint's {whole} is a {type(value).__name__}: expected a JSON object."
+        if problem.kind == "keys":
+            unknown = shown(sorted(value))
+            return f"The checkpoint's {whole} has unknown keys {unknown}: it needs a newer version of this pack."
+        value = shown(tuple(value) if isinstance(value, list) else value)
+        return f"The config's {section}{problem.where[0]} is {value}: expected {words(problem.hint)}."
+
+    return tell
+
+
+@checked(_tell("unet."))
 class UNetConfig:
     """Sizes of the 3D UNet; the defaults are the released network (1,413 M parameters).
 
@@ -37,37 +67,21 @@ class UNetConfig:
         UserError: a value of another type or out of its range, widths that heads or norms do not divide.
     """
 
-    RANGES: ClassVar[Ranges] = {
-        "channels": (1, 64),
-        "width": _WIDTH,
-        "multipliers": (1, 64),
-        "res_blocks": (1, 16),
-        "attention_levels": (0, _LEVELS - 1),
-        "head_dim": _WIDTH,
-        "temporal_in_heads": _HEADS,
-        "context_dim": _WIDTH,
-        "stc_channels": (0, 1024),  # none in a network without conditions
-        "stc_heads": _HEADS,
-        "dropout": (0.0, 0.99),
-        "stc_dropout": (0.0, 0.99),
-    }
-
-    channels: int = 4
-    width: int = 320
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)
-    head_dim: int = 64
-    temporal_in_heads: int = 8
-    context_dim: int = 1024
-    stc_channels: int = 8
-    stc_heads: int = 2
-    conditions: tuple[str, ...] = tuple(CONDITIONS)
-    dropout: float = 0.1
-    stc_dropout: float = 0.05
+    channels: _Layers = 4
+    width: _Width = 320
+    multipliers: _PerLevel[_Layers] = (1, 2, 4, 4)
+    res_blocks: Annotated[int, Field(ge=1, le=16)] = 2
+    attention_levels: _PerLevel[Annotated[int, Field(ge=0, le=_LEVELS - 1)]] = (0, 1, 2)
+    head_dim: _Width = 64
+    temporal_in_heads: _Heads = 8
+    context_dim: _Width = 1024
+    stc_channels: Annotated[int, Field(ge=0, le=1024)] = 8  # none in a network without conditions
+    stc_heads: _Heads = 2
+    conditions: _PerLevel[_Text] = tuple(CONDITIONS)
+    dropout: _Dropout = 0.1
+    stc_dropout: _Dropout = 0.05
 
     def __post_init__(self) -> None:
-        _check(self, "unet.")
         unknown = [name for name in self.conditions if name not in tuple(CONDITIONS)]
         if unknown:
             raise UserError(f"The network config names unknown conditions {shown(unknown)}: update the pack.")
@@ -83,7 +97,7 @@ class UNetConfig:
                     )
 
 
-@dataclass(frozen=True)
+@checked(_tell("diffusion."))
 class DiffusionConfig:
     """The noise schedule and what the network predicts (released: scaled-linear betas, 1000 steps, noise).
 
@@ -95,33 +109,45 @@ class DiffusionConfig:
         UserError: a value out of its range, or a schedule that falls or whose last steps leave no signal.
     """
 
-    RANGES: ClassVar[Ranges] = {"steps": (2, 100_000), "beta_start": (1e-6, 0.999), "beta_end": (1e-6, 0.999)}
-
-    steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    beta_start: _Beta = 0.00085
+    beta_end: _Beta = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    zero_terminal_snr: bool = False
+    zero_terminal_snr: Annotated[bool, Spoken("a bool")] = False
 
     def __post_init__(self) -> None:
-        from .diffusion.schedule import alphas_cumprod
-
-        _check(self, "diffusion.")
         if self.beta_start > self.beta_end:
             raise UserError(
                 f"The config's diffusion.beta_start is {self.beta_start}: expected at most beta_end, {self.beta_end}."
             )
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise UserError("The config's diffusion.zero_terminal_snr goes with the prediction v_prediction alone.")
-        if alphas_cumprod(self)[-1] < 1e-35:  # the last noise level is about 1 by its root, in float32
+        if self.alphas_cumprod[-1] < 1e-35:  # the last noise level is about 1 by its root, in float32
             raise UserError(
                 f"The config's diffusion.beta_end is {self.beta_end}: expected less, as after {self.steps} steps no "
                 "signal is left."
             )
 
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """The share of the signal's variance that is left at each training step, `(steps,)` in float64.
 
-@dataclass(frozen=True)
+        With `zero_terminal_snr` rescaled so that nothing is left at the last one (arXiv 2305.08891, section 3.1).
+        """
+        root = 2 if self.beta_schedule == "scaled_linear" else 1
+        start, end = self.beta_start ** (1 / root), self.beta_end ** (1 / root)
+        betas = torch.linspace(start, end, self.steps, dtype=torch.float64, device="cpu") ** root
+        alphas = (1.0 - betas).cumprod(0)
+        if not self.zero_terminal_snr:
+            return alphas
+        # Algorithm 1 there. Samplers divide by the last one, so it is what ComfyUI takes for zero.
+        signal = alphas.sqrt()
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        return (signal**2).clamp(min=LEAST)
+
+
+@checked(_tell("extraction."))
 class ExtractionConfig:
     """How the conditions that the network was trained on were made, so that users need not know.
 
@@ -138,12 +164,9 @@ class ExtractionConfig:
     motion_unit: Literal["source_pixels", "pixels"] = "source_pixels"
     sketch: Literal["pidinet", "edges"] = "pidinet"
     depth: Literal["midas", "relative"] = "midas"
-    condition_scale: Literal[4, 8, 12] | None = None
-
-    RANGES: ClassVar[Ranges] = {}
+    condition_scale: _Scale | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "extraction.")
         if (self.motion_layout, self.motion_unit) not in (("points", "source_pixels"), ("dense", "pixels")):
             raise UserError(
                 f"The config asks for {self.motion_layout} motion in {self.motion_unit}, which no extractor makes: "
@@ -151,23 +174,18 @@ class ExtractionConfig:
             )
 
 
-@dataclass(frozen=True)
+@checked(_tell("autoencoder."))
 class AutoencoderConfig:
     """Layout of the autoencoder and the factor between its latents and the network's.
 
     `kl` is Stable Diffusion's, `taesd` the tiny one, whose latents need no factor.
     """
 
-    RANGES: ClassVar[Ranges] = {"scale": (1e-4, 1e4)}
-
     layout: Literal["kl", "taesd"] = "kl"
-    scale: float = 0.18215
-
-    def __post_init__(self) -> None:
-        _check(self, "autoencoder.")
+    scale: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.18215
 
 
-@dataclass(frozen=True)
+@checked(_tell("towers."))
 class TowersConfig:
     """Sizes of the text and image towers (OpenCLIP); the defaults are ViT-H/14, as released.
 
@@ -175,30 +193,17 @@ class TowersConfig:
         UserError: a value out of its range, widths that heads do not divide, or a patch larger than the image.
     """
 
-    RANGES: ClassVar[Ranges] = {
-        "embed_dim": _WIDTH,
-        "text_width": _WIDTH,
-        "text_heads": _HEADS,
-        "text_layers": (2, 64),  # the last but one is used
-        "image_size": (1, 4096),
-        "patch_size": (1, 4096),
-        "image_width": _WIDTH,
-        "image_head_width": _WIDTH,
-        "image_layers": (1, 64),
-    }
-
-    embed_dim: int = 1024
-    text_width: int = 1024
-    text_heads: int = 16
-    text_layers: int = 24
-    image_size: int = 224
-    patch_size: int = 14
-    image_width: int = 1280
-    image_head_width: int = 80
-    image_layers: int = 32
+    embed_dim: _Width = 1024
+    text_width: _Width = 1024
+    text_heads: _Heads = 16
+    text_layers: Annotated[int, Field(ge=2, le=64)] = 24  # the last but one is used
+    image_size: _Side = 224
+    patch_size: _Side = 14
+    image_width: _Width = 1280
+    image_head_width: _Width = 80
+    image_layers: _Layers = 32
 
     def __post_init__(self) -> None:
-        _check(self, "towers.")
         for divisor, width in (("text_heads", "text_width"), ("image_head_width", "image_width")):
             if getattr(self, width) % getattr(self, divisor):
                 raise UserError(
@@ -211,7 +216,7 @@ class TowersConfig:
             )
 
 
-@dataclass(frozen=True)
+@checked(_tell(""))
 class Config:
     """Everything about a checkpoint that its tensors do not say. The defaults are the released network's.
 
@@ -224,28 +229,17 @@ class Config:
         UserError: a value of another type or out of its range.
     """
 
-    RANGES: ClassVar[Ranges] = {
-        "frames": (1, 100_000),
-        "height": (1, 65536),
-        "width": (1, 65536),
-        "rate": (1e-3, 1e4),
-        "guidance": (-1e4, 1e4),
-    }
-
-    name: str = "VideoComposer"
-    frames: int = 16
-    height: int = 256
-    width: int = 256
-    rate: float = 8.0
-    guidance: float = 9.0
+    name: _Text = "VideoComposer"
+    frames: Annotated[int, Field(ge=1, le=100_000)] = 16
+    height: _Width = 256
+    width: _Width = 256
+    rate: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
+    guidance: Annotated[float, Field(ge=-1e4, le=1e4)] = 9.0
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
-
-    def __post_init__(self) -> None:
-        _check(self, "")
 
     def to_json(self) -> str:
         return json.dumps(as_mapping(self))
@@ -263,66 +257,13 @@ class Config:
             raise UserError(
                 f"The checkpoint's config is no valid JSON ({error}): save the checkpoint again."
             ) from error
-        return _build(Config, data, "config")
+        return build(Config, data, _tell(""))
 
 
 def as_mapping(config: Any) -> dict[str, Any]:
     """A config or a section of one in values that JSON holds. Keys that are None are left out, as earlier versions do
     not know them."""
     return dataclasses.asdict(config, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    """A dataclass from nested dictionaries, refusing what it does not know."""
-    if not isinstance(data, Mapping):
-        raise UserError(f"The checkpoint's {where} is a {type(data).__name__}: expected a JSON object.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise UserError(
-            f"The checkpoint's {where} has unknown keys {shown(unknown)}: it needs a newer version of this pack."
-        )
-    nested = {f.name: f.default_factory for f in fields.values() if f.default_factory is not dataclasses.MISSING}
-    return cls(**{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in data.items()})
-
-
-def _check(config: Any, section: str) -> None:
-    """Refuses what is of another type than a config's field, or outside of its `RANGES`. Lists become tuples."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-            object.__setattr__(config, f.name, value)
-        expected, fits = _expected(f.type, *config.RANGES.get(f.name, (0, 0)))
-        if not fits(value):
-            raise UserError(f"The config's {section}{f.name} is {shown(value)}: expected {expected}.")
-
-
-def _expected(kind: Any, low: float, high: float) -> tuple[str, Callable[[Any], bool]]:
-    """What a field of a type must be, in words and as a test. NaN is in no range."""
-    if get_origin(kind) in (Union, UnionType):  # with None
-        what, fits = _expected(get_args(kind)[0], low, high)
-        return f"{what}, or no such key", lambda value: value is None or fits(value)
-    if get_origin(kind) is Literal:
-        known = get_args(kind)
-        # Of equal numbers of other types, such as 4.0, sizes would not be whole.
-        return (
-            f"one of {', '.join(map(str, known))}",
-            lambda value: value in known and isinstance(value, type(known[0])),
-        )
-    if get_origin(kind) is tuple:
-        what, fits = _expected(get_args(kind)[0], low, high)
-        return (
-            f"a list of at most {_LEVELS}, each {what}",
-            lambda value: isinstance(value, tuple) and len(value) <= _LEVELS and all(map(fits, value)),
-        )
-    if kind in (int, float):
-        types = int if kind is int else (int, float)
-        return (
-            f"a {'whole number' if kind is int else 'number'} from {low:g} to {high:g}",
-            lambda value: isinstance(value, types) and not isinstance(value, bool) and low <= value <= high,
-        )
-    return f"a {kind.__name__}", lambda value: isinstance(value, kind)
 
 
 def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = 64) -> UNetConfig:

@@ -14,7 +14,6 @@ from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig, UNetConfig, unet_config_from_shapes
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
 from vc_core.diffusion.samplers import make_sampler, sample
-from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.files import Tensors
 from vc_core.layouts import fill
 from vc_core.model.layout import released_layout
@@ -116,7 +115,7 @@ def test_whole_ddim_runs(runs, length):
 
 
 def test_schedule(runs):
-    ours = alphas_cumprod(DiffusionConfig())
+    ours = DiffusionConfig().alphas_cumprod
     for run in runs:
         if "alphas_cumprod" in run.reference:
             torch.testing.assert_close(ours, run.reference["alphas_cumprod"].to(ours.dtype), rtol=1e-6, atol=0)

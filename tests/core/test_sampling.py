@@ -11,7 +11,6 @@ from vc_core import Condition, Style, UserError, compose
 from vc_core.config import AutoencoderConfig, DiffusionConfig
 from vc_core.diffusion.guidance import CONDITIONS, EVERYTHING, NOTHING, Embedded, GuidedDenoiser, combine, needed_sides
 from vc_core.diffusion.samplers import SAMPLERS, make_sampler, released_timesteps, sample
-from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.pipeline import draw_noise, encode_video
 
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -23,7 +22,7 @@ DDIMS = ("ddim", "ddim_released")
 
 def signal_left(config, t):
     """The share of the signal's variance at a timestep that may be fractional."""
-    alphas = alphas_cumprod(config)
+    alphas = config.alphas_cumprod
     levels = ((1 - alphas) / alphas).log().numpy()
     return 1 / (1 + math.exp(np.interp(float(t), np.arange(config.steps), levels)))
 
@@ -102,7 +101,7 @@ def test_fresh_noise_leaves_the_distribution_as_it_is(name, eta):
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "euler"])
 def test_noise_levels_come_from_the_exact_schedule(name):
     for config in (DiffusionConfig(), DiffusionConfig(**LINEAR), DiffusionConfig(**SHORT)):
-        alphas = alphas_cumprod(config)
+        alphas = config.alphas_cumprod
         levels = ((1 - alphas) / alphas).sqrt()
         sampler = make_sampler(name, config, 20)
         sigmas = sampler.scheduler.sigmas.double()
@@ -170,7 +169,7 @@ def test_the_released_timesteps_are_those_of_its_sampler(steps, denoise):
 def test_given_noise_levels_are_run_on(name, prediction):
     """Those of every 50th timestep; the network is told whole ones, the start is noise of unit variance."""
     config = DiffusionConfig(prediction=prediction)
-    alphas = alphas_cumprod(config)
+    alphas = config.alphas_cumprod
     sigmas = torch.cat([((1 - alphas) / alphas).sqrt()[range(999, 0, -50)], torch.zeros(1)])
     sampler = make_sampler(name, config, 20, sigmas=sigmas)
     assert sampler.timesteps.tolist() == list(range(999, 0, -50))

@@ -21,7 +21,6 @@ from training.recipe import Domain, Loss, Recipe
 from training.start import initialise
 from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig, UNetConfig
-from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.model.unet import UNet3D
 
 NOISE_ALONE = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
@@ -168,7 +167,7 @@ def test_the_noising_is_that_of_diffusers(prediction):
 
 
 def test_the_zero_terminal_schedule_is_that_of_diffusers():
-    ours = alphas_cumprod(NOISE_ALONE)
+    ours = NOISE_ALONE.alphas_cumprod
     assert ours[-1] < 1e-7
     torch.testing.assert_close(ours.float(), ddpm(rescale_betas_zero_snr=True).alphas_cumprod, rtol=1e-4, atol=1e-6)
 
@@ -184,13 +183,13 @@ def test_zero_terminal_snr_trains_on_noise_alone_at_the_end():
 def test_min_snr_weights_are_the_papers(prediction):
     alphas = ddpm().alphas_cumprod
     snr = alphas / (1 - alphas)
-    weights = snr_weights(alphas_cumprod(DiffusionConfig()), prediction, 5.0)
+    weights = snr_weights(DiffusionConfig().alphas_cumprod, prediction, 5.0)
     expected = snr.clamp(max=5.0) / (snr if prediction == "epsilon" else snr + 1)
     torch.testing.assert_close(weights.float(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_min_snr_weights_count_noise_alone():
-    alphas = alphas_cumprod(NOISE_ALONE)
+    alphas = NOISE_ALONE.alphas_cumprod
     weights = snr_weights(alphas, "v_prediction", 5.0)
     assert torch.isfinite(weights).all() and weights[-1] == 1.0
 

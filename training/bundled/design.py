@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from training.bundled import autoencoder, network, towers
-from training.recipe import built
+from training.recipe import tell
 from training.trainer import changed
 from vc_core.atomic import written_beside
 from vc_core.config import Config
+from vc_core.configuration import build, checked
 from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.parsing import parse_json
@@ -26,7 +27,7 @@ SLACK = 0.5
 _OF_TIME = ("shares", "most_minutes", "least_minutes")  # what a budget is shared by makes no other checkpoint
 
 
-@dataclass(frozen=True)
+@checked(tell)
 class Design:
     """Everything of a run but its budget, its device and what it begins with.
 
@@ -54,7 +55,7 @@ def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
     """
     try:
         plain = parse_json(path.read_text(encoding="utf-8"))
-        design = built(Design, plain, "")
+        design = build(Design, plain, tell)
         config = Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # the last one names keys that are missing
         raise UserError(f"{path}: cannot be read as a design ({error}): expected JSON such as {RECIPE}.") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..atomic import check_place
 from ..errors import UserError, brief
-from .settings import DEFAULTS, EITHER, GOES_WITH, MOVES, SETTINGS, Label, Settings
+from .settings import DEFAULTS, EITHER, GOES_WITH, MOVES, SERVES, SETTINGS, Label, Settings, as_option
 
 if TYPE_CHECKING:
     from ..video.formats import Format
@@ -16,7 +16,14 @@ LONGEST_PATH = 300
 """Characters of a path that an error shows: a file of settings may hold any number."""
 
 
-def contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
+def check_settings(settings: Settings, label: Label = as_option) -> None:
+    """Refuses settings that contradict each other, or that have no effect. Raises `UserError`."""
+    for wrong, message in _contradictions(settings, label):
+        if wrong:
+            raise UserError(message)
+
+
+def _contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
     """What settings must not be together: whether it is so, and one sentence on it. The first that is so is to tell."""
     given = {*s.use, *(["single_image"] if s.image else []), *(["single_sketch"] if s.sketch else [])}
     given |= {"style"} if s.style else set()
@@ -56,7 +63,7 @@ def contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
         f"{s.sketch_method} looks for lines in it: give one of them.",
     )
     for name in changed:
-        serves = SETTINGS[name].serves
+        serves = SERVES.get(name, ())
         yield (
             bool(serves) and not taken & {*serves},
             f"{label(name)} is not used: add {' or '.join(serves)} to {use}, or leave it out.",

@@ -21,10 +21,10 @@ from ..files import save_tensors
 from ..progress import Progress
 from ..video import FramePlan, is_image, probe, read_frames, read_image
 from ..video.writing import check_format, write_contact_sheet, write_video
-from .checks import check_inputs, check_video_place
+from .checks import check_inputs, check_settings, check_video_place
 from .making import frame_plan, make_conditions, source_of
 from .record import file_hash
-from .settings import SETTINGS, Settings, as_option
+from .settings import SERVES, Settings, as_option
 
 KINDS = (*CONDITIONS, "style")
 KEY = "videocomposer"
@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "size": tuple(CONDITIONS),
     "start": KINDS,
     "rate": KINDS,
-    **{name: setting.serves for name, setting in SETTINGS.items() if setting.serves},
+    **SERVES,
     "sketch_lines": ("single_sketch",),
     "models": _NETWORKS,
     "device": _NETWORKS,
@@ -126,7 +126,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
     # The first frame of a video is what an image tower sees of it: taken as the single image is.
     taken = {_STILLS[kind]: file} if still else {"video": file, "use": "single_image" if kind == "style" else kind}
     settings = Settings().with_options({**given, **taken})
-    settings.check(_label)
+    check_settings(settings, _label)
     check_inputs(settings, _label)
     if settings.depth_maps or (settings.sketch and settings.lines != "none"):
         for name in ("models", "device"):

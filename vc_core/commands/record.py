@@ -19,8 +19,7 @@ from ..files import is_there, sha256
 from ..folders import files_below
 from ..parsing import parse_json
 from ..progress import Progress
-from .settings import Settings, about, as_option
-from .values import BUNDLED
+from .settings import BUNDLED, Settings, about, as_option
 
 VERSION = "0.1.0"
 """Of this package, as in pyproject.toml."""

@@ -1,43 +1,36 @@
 """The settings of one composition. One table of fields makes the options of `./vc compose`, the keys of its YAML files,
 the record inside a produced file, and every check of a value."""
-# ruff: noqa: RUF009 (what is called in the defaults of `Settings` gives a dataclasses.field)
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from ..conditions import CONDITIONS
+from ..configuration import File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, shown, spelled
 from ..parsing import parse_json, parse_yaml
-from .values import (
-    BUNDLED,
-    CANVAS,
-    CHECKPOINT,
-    CONDITION_NAMES,
-    DEVICE,
-    EASINGS,
-    MASKS,
-    METHODS,
-    MODES,
-    PAIR,
-    PATH,
-    PATHS,
-    SCHEDULES,
-    SIZE,
-    STRENGTHS,
-    SWITCH,
-    TEXT,
-    WHITES,
-    Kind,
-    choice,
-    nearest,
-    number,
-    whole,
-)
+
+BUNDLED = "bundled"
+"""What stands for the checkpoint that comes with this package."""
+
+MODES = ("released", "stream")
+METHODS = ("auto", "pidinet", "edges")
+EASINGS = ("linear", "ease_in", "ease_out", "ease_in_out")
+WHITES = ("paint", "keep")
+MASKS = ("strokes", "rectangles", "half")
+"""As `vc_core.extract` has them, which takes a second to import; the tests compare them."""
+
+APPLIED = (*CONDITIONS, "style")
+"""What has a strength and a schedule."""
 
 Label = Callable[[str], str]
 """What a message calls a setting, from its field's name."""
@@ -51,42 +44,127 @@ def as_key(name: str) -> str:
     return f"'{name}'"
 
 
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """A question that names what was probably meant; empty where nothing is near."""
+    close = difflib.get_close_matches(spelled(word), list(known), n=1)
+    return f" (is '{close[0]}' meant?)" if close else ""
+
+
+def _tell(problem: Problem, label: Label = as_key, text: Any = None) -> str:
+    """How a value that is not possible is told; `text`: of the option that it comes from."""
+    (name,), hint = problem.where, bare(problem.hint)
+    expected = f"expected {words(problem.hint)}"
+    if problem.said.startswith(("expected", "unknown")):
+        expected = problem.said
+    elif get_origin(hint) is Literal:
+        expected += nearest(problem.value, get_args(hint))
+    elif get_origin(hint) is dict and isinstance(problem.value, list | tuple):  # an option's
+        expected = f"expected {form(problem.hint)}"
+    return f"{label(name)} {spelled(problem.value if text is None else text)} is not possible: {expected}."
+
+
+# --- Types ------------------------------------------------------------------------------------------------------------
+
+
+def _known(names: Iterable[Any], known: Iterable[str]) -> None:
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"unknown condition '{spelled(name)}', expected some of {', '.join(known)}{nearest(name, known)}"
+            )
+
+
+def _conditions(value: Any) -> Any:
+    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        return value
+    _known(names, CONDITIONS)
+    if len({*names}) != len(names):
+        raise ValueError("expected each condition once")
+    return tuple(names)
+
+
+def _by_condition(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        _known(value, APPLIED)
+    return value
+
+
+def _sides(value: Any) -> Any:
+    """(height, width) of WIDTHxHEIGHT. A tuple was read already; a file's list would leave the order open."""
+    if not isinstance(value, str):
+        return value
+    width, _, height = value.lower().partition("x")
+    return int(height), int(width)
+
+
+def _eights(size: tuple[int, int]) -> tuple[int, int]:
+    if any(side % 8 for side in size):
+        raise ValueError("expected multiples of 8, for instance 256x256")
+    return size
+
+
+def _span(span: tuple[float, float]) -> tuple[float, float]:
+    if not 0.0 <= span[0] <= span[1] <= 1.0:
+        raise ValueError("expected 0 <= start <= end <= 1")
+    return span
+
+
+def _device(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("expected text: put it in quotes")
+    name, _, index = value.partition(":")
+    if name not in ("auto", "cpu", "cuda", "mps") or (":" in value and not (name == "cuda" and index.isdecimal())):
+        raise ValueError
+    return value
+
+
+Text = Annotated[str, Spoken("text: put it in quotes", "TEXT")]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Field(ge=1)]
+UpTo64 = Annotated[int, Field(ge=1, le=64)]
+Height = Annotated[int, Field(ge=16, le=8192)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Mode, Method, Easing, White = Literal[MODES], Literal[METHODS], Literal[EASINGS], Literal[WHITES]
+Sampler = Literal[tuple(SAMPLERS)]
+Files = Annotated[
+    tuple[File, ...],
+    Field(strict=False),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
+    Spoken("a list of paths", "FILE"),
+]
+Checkpoint = Annotated[File | None, BeforeValidator(lambda value: None if value == BUNDLED else value)]
+Conditions = Annotated[tuple[str, ...], BeforeValidator(_conditions), Spoken("names with commas", "NAMES")]
+Canvas = Annotated[
+    tuple[Count, Count],
+    BeforeValidator(_sides),
+    PlainSerializer(lambda size: f"{size[1]}x{size[0]}"),
+    Spoken("WIDTHxHEIGHT, for instance 512x512", "WIDTHxHEIGHT"),
+]
+Size = Annotated[Canvas, AfterValidator(_eights), Spoken("WIDTHxHEIGHT, for instance 256x256", "WIDTHxHEIGHT")]
+Pair = Annotated[tuple[float, float], Field(strict=False), Spoken("two numbers, for instance 0.2,0", "X,Y")]
+Strengths = Annotated[
+    dict[str, float], BeforeValidator(_by_condition), Spoken("a mapping such as {motion: 0.5}", "NAME=FACTOR")
+]
+Schedules = Annotated[
+    dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
+    BeforeValidator(_by_condition),
+    Spoken("a mapping such as {style: [0, 0.6]}", "NAME=START:END"),
+]
+Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
+
+
 # --- The table ------------------------------------------------------------------------------------------------------
 
-Role = Literal["value", "input", "output"]
+
+def _setting(help: str, default: Any = None) -> Any:
+    given = {"default_factory": dict} if default == {} else {"default": default}
+    return dataclasses.field(**given, metadata={"help": help})
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the table says of a field.
-
-    Attributes:
-        role: an input is a file that must exist, an output one that is written.
-        serves: the conditions that are made in another way by it; empty where it is not about single conditions.
-    """
-
-    group: str
-    kind: Kind
-    help: str
-    role: Role = "value"
-    serves: tuple[str, ...] = ()
-
-
-def _setting(
-    group: str, kind: Kind, help: str, default: Any = None, role: Role = "value", serves: tuple[str, ...] = ()
-) -> Any:
-    metadata = {"setting": Setting(group, kind, help, role, serves)}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-_SOURCE, _IMAGES, _INIT = "conditions from a video", "text and images", "video to video"
-_HAND = "motion made by hand"
-_VIDEO, _SAMPLING, _MACHINE = "the video", "sampling", "checkpoint and machine"
-
-
-@dataclass(frozen=True)
+@checked(_tell)
 class Settings:
     """Everything that one composition is made from. None stands for the checkpoint's, or the source's, own.
 
@@ -97,160 +175,103 @@ class Settings:
         UserError: a value of the wrong type or one that is not possible, by the name of its field.
     """
 
-    video: Path | None = _setting(_SOURCE, PATH, "the source clip", role="input")
-    use: tuple[str, ...] = _setting(
-        _SOURCE, CONDITION_NAMES, f"what to take from it, with commas: {', '.join(CONDITIONS)}", ()
+    video: File | None = _setting("the source clip")
+    use: Conditions = _setting(f"what to take from it, with commas: {', '.join(CONDITIONS)}", ())
+    start: Annotated[float, Field(ge=0)] = _setting("where to begin in the clip, in seconds", 0.0)
+    rate: Positive | None = _setting("frames a second to take (default: 4, more where the clip is short)")
+    motion_mode: Mode = _setting(
+        "block vectors as in training (released, the default), or the file's own (stream)", "released"
     )
-    start: float = _setting(_SOURCE, number(0), "where to begin in the clip, in seconds", 0.0)
-    rate: float | None = _setting(
-        _SOURCE, number(above=0), "frames a second to take (default: 4, more where the clip is short)"
+    nominal_height: Height | None = _setting(
+        "pixels that the clip is scaled to before its motion is taken, 336 as trained (default: as it is)"
+    )
+    sketch_method: Method = _setting(
+        "auto (as the checkpoint was trained, where its files are there), pidinet or edges", "auto"
+    )
+    depth_model: File | None = _setting(
+        "a depth network: midas_v3_dpt_large.pth, or a folder (default: as in --models)"
+    )
+    depth_maps: File | None = _setting(
+        "depth maps of the clip from elsewhere: a video, an image, or a folder of images"
+    )
+    depth_near: Literal["bright", "dark"] = _setting("what is near in these maps: bright (default) or dark", "bright")
+    depth_scale: Positive | None = _setting(
+        "the depth, 0 to 10, of what is nearest of all in these maps (default: their "
+        "percentiles 2 and 98 become 0 and 2)"
+    )
+    mask: File | None = _setting("what is painted anew: an image, a video, or a folder of images")
+    mask_white: White = _setting("what the white of --mask means: paint (anew, the default) or keep", "paint")
+    mask_draw: Literal[(*MASKS, "any")] | None = _setting(
+        f"draw a mask as the released training did: {', '.join(MASKS)} (of the frame), or any of them"
+    )
+    mask_seed: Seed = _setting("of the drawn mask (default: 0)", 0)
+    models: Files = _setting("folders with the files of PiDiNet and MiDaS", ())
+
+    tracks: File | None = _setting("a .json of tracks as spline editors save them: [{x, y}, ...], or a list of them")
+    canvas: Canvas | None = _setting("that the tracks were drawn on (default: the video's)")
+    radius: Positive | None = _setting(
+        "how far a track moves what is around it, in pixels of the canvas (default: an eighth)"
+    )
+    pan: Pair = _setting(
+        "the camera moves right and down over the video, in fractions of the frame; --pan=-0.2,0 for left", (0.0, 0.0)
+    )
+    zoom: Positive = _setting("the camera zooms by this factor over the video", 1.0)
+    roll: float = _setting("the camera turns by so many degrees clockwise over the video", 0.0)
+    easing: Easing = _setting(f"of these motions: {', '.join(EASINGS)}", "linear")
+
+    text: Text = _setting("the prompt", "")
+    negative: Text = _setting("the negative prompt", "")
+    image: File | None = _setting("the single image: how the video begins")
+    sketch: File | None = _setting("the single sketch: a drawing, taken as it is")
+    sketch_lines: Literal["bright", "dark", "none"] | None = _setting(
+        "what the drawing's lines are, bright or dark; none: it is a "
+        "picture in which --sketch-method finds them (default: dark, or none with a --sketch-method for it)"
+    )
+    style: File | None = _setting("the style image")
+    strength: Strengths = _setting("a condition's strength, for instance motion=0.5; may be repeated", {})
+    schedule: Schedules = _setting("when a condition acts, for instance style=0:0.6 (fractions of the sampling)", {})
+
+    init: File | None = _setting("a video to begin from, with --start and --rate")
+    denoise: Annotated[float, Field(gt=0, le=1)] = _setting(
+        "how much of it is made anew: near 0 little, 1 all of it", 1.0
     )
 
-    motion_mode: str = _setting(
-        _SOURCE,
-        choice(MODES),
-        "block vectors as in training (released, the default), or the file's own (stream)",
-        "released",
-        serves=("motion",),
+    out: File | None = _setting("what to write: .mp4, .webm, .gif, .webp, or a folder of .png")
+    sheet: File | None = _setting("also write a contact sheet, a .png")
+    frames: Count | None = _setting("number of frames (default: as the checkpoint was trained)")
+    size: Size | None = _setting("in multiples of 8 (default: as the checkpoint was trained)")
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = _setting(
+        "frames a second of the result (default: the source's, else 8)"
     )
-    nominal_height: int | None = _setting(
-        _SOURCE, whole(16, 8192), "pixels that the clip is scaled to before its motion is taken, 336 as trained "
-        "(default: as it is)", serves=("motion",),
-    )  # fmt: skip
-    sketch_method: str = _setting(
-        _SOURCE, choice(METHODS), "auto (as the checkpoint was trained, where its files are there), pidinet or edges",
-        "auto", serves=("sketch", "single_sketch"),
-    )  # fmt: skip
-    depth_model: Path | None = _setting(
-        _SOURCE, PATH, "a depth network: midas_v3_dpt_large.pth, or a folder (default: as in --models)",
-        role="input", serves=("depth",),
-    )  # fmt: skip
-    depth_maps: Path | None = _setting(
-        _SOURCE, PATH, "depth maps of the clip from elsewhere: a video, an image, or a folder of images",
-        role="input", serves=("depth",),
-    )  # fmt: skip
-    depth_near: str = _setting(
-        _SOURCE,
-        choice(("bright", "dark")),
-        "what is near in these maps: bright (default) or dark",
-        "bright",
-        serves=("depth",),
-    )
-    depth_scale: float | None = _setting(
-        _SOURCE, number(above=0), "the depth, 0 to 10, of what is nearest of all in these maps (default: their "
-        "percentiles 2 and 98 become 0 and 2)", serves=("depth",),
-    )  # fmt: skip
-    mask: Path | None = _setting(
-        _SOURCE, PATH, "what is painted anew: an image, a video, or a folder of images", role="input", serves=("mask",)
-    )
-    mask_white: str = _setting(
-        _SOURCE,
-        choice(WHITES),
-        "what the white of --mask means: paint (anew, the default) or keep",
-        "paint",
-        serves=("mask",),
-    )
-    mask_draw: str | None = _setting(
-        _SOURCE, choice((*MASKS, "any")), f"draw a mask as the released training did: {', '.join(MASKS)} (of the "
-        "frame), or any of them", serves=("mask",),
-    )  # fmt: skip
-    mask_seed: int = _setting(_SOURCE, whole(0, 2**63 - 1), "of the drawn mask (default: 0)", 0, serves=("mask",))
-    models: tuple[Path, ...] = _setting(_SOURCE, PATHS, "folders with the files of PiDiNet and MiDaS", ())
+    scale: UpTo64 | None = _setting("enlarge the pixels of the result this many times (default: to 256)")
+    batch_size: UpTo64 = _setting("videos to compose together, with seeds from --seed on", 1)
 
-    tracks: Path | None = _setting(
-        _HAND, PATH, "a .json of tracks as spline editors save them: [{x, y}, ...], or a list of them", role="input"
-    )
-    canvas: tuple[int, int] | None = _setting(_HAND, CANVAS, "that the tracks were drawn on (default: the video's)")
-    radius: float | None = _setting(
-        _HAND, number(above=0), "how far a track moves what is around it, in pixels of the canvas (default: an eighth)"
-    )
-    pan: tuple[float, float] = _setting(
-        _HAND,
-        PAIR,
-        "the camera moves right and down over the video, in fractions of the frame; --pan=-0.2,0 for left",
-        (0.0, 0.0),
-    )
-    zoom: float = _setting(_HAND, number(above=0), "the camera zooms by this factor over the video", 1.0)
-    roll: float = _setting(_HAND, number(), "the camera turns by so many degrees clockwise over the video", 0.0)
-    easing: str = _setting(_HAND, choice(EASINGS), f"of these motions: {', '.join(EASINGS)}", "linear")
-
-    text: str = _setting(_IMAGES, TEXT, "the prompt", "")
-    negative: str = _setting(_IMAGES, TEXT, "the negative prompt", "")
-    image: Path | None = _setting(_IMAGES, PATH, "the single image: how the video begins", role="input")
-    sketch: Path | None = _setting(_IMAGES, PATH, "the single sketch: a drawing, taken as it is", role="input")
-    sketch_lines: str | None = _setting(
-        _IMAGES, choice(("bright", "dark", "none")), "what the drawing's lines are, bright or dark; none: it is a "
-        "picture in which --sketch-method finds them (default: dark, or none with a --sketch-method for it)",
-    )  # fmt: skip
-    style: Path | None = _setting(_IMAGES, PATH, "the style image", role="input")
-    strength: Mapping[str, float] = _setting(
-        _IMAGES, STRENGTHS, "a condition's strength, for instance motion=0.5; may be repeated", {}
-    )
-    schedule: Mapping[str, tuple[float, float]] = _setting(
-        _IMAGES, SCHEDULES, "when a condition acts, for instance style=0:0.6 (fractions of the sampling)", {}
-    )
-
-    init: Path | None = _setting(_INIT, PATH, "a video to begin from, with --start and --rate", role="input")
-    denoise: float = _setting(
-        _INIT, number(above=0, high=1), "how much of it is made anew: near 0 little, 1 all of it", 1.0
-    )
-
-    out: Path | None = _setting(
-        _VIDEO, PATH, "what to write: .mp4, .webm, .gif, .webp, or a folder of .png", role="output"
-    )
-    sheet: Path | None = _setting(_VIDEO, PATH, "also write a contact sheet, a .png", role="output")
-    frames: int | None = _setting(_VIDEO, whole(1), "number of frames (default: as the checkpoint was trained)")
-    size: tuple[int, int] | None = _setting(_VIDEO, SIZE, "in multiples of 8 (default: as the checkpoint was trained)")
-    fps: float | None = _setting(
-        _VIDEO, number(above=0, high=1000), "frames a second of the result (default: the source's, else 8)"
-    )
-    scale: int | None = _setting(
-        _VIDEO, whole(1, 64), "enlarge the pixels of the result this many times (default: to 256)"
-    )
-    batch_size: int = _setting(_VIDEO, whole(1, 64), "videos to compose together, with seeds from --seed on", 1)
-
-    seed: int = _setting(_SAMPLING, whole(0, 2**63 - 1), "of the noise", 0)
-    sampler: str = _setting(_SAMPLING, choice(SAMPLERS), f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
-    steps: int = _setting(_SAMPLING, whole(1), "sampling steps (default: 20)", 20)
-    eta: float = _setting(_SAMPLING, number(0, 1), "fresh noise in every step, for the ddim samplers", 0.0)
-    guidance: float | None = _setting(_SAMPLING, number(), "guidance scale (default: the checkpoint's)")
+    seed: Seed = _setting("of the noise", 0)
+    sampler: Sampler = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
+    steps: Count = _setting("sampling steps (default: 20)", 20)
+    eta: Fraction = _setting("fresh noise in every step, for the ddim samplers", 0.0)
+    guidance: float | None = _setting("guidance scale (default: the checkpoint's)")
     condition_guidance: float = _setting(
-        _SAMPLING, number(), "a scale of their own for the conditions that are not text or style; 1 is none", 1.0
+        "a scale of their own for the conditions that are not text or style; 1 is none", 1.0
     )
-    rescale: float = _setting(
-        _SAMPLING, number(0, 1), "against over-saturation by strong guidance, 0 to 1 (arXiv 2305.08891)", 0.0
-    )
-    window: int | None = _setting(
-        _SAMPLING, whole(1), "frames of a window of a long video (default: as the checkpoint was trained)"
-    )
-    overlap: int | None = _setting(_SAMPLING, whole(0), "frames that neighbouring windows share (default: half)")
+    rescale: Fraction = _setting("against over-saturation by strong guidance, 0 to 1 (arXiv 2305.08891)", 0.0)
+    window: Count | None = _setting("frames of a window of a long video (default: as the checkpoint was trained)")
+    overlap: Annotated[int, Field(ge=0)] | None = _setting("frames that neighbouring windows share (default: half)")
+    carry: Fraction = _setting("strength of the single image and sketch after the first window (default: 0.5)", 0.5)
 
-    carry: float = _setting(
-        _SAMPLING, number(0, 1), "strength of the single image and sketch after the first window (default: 0.5)", 0.5
+    checkpoint: Checkpoint = _setting("another checkpoint than the bundled one")
+    parts: Files = _setting("files of what the checkpoint lacks: autoencoder, text and image towers", ())
+    device: Device = _setting("auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
+    dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = _setting(
+        "how weights are kept: auto, fp32, fp16, bf16, fp8", "auto"
     )
-
-    checkpoint: Path | None = _setting(_MACHINE, CHECKPOINT, "another checkpoint than the bundled one", role="input")
-    parts: tuple[Path, ...] = _setting(
-        _MACHINE, PATHS, "files of what the checkpoint lacks: autoencoder, text and image towers", (), role="input"
+    compute: Literal["auto", "fp32", "fp16", "bf16"] = _setting("what is computed in: auto, fp32, fp16, bf16", "auto")
+    offload: bool = _setting("keep weights in main memory, on the device only when in use", False)
+    compile: bool = _setting("compile the network first: slow to begin, then faster", False)
+    chunk: Count = _setting("frames that are encoded or decoded at a time (default: 16)", 16)
+    tile: Annotated[int, Field(ge=64)] | None = _setting(
+        "pixels of a side that are encoded or decoded at a time (default: all)"
     )
-    device: str = _setting(_MACHINE, DEVICE, "auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
-    dtype: str = _setting(
-        _MACHINE, choice(("auto", "fp32", "fp16", "bf16", "fp8")), "how weights are kept: auto, fp32, fp16, bf16, fp8",
-        "auto",
-    )  # fmt: skip
-    compute: str = _setting(
-        _MACHINE, choice(("auto", "fp32", "fp16", "bf16")), "what is computed in: auto, fp32, fp16, bf16", "auto"
-    )
-    offload: bool = _setting(_MACHINE, SWITCH, "keep weights in main memory, on the device only when in use", False)
-    compile: bool = _setting(_MACHINE, SWITCH, "compile the network first: slow to begin, then faster", False)
-    chunk: int = _setting(_MACHINE, whole(1), "frames that are encoded or decoded at a time (default: 16)", 16)
-    tile: int | None = _setting(
-        _MACHINE, whole(64), "pixels of a side that are encoded or decoded at a time (default: all)"
-    )
-
-    def __post_init__(self) -> None:
-        for name, setting in SETTINGS.items():
-            object.__setattr__(self, name, _read(setting, name, getattr(self, name), as_key))
 
     # --- Reading and writing ---
 
@@ -272,13 +293,6 @@ class Settings:
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
     @staticmethod
-    def from_file(path: str | Path) -> "Settings":
-        """The settings that a produced video, folder or sheet was made with. Raises `UserError` where it has none."""
-        from .record import read_record
-
-        return read_record(path).settings
-
-    @staticmethod
     def from_json(text: str) -> "Settings":
         """What `to_json` wrote. Raises `UserError`."""
         try:
@@ -291,8 +305,7 @@ class Settings:
 
     def to_mapping(self) -> dict[str, Any]:
         """All settings by name, in values that JSON and YAML hold; `from_mapping` gives the same settings back."""
-        values = {name: getattr(self, name) for name in SETTINGS}
-        plain = {n: None if v is None else SETTINGS[n].kind.plain(v) for n, v in values.items()}
+        plain = TypeAdapter(Settings).dump_python(self, mode="json")
         return {**plain, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
@@ -302,25 +315,22 @@ class Settings:
         """
         changed = _displaced(texts)
         for name, text in texts.items():
-            setting = SETTINGS[name]
-            value = _read(setting, name, text, as_option, setting.kind.from_text)
-            changed[name] = {**getattr(self, name), **value} if setting.kind.merges else value
+            tell = partial(_tell, label=as_option, text=text)
+            value = fitted(Settings, name, _from_text(name, text), tell)
+            changed[name] = {**getattr(self, name), **value} if isinstance(value, dict) else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
 
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """These settings with a function applied to every path."""
-        changed = {
-            name: setting.kind.each_path(getattr(self, name), change)
-            for name, setting in SETTINGS.items()
-            if setting.kind.each_path and getattr(self, name) is not None
-        }
+        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in ("models", "parts")}
+        changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
     def inputs(self) -> dict[str, tuple[Path, ...]]:
         """The files that this reads, by setting; the bundled checkpoint is not among them."""
-        values = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.role == "input"}
+        values = {name: getattr(self, name) for name in INPUTS}
         return {n: v if isinstance(v, tuple) else (v,) for n, v in values.items() if v}
 
     @property
@@ -338,16 +348,6 @@ class Settings:
     def takes_frames(self) -> bool:
         """Whether more than its first frame is taken from the source."""
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
-
-    # --- What fits together ---
-
-    def check(self, label: Label = as_option) -> None:
-        """Refuses settings that contradict each other, or that have no effect. Raises `UserError`."""
-        from .checks import contradictions
-
-        for wrong, message in contradictions(self, label):
-            if wrong:
-                raise UserError(message)
 
 
 MOVES = ("tracks", "pan", "zoom", "roll")
@@ -367,19 +367,51 @@ GOES_WITH = (
 EITHER = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
 """Settings of which one leaves nothing for the other."""
 
-SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in dataclasses.fields(Settings)}
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Settings)}
+_PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
+INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts")
+"""Settings that name files which must be there."""
+
+SERVES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("motion_mode", "nominal_height"), ("motion",)),
+    "sketch_method": ("sketch", "single_sketch"),
+    **dict.fromkeys(("depth_model", "depth_maps", "depth_near", "depth_scale"), ("depth",)),
+    **dict.fromkeys(("mask", "mask_white", "mask_draw", "mask_seed"), ("mask",)),
+}
+"""Settings that are about single conditions -> those that are made in another way by them."""
+
+SETTINGS: dict[str, str] = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
+"""The help text of each."""
+
+_FIRST = {
+    "video": "conditions from a video",
+    "tracks": "motion made by hand",
+    "text": "text and images",
+    "init": "video to video",
+    "out": "the video",
+    "seed": "sampling",
+    "checkpoint": "checkpoint and machine",
+}
+TITLES = dict(zip(SETTINGS, accumulate(map(_FIRST.get, SETTINGS), lambda last, own: own or last), strict=True))
+"""Of the groups of the help, by setting."""
+
+DEFAULTS = vars(Settings())
 
 
-def _read(setting: Setting, name: str, value: Any, label: Label, prepare: Callable[[Any], Any] = lambda v: v) -> Any:
-    if value is None and DEFAULTS[name] is None:
-        return None
+def _from_text(name: str, text: Any) -> Any:
+    """What an option's text, or list of texts, says, as a file says it; the text itself where it cannot be."""
+    kind = bare(Settings.__annotations__[name])
     try:
-        return setting.kind.read(prepare(value))
-    except (ValueError, TypeError, OverflowError) as error:
-        # A ValueError of ours says more than the kind; one of int() or float() says less.
-        reason = str(error) if str(error).startswith(("expected", "unknown")) else f"expected {setting.kind.expected}"
-        raise UserError(f"{label(name)} {spelled(value)} is not possible: {reason}.") from error
+        if kind in (int, float):
+            return kind(text)
+        if name == "pan":
+            return [float(part) for part in text.split(",")]
+        if name in ("strength", "schedule"):
+            pairs = [one.partition("=")[::2] for one in text]
+            split = {name: [float(part) for part in value.split(":")] for name, value in pairs}
+            return split if name == "schedule" else {name: factor for name, (factor,) in split.items()}
+    except (ValueError, OverflowError):
+        pass
+    return text
 
 
 def _displaced(given: Collection[str]) -> dict[str, Any]:
@@ -393,18 +425,16 @@ def _displaced(given: Collection[str]) -> dict[str, Any]:
 # --- Files of settings ----------------------------------------------------------------------------------------------
 
 
-class about:
+@contextmanager
+def about(path: str | Path, part: str = "") -> Iterator[None]:
     """Names a file, and what of it, in front of the message of any `UserError` from inside."""
-
-    def __init__(self, path: str | Path, part: str = ""):
-        self.prefix = f"{path}{part and ', ' + part}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError) and not str(error).startswith(self.prefix):
-            raise UserError(f"{self.prefix}: {error}") from error
+    prefix = f"{path}{part and ', ' + part}"
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(prefix):
+            raise
+        raise UserError(f"{prefix}: {error}") from error
 
 
 def read_yaml(path: str | Path) -> Any:

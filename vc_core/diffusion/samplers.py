@@ -11,7 +11,6 @@ from torch import Tensor
 from ..config import DiffusionConfig
 from ..errors import UserError
 from ..progress import Progress
-from .schedule import alphas_cumprod
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
@@ -99,7 +98,7 @@ def _by_sigmas(
     diffusers rounds their timesteps to whole ones, and so tells the network of another noise than there is: a fifth
     more or less at the end. The network takes fractions, so it is told the truth.
     """
-    alphas = alphas_cumprod(config)
+    alphas = config.alphas_cumprod
     scheduler = kind(**settings)
     scheduler.alphas_cumprod = alphas  # in float64, from which set_timesteps makes its float32 sigmas
     levels = ((1 - alphas) / alphas).sqrt()
@@ -122,7 +121,7 @@ def _ddim(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: 
     """
     grid = np.round(np.arange(1, steps + 1) * config.steps / steps).astype(np.int64) - 1
     scheduler = kind(**{**settings, "num_train_timesteps": steps})
-    scheduler.alphas_cumprod = alphas_cumprod(config).float()[grid]
+    scheduler.alphas_cumprod = config.alphas_cumprod.float()[grid]
     scheduler.set_timesteps(steps)
     return Sampler(scheduler, torch.from_numpy(grid).float().flip(0), scheduler.timesteps)
 
@@ -131,7 +130,7 @@ def _ddim_released(kind: type, settings: dict[str, Any], config: DiffusionConfig
     """The released loop: timesteps 1 + k * (1000 // steps), descending, as many as there are (more than `steps` where
     it does not divide 1000), the last step landing on alphas_cumprod[0]."""
     scheduler = kind(**settings)
-    scheduler.alphas_cumprod = alphas_cumprod(config).float()
+    scheduler.alphas_cumprod = config.alphas_cumprod.float()
     scheduler.set_timesteps(steps)
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.timesteps = _released_grid(config, steps)
@@ -149,7 +148,7 @@ def _lcm(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: i
     # c_skip and c_out are functions of the place in the schedule, so of 1000 timesteps.
     scaling = 10.0 * 1000 / config.steps
     scheduler = kind(**settings, original_inference_steps=original, timestep_scaling=scaling)
-    scheduler.alphas_cumprod = alphas_cumprod(config).float()
+    scheduler.alphas_cumprod = config.alphas_cumprod.float()
     scheduler.set_timesteps(steps)
     return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps, noisy=True)
 
