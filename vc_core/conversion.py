@@ -12,10 +12,9 @@ from .composer import DTYPES
 from .config import Config, unet_config_from_shapes
 from .encoders.autoencoder import SCALARS
 from .encoders.layouts import layout_of
-from .errors import UserError
+from .errors import UserError, shorten
 from .files import PICKLED, StateDict, check_target, save_tensors
 from .inspection import FileInfo, check_part, inspect, layout_in, part_module
-from .layouts import shorten
 from .progress import Progress
 
 OURS = "videocomposer"

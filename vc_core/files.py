@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .atomic import check_place, written_beside
+from .disk import check_place, written_beside
 from .errors import UserError
 from .progress import Progress
 from .scales import unscaled
@@ -294,12 +294,6 @@ def save_pickled(state: Mapping[str, Any], path: str | Path) -> None:
             torch.save(state, noted)
         except RuntimeError as error:
             raise (noted.error or error) from error
-
-
-def is_there(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a file or a folder: of no device, which may have no end, and no name that none can
-    have, at which pathlib raises."""
-    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:

@@ -13,9 +13,9 @@ from torch import nn
 from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
 from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
-from .errors import UserError
+from .errors import UserError, shorten
 from .files import Tensors, sha256
-from .layouts import Layout, check, names_of, shorten, unused
+from .layouts import Layout, check, names_of, unused
 from .model.layout import released_layout
 from .parsing import parse_json
 from .progress import Progress

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, counted
+from .errors import UserError, counted, shorten
 from .files import StateDict, Tensors
 from .progress import Progress
 
@@ -159,9 +159,3 @@ def part(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
 def unused_note(names: Collection[str]) -> str:
     """What is said of tensors that have no place: how many and which."""
     return f"{counted(len(names), 'tensor is', 'tensors are')} not used: {shorten(names)}"
-
-
-def shorten(items: Collection[str], most: int = 5) -> str:
-    """The first items of a list, and how many more there are."""
-    items = list(items)
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError, counted, shorten
 from ..files import StateDict, Tensors
-from ..layouts import fill, names_of, part, shorten
+from ..layouts import fill, names_of, part
 from ..progress import Progress
 from .layouts import is_ignored, is_known_extra, layout_of
 
