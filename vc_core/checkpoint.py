@@ -6,7 +6,7 @@ metadata. A released `.pth` is read as it is, and so are the files that bring th
 autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.encoders.layouts`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config, unet_config_from_shapes
-from .encoders.layouts import find_parts
+from .encoders.layouts import FOREIGN, FORMATS
 from .errors import UserError
 from .files import Tensors, open_tensors, save_tensors
-from .layouts import fill, names_of
+from .layouts import fill
 from .model.blocks import Attend, attend
-from .model.layout import released_layout
+from .model.layout import released_layout, released_names
 from .model.unet import UNet3D
 from .progress import Progress
 
@@ -30,8 +30,6 @@ PARTS = {
     "text": "the text tower",
     "image": "the image tower",
 }
-# Of the released layout; the second also tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
-_MARKERS = ("out.2.weight", "input_blocks.0.1.proj_in.weight")
 # Tensors that are no loss: of some releases, which the network does not use, and of ComfyUI's save nodes, whose mark of
 # the prediction the config has too, and whose CLIPs carry a factor of their training.
 LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature", "v_pred")
@@ -60,7 +58,7 @@ class Checkpoint:
         config: from the metadata, else read off the network's shapes; None for a file without a network.
         parts: by name, see `PARTS`.
         assumed: one sentence for each thing that neither said.
-        extra: names of tensors that nothing uses.
+        extra: names of tensors that nothing uses, of those of the network and beside the parts.
         training: what a file of `./vc export` says of how its network was trained, as JSON.
     """
 
@@ -89,32 +87,54 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     tensors = open_tensors(path)
-    prefixes = {part: (layout, prefix) for part, layout, prefix in reversed(find_parts(tensors.shapes, str(path)))}
-    prefix = find_prefix(tensors.shapes, _MARKERS)
-    if prefix is None and "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
-        prefix = "model."  # ours, however damaged, and to be told what it lacks
-    if prefix is not None:
-        prefixes["model"] = ("released", prefix)
-    if not prefixes:
+    found = find_parts(tensors)
+    if not found:
+        markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
-            f"expected {' and '.join(_MARKERS)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
+            f"expected {' and '.join(markers)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
         )
-    parts = {name: _part(name, *prefixes[name], prefixes, tensors) for name in PARTS if name in prefixes}
+    prefixes = tuple(prefix for _, prefix in found.values())
+    parts = {}
+    for name, (layout, prefix) in found.items():
+        # What stands under a longer prefix is of another part (open_clip's `visual.`).
+        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        parts[name] = Part(name, layout, tensors.below(prefix, inner))
     config, assumed = _config(path, tensors, parts.get("model"))
-    covered = (*(prefix for _, prefix in prefixes.values()), CONFIG_TENSOR)
-    extra = [name for name in tensors.shapes if not name.startswith(covered)]
+    extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
     if "model" in parts and config is not None:
-        known = names_of(released_layout(on_meta(config)))
+        known = released_names(config.unet)
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
     extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
 
 
-def find_prefix(names: Mapping[str, Any], markers: tuple[str, str]) -> str | None:
-    """What stands before both marker names in a file: `model.` where that does, else the shortest; None for nothing."""
-    starts = {name[: -len(markers[0])] for name in names if name.endswith(markers[0])}
-    found = [start for start in starts if start + markers[1] in names]
+def find_parts(tensors: Tensors) -> dict[str, tuple[str, str]]:
+    """The parts among a file's tensors: name -> the layout, and what stands before its names.
+
+    A standalone SDXL autoencoder has the names and shapes of Stable Diffusion's and passes for it.
+
+    Raises:
+        UserError: the names are those of a checkpoint whose parts only look like the ones that fit.
+    """
+    for start, reason in FOREIGN.items():
+        if any(name.startswith(start) for name in tensors.shapes):
+            raise UserError(f"{tensors.source} {reason}.")
+    found: dict[str, tuple[str, str]] = {}
+    for (part, layout), kind in FORMATS.items():
+        for prefix in (find_prefix(tensors.shapes, markers) for markers in kind.markers):
+            if prefix is not None:
+                found.setdefault(part, (layout, prefix))
+    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
+        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
+    return {part: found[part] for part in PARTS if part in found}
+
+
+def find_prefix(names: Collection[str], markers: tuple[str, ...]) -> str | None:
+    """What stands before all markers in a file: `model.` where that does, else the shortest; None for nothing."""
+    first, *others = markers
+    starts = {name[: -len(first)] for name in names if name.endswith(first)}
+    found = [s for s in starts if (not s or s.endswith(".")) and all(s + other in names for other in others)]
     return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
@@ -154,11 +174,9 @@ def save_checkpoint(
         parts: tensors by part; the `model` part as `to_released` gives it.
         dtype: of the floating-point tensors in the file; None leaves them as they are.
     """
-    tensors = {}
-    for part, state in parts.items():
-        for name, tensor in state.items():
-            keep = dtype is None or not tensor.is_floating_point()
-            tensors[f"{part}.{name}"] = tensor if keep else tensor.to(dtype)
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
 
 
@@ -166,13 +184,6 @@ def on_meta(config: Config, operations: Any = nn, attend: Attend = attend) -> UN
     """The network of a config, without memory for its weights."""
     with torch.device("meta"):
         return UNet3D(config.unet, operations, attend)
-
-
-def _part(name: str, layout: str, prefix: str, prefixes: Mapping[str, tuple[str, str]], tensors: Tensors) -> Part:
-    """What stands under a prefix, but for what stands under a longer one of another part (open_clip's `visual.`)."""
-    inner = tuple(other for _, other in prefixes.values() if other != prefix and other.startswith(prefix))
-    names = (key for key in tensors.shapes if key.startswith(prefix) and not key.startswith(inner))
-    return Part(name, layout, tensors.renamed({key[len(prefix) :]: key for key in names}))
 
 
 def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:

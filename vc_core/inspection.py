@@ -16,7 +16,6 @@ from .encoders.layouts import is_known_extra, layout_of
 from .errors import UserError, shorten
 from .files import Tensors, sha256
 from .layouts import Layout, check, names_of, unused
-from .model.layout import released_layout
 from .parsing import parse_json
 from .progress import Progress
 
@@ -62,15 +61,20 @@ class FileInfo:
 def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
     """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
-    found = [_inspect_part(part, checkpoint.config) for part in checkpoint.parts.values()]
+    infos, extra = [], list(checkpoint.extra)
+    for part in checkpoint.parts.values():
+        layout = layout_in(part, part_module(part, checkpoint.config))
+        infos.append(_part_info(part, layout))
+        if part.name != "model":  # whose are in `checkpoint.extra`
+            extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
     return FileInfo(
         checkpoint.path,
         checkpoint.path.stat().st_size,
         sha256(path, progress),
-        tuple(info for info, _ in found),
+        tuple(infos),
         checkpoint.config,
         tuple(checkpoint.assumed),
-        (*checkpoint.extra, *(name for _, extra in found for name in extra)),
+        tuple(extra),
         _training(checkpoint.training),
     )
 
@@ -95,29 +99,23 @@ def knows_scenes_only(checkpoint: Checkpoint) -> bool:
     return "design" in said or kinds == {"synthetic"}
 
 
-def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str]]:
-    """What a part is, and the names in it that nothing uses (those of the network are known already)."""
-    layout, wrong = layout_in(part, part_module(part, config)), None
+def _part_info(part: Part, layout: Layout) -> PartInfo:
+    wrong = None
     try:
         check_part(part, layout)
     except UserError as error:
         wrong = str(error)
-    tensors = part.tensors
-    known = names_of(layout)
+    tensors, known = part.tensors, names_of(layout)
     names = [name for name in tensors.shapes if name in known]
-    kinds = Counter(_kind(tensors, name) for name in names)
-    info = PartInfo(
+    return PartInfo(
         part.name,
         part.layout,
         len(names),
-        sum(tensors.numel(name) for name in names),
-        sum(tensors.nbytes(name) for name in names),
-        tuple(kind for kind, _ in kinds.most_common()),
+        sum(map(tensors.numel, names)),
+        sum(map(tensors.nbytes, names)),
+        tuple(kind for kind, _ in Counter(_kind(tensors, name) for name in names).most_common()),
         wrong,
     )
-    if part.name == "model":
-        return info, []
-    return info, [name for name in unused(layout, tensors) if not is_known_extra(part.name, name)]
 
 
 def _kind(tensors: Tensors, name: str) -> str:
@@ -127,26 +125,26 @@ def _kind(tensors: Tensors, name: str) -> str:
 
 def check_part(part: Part, layout: Layout) -> None:
     """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
-    check(layout, part.tensors, PARTS[part.name])
-    if part.layout == "taesd":
-        from .encoders.autoencoder import check_scalars
+    from .encoders.autoencoder import check_scalars
 
+    check(layout, part.tensors, PARTS[part.name])
+    if part.name == "vae":
         check_scalars(part.tensors)
 
 
 def part_module(part: Part, config: Config | None) -> nn.Module:
     """The network that a part belongs to, on meta. Without a config the sizes are the released ones."""
     from .encoders.autoencoder import new_autoencoder
-    from .encoders.clip import build_clip, open_clip_config
+    from .encoders.clip import new_towers
 
     if part.name == "model":
         return on_meta(config)
     if part.name == "vae":
         return new_autoencoder(part.layout, device="meta")
-    clip = build_clip(open_clip_config((config or Config()).towers), "meta")
+    clip = new_towers((config or Config()).towers, "meta")
+    visual, clip.visual = clip.visual, None
     if part.name == "image":
-        return clip.visual
-    clip.visual = None
+        return visual
     last = f"transformer.resblocks.{clip.transformer.layers - 1}."
     names = layout_of("text", part.layout, clip, part.tensors.shapes)[f"{last}ln_1.weight"].names
     if names[0] not in part.tensors.shapes:  # Stable Diffusion 2.x leaves the last block out, since nothing uses it
@@ -156,8 +154,6 @@ def part_module(part: Part, config: Config | None) -> nn.Module:
 
 def layout_in(part: Part, module: nn.Module) -> Layout:
     """Where the parameters of a part's network lie in its file; what they may lack, and do, is left out."""
-    if part.name == "model":
-        return released_layout(module)
     layout = layout_of(part.name, part.layout, module, part.tensors.shapes)
     lacking = {name for name in layout if _OPTIONAL.match(name) and layout[name].names[0] not in part.tensors.shapes}
     return {name: origin for name, origin in layout.items() if name not in lacking}

@@ -2,7 +2,7 @@
 both ways, reading and writing."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from .progress import Progress
 
 WINDOW = 2**28
 """Bytes that are copied out of a mapped file before its mapping is renewed, which gives the pages back."""
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,10 @@ class Origin:
     """
 
     names: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: Shape
     transposed: bool = False
 
-    def join(self, get: Callable[[str], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def join(self, get: Callable[[str], Tensor], shape: Shape) -> Tensor:
         """The parameter, of the given shape; a view where that is possible."""
         pieces = [get(name) for name in self.names]
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -49,6 +52,28 @@ Layout = Mapping[str, Origin]
 """Our parameter's name -> where it lies."""
 
 
+def shapes_of(module: nn.Module) -> Shapes:
+    """The parameters and buffers of a module, which may be on meta."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def by_modules(
+    ours: Shapes, modules: Mapping[str, str], shaped: Callable[[str, str, Shape], Shape] | None = None
+) -> Layout:
+    """The layout of a file that differs by the names of modules.
+
+    Args:
+        modules: our module's name -> the name there, of every module that holds parameters.
+        shaped: from our parameter's name, the name there and our shape to the shape there; by default it is ours.
+    """
+    layout = {}
+    for name, shape in ours.items():
+        module, _, leaf = name.rpartition(".")
+        there = f"{modules[module]}.{leaf}"
+        layout[name] = Origin((there,), shaped(name, there, shape) if shaped else shape)
+    return layout
+
+
 def names_of(layout: Layout) -> set[str]:
     return {name for origin in layout.values() for name in origin.names}
 
@@ -59,35 +84,29 @@ def unused(layout: Layout, tensors: Tensors) -> list[str]:
     return [name for name in tensors.shapes if name not in known]
 
 
+def unused_note(names: Collection[str]) -> str:
+    """What is said of tensors that have no place: how many and which."""
+    return f"{counted(len(names), 'tensor is', 'tensors are')} not used: {shorten(names)}"
+
+
 def check(layout: Layout, tensors: Tensors, what: str) -> None:
     """Raises a `UserError` that lists what of the layout is missing, or is of another shape or no floating point.
 
     `what` names the network, for the message.
     """
-    wanted = {name: origin.shape for origin in layout.values() for name in origin.names}
-    if missing := [name for name in wanted if name not in tensors.shapes]:
-        raise UserError(
-            f"{tensors.source} lacks {counted(len(missing), 'tensor')} of {what} ({shorten(missing)}): the file is "
-            "incomplete or of another model; download or save it again."
-        )
-    wrong = [
-        f"{name} is {tuple(tensors.shapes[name])}, expected {shape}"
-        for name, shape in wanted.items()
-        if tuple(tensors.shapes[name]) != tuple(shape)
-    ]
-    if wrong:
-        raise UserError(
-            f"{tensors.source} has {counted(len(wrong), 'tensor')} of another shape than {what} ({shorten(wrong)}): "
-            "the file is of another model."
-        )
-    if integers := [
-        f"{name} is {tensors.dtypes[name]}" for name in wanted if not tensors.dtypes[name].is_floating_point
-    ]:
-        raise UserError(
-            f"{tensors.source} has {counted(len(integers), 'tensor')} not of floating-point numbers "
-            f"({shorten(integers)}), as {what} needs: the file is quantised or damaged; get one in fp32, fp16, bf16 or "
-            "fp8."
-        )
+    wanted = {name: tuple(origin.shape) for origin in layout.values() for name in origin.names}
+    missing = [name for name in wanted if name not in tensors.shapes]
+    there = {name: (tuple(tensors.shapes[name]), tensors.dtypes[name]) for name in wanted if name in tensors.shapes}
+    sizes = [f"{n} is {shape}, expected {wanted[n]}" for n, (shape, _) in there.items() if shape != wanted[n]]
+    integers = [f"{name} is {dtype}" for name, (_, dtype) in there.items() if not dtype.is_floating_point]
+    get = "the file is quantised or damaged; get one in fp32, fp16, bf16 or fp8"
+    for wrong, has, but, advice in (
+        (missing, "lacks", f"of {what}", ": the file is incomplete or of another model; download or save it again"),
+        (sizes, "has", f"of another shape than {what}", ": the file is of another model"),
+        (integers, "has", "not of floating-point numbers", f", as {what} needs: {get}"),
+    ):
+        if wrong:
+            raise UserError(f"{tensors.source} {has} {counted(len(wrong), 'tensor')} {but} ({shorten(wrong)}){advice}.")
 
 
 def fill(
@@ -95,10 +114,10 @@ def fill(
     layout: Layout,
     tensors: Tensors,
     what: str,
-    dtype: Callable[[str, tuple[int, ...]], torch.dtype] | torch.dtype = torch.float32,
+    dtype: Callable[[str, Shape], torch.dtype] | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    ignored: Callable[[str], bool] | None = None,
+    ignored: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Gives a module that was built on meta its parameters and buffers, without a second copy of them anywhere.
 
@@ -108,44 +127,34 @@ def fill(
     Args:
         dtype: of the result; or a function of a parameter's name and shape.
         progress: called as `progress("loading", done, total)`, in MiB of the file.
-        ignored: of the tensors that the layout has no place for, those that go without a warning; None: all of them.
+        ignored: of the tensors that the layout has no place for, those that go without a warning.
 
     Raises:
         UserError: tensors that are missing or of another shape; the message lists them.
     """
     check(layout, tensors, what)
-    if ignored is not None and (extra := [name for name in unused(layout, tensors) if not ignored(name)]):
+    if extra := [name for name in unused(layout, tensors) if not ignored(name)]:
         warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
-    module.load_state_dict(dict(_filled(module, layout, tensors, dtype, torch.device(device), progress)), assign=True)
-
-
-def _filled(
-    module: nn.Module,
-    layout: Layout,
-    tensors: Tensors,
-    dtype: object,
-    device: torch.device,
-    progress: Progress | None,
-) -> Iterator[tuple[str, Tensor]]:
-    state, total = module.state_dict(), sum(tensors.nbytes(name) for name in names_of(layout))
+    shapes, filled, on_cpu = shapes_of(module), {}, torch.device(device).type == "cpu"
     # What is copied comes from a mapping of its own: one that views keep alive would give no pages back.
     views = tensors.get()
     copies = tensors.get() if tensors.mapped else views
-    copied, done = 0, 0
+    copied, done, total = 0, 0, sum(tensors.nbytes(name) for name in names_of(layout))
     for name, origin in layout.items():
-        shape = tuple(state[name].shape)
-        wanted = dtype(name, shape) if callable(dtype) else dtype
-        stays = len(origin.names) == 1 and not origin.transposed and device.type == "cpu"
-        stays = stays and tensors.dtypes[origin.names[0]] == wanted and origin.names[0] not in tensors.packed
-        source = origin.join(views if stays else copies, shape)
-        yield name, source.to(device, wanted).contiguous()
-        done += sum(map(tensors.nbytes, origin.names))
+        first, *others = origin.names
+        wanted = dtype(name, shapes[name]) if callable(dtype) else dtype
+        stays = on_cpu and not others and not origin.transposed
+        stays = stays and tensors.dtypes[first] == wanted and first not in tensors.packed
+        source = origin.join(views if stays else copies, shapes[name])
+        filled[name] = source.to(device, wanted).contiguous()
         copied += 0 if stays else source.nbytes
         del source
         if copied > WINDOW and tensors.mapped:
             copies, copied = tensors.get(), 0
+        done += sum(map(tensors.nbytes, origin.names))
         if progress is not None:
             progress("loading", done >> 20, total >> 20)
+    module.load_state_dict(filled, assign=True)
 
 
 def part(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
@@ -154,8 +163,3 @@ def part(state: Mapping[str, Tensor], layout: Layout) -> StateDict:
     for name, origin in layout.items():
         result |= origin.part(state[name].detach())
     return result
-
-
-def unused_note(names: Collection[str]) -> str:
-    """What is said of tensors that have no place: how many and which."""
-    return f"{counted(len(names), 'tensor is', 'tensors are')} not used: {shorten(names)}"

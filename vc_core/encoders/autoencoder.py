@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, counted, shorten
 from ..files import StateDict, Tensors
-from ..layouts import fill, names_of, part
+from ..layouts import fill, names_of, part, unused
 from ..progress import Progress
 from .layouts import is_ignored, is_known_extra, layout_of
 
@@ -36,6 +37,7 @@ MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
 
 SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
+"""What TAESD files may ask for beside their parameters, and the values that nothing has to be done for."""
 
 
 def new_autoencoder(
@@ -70,9 +72,8 @@ def load_autoencoder(
     widths: tuple[int, ...] = WIDTHS,
     progress: Progress | None = None,
 ) -> AutoencoderTiny | AutoencoderKL:
-    """The autoencoder of a file, in evaluation mode, without gradients.
-
-    Its weights are views of the mapped file where type and device allow it.
+    """The autoencoder of a file, in evaluation mode, without gradients; views of the mapped file where type and device
+    allow it.
 
     Args:
         source: the part `vae` of a checkpoint, in any layout of `vc_core.encoders.layouts`.
@@ -86,16 +87,15 @@ def load_autoencoder(
     what = "TAESD's autoencoder" if source.layout == "taesd" else "Stable Diffusion's autoencoder"
     model = new_autoencoder(source.layout, widths, "meta")
     layout = layout_of("vae", source.layout, model, tensors.shapes)
-    known = names_of(layout)
-    modules = {name.split(".")[0] for name in known}
-    extra = [name for name in tensors.shapes if name.split(".")[0] in modules and name not in known]
-    if extra := [name for name in extra if not is_ignored(name)]:
+    modules = {name.split(".")[0] for name in names_of(layout)}
+    extra = [name for name in unused(layout, tensors) if name.split(".")[0] in modules and not is_ignored(name)]
+    if extra:
         raise UserError(
             f"{tensors.source} has {counted(len(extra), 'tensor')} that {what} has no place for "
             f"({shorten(extra)}): the file is of another model."
         )
     check_scalars(tensors)
-    fill(model, layout, tensors, what, dtype, device, progress, lambda name: is_known_extra("vae", name))
+    fill(model, layout, tensors, what, dtype, device, progress, partial(is_known_extra, "vae"))
     return model.eval().requires_grad_(False)
 
 
@@ -146,12 +146,7 @@ def encode(
             f"The video has shape {tuple(video.shape)} where (B, 3, F, H, W) with sides that are multiples of "
             f"{FACTOR} was expected: resize or crop it first."
         )
-    _check_sizes(chunk, tile)
-    function = partial(_encode_frames, ae)
-    if tile is not None:
-        function = partial(_tiled, function, tile // FACTOR, inner=FACTOR, outer=1)
-    size = (video.shape[-2] // FACTOR, video.shape[-1] // FACTOR)
-    return _by_chunks(function, video, (CHANNELS, *size), chunk, "encoding", progress)
+    return _by_frames(partial(_encode_frames, ae), video, CHANNELS, (FACTOR, 1), chunk, tile, "encoding", progress)
 
 
 @torch.no_grad()
@@ -173,12 +168,7 @@ def decode(
         raise UserError(
             f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
         )
-    _check_sizes(chunk, tile)
-    function = partial(_decode_frames, ae)
-    if tile is not None:
-        function = partial(_tiled, function, tile // FACTOR, inner=1, outer=FACTOR)
-    size = (latent.shape[-2] * FACTOR, latent.shape[-1] * FACTOR)
-    return _by_chunks(function, latent, (3, *size), chunk, "decoding", progress)
+    return _by_frames(partial(_decode_frames, ae), latent, 3, (1, FACTOR), chunk, tile, "decoding", progress)
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
@@ -212,24 +202,29 @@ def _is_tiny(ae: AutoencoderTiny | AutoencoderKL) -> bool:
     return isinstance(ae, AutoencoderTiny)
 
 
-def _check_sizes(chunk: int, tile: int | None) -> None:
+def _by_frames(
+    function: Callable[[Tensor], Tensor],
+    video: Tensor,
+    channels: int,
+    scale: tuple[int, int],
+    chunk: int,
+    tile: int | None,
+    what: str,
+    progress: Progress | None,
+) -> Tensor:
+    """A function of frames (N, C, H, W) applied to a video (B, C, F, H, W): (B, channels, F, h, w).
+
+    `scale`: pixels of a side that a latent position has in the function's argument and result.
+    """
     if chunk < 1:
         raise UserError(f"The chunk is {chunk} frames: expected at least 1.")
     if tile is not None and tile < MIN_TILE:
         raise UserError(f"The tile is {tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
-
-
-def _by_chunks(
-    function: Callable[[Tensor], Tensor],
-    video: Tensor,
-    shape: tuple[int, int, int],
-    chunk: int,
-    what: str,
-    progress: Progress | None,
-) -> Tensor:
-    """A function of frames (N, C, H, W) applied to a video (B, C, F, H, W): (B, c, F, h, w) for frames of `shape`."""
-    batch, frames = video.shape[0], video.shape[2]
-    result = torch.empty((batch, shape[0], frames, *shape[1:]), device=video.device)
+    if tile is not None:
+        function = partial(_tiled, function, tile // FACTOR, scale=scale)
+    (batch, _, frames), (inner, outer) = video.shape[:3], scale
+    size = (side // inner * outer for side in video.shape[3:])
+    result = torch.empty((batch, channels, frames, *size), device=video.device)
     source, target = video.transpose(1, 2), result.transpose(1, 2)
     places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
     done = 0
@@ -242,29 +237,25 @@ def _by_chunks(
     return result
 
 
-def _tiled(function: Callable[[Tensor], Tensor], tile: int, frames: Tensor, *, inner: int, outer: int) -> Tensor:
-    """A function of frames applied to overlapping tiles, which are blended.
+def _tiled(function: Callable[[Tensor], Tensor], tile: int, frames: Tensor, scale: tuple[int, int]) -> Tensor:
+    """A function of frames applied to overlapping tiles, of `tile` latent positions a side, which are blended.
 
     diffusers' own tiling sets state on the module, leaves slivers at the right and lower border whose norms go
     astray, and divides by zero for AutoencoderTiny's smaller tiles.
-
-    Args:
-        tile: side in latent positions.
-        inner, outer: pixels of a side that a latent position has in the function's argument and result.
     """
-    height, width = frames.shape[-2] // inner, frames.shape[-1] // inner
-    corners = [(top, left) for top in _starts(height, tile) for left in _starts(width, tile)]
+    inner, outer = scale
+    height, width = (side // inner for side in frames.shape[-2:])
+    corners = list(product(_starts(height, tile), _starts(width, tile)))
     if len(corners) == 1:
         return function(frames)
     result: Tensor | None = None
-    for top, left in corners:
-        rows, columns = slice(top, top + tile), slice(left, left + tile)
-        piece = function(frames[..., _scaled(rows, inner), _scaled(columns, inner)]).float()
+    for corner in corners:
+        piece = function(frames[_area(corner, tile, inner)]).float()
         if result is None:
             result = piece.new_zeros(*piece.shape[:2], height * outer, width * outer)
-            weights = piece.new_zeros(height * outer, width * outer)
+            weights = result.new_zeros(result.shape[-2:])
         weight = torch.outer(*(_ramp(side, tile // 4 * outer, piece.device) for side in piece.shape[-2:]))
-        area = (..., _scaled(rows, outer), _scaled(columns, outer))
+        area = _area(corner, tile, outer)
         result[area] += piece * weight
         weights[area] += weight
     return result / weights
@@ -274,13 +265,12 @@ def _starts(length: int, tile: int) -> list[int]:
     """Where tiles begin that cover a length, evenly spaced, overlapping by a quarter or more, the last at the end."""
     if length <= tile:
         return [0]
-    step = tile - tile // 4
-    count = math.ceil((length - tile) / step) + 1
+    count = math.ceil((length - tile) / (tile - tile // 4)) + 1
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def _scaled(span: slice, factor: int) -> slice:
-    return slice(span.start * factor, span.stop * factor)
+def _area(corner: tuple[int, int], tile: int, factor: int) -> tuple:
+    return (..., *(slice(start * factor, (start + tile) * factor) for start in corner))
 
 
 def _ramp(length: int, rise: int, device: torch.device) -> Tensor:
