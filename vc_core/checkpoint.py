@@ -80,11 +80,8 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Finds out what a file is. Its tensors stay in the file.
-
-    Raises:
-        UserError: no such file, a truncated or foreign one, or a config that this version does not know.
-    """
+    """Finds out what a file is. Its tensors stay in the file. Raises `UserError` for no such file, a truncated or
+    foreign one, or a config that this version does not know."""
     path = Path(path)
     tensors = open_tensors(path)
     found = find_parts(tensors)
@@ -110,13 +107,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def find_parts(tensors: Tensors) -> dict[str, tuple[str, str]]:
-    """The parts among a file's tensors: name -> the layout, and what stands before its names.
-
-    A standalone SDXL autoencoder has the names and shapes of Stable Diffusion's and passes for it.
-
-    Raises:
-        UserError: the names are those of a checkpoint whose parts only look like the ones that fit.
-    """
+    """The parts among a file's tensors: name -> the layout, and what stands before its names. A standalone SDXL
+    autoencoder passes for Stable Diffusion's. Raises `UserError` where parts only look like the ones that fit."""
     for start, reason in FOREIGN.items():
         if any(name.startswith(start) for name in tensors.shapes):
             raise UserError(f"{tensors.source} {reason}.")
@@ -148,12 +140,7 @@ def load_unet(
 ) -> UNet3D:
     """The network of a checkpoint, in eval mode. Built on meta, its weights mapped where type and device allow it.
 
-    Args:
-        operations, attend: see `UNet3D`.
-        dtype: of the weights; or a function of a parameter's name and shape.
-
-    Raises:
-        UserError: tensors that are missing or of another shape; the message lists them.
+    For the arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing or of another shape.
     """
     part = checkpoint.part("model")
     unet = on_meta(checkpoint.config, operations, attend)
@@ -168,12 +155,8 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a `.safetensors` with the config in its metadata; the file appears whole or not at all.
-
-    Args:
-        parts: tensors by part; the `model` part as `to_released` gives it.
-        dtype: of the floating-point tensors in the file; None leaves them as they are.
-    """
+    """Writes a `.safetensors` with the config in its metadata; the file appears whole or not at all. `parts` are the
+    tensors by part, of `model` as `to_released` gives them; `dtype` is for floating-point ones, None leaves them."""
     tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
     if dtype is not None:
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

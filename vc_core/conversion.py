@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import PARTS, TRAINING, Part, read_checkpoint
 from .composer import DTYPES
@@ -14,7 +14,7 @@ from .encoders.autoencoder import SCALARS
 from .encoders.layouts import FORMATS, layout_of
 from .errors import UserError, shorten
 from .files import PICKLED, StateDict, check_target, save_tensors
-from .inspection import FileInfo, check_part, inspect, layout_in, part_module
+from .inspection import FileInfo, check_part, inspect, network_of
 from .layouts import shapes_of
 from .progress import Progress
 
@@ -48,8 +48,7 @@ def convert(
         layout: one of `LAYOUTS`; by default `released` for a `.pth` of a network, else `videocomposer`.
         dtype: `fp32`, `fp16`, `bf16` or `fp8` (the network's matrices; the rest in bf16); by default as it is.
 
-    Raises:
-        UserError: a source that cannot be read or is incomplete, or parts that the layout has no room for.
+    Raises `UserError` for a source that cannot be read or is incomplete, or parts that the layout has no room for.
     """
     out, parts = Path(out), [parts] if isinstance(parts, str) else parts
     check_target(out)
@@ -70,7 +69,7 @@ def convert(
     for part in (found[name] for name in chosen):
         target = layout if layout != OURS else FORMATS[part.name, part.layout].ours or part.layout
         prefix = f"{part.name}." if layout == OURS else FORMATS[part.name, layout].prefix
-        converted = _converted(part, target, part_module(part, config), progress)
+        converted = _converted(part, target, config, progress)
         tensors |= {prefix + key: _typed(tensor, dtype, part.name) for key, tensor in converted}
     # Every .safetensors carries the config where there is one: a tower's file then says the tower's sizes.
     if progress is not None:
@@ -118,9 +117,10 @@ def _check_tellable(out: Path, model: Part, config: Config) -> None:
         )
 
 
-def _converted(part: Part, target: str, module: nn.Module, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
+def _converted(part: Part, target: str, config: Config, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a part under the names and in the shapes of another layout; views where that is possible."""
-    source, shapes = layout_in(part, module), shapes_of(module)
+    module, source = network_of(part, config)
+    shapes = shapes_of(module)
     check_part(part, source)
     written = source if target == part.layout else layout_of(part.name, target, module)
     get = part.tensors.get()

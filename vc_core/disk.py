@@ -33,11 +33,8 @@ _OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|write\(\): fd")
 
 
 class WriteError(UserError):
-    """A file or folder that cannot be written.
-
-    Attributes:
-        number: the system's number of the error (`errno`); None where a library does not tell it.
-    """
+    """A file or folder that cannot be written. `number` is the system's of the error (`errno`); None where a library
+    does not tell it."""
 
     __module__ = "vc_core"
 
@@ -54,11 +51,8 @@ def _again(sentence: str, number: int | None) -> WriteError:
 
 
 def write_error(error: BaseException, path: str | os.PathLike | None = None) -> WriteError | None:
-    """The sentence for what a failed write has raised, in whatever library; None for an error of another kind.
-
-    Args:
-        path: what was to be written, and for users to know; None: what the error names.
-    """
+    """The sentence for what a failed write has raised, in whatever library; None for an error of another kind. `path`
+    was to be written, for users to know; None: what the error names."""
     text = " ".join(str(error).split())
     number, reason, named = None, text[:200] or type(error).__name__, None
     if isinstance(error, OSError):
@@ -120,11 +114,8 @@ def append(path: str | os.PathLike, text: str) -> None:
 
 @contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure.
-
-    Raises:
-        UserError: as `check_place`; a `WriteError` for whatever a failed write raises inside.
-    """
+    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure. Raises
+    `UserError` as `check_place` does, and a `WriteError` for whatever a failed write raises inside."""
     path = Path(path)
     with writing(path):
         check_place(path)
@@ -139,14 +130,11 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields an empty folder beside `path`; renames it to `path` on success, removes it on any failure.
+    """`written_beside`, of an empty folder, by `check_folder`.
 
     A folder that is already at `path` is replaced as a whole: whether it may be is for the caller to know. No system
     swaps two folders in one step everywhere, so between two renames there is none; a failure there puts the old one
     back.
-
-    Raises:
-        UserError: as `check_folder`; a `WriteError` for whatever a failed write raises inside.
     """
     path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
     with writing(path):

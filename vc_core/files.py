@@ -23,7 +23,6 @@ from .scales import unscaled
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]
-
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 
@@ -34,7 +33,6 @@ class Tensors:
 
     Attributes:
         source: what errors call them, a path as a rule.
-        shapes, dtypes: by name.
         get: opens them anew and returns a function from a name to its tensor. Tensors of a file are mapped: views of
             one mapping, which is given back with the last of them.
         metadata: of a `.safetensors`.
@@ -93,16 +91,11 @@ class Tensors:
 
 
 def open_tensors(path: str | Path) -> Tensors:
-    """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
+    """The tensors of a `.safetensors`, which is known by its first bytes, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as
+    torch saves them: the state dict in it, see `INSIDE`, without what is beside that, such as a step count.
 
-    A `.safetensors` under another name is known by its first bytes. A state dict inside a pickled one is taken out, see
-    `INSIDE`; what is beside the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one
-    that holds code is refused.
-
-    What has a scale beside it is multiplied by it, see `vc_core.scales`.
-
-    Raises:
-        UserError: no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
+    A pickled one is read with `weights_only=True`. What has a scale beside it is multiplied, see `vc_core.scales`.
+    Raises `UserError` for no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -203,16 +196,14 @@ weights before those of the last step, as they are what the others are for."""
 
 
 def _named_tensors(state: Any, deep: int = 3) -> StateDict:
-    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has."""
+    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has. One
+    that is sparse, quantised or on meta has no numbers of its own."""
     if not isinstance(state, dict) or not deep:
         return {}
     inner = (_named_tensors(state[name], deep - 1) for name in INSIDE if name in state)
-    return next(filter(None, inner), None) or {name: tensor for name, tensor in state.items() if _is_plain(tensor)}
-
-
-def _is_plain(value: Any) -> bool:
-    """A tensor with numbers of its own: none that is sparse, quantised or on meta."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    tensors = {name: one for name, one in state.items() if isinstance(one, Tensor) and one.layout == torch.strided}
+    plain = {name: one for name, one in tensors.items() if not (one.is_meta or one.is_quantized)}
+    return next(filter(None, inner), None) or plain
 
 
 class _Ignored:
@@ -250,11 +241,7 @@ def check_target(path: Path) -> None:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a `.safetensors`, or, by the name's ending, a `.pth`, which holds no metadata; the file appears whole or
-    not at all.
-
-    Raises:
-        UserError: a name with another ending, or a folder that does not exist.
-    """
+    not at all. Raises `UserError` for a name with another ending, or a folder that does not exist."""
     path = Path(path)
     check_target(path)
     ready: StateDict = {}

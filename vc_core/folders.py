@@ -44,13 +44,9 @@ def files_below(
     """The files in a folder and in those below it, in the order of their names; those of systems are no files here.
 
     Links are followed. A folder that is reached in two ways is taken once, under its own place where that is below
-    `top`; links that lead back, and what cannot be followed or listed, are said in a warning for each kind. Of a folder
-    that is not there no file is.
-
-    Args:
-        hidden: files and folders whose name begins with a dot too.
-        without: folders that are left out, such as one that results go to.
-        tell: False leaves out the warnings.
+    `top`; links that lead back, and what cannot be followed or listed, are told in a warning for each kind, where
+    `tell` is True. `hidden` takes names that begin with a dot too; `without` are folders to leave out, such as one that
+    results go to. Of a folder that is not there no file is.
     """
     if not os.path.isdir(top):
         return []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,10 @@ from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
 from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
 from .errors import UserError, shorten
-from .files import Tensors, sha256
+from .files import sha256
 from .layouts import Layout, check, names_of, unused
 from .parsing import parse_json
 from .progress import Progress
-
-# What a text tower may lack: nothing here reads it.
-_OPTIONAL = re.compile(r"^(text_projection|logit_scale)$")
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
     checkpoint = read_checkpoint(path)
     infos, extra = [], list(checkpoint.extra)
     for part in checkpoint.parts.values():
-        layout = layout_in(part, part_module(part, checkpoint.config))
+        _, layout = network_of(part, checkpoint.config)
         infos.append(_part_info(part, layout))
         if part.name != "model":  # whose are in `checkpoint.extra`
             extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
@@ -107,20 +103,12 @@ def _part_info(part: Part, layout: Layout) -> PartInfo:
         wrong = str(error)
     tensors, known = part.tensors, names_of(layout)
     names = [name for name in tensors.shapes if name in known]
-    return PartInfo(
-        part.name,
-        part.layout,
-        len(names),
-        sum(map(tensors.numel, names)),
-        sum(map(tensors.nbytes, names)),
-        tuple(kind for kind, _ in Counter(_kind(tensors, name) for name in names).most_common()),
-        wrong,
+    parameters, nbytes = (sum(map(count, names)) for count in (tensors.numel, tensors.nbytes))
+    kinds = Counter(
+        f"{tensors.packed[name]} with scales" if name in tensors.packed else str(tensors.dtypes[name]) for name in names
     )
-
-
-def _kind(tensors: Tensors, name: str) -> str:
-    kind = str(tensors.packed.get(name, tensors.dtypes[name])).removeprefix("torch.")
-    return f"{kind} with scales" if name in tensors.packed else kind
+    dtypes = tuple(kind.removeprefix("torch.") for kind, _ in kinds.most_common())
+    return PartInfo(part.name, part.layout, len(names), parameters, nbytes, dtypes, wrong)
 
 
 def check_part(part: Part, layout: Layout) -> None:
@@ -132,31 +120,27 @@ def check_part(part: Part, layout: Layout) -> None:
         check_scalars(part.tensors)
 
 
-def part_module(part: Part, config: Config | None) -> nn.Module:
-    """The network that a part belongs to, on meta. Without a config the sizes are the released ones."""
+def network_of(part: Part, config: Config | None) -> tuple[nn.Module, Layout]:
+    """The network that a part belongs to, on meta, and where its parameters lie in the file; what a text tower may
+    lack, and does, is left out, as nothing here reads it. Without a config the sizes are the released ones."""
     from .encoders.autoencoder import new_autoencoder
     from .encoders.clip import new_towers
 
-    if part.name == "model":
-        return on_meta(config)
-    if part.name == "vae":
-        return new_autoencoder(part.layout, device="meta")
-    clip = new_towers((config or Config()).towers, "meta")
-    visual, clip.visual = clip.visual, None
+    shapes = part.tensors.shapes
+    if part.name in ("model", "vae"):
+        module = on_meta(config) if part.name == "model" else new_autoencoder(part.layout, device="meta")
+        return module, layout_of(part.name, part.layout, module, shapes)
+    module = new_towers((config or Config()).towers, "meta")
+    visual, module.visual = module.visual, None
     if part.name == "image":
-        return visual
-    last = f"transformer.resblocks.{clip.transformer.layers - 1}."
-    names = layout_of("text", part.layout, clip, part.tensors.shapes)[f"{last}ln_1.weight"].names
-    if names[0] not in part.tensors.shapes:  # Stable Diffusion 2.x leaves the last block out, since nothing uses it
-        del clip.transformer.resblocks[-1]
-    return clip
-
-
-def layout_in(part: Part, module: nn.Module) -> Layout:
-    """Where the parameters of a part's network lie in its file; what they may lack, and do, is left out."""
-    layout = layout_of(part.name, part.layout, module, part.tensors.shapes)
-    lacking = {name for name in layout if _OPTIONAL.match(name) and layout[name].names[0] not in part.tensors.shapes}
-    return {name: origin for name, origin in layout.items() if name not in lacking}
+        return visual, layout_of("image", part.layout, visual, shapes)
+    layout = dict(layout_of("text", part.layout, module, shapes))
+    last = f"transformer.resblocks.{module.transformer.layers - 1}."
+    optional = ["text_projection", "logit_scale"]
+    if layout[f"{last}ln_1.weight"].names[0] not in shapes:  # as in Stable Diffusion 2.x
+        del module.transformer.resblocks[-1]
+        layout = {name: origin for name, origin in layout.items() if not name.startswith(last)}
+    return module, {n: o for n, o in layout.items() if n not in optional or o.names[0] in shapes}
 
 
 def as_mapping(info: FileInfo) -> dict[str, Any]:

@@ -21,13 +21,9 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one parameter lies in a file.
-
-    Attributes:
-        names: of the tensors that hold it there, joined along their first dimension (one tensor as a rule).
-        shape: of each of them there. The numbers are in the parameter's order, whatever the shape.
-        transposed: the file holds a matrix whose transpose is the parameter.
-    """
+    """Where one parameter lies in a file: in the tensors of these names (one as a rule), joined along their first
+    dimension. Each has this shape there; the numbers are in the parameter's order, whatever the shape, unless the file
+    holds a matrix whose transpose is the parameter (`transposed`)."""
 
     names: tuple[str, ...]
     shape: Shape
@@ -57,23 +53,6 @@ def shapes_of(module: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def by_modules(
-    ours: Shapes, modules: Mapping[str, str], shaped: Callable[[str, str, Shape], Shape] | None = None
-) -> Layout:
-    """The layout of a file that differs by the names of modules.
-
-    Args:
-        modules: our module's name -> the name there, of every module that holds parameters.
-        shaped: from our parameter's name, the name there and our shape to the shape there; by default it is ours.
-    """
-    layout = {}
-    for name, shape in ours.items():
-        module, _, leaf = name.rpartition(".")
-        there = f"{modules[module]}.{leaf}"
-        layout[name] = Origin((there,), shaped(name, there, shape) if shaped else shape)
-    return layout
-
-
 def names_of(layout: Layout) -> set[str]:
     return {name for origin in layout.values() for name in origin.names}
 
@@ -90,10 +69,8 @@ def unused_note(names: Collection[str]) -> str:
 
 
 def check(layout: Layout, tensors: Tensors, what: str) -> None:
-    """Raises a `UserError` that lists what of the layout is missing, or is of another shape or no floating point.
-
-    `what` names the network, for the message.
-    """
+    """Raises a `UserError` that lists what of the layout is missing, of another shape or no floating point. `what`
+    names the network, for the message."""
     wanted = {name: tuple(origin.shape) for origin in layout.values() for name in origin.names}
     missing = [name for name in wanted if name not in tensors.shapes]
     there = {name: (tuple(tensors.shapes[name]), tensors.dtypes[name]) for name in wanted if name in tensors.shapes}
@@ -117,23 +94,20 @@ def fill(
     dtype: Callable[[str, Shape], torch.dtype] | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    ignored: Callable[[str], bool] = lambda name: True,
+    ignored: Collection[str] | None = None,
 ) -> None:
-    """Gives a module that was built on meta its parameters and buffers, without a second copy of them anywhere.
-
-    Where type and device are the file's, the parameters are views of the mapped file; else they are copied one by
-    one, and never more than `WINDOW` bytes of the file stay in memory beside them.
+    """Gives a module that was built on meta its parameters and buffers, without a second copy of them anywhere: views
+    of the mapped file where type and device are the file's; else they are copied one by one, and never more than
+    `WINDOW` bytes of the file stay in memory beside them.
 
     Args:
+        what: see `check`, which comes first.
         dtype: of the result; or a function of a parameter's name and shape.
         progress: called as `progress("loading", done, total)`, in MiB of the file.
-        ignored: of the tensors that the layout has no place for, those that go without a warning.
-
-    Raises:
-        UserError: tensors that are missing or of another shape; the message lists them.
+        ignored: of the tensors that the layout has no place for, those that go without a warning; None: all of them.
     """
     check(layout, tensors, what)
-    if extra := [name for name in unused(layout, tensors) if not ignored(name)]:
+    if ignored is not None and (extra := [name for name in unused(layout, tensors) if name not in ignored]):
         warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
     shapes, filled, on_cpu = shapes_of(module), {}, torch.device(device).type == "cpu"
     # What is copied comes from a mapping of its own: one that views keep alive would give no pages back.

@@ -19,23 +19,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file that others published.
-
-    Attributes:
-        name: as published.
-        purpose: what it is for.
-        size: in bytes.
-        sha256: in hexadecimal. None where no source tells it.
-        source: address of the file, or of the page that offers it.
-        kind: one of `KINDS`.
-    """
+    """One file that others published."""
 
     name: str
     purpose: str
-    size: int
-    sha256: str | None
-    source: str
-    kind: str
+    size: int  # in bytes
+    sha256: str | None  # in hexadecimal; None where no source tells it
+    source: str  # address of the file, or of the page that offers it
+    kind: str  # one of KINDS
 
     def has_size_of(self, path: Path) -> bool:
         """Whether a file has the published size."""

@@ -38,11 +38,8 @@ _GET = "get the file in fp32, fp16, bf16 or fp8"
 
 
 def unscaled(tensors: "Tensors") -> "Tensors":
-    """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks.
-
-    Raises:
-        UserError: weights in a format that is not read here, or scales that do not fit them.
-    """
+    """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks. Raises
+    `UserError` for weights in a format that is not read here, or scales that do not fit them."""
     shapes, dtypes = tensors.shapes, tensors.dtypes
     marks = [name for name in shapes if name.rpartition(".")[2] in (_MARK, _MARK_OF_LAYER)]
     formats = _formats(tensors, marks)
@@ -94,11 +91,7 @@ def unscaled(tensors: "Tensors") -> "Tensors":
 
 
 def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    """A weight times its scale, in float32.
-
-    Args:
-        scale: one number, one for each row `(N,)`, or one for each block of the weight, see `blocks`.
-    """
+    """A weight times its scale, in float32: one number, one for each row `(N,)`, or for each block, see `blocks`."""
     sides = blocks(tuple(weight.shape), tuple(scale.shape))
     factor = scale.float().reshape([math.ceil(n / max(side, 1)) for n, side in zip(weight.shape, sides, strict=True)])
     for dim, (n, side) in enumerate(zip(weight.shape, sides, strict=True)):

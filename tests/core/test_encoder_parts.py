@@ -7,7 +7,7 @@ from vc_core.checkpoint import find_parts
 from vc_core.config import TowersConfig, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
-from vc_core.encoders.layouts import FORMATS, is_ignored, layout_of
+from vc_core.encoders.layouts import FORMATS, is_known_extra, layout_of
 from vc_core.errors import UserError
 from vc_core.files import Tensors
 from vc_core.layouts import names_of
@@ -99,5 +99,6 @@ def test_known_extras():
         "logit_scale",
         "model_ema.decay",
     )
-    assert all(is_ignored(name) for name in ignored)
-    assert not is_ignored("encoder.lossy.weight") and not is_ignored("decoder.conv_in.weight")
+    for part in ("vae", "text", "image"):
+        assert all(is_known_extra(part, name) for name in ignored)
+        assert not is_known_extra(part, "encoder.lossy.weight") and not is_known_extra(part, "decoder.conv_in.weight")

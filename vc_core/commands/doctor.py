@@ -23,11 +23,8 @@ DECODERS = ("h264", "hevc", "vp9", "av1")
 
 
 def examine(hash: bool = False, progress: Progress | None = None) -> Findings:
-    """Looks at everything that composing depends on, and composes a small video to see whether it works.
-
-    Args:
-        hash: also compute the SHA-256 of the models that are found, which reads them as a whole.
-    """
+    """Looks at everything that composing depends on, and composes a small video to see whether it works. `hash` also
+    computes the SHA-256 of the models that are found, which reads them as a whole."""
     checks: dict[str, Callable[[], Any]] = {
         "python": lambda: {"version": platform.python_version(), "system": platform.platform()},
         "libraries": libraries,

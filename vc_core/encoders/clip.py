@@ -59,71 +59,52 @@ def load_towers(
     whole: bool = False,
     progress: Progress | None = None,
 ) -> CLIP:
-    """The text and image towers of files, in evaluation mode, without gradients.
-
-    The weights are views of the mapped files where type and device allow it. A tower without a file is left out:
-    `encode_text` or `encode_image` then refuses.
+    """The text and image towers of files' parts `text` and `image`, in evaluation mode, without gradients; views of
+    the mapped files where type and device allow it. One without a file is left out: `encode_text` or `encode_image`
+    then refuses.
 
     Args:
-        text, image: the parts of these names of one checkpoint or two, in any layout of `vc_core.encoders.layouts`.
         whole: also what encoding never uses, the last text block, the text projection and the logit scale, as training
             needs. Stable Diffusion 2.x's text encoder in transformers' layout comes without.
 
-    Raises:
-        UserError: tensors are missing or of another shape; the message lists them, and says so first where a whole
-            tower is of another width.
+    Raises `UserError` where tensors are missing or of another shape; the message lists them, and says so first where a
+    whole tower is of another width.
     """
     model = new_towers(config, "meta")
     visual, model.visual = model.visual, None
-    left_out = [] if whole else ["text_projection", "logit_scale"]
-    known: set[str] = set()
-    if text is None:
-        left_out = ["token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask"]
-        left_out += ["text_projection", "logit_scale"]
-    else:
-        known = names_of(layout_of("text", text.layout, model, text.tensors.shapes))
+    unused: set[str] = set()  # names of what is left out on purpose; any other that has no place is warned of
+
+    def fill_tower(tower: nn.Module, part: Part, wide: str) -> None:
+        """`wide` is a parameter whose last dimension is the tower's width."""
+        tensors, name = part.tensors, part.name
+        layout = layout_of(name, part.layout, tower, tensors.shapes)
+        found, expected = tensors.shapes.get(layout[wide].names[0]), layout[wide].shape[-1]
+        if found and found[-1] != expected:
+            raise UserError(
+                f"{tensors.source} is of another model: its {name} tower is {found[-1]} wide, expected {expected} "
+                "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
+                "with, for the released network OpenCLIP's ViT-H/14."
+            )
+        ignored = {extra for extra in tensors.shapes if extra in unused or is_known_extra(name, extra)}
+        fill(tower, layout, tensors, f"the {name} tower", dtype, device, progress, ignored)
+
+    if text is not None:
+        unused = names_of(layout_of("text", text.layout, model, text.tensors.shapes))
         if not whole:
             del model.transformer.resblocks[-1]
+    left_out = [] if whole and text else ["text_projection", "logit_scale"]
+    left_out += [] if text else ["token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask"]
     for name in left_out:  # modules, parameters and buffers, which torch counts as absent where they are None
         setattr(model, name, None)
     if text is not None:
-        _fill_tower(model, text, known, dtype, device, progress)
+        fill_tower(model, text, "token_embedding.weight")
         mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
         model.attn_mask = mask.to(device, dtype)  # a token (row) attends to none (column) after it
     if image is not None:
-        _fill_tower(visual, image, set(), dtype, device, progress)
+        unused = set()
+        fill_tower(visual, image, "class_embedding")
         model.visual = visual
     return model.eval().requires_grad_(False)
-
-
-# A parameter whose last dimension is the tower's width.
-_WIDE = {"text": "token_embedding.weight", "image": "class_embedding"}
-
-
-def _fill_tower(
-    tower: nn.Module,
-    part: Part,
-    known: set[str],
-    dtype: torch.dtype,
-    device: str | torch.device,
-    progress: Progress | None,
-) -> None:
-    """`known` are the names of what is left out on purpose; any other that has no place is warned of."""
-
-    def ignored(name: str) -> bool:
-        return name in known or is_known_extra(part.name, name)
-
-    tensors = part.tensors
-    layout = layout_of(part.name, part.layout, tower, tensors.shapes)
-    wide = layout[_WIDE[part.name]]
-    found, expected = tensors.shapes.get(wide.names[0]), wide.shape[-1]
-    if found and found[-1] != expected:
-        raise UserError(
-            f"{tensors.source} is of another model: its {part.name} tower is {found[-1]} wide, expected {expected} "
-            "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
-            "with, for the released network OpenCLIP's ViT-H/14."
-        )
-    fill(tower, layout, tensors, f"the {part.name} tower", dtype, device, progress, ignored)
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------
@@ -137,10 +118,8 @@ def _tokenizer() -> Any:
 
 
 def tokenize(prompts: list[str]) -> torch.Tensor:
-    """Token numbers (B, 77) int64: start, words, end, then zeros.
-
-    Longer prompts are cut, with a warning that names the words that are lost.
-    """
+    """Token numbers (B, 77) int64: start, words, end, then zeros. Longer prompts are cut, with a warning that names the
+    words that are lost."""
     tokenizer = _tokenizer()
     tokens = tokenizer(list(prompts))
     for prompt, row in zip(prompts, tokens, strict=True):
@@ -155,11 +134,8 @@ def tokenize(prompts: list[str]) -> torch.Tensor:
 
 
 def text_layers(model: CLIP, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs (B, L, D) of the last two text layers, each through the final norm, with gradients.
-
-    `tokens` (B, L) may be shorter than the model's context: attention is causal, so what is cut off at the end
-    changes nothing before it.
-    """
+    """Outputs (B, L, D) of the last two text layers, each through the final norm, with gradients. As attention is
+    causal, `tokens` (B, L) may be shorter than 77: what is cut off at the end changes nothing before it."""
     return [model.ln_final(states) for states in list(_text_states(model, tokens))[-2:]]
 
 
@@ -176,13 +152,8 @@ def _text_states(model: CLIP, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def encode_text(model: CLIP, prompts: list[str]) -> torch.Tensor:
-    """Context tokens (B, 77, D) of prompts: the penultimate layer through the final norm, no projection.
-
-    The result is in the tower's type, on its device. Prompts beyond 77 tokens are cut, with a warning.
-
-    Raises:
-        UserError: the text tower was not loaded.
-    """
+    """Context tokens (B, 77, D) of prompts, in the tower's type, on its device: the penultimate layer through the final
+    norm, no projection. Longer prompts are cut, with a warning. Raises `UserError` where no text tower was loaded."""
     if model.transformer is None:
         raise UserError(
             "There is no text tower: name a file that has one, such as Stable Diffusion 2.1's text encoder."
@@ -210,10 +181,8 @@ def preprocess(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def fitted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images (B, 3, H, W) in [0, 1] as the tower sees them, (B, 3, *size) in [0, 1].
-
-    The shorter side is resized to fit (bicubic, antialiased), the centre cropped.
-    """
+    """Images (B, 3, H, W) in [0, 1] as the tower sees them, (B, 3, *size) in [0, 1]: the shorter side resized to fit
+    (bicubic, antialiased), the centre cropped."""
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     resized = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
@@ -226,13 +195,8 @@ def fitted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_image(model: CLIP, image: torch.Tensor) -> torch.Tensor:
-    """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1]: the projected embedding, not normalised.
-
-    The result is in the tower's type, on its device.
-
-    Raises:
-        UserError: the image is not (B, 3, H, W), or the image tower was not loaded.
-    """
+    """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1], in the tower's type, on its device: projected,
+    not normalised. Raises `UserError` for another shape, or where no image tower was loaded."""
     if model.visual is None:
         raise UserError(
             "There is no image tower, which a style image needs: name a file that has one, such as OpenCLIP ViT-H/14's "

@@ -7,13 +7,13 @@ names Stable Diffusion's checkpoints have; `diffusers`, `open_clip` and `transfo
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
-from ..layouts import Layout, Origin, Shape, Shapes, by_modules, shapes_of
+from ..layouts import Layout, Origin, Shape, Shapes, shapes_of
 from ..model.layout import released_layout
 
 # --- Autoencoders ---------------------------------------------------------------------------------------------------
@@ -29,99 +29,90 @@ def _taesd_name(name: str) -> str:
     return f"taesd_encoder.{index}.{rest}" if part == "encoder" else f"taesd_decoder.{int(index) + 1}.{rest}"
 
 
-_ATTENTION = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
-_ATTENTION_OF_LDM = ("norm", "q", "k", "v", "proj_out")
-_ATTENTION_OF_OLD_DIFFUSERS = ("group_norm", "query", "key", "value", "proj_attn")
+# Pieces of diffusers' names -> of latent-diffusion's, and of those that diffusers' first files had.
+_LDM = {
+    "conv_norm_out": "norm_out",
+    "mid_block.resnets.0.": "mid.block_1.",
+    "mid_block.resnets.1.": "mid.block_2.",
+    "mid_block.attentions.0.": "mid.attn_1.",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "down_blocks.": "down.",
+    "up_blocks.": "up.",
+    "resnets.": "block.",
+    "conv_shortcut": "nin_shortcut",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+}
+_OLD_DIFFUSERS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def _ldm(module: nn.Module, file: Shapes) -> Layout:
-    return _kl(shapes_of(module), file, dict(_ldm_modules(module)), (1, 1))
+    last = len(module.config.block_out_channels) - 1
 
+    def renamed(name: str) -> str:
+        # Latent-diffusion counts the decoder's levels from the finest.
+        name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(last - int(level[0])), name)
+        return _replaced(name, _LDM)
 
-def _ldm_modules(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """diffusers' module names and latent-diffusion's, which counts the decoder's levels from the finest."""
-    levels, blocks = len(module.config.block_out_channels), module.config.layers_per_block
-    resnets = {}
-    for side in ("encoder", "decoder"):
-        yield from ((f"{side}.conv_{end}", f"{side}.conv_{end}") for end in ("in", "out"))
-        yield f"{side}.conv_norm_out", f"{side}.norm_out"
-        yield from _attention_modules(side, f"{side}.mid.attn_1", _ATTENTION_OF_LDM)
-        resnets |= {f"{side}.mid_block.resnets.{i}": f"{side}.mid.block_{i + 1}" for i in range(2)}
-    for level in range(levels):
-        down, down_there = f"encoder.down_blocks.{level}", f"encoder.down.{level}"
-        up, up_there = f"decoder.up_blocks.{level}", f"decoder.up.{levels - 1 - level}"
-        yield f"{down}.downsamplers.0.conv", f"{down_there}.downsample.conv"
-        yield f"{up}.upsamplers.0.conv", f"{up_there}.upsample.conv"
-        resnets |= {f"{down}.resnets.{i}": f"{down_there}.block.{i}" for i in range(blocks)}
-        resnets |= {f"{up}.resnets.{i}": f"{up_there}.block.{i}" for i in range(blocks + 1)}
-    for here, there in resnets.items():
-        yield from ((f"{here}.{name}", f"{there}.{name}") for name in ("norm1", "conv1", "norm2", "conv2"))
-        yield f"{here}.conv_shortcut", f"{there}.nin_shortcut"
-    yield from ((name, name) for name in ("quant_conv", "post_quant_conv"))
-
-
-def _attention_modules(side: str, there: str, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    here = f"{side}.mid_block.attentions.0"
-    return ((f"{here}.{ours}", f"{there}.{theirs}") for ours, theirs in zip(_ATTENTION, names, strict=True))
+    return _kl(module, file, renamed, (1, 1))
 
 
 def _diffusers(module: nn.Module, file: Shapes) -> Layout:
-    modules = {name: name for name, _ in module.named_modules()}
-    if "encoder.mid_block.attentions.0.query.weight" in file:
-        for side in ("encoder", "decoder"):
-            modules |= _attention_modules(side, f"{side}.mid_block.attentions.0", _ATTENTION_OF_OLD_DIFFUSERS)
-    return _kl(shapes_of(module), file, modules, ())
+    old = _OLD_DIFFUSERS if "encoder.mid_block.attentions.0.query.weight" in file else {}
+    return _kl(module, file, partial(_replaced, names=old), ())
 
 
-def _kl(ours: Shapes, file: Shapes, modules: Mapping[str, str], ones: Shape) -> Layout:
-    """The layout of an AutoencoderKL whose modules have other names there.
+def _replaced(name: str, names: Mapping[str, str]) -> str:
+    for ours, theirs in names.items():
+        name = re.sub(rf"(?<![^.]){re.escape(ours)}", theirs, name)
+    return name
+
+
+def _kl(module: nn.Module, file: Shapes, renamed: Callable[[str], str], ones: Shape) -> Layout:
+    """The layout of an AutoencoderKL whose parameters have other names there.
 
     The attention's matrices are linear layers (C, C) or 1 x 1 convolutions (C, C, 1, 1): `ones` says which the layout
     has as a rule, and a file of either layout may have the others.
     """
-
-    def shaped(name: str, there: str, shape: Shape) -> Shape:
-        if ".attentions." not in name or len(shape) != 2:
-            return shape
-        return file[there] if file.get(there) in (shape, (*shape, 1, 1)) else (*shape, *ones)
-
-    return by_modules(ours, modules, shaped)
+    layout = {}
+    for name, shape in shapes_of(module).items():
+        there = renamed(name)
+        if ".attentions." in name and len(shape) == 2:
+            shape = file[there] if file.get(there) in (shape, (*shape, 1, 1)) else (*shape, *ones)
+        layout[name] = Origin((there,), shape)
+    return layout
 
 
 # --- Towers ---------------------------------------------------------------------------------------------------------
 
-# Parameters of open_clip's towers -> of transformers' models, in which all blocks have the same names.
-_TOWERS = {
-    "text_model.": {
-        "token_embedding.weight": "embeddings.token_embedding.weight",
-        "positional_embedding": "embeddings.position_embedding.weight",
-        "ln_final.weight": "final_layer_norm.weight",
-        "ln_final.bias": "final_layer_norm.bias",
-    },
-    "vision_model.": {
-        "class_embedding": "embeddings.class_embedding",
-        "conv1.weight": "embeddings.patch_embedding.weight",
-        "positional_embedding": "embeddings.position_embedding.weight",
-        "ln_pre.weight": "pre_layrnorm.weight",  # sic
-        "ln_pre.bias": "pre_layrnorm.bias",
-        "ln_post.weight": "post_layernorm.weight",
-        "ln_post.bias": "post_layernorm.bias",
-    },
-}
-# What lies beside the models; the matrices are transposed.
+# open_clip's names -> transformers': of what lies beside the two models, where the matrices are transposed,
 _BESIDE = {
     "text_projection": "text_projection.weight",
     "proj": "visual_projection.weight",
     "logit_scale": "logit_scale",
 }
-_BLOCK = {
+# of parameters, and of modules, those of all blocks among them.
+_PARAMETERS = {
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+}
+_MODULES = {
+    "token_embedding": "embeddings.token_embedding",
+    "ln_final": "final_layer_norm",
+    "conv1": "embeddings.patch_embedding",
+    "ln_pre": "pre_layrnorm",  # sic
+    "ln_post": "post_layernorm",
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-_IN_BLOCK = re.compile(r"^transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)$")
+_IN_MODULE = re.compile(r"^(?:transformer\.resblocks\.(\d+)\.)?(.+)[._](weight|bias)$")
 _BLOCK_0 = "transformer.resblocks.0.attn.in_proj_weight"
 _Q_0 = "encoder.layers.0.self_attn.q_proj.weight"
 
@@ -132,20 +123,20 @@ def _open_clip(module: nn.Module, file: Shapes) -> Layout:
 
 def _transformers(model: str, module: nn.Module, file: Shapes) -> Layout:
     start = "" if _Q_0 in file else model  # see the second form of the markers
-    return {name: _tower_origin(name, shape, model, start) for name, shape in shapes_of(module).items()}
+    return {name: _tower_origin(name, shape, start) for name, shape in shapes_of(module).items()}
 
 
-def _tower_origin(name: str, shape: Shape, model: str, start: str) -> Origin:
+def _tower_origin(name: str, shape: Shape, start: str) -> Origin:
     if name in _BESIDE:
         return Origin((_BESIDE[name],), shape[::-1], transposed=len(shape) == 2)
-    if name in _TOWERS[model]:
-        return Origin((start + _TOWERS[model][name],), shape)
-    block, module, leaf = _IN_BLOCK.match(name).groups()
-    there = f"{start}encoder.layers.{block}"
+    if name in _PARAMETERS:
+        return Origin((start + _PARAMETERS[name],), shape)
+    block, module, leaf = _IN_MODULE.match(name).groups()
+    there = start if block is None else f"{start}encoder.layers.{block}."
     if module == "attn.in_proj":
-        queries_keys_values = tuple(f"{there}.self_attn.{letter}_proj.{leaf}" for letter in "qkv")
+        queries_keys_values = tuple(f"{there}self_attn.{letter}_proj.{leaf}" for letter in "qkv")
         return Origin(queries_keys_values, (shape[0] // 3, *shape[1:]))
-    return Origin((f"{there}.{_BLOCK[module]}.{leaf}",), shape)
+    return Origin((f"{there}{_MODULES[module]}.{leaf}",), shape)
 
 
 # --- The table ------------------------------------------------------------------------------------------------------
@@ -202,15 +193,13 @@ FORMATS: dict[tuple[str, str], Format] = {
 
 
 def layout_of(part: str, layout: str, module: nn.Module, file: Shapes | None = None) -> Layout:
-    """Where the parameters of a part's network lie.
+    """Where the parameters of a part's network lie, see `FORMATS`.
 
     Args:
-        part, layout: see `FORMATS`.
         module: our UNet3D, diffusers' AutoencoderTiny (`taesd`) or AutoencoderKL, open_clip's text tower (a CLIP
             without `visual`) or its image tower (the `visual` of a CLIP); may be on meta. What it lacks, such as the
             last text block, the layout lacks too.
-        file: shapes of the file's tensors without the part's prefix, to follow it where files of one layout differ;
-            None for a file to be written.
+        file: shapes of the file's tensors without the part's prefix, to follow it where files of one layout differ.
     """
     return FORMATS[part, layout].origins(module, file or {})
 
@@ -233,11 +222,7 @@ _BELONGS_ELSEWHERE = {
 }
 
 
-def is_ignored(name: str) -> bool:
-    """Whether a tensor (its name without the part's prefix) is a known extra that nothing here needs."""
-    return _IGNORED.search(name) is not None
-
-
 def is_known_extra(part: str, name: str) -> bool:
-    """Whether a tensor that a part's network has no place for goes without a warning."""
-    return is_ignored(name) or name.startswith(_BELONGS_ELSEWHERE[part])
+    """Whether a tensor (its name without the part's prefix) that a part's network has no place for goes without a
+    warning: nothing here needs it."""
+    return _IGNORED.search(name) is not None or name.startswith(_BELONGS_ELSEWHERE[part])

@@ -11,7 +11,7 @@ from torch import nn
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..files import StateDict
-from ..layouts import Layout, Shape, by_modules, part, shapes_of
+from ..layouts import Layout, Origin, part, shapes_of
 from .unet import Stage, decoder_stages, encoder_stages
 
 # Our name -> released name, inside one module.
@@ -106,11 +106,11 @@ def released_names(config: UNetConfig) -> set[str]:
 
 def released_layout(unet: nn.Module) -> Layout:
     """Where every parameter of a `UNet3D` (which may be on meta) lies in a released file."""
-
-    def shaped(name: str, there: str, shape: Shape) -> Shape:
-        return (*shape, 1) if _OVER_TIME.search(name) else shape
-
-    return by_modules(shapes_of(unet), key_table(unet.config), shaped)
+    table, layout = key_table(unet.config), {}
+    for name, shape in shapes_of(unet).items():
+        module, _, leaf = name.rpartition(".")
+        layout[name] = Origin((f"{table[module]}.{leaf}",), (*shape, 1) if _OVER_TIME.search(name) else shape)
+    return layout
 
 
 def to_released(unet: nn.Module) -> StateDict:
