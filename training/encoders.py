@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from training.recipe import Recipe
-from vc_core.checkpoint import PARTS, Checkpoint, Part, find_parts, read_checkpoint
+from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
 from vc_core.composer import VideoComposer, choose_dtypes
 from vc_core.conditions import condition_size, drawing_size
 from vc_core.config import Config
+from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
 from vc_core.extract.refit import refit
 from vc_core.files import open_tensors
@@ -37,7 +38,7 @@ def gather_parts(recipe: Recipe) -> dict[str, Part]:
     start, found = recipe.start, {}
     for path in filter(None, (start.checkpoint, *start.parts)):
         # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.
-        if path == start.checkpoint and not find_parts(open_tensors(path)):
+        if path == start.checkpoint and not find_parts(open_tensors(path).shapes, str(path)):
             continue
         found = {**read_checkpoint(path).parts, **found}
     return {name: found[name] for name in PARTS if name in found and name != "model"}

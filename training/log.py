@@ -18,7 +18,8 @@ from torch import Tensor
 from training.engine import Told
 from training.ranks import World
 from training.recipe import Domain, Recipe
-from vc_core.disk import append, writing, written_beside
+from vc_core.atomic import written_beside
+from vc_core.disk import append, writing
 
 QUARTERS = 4
 """Parts of the schedule whose losses are told apart: little noise tells of detail, much of content."""

@@ -20,9 +20,9 @@ from training.parameters import is_temporal
 from training.recipe import Recipe
 from vc_core.checkpoint import LEFTOVERS, find_prefix, read_checkpoint
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError, counted, shorten
+from vc_core.errors import UserError, counted
 from vc_core.files import Tensors, open_tensors
-from vc_core.layouts import Layout, Origin, check, unused, unused_note
+from vc_core.layouts import Layout, Origin, check, shorten, unused, unused_note
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D

@@ -17,7 +17,8 @@ from torch import nn
 
 from training.ranks import World
 from training.trainer import StopSignals
-from vc_core.disk import FULL, WriteError, append, make_folder, written_beside
+from vc_core.atomic import written_beside
+from vc_core.disk import FULL, WriteError, append, make_folder
 from vc_core.errors import UserError
 from vc_core.files import save_pickled
 

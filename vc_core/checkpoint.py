@@ -6,7 +6,7 @@ metadata. A released `.pth` is read as it is, and so are the files that bring th
 autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.encoders.layouts`).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config, unet_config_from_shapes
-from .encoders.layouts import FOREIGN, FORMATS
+from .encoders.layouts import FORMATS, find_parts
+from .encoders.layouts import find_prefix as find_prefix  # its old home
 from .errors import UserError
 from .files import Tensors, open_tensors, save_tensors
 from .layouts import fill
@@ -84,7 +85,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     foreign one, or a config that this version does not know."""
     path = Path(path)
     tensors = open_tensors(path)
-    found = find_parts(tensors)
+    found = find_parts(tensors.shapes, str(path))
+    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
+        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
     if not found:
         markers = FORMATS["model", "released"].markers[0]
         raise UserError(
@@ -93,7 +96,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     prefixes = tuple(prefix for _, prefix in found.values())
     parts = {}
-    for name, (layout, prefix) in found.items():
+    for name in filter(found.__contains__, PARTS):
+        layout, prefix = found[name]
         # What stands under a longer prefix is of another part (open_clip's `visual.`).
         inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         parts[name] = Part(name, layout, tensors.below(prefix, inner))
@@ -104,30 +108,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
     extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
-
-
-def find_parts(tensors: Tensors) -> dict[str, tuple[str, str]]:
-    """The parts among a file's tensors: name -> the layout, and what stands before its names. A standalone SDXL
-    autoencoder passes for Stable Diffusion's. Raises `UserError` where parts only look like the ones that fit."""
-    for start, reason in FOREIGN.items():
-        if any(name.startswith(start) for name in tensors.shapes):
-            raise UserError(f"{tensors.source} {reason}.")
-    found: dict[str, tuple[str, str]] = {}
-    for (part, layout), kind in FORMATS.items():
-        for prefix in (find_prefix(tensors.shapes, markers) for markers in kind.markers):
-            if prefix is not None:
-                found.setdefault(part, (layout, prefix))
-    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
-        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
-    return {part: found[part] for part in PARTS if part in found}
-
-
-def find_prefix(names: Collection[str], markers: tuple[str, ...]) -> str | None:
-    """What stands before all markers in a file: `model.` where that does, else the shortest; None for nothing."""
-    first, *others = markers
-    starts = {name[: -len(first)] for name in names if name.endswith(first)}
-    found = [s for s in starts if (not s or s.endswith(".")) and all(s + other in names for other in others)]
-    return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
 def load_unet(

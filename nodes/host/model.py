@@ -19,8 +19,8 @@ from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import Config
-from ...vc_core.errors import UserError, counted, shorten
-from ...vc_core.layouts import check, names_of, part
+from ...vc_core.errors import UserError, counted
+from ...vc_core.layouts import check, names_of, part, shorten
 from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
 from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, StyleCond, StyleImage

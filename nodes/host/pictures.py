@@ -9,7 +9,8 @@ import folder_paths
 from PIL import Image
 from torch import Tensor
 
-from ...vc_core.disk import make_folder, written_beside
+from ...vc_core.atomic import written_beside
+from ...vc_core.disk import make_folder
 
 
 def temporary(image: Tensor) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any
 import comfy.patcher_extension
 
 from ...vc_core.config import UNetConfig
-from ...vc_core.errors import UserError, shorten
+from ...vc_core.errors import UserError
+from ...vc_core.layouts import shorten
 from .running import say
 
 Inputs = Mapping[str, Any]

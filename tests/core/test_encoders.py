@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vc_core.checkpoint import BUNDLED, Part, find_parts
+from vc_core.checkpoint import BUNDLED, Part
 from vc_core.config import TowersConfig
 from vc_core.encoders import autoencoder as autoencoders
 from vc_core.encoders import clip as towers
 from vc_core.encoders.autoencoder import decode, encode, load_autoencoder, new_autoencoder
 from vc_core.encoders.clip import encode_image, encode_text, load_towers
-from vc_core.encoders.layouts import layout_of
+from vc_core.encoders.layouts import find_parts, layout_of
 from vc_core.errors import UserError
 from vc_core.files import Tensors, open_tensors, save_tensors
 from vc_core.layouts import part
@@ -116,7 +116,7 @@ def test_autoencoders_are_read_and_written_in_every_layout(tiny, kl, tmp_path, l
     state = variant(exported("vae", layout, model))
     save_tensors(tmp_path / "vae.safetensors", state | {"loss.logvar": torch.zeros(())})
     tensors = open_tensors(tmp_path / "vae.safetensors")
-    assert find_parts(tensors) == {"vae": (layout, "")}
+    assert find_parts(tensors.shapes) == {"vae": (layout, "")}
     loaded = load_autoencoder(Part("vae", layout, tensors), widths=WIDTHS)
     assert_same_state(loaded, model)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -200,7 +200,7 @@ def test_towers_are_read_and_written_in_every_layout(clip, tmp_path, layout):
     save_tensors(tmp_path / "text.safetensors", text.tensors.state() | extras)
     save_tensors(tmp_path / "image.safetensors", image.tensors.state())
     files = [open_tensors(tmp_path / name) for name in ("text.safetensors", "image.safetensors")]
-    assert [find_parts(file) for file in files] == [{name: (layout, "")} for name in ("text", "image")]
+    assert [find_parts(file.shapes) for file in files] == [{name: (layout, "")} for name in ("text", "image")]
     loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), whole=True)
     assert_same_state(loaded, clip)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -224,7 +224,7 @@ def text_model(with_projection=True):
 def test_text_is_encoded_as_transformers_encodes_it(with_projection):
     model = text_model(with_projection)
     tensors = Tensors.of(model.state_dict())
-    ((name, (layout, prefix)),) = find_parts(tensors).items()
+    ((name, (layout, prefix)),) = find_parts(tensors.shapes).items()
     assert (name, layout) == ("text", "transformers")  # 5 leaves out text_model. where there is nothing beside it
     clip = load_towers(TINY, Part("text", "transformers", tensors.below(prefix)), None)
     tokens = towers.tokenize(PROMPTS)
@@ -244,7 +244,7 @@ def test_images_are_embedded_as_transformers_embeds_them():
     )  # fmt: skip
     model = shaken(CLIPVisionModelWithProjection(config))
     state = model.state_dict()
-    assert find_parts(Tensors.of(state)) == {"image": ("transformers", "")}
+    assert find_parts(state) == {"image": ("transformers", "")}
     clip = load_towers(TINY, None, as_part("image", "transformers", state))
     image = torch.rand(2, 3, 40, 31)
     with torch.no_grad():
@@ -426,7 +426,7 @@ def test_stable_diffusions_autoencoder_from_a_whole_file(tmp_path):
     zeros = {k: torch.zeros(t.shape, dtype=torch.float16) for k, t in exported("vae", "ldm", model).items()}
     save_tensors(tmp_path / "sd.safetensors", {f"first_stage_model.{k}": t for k, t in zeros.items()})
     tensors = open_tensors(tmp_path / "sd.safetensors")
-    ((name, (layout, prefix)),) = find_parts(tensors).items()
+    ((name, (layout, prefix)),) = find_parts(tensors.shapes).items()
     loaded = load_autoencoder(Part(name, layout, tensors.below(prefix)), torch.float16)
     assert sum(p.numel() for p in loaded.parameters()) == 83_653_863
     assert torch.equal(decode(loaded, torch.rand(1, 4, 1, 2, 2)), torch.full((1, 3, 1, 16, 16), 0.5))

@@ -16,7 +16,7 @@ from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
-from vc_core.disk import written_beside
+from vc_core.atomic import written_beside
 from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
 from vc_core.files import save_tensors
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from training.bundled import autoencoder, network, towers
 from training.recipe import built
 from training.trainer import changed
+from vc_core.atomic import written_beside
 from vc_core.config import Config
-from vc_core.disk import make_folder, written_beside
+from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.parsing import parse_json
 

@@ -20,9 +20,9 @@ from training.data.sample import Sample
 from training.data.shards import is_ours
 from training.data.tars import TARS
 from vc_core.conditions import drawing_size
-from vc_core.errors import UserError, counted, shorten
+from vc_core.errors import UserError, counted
 from vc_core.extract import read_motion
-from vc_core.folders import files_below
+from vc_core.folders import files_below, named
 from vc_core.video import IMAGES, FramePlan, Media, VideoInfo, plan_frames, planned_frames, probe, read_image
 
 # --- Captions -------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
             by_folder.setdefault(path.parent, []).append(path)
     lists = [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
     if lists:
-        names = shorten([path.relative_to(folder).as_posix() for path in lists], 3)
+        names = named([path.relative_to(folder).as_posix() for path in lists])
         warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=3)
     return lists
 
@@ -180,7 +180,7 @@ def _with_text(file: str, texts: Mapping[str, Path]) -> Entry:
 
 
 def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
-    names = shorten([printable(path.relative_to(folder).as_posix()) for path in paths], 3)
+    names = named([printable(path.relative_to(folder).as_posix()) for path in paths])
     warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from training.data.lists import LONGEST, TEXTS, VIDEOS, Entry, beside
 from training.data.tars import Member, compression, members_of
-from vc_core.errors import UserError, counted, shorten
-from vc_core.folders import put_there_by_systems
+from vc_core.errors import UserError, counted
+from vc_core.folders import named, put_there_by_systems
 from vc_core.video import IMAGES
 
 
@@ -38,13 +38,13 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
         entries += [_entry(name, member, texts) for member, texts in samples]
     if damaged:
         warnings.warn(f"{folder}: {counted(len(damaged), 'shard is', 'shards are')} cut off or damaged, and what comes "
-                      f"before that is taken: {shorten(damaged, 3)}.", stacklevel=2)  # fmt: skip
+                      f"before that is taken: {named(damaged)}.", stacklevel=2)  # fmt: skip
     if empty:
         warnings.warn(f"{folder}: leaves out {counted(empty, 'sample')} without a video or an image: as a rule, what "
                       "could not be downloaded.", stacklevel=2)  # fmt: skip
     if beside_samples:
         warnings.warn(f"{folder}: leaves out {counted(len(beside_samples), 'member')} without texts in samples of "
-                      f"which others have some: {shorten(beside_samples, 3)}.", stacklevel=2)  # fmt: skip
+                      f"which others have some: {named(beside_samples)}.", stacklevel=2)  # fmt: skip
     if not entries:
         raise UserError(f"{folder}: its .tar hold neither videos nor images with captions: expected for instance "
                         "000.mp4 with 000.txt or 000.json in them.")  # fmt: skip
@@ -56,7 +56,7 @@ def warn_of_compressed(entries: Iterable[Entry]) -> None:
     tars = {entry.member.tar for entry in entries if entry.member is not None}
     if slow := sorted(tar.name for tar in tars if compression(tar) is not None):
         warnings.warn(f"{counted(len(slow), 'shard is', 'shards are')} compressed, which makes reading slow: gunzip "
-                      f"them, or make shards of them by ./vc prepare: {shorten(slow, 3)}.", stacklevel=2)  # fmt: skip
+                      f"them, or make shards of them by ./vc prepare: {named(slow)}.", stacklevel=2)  # fmt: skip
 
 
 def grouped(

@@ -42,8 +42,9 @@ from training.data.making import PICTURED, Form, Made, draw_below, make, no_moti
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
 from training.data.tars import TARS, compression, first_name
+from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
-from vc_core.disk import WriteError, written_beside
+from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract import rasterise_dense, rasterise_points

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..atomic import check_place
 from ..conditions import CONDITIONS
 from ..config import Config, as_mapping
-from ..disk import check_place
 from ..errors import UserError
 from ..extract.sources import Extracted, Source
 from ..files import save_tensors

@@ -7,12 +7,13 @@ names Stable Diffusion's checkpoints have; `diffusers`, `open_clip` and `transfo
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
+from ..errors import UserError
 from ..layouts import Layout, Origin, Shape, Shapes, shapes_of
 from ..model.layout import released_layout
 
@@ -204,15 +205,14 @@ def layout_of(part: str, layout: str, module: nn.Module, file: Shapes | None = N
     return FORMATS[part, layout].origins(module, file or {})
 
 
-# --- What has no place ----------------------------------------------------------------------------------------------
+# --- Finding parts --------------------------------------------------------------------------------------------------
 
-FOREIGN = {
+# What holds parts of the same names and shapes that mean something else.
+_FOREIGN = {
     "conditioner.embedders.": "is an SDXL checkpoint, whose latents have another scale and whose text towers are "
     "others: name a Stable Diffusion 1.x or 2.x file for the autoencoder, and a 2.x or OpenCLIP ViT-H/14 file for the "
     "towers"
 }
-"""Starts of names in files that hold parts of the same names and shapes that mean something else."""
-
 _IGNORED = re.compile(r"(^|\.)(position_ids|attn_mask|logit_scale|logit_bias)$|^(loss|model_ema)\.")
 # A file of both towers in transformers' layout has no prefix that would part them; TAESD's constants are checked.
 _BELONGS_ELSEWHERE = {
@@ -220,6 +220,29 @@ _BELONGS_ELSEWHERE = {
     "text": ("vision_model.", "visual_projection."),
     "image": ("text_model.", "text_projection."),
 }
+
+
+def find_parts(names: Collection[str], source: str = "The file") -> dict[str, tuple[str, str]]:
+    """The parts among the names of a file: part -> its layout, and what stands before its names. A standalone SDXL
+    autoencoder passes for Stable Diffusion's. Raises `UserError`, which calls the file `source`, where parts only look
+    like the ones that fit."""
+    for start, reason in _FOREIGN.items():
+        if any(name.startswith(start) for name in names):
+            raise UserError(f"{source} {reason}.")
+    found: dict[str, tuple[str, str]] = {}
+    for (part, layout), kind in FORMATS.items():
+        for prefix in (find_prefix(names, markers) for markers in kind.markers):
+            if prefix is not None:
+                found.setdefault(part, (layout, prefix))
+    return found
+
+
+def find_prefix(names: Collection[str], markers: tuple[str, ...]) -> str | None:
+    """What stands before all markers in a file: `model.` where that does, else the shortest; None for nothing."""
+    first, *others = markers
+    starts = {name[: -len(first)] for name in names if name.endswith(first)}
+    found = [s for s in starts if (not s or s.endswith(".")) and all(s + other in names for other in others)]
+    return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
 def is_known_extra(part: str, name: str) -> bool:

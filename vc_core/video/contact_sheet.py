@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..disk import written_beside
+from ..atomic import written_beside
 from .formats import as_bytes
 from .metadata import Metadata, check_metadata, png_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..disk import folder_beside, written_beside
+from ..atomic import folder_beside, written_beside
 from ..errors import UserError
 from ..progress import Progress
 from .contact_sheet import write_contact_sheet
