@@ -67,7 +67,13 @@ def convert(
         _check_tellable(out, found["model"], config)
     tensors: StateDict = {}
     for part in (found[name] for name in chosen):
-        target = layout if layout != OURS else FORMATS[part.name, part.layout].ours or part.layout
+        ours = FORMATS[part.name, part.layout].ours
+        target = ours if layout == OURS else layout
+        if FORMATS[part.name, target].ours != ours:
+            raise UserError(
+                f"{part.tensors.source}: {PARTS[part.name]} in the layout {part.layout} is another network than "
+                f"{layout} is for: choose another layout."
+            )
         prefix = f"{part.name}." if layout == OURS else FORMATS[part.name, layout].prefix
         converted = _converted(part, target, config, progress)
         tensors |= {prefix + key: _typed(tensor, dtype, part.name) for key, tensor in converted}

@@ -150,29 +150,31 @@ class Format(NamedTuple):
         markers: names that tell it, in one or more forms of which the first that fits counts. A prefix is what stands
             before the first name; the part is there if the others follow the same prefix.
         origins: from our module and the file's shapes, both without prefix, to where the parameters lie.
-        ours: the layout that files of this project hold such a part in, where it is another.
+        ours: the layout that files of this project hold it in; of equal ones the network is one.
         prefix: what stands before the names in a file that others make of this layout.
     """
 
     markers: tuple[tuple[str, ...], ...]
     origins: Callable[[nn.Module, Shapes], Layout]
-    ours: str = ""
+    ours: str
     prefix: str = ""
 
 
 FORMATS: dict[tuple[str, str], Format] = {
     # The second name tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
     ("model", "released"): Format(
-        (("out.2.weight", "input_blocks.0.1.proj_in.weight"),), lambda module, file: released_layout(module)
+        (("out.2.weight", "input_blocks.0.1.proj_in.weight"),), lambda module, file: released_layout(module), "released"
     ),
-    ("vae", "taesd"): Format((("taesd_encoder.0.weight", "taesd_decoder.1.weight"),), _taesd),
-    ("vae", "ldm"): Format((("encoder.down.0.block.0.norm1.weight", "decoder.up.0.block.0.norm1.weight"),), _ldm),
+    ("vae", "taesd"): Format((("taesd_encoder.0.weight", "taesd_decoder.1.weight"),), _taesd, "taesd"),
+    ("vae", "ldm"): Format(
+        (("encoder.down.0.block.0.norm1.weight", "decoder.up.0.block.0.norm1.weight"),), _ldm, "ldm"
+    ),
     ("vae", "diffusers"): Format(
         (("encoder.down_blocks.0.resnets.0.norm1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"),),
         _diffusers,
-        ours="ldm",
+        "ldm",
     ),
-    ("text", "open_clip"): Format((("token_embedding.weight", _BLOCK_0, "ln_final.weight"),), _open_clip),
+    ("text", "open_clip"): Format((("token_embedding.weight", _BLOCK_0, "ln_final.weight"),), _open_clip, "open_clip"),
     # transformers 5 saves a text model that has no projection without the prefix that version 4 gives it.
     ("text", "transformers"): Format(
         (
@@ -180,14 +182,16 @@ FORMATS: dict[tuple[str, str], Format] = {
             ("embeddings.token_embedding.weight", _Q_0),
         ),
         partial(_transformers, "text_model."),
-        ours="open_clip",
+        "open_clip",
     ),
     # Found without `visual.`, which is a prefix like any other.
-    ("image", "open_clip"): Format((("class_embedding", "conv1.weight", _BLOCK_0),), _open_clip, prefix="visual."),
+    ("image", "open_clip"): Format(
+        (("class_embedding", "conv1.weight", _BLOCK_0),), _open_clip, "open_clip", prefix="visual."
+    ),
     ("image", "transformers"): Format(
         (("vision_model.embeddings.class_embedding", f"vision_model.{_Q_0}"),),
         partial(_transformers, "vision_model."),
-        ours="open_clip",
+        "open_clip",
     ),
 }
 """(part, layout) -> how files hold it. A new layout is an entry."""
