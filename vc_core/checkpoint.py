@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config, unet_config_from_shapes
-from .encoders.layouts import find_parts
+from .encoders.layouts import FORMATS, find_parts
+from .encoders.layouts import find_prefix as find_prefix  # its old home
 from .errors import UserError
 from .files import Tensors, open_tensors, save_tensors
-from .layouts import fill, names_of
+from .layouts import fill
 from .model.blocks import Attend, attend
-from .model.layout import released_layout
+from .model.layout import released_layout, released_names
 from .model.unet import UNet3D
 from .progress import Progress
 
@@ -30,8 +31,6 @@ PARTS = {
     "text": "the text tower",
     "image": "the image tower",
 }
-# Of the released layout; the second also tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
-_MARKERS = ("out.2.weight", "input_blocks.0.1.proj_in.weight")
 # Tensors that are no loss: of some releases, which the network does not use, and of ComfyUI's save nodes, whose mark of
 # the prediction the config has too, and whose CLIPs carry a factor of their training.
 LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature", "v_pred")
@@ -60,7 +59,7 @@ class Checkpoint:
         config: from the metadata, else read off the network's shapes; None for a file without a network.
         parts: by name, see `PARTS`.
         assumed: one sentence for each thing that neither said.
-        extra: names of tensors that nothing uses.
+        extra: names of tensors that nothing uses, of those of the network and beside the parts.
         training: what a file of `./vc export` says of how its network was trained, as JSON.
     """
 
@@ -82,40 +81,33 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Finds out what a file is. Its tensors stay in the file.
-
-    Raises:
-        UserError: no such file, a truncated or foreign one, or a config that this version does not know.
-    """
+    """Finds out what a file is. Its tensors stay in the file. Raises `UserError` for no such file, a truncated or
+    foreign one, or a config that this version does not know."""
     path = Path(path)
     tensors = open_tensors(path)
-    prefixes = {part: (layout, prefix) for part, layout, prefix in reversed(find_parts(tensors.shapes, str(path)))}
-    prefix = find_prefix(tensors.shapes, _MARKERS)
-    if prefix is None and "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
-        prefix = "model."  # ours, however damaged, and to be told what it lacks
-    if prefix is not None:
-        prefixes["model"] = ("released", prefix)
-    if not prefixes:
+    found = find_parts(tensors.shapes, str(path))
+    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
+        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
+    if not found:
+        markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
-            f"expected {' and '.join(_MARKERS)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
+            f"expected {' and '.join(markers)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
         )
-    parts = {name: _part(name, *prefixes[name], prefixes, tensors) for name in PARTS if name in prefixes}
+    prefixes = tuple(prefix for _, prefix in found.values())
+    parts = {}
+    for name in filter(found.__contains__, PARTS):
+        layout, prefix = found[name]
+        # What stands under a longer prefix is of another part (open_clip's `visual.`).
+        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        parts[name] = Part(name, layout, tensors.below(prefix, inner))
     config, assumed = _config(path, tensors, parts.get("model"))
-    covered = (*(prefix for _, prefix in prefixes.values()), CONFIG_TENSOR)
-    extra = [name for name in tensors.shapes if not name.startswith(covered)]
+    extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
     if "model" in parts and config is not None:
-        known = names_of(released_layout(on_meta(config)))
+        known = released_names(config.unet)
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
     extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
-
-
-def find_prefix(names: Mapping[str, Any], markers: tuple[str, str]) -> str | None:
-    """What stands before both marker names in a file: `model.` where that does, else the shortest; None for nothing."""
-    starts = {name[: -len(markers[0])] for name in names if name.endswith(markers[0])}
-    found = [start for start in starts if start + markers[1] in names]
-    return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
 def load_unet(
@@ -128,12 +120,7 @@ def load_unet(
 ) -> UNet3D:
     """The network of a checkpoint, in eval mode. Built on meta, its weights mapped where type and device allow it.
 
-    Args:
-        operations, attend: see `UNet3D`.
-        dtype: of the weights; or a function of a parameter's name and shape.
-
-    Raises:
-        UserError: tensors that are missing or of another shape; the message lists them.
+    For the arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing or of another shape.
     """
     part = checkpoint.part("model")
     unet = on_meta(checkpoint.config, operations, attend)
@@ -148,17 +135,11 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a `.safetensors` with the config in its metadata; the file appears whole or not at all.
-
-    Args:
-        parts: tensors by part; the `model` part as `to_released` gives it.
-        dtype: of the floating-point tensors in the file; None leaves them as they are.
-    """
-    tensors = {}
-    for part, state in parts.items():
-        for name, tensor in state.items():
-            keep = dtype is None or not tensor.is_floating_point()
-            tensors[f"{part}.{name}"] = tensor if keep else tensor.to(dtype)
+    """Writes a `.safetensors` with the config in its metadata; the file appears whole or not at all. `parts` are the
+    tensors by part, of `model` as `to_released` gives them; `dtype` is for floating-point ones, None leaves them."""
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
 
 
@@ -166,13 +147,6 @@ def on_meta(config: Config, operations: Any = nn, attend: Attend = attend) -> UN
     """The network of a config, without memory for its weights."""
     with torch.device("meta"):
         return UNet3D(config.unet, operations, attend)
-
-
-def _part(name: str, layout: str, prefix: str, prefixes: Mapping[str, tuple[str, str]], tensors: Tensors) -> Part:
-    """What stands under a prefix, but for what stands under a longer one of another part (open_clip's `visual.`)."""
-    inner = tuple(other for _, other in prefixes.values() if other != prefix and other.startswith(prefix))
-    names = (key for key in tensors.shapes if key.startswith(prefix) and not key.startswith(inner))
-    return Part(name, layout, tensors.renamed({key[len(prefix) :]: key for key in names}))
 
 
 def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:

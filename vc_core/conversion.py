@@ -5,17 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import PARTS, TRAINING, Part, read_checkpoint
 from .composer import DTYPES
 from .config import Config, unet_config_from_shapes
 from .encoders.autoencoder import SCALARS
-from .encoders.layouts import layout_of
-from .errors import UserError
+from .encoders.layouts import FORMATS, layout_of
+from .errors import UserError, shorten
 from .files import PICKLED, StateDict, check_target, save_tensors
-from .inspection import FileInfo, check_part, inspect, layout_in, part_module
-from .layouts import shorten
+from .inspection import FileInfo, check_part, inspect, network_of
+from .layouts import shapes_of
 from .progress import Progress
 
 OURS = "videocomposer"
@@ -23,18 +23,10 @@ OURS = "videocomposer"
 
 _ROOM = {
     OURS: tuple(PARTS),
-    "released": ("model",),
-    "taesd": ("vae",),
-    "ldm": ("vae",),
-    "diffusers": ("vae",),
-    "open_clip": ("text", "image"),
-    "transformers": ("text", "image"),
+    **{layout: tuple(part for part, other in FORMATS if other == layout) for _, layout in FORMATS},
 }
 """Layout of a file -> the parts that it has room for."""
 LAYOUTS = tuple(_ROOM)
-
-# The layout of a part in a file of ours, for the layouts of which there is another.
-_IN_OURS = {"diffusers": "ldm", "transformers": "open_clip"}
 
 
 def convert(
@@ -56,8 +48,7 @@ def convert(
         layout: one of `LAYOUTS`; by default `released` for a `.pth` of a network, else `videocomposer`.
         dtype: `fp32`, `fp16`, `bf16` or `fp8` (the network's matrices; the rest in bf16); by default as it is.
 
-    Raises:
-        UserError: a source that cannot be read or is incomplete, or parts that the layout has no room for.
+    Raises `UserError` for a source that cannot be read or is incomplete, or parts that the layout has no room for.
     """
     out, parts = Path(out), [parts] if isinstance(parts, str) else parts
     check_target(out)
@@ -75,17 +66,24 @@ def convert(
     if pickled and "model" in chosen:
         _check_tellable(out, found["model"], config)
     tensors: StateDict = {}
-    for name in chosen:
-        target, prefix = _place(layout, found[name])
-        converted = _converted(found[name], target, part_module(found[name], config), progress)
-        tensors |= {prefix + key: _typed(tensor, dtype, name) for key, tensor in converted}
+    for part in (found[name] for name in chosen):
+        ours = FORMATS[part.name, part.layout].ours
+        target = ours if layout == OURS else layout
+        if FORMATS[part.name, target].ours != ours:
+            raise UserError(
+                f"{part.tensors.source}: {PARTS[part.name]} in the layout {part.layout} is another network than "
+                f"{layout} is for: choose another layout."
+            )
+        prefix = f"{part.name}." if layout == OURS else FORMATS[part.name, layout].prefix
+        converted = _converted(part, target, config, progress)
+        tensors |= {prefix + key: _typed(tensor, dtype, part.name) for key, tensor in converted}
     # Every .safetensors carries the config where there is one: a tower's file then says the tower's sizes.
     if progress is not None:
         progress("writing", 0, 1)
     metadata = {} if config is None else {"config": config.to_json()}
     if "model" in chosen and (training := next(file.training for file in files if "model" in file.parts)):
         metadata[TRAINING] = training
-    save_tensors(out, tensors, None if pickled else metadata)
+    save_tensors(out, tensors, metadata)
     return inspect(out, progress)
 
 
@@ -125,16 +123,10 @@ def _check_tellable(out: Path, model: Part, config: Config) -> None:
         )
 
 
-def _place(layout: str, part: Part) -> tuple[str, str]:
-    """The layout of a part in a file of `layout`, and what stands before its names."""
-    if layout == OURS:
-        return _IN_OURS.get(part.layout, part.layout), f"{part.name}."
-    return layout, "visual." if (layout, part.name) == ("open_clip", "image") else ""
-
-
-def _converted(part: Part, target: str, module: nn.Module, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
+def _converted(part: Part, target: str, config: Config, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a part under the names and in the shapes of another layout; views where that is possible."""
-    source, shapes = layout_in(part, module), {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    module, source = network_of(part, config)
+    shapes = shapes_of(module)
     check_part(part, source)
     written = source if target == part.layout else layout_of(part.name, target, module)
     get = part.tensors.get()

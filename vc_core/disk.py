@@ -1,10 +1,13 @@
-"""What a disk answers where it cannot be written, as one sentence: the one place that tells it."""
+"""Writing: files and folders that appear whole or not at all, and what a disk answers where it cannot be written, as
+one sentence."""
 
 import errno
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,6 @@ _ADVICE = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or allow more open files (ulimit -n)"),
 }
 _OF_WRITING = (*FULL, errno.EFBIG, errno.EROFS)
-_OTHERWISE = "check its folder, and its disk's space and health"
 
 # Libraries whose own errors stand for the system's where they write, by the module of the error's class; torch has none
 # of its own for it.
@@ -31,11 +33,8 @@ _OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|write\(\): fd")
 
 
 class WriteError(UserError):
-    """A file or folder that cannot be written.
-
-    Attributes:
-        number: the system's number of the error (`errno`); None where a library does not tell it.
-    """
+    """A file or folder that cannot be written. `number` is the system's of the error (`errno`); None where a library
+    does not tell it."""
 
     __module__ = "vc_core"
 
@@ -52,11 +51,8 @@ def _again(sentence: str, number: int | None) -> WriteError:
 
 
 def write_error(error: BaseException, path: str | os.PathLike | None = None) -> WriteError | None:
-    """The sentence for what a failed write has raised, in whatever library; None for an error of another kind.
-
-    Args:
-        path: what was to be written, and for users to know; None: what the error names.
-    """
+    """The sentence for what a failed write has raised, in whatever library; None for an error of another kind. `path`
+    was to be written, for users to know; None: what the error names."""
     text = " ".join(str(error).split())
     number, reason, named = None, text[:200] or type(error).__name__, None
     if isinstance(error, OSError):
@@ -73,7 +69,8 @@ def write_error(error: BaseException, path: str | os.PathLike | None = None) -> 
     where = path if path is not None else named if isinstance(named, str | bytes) else None
     place = "A file or the output" if where is None else os.fsdecode(where)
     what = "written" if path is not None or number in _OF_WRITING else "read or written"
-    return WriteError(f"{place}: cannot be {what} ({reason}): {_ADVICE.get(number, _OTHERWISE)}.", number)
+    advice = _ADVICE.get(number, "check its folder, and its disk's space and health")
+    return WriteError(f"{place}: cannot be {what} ({reason}): {advice}.", number)
 
 
 @contextmanager
@@ -110,3 +107,81 @@ def append(path: str | os.PathLike, text: str) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+# --- Whole or not at all: written beside the target under another name, then renamed --------------------------------
+
+
+@contextmanager
+def written_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure. Raises
+    `UserError` as `check_place` does, and a `WriteError` for whatever a failed write raises inside."""
+    path = Path(path)
+    with writing(path):
+        check_place(path)
+        temporary = path.with_name(f".{path.stem}.{_own()}{path.suffix}")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # there is none, or a disk that can only be read says so again
+                temporary.unlink()
+
+
+@contextmanager
+def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """`written_beside`, of an empty folder, by `check_folder`.
+
+    A folder that is already at `path` is replaced as a whole: whether it may be is for the caller to know. No system
+    swaps two folders in one step everywhere, so between two renames there is none; a failure there puts the old one
+    back.
+    """
+    path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
+    with writing(path):
+        check_folder(path)
+        own = _own()
+        new, old = (path.with_name(f".{path.name}.{own}.{what}") for what in ("new", "old"))
+        try:
+            new.mkdir()
+            yield new
+            if path.exists():
+                os.rename(path, old)
+            os.rename(new, path)
+        finally:
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _own() -> str:
+    """What tells this write from others: in containers that share a disk all processes may have the same number."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def check_place(path: Path) -> None:
+    """Refuses a file to write that is a folder, a device or a pipe, or in no folder. Raises `UserError`."""
+    if path.exists() and not path.is_file():  # a device would be replaced by a file, for everybody
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UserError(f"{path}: is {what}, and a file to write was expected: give a file name.")
+    _check_parent(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a folder to write that is something else, the current folder, or in none. Raises `UserError`."""
+    if path.exists() and not path.is_dir():
+        what = "a file" if path.is_file() else "a device or a pipe"
+        raise UserError(f"{path}: is {what}, and a folder to write was expected: give another name.")
+    if path.resolve() == Path.cwd():
+        raise UserError(f"{path}: is the current folder, which cannot be replaced: name a folder in it.")
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist: make the folder {path.parent} or choose another one.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):  # told before the minutes that the work takes
+        raise WriteError(
+            f"{path}: cannot be written, as its folder {path.parent} allows no new files (no permission, or a disk "
+            "that can only be read): change that, or choose another one."
+        )

@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
@@ -31,16 +32,22 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def shorten(items: Collection[str], most: int = 5) -> str:
+    """The first items of a list, and how many more there are: `a, b, c and 4 more`."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 def brief(text: str, most: int = LINE) -> str:
     """A text of a file as an error shows it: in one line of at most `most` characters, all of them visible."""
     line = _visible(text[: most + 1]).replace("\n", "\\n")  # of a text that may be as long as its file
     return line if len(text) <= most and len(line) <= most else f"{line[: most - 3]}..."
 
 
-def shown(value: Any, most: int = LINE) -> str:
-    """A value of a file as an error shows it, in at most `most` characters. What is longer is never spelled out: YAML
+def shown(value: Any) -> str:
+    """A value of a file as an error shows it, in at most `LINE` characters. What is longer is never spelled out: YAML
     says in a few hundred bytes what fills all memory when written out."""
-    return brief(_SHORT.repr(value), most)
+    return brief(_SHORT.repr(value))
 
 
 def spelled(value: Any, between: str = " ") -> str:
@@ -50,18 +57,16 @@ def spelled(value: Any, between: str = " ") -> str:
     return brief(value) if isinstance(value, str) else shown(value)
 
 
-def reason(error: BaseException, most: int = 200, named: bool = False) -> str:
+def reason(error: BaseException, named: bool = False) -> str:
     """What a library's error says, in one line; with the name of its kind in front where some say next to nothing."""
-    said, name = " ".join(str(error)[: 2 * most].split()), type(error).__name__
-    return brief(f"{name} {said}".rstrip() if named else said or name, most)
+    said, name = " ".join(str(error)[:400].split()), type(error).__name__
+    return brief(f"{name} {said}".rstrip() if named else said or name, 200)
 
 
 def _visible(text: str) -> str:
     """A text without what terminals obey, such as a file's name may hold, and without what no encoding has."""
-    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+    obeyed = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(obeyed, lambda found: repr(found[0])[1:-1], text)
 
 
 class _Short(reprlib.Repr):

@@ -2,11 +2,12 @@
 
 import errno
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .atomic import check_place, written_beside
+from .disk import check_place, written_beside
 from .errors import UserError
+from .folders import is_there as is_there  # its old home
 from .progress import Progress
 from .scales import unscaled
 
 StateDict = dict[str, Tensor]
 Get = Callable[[str], Tensor]
-
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 
@@ -33,7 +34,6 @@ class Tensors:
 
     Attributes:
         source: what errors call them, a path as a rule.
-        shapes, dtypes: by name.
         get: opens them anew and returns a function from a name to its tensor. Tensors of a file are mapped: views of
             one mapping, which is given back with the last of them.
         metadata: of a `.safetensors`.
@@ -52,12 +52,8 @@ class Tensors:
     @staticmethod
     def of(state: Mapping[str, Tensor], source: str = "the state dict") -> "Tensors":
         """Tensors that are in memory already."""
-        return Tensors(
-            source,
-            {name: tuple(tensor.shape) for name, tensor in state.items()},
-            {name: tensor.dtype for name, tensor in state.items()},
-            lambda: state.__getitem__,
-        )
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return Tensors(source, shapes, {n: tensor.dtype for n, tensor in state.items()}, lambda: state.__getitem__)
 
     def renamed(self, names: Mapping[str, str]) -> "Tensors":
         """Some of these under other names: `names` from the new name to this one's."""
@@ -66,19 +62,18 @@ class Tensors:
             inner = self.get()
             return lambda name: inner(names[name])
 
-        return Tensors(
-            self.source,
-            {new: self.shapes[old] for new, old in names.items()},
-            {new: self.dtypes[old] for new, old in names.items()},
-            get,
-            self.metadata,
-            self.mapped,
-            {new: self.packed[old] for new, old in names.items() if old in self.packed},
+        return replace(
+            self,
+            shapes={new: self.shapes[old] for new, old in names.items()},
+            dtypes={new: self.dtypes[old] for new, old in names.items()},
+            get=get,
+            packed={new: self.packed[old] for new, old in names.items() if old in self.packed},
         )
 
-    def below(self, prefix: str) -> "Tensors":
-        """Those whose name starts with `prefix`, without it."""
-        return self.renamed({name[len(prefix) :]: name for name in self.shapes if name.startswith(prefix)})
+    def below(self, prefix: str, but: tuple[str, ...] = ()) -> "Tensors":
+        """Those whose name starts with `prefix`, without it, and with none of `but`."""
+        names = [name for name in self.shapes if name.startswith(prefix) and not name.startswith(but)]
+        return self.renamed({name[len(prefix) :]: name for name in names})
 
     def numel(self, name: str) -> int:
         return torch.Size(self.shapes[name]).numel()
@@ -93,17 +88,15 @@ class Tensors:
         return {name: get(name) for name in self.shapes}
 
 
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
 def open_tensors(path: str | Path) -> Tensors:
-    """The tensors of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as torch saves them.
+    """The tensors of a `.safetensors`, which is known by its first bytes, or of a `.pth`, `.pt`, `.ckpt` or `.bin` as
+    torch saves them: the state dict in it, see `INSIDE`, without what is beside that, such as a step count.
 
-    A `.safetensors` under another name is known by its first bytes. A state dict inside a pickled one is taken out, see
-    `INSIDE`; what is beside the tensors, such as a step count, is left behind. It is read with `weights_only=True`: one
-    that holds code is refused.
-
-    What has a scale beside it is multiplied by it, see `vc_core.scales`.
-
-    Raises:
-        UserError: no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
+    A pickled one is read with `weights_only=True`. What has a scale beside it is multiplied, see `vc_core.scales`.
+    Raises `UserError` for no such file, or one that is truncated, damaged, of another kind, quantised, or holds code.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -113,37 +106,26 @@ def open_tensors(path: str | Path) -> Tensors:
     with _told(path):
         with open(path, "rb") as file:
             head = file.read(4096)
-        if other := _other(head):
+        if other := next((said for start, said in _OTHERS.items() if re.match(start, head, re.DOTALL)), None):
             raise UserError(f"{path} {other}.")
         pickled = path.suffix.lower() in PICKLED and (head[5:8], head[8:9]) != (b"\0\0\0", b"{")
-        return unscaled((_open_pickled if pickled else _open_safetensors)(path))
+        return unscaled(_open_pickled(path, head.startswith(b"PK")) if pickled else _open_safetensors(path))
 
 
-def _other(head: bytes) -> str | None:
-    """What is said of a file that is no checkpoint, by how it begins; None of one that may be."""
-    if head.startswith(b"GGUF"):
-        return _GGUF
-    if b"\0" in head:  # the length that a .safetensors begins with may be any of these characters
-        return None
-    text = head.lstrip()
-    if text.startswith(b"{") and b'"weight_map"' in text:
-        return _INDEX
-    return next((said for start, said in _TEXTS.items() if text.startswith(start)), None)
-
-
-_ZIP = b"PK"  # torch's format since 2020; the one before it cannot be mapped
-_GGUF = "is a GGUF file, whose numbers are not read here: get the model as a .safetensors in fp32, fp16, bf16 or fp8"
-_TEXTS = {
-    b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: get that with `git lfs pull`, or "
-    "download it from its page",
-    b"<": "is a web page and not the file itself: download it again from the link on that page",
-    b"{": "is a text of JSON, and a .safetensors or .pth of tensors was expected: name the file that it belongs to",
+# The length that a .safetensors begins with may be any of these characters, but then a NUL follows.
+_TEXT = rb"(?=[^\0]*\Z)\s*"
+_OTHERS = {
+    b"GGUF": "is a GGUF file, whose numbers are not read here: get the model as a .safetensors in fp32, fp16, bf16 or "
+    "fp8",
+    _TEXT + b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: get that with `git lfs "
+    "pull`, or download it from its page",
+    _TEXT + b"<": "is a web page and not the file itself: download it again from the link on that page",
+    _TEXT + rb'\{.*"weight_map"': "is the index of a sharded checkpoint, whose tensors are in the files beside it that "
+    "it names: join them into one .safetensors, and name that",
+    _TEXT + rb"\{": "is a text of JSON, and a .safetensors or .pth of tensors was expected: name the file that it "
+    "belongs to",
 }
-"""How texts begin that come in place of checkpoints, and what is said of them."""
-_INDEX = (
-    "is the index of a sharded checkpoint, whose tensors are in the files beside it that it names: join them into one "
-    ".safetensors, and name that"
-)
+"""How files begin that come in place of checkpoints, and what is said of them."""
 
 
 @contextmanager
@@ -169,8 +151,8 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _reopened(path: Path, load: Callable[[], Get]) -> Callable[[], Get]:
-    """Opens a file anew, as long as it is the one that was read."""
+def _tensors_of_file(path: Path, load: Callable[[], Get], known: StateDict, **more: Any) -> Tensors:
+    """The tensors of a file, which `load` opens anew as long as it is the one that was read."""
 
     def identity() -> tuple[int, int] | None:
         return (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
@@ -183,7 +165,7 @@ def _reopened(path: Path, load: Callable[[], Get]) -> Callable[[], Get]:
         with _told(path):
             return load()
 
-    return get
+    return replace(Tensors.of(known, str(path)), get=get, **more)
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -191,26 +173,22 @@ def _open_safetensors(path: Path) -> Tensors:
         return safetensors.safe_open(path, framework="pt").get_tensor
 
     with safetensors.safe_open(path, framework="pt") as file:
-        known = Tensors.of({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it is no dictionary)
-        metadata = file.metadata() or {}
-    return Tensors(str(path), known.shapes, known.dtypes, _reopened(path, load), metadata, mapped=True)
+        known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        return _tensors_of_file(path, load, known, metadata=file.metadata() or {}, mapped=True)
 
 
-def _open_pickled(path: Path) -> Tensors:
-    with open(path, "rb") as file:
-        mapped = file.read(2) == _ZIP
+def _open_pickled(path: Path, mapped: bool) -> Tensors:
+    """`mapped`: a zip, torch's format since 2020; the one before it cannot be mapped."""
 
     def load() -> StateDict:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals([_STAND_IN]):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         tensors = _named_tensors(state)
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise UserError(f"{path} does not hold named tensors: expected a state dict of a network.")
         return tensors
 
-    known = Tensors.of(load())
-    get = _reopened(path, lambda: load().__getitem__)
-    return Tensors(str(path), known.shapes, known.dtypes, get, mapped=mapped)
+    return _tensors_of_file(path, lambda: load().__getitem__, load(), mapped=mapped)
 
 
 INSIDE = ("state_dict", "model_state_dict", "ema", "model_ema", "params_ema", "model", "module", "params", "network")
@@ -219,16 +197,14 @@ weights before those of the last step, as they are what the others are for."""
 
 
 def _named_tensors(state: Any, deep: int = 3) -> StateDict:
-    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has."""
+    """The tensors of a saved object by name, or of the first of `INSIDE` in it that has any; empty where none has. One
+    that is sparse, quantised or on meta has no numbers of its own."""
     if not isinstance(state, dict) or not deep:
         return {}
     inner = (_named_tensors(state[name], deep - 1) for name in INSIDE if name in state)
-    return next(filter(None, inner), None) or {name: tensor for name, tensor in state.items() if _is_plain(tensor)}
-
-
-def _is_plain(value: Any) -> bool:
-    """A tensor with numbers of its own: none that is sparse, quantised or on meta."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    tensors = {name: one for name, one in state.items() if isinstance(one, Tensor) and one.layout == torch.strided}
+    plain = {name: one for name, one in tensors.items() if not (one.is_meta or one.is_quantized)}
+    return next(filter(None, inner), None) or plain
 
 
 class _Ignored:
@@ -239,7 +215,22 @@ class _Ignored:
 
 
 # Stable Diffusion's own .ckpt files hold the state of a Lightning callback. Nothing of Lightning is imported.
-_STAND_INS: list[Any] = [(_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+_STAND_IN = (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+
+
+def sha256(path: str | Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest, done, total = hashlib.sha256(), 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress("hashing", done // 2**20, total // 2**20)
+    return digest.hexdigest()
+
+
+# --- Writing --------------------------------------------------------------------------------------------------------
 
 
 def check_target(path: Path) -> None:
@@ -250,11 +241,8 @@ def check_target(path: Path) -> None:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a `.safetensors`, or, by the name's ending, a `.pth`; the file appears whole or not at all.
-
-    Raises:
-        UserError: a name with another ending, metadata for a `.pth`, or a folder that does not exist.
-    """
+    """Writes a `.safetensors`, or, by the name's ending, a `.pth`, which holds no metadata; the file appears whole or
+    not at all. Raises `UserError` for a name with another ending, or a folder that does not exist."""
     path = Path(path)
     check_target(path)
     ready: StateDict = {}
@@ -272,48 +260,23 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
             temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
+class _Noting(io.BufferedWriter):
+    """A file that remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 def save_pickled(state: Mapping[str, Any], path: str | Path) -> None:
     """`torch.save`, but of a failed write it raises the system's `OSError`: torch says neither of what nor why."""
-
-    class File:
-        error: OSError | None = None
-
-        def write(self, data: bytes) -> int:
-            try:
-                return file.write(data)
-            except OSError as error:
-                self.error = error
-                raise
-
-        def flush(self) -> None:
-            file.flush()
-
-    with open(path, "wb") as file:
-        noted = File()
+    with _Noting(io.FileIO(path, "w")) as file:
         try:
-            torch.save(state, noted)
+            torch.save(state, file)
         except RuntimeError as error:
-            raise (noted.error or error) from error
-
-
-def is_there(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a file or a folder: of no device, which may have no end, and no name that none can
-    have, at which pathlib raises."""
-    return os.path.isfile(path) or os.path.isdir(path)
-
-
-def sha256(path: str | Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest, done, total = hashlib.sha256(), 0, os.path.getsize(path)
-    for block in _blocks(path):
-        digest.update(block)
-        done += len(block)
-        if progress is not None:
-            progress("hashing", done // 2**20, total // 2**20)
-    return digest.hexdigest()
-
-
-def _blocks(path: str | Path, size: int = 2**24) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while block := file.read(size):
-            yield block
+            raise (file.error or error) from error

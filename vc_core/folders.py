@@ -2,21 +2,40 @@
 
 import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PureWindowsPath
 
-from .errors import counted
+from .errors import counted, shorten
 
-PUT_THERE_BY_SYSTEMS = frozenset(
-    {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin",
-     "system volume information", "lost+found"}
-)  # fmt: skip
-"""Names of files and folders, in lower case, that nobody made: of macOS, Windows, Synology and Linux."""
+_OF_SYSTEMS = (
+    *(".ds_store", "__macosx", "icon\r"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("@eadir", "lost+found"),
+)
+"""Names of files and folders, in lower case, that nobody made: of macOS, of Windows, of Synology and Linux."""
 
 
 def put_there_by_systems(name: str) -> bool:
     """Whether a file or folder of this name is one that a system put there, `._` and what follows among them."""
-    return name.lower() in PUT_THERE_BY_SYSTEMS or name.startswith("._")
+    return name.lower() in _OF_SYSTEMS or name.startswith("._")
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a file or a folder: of no device, which may have no end, and no name that none can
+    have, at which pathlib raises."""
+    return os.path.isfile(path) or os.path.isdir(path)
+
+
+def named_below(folders: Iterable[Path], name: str) -> list[Path]:
+    """The files and folders of a name, one in each of the folders at most and none elsewhere, whoever wrote the name.
+
+    A drive, a share, a root or a part that goes up, of Linux or of Windows, gives none. Links in them are followed, as
+    ComfyUI does: the owner of the folders has put them there.
+    """
+    path = PureWindowsPath(name)  # it takes both slashes
+    if path.anchor or not path.parts or not all(part.strip(" .") for part in path.parts):
+        return []
+    return [folder / name for folder in folders if is_there(folder / name)]
 
 
 def files_below(
@@ -25,45 +44,46 @@ def files_below(
     """The files in a folder and in those below it, in the order of their names; those of systems are no files here.
 
     Links are followed. A folder that is reached in two ways is taken once, under its own place where that is below
-    `top`; links that lead back, and what cannot be followed or listed, are said in a warning for each kind. Of a folder
-    that is not there no file is.
-
-    Args:
-        hidden: files and folders whose name begins with a dot too.
-        without: folders that are left out, such as one that results go to.
-        tell: False leaves out the warnings.
+    `top`; links that lead back, and what cannot be followed or listed, are told in a warning for each kind, where
+    `tell` is True. `hidden` takes names that begin with a dot too; `without` are folders to leave out, such as one that
+    results go to. Of a folder that is not there no file is.
     """
     if not os.path.isdir(top):
         return []
-    top, seen, pending, told = Path(top), set(), [Path(top)], _Told()
+    top, seen, pending, found = Path(top), set(), [Path(top)], []
     above = {os.path.realpath(parent) for parent in Path(os.path.realpath(top)).parents}
     left_out = {os.path.realpath(path) for path in without} - {os.path.realpath(top)}
-    found = []
+    met: dict[tuple[str, str], list[str]] = {}  # and not taken, by noun and words
 
     def taken(name: str) -> bool:
         return not put_there_by_systems(name) and (hidden or not name.startswith("."))
 
+    def note(noun: str, words: str, path: Path | str) -> None:
+        met.setdefault((noun, words), []).append(str(path))
+
+    def unlisted(error: OSError) -> None:
+        note("folder", f"that cannot be listed ({error.strerror})", error.filename)
+
     for linked in pending:  # grows: a folder's own place comes before the links to it
-        for folder, inner, names in os.walk(linked, onerror=told.unlisted):
-            real = os.path.realpath(folder)
-            if real in left_out:
+        for folder, inner, names in os.walk(linked, onerror=unlisted):
+            real, here = os.path.realpath(folder), Path(folder)
+            if real in left_out or real in seen or real in above:
                 inner.clear()
-                continue
-            if real in seen or real in above:
-                told.back(Path(folder).relative_to(top))
-                inner.clear()
+                if real not in left_out:
+                    words = "that lead to a folder which is taken already (a loop, or the same twice)"
+                    note("linked folder", words, here.relative_to(top))
                 continue
             seen.add(real)
-            inner[:] = sorted(filter(taken, inner))
-            pending += [Path(folder, name) for name in inner if _is_link(Path(folder, name))]
-            inner[:] = [name for name in inner if not _is_link(Path(folder, name))]
-            for path in (Path(folder, name) for name in sorted(filter(taken, names))):
+            folders = sorted(filter(taken, inner))
+            pending += [here / name for name in folders if _is_link(here / name)]
+            inner[:] = [name for name in folders if not _is_link(here / name)]
+            for path in (here / name for name in sorted(filter(taken, names))):
                 if path.is_file():
                     found.append(path)
                 else:
-                    told.lost(path.relative_to(top))
-    if tell:
-        told.warn(top)
+                    note("name", "that no file is behind (a broken link, or a device)", path.relative_to(top))
+    for (noun, words), paths in met.items() if tell else ():
+        warnings.warn(f"{top}: leaves out {counted(len(paths), noun)} {words}: {shorten(paths, 3)}.", stacklevel=2)
     return sorted(found)
 
 
@@ -72,31 +92,6 @@ def _is_link(path: Path) -> bool:
     return path.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(path)
 
 
-class _Told:
-    """What was met on a walk and not taken, by the words for it."""
-
-    def __init__(self) -> None:
-        self.met: dict[tuple[str, str], list[str]] = {}
-
-    def _add(self, noun: str, words: str, path: Path | str) -> None:
-        self.met.setdefault((noun, words), []).append(str(path))
-
-    def back(self, path: Path) -> None:
-        self._add("linked folder", "that lead to a folder which is taken already (a loop, or the same twice)", path)
-
-    def lost(self, path: Path) -> None:
-        self._add("name", "that no file is behind (a broken link, or a device)", path)
-
-    def unlisted(self, error: OSError) -> None:
-        self._add("folder", f"that cannot be listed ({error.strerror})", error.filename)
-
-    def warn(self, top: Path) -> None:
-        for (noun, words), paths in self.met.items():
-            number = counted(len(paths), noun)
-            warnings.warn(f"{top}: leaves out {number} {words}: {named(paths)}.", stacklevel=3)
-
-
-def named(names: Sequence[str], shown: int = 3) -> str:
-    """Some of many names: `a, b, c and 4 more`."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def named(names: Sequence[str]) -> str:
+    """The old name of `shorten` of three."""
+    return shorten(names, 3)

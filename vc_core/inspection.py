@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,11 @@ from torch import nn
 from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
 from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
-from .errors import UserError
-from .files import Tensors, sha256
-from .layouts import Layout, check, names_of, shorten, unused
-from .model.layout import released_layout
+from .errors import UserError, shorten
+from .files import sha256
+from .layouts import Layout, check, names_of, unused
 from .parsing import parse_json
 from .progress import Progress
-
-# What a text tower may lack: nothing here reads it.
-_OPTIONAL = re.compile(r"^(text_projection|logit_scale)$")
 
 
 @dataclass(frozen=True)
@@ -62,15 +57,20 @@ class FileInfo:
 def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
     """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
-    found = [_inspect_part(part, checkpoint.config) for part in checkpoint.parts.values()]
+    infos, extra = [], list(checkpoint.extra)
+    for part in checkpoint.parts.values():
+        _, layout = network_of(part, checkpoint.config)
+        infos.append(_part_info(part, layout))
+        if part.name != "model":  # whose are in `checkpoint.extra`
+            extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
     return FileInfo(
         checkpoint.path,
         checkpoint.path.stat().st_size,
         sha256(path, progress),
-        tuple(info for info, _ in found),
+        tuple(infos),
         checkpoint.config,
         tuple(checkpoint.assumed),
-        (*checkpoint.extra, *(name for _, extra in found for name in extra)),
+        tuple(extra),
         _training(checkpoint.training),
     )
 
@@ -95,72 +95,52 @@ def knows_scenes_only(checkpoint: Checkpoint) -> bool:
     return "design" in said or kinds == {"synthetic"}
 
 
-def _inspect_part(part: Part, config: Config | None) -> tuple[PartInfo, list[str]]:
-    """What a part is, and the names in it that nothing uses (those of the network are known already)."""
-    layout, wrong = layout_in(part, part_module(part, config)), None
+def _part_info(part: Part, layout: Layout) -> PartInfo:
+    wrong = None
     try:
         check_part(part, layout)
     except UserError as error:
         wrong = str(error)
-    tensors = part.tensors
-    known = names_of(layout)
+    tensors, known = part.tensors, names_of(layout)
     names = [name for name in tensors.shapes if name in known]
-    kinds = Counter(_kind(tensors, name) for name in names)
-    info = PartInfo(
-        part.name,
-        part.layout,
-        len(names),
-        sum(tensors.numel(name) for name in names),
-        sum(tensors.nbytes(name) for name in names),
-        tuple(kind for kind, _ in kinds.most_common()),
-        wrong,
+    parameters, nbytes = (sum(map(count, names)) for count in (tensors.numel, tensors.nbytes))
+    kinds = Counter(
+        f"{tensors.packed[name]} with scales" if name in tensors.packed else str(tensors.dtypes[name]) for name in names
     )
-    if part.name == "model":
-        return info, []
-    return info, [name for name in unused(layout, tensors) if not is_known_extra(part.name, name)]
-
-
-def _kind(tensors: Tensors, name: str) -> str:
-    kind = str(tensors.packed.get(name, tensors.dtypes[name])).removeprefix("torch.")
-    return f"{kind} with scales" if name in tensors.packed else kind
+    dtypes = tuple(kind.removeprefix("torch.") for kind, _ in kinds.most_common())
+    return PartInfo(part.name, part.layout, len(names), parameters, nbytes, dtypes, wrong)
 
 
 def check_part(part: Part, layout: Layout) -> None:
     """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
-    check(layout, part.tensors, PARTS[part.name])
-    if part.layout == "taesd":
-        from .encoders.autoencoder import check_scalars
+    from .encoders.autoencoder import check_scalars
 
+    check(layout, part.tensors, PARTS[part.name])
+    if part.name == "vae":
         check_scalars(part.tensors)
 
 
-def part_module(part: Part, config: Config | None) -> nn.Module:
-    """The network that a part belongs to, on meta. Without a config the sizes are the released ones."""
+def network_of(part: Part, config: Config | None) -> tuple[nn.Module, Layout]:
+    """The network that a part belongs to, on meta, and where its parameters lie in the file; what a text tower may
+    lack, and does, is left out, as nothing here reads it. Without a config the sizes are the released ones."""
     from .encoders.autoencoder import new_autoencoder
-    from .encoders.clip import build_clip, open_clip_config
+    from .encoders.clip import new_towers
 
-    if part.name == "model":
-        return on_meta(config)
-    if part.name == "vae":
-        return new_autoencoder(part.layout, device="meta")
-    clip = build_clip(open_clip_config((config or Config()).towers), "meta")
+    shapes = part.tensors.shapes
+    if part.name in ("model", "vae"):
+        module = on_meta(config) if part.name == "model" else new_autoencoder(part.layout, device="meta")
+        return module, layout_of(part.name, part.layout, module, shapes)
+    module = new_towers((config or Config()).towers, "meta")
+    visual, module.visual = module.visual, None
     if part.name == "image":
-        return clip.visual
-    clip.visual = None
-    last = f"transformer.resblocks.{clip.transformer.layers - 1}."
-    names = layout_of("text", part.layout, clip, part.tensors.shapes)[f"{last}ln_1.weight"].names
-    if names[0] not in part.tensors.shapes:  # Stable Diffusion 2.x leaves the last block out, since nothing uses it
-        del clip.transformer.resblocks[-1]
-    return clip
-
-
-def layout_in(part: Part, module: nn.Module) -> Layout:
-    """Where the parameters of a part's network lie in its file; what they may lack, and do, is left out."""
-    if part.name == "model":
-        return released_layout(module)
-    layout = layout_of(part.name, part.layout, module, part.tensors.shapes)
-    lacking = {name for name in layout if _OPTIONAL.match(name) and layout[name].names[0] not in part.tensors.shapes}
-    return {name: origin for name, origin in layout.items() if name not in lacking}
+        return visual, layout_of("image", part.layout, visual, shapes)
+    layout = dict(layout_of("text", part.layout, module, shapes))
+    last = f"transformer.resblocks.{module.transformer.layers - 1}."
+    optional = ["text_projection", "logit_scale"]
+    if layout[f"{last}ln_1.weight"].names[0] not in shapes:  # as in Stable Diffusion 2.x
+        del module.transformer.resblocks[-1]
+        layout = {name: origin for name, origin in layout.items() if not name.startswith(last)}
+    return module, {n: o for n, o in layout.items() if n not in optional or o.names[0] in shapes}
 
 
 def as_mapping(info: FileInfo) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,10 @@ from .errors import reason
 
 DEEPEST = 64
 """Levels of lists and mappings in each other: ours have six."""
-
 LONGEST_YAML = 2**17
 """Characters. Its reader is slow, and recipes and settings have a few thousand."""
-
 MOST_VALUES = 2**16
 """Values of a YAML, those that aliases repeat among them."""
-
 _DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
@@ -82,19 +78,13 @@ def _measure(node: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int, 
             raise ValueError("it has an alias inside of what the alias stands for")
         return found
     known[id(node)] = None
-    inner = [_measure(one, known) for one in _inside(node)]
-    count = 1 + sum(count for count, _ in inner)
-    levels = 1 + max((levels for _, levels in inner), default=0)
+    inner = node.value if isinstance(node.value, list) else []  # of a mapping pairs of nodes
+    inside = [_measure(one, known) for item in inner for one in (item if isinstance(item, tuple) else (item,))]
+    count = 1 + sum(count for count, _ in inside)
+    levels = 1 + max((levels for _, levels in inside), default=0)
     if levels > DEEPEST + 1:
         raise ValueError(_DEEP)
     if count > MOST_VALUES:
         raise ValueError(f"it has more than {MOST_VALUES} values, with those that its aliases repeat")
     known[id(node)] = count, levels
     return count, levels
-
-
-def _inside(node: Any) -> Iterable[Any]:
-    """The nodes in a node: of a mapping the keys and the values."""
-    if not isinstance(node.value, list):
-        return []
-    return [one for item in node.value for one in (item if isinstance(item, tuple) else (item,))]

@@ -8,7 +8,6 @@ Two spellings are in use, `layer.scale_weight` (ComfyUI's older files, marked by
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,65 +30,68 @@ _MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quanti
 _PLAIN = ("float8_e4m3fn", "float8_e5m2")
 """Formats that are a number of 8 bits times a factor, of those that a mark may name."""
 _EIGHT_BITS = tuple(getattr(torch, name) for name in _PLAIN)
+_OF_SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Of 8 bits they are those of MXFP8 and its like, whose order a shape does not tell."""
 _BLOCK = 128
 """Side of the blocks that are usual; the last one of a row or column may be cut off."""
+_GET = "get the file in fp32, fp16, bf16 or fp8"
 
 
 def unscaled(tensors: "Tensors") -> "Tensors":
-    """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks.
-
-    Raises:
-        UserError: weights in a format that is not read here, or scales that do not fit them.
-    """
-    formats = _formats(tensors)
+    """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks. Raises
+    `UserError` for weights in a format that is not read here, or scales that do not fit them."""
+    shapes, dtypes = tensors.shapes, tensors.dtypes
+    marks = [name for name in shapes if name.rpartition(".")[2] in (_MARK, _MARK_OF_LAYER)]
+    formats = _formats(tensors, marks)
     if foreign := {layer: kind for layer, kind in formats.items() if kind not in _PLAIN}:
         layer, kind = next(iter(foreign.items()))
         raise UserError(
             f"{tensors.source} has {counted(len(foreign), 'layer')} quantised as {kind} ({layer}), which is not read "
-            "here: get the file in fp32, fp16, bf16 or fp8."
+            f"here: {_GET}."
         )
-    scales = dict(_scales(tensors.shapes, tensors.dtypes))
-    if lacking := [layer for layer in {**formats, **_told_scaled(tensors)} if f"{layer}.{_WEIGHT}" in tensors.shapes
-                   and f"{layer}.{_WEIGHT}" not in scales]:  # fmt: skip
+    scales: dict[str, str] = {}
+    for name in shapes:
+        if name.endswith(_WEIGHT) and dtypes[name].is_floating_point:
+            beside = (name.removesuffix(_WEIGHT) + end for end in _SCALES)
+            if (scale := next(filter(shapes.__contains__, beside), None)) is not None:
+                scales[name] = scale
+    told = {**formats, **dict.fromkeys(_told_scaled(tensors, marks))}
+    if lacking := [layer for layer in told if f"{layer}.{_WEIGHT}" in shapes and f"{layer}.{_WEIGHT}" not in scales]:
         raise UserError(
             f"{tensors.source} lacks the scales of {counted(len(lacking), 'layer')} that it says are scaled "
             f"({lacking[0]}): the file is incomplete; download or save it again."
         )
     inner = tensors.get() if scales else None
     for weight, scale in scales.items():
-        _check(tensors, weight, scale)
+        if wrong := _wrong(shapes[weight], shapes[scale], dtypes[scale]):
+            raise UserError(f"{tensors.source}: the scale {scale} {wrong}: {_GET}.")
         if not inner(scale).float().isfinite().all():
             raise UserError(
                 f"{tensors.source}: the scale {scale} is no finite number: the file is damaged; download or save it "
                 "again."
             )
     beside = {weight.removesuffix(_WEIGHT) + end for weight in scales for end in _OF_ACTIVATIONS}
-    marks = {name for name in tensors.shapes if name.rpartition(".")[2] in (_MARK, _MARK_OF_LAYER)}
     left_out = {*scales.values(), *beside, *marks}
-    if not scales and not left_out & {*tensors.shapes}:
+    kept = [name for name in shapes if name not in left_out]
+    if len(kept) == len(shapes):
         return tensors
 
     def get() -> "Get":
         inner = tensors.get()
         return lambda name: scaled(inner(name), inner(scales[name])) if name in scales else inner(name)
 
-    kept = [name for name in tensors.shapes if name not in left_out]
     return dataclasses.replace(
         tensors,
-        shapes={name: tensors.shapes[name] for name in kept},
-        dtypes={name: torch.float32 if name in scales else tensors.dtypes[name] for name in kept},
+        shapes={name: shapes[name] for name in kept},
+        dtypes={name: torch.float32 if name in scales else dtypes[name] for name in kept},
         get=get,
         metadata={key: value for key, value in tensors.metadata.items() if key != _MARK_IN_METADATA},
-        packed={name: tensors.dtypes[name] for name in scales},
+        packed={name: dtypes[name] for name in scales},
     )
 
 
 def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    """A weight times its scale, in float32.
-
-    Args:
-        scale: one number, one for each row `(N,)`, or one for each block of the weight, see `blocks`.
-    """
+    """A weight times its scale, in float32: one number, one for each row `(N,)`, or for each block, see `blocks`."""
     sides = blocks(tuple(weight.shape), tuple(scale.shape))
     factor = scale.float().reshape([math.ceil(n / max(side, 1)) for n, side in zip(weight.shape, sides, strict=True)])
     for dim, (n, side) in enumerate(zip(weight.shape, sides, strict=True)):
@@ -108,65 +110,43 @@ def blocks(weight: Shape, scale: Shape) -> Shape | None:
         scale = scale[:-1]
     if len(scale) != len(weight):
         return None
-    sides = tuple(_side(n, count) for n, count in zip(weight, scale, strict=True))
-    return None if None in sides else sides
+    sides = []
+    for n, count in zip(weight, scale, strict=True):
+        usual = count > 1 and count == math.ceil(n / _BLOCK)
+        if not usual and (count == 0 or n % count):
+            return None
+        sides.append(_BLOCK if usual else n // count)
+    return tuple(sides)
 
 
-def _side(n: int, count: int) -> int | None:
-    """How many of `n` numbers each of `count` scales is for; None where that is not clear."""
-    if count > 1 and count == math.ceil(n / _BLOCK):
-        return _BLOCK
-    return n // count if count and n % count == 0 else None
+def _wrong(weight: Shape, scale: Shape, kind: torch.dtype) -> str | None:
+    """What is wrong with a scale, so that it cannot be read."""
+    if blocks(weight, scale) is None:
+        return f"{tuple(scale)} does not fit its weight {tuple(weight)}"
+    return None if kind in _OF_SCALES else f"is of {str(kind).removeprefix('torch.')}, which is not read here"
 
 
-def _scales(shapes: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype]) -> Any:
-    """Each weight that has a scale beside it, and the name of that."""
-    for name in shapes:
-        if name.endswith(_WEIGHT) and dtypes[name].is_floating_point:
-            start = name.removesuffix(_WEIGHT)
-            if found := [start + end for end in _SCALES if start + end in shapes]:
-                yield name, found[0]
-
-
-def _check(tensors: "Tensors", weight: str, scale: str) -> None:
-    shape, of_scale, kind = tensors.shapes[weight], tensors.shapes[scale], tensors.dtypes[scale]
-    if blocks(shape, of_scale) is None:
-        raise UserError(
-            f"{tensors.source}: the scale {scale} {tuple(of_scale)} does not fit its weight {tuple(shape)}: get the "
-            "file in fp32, fp16, bf16 or fp8."
-        )
-    if kind not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        # Of 8 bits they are those of MXFP8 and its like, whose order a shape does not tell.
-        raise UserError(
-            f"{tensors.source}: the scale {scale} is of {str(kind).removeprefix('torch.')}, which is not read here: "
-            "get the file in fp32, fp16, bf16 or fp8."
-        )
-
-
-def _formats(tensors: "Tensors") -> dict[str, str]:
+def _formats(tensors: "Tensors", marks: list[str]) -> dict[str, str]:
     """The formats of layers, as far as marks tell them."""
     told = _json(tensors.metadata.get(_MARK_IN_METADATA, "{}")).get("layers")
     layers = dict(told) if isinstance(told, dict) else {}
-    end, get = f".{_MARK_OF_LAYER}", None
-    for name in tensors.shapes:
-        if name.endswith(end):
-            get = get or tensors.get()
-            layers[name.removesuffix(end)] = _json(get(name).to(torch.uint8).flatten().numpy().tobytes())
+    of_layers = [name for name in marks if name.endswith(f".{_MARK_OF_LAYER}")]
+    get = tensors.get() if of_layers else None
+    for name in of_layers:
+        layers[name.rpartition(".")[0]] = _json(get(name).to(torch.uint8).flatten().numpy().tobytes())
     return {layer: str(said.get("format", "?") if isinstance(said, dict) else "?") for layer, said in layers.items()}
 
 
-def _told_scaled(tensors: "Tensors") -> dict[str, str]:
+def _told_scaled(tensors: "Tensors", marks: list[str]) -> list[str]:
     """Layers in 8 bits that have scales as the older marks tell: those below a `scaled_fp8`, or with one for inputs."""
-    tops = tuple(name.removesuffix(_MARK) for name in tensors.shapes if name.rpartition(".")[2] == _MARK)
-    weights = [
-        name.removesuffix(f".{_WEIGHT}")
-        for name, kind in tensors.dtypes.items()
-        if name.endswith(f".{_WEIGHT}") and kind in _EIGHT_BITS and len(tensors.shapes[name]) > 1
-    ]
-    return {
-        layer: _MARK for layer in weights
-        if f"{layer}.".startswith(tops) or any(f"{layer}.{end}" in tensors.shapes for end in _OF_ACTIVATIONS)
-    }  # fmt: skip
+    tops = tuple(name.removesuffix(_MARK) for name in marks if name.endswith(_MARK))
+    weights = [name for name, kind in tensors.dtypes.items() if kind in _EIGHT_BITS and len(tensors.shapes[name]) > 1]
+    layers = [name.removesuffix(f".{_WEIGHT}") for name in weights if name.endswith(f".{_WEIGHT}")]
+
+    def is_told(layer: str) -> bool:
+        return f"{layer}.".startswith(tops) or any(f"{layer}.{end}" in tensors.shapes for end in _OF_ACTIVATIONS)
+
+    return list(filter(is_told, layers))
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

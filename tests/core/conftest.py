@@ -38,10 +38,10 @@ def tiny_unet(tiny_config):
 def tiny_checkpoint(tiny_config, tiny_unet, tmp_path_factory):
     """A whole checkpoint file, with all parts."""
     from vc_core.encoders.autoencoder import new_autoencoder, to_taesd_layout
-    from vc_core.encoders.clip import build_clip, open_clip_config
+    from vc_core.encoders.clip import new_towers
 
     torch.manual_seed(1)
-    towers = build_clip(open_clip_config(tiny_config.towers)).state_dict()
+    towers = new_towers(tiny_config.towers).state_dict()
     parts = {
         "model": to_released(tiny_unet),
         "vae": to_taesd_layout(new_autoencoder()),

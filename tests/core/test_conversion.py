@@ -202,6 +202,10 @@ def test_a_scale_of_latents_is_not_dropped(tiny_checkpoint, tmp_path):
     assert "vae_scale of 0.5" in inspect(tmp_path / "vae.safetensors").parts[0].wrong
     with pytest.raises(UserError, match=r"vae_scale of 0\.5"):
         convert(tmp_path / "vae.safetensors", tmp_path / "x.safetensors")
+    for layout in ("ldm", "diffusers"):
+        with pytest.raises(UserError, match=f"the autoencoder in the layout taesd is another network than {layout}"):
+            convert(tiny_checkpoint, tmp_path / "y.safetensors", layout=layout)
+    assert not (tmp_path / "y.safetensors").exists()
     convert(tiny_checkpoint, tmp_path / "y.safetensors", layout="taesd")
     assert open_tensors(tmp_path / "y.safetensors").state()["vae_scale"] == 1
 

@@ -12,10 +12,18 @@ from PIL import Image
 
 from tests.disks import ADVICE, everything_in, files_up_to, full_disk
 from vc_core import cli
-from vc_core.atomic import check_folder, check_place, written_beside
 from vc_core.checkpoint import BUNDLED
 from vc_core.demo import draw_clip
-from vc_core.disk import WriteError, append, make_folder, write_error, writing
+from vc_core.disk import (
+    WriteError,
+    append,
+    check_folder,
+    check_place,
+    make_folder,
+    write_error,
+    writing,
+    written_beside,
+)
 from vc_core.errors import UserError
 from vc_core.files import open_tensors, save_pickled, save_tensors
 from vc_core.terminal import run_program
@@ -150,7 +158,7 @@ def test_folders_that_cannot_be_made(tmp_path):
 
 def test_a_folder_that_allows_no_new_files_is_told_before_the_work(tmp_path, monkeypatch):
     """Root may write everywhere, so the answer is made here."""
-    monkeypatch.setattr("vc_core.atomic.os.access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr("vc_core.disk.os.access", lambda path, mode: path != tmp_path)
     for check in (check_place, check_folder):
         with pytest.raises(WriteError, match=rf"out: cannot be written, as its folder {tmp_path} allows no new files"):
             check(tmp_path / "out")

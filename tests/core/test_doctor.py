@@ -10,7 +10,7 @@ import pytest
 
 from vc_core import cli, models
 from vc_core.commands import doctor
-from vc_core.models import KINDS, MODELS, find_model_files, model_folders
+from vc_core.models import KINDS, MODELS, find_models, model_folders
 
 
 @pytest.fixture
@@ -55,17 +55,9 @@ def test_models_are_found_by_size_or_name_below_the_folders(small_models, tmp_pa
     (tmp_path / "other.pth").write_bytes(b"something else")
     (tmp_path / "notes.txt").write_bytes(b"one")
     (inner / "back").symlink_to(tmp_path)
-    found = find_model_files([tmp_path, tmp_path / "none"])
-    assert [(item.path, item.model, item.right_size) for item in found] == [
-        (tmp_path / "A.pth", a, False),
-        (inner / "renamed.safetensors", b, True),
-    ]
-
-
-def test_another_way_to_identify_files(small_models, tmp_path):
-    (tmp_path / "any.pth").write_bytes(b"?")
-    (found,) = find_model_files([tmp_path], identify=lambda path: small_models[1])
-    assert found.model == small_models[1]
+    found = find_models([tmp_path, tmp_path / "none"])
+    assert found == {a: [tmp_path / "A.pth"], b: [inner / "renamed.safetensors"]}
+    assert not a.has_size_of(found[a][0]) and b.has_size_of(found[b][0])
 
 
 def test_what_doctor_says(small_models, no_trial, tmp_path, monkeypatch, capsys):

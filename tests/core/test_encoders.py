@@ -12,7 +12,7 @@ from vc_core.encoders import autoencoder as autoencoders
 from vc_core.encoders import clip as towers
 from vc_core.encoders.autoencoder import decode, encode, load_autoencoder, new_autoencoder
 from vc_core.encoders.clip import encode_image, encode_text, load_towers
-from vc_core.encoders.layouts import Found, find_parts, layout_of
+from vc_core.encoders.layouts import find_parts, layout_of
 from vc_core.errors import UserError
 from vc_core.files import Tensors, open_tensors, save_tensors
 from vc_core.layouts import part
@@ -49,12 +49,12 @@ def kl():
 @pytest.fixture(scope="module")
 def clip():
     torch.manual_seed(0)
-    return shaken(towers.build_clip(towers.open_clip_config(TINY)))
+    return shaken(towers.new_towers(TINY))
 
 
 def text_tower(clip):
     """The text tower of a CLIP alone, as `layout_of` takes it."""
-    alone = towers.build_clip(towers.open_clip_config(TINY), "meta")
+    alone = towers.new_towers(TINY, "meta")
     alone.visual = None
     alone.load_state_dict({k: v for k, v in clip.state_dict().items() if not k.startswith("visual.")}, assign=True)
     return alone
@@ -116,7 +116,7 @@ def test_autoencoders_are_read_and_written_in_every_layout(tiny, kl, tmp_path, l
     state = variant(exported("vae", layout, model))
     save_tensors(tmp_path / "vae.safetensors", state | {"loss.logvar": torch.zeros(())})
     tensors = open_tensors(tmp_path / "vae.safetensors")
-    assert find_parts(tensors.shapes) == [Found("vae", layout, "")]
+    assert find_parts(tensors.shapes) == {"vae": (layout, "")}
     loaded = load_autoencoder(Part("vae", layout, tensors), widths=WIDTHS)
     assert_same_state(loaded, model)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -200,7 +200,7 @@ def test_towers_are_read_and_written_in_every_layout(clip, tmp_path, layout):
     save_tensors(tmp_path / "text.safetensors", text.tensors.state() | extras)
     save_tensors(tmp_path / "image.safetensors", image.tensors.state())
     files = [open_tensors(tmp_path / name) for name in ("text.safetensors", "image.safetensors")]
-    assert [find_parts(file.shapes) for file in files] == [[Found(n, layout, "")] for n in ("text", "image")]
+    assert [find_parts(file.shapes) for file in files] == [{name: (layout, "")} for name in ("text", "image")]
     loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), whole=True)
     assert_same_state(loaded, clip)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
@@ -223,11 +223,10 @@ def text_model(with_projection=True):
 @pytest.mark.parametrize("with_projection", [True, False])
 def test_text_is_encoded_as_transformers_encodes_it(with_projection):
     model = text_model(with_projection)
-    state = model.state_dict()
-    # transformers 5 leaves out text_model. where there is nothing beside it.
-    assert [found[:2] for found in find_parts(state)] == [("text", "transformers")]
-    prefix = find_parts(state)[0].prefix
-    clip = load_towers(TINY, Part("text", "transformers", Tensors.of(state).below(prefix)), None)
+    tensors = Tensors.of(model.state_dict())
+    ((name, (layout, prefix)),) = find_parts(tensors.shapes).items()
+    assert (name, layout) == ("text", "transformers")  # 5 leaves out text_model. where there is nothing beside it
+    clip = load_towers(TINY, Part("text", "transformers", tensors.below(prefix)), None)
     tokens = towers.tokenize(PROMPTS)
     with torch.no_grad():
         hidden = model(input_ids=tokens, output_hidden_states=True).hidden_states[-2]
@@ -245,7 +244,7 @@ def test_images_are_embedded_as_transformers_embeds_them():
     )  # fmt: skip
     model = shaken(CLIPVisionModelWithProjection(config))
     state = model.state_dict()
-    assert find_parts(state) == [Found("image", "transformers", "")]
+    assert find_parts(state) == {"image": ("transformers", "")}
     clip = load_towers(TINY, None, as_part("image", "transformers", state))
     image = torch.rand(2, 3, 40, 31)
     with torch.no_grad():
@@ -298,7 +297,7 @@ def test_towers_of_another_width_are_told_so(clip):
 
 
 def test_the_released_towers_have_their_size():
-    clip = towers.build_clip(towers.open_clip_config(TowersConfig()), "meta")
+    clip = towers.new_towers(TowersConfig(), "meta")
     assert sum(p.numel() for p in clip.parameters()) == 986_109_441
     visual, clip.visual = clip.visual, None
     assert len(layout_of("text", "open_clip", clip)) == 24 * 12 + 6
@@ -388,9 +387,9 @@ def test_tiles_cover_everything_and_leave_no_seam(height, width):
         return F.interpolate(piece, scale_factor=8.0)
 
     for tile in (8, 11, 50):
-        result = autoencoders._tiled(enlarge, tile, latents, inner=1, outer=8)
+        result = autoencoders._tiled(enlarge, tile, latents, scale=(1, 8))
         torch.testing.assert_close(result, enlarge(latents))
-        back = autoencoders._tiled(lambda p: F.avg_pool2d(p, 8), tile, result, inner=8, outer=1)
+        back = autoencoders._tiled(lambda p: F.avg_pool2d(p, 8), tile, result, scale=(8, 1))
         torch.testing.assert_close(back, latents)
 
 
@@ -427,7 +426,7 @@ def test_stable_diffusions_autoencoder_from_a_whole_file(tmp_path):
     zeros = {k: torch.zeros(t.shape, dtype=torch.float16) for k, t in exported("vae", "ldm", model).items()}
     save_tensors(tmp_path / "sd.safetensors", {f"first_stage_model.{k}": t for k, t in zeros.items()})
     tensors = open_tensors(tmp_path / "sd.safetensors")
-    (found,) = find_parts(tensors.shapes)
-    loaded = load_autoencoder(Part(found.part, found.layout, tensors.below(found.prefix)), torch.float16)
+    ((name, (layout, prefix)),) = find_parts(tensors.shapes).items()
+    loaded = load_autoencoder(Part(name, layout, tensors.below(prefix)), torch.float16)
     assert sum(p.numel() for p in loaded.parameters()) == 83_653_863
     assert torch.equal(decode(loaded, torch.rand(1, 4, 1, 2, 2)), torch.full((1, 3, 1, 16, 16), 0.5))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vc_core.errors import counted
+from vc_core.errors import counted, shorten
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,7 @@ from vc_core.errors import counted
 )
 def test_a_number_goes_with_its_noun(number, words, text):
     assert counted(number, *words) == text
+
+
+def test_many_names_are_shortened():
+    assert shorten(["a", "b"], 3) == "a, b" and shorten(list("abcde"), 3) == "a, b, c and 2 more"

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from vc_core.folders import files_below, named, put_there_by_systems
+from vc_core.folders import files_below, put_there_by_systems
 
 
 def make(top, *names):
@@ -104,7 +104,3 @@ def test_no_warning_where_none_is_wanted(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert files_below(data, tell=False) == []
-
-
-def test_many_names_are_shortened():
-    assert named(["a", "b"]) == "a, b" and named(list("abcde")) == "a, b, c and 2 more"

@@ -13,7 +13,7 @@ from vc_core.conditions import Condition, drawing_size
 from vc_core.config import Config, TowersConfig, UNetConfig
 from vc_core.demo import draw_clip
 from vc_core.encoders.autoencoder import new_autoencoder
-from vc_core.encoders.clip import build_clip, open_clip_config
+from vc_core.encoders.clip import new_towers
 from vc_core.encoders.layouts import layout_of
 from vc_core.files import save_tensors
 from vc_core.layouts import part
@@ -56,7 +56,7 @@ def files(host):
         path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(paths["network"], CONFIG, {"model": to_released(unet)})
     write(new_autoencoder("ldm"), "vae", "ldm", paths["vae"])
-    towers = build_clip(open_clip_config(TowersConfig()))
+    towers = new_towers(TowersConfig())
     visual, towers.visual = towers.visual, None
     write(visual, "image", "transformers", paths["image"])
     del visual

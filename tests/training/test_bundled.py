@@ -21,14 +21,14 @@ from training.bundled.__main__ import main, used
 from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
 from training.bundled.network import NetworkStep, keep_best
 from training.bundled.ring import Ring, windows
-from training.bundled.towers import SMALL_CONFIG
+from training.bundled.towers import SIZES
 from training.muon import Muon
 from training.precision import MOST, SMALL, attend_in_full, attend_split
 from training.timed import TimedRun, rate
 from vc_core.checkpoint import BUNDLED, load_unet, read_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import load_autoencoder, new_autoencoder
-from vc_core.encoders.clip import build_clip, encode_text
+from vc_core.encoders.clip import encode_text, new_towers
 from vc_core.errors import UserError
 from vc_core.files import save_pickled
 from vc_core.inspection import knows_scenes_only
@@ -46,7 +46,7 @@ def ring():
     torch.manual_seed(0)
     made = Ring(
         load_autoencoder(read_checkpoint(BUNDLED).part("vae")),
-        build_clip(SMALL_CONFIG).eval(),
+        new_towers(SIZES).eval(),
         seed=1,
         capacity=6,
         scale=4,
@@ -112,7 +112,7 @@ def test_a_design_with_unknown_keys_is_refused(tmp_path):
 
 
 def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
-    ring = Ring(new_autoencoder().eval(), build_clip(SMALL_CONFIG).eval(), 1, capacity=3, size=32, scale=4)
+    ring = Ring(new_autoencoder().eval(), new_towers(SIZES).eval(), 1, capacity=3, size=32, scale=4)
     ring.draw(2)
     first = ring.take("depth", torch.tensor([0, 1])).clone()
     ring.draw(2)

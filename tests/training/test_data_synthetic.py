@@ -177,11 +177,11 @@ def test_a_cache_may_be_of_fewer_scenes_than_a_shard(cache):
 
 
 def untrained():
-    from training.bundled.towers import SMALL_CONFIG
+    from training.bundled.towers import SIZES
     from vc_core.encoders.autoencoder import new_autoencoder
-    from vc_core.encoders.clip import build_clip
+    from vc_core.encoders.clip import new_towers
 
-    return new_autoencoder(), build_clip(SMALL_CONFIG).eval()
+    return new_autoencoder(), new_towers(SIZES).eval()
 
 
 # --- A recipe's domains ---------------------------------------------------------------------------------------------

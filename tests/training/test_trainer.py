@@ -67,11 +67,11 @@ watch: {log_every: 1}
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory):
     from vc_core.encoders.autoencoder import new_autoencoder, to_taesd_layout
-    from vc_core.encoders.clip import build_clip, open_clip_config
+    from vc_core.encoders.clip import new_towers
 
     folder = tmp_path_factory.mktemp("recipe")
     torch.manual_seed(1)
-    towers = build_clip(open_clip_config(CONFIG.towers)).state_dict()
+    towers = new_towers(CONFIG.towers).state_dict()
     parts = {
         "vae": to_taesd_layout(new_autoencoder()),
         "text": {k: v for k, v in towers.items() if not k.startswith("visual.")},

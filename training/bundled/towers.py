@@ -24,7 +24,7 @@ from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
 from vc_core.config import Config, TowersConfig
-from vc_core.encoders.clip import build_clip, open_clip_config, preprocess, text_layers, tokenize
+from vc_core.encoders.clip import new_towers, preprocess, text_layers, tokenize
 from vc_core.files import save_tensors
 
 SIZES = TowersConfig(
@@ -32,7 +32,6 @@ SIZES = TowersConfig(
     image_head_width=32, image_layers=4,
 )  # fmt: skip
 """The bundled small towers: 4.2 M parameters, of which 3.2 M are the token embedding."""
-SMALL_CONFIG = open_clip_config(SIZES)
 
 TRAIN_SEED, TEST_SEED = 11, 12
 FILE = "towers.safetensors"
@@ -67,9 +66,9 @@ class Towers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clip = build_clip(SMALL_CONFIG)
-        width = SMALL_CONFIG["text_cfg"]["width"]
-        embedded = SMALL_CONFIG["embed_dim"]
+        self.clip = new_towers(SIZES)
+        width = SIZES.text_width
+        embedded = SIZES.embed_dim
         self.readouts = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in READOUTS.items()})
         self.image_readouts = nn.ModuleDict({name: nn.Linear(embedded, n) for name, n in IMAGE_READOUTS.items()})
         for name in ("objects", "colors"):
@@ -126,7 +125,7 @@ def trim(tokens: torch.Tensor) -> torch.Tensor:
 
 def image_features(towers: Towers, frames: torch.Tensor) -> torch.Tensor:
     """Embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; while training in the fastest type."""
-    size = SMALL_CONFIG["vision_cfg"]["image_size"]
+    size = SIZES.image_size
     dtype = fast_type(frames.device)
     with torch.autocast(frames.device.type, dtype, enabled=towers.training and dtype != torch.float32):
         return towers.clip.visual(preprocess(frames, (size, size))).float()

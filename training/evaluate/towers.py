@@ -41,7 +41,7 @@ class Clip:
     def texts(self, texts: list[str]) -> Tensor:
         """Embeddings (N, D) of texts: the last layer at the end of each, projected."""
         projection = self.model.text_projection
-        tokens = tokenize(texts, self.model.context_length).to(projection.device)
+        tokens = tokenize(texts).to(projection.device)
         last = text_layers(self.model, tokens)[-1]
         return (last[torch.arange(len(tokens)), tokens.argmax(1)] @ projection).float().cpu()
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models import KINDS, MODELS, PROJECT, find_model_files, model_folders
+from ..models import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders
 from ..progress import Progress
 
 Findings = dict[str, Any]
@@ -23,18 +23,15 @@ DECODERS = ("h264", "hevc", "vp9", "av1")
 
 
 def examine(hash: bool = False, progress: Progress | None = None) -> Findings:
-    """Looks at everything that composing depends on, and composes a small video to see whether it works.
-
-    Args:
-        hash: also compute the SHA-256 of the models that are found, which reads them as a whole.
-    """
+    """Looks at everything that composing depends on, and composes a small video to see whether it works. `hash` also
+    computes the SHA-256 of the models that are found, which reads them as a whole."""
     checks: dict[str, Callable[[], Any]] = {
         "python": lambda: {"version": platform.python_version(), "system": platform.platform()},
         "libraries": libraries,
         "devices": devices,
         "codecs": codecs,
         "models": lambda: models(hash, progress),
-        "compiler": compiler,
+        "compiler": lambda: shutil.which(os.environ.get("CXX", "g++")),  # that torch.compile needs on the CPU
         "disk": disk,
         "problem": problem,
     }
@@ -54,17 +51,10 @@ def libraries() -> list[Findings]:
     found = []
     for text, needed in _requirements():
         requirement = Requirement(text)
-        version = _version(requirement.name)
+        name, version = requirement.name, _version(requirement.name)
         satisfied = version is not None and requirement.specifier.contains(version, prereleases=True)
-        found.append(
-            {
-                "name": requirement.name,
-                "wanted": str(requirement.specifier),
-                "version": version,
-                "satisfied": satisfied,
-                "needed": needed or requirement.name in NEEDED,
-            }
-        )
+        wanted = {"name": name, "wanted": str(requirement.specifier), "version": version}
+        found.append({**wanted, "satisfied": satisfied, "needed": needed or name in NEEDED})
     return found
 
 
@@ -91,30 +81,16 @@ def devices() -> list[Findings]:
     """Where composing can run, and the types that make sense for the weights there."""
     import torch
 
-    found: list[Findings] = [
-        {
-            "name": "cpu",
-            "what": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "dtypes": ["fp32"],
-        }
-    ]
+    cpu = {"name": "cpu", "what": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    found: list[Findings] = [{**cpu, "cores": os.cpu_count(), "dtypes": ["fp32"]}]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        capability = (properties.major, properties.minor)
-        found.append(
-            {
-                "name": f"cuda:{index}",
-                "what": properties.name,
-                "capability": ".".join(map(str, capability)),
-                "memory": total,
-                "free": free,
-                # bf16 is computed in hardware from Ampere on; fp8 only stores, so it asks for nothing.
-                "dtypes": ["fp16", *(["bf16"] if capability >= (8, 0) else []), "fp8"],
-            }
-        )
+        # bf16 is computed in hardware from Ampere on; fp8 only stores, so it asks for nothing.
+        dtypes = ["fp16", "bf16", "fp8"] if properties.major >= 8 else ["fp16", "fp8"]
+        card = {"name": f"cuda:{index}", "what": properties.name}
+        capability = f"{properties.major}.{properties.minor}"
+        found.append({**card, "capability": capability, "memory": total, "free": free, "dtypes": dtypes})
     if torch.backends.mps.is_available():
         found.append({"name": "mps", "what": platform.processor() or "Apple", "dtypes": ["fp16", "fp32"]})
     return found
@@ -142,25 +118,17 @@ def models(hash: bool = False, progress: Progress | None = None) -> Findings:
     """The table of models, with what of it was found; sizes in bytes."""
     from ..files import sha256
 
+    def describe(model: ModelFile, path: Path) -> Findings:
+        right = sha256(path, progress) == model.sha256 if hash and model.sha256 else None
+        size = {"size": path.stat().st_size, "right_size": model.has_size_of(path)}
+        return {"path": str(path), **size, "right": right}
+
     folders = model_folders()
-    found = find_model_files(folders)
-
-    def describe(item: Any) -> Findings:
-        known = item.model.sha256
-        right = sha256(item.path, progress) == known if hash and known else None
-        return {"path": str(item.path), "size": item.path.stat().st_size, "right_size": item.right_size, "right": right}
-
+    found = find_models(folders)
     return {
         "folders": [{"path": str(folder), "exists": folder.is_dir()} for folder in folders],
-        "files": [
-            {**vars(model), "found": [describe(item) for item in found if item.model == model]} for model in MODELS
-        ],
+        "files": [{**vars(model), "found": [describe(model, path) for path in found[model]]} for model in MODELS],
     }
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile needs on the CPU."""
-    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def disk() -> list[Findings]:
@@ -195,77 +163,62 @@ def problem() -> str | None:
 def as_text(findings: Findings) -> str:
     """The findings for people, a few lines for each."""
     lines = [f"Python {findings['python']['version']} on {findings['python']['system']}"]
-    sections = (
+    for title, name, describe in (
         ("Libraries", "libraries", _library_lines),
         ("Devices", "devices", _device_lines),
         ("Codecs", "codecs", _codec_lines),
         ("Models (the bundled checkpoint needs none of them)", "models", _model_lines),
-    )
-    for title, name, describe in sections:
-        content = findings[name]
-        lines += ["", title, *(f"  {line}" for line in ([content] if isinstance(content, str) else describe(content)))]
-    compiler = findings["compiler"]
-    lines += ["", f"torch.compile: {compiler or 'no C++ compiler, so --compile works on CUDA alone: install g++'}"]
+    ):
+        found = findings[name]
+        lines += ["", title, *(f"  {line}" for line in ([found] if isinstance(found, str) else describe(found)))]
+    no_compiler = "no C++ compiler, so --compile works on CUDA alone: install g++"
+    lines += ["", f"torch.compile: {findings['compiler'] or no_compiler}"]
     lines += [f"{item['what']}: {_amount(item['free'])} free in {item['path']}" for item in findings["disk"]]
     problem = findings["problem"]
     lines += ["", "Composing with the bundled checkpoint works." if problem is None else f"It does not work: {problem}"]
     return "\n".join(lines)
 
 
-def _library_lines(found: list[Findings]) -> list[str]:
-    def say(item: Findings) -> str:
-        if item["satisfied"]:
-            return f"{item['name']} {item['version']}"
-        what = "missing" if item["version"] is None else f"{item['version']} is another version"
-        return f"{item['name']} {what}: {item['wanted']} is wanted" + (
-            "" if item["needed"] else " by tests or training"
-        )
-
-    return [", ".join(say(item) for item in found if item["satisfied"])] + [
-        say(item) for item in found if not item["satisfied"]
-    ]
+def _library_lines(found: list[Findings]) -> Iterator[str]:
+    yield ", ".join(f"{item['name']} {item['version']}" for item in found if item["satisfied"])
+    for item in found:
+        if not item["satisfied"]:
+            what = "missing" if item["version"] is None else f"{item['version']} is another version"
+            by = "" if item["needed"] else " by tests or training"
+            yield f"{item['name']} {what}: {item['wanted']} is wanted{by}"
 
 
-def _device_lines(found: list[Findings]) -> list[str]:
-    return [
-        f"{item['name']}: {item['what']}"
-        + (f", {item['threads']} threads of {item['cores']}" if "threads" in item else "")
-        + (f", compute capability {item['capability']}" if "capability" in item else "")
-        + (f", {_amount(item['memory'])}, {_amount(item['free'])} free" if "memory" in item else "")
-        + f"; weights in {' or '.join(item['dtypes'])}"
-        for item in found
-    ]
+def _device_lines(found: list[Findings]) -> Iterator[str]:
+    for item in found:
+        threads = f", {item['threads']} threads of {item['cores']}" if "threads" in item else ""
+        capability = f", compute capability {item['capability']}" if "capability" in item else ""
+        memory = f", {_amount(item['memory'])}, {_amount(item['free'])} free" if "memory" in item else ""
+        weights = f"weights in {' or '.join(item['dtypes'])}"
+        yield f"{item['name']}: {item['what']}{threads}{capability}{memory}; {weights}"
 
 
-def _codec_lines(found: Findings) -> list[str]:
-    def say(kind: str, note: Callable[[str], str] = lambda name: "") -> str:
-        return f"{kind}: " + ", ".join(
-            f"{name}{note(name)}{'' if here else ' MISSING'}" for name, here in found[kind].items()
-        )
-
-    return [say("encoders", lambda name: f" for {ENCODERS[name]}"), say("decoders"), say("pillow")]
+def _codec_lines(found: Findings) -> Iterator[str]:
+    for kind, those in found.items():
+        purposes = {name: f" for {ENCODERS[name]}" if kind == "encoders" else "" for name in those}
+        said = (f"{name}{purposes[name]}{'' if here else ' MISSING'}" for name, here in those.items())
+        yield f"{kind}: {', '.join(said)}"
 
 
-def _model_lines(found: Findings) -> list[str]:
-    lines = [
-        f"searched: {folder['path']}" + ("" if folder["exists"] else " (no such folder)") for folder in found["folders"]
-    ]
+def _model_lines(found: Findings) -> Iterator[str]:
+    for folder in found["folders"]:
+        yield f"searched: {folder['path']}{'' if folder['exists'] else ' (no such folder)'}"
     for model in found["files"]:
-        lines += [f"{'found' if model['found'] else 'missing'}: {model['name']}, {model['purpose']}"]
-        lines += [f"  {_found_line(item, model)}" for item in model["found"]]
+        yield f"{'found' if model['found'] else 'missing'}: {model['name']}, {model['purpose']}"
+        size = _amount(model["size"])
+        wrong = f", SHA-256 WRONG: get it again from {model['source']}"
+        for item in model["found"]:
+            cut = "" if item["right_size"] else f", not the published {size}: halved, or cut off"
+            verdict = {True: ", SHA-256 right", False: wrong, None: ""}[item["right"]]
+            yield f"  {item['path']} ({_amount(item['size'])}{cut}{verdict})"
         if not model["found"]:
-            lines += [
-                f"  {_amount(model['size'])} from {model['source']}",
-                f"  put it into {found['folders'][0]['path']}; {KINDS[model['kind']]}; "
-                f"SHA-256 {model['sha256'] or 'unknown'}",
-            ]
-    return lines
-
-
-def _found_line(item: Findings, model: Findings) -> str:
-    size = "" if item["right_size"] else f", not the published {_amount(model['size'])}: halved, or cut off"
-    verdicts = {True: ", SHA-256 right", False: f", SHA-256 WRONG: get it again from {model['source']}", None: ""}
-    return f"{item['path']} ({_amount(item['size'])}{size}{verdicts[item['right']]})"
+            yield f"  {size} from {model['source']}"
+            place, use = found["folders"][0]["path"], KINDS[model["kind"]]
+            yield f"  put it into {place}; {use}; SHA-256 {model['sha256'] or 'unknown'}"
 
 
 def _amount(size: int) -> str:

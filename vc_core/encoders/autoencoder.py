@@ -10,45 +10,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError, counted, shorten
 from ..files import StateDict, Tensors
-from ..layouts import fill, names_of, part, shorten
+from ..layouts import fill, names_of, part, unused
 from ..progress import Progress
-from .layouts import is_ignored, is_known_extra, layout_of
+from .layouts import is_known_extra, layout_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     from ..checkpoint import Part
 
-FACTOR = 8
-"""Pixels of a side that one latent position stands for."""
-CHANNELS = 4
-"""Of a latent."""
+    Autoencoder = AutoencoderTiny | AutoencoderKL
+
+FACTOR, CHANNELS = 8, 4
+"""Pixels of a side that one latent position stands for, and channels of a latent."""
 WIDTHS = (128, 256, 512, 512)
 """Channels of the levels of Stable Diffusion's autoencoder (83.7 M parameters, 248 tensors)."""
 MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
 
 SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
+"""What TAESD files may ask for beside their parameters, and the values that nothing has to be done for."""
 
 
 def new_autoencoder(
     layout: str = "taesd", widths: tuple[int, ...] = WIDTHS, device: str | torch.device = "cpu"
-) -> AutoencoderTiny | AutoencoderKL:
-    """An autoencoder with fresh weights.
-
-    Args:
-        layout: `taesd` for an AutoencoderTiny of the default architecture (2.4 M parameters), `ldm` or `diffusers` for
-            an AutoencoderKL of Stable Diffusion's.
-        widths: channels of the AutoencoderKL's four levels, multiples of 32.
-        device: `meta` for one without memory for its weights.
-    """
+) -> Autoencoder:
+    """An autoencoder with fresh weights: an AutoencoderTiny (2.4 M parameters) for the layout `taesd`, else an
+    AutoencoderKL with `widths` channels in its four levels, multiples of 32. On `meta` it takes no memory."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     with torch.device(device):
@@ -69,33 +65,27 @@ def load_autoencoder(
     device: str | torch.device = "cpu",
     widths: tuple[int, ...] = WIDTHS,
     progress: Progress | None = None,
-) -> AutoencoderTiny | AutoencoderKL:
-    """The autoencoder of a file, in evaluation mode, without gradients.
+) -> Autoencoder:
+    """The autoencoder of a file's part `vae`, in evaluation mode, without gradients; views of the mapped file where
+    type and device allow it.
 
-    Its weights are views of the mapped file where type and device allow it.
-
-    Args:
-        source: the part `vae` of a checkpoint, in any layout of `vc_core.encoders.layouts`.
-        widths: see `new_autoencoder`.
-
-    Raises:
-        UserError: tensors are missing, of another shape or of another model, or the file asks for another scale or
-            shift.
+    Raises `UserError` where tensors are missing, of another shape or of another model, or the file asks for another
+    scale or shift.
     """
     tensors = source.tensors
     what = "TAESD's autoencoder" if source.layout == "taesd" else "Stable Diffusion's autoencoder"
     model = new_autoencoder(source.layout, widths, "meta")
     layout = layout_of("vae", source.layout, model, tensors.shapes)
-    known = names_of(layout)
-    modules = {name.split(".")[0] for name in known}
-    extra = [name for name in tensors.shapes if name.split(".")[0] in modules and name not in known]
-    if extra := [name for name in extra if not is_ignored(name)]:
+    modules = {name.split(".")[0] for name in names_of(layout)}
+    ignored = {name for name in tensors.shapes if is_known_extra("vae", name)}
+    extra = [name for name in unused(layout, tensors) if name.split(".")[0] in modules and name not in ignored]
+    if extra:
         raise UserError(
             f"{tensors.source} has {counted(len(extra), 'tensor')} that {what} has no place for "
             f"({shorten(extra)}): the file is of another model."
         )
     check_scalars(tensors)
-    fill(model, layout, tensors, what, dtype, device, progress, lambda name: is_known_extra("vae", name))
+    fill(model, layout, tensors, what, dtype, device, progress, ignored)
     return model.eval().requires_grad_(False)
 
 
@@ -118,13 +108,14 @@ def to_taesd_layout(model: AutoencoderTiny) -> StateDict:
 # --- Encoding and decoding ------------------------------------------------------------------------------------------
 
 
+Function = Callable[[Tensor], Tensor]
+_SIZES = {"encoding": (CHANNELS, (FACTOR, 1)), "decoding": (3, (1, FACTOR))}
+"""Channels of the result, and pixels of a side that a latent position has in the argument and in the result."""
+
+
 @torch.no_grad()
 def encode(
-    ae: AutoencoderTiny | AutoencoderKL,
-    video: Tensor,
-    chunk: int = 16,
-    tile: int | None = None,
-    progress: Progress | None = None,
+    ae: Autoencoder, video: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
 ) -> Tensor:
     """Video (B, 3, F, H, W), RGB in [0, 1], to its raw latent (B, 4, F, H/8, W/8).
 
@@ -133,63 +124,41 @@ def encode(
 
     Args:
         chunk: frames at a time. Memory grows with it; the result does not depend on it.
-        tile: side in pixels of the overlapping tiles that frames are cut into, rounded down to a multiple of 8; None
-            for whole frames. Memory grows with it; norms and attention then see one tile at a time, so the result
-            differs a little.
+        tile: side in pixels, rounded down to a multiple of 8, of overlapping tiles that frames are cut into to save
+            memory; norms and attention see one tile at a time, so the result differs a little. None: whole frames.
         progress: called as `progress("encoding", done, total)` in frames, after every chunk.
 
-    Raises:
-        UserError: a video of another shape or whose sides are no multiples of 8, or a chunk or tile that is too small.
+    Raises `UserError` for a video of another shape or whose sides are no multiples of 8, a chunk or tile too small.
     """
     if video.dim() != 5 or video.shape[1] != 3 or video.shape[-1] % FACTOR or video.shape[-2] % FACTOR:
         raise UserError(
             f"The video has shape {tuple(video.shape)} where (B, 3, F, H, W) with sides that are multiples of "
             f"{FACTOR} was expected: resize or crop it first."
         )
-    _check_sizes(chunk, tile)
-    function = partial(_encode_frames, ae)
-    if tile is not None:
-        function = partial(_tiled, function, tile // FACTOR, inner=FACTOR, outer=1)
-    size = (video.shape[-2] // FACTOR, video.shape[-1] // FACTOR)
-    return _by_chunks(function, video, (CHANNELS, *size), chunk, "encoding", progress)
+    return _by_frames("encoding", partial(_encode_frames, ae), video, chunk, tile, progress)
 
 
 @torch.no_grad()
 def decode(
-    ae: AutoencoderTiny | AutoencoderKL,
-    latent: Tensor,
-    chunk: int = 16,
-    tile: int | None = None,
-    progress: Progress | None = None,
+    ae: Autoencoder, latent: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
 ) -> Tensor:
-    """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1].
+    """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1]: the reverse of `encode`, see there.
 
-    The arguments and the result's type are those of `encode`; progress is called with "decoding".
-
-    Raises:
-        UserError: a latent of another shape, or a chunk or tile that is too small.
+    Progress is called with "decoding". Raises `UserError` for a latent of another shape, a chunk or tile too small.
     """
     if latent.dim() != 5 or latent.shape[1] != CHANNELS:
         raise UserError(
             f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
         )
-    _check_sizes(chunk, tile)
-    function = partial(_decode_frames, ae)
-    if tile is not None:
-        function = partial(_tiled, function, tile // FACTOR, inner=1, outer=FACTOR)
-    size = (latent.shape[-2] * FACTOR, latent.shape[-1] * FACTOR)
-    return _by_chunks(function, latent, (3, *size), chunk, "decoding", progress)
+    return _by_frames("decoding", partial(_decode_frames, ae), latent, chunk, tile, progress)
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
-    """Latents (N, 4, h, w) to RGB (N, 3, 8h, 8w) of about [0, 1], not clamped, with gradients.
-
-    TAESD softly clamps latents at 3 first.
-    """
+    """Latents (N, 4, h, w), softly clamped at 3, to RGB (N, 3, 8h, 8w) of about [0, 1], not clamped, with gradients."""
     return ae.decoder.layers(torch.tanh(latents / 3) * 3)
 
 
-def _encode_frames(ae: AutoencoderTiny | AutoencoderKL, frames: Tensor) -> Tensor:
+def _encode_frames(ae: Autoencoder, frames: Tensor) -> Tensor:
     weight = next(ae.encoder.parameters())
     frames = frames.to(weight.device, torch.float32)
     if _is_tiny(ae):
@@ -199,37 +168,33 @@ def _encode_frames(ae: AutoencoderTiny | AutoencoderKL, frames: Tensor) -> Tenso
     return ae.encode((frames * 2 - 1).to(weight.dtype)).latent_dist.mode()
 
 
-def _decode_frames(ae: AutoencoderTiny | AutoencoderKL, latents: Tensor) -> Tensor:
+def _decode_frames(ae: Autoencoder, latents: Tensor) -> Tensor:
     weight = next(ae.decoder.parameters())
     latents = latents.to(weight.device, weight.dtype)
     frames = decode_frames(ae, latents) if _is_tiny(ae) else ae.decode(latents).sample.float() / 2 + 0.5
     return frames.clamp(0.0, 1.0)
 
 
-def _is_tiny(ae: AutoencoderTiny | AutoencoderKL) -> bool:
+def _is_tiny(ae: Autoencoder) -> bool:
     from diffusers import AutoencoderTiny
 
     return isinstance(ae, AutoencoderTiny)
 
 
-def _check_sizes(chunk: int, tile: int | None) -> None:
+def _by_frames(
+    what: str, function: Function, video: Tensor, chunk: int, tile: int | None, progress: Progress | None
+) -> Tensor:
+    """A function of frames (N, C, H, W), of one of `_SIZES`, applied to a video (B, C, F, H, W): (B, c, F, h, w)."""
     if chunk < 1:
         raise UserError(f"The chunk is {chunk} frames: expected at least 1.")
     if tile is not None and tile < MIN_TILE:
         raise UserError(f"The tile is {tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
-
-
-def _by_chunks(
-    function: Callable[[Tensor], Tensor],
-    video: Tensor,
-    shape: tuple[int, int, int],
-    chunk: int,
-    what: str,
-    progress: Progress | None,
-) -> Tensor:
-    """A function of frames (N, C, H, W) applied to a video (B, C, F, H, W): (B, c, F, h, w) for frames of `shape`."""
+    channels, scale = _SIZES[what]
+    if tile is not None:
+        function = partial(_tiled, function, tile // FACTOR, scale=scale)
     batch, frames = video.shape[0], video.shape[2]
-    result = torch.empty((batch, shape[0], frames, *shape[1:]), device=video.device)
+    size = (side // scale[0] * scale[1] for side in video.shape[3:])
+    result = torch.empty((batch, channels, frames, *size), device=video.device)
     source, target = video.transpose(1, 2), result.transpose(1, 2)
     places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
     done = 0
@@ -242,29 +207,25 @@ def _by_chunks(
     return result
 
 
-def _tiled(function: Callable[[Tensor], Tensor], tile: int, frames: Tensor, *, inner: int, outer: int) -> Tensor:
-    """A function of frames applied to overlapping tiles, which are blended.
+def _tiled(function: Function, tile: int, frames: Tensor, scale: tuple[int, int]) -> Tensor:
+    """A function of frames applied to overlapping tiles, of `tile` latent positions a side, which are blended.
 
     diffusers' own tiling sets state on the module, leaves slivers at the right and lower border whose norms go
     astray, and divides by zero for AutoencoderTiny's smaller tiles.
-
-    Args:
-        tile: side in latent positions.
-        inner, outer: pixels of a side that a latent position has in the function's argument and result.
     """
-    height, width = frames.shape[-2] // inner, frames.shape[-1] // inner
-    corners = [(top, left) for top in _starts(height, tile) for left in _starts(width, tile)]
+    inner, outer = scale
+    height, width = (side // inner for side in frames.shape[-2:])
+    corners = list(product(_starts(height, tile), _starts(width, tile)))
     if len(corners) == 1:
         return function(frames)
     result: Tensor | None = None
-    for top, left in corners:
-        rows, columns = slice(top, top + tile), slice(left, left + tile)
-        piece = function(frames[..., _scaled(rows, inner), _scaled(columns, inner)]).float()
+    for corner in corners:
+        piece = function(frames[_area(corner, tile, inner)]).float()
         if result is None:
             result = piece.new_zeros(*piece.shape[:2], height * outer, width * outer)
-            weights = piece.new_zeros(height * outer, width * outer)
+            weights = result.new_zeros(result.shape[-2:])
         weight = torch.outer(*(_ramp(side, tile // 4 * outer, piece.device) for side in piece.shape[-2:]))
-        area = (..., _scaled(rows, outer), _scaled(columns, outer))
+        area = _area(corner, tile, outer)
         result[area] += piece * weight
         weights[area] += weight
     return result / weights
@@ -274,13 +235,12 @@ def _starts(length: int, tile: int) -> list[int]:
     """Where tiles begin that cover a length, evenly spaced, overlapping by a quarter or more, the last at the end."""
     if length <= tile:
         return [0]
-    step = tile - tile // 4
-    count = math.ceil((length - tile) / step) + 1
+    count = math.ceil((length - tile) / (tile - tile // 4)) + 1
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def _scaled(span: slice, factor: int) -> slice:
-    return slice(span.start * factor, span.stop * factor)
+def _area(corner: tuple[int, int], tile: int, factor: int) -> tuple:
+    return (..., *(slice(start * factor, (start + tile) * factor) for start in corner))
 
 
 def _ramp(length: int, rise: int, device: torch.device) -> Tensor:

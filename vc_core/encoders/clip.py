@@ -29,51 +29,25 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Part
 
+LENGTH = 77
+"""Tokens of a prompt."""
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's CLIP statistics of RGB in [0, 1], which OpenCLIP's ViT-H/14 was trained with too."""
 
 
-def open_clip_config(towers: TowersConfig) -> dict[str, Any]:
-    """A checkpoint's tower sizes in open_clip's own form."""
-    return {
-        "embed_dim": towers.embed_dim,
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": towers.text_width,
-            "heads": towers.text_heads,
-            "layers": towers.text_layers,
-        },
-        "vision_cfg": {
-            "image_size": towers.image_size,
-            "patch_size": towers.patch_size,
-            "width": towers.image_width,
-            "layers": towers.image_layers,
-            "head_width": towers.image_head_width,
-        },
-    }
-
-
-def build_clip(config: dict[str, Any], device: str | torch.device = "cpu") -> CLIP:
-    """A CLIP model with fresh weights from a config in open_clip's own form (`embed_dim`, `text_cfg`, `vision_cfg`).
-
-    Args:
-        device: `meta` for one without memory for its weights.
-
-    Raises:
-        UserError: a part is missing, or names a setting that open_clip does not have.
-    """
+def new_towers(sizes: TowersConfig, device: str | torch.device = "cpu") -> CLIP:
+    """Towers with fresh weights. `device` is `meta` for ones without memory for their weights."""
     from open_clip.model import CLIP
 
-    try:
-        with torch.device(device):
-            return CLIP(**config)
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"The towers' config does not fit open_clip's CLIP ({error}); it needs embed_dim, text_cfg and vision_cfg "
-            "as in open_clip's model configs."
-        ) from error
+    text = {"width": sizes.text_width, "heads": sizes.text_heads, "layers": sizes.text_layers}
+    image = {"width": sizes.image_width, "head_width": sizes.image_head_width, "layers": sizes.image_layers}
+    with torch.device(device):
+        return CLIP(
+            sizes.embed_dim,
+            text_cfg={"context_length": LENGTH, "vocab_size": 49408, **text},
+            vision_cfg={"image_size": sizes.image_size, "patch_size": sizes.patch_size, **image},
+        )
 
 
 def load_towers(
@@ -85,98 +59,74 @@ def load_towers(
     whole: bool = False,
     progress: Progress | None = None,
 ) -> CLIP:
-    """The text and image towers of files, in evaluation mode, without gradients.
-
-    The weights are views of the mapped files where type and device allow it. A tower without a file is left out:
-    `encode_text` or `encode_image` then refuses.
+    """The text and image towers of files' parts `text` and `image`, in evaluation mode, without gradients; views of
+    the mapped files where type and device allow it. One without a file is left out: `encode_text` or `encode_image`
+    then refuses.
 
     Args:
-        text, image: the parts of these names of one checkpoint or two, in any layout of `vc_core.encoders.layouts`.
         whole: also what encoding never uses, the last text block, the text projection and the logit scale, as training
             needs. Stable Diffusion 2.x's text encoder in transformers' layout comes without.
 
-    Raises:
-        UserError: tensors are missing or of another shape; the message lists them, and says so first where a whole
-            tower is of another width.
+    Raises `UserError` where tensors are missing or of another shape; the message lists them, and says so first where a
+    whole tower is of another width.
     """
-    model = build_clip(open_clip_config(config), "meta")
+    model = new_towers(config, "meta")
     visual, model.visual = model.visual, None
-    known = set() if text is None else names_of(layout_of("text", text.layout, model, text.tensors.shapes))
-    if text is None:
-        _leave_out(model, "token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
-    elif not whole:
-        del model.transformer.resblocks[-1]
-    if text is None or not whole:
-        _leave_out(model, "text_projection", "logit_scale")
+    unused: set[str] = set()  # names of what is left out on purpose; any other that has no place is warned of
+
+    def fill_tower(tower: nn.Module, part: Part, wide: str) -> None:
+        """`wide` is a parameter whose last dimension is the tower's width."""
+        tensors, name = part.tensors, part.name
+        layout = layout_of(name, part.layout, tower, tensors.shapes)
+        found, expected = tensors.shapes.get(layout[wide].names[0]), layout[wide].shape[-1]
+        if found and found[-1] != expected:
+            raise UserError(
+                f"{tensors.source} is of another model: its {name} tower is {found[-1]} wide, expected {expected} "
+                "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
+                "with, for the released network OpenCLIP's ViT-H/14."
+            )
+        ignored = {extra for extra in tensors.shapes if extra in unused or is_known_extra(name, extra)}
+        fill(tower, layout, tensors, f"the {name} tower", dtype, device, progress, ignored)
+
     if text is not None:
-        _fill_tower(model, text, known, dtype, device, progress)
-        model.attn_mask = _causal_mask(model.context_length).to(device, dtype)
+        unused = names_of(layout_of("text", text.layout, model, text.tensors.shapes))
+        if not whole:
+            del model.transformer.resblocks[-1]
+    left_out = [] if whole and text else ["text_projection", "logit_scale"]
+    left_out += [] if text else ["token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask"]
+    for name in left_out:  # modules, parameters and buffers, which torch counts as absent where they are None
+        setattr(model, name, None)
+    if text is not None:
+        fill_tower(model, text, "token_embedding.weight")
+        mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
+        model.attn_mask = mask.to(device, dtype)  # a token (row) attends to none (column) after it
     if image is not None:
-        _fill_tower(visual, image, set(), dtype, device, progress)
+        unused = set()
+        fill_tower(visual, image, "class_embedding")
         model.visual = visual
     return model.eval().requires_grad_(False)
 
 
-def _leave_out(model: CLIP, *names: str) -> None:
-    """Sets modules, parameters and buffers to None, which torch then counts as absent."""
-    for name in names:
-        setattr(model, name, None)
+# --- Text -----------------------------------------------------------------------------------------------------------
 
 
-def _causal_mask(length: int) -> torch.Tensor:
-    """0 where a token (row) may attend to another (column), minus infinity to those after it."""
-    return torch.full((length, length), float("-inf")).triu(1)
-
-
-# A parameter whose last dimension is the tower's width.
-_WIDE = {"text": "token_embedding.weight", "image": "class_embedding"}
-
-
-def _fill_tower(
-    tower: nn.Module,
-    part: Part,
-    known: set[str],
-    dtype: torch.dtype,
-    device: str | torch.device,
-    progress: Progress | None,
-) -> None:
-    """`known` are the names of what is left out on purpose; any other that has no place is warned of."""
-
-    def ignored(name: str) -> bool:
-        return name in known or is_known_extra(part.name, name)
-
-    tensors = part.tensors
-    layout = layout_of(part.name, part.layout, tower, tensors.shapes)
-    wide = layout[_WIDE[part.name]]
-    found, expected = tensors.shapes.get(wide.names[0]), wide.shape[-1]
-    if found and found[-1] != expected:
-        raise UserError(
-            f"{tensors.source} is of another model: its {part.name} tower is {found[-1]} wide, expected {expected} "
-            "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
-            "with, for the released network OpenCLIP's ViT-H/14."
-        )
-    fill(tower, layout, tensors, f"the {part.name} tower", dtype, device, progress, ignored)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(context_length: int) -> Any:
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
     from open_clip import SimpleTokenizer  # its vocabulary comes with the package
 
-    return SimpleTokenizer(context_length=context_length)
+    return SimpleTokenizer(context_length=LENGTH)
 
 
-def tokenize(prompts: list[str], context_length: int = 77) -> torch.Tensor:
-    """Token numbers (B, context_length) int64: start, words, end, then zeros.
-
-    Longer prompts are cut, with a warning that names the words that are lost.
-    """
-    tokenizer = _tokenizer(context_length)
+def tokenize(prompts: list[str]) -> torch.Tensor:
+    """Token numbers (B, 77) int64: start, words, end, then zeros. Longer prompts are cut, with a warning that names the
+    words that are lost."""
+    tokenizer = _tokenizer()
     tokens = tokenizer(list(prompts))
     for prompt, row in zip(prompts, tokens, strict=True):
         # Only what fills its row can be too long; most prompts need not be encoded again.
-        if row[-1] and (lost := tokenizer.encode(prompt)[context_length - 2 :]):
+        if row[-1] and (lost := tokenizer.encode(prompt)[LENGTH - 2 :]):
             warnings.warn(
-                f"The prompt has {len(lost)} tokens more than the {context_length - 2} that are used, so these words "
+                f"The prompt has {len(lost)} tokens more than the {LENGTH - 2} that are used, so these words "
                 f"were cut: '{shorten(tokenizer.decode(lost), 200)}'; shorten it.",
                 stacklevel=2,
             )
@@ -184,11 +134,8 @@ def tokenize(prompts: list[str], context_length: int = 77) -> torch.Tensor:
 
 
 def text_layers(model: CLIP, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs (B, L, D) of the last two text layers, each through the final norm, with gradients.
-
-    `tokens` (B, L) may be shorter than the model's context: attention is causal, so what is cut off at the end
-    changes nothing before it.
-    """
+    """Outputs (B, L, D) of the last two text layers, each through the final norm, with gradients. As attention is
+    causal, `tokens` (B, L) may be shorter than 77: what is cut off at the end changes nothing before it."""
     return [model.ln_final(states) for states in list(_text_states(model, tokens))[-2:]]
 
 
@@ -205,18 +152,13 @@ def _text_states(model: CLIP, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def encode_text(model: CLIP, prompts: list[str]) -> torch.Tensor:
-    """Context tokens (B, 77, D) of prompts: the penultimate layer through the final norm, no projection.
-
-    The result is in the tower's type, on its device. Prompts beyond 77 tokens are cut, with a warning.
-
-    Raises:
-        UserError: the text tower was not loaded.
-    """
+    """Context tokens (B, 77, D) of prompts, in the tower's type, on its device: the penultimate layer through the final
+    norm, no projection. Longer prompts are cut, with a warning. Raises `UserError` where no text tower was loaded."""
     if model.transformer is None:
         raise UserError(
             "There is no text tower: name a file that has one, such as Stable Diffusion 2.1's text encoder."
         )
-    return encode_tokens(model, tokenize(prompts, model.context_length))
+    return encode_tokens(model, tokenize(prompts))
 
 
 @torch.no_grad()
@@ -228,19 +170,19 @@ def encode_tokens(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
     return model.ln_final(penultimate)
 
 
+# --- Images ---------------------------------------------------------------------------------------------------------
+
+
 def preprocess(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Images (B, 3, H, W) in [0, 1] to the tower's input (B, 3, *size): `fitted`, by OpenAI's mean and deviation."""
     image = fitted(image, size)
-    mean = torch.tensor(IMAGE_MEAN, device=image.device, dtype=image.dtype).view(3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=image.device, dtype=image.dtype).view(3, 1, 1)
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (image - mean) / std
 
 
 def fitted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images (B, 3, H, W) in [0, 1] as the tower sees them, (B, 3, *size) in [0, 1].
-
-    The shorter side is resized to fit (bicubic, antialiased), the centre cropped.
-    """
+    """Images (B, 3, H, W) in [0, 1] as the tower sees them, (B, 3, *size) in [0, 1]: the shorter side resized to fit
+    (bicubic, antialiased), the centre cropped."""
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     resized = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
@@ -251,20 +193,10 @@ def fitted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return image[..., top : top + size[0], left : left + size[1]]
 
 
-def _image_size(model: CLIP) -> tuple[int, int]:
-    size = model.visual.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 @torch.no_grad()
 def encode_image(model: CLIP, image: torch.Tensor) -> torch.Tensor:
-    """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1]: the projected embedding, not normalised.
-
-    The result is in the tower's type, on its device.
-
-    Raises:
-        UserError: the image is not (B, 3, H, W), or the image tower was not loaded.
-    """
+    """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1], in the tower's type, on its device: projected,
+    not normalised. Raises `UserError` for another shape, or where no image tower was loaded."""
     if model.visual is None:
         raise UserError(
             "There is no image tower, which a style image needs: name a file that has one, such as OpenCLIP ViT-H/14's "
@@ -275,5 +207,5 @@ def encode_image(model: CLIP, image: torch.Tensor) -> torch.Tensor:
             f"The style image has shape {tuple(image.shape)} where (B, 3, H, W) was expected; give RGB images."
         )
     weight = model.visual.conv1.weight
-    pixels = preprocess(image.to(weight.device, torch.float32), _image_size(model)).to(weight.dtype)
+    pixels = preprocess(image.to(weight.device, torch.float32), model.visual.image_size).to(weight.dtype)
     return model.visual(pixels)[:, None]

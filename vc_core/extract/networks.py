@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import MODELS, find_model_files, model_folders
+from ..models import MODELS, find_models, model_folders
 from ..progress import Progress
 
 Folders = str | PathLike | Sequence[str | PathLike] | None
@@ -32,8 +32,10 @@ def locate(names: Sequence[str], folders: Folders = None) -> dict[str, Path]:
     Folders below the given ones are searched too, and renamed files are known by their size. Of several, one of the
     published size comes first.
     """
-    found = sorted(find_model_files(as_folders(folders)), key=lambda file: not file.right_size)
-    return {name: file.path for name in reversed(names) for file in reversed(found) if file.model.name == name}
+    found = find_models(as_folders(folders)).items()
+    # `min` takes the first of equals.
+    best = {model.name: min(paths, key=lambda path: not model.has_size_of(path)) for model, paths in found if paths}
+    return {name: best[name] for name in names if name in best}
 
 
 def what_to_get(names: Sequence[str], folders: Folders = None) -> str:

@@ -11,8 +11,8 @@ from torch import nn
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..files import StateDict
-from ..layouts import Layout, Origin, part
-from .unet import decoder_stages, encoder_stages
+from ..layouts import Layout, Origin, part, shapes_of
+from .unet import Stage, decoder_stages, encoder_stages
 
 # Our name -> released name, inside one module.
 _TEMPORAL_CONV = {
@@ -40,6 +40,7 @@ _TRANSFORMER = {
 }
 # Convolutions over (f, 1, 1) there, over (f, h w) here; 1 x 1 convolutions there, linear layers here.
 _OVER_TIME = re.compile(r"(\.temporal\.convs\.\d|^temporal_in\.proj_(in|out)|\.temporal\.proj_(in|out))\.weight$")
+_WITHOUT_BIAS = ("to_q", "to_k", "to_v", "to_qkv")
 _STC_STEM = {"conv1": "0", "conv2": "3", "conv3": "5"}
 _STC_TEMPORAL = {
     "norm": "layers.0.0.norm",
@@ -66,37 +67,48 @@ def key_table(config: UNetConfig) -> dict[str, str]:
     def add(ours: str, released: str, inner: Mapping[str, str]) -> None:
         table.update({f"{ours}.{k}": f"{released}.{v}" for k, v in inner.items()})
 
+    def add_stage(ours: str, released: str, stage: Stage) -> None:
+        add(f"{ours}.resnet", f"{released}.0", _resnet(stage))
+        if stage.attention:
+            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
+            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+
     for name in config.conditions:
         stem, temporal = CONDITIONS[name].released
         add(f"stc.{name}", stem, _STC_STEM)
         add(f"stc.{name}.temporal", temporal, _STC_TEMPORAL)
     add("temporal_in", "input_blocks.0.1", _TRANSFORMER)
     for i, stage in enumerate(encoder_stages(config)):
-        ours, released = f"encoder.{i}", f"input_blocks.{i + 1}"
-        add(f"{ours}.resnet", f"{released}.0", _RESNET)
-        add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-        add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
-        if stage.resample:
-            table[f"{ours}.downsample.conv"] = f"{released}.op"
-    for ours, inner, position in (("resnet", _RESNET, 0), ("spatial", _TRANSFORMER, 1), ("temporal", _TRANSFORMER, 2)):
-        add(f"middle.{ours}", f"middle_block.{position}", inner)
-    add("middle_out", "middle_block.3", _RESNET)
+        if stage.resnet:
+            add_stage(f"encoder.{i}", f"input_blocks.{i + 1}", stage)
+        else:
+            table[f"encoder.{i}.downsample.conv"] = f"input_blocks.{i + 1}.op"
+    middle = Stage(0, 0, attention=True)
+    add_stage("middle", "middle_block", middle)
+    add("middle_out", "middle_block.3", _resnet(middle))
     for i, stage in enumerate(decoder_stages(config)):
-        ours, released = f"decoder.{i}", f"output_blocks.{i}"
-        add(f"{ours}.resnet", f"{released}.0", _RESNET)
-        add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-        add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
-        table[f"{ours}.upsample.conv"] = f"{released}.{3 if stage.attention else 1}.conv"
+        add_stage(f"decoder.{i}", f"output_blocks.{i}", stage)
+        if stage.resample:
+            table[f"decoder.{i}.upsample.conv"] = f"output_blocks.{i}.{3 if stage.attention else 1}.conv"
     return table
+
+
+def _resnet(stage: Stage) -> dict[str, str]:
+    return {k: v for k, v in _RESNET.items() if k != "skip" or stage.in_channels != stage.channels}
+
+
+def released_names(config: UNetConfig) -> set[str]:
+    """The names of a network's tensors in a released file, for which it need not be built."""
+    table = key_table(config)
+    biased = [released for ours, released in table.items() if not ours.endswith(_WITHOUT_BIAS)]
+    return {f"{name}.weight" for name in table.values()} | {f"{name}.bias" for name in biased}
 
 
 def released_layout(unet: nn.Module) -> Layout:
     """Where every parameter of a `UNet3D` (which may be on meta) lies in a released file."""
-    table = key_table(unet.config)
-    layout = {}
-    for name, parameter in unet.named_parameters():
+    table, layout = key_table(unet.config), {}
+    for name, shape in shapes_of(unet).items():
         module, _, leaf = name.rpartition(".")
-        shape = tuple(parameter.shape)
         layout[name] = Origin((f"{table[module]}.{leaf}",), (*shape, 1) if _OVER_TIME.search(name) else shape)
     return layout
 
