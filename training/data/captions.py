@@ -30,13 +30,13 @@ _CAPTION_STREAM = 1 << 20
 """Streams of random numbers from here on are not used by the scenes themselves."""
 
 
-def caption_tokens(texts: Sequence[str], length: int = 77) -> torch.Tensor:
-    """Token numbers (N, length) of captions, as `vc_core.encoders.clip.tokenize` gives them.
+def caption_tokens(texts: Sequence[str]) -> torch.Tensor:
+    """Token numbers (N, 77) of captions, as `vc_core.encoders.clip.tokenize` gives them.
 
     Each of the grammar's few words is looked up once: a GPU takes in scenes faster than texts are cut into words.
     """
     rows = [[START, *(number for word in text.split() for number in _word(word)), END] for text in texts]
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    return torch.tensor([row + [0] * (77 - len(row)) for row in rows])
 
 
 @lru_cache(maxsize=4096)
@@ -45,13 +45,13 @@ def _word(word: str) -> tuple[int, ...]:
     return tuple(first[1 : int(first.argmax())].tolist())
 
 
-def motion_class(scenes: Scenes, frames: int = CLIP_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
+def motion_class(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
     """What captions say of the first object's motion over a clip: (N,) each.
 
     The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is 0 for
     nothing said, 1 for slowly, 2 for fast.
     """
-    step = scenes.displacement(frames)[:, 0] / (frames - 1)
+    step = scenes.displacement()[:, 0] / (CLIP_FRAMES - 1)
     direction, speed = direction_class(step), step.norm(dim=-1)
     still = direction == len(DIRECTION_WORDS)
     pace = torch.where(still, 0, torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0)))
@@ -65,36 +65,20 @@ def direction_class(step: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.hypot(dx, dy) < STILL, len(DIRECTION_WORDS), sector)
 
 
-def direction_word(dx: float, dy: float) -> str:
-    """The compass word of a displacement, right and down positive."""
-    sector = round(math.atan2(dy, dx) / (math.pi / 4)) % len(DIRECTION_WORDS)
-    return DIRECTION_WORDS[sector]
-
-
 def motion_words(dx: float, dy: float, verb: str = "moving") -> str:
     """For example "moving right slowly", of a displacement per frame in frame widths; "still" where there is none."""
     speed = math.hypot(dx, dy)
     if speed < STILL:
         return "standing still"
+    sector = round(math.atan2(dy, dx) / (math.pi / 4)) % len(DIRECTION_WORDS)
     pace = " slowly" if speed < SLOW else " fast" if speed > FAST else ""
-    return f"{verb} {direction_word(dx, dy)}{pace}"
-
-
-def background_words(kind: str, first: str, second: str) -> str:
-    if kind == "gradient":
-        return f"a {first} and {second} gradient"
-    return f"{first} and {second} {kind}"
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    return f"{verb} {DIRECTION_WORDS[sector]}{pace}"
 
 
 def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background: float = 0.5) -> list[str]:
     """One caption for each of N scenes: lower case, simple words, the first object named first.
 
     Args:
-        scenes: N scenes.
         variation: a number that picks one of the many captions of a scene; equal numbers give equal captions.
         motion: how often the caption tells direction and speed (0 for captions of single frames).
         background: how often it tells the background.
@@ -108,15 +92,18 @@ def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background
         verb = "moving" if wording[i] < 0.7 else "going"
         parts = []
         for j in range(count):
-            words = _article(f"{COLOR_NAMES[color[j]]} {SHAPES[shape[j]]}")
+            name = COLOR_NAMES[color[j]]
+            words = f"{'an' if name[0] in 'aeiou' else 'a'} {name} {SHAPES[shape[j]]}"
             if tells_motion[i] < motion and (j == 0 or tells_other[i] < 0.5):
                 words += " " + motion_words(*steps[i][j], verb=verb)
             parts.append(words)
         text = " and ".join(parts)
         if tells_background[i] < background:
             first, second = (COLOR_NAMES[c] for c in colors)
-            plain = wording[i] < 0.4 or BACKGROUNDS[kind] == "gradient"
-            joint = "on" if plain else "on a background of" if wording[i] < 0.7 else "in front of"
-            text += f" {joint} {background_words(BACKGROUNDS[kind], first, second)}"
+            if BACKGROUNDS[kind] == "gradient":
+                text += f" on a {first} and {second} gradient"
+            else:
+                joint = "on" if wording[i] < 0.4 else "on a background of" if wording[i] < 0.7 else "in front of"
+                text += f" {joint} {first} and {second} {BACKGROUNDS[kind]}"
         result.append(text)
     return result

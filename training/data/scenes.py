@@ -50,15 +50,12 @@ DIRECTION_WORDS = (
 """One word a 45 degree sector, clockwise from +x because y points down."""
 
 
-def _signed(constant: int) -> int:
-    return constant - (1 << 64) if constant >= 1 << 63 else constant
-
-
 def mix(values: torch.Tensor) -> torch.Tensor:
     """Hash int64 values to int64 values (the splitmix64 finaliser; int64 products wrap, as it needs)."""
-    values = values + _signed(0x9E3779B97F4A7C15)
-    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    wrap = 1 << 64  # its constants are above 2**63
+    values = values + (0x9E3779B97F4A7C15 - wrap)
+    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - wrap)
+    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - wrap)
     return values ^ ((values >> 31) & ((1 << 33) - 1))
 
 
@@ -108,13 +105,11 @@ class Scenes:
     def __len__(self) -> int:
         return self.seed.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Scenes:
+    def __getitem__(self, index: int | slice | torch.Tensor) -> Scenes:
         """The chosen scenes; an int gives one scene, still with its leading dimension."""
         if isinstance(index, int):
             index = range(len(self))[index]  # raises IndexError out of range, which also ends iteration
             index = slice(index, index + 1)
-        if isinstance(index, (list, tuple)):
-            index = torch.as_tensor(index, dtype=torch.int64, device=self.seed.device)
         return Scenes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def to(self, device: torch.device | str) -> Scenes:
@@ -127,9 +122,9 @@ class Scenes:
         start, velocity, acceleration = (f[:, :, None] for f in (self.start, self.velocity, self.acceleration))
         return start + velocity * times + 0.5 * acceleration * times**2
 
-    def displacement(self, frames: int = CLIP_FRAMES) -> torch.Tensor:
-        """Net motion (N, 2, 2) of each object's centre from frame 0 to the last of `frames`, in frame widths."""
-        last = float(frames - 1)
+    def displacement(self) -> torch.Tensor:
+        """Net motion (N, 2, 2) of each object's centre from the first to the last of CLIP_FRAMES, in frame widths."""
+        last = float(CLIP_FRAMES - 1)
         return self.velocity * last + 0.5 * self.acceleration * last**2
 
 
@@ -277,19 +272,15 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         velocity=velocity,
         acceleration=acceleration,
     )
-    return _with_camera(draw, scenes)
-
-
-def _with_camera(draw: _Draw, scenes: Scenes) -> Scenes:
-    """In 30% of the scenes nothing moves but the camera: what is in them goes with the background."""
+    # In some scenes nothing moves but the camera: what is in them goes with the background.
     alone = draw.chance(0.2)[:, None]
     pan = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
     way = (pan * (CLIP_FRAMES - 1))[:, None]
-    inside = torch.minimum(torch.maximum(scenes.start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
+    inside = torch.minimum(torch.maximum(start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
     return replace(
         scenes,
         background_velocity=torch.where(alone, pan, scenes.background_velocity),
-        start=torch.where(alone[..., None], inside, scenes.start),
-        velocity=torch.where(alone[..., None], pan[:, None], scenes.velocity),
-        acceleration=torch.where(alone[..., None], 0.0, scenes.acceleration),
+        start=torch.where(alone[..., None], inside, start),
+        velocity=torch.where(alone[..., None], pan[:, None], velocity),
+        acceleration=torch.where(alone[..., None], 0.0, acceleration),
     )
