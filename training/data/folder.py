@@ -23,7 +23,7 @@ from vc_core.conditions import drawing_size
 from vc_core.errors import UserError, counted
 from vc_core.extract import read_motion
 from vc_core.folders import files_below, named
-from vc_core.video import IMAGES, FramePlan, Media, VideoInfo, plan_frames, planned_frames, probe, read_image
+from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
 
 # --- Captions -------------------------------------------------------------------------------------------------------
 
@@ -60,21 +60,17 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
             (tars if path.name.lower().endswith(TARS) else others).append(path)
     entries = _texts_beside(folder, others, none=bool(tars))
     if not entries:
-        tars = foreign_shards(folder, tars)
+        if own := next(filter(is_ours, tars), None):
+            raise UserError(
+                f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were expected: "
+                f"train on {folder} with `kind: shards`, or name another folder."
+            )
         if others:
             _leaves_out(folder, others, "neither shards nor in them")
         return read_shards(tars, folder)
     if foreign := [tar for tar in tars if not is_ours(tar)]:
         _leaves_out(folder, foreign, "shards beside files that have texts")
     return entries
-
-
-def foreign_shards(folder: Path, tars: Sequence[Path]) -> list[Path]:
-    """The shards themselves. Raises `UserError` where some are of `./vc prepare`."""
-    if own := next(filter(is_ours, tars), None):
-        raise UserError(f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were "
-                        f"expected: train on {folder} with `kind: shards`, or name another folder.")  # fmt: skip
-    return list(tars)
 
 
 def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
@@ -187,22 +183,24 @@ def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
 # --- Samples --------------------------------------------------------------------------------------------------------
 
 
-def random_plan(info: VideoInfo, frames: int, rate: float | None, generator: torch.Generator) -> FramePlan:
-    """A frame plan (see `plan_frames`) that starts at random, anywhere from where all its frames are there.
+def clip_of(
+    entry: Entry, folder: Path, frames: int, rate: float | None, generator: torch.Generator
+) -> tuple[Path | Media, FramePlan | None, str]:
+    """What a clip is read from; its plan, see `plan_frames`, that starts at random, anywhere from where all its frames
+    are there, or None of an image; and what was decided for the user, see `VideoInfo.note`.
 
     Raises:
-        UserError: the clip is too short.
+        UserError, BadSample: it cannot be used, cannot be read or is too short.
     """
-    plan = plan_frames(info, frames, rate)
-    spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
-    return replace(plan, start=float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item())
-
-
-def plan_of(source: Path | Media, frames: int, rate: float | None, generator: torch.Generator) -> tuple[FramePlan, str]:
-    """`random_plan` of a video, and what was decided for the user, see `VideoInfo.note`. Raises `BadSample`."""
+    source = entry.source(folder)
+    if entry.is_image(folder):
+        return source, None, ""
     with _decoding(source):
         info = probe(source)
-        return random_plan(info, frames, rate, generator), info.note
+        plan = plan_frames(info, frames, rate)
+        spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
+        start = float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item()
+    return source, replace(plan, start=start), info.note
 
 
 def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:
@@ -258,19 +256,13 @@ class FolderClips:
 
     def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
-        entry = self.entries[index]
+        entry, form = self.entries[index], self.form
         with reading(entry.name(self.folder)):
-            source = entry.source(self.folder)
-            still = entry.is_image(self.folder)
-            plan = None if still else plan_of(source, self.form.frames, self.rate, generator)[0]
-            made = make(pictures_of(source, plan), self.form, kept, generator)
+            source, plan, _ = clip_of(entry, self.folder, form.frames, self.rate, generator)
+            made = make(pictures_of(source, plan), form, kept, generator)
             if "motion" in kept:
-                alone = self.form.frames == 1
-                made.conditions["motion"] = no_motion(self.form) if alone else self._motion(source, plan)
-        text = entry.caption if "text" in kept else ""
-        return Sample(
-            entry.file, video=made.video, text=text, style=made.style, conditions=made.conditions, source=made.source
-        )
+                made["conditions"]["motion"] = no_motion(form) if form.frames == 1 else self._motion(source, plan)
+        return Sample(entry.file, text=entry.caption if "text" in kept else "", **made)
 
     def _motion(self, source: Path | Media, plan: FramePlan) -> Tensor:
         extraction, size = self.form.extraction, drawing_size("motion", self.form.size)

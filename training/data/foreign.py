@@ -31,7 +31,7 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
         members, damage = members_of(tar)
         name = tar.relative_to(folder).as_posix()
         if damage:
-            damaged.append(f"{name} ({damage})")
+            damaged.append(f"{name} ({str(damage) or type(damage).__name__})")
         samples, without, aside = grouped(members)
         empty += without
         beside_samples += [f"{name}:{each.name}" for each in aside]

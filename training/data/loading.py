@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +27,7 @@ TOLD = 3
 
 
 class Batches(Dataset):
-    """The batches of a domain as a map from `Slot`s.
-
-    Args:
-        clips: by their number of frames.
-        order: the domain's.
-        keep: which conditions are kept.
-    """
+    """The batches of a domain as a map from `Slot`s."""
 
     def __init__(self, clips: Mapping[int, Clips], order: Order, keep: Keep):
         self.clips, self.order, self.keep = dict(clips), order, keep
@@ -64,17 +56,6 @@ class Batches(Dataset):
         raise UserError(f"{ATTEMPTS} samples in a row cannot be read, the last one because: {bad[-1]}; check the data.")
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """What the DataLoader goes through: slots without end, from a count on."""
-
-    share: Share
-    count: int
-
-    def __iter__(self) -> Iterator[Slot]:
-        return self.share.slots(self.count)
-
-
 def load(
     clips: Mapping[int, Clips],
     share: Share,
@@ -86,7 +67,7 @@ def load(
     """This rank's batches without end, `share.accumulate` for each step.
 
     Args:
-        clips: the domain's, by their number of frames, for each of `share.frames`; see `training.data.open_clips`.
+        clips: the domain's, by their number of frames, for each of `share.frames`.
         keep: which conditions each sample keeps. With workers it must be picklable.
         count: where the domain's order goes on: `Batch.after` of the last step that was done.
         workers: processes that read ahead; 0 reads in this one.
@@ -98,9 +79,8 @@ def load(
     loader = DataLoader(
         Batches(clips, share.order, keep),
         batch_size=None,
-        sampler=_Slots(share, count),
+        sampler=share.slots(count),
         num_workers=workers,
-        collate_fn=_as_it_is,
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
     )
@@ -120,16 +100,9 @@ def load(
 
 
 def _leave_signals(_: int) -> None:
-    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done.
-
-    Workers end when it does.
-    """
+    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _allow_many_files() -> None:

@@ -31,6 +31,11 @@ def generator_for(*values: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(draw(*values))
 
 
+def draw_below(high: int, generator: torch.Generator) -> int:
+    """A whole number from 0 on and below `high`."""
+    return int(torch.randint(high, (), generator=generator))
+
+
 def permuted(place: int, length: int, *key: int | str) -> int:
     """Where a permutation of `length` places, which the key chooses, puts one of them. Nothing of it is stored.
 
@@ -50,21 +55,12 @@ def permuted(place: int, length: int, *key: int | str) -> int:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of one domain's samples.
+    """The order of one domain's samples. Raises `UserError` where the domain is empty."""
 
-    Attributes:
-        seed: the recipe's.
-        length: clips of the domain.
-        domain, domains: which one of how many it is in the recipe.
-
-    Raises:
-        UserError: the domain is empty.
-    """
-
-    seed: int
-    length: int
-    domain: int = 0
-    domains: int = 1
+    seed: int  # the recipe's
+    length: int  # clips of the domain
+    domain: int = 0  # which one
+    domains: int = 1  # of how many in the recipe
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -88,17 +84,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Slot:
-    """One batch of one rank.
+    """One batch of one rank."""
 
-    Attributes:
-        counts: of its samples in the domain's order.
-        frames: of each.
-        after: the domain's count when its step is done.
-    """
-
-    counts: tuple[int, ...]
-    frames: int
-    after: int
+    counts: tuple[int, ...]  # of its samples in the domain's order
+    frames: int  # of each
+    after: int  # the domain's count when its step is done
 
 
 @dataclass(frozen=True)
@@ -106,7 +96,6 @@ class Share:
     """What one rank takes of a domain's order.
 
     Attributes:
-        order: the domain's.
         frames: numbers of frames; each step draws one of them, the same on all ranks. Listed twice, it is drawn twice
             as often.
         batch: samples for each rank and batch, of the longest; of shorter ones as many times more as they are shorter.
@@ -129,13 +118,8 @@ class Share:
         mine = range(count + self.rank, after, self.ranks)
         return [Slot(tuple(mine[first : first + batch]), frames, after) for first in range(0, len(mine), batch)]
 
-    def after(self, count: int) -> int:
-        """The domain's count after the step that begins at `count`."""
-        return self.step(count)[-1].after
-
     def slots(self, count: int = 0) -> Iterator[Slot]:
         """This rank's batches from a count on, without end."""
         while True:
-            for slot in self.step(count):
-                yield slot
-            count = slot.after
+            yield from (slots := self.step(count))
+            count = slots[-1].after
