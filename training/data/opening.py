@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -63,7 +62,7 @@ def open_clips(
     """
     if domain.kind != "synthetic" and domain.path is None:
         raise UserError(f"The recipe has data of the kind {domain.kind} without a path: name the folder of it.")
-    clips: Callable[[Form], Clips]
+    forms = {frames: Form.of(config, size, frames) for frames in sorted(set(lengths(domain)))}
     tars = shard_files(domain.path) if domain.kind == "shards" else []
     foreign = bool(tars) and not any(map(is_ours, tars))
     if domain.kind == "shards" and not foreign:
@@ -72,20 +71,16 @@ def open_clips(
         latents = cached and cached["fingerprint"]  # a run without an autoencoder takes them as they are
         if cached and "vae" in parts:
             latents = fingerprint(parts["vae"], config.autoencoder.scale)
-        clips = partial(ShardClips, shards, latents=latents)
-    elif domain.kind in ("shards", "folder"):
+        return {frames: ShardClips(shards, form, latents) for frames, form in forms.items()}
+    if domain.kind in ("shards", "folder"):
         found = read_shards(tars, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
         entries = usable(found, domain.path)
         warn_of_compressed(entries)
-        clips = partial(FolderClips, domain.path, entries, rate=domain.rate, nominal_height=domain.nominal_height)
-    else:
-        scenes = _scenes(domain, size, config, parts, progress)
-
-        def clips(form: Form) -> Clips:
-            scale, condition_scale = config.autoencoder.scale, config.extraction.condition_scale
-            return SyntheticClips(scenes, form.frames, form.style_size, scale, condition_scale)
-
-    return {frames: clips(Form.of(config, size, frames)) for frames in sorted(set(lengths(domain)))}
+        given = domain.rate, domain.nominal_height
+        return {frames: FolderClips(domain.path, entries, form, *given) for frames, form in forms.items()}
+    scenes = _scenes(domain, size, config, parts, progress)
+    scales = config.autoencoder.scale, config.extraction.condition_scale
+    return {frames: SyntheticClips(scenes, frames, form.style_size, *scales) for frames, form in forms.items()}
 
 
 def _scenes(
