@@ -47,20 +47,13 @@ _MEND = ": mend it or leave out this clip."
 
 @dataclass(frozen=True)
 class Entry:
-    """A video or image and its caption.
+    """A video or image and its caption."""
 
-    Attributes:
-        file: relative to the folder, or absolute; of a member of a tar for messages alone.
-        others: further columns or keys.
-        fault: why it cannot be used, where that is known already.
-        member: of a tar, where it is none of the folder's files.
-    """
-
-    file: str
+    file: str  # relative to the folder, or absolute; of a member of a tar for messages alone
     caption: str
-    others: Mapping[str, Any]
-    fault: str = ""
-    member: Member | None = None
+    others: Mapping[str, Any]  # further columns or keys
+    fault: str = ""  # why it cannot be used, where that is known already
+    member: Member | None = None  # of a tar, where it is none of the folder's files
 
     def is_image(self, folder: Path) -> bool:
         """Whether it is a still picture, see `vc_core.video.is_image`."""
@@ -160,14 +153,13 @@ def _csv(text: str) -> Rows:
 
 def _tsv(text: str) -> Rows:
     """Lines with tabs: quotes are part of the text, but for those around a whole column that doubles its own."""
+
+    def unquoted(cell: str) -> str:
+        whole = re.fullmatch('"((?:[^"]|"")*)"', cell)
+        return whole[1].replace('""', '"') if whole else cell
+
     lines = (line.split("\t") for line in re.split(r"\r\n|\n|\r", text))
-    return _table((f"line {number}", [_unquoted(cell) for cell in cells]) for number, cells in enumerate(lines, 1))
-
-
-def _unquoted(cell: str) -> str:
-    inner = cell[1:-1]
-    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
-    return inner.replace('""', '"') if whole else cell
+    return _table((f"line {number}", [*map(unquoted, cells)]) for number, cells in enumerate(lines, 1))
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Rows:

@@ -48,28 +48,19 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be prepared, in plain values that other processes can be sent.
+    """What is to be prepared, in plain values that other processes can be sent."""
 
-    Attributes:
-        folder: of the videos or images.
-        size: (height, width) of the training.
-        rate: frames a second; None for the released rule.
-        clips: of each video.
-        layout, nominal_height: of the motion, see `vc_core.extract.read_motion`.
-        latents: checkpoint whose autoencoder makes them; depth: file or folder of a network; sketch: a method.
-    """
-
-    folder: Path
+    folder: Path  # of the videos or images
     frames: int = 16
-    size: tuple[int, int] = (256, 256)
-    rate: float | None = None
-    clips: int = 1
+    size: tuple[int, int] = (256, 256)  # (height, width) of the training
+    rate: float | None = None  # frames a second; None for the released rule
+    clips: int = 1  # of each video
     seed: int = 0
-    layout: str = "points"
-    nominal_height: int | None = None
-    latents: Path | None = None
-    depth: Path | None = None
-    sketch: str | None = None
+    layout: str = "points"  # of the motion, see `vc_core.extract.read_motion`
+    nominal_height: int | None = None  # likewise
+    latents: Path | None = None  # checkpoint whose autoencoder makes them
+    depth: Path | None = None  # file or folder of a network
+    sketch: str | None = None  # a method
     device: str = "cpu"
 
     def caches(self) -> list[Cache]:
@@ -87,15 +78,10 @@ class Options:
 
         codec = REENCODE[self.layout].codec
         motion = {"layout": self.layout, "codec": codec, "nominal_height": self.nominal_height, "av": av.__version__}
-        settings = {
-            "frames": self.frames,
-            "size": [*self.size],
-            "rate": self.rate,
-            "picture": "webp" if self.frames == 1 else "mp4",
-            "motion": None if self.frames == 1 else motion,
-            **{cache.name: cache.settings() for cache in caches},
-        }
-        return json.loads(json.dumps(settings))
+        still = self.frames == 1
+        settings = {"frames": self.frames, "size": [*self.size], "rate": self.rate}
+        settings |= {"picture": "webp", "motion": None} if still else {"picture": "mp4", "motion": motion}
+        return json.loads(json.dumps(settings | {cache.name: cache.settings() for cache in caches}))
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             members["webp"] = pack_image(frames[:, :, 0])
         else:
             members["mp4"] = pack_video(frames, plan.rate)
-            vectors = encoded_vectors(source, plan, options)
+            vectors = _encoded_vectors(source, plan, options)
             members["motion.npz"] = pack_vectors(vectors)
             about["motion"] = {"height": vectors.height, "width": vectors.width}
         for cache in caches:
@@ -152,7 +138,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     return {"json": told.encode("utf-8", "backslashreplace"), **members}
 
 
-def encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
+def _encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
     """The block vectors of the plan's clip as `read_motion` encodes it in the mode `released`."""
     settings, filters = REENCODE[options.layout], []
     if options.nominal_height is not None:
