@@ -17,7 +17,6 @@ from training.data.synthetic import (
     ClipCache,
     DrawnScenes,
     SyntheticClips,
-    Window,
     draw_mask,
     draw_window,
     make_shard,
@@ -72,9 +71,9 @@ def test_cached_latents_are_those_of_the_scene(cache, bundled):
 
 def test_windows_lie_in_the_clip_and_take_every_length_of_it():
     windows = [draw_window(16, 4, generator(seed)) for seed in range(300)]
-    assert all(w.start >= 0 and w.start + 3 * w.stride <= 15 for w in windows)
-    assert {w.stride for w in windows} == {1, 2, 3, 4, 5}
-    assert draw_window(16, 16, generator()) == Window(0, 16, 1)
+    assert all(w.start >= 0 and w.stop == w.start + 3 * w.step + 1 <= 16 for w in windows)
+    assert {w.step for w in windows} == {1, 2, 3, 4, 5}
+    assert draw_window(16, 16, generator()) == slice(0, 16, 1)
     assert {draw_window(16, 1, generator(seed)).start for seed in range(200)} == set(range(16))
 
 

@@ -144,7 +144,7 @@ class ClipCache:
         while index >= self.counts[shard]:
             index -= self.counts[shard]
             shard += 1
-        return self.files[shard].get_slice(name)[index, frames]
+        return self.files[shard].get_slice(name)[index, frames.start : frames.stop][:: frames.step or 1]
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class DrawnScenes:
         return _scene(self.seed, index)
 
     def read(self, name: str, index: int, frames: slice = slice(None)) -> Tensor:
-        """One tensor of one scene; only the frames that are asked for are rendered."""
-        first, last, _ = frames.indices(CLIP_FRAMES)
+        """One tensor of one scene; no frame before or after those that are asked for is rendered."""
+        first, last, step = frames.indices(CLIP_FRAMES)
         what = {"small": "video", "edges": "video", "object": "object_mask"}.get(name, name)
         scale = 8 if name == "small" else CONDITIONS["motion" if name == "motion" else "depth"].scale
         tensor = getattr(render(self.scene(index), scale * self.size // 8, last - first, first, (what,)), what)
@@ -175,7 +175,7 @@ class DrawnScenes:
             tensor = edges(tensor)
         if name not in ("motion", "depth"):
             tensor = _as_bytes(tensor)
-        return tensor[0].transpose(0, 1)
+        return tensor[0].transpose(0, 1)[::step]
 
 
 @lru_cache(maxsize=4)  # for the several tensors of one sample
@@ -186,28 +186,16 @@ def _scene(seed: int, index: int) -> Scenes:
 # --- Windows and what real extractors would spoil -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Window:
-    """Which frames of a clip: `frames` of them from `start`, every `stride`-th."""
-
-    start: int
-    frames: int
-    stride: int
-
-    def of(self, tensors: ClipCache | DrawnScenes, name: str, clip: int) -> Tensor:
-        """A tensor of the clip in this window, frames first."""
-        last = self.start + (self.frames - 1) * self.stride
-        return tensors.read(name, clip, slice(self.start, last + 1))[:: self.stride]
-
-
-def draw_window(length: int, frames: int, generator: torch.Generator) -> Window:
-    """A window of a clip of `length` frames.
+def draw_window(length: int, frames: int, generator: torch.Generator) -> slice:
+    """So many frames of a clip of `length` frames.
 
     Short windows take every frame or every few, up to the whole clip's length: what moves far in few frames teaches
     motion at a fraction of the cost.
     """
-    stride = 1 + draw_below(max((length - 1) // max(frames - 1, 1), 1), generator) if frames > 1 else 1
-    return Window(draw_below(length - (frames - 1) * stride, generator), frames, stride)
+    stride = 1 + draw_below(max((length - 1) // (frames - 1), 1), generator) if frames > 1 else 1
+    way = (frames - 1) * stride
+    start = draw_below(length - way, generator)
+    return slice(start, start + way + 1, stride)
 
 
 def stored_for(name: str) -> tuple[str, ...]:
@@ -322,15 +310,15 @@ class SyntheticClips:
         conditions = {}
         for name in CONDITIONS:
             if name in kept:
-                own = window if CONDITIONS[name].kind == "temporal" else Window(window.start, 1, 1)
+                own = window if CONDITIONS[name].kind == "temporal" else slice(window.start, window.start + 1, 1)
                 conditions[name] = self._condition(name, index, own, generator).transpose(0, 1)
         return Sample(f"scene {index}", conditions=conditions, **encoded)
 
     def _cached(
-        self, index: int, kept: Collection[str], window: Window, generator: torch.Generator
+        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor]:
         text, still = draw_below(CAPTIONS, generator), draw_below(STILLS, generator)
-        found = {"latents": window.of(self.tensors, "latents", index).float().transpose(0, 1) * self.scale}
+        found = {"latents": self.tensors.read("latents", index, window).float().transpose(0, 1) * self.scale}
         if "text" in kept:
             found["text_tokens"] = self.tensors.read("text", index, slice(text, text + 1))[0].float()
         if "style" in kept:
@@ -338,10 +326,10 @@ class SyntheticClips:
         return found
 
     def _drawn(
-        self, index: int, kept: Collection[str], window: Window, generator: torch.Generator
+        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor | str]:
         variation, still = draw_below(2**30, generator), draw_below(CLIP_FRAMES, generator)
-        found = {"video": window.of(self.tensors, "small", index).transpose(0, 1).float() / 255}
+        found = {"video": self.tensors.read("small", index, window).transpose(0, 1).float() / 255}
         if "text" in kept:
             found["text"] = captions(self.tensors.scene(index), variation)[0]
         if "style" in kept:
@@ -349,7 +337,7 @@ class SyntheticClips:
             found["style"] = fitted(picture, (self.style_size,) * 2)[0]
         return found
 
-    def _condition(self, name: str, index: int, window: Window, generator: torch.Generator) -> Tensor:
+    def _condition(self, name: str, index: int, window: slice, generator: torch.Generator) -> Tensor:
         """One condition of one clip, `(F, C, H, W)`, frames first, at the network's size."""
         needed = stored_for(name)
         if name in ("sketch", "single_sketch"):  # outlines as people draw them, or the extractor's edges
@@ -357,7 +345,7 @@ class SyntheticClips:
         own = CONDITIONS[name].scale  # the table's, at which the tensors are stored
         given = {}
         for stored in needed:
-            tensor = window.of(self.tensors, stored, index).float()
+            tensor = self.tensors.read(stored, index, window).float()
             size = tuple(side * (self.condition_scale or own) // own for side in tensor.shape[-2:])
             given[stored] = resize_crop(tensor, size)[None]
-        return spoiled(name, given, torch.tensor([window.stride]), generator)[0]
+        return spoiled(name, given, torch.tensor([window.step]), generator)[0]
