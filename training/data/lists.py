@@ -36,12 +36,8 @@ VIDEOS = frozenset(
 )  # fmt: skip
 """Endings of videos. What has another one is taken for one where a text lies beside it."""
 
-DEEPEST = 50
-"""Lists and objects in one another that further columns may have: what is read must be written."""
-
-LONGEST = 2**20
-"""Bytes that the text of one caption may have."""
-
+DEEPEST = 50  # lists and objects in one another that further columns may have: what is read must be written
+LONGEST = 2**20  # bytes that the text of one caption may have
 _MEND = ": mend it or leave out this clip."
 
 
@@ -87,34 +83,29 @@ def printable(text: str) -> str:
 
 # --- Text -----------------------------------------------------------------------------------------------------------
 
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # begins as that of UTF-16 does
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
-
 
 def as_text(data: bytes) -> str:
     """A text in UTF-8, or in what its byte order mark says. What is not of that encoding stays as lone surrogates.
 
     Raises `ValueError` where all of it is of another encoding.
     """
-    mark = next((each for each in _MARKS if data.startswith(each)), b"")
-    encoding = _MARKS.get(mark, "utf-8")
-    text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # one of them begins as that of UTF-16 does
+        text = data.decode("utf-32", "surrogatepass")
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "surrogatepass")
+    else:
+        text = data.decode("utf-8", "surrogateescape")
     if 4 * text[:100].count("\0") > len(text[:100]):  # a few are the fault of a caption alone
         raise ValueError("its text is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark")
-    return text.removeprefix("\ufeff")
+    return text.lstrip("\ufeff")
 
 
-def is_broken(text: str) -> bool:
+def _is_broken(text: str) -> bool:
     """Whether it has what no encoding of Unicode can write."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def caption_in(value: Any) -> str | None:
+def _caption_in(value: Any) -> str | None:
     """The caption in what lists and JSON have as one: a text, or the first one of several that says anything."""
     if isinstance(value, (list, tuple)):
         texts = [each for each in value if isinstance(each, str)]
@@ -267,7 +258,7 @@ def _entry(where: str, row: Any) -> Entry:
     elif not isinstance(row[of_file], str) or not row[of_file].strip():
         fault = "has no text for 'file'"
     else:
-        return _checked(where, row[of_file], caption_in(row.get(of_caption)), others)
+        return _checked(where, row[of_file], _caption_in(row.get(of_caption)), others)
     return Entry("", "", {}, f"{where}: {fault}{_MEND}")
 
 
@@ -277,7 +268,7 @@ def _checked(
     """An entry, with its fault where it cannot be used."""
     if caption is None:
         fault = "has no text for 'caption'"
-    elif is_broken(caption):
+    elif _is_broken(caption):
         fault = f"has a caption with broken characters ('{printable(caption)[:60]}')"
     elif "\0" in file:
         fault = "has a name with a zero byte"
@@ -320,7 +311,7 @@ def _json_text(data: bytes) -> str | None:
     if isinstance(status, str) and status.startswith("failed"):
         raise _Failed(f"{status}: {about.get('error_message')}"[:200])
     name = named_in(about, CAPTION)
-    return caption_in(about[name]) if name else None
+    return _caption_in(about[name]) if name else None
 
 
 TEXTS: dict[str, Callable[[bytes], str | None]] = {".txt": _plain_text, ".caption": _plain_text, ".json": _json_text}
@@ -344,6 +335,6 @@ def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) 
     if faults and not captions:
         return Entry(file, "", {}, printable(faults[0]), member)
     # A list of captions as video2dataset writes it into a .txt is Python's; the .json has the captions.
-    good = (each for each in captions if each.strip() and not is_broken(each) and not re.fullmatch(r"\[.*\]", each))
+    good = (each for each in captions if each.strip() and not _is_broken(each) and not re.fullmatch(r"\[.*\]", each))
     caption = next(good, captions[0] if captions else None)
     return _checked("its text", file, caption, {}, member)

@@ -13,17 +13,17 @@ from training.data.sample import BadSample, Batch, Clips, Sample
 from training.data.sampler import Order, Share, Slot, generator_for
 from vc_core.errors import UserError
 
+try:
+    import resource
+except ImportError:  # Windows, where tensors of other processes are no files
+    resource = None
+
 Keep = Callable[[Sequence[int]], Mapping[str, Tensor]]
 """From the numbers of a batch's samples to which of them keep text, style and each condition, `(B,)` bool by name."""
 
-ATTEMPTS = 100
-"""Clips that are tried for one sample; where none of so many can be read, the data set is not there."""
-
-FEW = 1000
-"""Samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth."""
-
-TOLD = 3
-"""Bad samples that the error names, the last ones."""
+ATTEMPTS = 100  # clips that are tried for one sample; where none of so many can be read, the data set is not there
+FEW = 1000  # samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth
+TOLD = 3  # bad samples that the error names, the last ones
 
 
 class Batches(Dataset):
@@ -84,8 +84,9 @@ def load(
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
     )
-    if workers:
-        _allow_many_files()
+    if workers and resource:  # each tensor that comes from another process is an open file: the limit is soon reached
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     taken, bad, last = 0, 0, []
     for batch in loader:
         if isinstance(batch, UserError):
@@ -103,13 +104,3 @@ def _leave_signals(_: int) -> None:
     """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _allow_many_files() -> None:
-    """Each tensor that comes from another process is an open file, and the usual limit is soon reached."""
-    try:
-        import resource
-    except ImportError:  # Windows, where they are none
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -24,14 +24,9 @@ from vc_core.video.images import opened_image
 COLUMNS = {**dict.fromkeys(("frame", "dst_x", "dst_y", "w", "h"), "<i2"), "dx": "<f4", "dy": "<f4"}
 """Of blocks: frame, centre and extent, and how far each moved since the frame before, in pixels of the source."""
 
-LARGEST = 2**15 - 1
-"""Pixels of a side that a source of block vectors may have."""
-
-LARGEST_COLUMNS = 256 * 10**6
-"""Bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked."""
-
-IMAGE_QUALITY = 95
-"""Of WebP, out of 100."""
+LARGEST = 2**15 - 1  # pixels of a side that a source of block vectors may have
+LARGEST_COLUMNS = 256 * 10**6  # bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked
+IMAGE_QUALITY = 95  # of WebP, out of 100
 
 
 def checked(tensor: Tensor, *shape: int) -> Tensor:

@@ -42,8 +42,7 @@ from vc_core.video import FramePlan, Media, planned_frames
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """In the folder of shards: what is being prepared, and what became of it."""
 
-AHEAD = 4
-"""Clips that each process may be ahead of the one that is written next."""
+AHEAD = 4  # clips that each process may be ahead of the one that is written next
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 Each domain has an order of its own, in which its samples are counted: 0, 1, 2 and so on, epoch after epoch. A step
 takes the next ones, as many as all of the domain's ranks have in their batches, and deals them out: of R ranks, rank
-r takes those whose count leaves the rest r. So the number of ranks may change from one start of a run to the next:
-as long as ranks x batch x accumulate stays, every step takes the same samples. Where a run stands is one number for
-each domain, its count.
+r takes those whose count leaves the rest r. So the number of ranks may change from one start of a run to the next: as
+long as ranks x batch x accumulate stays, every step takes the same samples. Where a run stands is each domain's count.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ from dataclasses import dataclass
 import torch
 
 from vc_core.errors import UserError
-
-ROUNDS = 8
-"""Of the Feistel network; four are enough for cryptographers."""
 
 
 def draw(*values: int | str) -> int:
@@ -46,7 +42,7 @@ def permuted(place: int, length: int, *key: int | str) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = place >> half, place & mask
-        for number in range(ROUNDS):
+        for number in range(8):  # four rounds are enough for cryptographers
             left, right = right, left ^ (draw(*key, number, right) & mask)
         place = left << half | right
         if place < length:
@@ -99,16 +95,14 @@ class Share:
         frames: numbers of frames; each step draws one of them, the same on all ranks. Listed twice, it is drawn twice
             as often.
         batch: samples for each rank and batch, of the longest; of shorter ones as many times more as they are shorter.
-        rank, ranks: which one of how many that share the domain.
-        accumulate: batches of each rank for one step.
     """
 
     order: Order
     frames: tuple[int, ...] = (16,)
     batch: int = 1
-    rank: int = 0
-    ranks: int = 1
-    accumulate: int = 1
+    rank: int = 0  # which one
+    ranks: int = 1  # of how many that share the domain
+    accumulate: int = 1  # batches of each rank for one step
 
     def step(self, count: int) -> list[Slot]:
         """This rank's batches of the step that begins at a count of the domain's order."""

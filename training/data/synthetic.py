@@ -27,19 +27,13 @@ from vc_core.extract import edges
 from vc_core.progress import Progress
 from vc_core.video import resize_crop
 
-SHARD = 128
-CAPTIONS = 4
-"""Captions kept for each clip."""
-STILLS = 4
-"""Frames of each clip, evenly spaced, of which the style embedding is kept."""
-DRAWN = 0.4
-"""Share of the sketches that are outlines as people draw them; the others are the extractor's edges."""
-MOVING, RECTANGLE = 0.5, 0.8
-"""Of masks: below the first a moving one, below the second a rectangle, else half of the frame."""
-BLOCKS = (1, 2, 4)
-"""Sides of a codec's blocks, in pixels of the condition."""
-JITTER, WRONG, MISSING = 0.15, 0.02, 0.3
-"""At most: the noise on vectors in pixels, the shares of spurious ones and of those that are not there."""
+SHARD = 128  # clips of a file
+CAPTIONS = 4  # kept for each clip
+STILLS = 4  # frames of each clip, evenly spaced, of which the style embedding is kept
+DRAWN = 0.4  # share of the sketches that are outlines as people draw them; the others are the extractor's edges
+MOVING, RECTANGLE = 0.5, 0.8  # of masks: below the first a moving one, below the second a rectangle, else half a frame
+BLOCKS = (1, 2, 4)  # sides of a codec's blocks, in pixels of the condition
+JITTER, WRONG, MISSING = 0.15, 0.02, 0.3  # at most: noise on vectors in pixels, shares of spurious and of missing ones
 
 # --- Tensors of scenes, frames first: kept in files, or drawn -------------------------------------------------------
 

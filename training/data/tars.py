@@ -27,17 +27,11 @@ COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {b"\x1f\x8b": gzip.open, b"BZ
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError, OverflowError)
 """What reading a damaged tar raises; the last two of sizes that nothing has."""
 
-LARGEST = 2**31
-"""Bytes of a member that are read into memory."""
-
-UNPACKED = 2**28
-"""The same of a compressed tar, where members may also have `RATIO` times the bytes of the whole tar: a bomb has a
-thousand times, and videos and images hardly become smaller."""
-
-RATIO = 10
-
-_LONGEST_HEADER = 2**20
-"""Bytes of a name, or of a header's further values, which tarfile reads at once."""
+LARGEST = 2**31  # bytes of a member that are read into memory
+# The same of a compressed tar, where members may also have RATIO times the bytes of the whole tar: a bomb has a
+# thousand times, and videos and images hardly become smaller.
+UNPACKED, RATIO = 2**28, 10
+_LONGEST_HEADER = 2**20  # bytes of a name, or of a header's further values, which tarfile reads at once
 
 
 @dataclass(frozen=True)
