@@ -125,7 +125,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             members["webp"] = pack_image(frames[:, :, 0])
         else:
             members["mp4"] = pack_video(frames, plan.rate)
-            vectors = _encoded_vectors(source, plan, options)
+            vectors = encoded_vectors(source, plan, options)
             members["motion.npz"] = pack_vectors(vectors)
             about["motion"] = {"height": vectors.height, "width": vectors.width}
         for cache in caches:
@@ -137,7 +137,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     return {"json": told.encode("utf-8", "backslashreplace"), **members}
 
 
-def _encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
+def encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
     """The block vectors of the plan's clip as `read_motion` encodes it in the mode `released`."""
     settings, filters = REENCODE[options.layout], []
     if options.nominal_height is not None:
@@ -236,11 +236,11 @@ def prepare(
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
     with held(make_folder(out), "./vc prepare"):
         _agree(out, {**plan, "entries": _listing(entries)})
-        shards = {
-            out / f"shard-{first // per_shard:06d}.tar": clips[first : first + per_shard]
+        missing = {
+            path: clips[first : first + per_shard]
             for first in range(0, len(clips), per_shard)
+            if not (path := out / f"shard-{first // per_shard:06d}.tar").exists()
         }
-        missing = {path: of_shard for path, of_shard in shards.items() if not path.exists()}
         wanted = [clip for of_shard in missing.values() for clip in of_shard]
         done = len(clips) - len(wanted)
         with closing(outcomes(wanted, options, caches, jobs)) as made:
