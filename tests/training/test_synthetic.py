@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.data.captions import caption_tokens, captions, motion_class, motion_words
+from training.data.captions import caption_tokens, captions, direction_class, motion_class
 from training.data.render import EVERYTHING, OUTLINE_WIDTH, render
 from training.data.scenes import (
     BACKGROUNDS,
@@ -224,7 +224,7 @@ def test_the_data_set_has_the_mix_it_states():
      (-1, -0.9, "up and to the left"), (0.8, -1, "up and to the right"), (-1, 1, "down and to the left")],
 )  # fmt: skip
 def test_direction_words(dx, dy, word):
-    assert motion_words(dx, dy) == f"moving {word} fast"
+    assert DIRECTION_WORDS[direction_class(torch.tensor([dx, dy]))] == word
 
 
 def test_captions_tell_the_truth(scenes):

@@ -24,10 +24,9 @@ from .scenes import (
     uniform,
 )
 
-START, END = 49406, 49407
-"""CLIP's tokens around every text."""
-_CAPTION_STREAM = 1 << 20
-"""Streams of random numbers from here on are not used by the scenes themselves."""
+START, END = 49406, 49407  # CLIP's tokens around every text
+PACES = ("", " slowly", " fast")
+_CAPTION_STREAM = 1 << 20  # streams of random numbers from here on are not used by the scenes themselves
 
 
 def caption_tokens(texts: Sequence[str]) -> torch.Tensor:
@@ -48,31 +47,23 @@ def _word(word: str) -> tuple[int, ...]:
 def motion_class(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
     """What captions say of the first object's motion over a clip: (N,) each.
 
-    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is 0 for
-    nothing said, 1 for slowly, 2 for fast.
+    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is one into
+    PACES.
     """
-    step = scenes.displacement()[:, 0] / (CLIP_FRAMES - 1)
+    return _classes(scenes.displacement()[:, 0] / (CLIP_FRAMES - 1))
+
+
+def _classes(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     direction, speed = direction_class(step), step.norm(dim=-1)
-    still = direction == len(DIRECTION_WORDS)
-    pace = torch.where(still, 0, torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0)))
-    return direction, pace
+    pace = torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0))
+    return direction, torch.where(direction == len(DIRECTION_WORDS), 0, pace)
 
 
 def direction_class(step: torch.Tensor) -> torch.Tensor:
-    """The index into DIRECTION_WORDS of motions (N, 2) in frame widths a frame, (N,); len(DIRECTION_WORDS) if still."""
+    """The index into DIRECTION_WORDS of motions (..., 2) in frame widths a frame; len(DIRECTION_WORDS) if still."""
     dx, dy = step.unbind(-1)
     sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
     return torch.where(torch.hypot(dx, dy) < STILL, len(DIRECTION_WORDS), sector)
-
-
-def motion_words(dx: float, dy: float, verb: str = "moving") -> str:
-    """For example "moving right slowly", of a displacement per frame in frame widths; "still" where there is none."""
-    speed = math.hypot(dx, dy)
-    if speed < STILL:
-        return "standing still"
-    sector = round(math.atan2(dy, dx) / (math.pi / 4)) % len(DIRECTION_WORDS)
-    pace = " slowly" if speed < SLOW else " fast" if speed > FAST else ""
-    return f"{verb} {DIRECTION_WORDS[sector]}{pace}"
 
 
 def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background: float = 0.5) -> list[str]:
@@ -85,17 +76,19 @@ def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background
     """
     seeds = mix(scenes.seed.cpu() + variation * 0x51ED2701)
     tells_motion, tells_background, wording, tells_other = (uniform(seeds, _CAPTION_STREAM + i) for i in range(4))
-    steps = (scenes.displacement() / (CLIP_FRAMES - 1)).tolist()
     columns = (scenes.shape, scenes.color, scenes.count, scenes.background_kind, scenes.background_color)
+    columns += _classes((scenes.displacement() / (CLIP_FRAMES - 1)).cpu().double())
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     result = []
-    for i, (shape, color, count, kind, colors) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for i, (shape, color, count, kind, colors, direction, pace) in enumerate(rows):
         verb = "moving" if wording[i] < 0.7 else "going"
         parts = []
         for j in range(count):
             name = COLOR_NAMES[color[j]]
             words = f"{'an' if name[0] in 'aeiou' else 'a'} {name} {SHAPES[shape[j]]}"
             if tells_motion[i] < motion and (j == 0 or tells_other[i] < 0.5):
-                words += " " + motion_words(*steps[i][j], verb=verb)
+                still = direction[j] == len(DIRECTION_WORDS)
+                words += " standing still" if still else f" {verb} {DIRECTION_WORDS[direction[j]]}{PACES[pace[j]]}"
             parts.append(words)
         text = " and ".join(parts)
         if tells_background[i] < background:

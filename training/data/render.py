@@ -14,13 +14,10 @@ import torch
 from .scenes import BACKGROUNDS, OBJECT_TEXTURES, SHAPES, Scenes, mix
 
 EVERYTHING = ("video", "motion", "depth", "outline", "object_mask")
-OUTLINE_WIDTH = 1.5
-"""Width of outlines in pixels."""
-GRAIN_CELLS = (1 / 80, 1 / 128)
-"""Cell sizes of the grain in frame widths: a few pixels at 256, gone by area averaging at 64."""
+OUTLINE_WIDTH = 1.5  # in pixels
+GRAIN_CELLS = (1 / 80, 1 / 128)  # in frame widths: a few pixels at 256, gone by area averaging at 64
 GRAIN_AMPLITUDE = 0.15
-OBJECT_SHADES = (0.76, 1.0)
-"""Darkest and brightest shade of an object's texture: what its colour is multiplied by."""
+OBJECT_SHADES = (0.76, 1.0)  # darkest and brightest of an object's texture: what its colour is multiplied by
 _TILE = 128
 
 
@@ -107,7 +104,7 @@ def _pattern(scenes: Scenes, kind: str, x: torch.Tensor, y: torch.Tensor) -> tor
 
 def _background_video(scenes: Scenes, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
     """Background RGB (M, 3, F, H, W) at surface coordinates (M, F, H, W) that may have F = 1."""
-    blend = torch.empty(torch.broadcast_shapes(x.shape, y.shape), device=x.device)
+    blend = torch.empty(x.shape, device=x.device)
     for index, kind in enumerate(BACKGROUNDS):
         (chosen,) = (scenes.background_kind == index).nonzero(as_tuple=True)
         if len(chosen):
