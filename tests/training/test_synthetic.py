@@ -224,7 +224,7 @@ def test_the_data_set_has_the_mix_it_states():
      (-1, -0.9, "up and to the left"), (0.8, -1, "up and to the right"), (-1, 1, "down and to the left")],
 )  # fmt: skip
 def test_direction_words(dx, dy, word):
-    assert DIRECTION_WORDS[direction_class(torch.tensor([dx, dy]))] == word
+    assert DIRECTION_WORDS[direction_class(torch.tensor([float(dx), dy]))] == word
 
 
 def test_captions_tell_the_truth(scenes):
