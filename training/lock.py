@@ -16,11 +16,8 @@ from vc_core.errors import UserError
 from vc_core.parsing import parse_json
 
 FILE = ".lock"
-"""In a folder that is worked in: who does. It stays when the work has ended; the lock on it is the system's, and ends
-with the process, however that ends."""
-
-_FIRST = 1
-"""The first byte that is written: on Windows others cannot read what is locked, byte 0."""
+"""In a folder that is worked in: who does, after the first byte, which Windows shows to nobody while it is locked. It
+stays when the work has ended; the lock on it is the system's, and ends with the process, however that ends."""
 
 
 @contextmanager
@@ -42,8 +39,8 @@ def held(folder: Path, work: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
-                            ) from None  # fmt: skip
+            told = f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
+            raise UserError(told) from None
     try:
         with writing(folder):
             _sign(path, json.dumps({"work": work, "process": os.getpid(), "host": socket.gethostname()}))
@@ -64,11 +61,11 @@ def held_by(world: World, folder: Path, work: str) -> Iterator[None]:
     """
     refused = None
     with ExitStack() as stack:
-        if world.main:
-            try:
+        try:
+            if world.main:
                 stack.enter_context(held(folder, work))
-            except UserError as error:
-                refused = error
+        except UserError as error:
+            refused = error
         if world.most(int(refused is not None)):
             raise refused or SystemExit(LOST)
         yield
@@ -76,8 +73,8 @@ def held_by(world: World, folder: Path, work: str) -> Iterator[None]:
 
 def _sign(path: Path, text: str) -> None:
     with open(path, "r+b", buffering=0) as file:
-        file.truncate(_FIRST)
-        file.seek(_FIRST)
+        file.truncate(1)
+        file.seek(1)
         file.write(text.encode())
 
 
@@ -85,7 +82,7 @@ def _holder(path: Path) -> str:
     """Who holds a lock, as its file says."""
     try:
         with open(path, "rb", buffering=0) as file:
-            file.seek(_FIRST)
+            file.seek(1)
             said = parse_json(file.read(4096))
         return f"{said['work']} (process {said['process']} on {said['host']})"
     except (OSError, ValueError, KeyError, TypeError):

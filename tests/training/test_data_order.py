@@ -80,7 +80,7 @@ def test_a_run_goes_on_where_it_stopped_also_with_other_ranks():
 def test_a_rank_takes_every_so_manieth_and_no_two_ranks_the_same():
     ranks = [Share(Order(0, 100), (16,), 2, rank, 3).step(0)[0] for rank in range(3)]
     assert [slot.counts for slot in ranks] == [(0, 3), (1, 4), (2, 5)]
-    assert Share(Order(0, 100), (16,), 2, 0, 3).after(12) == 18
+    assert Share(Order(0, 100), (16,), 2, 0, 3).step(12)[-1].after == 18
 
 
 def test_shorter_clips_come_in_larger_batches_and_as_often_as_listed():

@@ -6,20 +6,20 @@ import torch.nn.functional as F
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, Spy, generator, make_folder, same
 from training.data import synthetic as module
-from training.data.cache import STILLS, ClipCache, make_shard
+from training.data.captions import captions
 from training.data.folder import FolderClips, read_captions
 from training.data.opening import SCENES, lengths, open_clips
 from training.data.preparing import Options, prepare
+from training.data.scenes import CLIP_FRAMES, scene_seeds
 from training.data.shards import ShardClips
 from training.data.synthetic import (
-    CLIP,
+    STILLS,
+    ClipCache,
     DrawnScenes,
     SyntheticClips,
-    Window,
-    captions,
     draw_mask,
     draw_window,
-    scene_seeds,
+    make_shard,
     spoil_motion,
 )
 from training.recipe import Domain
@@ -71,9 +71,9 @@ def test_cached_latents_are_those_of_the_scene(cache, bundled):
 
 def test_windows_lie_in_the_clip_and_take_every_length_of_it():
     windows = [draw_window(16, 4, generator(seed)) for seed in range(300)]
-    assert all(w.start >= 0 and w.start + 3 * w.stride <= 15 for w in windows)
-    assert {w.stride for w in windows} == {1, 2, 3, 4, 5}
-    assert draw_window(16, 16, generator()) == Window(0, 16, 1)
+    assert all(w.start >= 0 and w.stop == w.start + 3 * w.step + 1 <= 16 for w in windows)
+    assert {w.step for w in windows} == {1, 2, 3, 4, 5}
+    assert draw_window(16, 16, generator()) == slice(0, 16, 1)
     assert {draw_window(16, 1, generator(seed)).start for seed in range(200)} == set(range(16))
 
 
@@ -156,12 +156,12 @@ def test_captions_and_stills_vary_and_are_the_scenes(cache):
 
 def test_what_is_dropped_is_not_even_drawn(monkeypatch):
     spy = Spy(monkeypatch)
-    spy.watch(module, "render", "edges", "style_image", "captions", "spoil_motion", "draw_mask")
+    spy.watch(module, "render", "edges", "fitted", "captions", "spoil_motion", "draw_mask")
     data = SyntheticClips(DrawnScenes(SCENES, 2), 4, 24)
     for kept, called in {
         (): {"render": 1},
         ("text",): {"render": 1, "captions": 1},
-        ("style",): {"render": 2, "style_image": 1},
+        ("style",): {"render": 2, "fitted": 1},
         ("motion",): {"render": 2, "spoil_motion": 1},
         ("mask",): {"render": 3, "draw_mask": 1},
     }.items():
@@ -215,7 +215,7 @@ def test_domains_open_as_their_kind_says(tmp_path, bundled):
         (Domain("folder"), (64, 64), "without a path"),
         (Domain("shards"), (64, 64), "without a path"),
         (Domain(), (64, 96), "squares"),
-        (Domain(frames=CLIP + 1), (64, 64), "squares"),
+        (Domain(frames=CLIP_FRAMES + 1), (64, 64), "squares"),
         (Domain(lengths=(4, 0)), (64, 64), "lengths"),
     ],
 )

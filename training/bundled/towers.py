@@ -16,9 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.data.captions import caption_tokens, motion_class
-from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJECT_COLORS, SHAPES, Scenes
-from training.data.synthetic import captions, render, sample_scenes, scene_seeds
+from training.data.captions import caption_tokens, captions, motion_class
+from training.data.render import render
+from training.data.scenes import (
+    BACKGROUNDS,
+    COLOR_NAMES,
+    DIRECTION_WORDS,
+    OBJECT_COLORS,
+    SHAPES,
+    Scenes,
+    sample_scenes,
+    scene_seeds,
+)
 from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World

@@ -25,20 +25,13 @@ from vc_core.files import sha256
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache of a shard's samples.
+    """One cache of a shard's samples. `make` brings frames `(1, 3, F, H', W')` in [0, 1], at `drawing_size`, to the
+    member's bytes and what the sample's .json says of them, None for nothing."""
 
-    Attributes:
-        name: `latents`, `depth` or `sketch`.
-        about: the extractor and its settings, in values that JSON holds; of equal ones the results are equal.
-        make: from frames `(1, 3, F, H', W')` in [0, 1], at `drawing_size`, to the member's bytes and what the
-            sample's .json says of them, None for nothing.
-        ending: of the member.
-    """
-
-    name: str
-    about: dict[str, Any]
+    name: str  # `latents`, `depth` or `sketch`
+    about: dict[str, Any]  # the extractor and its settings, as JSON holds them; of equal ones the results are equal
     make: Callable[[Tensor], tuple[bytes, Any]]
-    ending: str
+    ending: str  # of the member
 
     def settings(self) -> dict[str, Any]:
         """What the shard says of it."""
@@ -55,15 +48,14 @@ def fingerprint(part: Part, scale: float = 1.0) -> str:
     Args:
         scale: the factor of the autoencoder's latents.
     """
-    get = part.tensors.get()
-    used = (name for name in part.tensors.shapes if not is_known_extra(part.name, name))
-    values = sorted(_values(get(name)) for name in used)  # each stands for its tensor's name, which layouts differ in
-    return hashlib.sha256("".join([str(float(scale)), *values]).encode()).hexdigest()[:16]
-
-
-def _values(tensor: Tensor) -> str:
-    numbers = tensor.half() if tensor.is_floating_point() else tensor
-    return hashlib.sha256(numbers.flatten().contiguous().view(torch.uint8).numpy()).hexdigest()
+    values, get = [], part.tensors.get()
+    for name in part.tensors.shapes:
+        if not is_known_extra(part.name, name):
+            tensor = get(name)
+            numbers = tensor.half() if tensor.is_floating_point() else tensor
+            values.append(hashlib.sha256(numbers.flatten().contiguous().view(torch.uint8).numpy()).hexdigest())
+    # Sorted: each stands for its tensor's name, which layouts differ in.
+    return hashlib.sha256("".join([str(float(scale)), *sorted(values)]).encode()).hexdigest()[:16]
 
 
 def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") -> Cache:
@@ -76,7 +68,10 @@ def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") 
 
     read = read_checkpoint(checkpoint)
     vae = read.part("vae")
-    scale = read.config.autoencoder.scale if read.config else latent_scale(vae)
+    if read.config:
+        scale = read.config.autoencoder.scale
+    else:  # of a file that is an autoencoder alone: Stable Diffusion's, or none for TAESD's
+        scale = 1.0 if vae.layout == "taesd" else 0.18215
     about = {"file": Path(checkpoint).name, "scale": scale, "fingerprint": fingerprint(vae, scale)}
     autoencoder = load_autoencoder(vae, device=device)
 
@@ -84,11 +79,6 @@ def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") 
         return pack_latents(encode(autoencoder, fit(frames, size)) * scale), None
 
     return Cache("latents", about, make, "latents.npy")
-
-
-def latent_scale(autoencoder: Part) -> float:
-    """The factor of a file that is an autoencoder alone: Stable Diffusion's, or none for TAESD's."""
-    return 1.0 if autoencoder.layout == "taesd" else 0.18215
 
 
 def depth_cache(model: Path, device: str = "cpu") -> Cache:

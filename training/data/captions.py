@@ -24,19 +24,18 @@ from .scenes import (
     uniform,
 )
 
-START, END = 49406, 49407
-"""CLIP's tokens around every text."""
-_CAPTION_STREAM = 1 << 20
-"""Streams of random numbers from here on are not used by the scenes themselves."""
+START, END = 49406, 49407  # CLIP's tokens around every text
+PACES = ("", " slowly", " fast")
+_CAPTION_STREAM = 1 << 20  # streams of random numbers from here on are not used by the scenes themselves
 
 
-def caption_tokens(texts: Sequence[str], length: int = 77) -> torch.Tensor:
-    """Token numbers (N, length) of captions, as `vc_core.encoders.clip.tokenize` gives them.
+def caption_tokens(texts: Sequence[str]) -> torch.Tensor:
+    """Token numbers (N, 77) of captions, as `vc_core.encoders.clip.tokenize` gives them.
 
     Each of the grammar's few words is looked up once: a GPU takes in scenes faster than texts are cut into words.
     """
     rows = [[START, *(number for word in text.split() for number in _word(word)), END] for text in texts]
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    return torch.tensor([row + [0] * (77 - len(row)) for row in rows])
 
 
 @lru_cache(maxsize=4096)
@@ -45,78 +44,59 @@ def _word(word: str) -> tuple[int, ...]:
     return tuple(first[1 : int(first.argmax())].tolist())
 
 
-def motion_class(scenes: Scenes, frames: int = CLIP_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
+def motion_class(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
     """What captions say of the first object's motion over a clip: (N,) each.
 
-    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is 0 for
-    nothing said, 1 for slowly, 2 for fast.
+    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is one into
+    PACES.
     """
-    step = scenes.displacement(frames)[:, 0] / (frames - 1)
+    return _classes(scenes.displacement()[:, 0] / (CLIP_FRAMES - 1))
+
+
+def _classes(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     direction, speed = direction_class(step), step.norm(dim=-1)
-    still = direction == len(DIRECTION_WORDS)
-    pace = torch.where(still, 0, torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0)))
-    return direction, pace
+    pace = torch.where(speed < SLOW, 1, torch.where(speed > FAST, 2, 0))
+    return direction, torch.where(direction == len(DIRECTION_WORDS), 0, pace)
 
 
 def direction_class(step: torch.Tensor) -> torch.Tensor:
-    """The index into DIRECTION_WORDS of motions (N, 2) in frame widths a frame, (N,); len(DIRECTION_WORDS) if still."""
+    """The index into DIRECTION_WORDS of motions (..., 2) in frame widths a frame; len(DIRECTION_WORDS) if still."""
     dx, dy = step.unbind(-1)
     sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
     return torch.where(torch.hypot(dx, dy) < STILL, len(DIRECTION_WORDS), sector)
-
-
-def direction_word(dx: float, dy: float) -> str:
-    """The compass word of a displacement, right and down positive."""
-    sector = round(math.atan2(dy, dx) / (math.pi / 4)) % len(DIRECTION_WORDS)
-    return DIRECTION_WORDS[sector]
-
-
-def motion_words(dx: float, dy: float, verb: str = "moving") -> str:
-    """For example "moving right slowly", of a displacement per frame in frame widths; "still" where there is none."""
-    speed = math.hypot(dx, dy)
-    if speed < STILL:
-        return "standing still"
-    pace = " slowly" if speed < SLOW else " fast" if speed > FAST else ""
-    return f"{verb} {direction_word(dx, dy)}{pace}"
-
-
-def background_words(kind: str, first: str, second: str) -> str:
-    if kind == "gradient":
-        return f"a {first} and {second} gradient"
-    return f"{first} and {second} {kind}"
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background: float = 0.5) -> list[str]:
     """One caption for each of N scenes: lower case, simple words, the first object named first.
 
     Args:
-        scenes: N scenes.
         variation: a number that picks one of the many captions of a scene; equal numbers give equal captions.
         motion: how often the caption tells direction and speed (0 for captions of single frames).
         background: how often it tells the background.
     """
     seeds = mix(scenes.seed.cpu() + variation * 0x51ED2701)
     tells_motion, tells_background, wording, tells_other = (uniform(seeds, _CAPTION_STREAM + i) for i in range(4))
-    steps = (scenes.displacement() / (CLIP_FRAMES - 1)).tolist()
     columns = (scenes.shape, scenes.color, scenes.count, scenes.background_kind, scenes.background_color)
+    columns += _classes((scenes.displacement() / (CLIP_FRAMES - 1)).cpu().double())
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     result = []
-    for i, (shape, color, count, kind, colors) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for i, (shape, color, count, kind, colors, direction, pace) in enumerate(rows):
         verb = "moving" if wording[i] < 0.7 else "going"
         parts = []
         for j in range(count):
-            words = _article(f"{COLOR_NAMES[color[j]]} {SHAPES[shape[j]]}")
+            name = COLOR_NAMES[color[j]]
+            words = f"{'an' if name[0] in 'aeiou' else 'a'} {name} {SHAPES[shape[j]]}"
             if tells_motion[i] < motion and (j == 0 or tells_other[i] < 0.5):
-                words += " " + motion_words(*steps[i][j], verb=verb)
+                still = direction[j] == len(DIRECTION_WORDS)
+                words += " standing still" if still else f" {verb} {DIRECTION_WORDS[direction[j]]}{PACES[pace[j]]}"
             parts.append(words)
         text = " and ".join(parts)
         if tells_background[i] < background:
             first, second = (COLOR_NAMES[c] for c in colors)
-            plain = wording[i] < 0.4 or BACKGROUNDS[kind] == "gradient"
-            joint = "on" if plain else "on a background of" if wording[i] < 0.7 else "in front of"
-            text += f" {joint} {background_words(BACKGROUNDS[kind], first, second)}"
+            if BACKGROUNDS[kind] == "gradient":
+                text += f" on a {first} and {second} gradient"
+            else:
+                joint = "on" if wording[i] < 0.4 else "on a background of" if wording[i] < 0.7 else "in front of"
+                text += f" {joint} {first} and {second} {BACKGROUNDS[kind]}"
         result.append(text)
     return result

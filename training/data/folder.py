@@ -4,7 +4,8 @@ member of a tar as it is needed."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +24,7 @@ from vc_core.conditions import drawing_size
 from vc_core.errors import UserError, counted
 from vc_core.extract import read_motion
 from vc_core.folders import files_below, named
-from vc_core.video import IMAGES, FramePlan, Media, VideoInfo, plan_frames, planned_frames, probe, read_image
+from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
 
 # --- Captions -------------------------------------------------------------------------------------------------------
 
@@ -53,28 +54,27 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         return read_list(list_of)
     files = files_below(folder, without=[out] if out else [])
     if lists := _lists_below(folder, files):
-        return [entry for path in lists for entry in _below(path.parent.relative_to(folder), read_list(path))]
+        names = named([path.relative_to(folder).as_posix() for path in lists])
+        warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=2)
+        return [
+            replace(entry, file=(path.parent.relative_to(folder) / entry.file).as_posix())
+            for path in lists
+            for entry in read_list(path)
+        ]
     tars, others = [], []
     for path in files:
         if path.name.lower() not in LISTS:  # one without captions, which is told already
             (tars if path.name.lower().endswith(TARS) else others).append(path)
-    entries = _texts_beside(folder, others, none=bool(tars))
-    if not entries:
-        tars = foreign_shards(folder, tars)
-        if others:
-            _leaves_out(folder, others, "neither shards nor in them")
-        return read_shards(tars, folder)
-    if foreign := [tar for tar in tars if not is_ours(tar)]:
-        _leaves_out(folder, foreign, "shards beside files that have texts")
-    return entries
-
-
-def foreign_shards(folder: Path, tars: Sequence[Path]) -> list[Path]:
-    """The shards themselves. Raises `UserError` where some are of `./vc prepare`."""
+    if entries := _texts_beside(folder, others, none=bool(tars)):
+        _leaves_out(folder, [tar for tar in tars if not is_ours(tar)], "shards beside files that have texts")
+        return entries
     if own := next(filter(is_ours, tars), None):
-        raise UserError(f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were "
-                        f"expected: train on {folder} with `kind: shards`, or name another folder.")  # fmt: skip
-    return list(tars)
+        raise UserError(
+            f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were expected: train "
+            f"on {folder} with `kind: shards`, or name another folder."
+        )
+    _leaves_out(folder, others, "neither shards nor in them")
+    return read_shards(tars, folder)
 
 
 def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
@@ -84,8 +84,8 @@ def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
         first = f"{printable(faulty[0].file)}: {printable(faulty[0].fault)}"
         if len(faulty) == len(entries):
             raise UserError(f"{folder}: none of its {counted(len(entries), 'clip')} can be used; {first}")
-        warnings.warn(f"{folder}: leaves out {len(faulty)} of {len(entries)} clips, which cannot be used, for instance "
-                      f"{first}", stacklevel=2)  # fmt: skip
+        left_out = f"{len(faulty)} of {len(entries)} clips, which cannot be used, for instance {first}"
+        warnings.warn(f"{folder}: leaves out {left_out}", stacklevel=2)
     return [entry for entry in entries if not entry.fault]
 
 
@@ -109,16 +109,7 @@ def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
     for path in files:
         if path.parent != folder and path.name.lower() in LISTS:
             by_folder.setdefault(path.parent, []).append(path)
-    lists = [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
-    if lists:
-        names = named([path.relative_to(folder).as_posix() for path in lists])
-        warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=3)
-    return lists
-
-
-def _below(inner: Path, entries: Sequence[Entry]) -> list[Entry]:
-    """The entries of a list in a folder further down."""
-    return [replace(entry, file=(inner / entry.file).as_posix()) for entry in entries]
+    return [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
 
 
 def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry]:
@@ -127,82 +118,83 @@ def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry
     What is known for a video or an image must have a text, or all is refused: a text that was forgotten would be missed
     only when training is done. What has another ending is one too where it has a text; else it is left out and told.
     """
-    texts: dict[Path, dict[str, Path]] = {}
-    by_stem: dict[Path, list[Path]] = {}
+    texts: dict[Path, dict[str, Path]] = defaultdict(dict)
+    others: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
-        if path.suffix.lower() in TEXTS:
-            texts.setdefault(path.with_suffix(""), {})[path.suffix.lower()] = path
+        stem, ending = path.with_suffix(""), path.suffix.lower()
+        if ending in TEXTS:
+            texts[stem][ending] = path
         else:
-            by_stem.setdefault(path.with_suffix(""), []).append(path)
+            others[stem].append(path)
     media: list[Path] = []
     previews: list[Path] = []
-    other: list[Path] = []
-    for stem, paths in by_stem.items():
+    unknown: list[Path] = []
+    for stem, paths in others.items():
         videos = [path for path in paths if path.suffix.lower() in VIDEOS]
         images = [path for path in paths if path.suffix.lower() in IMAGES]
         known = videos or images
         media += known or (paths if stem in texts else [])
         previews += images if videos else []
-        other += [] if known or stem in texts else paths
-    if without := [path for path in media if path.with_suffix("") not in texts]:
-        if none and len(without) == len(media):
-            return []
-        parquet = ", or write the columns of its .parquet as metadata.jsonl" if _has_parquet(other) else ""
-        raise UserError(f"{folder}: {len(without)} files have no text beside them, "
-                        f"{printable(without[0].relative_to(folder).as_posix())} among them: give each its .txt, or "
-                        f"list those to train on in {LISTS[0]}{parquet}.")  # fmt: skip
+        unknown += [] if known or stem in texts else paths
+    without = [path for path in media if path.with_suffix("") not in texts]
+    if none and len(without) == len(media):
+        return []
+    if without:
+        has_parquet = any(path.suffix.lower() == ".parquet" for path in unknown)
+        parquet = ", or write the columns of its .parquet as metadata.jsonl" if has_parquet else ""
+        raise UserError(
+            f"{folder}: {len(without)} files have no text beside them, "
+            f"{printable(without[0].relative_to(folder).as_posix())} among them: give each its .txt, or list those to "
+            f"train on in {LISTS[0]}{parquet}."
+        )
     if not media:
-        if none:
-            return []
-        raise UserError(f"{folder}: has no captions: expected one of {', '.join(LISTS)}, a text beside each file "
-                        "(swan.txt beside swan.mp4), or shards.")  # fmt: skip
-    alone = [
-        path for stem, of in texts.items() if stem not in by_stem for ending, path in of.items() if ending != ".json"
-    ]
-    if alone:
-        _leaves_out(folder, alone, "texts without a video or an image")
-    if other:
-        _leaves_out(folder, other, "neither videos nor images nor with a text")
-    if previews:
-        _leaves_out(folder, previews, "images beside videos of the same name")
-    return [_with_text(path.relative_to(folder).as_posix(), texts[path.with_suffix("")]) for path in sorted(media)]
-
-
-def _has_parquet(paths: Sequence[Path]) -> bool:
-    return any(path.suffix.lower() == ".parquet" for path in paths)
-
-
-def _with_text(file: str, texts: Mapping[str, Path]) -> Entry:
-    try:
-        return beside(file, {ending: path.read_bytes() for ending, path in texts.items()})
-    except OSError as error:
-        return Entry(file, "", {}, f"its text cannot be read ({error.strerror}): check it.")
+        raise UserError(
+            f"{folder}: has no captions: expected one of {', '.join(LISTS)}, a text beside each file (swan.txt beside "
+            "swan.mp4), or shards."
+        )
+    alone = [of for stem, of in texts.items() if stem not in others]
+    alone = [path for of in alone for ending, path in of.items() if ending != ".json"]
+    _leaves_out(folder, alone, "texts without a video or an image")
+    _leaves_out(folder, unknown, "neither videos nor images nor with a text")
+    _leaves_out(folder, previews, "images beside videos of the same name")
+    entries = []
+    for path in sorted(media):
+        file = path.relative_to(folder).as_posix()
+        try:
+            found = {ending: text.read_bytes() for ending, text in texts[path.with_suffix("")].items()}
+            entries.append(beside(file, found))
+        except OSError as error:
+            entries.append(Entry(file, "", {}, f"its text cannot be read ({error.strerror}): check it."))
+    return entries
 
 
 def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
-    names = named([printable(path.relative_to(folder).as_posix()) for path in paths])
-    warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
+    if paths:
+        names = named([printable(path.relative_to(folder).as_posix()) for path in paths])
+        warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
 
 
 # --- Samples --------------------------------------------------------------------------------------------------------
 
 
-def random_plan(info: VideoInfo, frames: int, rate: float | None, generator: torch.Generator) -> FramePlan:
-    """A frame plan (see `plan_frames`) that starts at random, anywhere from where all its frames are there.
+def clip_of(
+    entry: Entry, folder: Path, frames: int, rate: float | None, generator: torch.Generator
+) -> tuple[Path | Media, FramePlan | None, str]:
+    """What a clip is read from; its plan, see `plan_frames`, that starts at random, anywhere from where all its frames
+    are there, or None of an image; and what was decided for the user, see `VideoInfo.note`.
 
     Raises:
-        UserError: the clip is too short.
+        UserError, BadSample: it cannot be used, cannot be read or is too short.
     """
-    plan = plan_frames(info, frames, rate)
-    spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
-    return replace(plan, start=float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item())
-
-
-def plan_of(source: Path | Media, frames: int, rate: float | None, generator: torch.Generator) -> tuple[FramePlan, str]:
-    """`random_plan` of a video, and what was decided for the user, see `VideoInfo.note`. Raises `BadSample`."""
+    source = entry.source(folder)
+    if entry.is_image(folder):
+        return source, None, ""
     with _decoding(source):
         info = probe(source)
-        return random_plan(info, frames, rate, generator), info.note
+        plan = plan_frames(info, frames, rate)
+        spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
+        start = float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item()
+    return source, replace(plan, start=start), info.note
 
 
 def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:
@@ -258,19 +250,13 @@ class FolderClips:
 
     def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
-        entry = self.entries[index]
+        entry, form = self.entries[index], self.form
         with reading(entry.name(self.folder)):
-            source = entry.source(self.folder)
-            still = entry.is_image(self.folder)
-            plan = None if still else plan_of(source, self.form.frames, self.rate, generator)[0]
-            made = make(pictures_of(source, plan), self.form, kept, generator)
+            source, plan, _ = clip_of(entry, self.folder, form.frames, self.rate, generator)
+            made = make(pictures_of(source, plan), form, kept, generator)
             if "motion" in kept:
-                alone = self.form.frames == 1
-                made.conditions["motion"] = no_motion(self.form) if alone else self._motion(source, plan)
-        text = entry.caption if "text" in kept else ""
-        return Sample(
-            entry.file, video=made.video, text=text, style=made.style, conditions=made.conditions, source=made.source
-        )
+                made["conditions"]["motion"] = no_motion(form) if form.frames == 1 else self._motion(source, plan)
+        return Sample(entry.file, text=entry.caption if "text" in kept else "", **made)
 
     def _motion(self, source: Path | Media, plan: FramePlan) -> Tensor:
         extraction, size = self.form.extraction, drawing_size("motion", self.form.size)

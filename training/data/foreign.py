@@ -31,23 +31,29 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
         members, damage = members_of(tar)
         name = tar.relative_to(folder).as_posix()
         if damage:
-            damaged.append(f"{name} ({damage})")
+            damaged.append(f"{name} ({str(damage) or type(damage).__name__})")
         samples, without, aside = grouped(members)
         empty += without
         beside_samples += [f"{name}:{each.name}" for each in aside]
         entries += [_entry(name, member, texts) for member, texts in samples]
+    told = []
     if damaged:
-        warnings.warn(f"{folder}: {counted(len(damaged), 'shard is', 'shards are')} cut off or damaged, and what comes "
-                      f"before that is taken: {named(damaged)}.", stacklevel=2)  # fmt: skip
+        cut_off = counted(len(damaged), "shard is", "shards are")
+        told.append(f"{cut_off} cut off or damaged, and what comes before that is taken: {named(damaged)}.")
     if empty:
-        warnings.warn(f"{folder}: leaves out {counted(empty, 'sample')} without a video or an image: as a rule, what "
-                      "could not be downloaded.", stacklevel=2)  # fmt: skip
+        few = counted(empty, "sample")
+        told.append(f"leaves out {few} without a video or an image: as a rule, what could not be downloaded.")
     if beside_samples:
-        warnings.warn(f"{folder}: leaves out {counted(len(beside_samples), 'member')} without texts in samples of "
-                      f"which others have some: {named(beside_samples)}.", stacklevel=2)  # fmt: skip
+        few = counted(len(beside_samples), "member")
+        which = named(beside_samples)
+        told.append(f"leaves out {few} without texts in samples of which others have some: {which}.")
+    for each in told:
+        warnings.warn(f"{folder}: {each}", stacklevel=2)
     if not entries:
-        raise UserError(f"{folder}: its .tar hold neither videos nor images with captions: expected for instance "
-                        "000.mp4 with 000.txt or 000.json in them.")  # fmt: skip
+        raise UserError(
+            f"{folder}: its .tar hold neither videos nor images with captions: expected for instance 000.mp4 with "
+            "000.txt or 000.json in them."
+        )
     return entries
 
 
@@ -55,13 +61,14 @@ def warn_of_compressed(entries: Iterable[Entry]) -> None:
     """For training as they are, which reads in random order."""
     tars = {entry.member.tar for entry in entries if entry.member is not None}
     if slow := sorted(tar.name for tar in tars if compression(tar) is not None):
-        warnings.warn(f"{counted(len(slow), 'shard is', 'shards are')} compressed, which makes reading slow: gunzip "
-                      f"them, or make shards of them by ./vc prepare: {named(slow)}.", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{counted(len(slow), 'shard is', 'shards are')} compressed, which makes reading slow: gunzip them, or "
+            f"make shards of them by ./vc prepare: {named(slow)}.",
+            stacklevel=2,
+        )
 
 
-def grouped(
-    members: Iterable[Member],
-) -> tuple[list[tuple[Member, Mapping[str, Member]]], int, list[Member]]:
+def grouped(members: Iterable[Member]) -> tuple[list[tuple[Member, Mapping[str, Member]]], int, list[Member]]:
     """The videos and images with the texts beside them, by their endings; how many samples have neither; and what else
     shows something, but is of a sample of which another member has the texts."""
     media: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
@@ -78,18 +85,18 @@ def grouped(
             media[first][stem].append(member)
     samples, aside = [], []
     for first, stems in media.items():
-        own = {stem: texts[first][stem] for stem in stems if stem in texts[first]} if first in texts else {}
+        there = texts.get(first, {})
+        own = {stem: there[stem] for stem in stems if stem in there}
         if not own:  # WebDataset's rule: all that is equal up to the first dot is one sample
-            merged = {ending: each for of in texts.get(first, {}).values() for ending, each in of.items()}
-            stems, own = {first: [each for of in stems.values() for each in of]}, {first: merged}
-        samples += [(_shown(stems[stem]), beside) for stem, beside in own.items()]
-        aside += [each for stem, of in stems.items() if stem not in own for each in of]
-    return samples, len([first for first in texts if first not in media]), aside
-
-
-def _shown(members: Sequence[Member]) -> Member:
-    """Of a video and its preview, the video."""
-    return next((each for each in members if PurePosixPath(each.name).suffix.lower() in VIDEOS), members[0])
+            own = {first: {ending: each for of in there.values() for ending, each in of.items()}}
+            stems = {first: [each for of in stems.values() for each in of]}
+        for stem, shown in stems.items():
+            if stem in own:  # of a video and its preview, the video
+                video = (each for each in shown if PurePosixPath(each.name).suffix.lower() in VIDEOS)
+                samples.append((next(video, shown[0]), own[stem]))
+            else:
+                aside += shown
+    return samples, len(texts.keys() - media.keys()), aside
 
 
 def _entry(tar: str, member: Member, texts: Mapping[str, Member]) -> Entry:

@@ -36,29 +36,20 @@ VIDEOS = frozenset(
 )  # fmt: skip
 """Endings of videos. What has another one is taken for one where a text lies beside it."""
 
-DEEPEST = 50
-"""Lists and objects in one another that further columns may have: what is read must be written."""
-
-LONGEST = 2**20
-"""Bytes that the text of one caption may have."""
+DEEPEST = 50  # lists and objects in one another that further columns may have: what is read must be written
+LONGEST = 2**20  # bytes that the text of one caption may have
+_MEND = ": mend it or leave out this clip."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A video or image and its caption.
+    """A video or image and its caption."""
 
-    Attributes:
-        file: relative to the folder, or absolute; of a member of a tar for messages alone.
-        others: further columns or keys.
-        fault: why it cannot be used, where that is known already.
-        member: of a tar, where it is none of the folder's files.
-    """
-
-    file: str
+    file: str  # relative to the folder, or absolute; of a member of a tar for messages alone
     caption: str
-    others: Mapping[str, Any]
-    fault: str = ""
-    member: Member | None = None
+    others: Mapping[str, Any]  # further columns or keys
+    fault: str = ""  # why it cannot be used, where that is known already
+    member: Member | None = None  # of a tar, where it is none of the folder's files
 
     def is_image(self, folder: Path) -> bool:
         """Whether it is a still picture, see `vc_core.video.is_image`."""
@@ -92,29 +83,29 @@ def printable(text: str) -> str:
 
 # --- Text -----------------------------------------------------------------------------------------------------------
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-          (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # fmt: skip
-"""What a text begins with, and its encoding: that of UTF-32 begins as UTF-16's does."""
-
 
 def as_text(data: bytes) -> str:
     """A text in UTF-8, or in what its byte order mark says. What is not of that encoding stays as lone surrogates.
 
     Raises `ValueError` where all of it is of another encoding.
     """
-    mark, encoding = next((each for each in _MARKS if data.startswith(each[0])), (b"", "utf-8"))
-    text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # one of them begins as that of UTF-16 does
+        text = data.decode("utf-32", "surrogatepass")
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "surrogatepass")
+    else:
+        text = data.decode("utf-8", "surrogateescape")
     if 4 * text[:100].count("\0") > len(text[:100]):  # a few are the fault of a caption alone
         raise ValueError("its text is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark")
-    return text.removeprefix("\ufeff")
+    return text.lstrip("\ufeff")
 
 
-def is_broken(text: str) -> bool:
+def _is_broken(text: str) -> bool:
     """Whether it has what no encoding of Unicode can write."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def caption_in(value: Any) -> str | None:
+def _caption_in(value: Any) -> str | None:
     """The caption in what lists and JSON have as one: a text, or the first one of several that says anything."""
     if isinstance(value, (list, tuple)):
         texts = [each for each in value if isinstance(each, str)]
@@ -143,12 +134,8 @@ def _csv(text: str) -> Rows:
         text = text[told.end() :]
     head = re.split(r"[\r\n]", text.lstrip("\r\n "), maxsplit=1)[:1]
     fitting = (mark for mark in ",;\t|" if _names_both(next(csv.reader(head, delimiter=mark), [])))
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=told[1] if told else next(fitting, ","),
-        strict=True,
-        skipinitialspace=True,
-    )
+    mark = told[1] if told else next(fitting, ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
     try:
         yield from _table((f"line {reader.line_num}", cells) for cells in reader)
     except csv.Error as error:
@@ -157,14 +144,13 @@ def _csv(text: str) -> Rows:
 
 def _tsv(text: str) -> Rows:
     """Lines with tabs: quotes are part of the text, but for those around a whole column that doubles its own."""
+
+    def unquoted(cell: str) -> str:
+        whole = re.fullmatch('"((?:[^"]|"")*)"', cell)
+        return whole[1].replace('""', '"') if whole else cell
+
     lines = (line.split("\t") for line in re.split(r"\r\n|\n|\r", text))
-    return _table((f"line {number}", [_unquoted(cell) for cell in cells]) for number, cells in enumerate(lines, 1))
-
-
-def _unquoted(cell: str) -> str:
-    inner = cell[1:-1]
-    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
-    return inner.replace('""', '"') if whole else cell
+    return _table((f"line {number}", [*map(unquoted, cells)]) for number, cells in enumerate(lines, 1))
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Rows:
@@ -207,8 +193,8 @@ def _whole_json(text: str) -> Rows:
         if len(lists) == 1:
             value = lists[0]
         elif not _names_both(list(value)):
-            value = [{**(of if isinstance(of, Mapping) else {CAPTION[0]: of}), FILE[0]: file}
-                     for file, of in value.items()]  # fmt: skip
+            rows = {file: of if isinstance(of, Mapping) else {CAPTION[0]: of} for file, of in value.items()}
+            value = [{**row, FILE[0]: file} for file, row in rows.items()]
     return ((f"entry {n}", row) for n, row in enumerate(value if isinstance(value, list) else [value], 1))
 
 
@@ -236,13 +222,12 @@ def read_list(path: Path) -> list[Entry]:
     expected = f"expected {' or '.join(READERS)} with a file and a caption in each row"
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: is neither {' nor '.join(READERS)}: give captions as one of them.")
-    entries = []
     try:
-        for where, row in READERS[path.suffix.lower()](as_text(path.read_bytes())):
-            entries.append(_entry(where, row))
+        entries = [_entry(where, row) for where, row in _rows(path)]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}, {error}; {expected}." if str(error).startswith(("line", "entry")) else
-                        f"{path}: cannot be read as captions ({error}): {expected}.") from error  # fmt: skip
+        if str(error).startswith(("line", "entry")):
+            raise UserError(f"{path}, {error}; {expected}.") from error
+        raise UserError(f"{path}: cannot be read as captions ({error}): {expected}.") from error
     if not entries:
         raise UserError(f"{path}: lists no files: {expected}.")
     if all(entry.fault for entry in entries):
@@ -250,10 +235,14 @@ def read_list(path: Path) -> list[Entry]:
     return entries
 
 
+def _rows(path: Path) -> Rows:
+    return READERS[path.suffix.lower()](as_text(path.read_bytes()))
+
+
 def has_captions(path: Path) -> bool:
     """Whether the first row of a list names a file and a caption."""
     try:
-        row = next(iter(READERS[path.suffix.lower()](as_text(path.read_bytes()))), ("", None))[1]
+        row = next(iter(_rows(path)), ("", None))[1]
     except (OSError, ValueError):
         return True  # which reading will tell
     return isinstance(row, Mapping) and _names_both(list(row))
@@ -263,39 +252,40 @@ def _entry(where: str, row: Any) -> Entry:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: is no object with the keys file and caption")
     of_file, of_caption = named_in(row, FILE), named_in(row, CAPTION)
-    file = row.get(of_file)
-    if of_file is None:
-        there = spelled(list(row), " and ") or "nothing"
-        return Entry("", "", {}, f"{where}: has no 'file' (but {there}): mend it or leave out this clip.")
-    if not isinstance(file, str) or not file.strip():
-        return Entry("", "", {}, f"{where}: has no text for 'file': mend it or leave out this clip.")
-    caption = caption_in(row.get(of_caption))
     others = {name: value for name, value in row.items() if name not in (of_file, of_caption)}
-    return checked(Entry(file, caption or "", others), where, has=caption is not None)
+    if of_file is None:
+        fault = f"has no 'file' (but {spelled(list(row), ' and ') or 'nothing'})"
+    elif not isinstance(row[of_file], str) or not row[of_file].strip():
+        fault = "has no text for 'file'"
+    else:
+        return _checked(where, row[of_file], _caption_in(row.get(of_caption)), others)
+    return Entry("", "", {}, f"{where}: {fault}{_MEND}")
 
 
-def checked(entry: Entry, where: str, has: bool = True) -> Entry:
-    """The entry, with its fault where it cannot be used."""
-    if not has:
+def _checked(
+    where: str, file: str, caption: str | None, others: Mapping[str, Any], member: Member | None = None
+) -> Entry:
+    """An entry, with its fault where it cannot be used."""
+    if caption is None:
         fault = "has no text for 'caption'"
-    elif is_broken(entry.caption):
-        fault = f"has a caption with broken characters ('{printable(entry.caption)[:60]}')"
-    elif "\0" in entry.file:
+    elif _is_broken(caption):
+        fault = f"has a caption with broken characters ('{printable(caption)[:60]}')"
+    elif "\0" in file:
         fault = "has a name with a zero byte"
-    elif "\0" in entry.caption:
-        fault = f"has a caption with a zero byte ('{printable(entry.caption)[:60]}')"
-    elif _is_deep(entry.others):
+    elif "\0" in caption:
+        fault = f"has a caption with a zero byte ('{printable(caption)[:60]}')"
+    elif _is_deep(others):
         fault = f"nests more than {DEEPEST} lists and objects"
     else:
-        return entry
-    return Entry(entry.file, "", {}, f"{where}: {fault}: mend it or leave out this clip.", entry.member)
+        return Entry(file, caption, others, "", member)
+    return Entry(file, "", {}, f"{where}: {fault}{_MEND}", member)
 
 
 def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
-        level = [inner for each in level if isinstance(each, (Mapping, list))
-                 for inner in (each.values() if isinstance(each, Mapping) else each)]  # fmt: skip
+        holders = [each for each in level if isinstance(each, (Mapping, list))]
+        level = [inner for each in holders for inner in (each.values() if isinstance(each, Mapping) else each)]
     return bool(level)
 
 
@@ -321,7 +311,7 @@ def _json_text(data: bytes) -> str | None:
     if isinstance(status, str) and status.startswith("failed"):
         raise _Failed(f"{status}: {about.get('error_message')}"[:200])
     name = named_in(about, CAPTION)
-    return caption_in(about[name]) if name else None
+    return _caption_in(about[name]) if name else None
 
 
 TEXTS: dict[str, Callable[[bytes], str | None]] = {".txt": _plain_text, ".caption": _plain_text, ".json": _json_text}
@@ -337,7 +327,7 @@ def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) 
                 raise ValueError("is too long for a caption")
             found.append(TEXTS[ending](texts[ending]))
         except ValueError as error:
-            faults.append(f"its {ending} {error}: mend it or leave out this clip.")
+            faults.append(f"its {ending} {error}{_MEND}")
             if isinstance(error, _Failed):
                 found = []
                 break
@@ -345,6 +335,6 @@ def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) 
     if faults and not captions:
         return Entry(file, "", {}, printable(faults[0]), member)
     # A list of captions as video2dataset writes it into a .txt is Python's; the .json has the captions.
-    good = (each for each in captions if each.strip() and not is_broken(each) and not re.fullmatch(r"\[.*\]", each))
+    good = (each for each in captions if each.strip() and not _is_broken(each) and not re.fullmatch(r"\[.*\]", each))
     caption = next(good, captions[0] if captions else None)
-    return checked(Entry(file, caption or "", {}, "", member), "its text", has=caption is not None)
+    return _checked("its text", file, caption, {}, member)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,27 +13,21 @@ from training.data.sample import BadSample, Batch, Clips, Sample
 from training.data.sampler import Order, Share, Slot, generator_for
 from vc_core.errors import UserError
 
+try:
+    import resource
+except ImportError:  # Windows, where tensors of other processes are no files
+    resource = None
+
 Keep = Callable[[Sequence[int]], Mapping[str, Tensor]]
 """From the numbers of a batch's samples to which of them keep text, style and each condition, `(B,)` bool by name."""
 
-ATTEMPTS = 100
-"""Clips that are tried for one sample; where none of so many can be read, the data set is not there."""
-
-FEW = 1000
-"""Samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth."""
-
-TOLD = 3
-"""Bad samples that the error names, the last ones."""
+ATTEMPTS = 100  # clips that are tried for one sample; where none of so many can be read, the data set is not there
+FEW = 1000  # samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth
+TOLD = 3  # bad samples that the error names, the last ones
 
 
 class Batches(Dataset):
-    """The batches of a domain as a map from `Slot`s.
-
-    Args:
-        clips: by their number of frames.
-        order: the domain's.
-        keep: which conditions are kept.
-    """
+    """The batches of a domain as a map from `Slot`s."""
 
     def __init__(self, clips: Mapping[int, Clips], order: Order, keep: Keep):
         self.clips, self.order, self.keep = dict(clips), order, keep
@@ -64,17 +56,6 @@ class Batches(Dataset):
         raise UserError(f"{ATTEMPTS} samples in a row cannot be read, the last one because: {bad[-1]}; check the data.")
 
 
-@dataclass(frozen=True)
-class _Slots:
-    """What the DataLoader goes through: slots without end, from a count on."""
-
-    share: Share
-    count: int
-
-    def __iter__(self) -> Iterator[Slot]:
-        return self.share.slots(self.count)
-
-
 def load(
     clips: Mapping[int, Clips],
     share: Share,
@@ -86,7 +67,7 @@ def load(
     """This rank's batches without end, `share.accumulate` for each step.
 
     Args:
-        clips: the domain's, by their number of frames, for each of `share.frames`; see `training.data.open_clips`.
+        clips: the domain's, by their number of frames, for each of `share.frames`.
         keep: which conditions each sample keeps. With workers it must be picklable.
         count: where the domain's order goes on: `Batch.after` of the last step that was done.
         workers: processes that read ahead; 0 reads in this one.
@@ -98,14 +79,14 @@ def load(
     loader = DataLoader(
         Batches(clips, share.order, keep),
         batch_size=None,
-        sampler=_Slots(share, count),
+        sampler=share.slots(count),
         num_workers=workers,
-        collate_fn=_as_it_is,
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
     )
-    if workers:
-        _allow_many_files()
+    if workers and resource:  # each tensor that comes from another process is an open file: the limit is soon reached
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     taken, bad, last = 0, 0, []
     for batch in loader:
         if isinstance(batch, UserError):
@@ -120,23 +101,6 @@ def load(
 
 
 def _leave_signals(_: int) -> None:
-    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done.
-
-    Workers end when it does.
-    """
+    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _allow_many_files() -> None:
-    """Each tensor that comes from another process is an open file, and the usual limit is soon reached."""
-    try:
-        import resource
-    except ImportError:  # Windows, where they are none
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.data.sample import BadSample
+from training.data.sampler import draw_below
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import FULL, WriteError, write_error
+from vc_core.encoders.clip import fitted
 from vc_core.errors import UserError, reason
 from vc_core.extract import masked_video, random_mask
 from vc_core.extract.refit import refit
@@ -27,19 +30,12 @@ PICTURED = ("mask", "single_image", *LEFT)
 
 @dataclass(frozen=True)
 class Form:
-    """What samples are to be like.
+    """What samples are to be like."""
 
-    Attributes:
-        size: (height, width) of the video.
-        frames: of the clip.
-        extraction: how the network's conditions are made.
-        style_size: pixels of a side of style images, as the image tower takes them.
-    """
-
-    size: tuple[int, int] = (256, 256)
+    size: tuple[int, int] = (256, 256)  # (height, width) of the video
     frames: int = 16
-    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
-    style_size: int = 224
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)  # how the network's conditions are made
+    style_size: int = 224  # pixels of a side of style images, as the image tower takes them
 
     @staticmethod
     def of(config: Config, size: tuple[int, int], frames: int) -> Form:
@@ -60,16 +56,6 @@ class Form:
         return refit(name, made[None], self.size, made.shape[1], self.extraction, self.size)[0]
 
 
-@dataclass(frozen=True)
-class Made:
-    """What was made of a clip's pictures; fields are those of `Sample`."""
-
-    video: Tensor | None = None
-    style: Tensor | None = None
-    conditions: dict[str, Tensor] = field(default_factory=dict)
-    source: Tensor | None = None
-
-
 def make(
     pictures: Iterable[Tensor],
     form: Form,
@@ -77,8 +63,8 @@ def make(
     generator: torch.Generator,
     ready: Collection[str] = (),
     video: bool = True,
-) -> Made:
-    """What is kept of a clip, as far as its pictures tell it.
+) -> dict[str, Any]:
+    """What is kept of a clip, as far as its pictures tell it: `conditions` and other fields of a `Sample`.
 
     Args:
         pictures: the clip's frames one after the other, `(1, 3, H, W)` in [0, 1]; each is scaled and cropped as it
@@ -90,33 +76,29 @@ def make(
     needed = [name for name in PICTURED if name in kept and name not in ready]
     count = max([form.frames if CONDITIONS[name].kind == "temporal" else 1 for name in needed], default=0)
     chosen = draw_below(form.frames, generator) if "style" in kept else None
-    small, large, style = [], [], None
+    conditions: dict[str, Tensor] = {}
+    made: dict[str, Any] = {"conditions": conditions}
+    small, large = [], []
     for number, picture in enumerate(pictures):
         if video:
             small.append(fit(picture, form.size)[0])
         if number < count:
             large.append(fit(picture, form.large)[0])
         if number == chosen:
-            style = style_image(picture[0], form.style_size)
-    conditions, source = {}, None
-    if needed:
-        frames = torch.stack(large, dim=1)
-        if "mask" in needed:
-            keep = random_mask(form.frames, form.large, generator)
-            conditions["mask"] = masked_video(frames[None], keep, form.at("mask"))[0]
-        if "single_image" in needed:
-            conditions["single_image"] = form.fitted("single_image", frames[:, :1])
-        left = [name for name in needed if name in LEFT]
-        if left:
-            source = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
-    return Made(torch.stack(small, dim=1) if small else None, style, conditions, source)
-
-
-def style_image(picture: Tensor, side: int) -> Tensor:
-    """A picture `(3, H, W)` in [0, 1] as the image tower takes it, `(3, side, side)`."""
-    from vc_core.encoders.clip import fitted
-
-    return fitted(picture[None], (side, side))[0]
+            made["style"] = fitted(picture, (form.style_size,) * 2)[0]
+    if small:
+        made["video"] = torch.stack(small, dim=1)
+    if not needed:
+        return made
+    frames = torch.stack(large, dim=1)
+    if "mask" in needed:
+        keep = random_mask(form.frames, form.large, generator)
+        conditions["mask"] = masked_video(frames[None], keep, form.at("mask"))[0]
+    if "single_image" in needed:
+        conditions["single_image"] = form.fitted("single_image", frames[:, :1])
+    if left := [name for name in needed if name in LEFT]:
+        made["source"] = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
+    return made
 
 
 def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -127,11 +109,6 @@ def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def no_motion(form: Form) -> Tensor:
     """The motion `(2, 1, h, w)` of an image: that of any clip's first frame, before which there is none."""
     return torch.zeros(2, 1, *form.at("motion"))
-
-
-def draw_below(high: int, generator: torch.Generator) -> int:
-    """A whole number from 0 on and below `high`."""
-    return int(torch.randint(high, (), generator=generator))
 
 
 @contextmanager

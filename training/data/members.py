@@ -9,6 +9,7 @@ import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -20,17 +21,12 @@ from vc_core.extract.vectors import VECTOR
 from vc_core.video import FramePlan, planned_frames, write_video
 from vc_core.video.images import opened_image
 
-ROW = np.dtype([(name, "<i2") for name in ("frame", "dst_x", "dst_y", "w", "h")] + [("dx", "<f4"), ("dy", "<f4")])
-"""A block: its frame, centre and extent, and how far it moved since the frame before, in pixels of the source."""
+COLUMNS = {**dict.fromkeys(("frame", "dst_x", "dst_y", "w", "h"), "<i2"), "dx": "<f4", "dy": "<f4"}
+"""Of blocks: frame, centre and extent, and how far each moved since the frame before, in pixels of the source."""
 
-LARGEST = np.iinfo(ROW["dst_x"]).max
-"""Pixels of a side that a source of block vectors may have."""
-
-LARGEST_COLUMNS = 256 * 10**6
-"""Bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked."""
-
-IMAGE_QUALITY = 95
-"""Of WebP, out of 100."""
+LARGEST = 2**15 - 1  # pixels of a side that a source of block vectors may have
+LARGEST_COLUMNS = 256 * 10**6  # bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked
+IMAGE_QUALITY = 95  # of WebP, out of 100
 
 
 def checked(tensor: Tensor, *shape: int) -> Tensor:
@@ -53,38 +49,38 @@ def pack_video(video: Tensor, rate: Fraction) -> bytes:
 def unpack_video(data: bytes, rate: Fraction, frames: int) -> Tensor:
     """All frames of a clip, `(F, 3, H, W)` uint8."""
     plan = FramePlan(0.0, rate, frames)
-    return torch.stack([as_tensor(frame.to_ndarray()) for frame in planned_frames(data, plan, ("format", "rgb24"))])
+    return torch.stack([_as_tensor(frame.to_ndarray()) for frame in planned_frames(data, plan, ("format", "rgb24"))])
 
 
 def pack_image(image: Tensor) -> bytes:
     """An image `(1, 3, H, W)` in [0, 1] as WebP."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    pixels = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=IMAGE_QUALITY)
-    return buffer.getvalue()
+    return _saved((image[0].clamp(0, 1) * 255).permute(1, 2, 0), "WEBP", quality=IMAGE_QUALITY)
 
 
 def unpack_image(data: bytes) -> Tensor:
     """An image as a clip of one frame, `(1, 3, H, W)` uint8."""
     with opened_image(io.BytesIO(data), "an image of a sample", formats=["WEBP"]) as image:
-        return as_tensor(np.asarray(image.convert("RGB")))[None]
+        return _as_tensor(np.asarray(image.convert("RGB")))[None]
 
 
-def as_tensor(pixels: np.ndarray) -> Tensor:
+def _saved(levels: Tensor, form: str, **options: Any) -> bytes:
+    """A picture `(H, W)` or `(H, W, 3)` of 0 to 255."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(levels.round().byte().numpy()).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
     """`(H, W, 3)` to `(3, H, W)`."""
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
 def pack_vectors(vectors: BlockVectors) -> bytes:
     """The rows of block vectors, compressed: most of them differ little from their neighbours."""
-    rows = np.empty(len(vectors.rows), ROW)
-    for name in ROW.names:
-        rows[name] = vectors.rows[name]
-    # One array for each column: of equal numbers side by side little is left.
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: rows[name] for name in ROW.names})
+    buffer = io.BytesIO()  # one array for each column: of equal numbers side by side little is left
+    np.savez_compressed(buffer, **{name: vectors.rows[name].astype(kind) for name, kind in COLUMNS.items()})
     return buffer.getvalue()
 
 
@@ -93,7 +89,7 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
 
     Args:
         size: (height, width) of the source.
-        first, frames: where the window begins in the clip, and its number of frames.
+        first, frames: the window's.
     """
     if not all(isinstance(side, int) and 0 < side <= LARGEST for side in size):
         raise ValueError(f"is of a source of {size}")
@@ -104,7 +100,7 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
         frame = columns["frame"].astype(np.int32)
         inside = (frame > first) & (frame < first + frames)
         rows = np.empty(int(inside.sum()), VECTOR)
-        for name in ROW.names:
+        for name in COLUMNS:
             rows[name] = columns[name][inside]
     if not (np.isfinite(rows["dx"]).all() and np.isfinite(rows["dy"]).all()):
         raise ValueError("has vectors that are not finite")
@@ -118,12 +114,8 @@ def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
 
     One step of its 255 is as much as a network's guess varies from frame to frame at the least.
     """
-    from PIL import Image
-
     levels = ((maps[0, 0] - low) / (high - low) * 255) if high > low else torch.zeros_like(maps[0, 0])
-    buffer = io.BytesIO()
-    Image.fromarray(levels.clamp(0, 255).round().byte().flatten(0, 1).numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
+    return _saved(levels.clamp(0, 255).flatten(0, 1), "PNG")
 
 
 def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from training.data.cache import ClipCache, build
 from training.data.caches import fingerprint
 from training.data.folder import FolderClips, read_captions, usable
 from training.data.foreign import read_shards, warn_of_compressed
 from training.data.making import Form
 from training.data.sample import Clips
+from training.data.scenes import CLIP_FRAMES
 from training.data.shards import ShardClips, Shards, is_ours, shard_files
-from training.data.synthetic import CLIP, DrawnScenes, SyntheticClips
+from training.data.synthetic import ClipCache, DrawnScenes, SyntheticClips, build_cache
 from training.recipe import Domain
 from vc_core.checkpoint import PARTS, Part
 from vc_core.config import Config
@@ -63,49 +62,35 @@ def open_clips(
     """
     if domain.kind != "synthetic" and domain.path is None:
         raise UserError(f"The recipe has data of the kind {domain.kind} without a path: name the folder of it.")
-    forms = [Form.of(config, size, frames) for frames in sorted(set(lengths(domain)))]
-    clips: Callable[[Form], Clips]
-    foreign = domain.kind == "shards" and others_shards(domain.path)
+    forms = {frames: Form.of(config, size, frames) for frames in sorted(set(lengths(domain)))}
+    tars = shard_files(domain.path) if domain.kind == "shards" else []
+    foreign = bool(tars) and not any(map(is_ours, tars))
     if domain.kind == "shards" and not foreign:
         shards = Shards(domain.path)
-        clips = partial(ShardClips, shards, latents=_latents(shards, config, parts))
-    elif domain.kind in ("shards", "folder"):
-        found = read_shards(foreign, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
+        cached = shards.settings.get("latents")
+        latents = cached and cached["fingerprint"]  # a run without an autoencoder takes them as they are
+        if cached and "vae" in parts:
+            latents = fingerprint(parts["vae"], config.autoencoder.scale)
+        return {frames: ShardClips(shards, form, latents) for frames, form in forms.items()}
+    if domain.kind in ("shards", "folder"):
+        found = read_shards(tars, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
         entries = usable(found, domain.path)
         warn_of_compressed(entries)
-        clips = partial(FolderClips, domain.path, entries, rate=domain.rate, nominal_height=domain.nominal_height)
-    else:
-        scenes = _scenes(domain, size, config, parts, progress)
-        clips = partial(_synthetic, scenes, config.autoencoder.scale)
-    return {form.frames: clips(form) for form in forms}
-
-
-def others_shards(folder: Path) -> list[Path]:
-    """The shards of a folder where none of them is of `./vc prepare`."""
-    files = shard_files(folder)
-    return [] if any(map(is_ours, files)) else files
-
-
-def _latents(shards: Shards, config: Config, parts: Mapping[str, Part]) -> str | None:
-    """Of which autoencoder cached latents must be; a run without one takes them as they are."""
-    cached = shards.settings.get("latents")
-    if cached is None or "vae" not in parts:
-        return cached and cached["fingerprint"]
-    return fingerprint(parts["vae"], config.autoencoder.scale)
-
-
-def _synthetic(scenes: ClipCache | DrawnScenes, scale: float, form: Form) -> SyntheticClips:
-    return SyntheticClips(scenes, form.frames, form.style_size, scale, form.extraction.condition_scale)
+        given = domain.rate, domain.nominal_height
+        return {frames: FolderClips(domain.path, entries, form, *given) for frames, form in forms.items()}
+    scenes = _scenes(domain, size, config, parts, progress)
+    scales = config.autoencoder.scale, config.extraction.condition_scale
+    return {frames: SyntheticClips(scenes, frames, form.style_size, *scales) for frames, form in forms.items()}
 
 
 def _scenes(
     domain: Domain, size: tuple[int, int], config: Config, parts: Mapping[str, Part], progress: Progress | None
 ) -> ClipCache | DrawnScenes:
     """Drawn scenes, or those of a cache, which is filled where it must be."""
-    if size[0] != size[1] or max(lengths(domain)) > CLIP:
+    if size[0] != size[1] or max(lengths(domain)) > CLIP_FRAMES:
         raise UserError(
-            f"Synthetic scenes are squares of up to {CLIP} frames, and the recipe asks for {size[1]}x{size[0]} and "
-            f"{max(lengths(domain))} frames: change height, width or frames."
+            f"Synthetic scenes are squares of up to {CLIP_FRAMES} frames, and the recipe asks for "
+            f"{size[1]}x{size[0]} and {max(lengths(domain))} frames: change height, width or frames."
         )
     if domain.path is None:
         return DrawnScenes(SCENES, domain.count, size[0])
@@ -123,5 +108,4 @@ def _scenes(
     towers = load_towers(config.towers, parts["text"], parts["image"])
     with torch.inference_mode():
         folder = domain.path / f"scenes-{size[0]}-{made_with}"
-        paths = build(folder, SCENES, 0, domain.count, autoencoder, towers, size[0], progress)
-    return ClipCache(paths)
+        return ClipCache(build_cache(folder, SCENES, domain.count, autoencoder, towers, size[0], progress))

@@ -8,11 +8,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from training.data.caches import Cache, depth_cache, latents_cache, sketch_cache
-from training.data.folder import pictures_of, plan_of
+from training.data.folder import clip_of, pictures_of
 from training.data.lists import Entry, printable
 from training.data.making import Form, fit, reading
 from training.data.members import pack_image, pack_vectors, pack_video
@@ -41,34 +42,24 @@ from vc_core.video import FramePlan, Media, planned_frames
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """In the folder of shards: what is being prepared, and what became of it."""
 
-AHEAD = 4
-"""Clips that each process may be ahead of the one that is written next."""
+AHEAD = 4  # clips that each process may be ahead of the one that is written next
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be prepared, in plain values that other processes can be sent.
+    """What is to be prepared, in plain values that other processes can be sent."""
 
-    Attributes:
-        folder: of the videos or images.
-        size: (height, width) of the training.
-        rate: frames a second; None for the released rule.
-        clips: of each video.
-        layout, nominal_height: of the motion, see `vc_core.extract.read_motion`.
-        latents: checkpoint whose autoencoder makes them; depth: file or folder of a network; sketch: a method.
-    """
-
-    folder: Path
+    folder: Path  # of the videos or images
     frames: int = 16
-    size: tuple[int, int] = (256, 256)
-    rate: float | None = None
-    clips: int = 1
+    size: tuple[int, int] = (256, 256)  # (height, width) of the training
+    rate: float | None = None  # frames a second; None for the released rule
+    clips: int = 1  # of each video
     seed: int = 0
-    layout: str = "points"
-    nominal_height: int | None = None
-    latents: Path | None = None
-    depth: Path | None = None
-    sketch: str | None = None
+    layout: str = "points"  # of the motion, see `vc_core.extract.read_motion`
+    nominal_height: int | None = None  # likewise
+    latents: Path | None = None  # checkpoint whose autoencoder makes them
+    depth: Path | None = None  # file or folder of a network
+    sketch: str | None = None  # a method
     device: str = "cpu"
 
     def caches(self) -> list[Cache]:
@@ -86,15 +77,10 @@ class Options:
 
         codec = REENCODE[self.layout].codec
         motion = {"layout": self.layout, "codec": codec, "nominal_height": self.nominal_height, "av": av.__version__}
-        settings = {
-            "frames": self.frames,
-            "size": [*self.size],
-            "rate": self.rate,
-            "picture": "webp" if self.frames == 1 else "mp4",
-            "motion": None if self.frames == 1 else motion,
-            **{cache.name: cache.settings() for cache in caches},
-        }
-        return json.loads(json.dumps(settings))
+        still = self.frames == 1
+        settings = {"frames": self.frames, "size": [*self.size], "rate": self.rate}
+        settings |= {"picture": "webp", "motion": None} if still else {"picture": "mp4", "motion": motion}
+        return json.loads(json.dumps(settings | {cache.name: cache.settings() for cache in caches}))
 
 
 @dataclass(frozen=True)
@@ -102,12 +88,8 @@ class Clip:
     """One clip to be made: the number `part` of those of its file."""
 
     entry: Entry
-    number: int
+    number: int  # of all clips
     part: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.number:09d}"
 
 
 # --- One clip -------------------------------------------------------------------------------------------------------
@@ -121,13 +103,11 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     """
     entry, name = clip.entry, clip.entry.name(options.folder)
     with reading(name):
-        source = entry.source(options.folder)
-        still = entry.is_image(options.folder)
-        if still and options.frames > 1:
-            raise UserError(f"{name}: is an image, and clips of {options.frames} frames are prepared")
         generator = generator_for(options.seed, entry.file, clip.part)
+        source, plan, note = clip_of(entry, options.folder, options.frames, options.rate, generator)
+        if plan is None and options.frames > 1:
+            raise UserError(f"{name}: is an image, and clips of {options.frames} frames are prepared")
         large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
-        plan, note = (None, "") if still else plan_of(source, options.frames, options.rate, generator)
         frames = torch.stack([fit(picture, large) for picture in pictures_of(source, plan)], dim=2)
         about: dict[str, Any] = {
             "caption": entry.caption,
@@ -172,29 +152,23 @@ Outcome = dict[str, bytes] | str
 """The members of a clip, or why there are none."""
 
 
-def _outcome(clip: Clip, options: Options, caches: Sequence[Cache]) -> Outcome:
+def _outcome(clip: Clip, options: Options, caches: Sequence[Cache] | None = None) -> Outcome:
     try:
-        return make_members(clip, options, caches)
+        return make_members(clip, options, _caches_of_worker(options) if caches is None else caches)
     except BadSample as error:
         return str(error)
 
 
-class _Worker:
-    """What a process keeps from one clip to the next: the networks."""
+@lru_cache(maxsize=1)
+def _caches_of_worker(options: Options) -> Sequence[Cache]:
+    """Which keeps the networks from one clip to the next."""
+    return options.caches()
 
-    options: Options
-    caches: Sequence[Cache]
 
-    @classmethod
-    def start(cls, options: Options) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        torch.set_num_threads(1)  # the processes are as many as cores; and sums are the same on every machine
-        cls.options, cls.caches = options, options.caches()
-
-    @classmethod
-    def make(cls, clip: Clip) -> Outcome:
-        return _outcome(clip, cls.options, cls.caches)
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)  # the processes are as many as cores; and sums are the same on every machine
 
 
 def _end_with_parent() -> None:
@@ -203,29 +177,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def outcomes_here(clips: Iterable[Clip], options: Options, caches: Sequence[Cache]) -> Iterator[Outcome]:
-    """What became of each clip, in their order, made by this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes of `outcomes`
-    try:
-        for clip in clips:
-            yield _outcome(clip, options, caches)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def outcomes(clips: Iterable[Clip], options: Options, jobs: int) -> Iterator[Outcome]:
-    """What became of each clip, in their order; a few are made ahead, by so many other processes.
+def outcomes(clips: Iterable[Clip], options: Options, caches: Sequence[Cache], jobs: int) -> Iterator[Outcome]:
+    """What became of each clip, in their order; with more than one job made by so many other processes, a few ahead.
 
     Raises:
         UserError: one of the processes was killed.
     """
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in other processes
+        try:
+            for clip in clips:
+                yield _outcome(clip, options, caches)
+        finally:
+            torch.set_num_threads(threads)
+        return
     # Not forked: the libraries' threads would be missing in the copies.
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _Worker.start, (options,))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker)
     running: deque[Future[Outcome]] = deque()
     try:
         for clip in clips:
-            running.append(pool.submit(_Worker.make, clip))
+            running.append(pool.submit(_outcome, clip, options))
             if len(running) > AHEAD * jobs:
                 yield running.popleft().result()
         while running:
@@ -260,65 +232,49 @@ def prepare(
     """
     caches = options.caches()
     settings = options.settings(caches)
-    numbered = [Clip(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)]
+    clips = [Clip(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)]
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
     with held(make_folder(out), "./vc prepare"):
         _agree(out, {**plan, "entries": _listing(entries)})
-        return _prepared(options, settings, caches, numbered, out, per_shard, jobs, progress)
+        missing = {
+            path: clips[first : first + per_shard]
+            for first in range(0, len(clips), per_shard)
+            if not (path := out / f"shard-{first // per_shard:06d}.tar").exists()
+        }
+        wanted = [clip for of_shard in missing.values() for clip in of_shard]
+        done = len(clips) - len(wanted)
+        with closing(outcomes(wanted, options, caches, jobs)) as made:
 
+            def samples(of_shard: Sequence[Clip], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+                """Keys and members of the clips that could be made; the others are told in `dropped`."""
+                nonlocal done
+                for clip in of_shard:
+                    outcome, done = next(made), done + 1
+                    if progress is not None:
+                        progress("preparing", done, len(clips))
+                    if isinstance(outcome, str):
+                        dropped.append({"file": printable(clip.entry.file), "reason": printable(outcome)})
+                    else:
+                        yield f"{clip.number:09d}", outcome
 
-def _prepared(
-    options: Options,
-    settings: Mapping[str, Any],
-    caches: Sequence[Cache],
-    numbered: Sequence[Clip],
-    out: Path,
-    per_shard: int,
-    jobs: int,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """The summary of all shards, after those that are not there yet were made. No other process works in the folder."""
-    shards = {
-        out / f"shard-{first // per_shard:06d}.tar": numbered[first : first + per_shard]
-        for first in range(0, len(numbered), per_shard)
-    }
-    missing = {path: clips for path, clips in shards.items() if not path.exists()}
-    wanted = [clip for clips in missing.values() for clip in clips]
-    with closing(outcomes_here(wanted, options, caches) if jobs == 1 else outcomes(wanted, options, jobs)) as made:
-        told = _told(made, progress, len(numbered) - len(wanted), len(numbered))
-        for path, clips in missing.items():
-            dropped: list[dict[str, str]] = []
-            # zip asks for the clip first, so that no outcome is lost at the end of a shard.
-            write_shard(path, settings, _samples(zip(clips, told), dropped), dropped)  # noqa: B905 - `told` goes on
-    return _summarise(out)
-
-
-def _told(made: Iterator[Outcome], progress: Progress | None, done: int, total: int) -> Iterator[Outcome]:
-    for number, outcome in enumerate(made, done + 1):
-        if progress is not None:
-            progress("preparing", number, total)
-        yield outcome
-
-
-def _samples(
-    made: Iterable[tuple[Clip, Outcome]], dropped: list[dict[str, str]]
-) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    """Keys and members of the clips that could be made; the others are told in `dropped`."""
-    for clip, outcome in made:
-        if isinstance(outcome, str):
-            dropped.append({"file": printable(clip.entry.file), "reason": printable(outcome)})
-        else:
-            yield clip.key, outcome
+            for path, of_shard in missing.items():
+                dropped: list[dict[str, str]] = []
+                write_shard(path, settings, samples(of_shard, dropped), dropped)
+        return _summarise(out)
 
 
 def _listing(entries: Sequence[Entry]) -> str:
-    told = json.dumps([_listed(entry) for entry in entries], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _listed(entry: Entry) -> dict[str, Any]:
-    member = {"member": [entry.member.name, entry.member.offset, entry.member.size]} if entry.member else {}
-    return {"file": entry.file, "caption": entry.caption, "others": entry.others, **member}
+    """Tells the entries from others."""
+    told = [
+        {
+            "file": entry.file,
+            "caption": entry.caption,
+            "others": entry.others,
+            **({"member": [entry.member.name, entry.member.offset, entry.member.size]} if entry.member else {}),
+        }
+        for entry in entries
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _agree(out: Path, plan: dict[str, Any]) -> None:
@@ -341,9 +297,9 @@ def _agree(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _summarise(out: Path) -> dict[str, Any]:
-    headers = [read_header(file) for file in shard_files(out)]
-    dropped = [each for header in headers for each in header["dropped"]]
     files = shard_files(out)
+    headers = [read_header(file) for file in files]
+    dropped = [each for header in headers for each in header["dropped"]]
     summary = {
         "shards": len(files),
         "bytes": sum(file.stat().st_size for file in files),

@@ -14,13 +14,10 @@ import torch
 from .scenes import BACKGROUNDS, OBJECT_TEXTURES, SHAPES, Scenes, mix
 
 EVERYTHING = ("video", "motion", "depth", "outline", "object_mask")
-OUTLINE_WIDTH = 1.5
-"""Width of outlines in pixels."""
-GRAIN_CELLS = (1 / 80, 1 / 128)
-"""Cell sizes of the grain in frame widths: a few pixels at 256, gone by area averaging at 64."""
+OUTLINE_WIDTH = 1.5  # in pixels
+GRAIN_CELLS = (1 / 80, 1 / 128)  # in frame widths: a few pixels at 256, gone by area averaging at 64
 GRAIN_AMPLITUDE = 0.15
-OBJECT_SHADES = (0.76, 1.0)
-"""Darkest and brightest shade of an object's texture: what its colour is multiplied by."""
+OBJECT_SHADES = (0.76, 1.0)  # darkest and brightest of an object's texture: what its colour is multiplied by
 _TILE = 128
 
 
@@ -33,19 +30,16 @@ class Rendered:
     depth: torch.Tensor | None  # (B, 1, F, H, W) MiDaS inverse depth / 20
     outline: torch.Tensor | None  # (B, 1, F, H, W) 0..1, lines bright
     object_mask: torch.Tensor | None  # (B, 1, F, H, W) 1 where the first object is visible, else 0
-    centers: torch.Tensor  # (B, 2, F, 2) object centres as x, y in pixels; pixel i spans [i, i + 1)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One object in each of some scenes: fields (M, F, H, W), `rgb` (M, 3, 1, 1, 1), `step` (M, F, 2) in pixels."""
+    """One object in each of some scenes."""
 
-    distance: torch.Tensor  # signed, in pixels, negative inside
-    shade: torch.Tensor | None
-    grain: torch.Tensor | float
-    rgb: torch.Tensor
-    depth: torch.Tensor
-    step: torch.Tensor
+    distance: torch.Tensor  # (M, F, H, W) signed, in pixels, negative inside
+    surface: torch.Tensor | None  # (M, 3, F, H, W) RGB, where the video is asked for
+    depth: torch.Tensor  # (M,)
+    step: torch.Tensor  # (M, F, 2) in pixels
 
 
 def _wave(phase: torch.Tensor) -> torch.Tensor:
@@ -76,15 +70,15 @@ def _value_noise(x: torch.Tensor, y: torch.Tensor, salt: torch.Tensor) -> torch.
     return torch.lerp(top, bottom, fy)
 
 
-def _grain(x: torch.Tensor, y: torch.Tensor, salt: torch.Tensor, size: int) -> torch.Tensor | float:
-    """Fine grain of a surface at its own coordinates (M, F, H, W), faded out where cells are below two pixels."""
-    total: torch.Tensor | float = 0.0
-    for octave, cell in enumerate(GRAIN_CELLS):
-        weight = min(max((cell * size - 1.4) / 1.2, 0.0), 1.0)
-        if weight > 0.0:
-            noise = _value_noise(x / cell, y / cell, salt + 7919 * octave)
-            total = total + noise * (weight * GRAIN_AMPLITUDE)
-    return total
+def _grained(rgb: torch.Tensor, x: torch.Tensor, y: torch.Tensor, salt: torch.Tensor, size: int) -> torch.Tensor:
+    """A surface (M, 3, F, H, W) with fine grain at its own coordinates, faded out where cells are below two pixels."""
+    weights = [min(max((cell * size - 1.4) / 1.2, 0.0), 1.0) for cell in GRAIN_CELLS]
+    noises = [
+        _value_noise(x / cell, y / cell, salt + 7919 * octave) * (weight * GRAIN_AMPLITUDE)
+        for octave, (cell, weight) in enumerate(zip(GRAIN_CELLS, weights, strict=True))
+        if weight > 0.0
+    ]
+    return rgb + sum(noises)[:, None] if noises else rgb
 
 
 def _pattern(scenes: Scenes, kind: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -110,15 +104,13 @@ def _pattern(scenes: Scenes, kind: str, x: torch.Tensor, y: torch.Tensor) -> tor
 
 def _background_video(scenes: Scenes, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
     """Background RGB (M, 3, F, H, W) at surface coordinates (M, F, H, W) that may have F = 1."""
-    blend = torch.empty(torch.broadcast_shapes(x.shape, y.shape), device=x.device)
+    blend = torch.empty(x.shape, device=x.device)
     for index, kind in enumerate(BACKGROUNDS):
         (chosen,) = (scenes.background_kind == index).nonzero(as_tuple=True)
         if len(chosen):
             blend[chosen] = _pattern(scenes[chosen], kind, x[chosen], y[chosen])
     first, second = scenes.background_rgb[:, :, :, None, None, None].unbind(1)
-    video = first + (second - first) * blend[:, None]
-    grain = _grain(x, y, scenes.seed, size)
-    return video + grain[:, None] if isinstance(grain, torch.Tensor) else video
+    return _grained(first + (second - first) * blend[:, None], x, y, scenes.seed, size)
 
 
 def _polygon_distance(x: torch.Tensor, y: torch.Tensor, corners: list[tuple[float, float]]) -> torch.Tensor:
@@ -165,8 +157,9 @@ def unit_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return _polygon_distance(x, y, _regular(10, (1.15, 0.52)))  # star
 
 
-def _layer(scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor, times: torch.Tensor,
-           size: int, shaded: bool) -> _Layer:  # fmt: skip
+def _layer(
+    scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor, times: torch.Tensor, size: int, shaded: bool
+) -> _Layer:
     """Object `slot` (M,) of each scene, seen at pixel centres x (1, 1, 1, W), y (1, 1, H, 1), at times (M, F)."""
     rows = torch.arange(len(scenes), device=slot.device)
 
@@ -186,7 +179,7 @@ def _layer(scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
         if len(chosen):
             distance[chosen] = unit_distance(shape, u[chosen], v[chosen])
     distance *= _wide(radius * size)
-    shade, grain = None, 0.0
+    surface = None
     if shaded:
         angle, rate = pick(scenes.texture_angle), 2 * math.pi / pick(scenes.texture_period)
         along = (dx * _wide(angle.cos() * rate) + dy * _wide(angle.sin() * rate)).sin_()
@@ -194,17 +187,16 @@ def _layer(scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
         spots = _wide(pick(scenes.texture) == OBJECT_TEXTURES.index("spots"))
         dark, bright = OBJECT_SHADES
         shade = torch.where(spots, along * across, along).mul_((bright - dark) / 2).add_((bright + dark) / 2)
-        grain = _grain(dx.expand_as(u), dy.expand_as(u), pick(scenes.seed[:, None].expand(-1, 2)) + slot + 1, size)
-    return _Layer(distance, shade, grain, pick(scenes.rgb)[:, :, None, None, None], pick(scenes.depth), step)
+        salt = pick(scenes.seed[:, None].expand(-1, 2)) + slot + 1
+        surface = pick(scenes.rgb)[:, :, None, None, None] * shade[:, None]
+        surface = _grained(surface, dx.expand_as(u), dy.expand_as(u), salt, size)
+    return _Layer(distance, surface, pick(scenes.depth), step)
 
 
 def _composite(video: torch.Tensor, layer: _Layer) -> torch.Tensor:
     """Lay an object over a video (M, 3, F, H, W), antialiased over one pixel."""
     coverage = (0.5 - layer.distance).clamp_(0.0, 1.0)
-    surface = layer.rgb * layer.shade[:, None]
-    if isinstance(layer.grain, torch.Tensor):
-        surface = surface + layer.grain[:, None]
-    return torch.lerp(video, surface, coverage[:, None].expand_as(surface))
+    return torch.lerp(video, layer.surface, coverage[:, None].expand_as(layer.surface))
 
 
 def _line(layer: _Layer) -> torch.Tensor:
@@ -222,8 +214,7 @@ def render(
 
     Args:
         scenes: B scenes; the result is on their device.
-        size: width and height in pixels.
-        frames: F.
+        size, frames: width and height in pixels, and F.
         first_frame: the frame to begin with, for all scenes or one for each (B,).
         what: which of EVERYTHING to compute. Skipping `video` skips all textures.
 
@@ -249,7 +240,7 @@ def render(
     near = _layer(scenes, near_slot, x, y, times, size, "video" in what)
     far = _layer(scenes[two], 1 - near_slot[two], x, y, times[two], size, "video" in what)
     near_inside, far_inside = near.distance < 0.0, far.distance < 0.0
-    shape = (count, 1, frames, size, size)
+    layers = ((far, far_inside, two), (near, near_inside, slice(None)))
 
     video = motion = depth = outline = mask = None
     if "video" in what:
@@ -269,14 +260,14 @@ def render(
     if "motion" in what:
         pan = (scenes.background_velocity * size)[:, None].expand(-1, frames, -1)
         motion = pan.permute(0, 2, 1)[..., None, None].expand(-1, -1, -1, size, size).clone()
-        for layer, inside, rows in ((far, far_inside, two), (near, near_inside, slice(None))):
+        for layer, inside, rows in layers:
             step = layer.step.permute(0, 2, 1)[..., None, None]
             motion[rows] = torch.where(inside[:, None], step, motion[rows])
         motion[:, :, 0] = 0.0
     if "depth" in what:
         top, bottom = scenes.background_depth.view(count, 2, 1, 1, 1, 1).unbind(1)
-        depth = (top + (bottom - top) * y[None]).expand(shape).clone()
-        for layer, inside, rows in ((far, far_inside, two), (near, near_inside, slice(None))):
+        depth = (top + (bottom - top) * y[None]).expand(-1, -1, frames, -1, size).clone()
+        for layer, inside, rows in layers:
             depth[rows] = torch.where(inside[:, None], layer.depth.view(-1, 1, 1, 1, 1), depth[rows])
     if "outline" in what:
         outline = _line(near)
@@ -289,4 +280,4 @@ def render(
         mask = near_inside & first_is_near
         mask[two] |= far_inside & ~near_inside[two] & ~first_is_near[two]
         mask = mask[:, None].float()
-    return Rendered(video, motion, depth, outline, mask, scenes.centers(times) * size)
+    return Rendered(video, motion, depth, outline, mask)

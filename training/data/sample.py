@@ -14,29 +14,19 @@ from torch import Tensor
 class Sample:
     """One clip or image. Of what can be cached, either the cached form or what it is made from is there.
 
-    Attributes:
-        key: tells the sample in messages and in the log.
-        latents: `(4, F, h, w)`, scaled by the autoencoder's factor.
-        video: `(3, F, H, W)` in [0, 1], at the size of training.
-        text: caption.
-        text_tokens: `(77, D)`.
-        style: image `(3, S, S)` in [0, 1]; only where style is kept.
-        style_embedding: `(1, D)`; only where style is kept.
-        conditions: by name `(C, F or 1, H', W')`, only those that are kept and need no network on the device; what is
-            kept and not here (depth, sketch) is made from `source`, or from `video`, by the step.
-        source: `(3, F, H', W')` in [0, 1] at `Form.large`, for those; where single_sketch alone needs
-            it, with its first frame alone.
+    `conditions` are by name `(C, F or 1, H', W')`, only those that are kept and need no network on the device; what is
+    kept and not here (depth, sketch) is made from `source`, or from `video`, by the step.
     """
 
-    key: str
-    latents: Tensor | None = None
-    video: Tensor | None = None
-    text: str = ""
-    text_tokens: Tensor | None = None
-    style: Tensor | None = None
-    style_embedding: Tensor | None = None
+    key: str  # tells the sample in messages and in the log
+    latents: Tensor | None = None  # (4, F, h, w), scaled by the autoencoder's factor
+    video: Tensor | None = None  # (3, F, H, W) in [0, 1], at the size of training
+    text: str = ""  # caption
+    text_tokens: Tensor | None = None  # (77, D)
+    style: Tensor | None = None  # image (3, S, S) in [0, 1]; only where style is kept
+    style_embedding: Tensor | None = None  # (1, D); only where style is kept
     conditions: dict[str, Tensor] = field(default_factory=dict)
-    source: Tensor | None = None
+    source: Tensor | None = None  # (3, F or 1, H', W') in [0, 1] at `Form.large`; 1 where single_sketch alone needs it
 
 
 class Clips(Protocol):
@@ -62,20 +52,18 @@ class Batch:
     """Samples of one domain.
 
     Attributes:
-        samples: in their order.
         kept: by name, `(B,)` bool: which samples keep text, style and each condition.
         numbers: of the samples in the order of the run, which everything random of them is a function of. No two
             samples of a run have the same, of whatever domains they are.
         after: how many samples of its domain, on all ranks, are taken once this batch's step is done: where a resumed
             run goes on, see `training.data.sampler`.
-        bad: for each sample that could not be read, and that another one stands for, which it was and why.
     """
 
     samples: Sequence[Sample]
     kept: dict[str, Tensor]
     numbers: Sequence[int]
     after: int = 0
-    bad: Sequence[str] = ()
+    bad: Sequence[str] = ()  # of each sample that could not be read, and that another one stands for, which and why
 
     @property
     def frames(self) -> int:

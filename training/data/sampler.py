@@ -2,9 +2,8 @@
 
 Each domain has an order of its own, in which its samples are counted: 0, 1, 2 and so on, epoch after epoch. A step
 takes the next ones, as many as all of the domain's ranks have in their batches, and deals them out: of R ranks, rank
-r takes those whose count leaves the rest r. So the number of ranks may change from one start of a run to the next:
-as long as ranks x batch x accumulate stays, every step takes the same samples. Where a run stands is one number for
-each domain, its count.
+r takes those whose count leaves the rest r. So the number of ranks may change from one start of a run to the next: as
+long as ranks x batch x accumulate stays, every step takes the same samples. Where a run stands is each domain's count.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ import torch
 
 from vc_core.errors import UserError
 
-ROUNDS = 8
-"""Of the Feistel network; four are enough for cryptographers."""
-
 
 def draw(*values: int | str) -> int:
     """64 random bits that are a function of the values alone, on every machine."""
@@ -29,6 +25,11 @@ def draw(*values: int | str) -> int:
 def generator_for(*values: int | str) -> torch.Generator:
     """A generator whose state is a function of the values alone, for instance `(seed, number, "noise")`."""
     return torch.Generator().manual_seed(draw(*values))
+
+
+def draw_below(high: int, generator: torch.Generator) -> int:
+    """A whole number from 0 on and below `high`."""
+    return int(torch.randint(high, (), generator=generator))
 
 
 def permuted(place: int, length: int, *key: int | str) -> int:
@@ -41,7 +42,7 @@ def permuted(place: int, length: int, *key: int | str) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = place >> half, place & mask
-        for number in range(ROUNDS):
+        for number in range(8):  # four rounds are enough for cryptographers
             left, right = right, left ^ (draw(*key, number, right) & mask)
         place = left << half | right
         if place < length:
@@ -50,21 +51,12 @@ def permuted(place: int, length: int, *key: int | str) -> int:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of one domain's samples.
+    """The order of one domain's samples. Raises `UserError` where the domain is empty."""
 
-    Attributes:
-        seed: the recipe's.
-        length: clips of the domain.
-        domain, domains: which one of how many it is in the recipe.
-
-    Raises:
-        UserError: the domain is empty.
-    """
-
-    seed: int
-    length: int
-    domain: int = 0
-    domains: int = 1
+    seed: int  # the recipe's
+    length: int  # clips of the domain
+    domain: int = 0  # which one
+    domains: int = 1  # of how many in the recipe
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -88,17 +80,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Slot:
-    """One batch of one rank.
+    """One batch of one rank."""
 
-    Attributes:
-        counts: of its samples in the domain's order.
-        frames: of each.
-        after: the domain's count when its step is done.
-    """
-
-    counts: tuple[int, ...]
-    frames: int
-    after: int
+    counts: tuple[int, ...]  # of its samples in the domain's order
+    frames: int  # of each
+    after: int  # the domain's count when its step is done
 
 
 @dataclass(frozen=True)
@@ -106,20 +92,17 @@ class Share:
     """What one rank takes of a domain's order.
 
     Attributes:
-        order: the domain's.
         frames: numbers of frames; each step draws one of them, the same on all ranks. Listed twice, it is drawn twice
             as often.
         batch: samples for each rank and batch, of the longest; of shorter ones as many times more as they are shorter.
-        rank, ranks: which one of how many that share the domain.
-        accumulate: batches of each rank for one step.
     """
 
     order: Order
     frames: tuple[int, ...] = (16,)
     batch: int = 1
-    rank: int = 0
-    ranks: int = 1
-    accumulate: int = 1
+    rank: int = 0  # which one
+    ranks: int = 1  # of how many that share the domain
+    accumulate: int = 1  # batches of each rank for one step
 
     def step(self, count: int) -> list[Slot]:
         """This rank's batches of the step that begins at a count of the domain's order."""
@@ -129,13 +112,8 @@ class Share:
         mine = range(count + self.rank, after, self.ranks)
         return [Slot(tuple(mine[first : first + batch]), frames, after) for first in range(0, len(mine), batch)]
 
-    def after(self, count: int) -> int:
-        """The domain's count after the step that begins at `count`."""
-        return self.step(count)[-1].after
-
     def slots(self, count: int = 0) -> Iterator[Slot]:
         """This rank's batches from a count on, without end."""
         while True:
-            for slot in self.step(count):
-                yield slot
-            count = slot.after
+            yield from (slots := self.step(count))
+            count = slots[-1].after

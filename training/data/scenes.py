@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 
-CLIP_FRAMES = 16
-"""The clip length for which trajectories are planned (longer clips render; objects may then leave the frame)."""
+CLIP_FRAMES = 16  # for which trajectories are planned (longer clips render; objects may then leave the frame)
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "ring")
 BACKGROUNDS = ("stripes", "checks", "blobs", "gradient")
@@ -37,11 +36,9 @@ COLORS = {
 }
 COLOR_NAMES = tuple(COLORS)
 OBJECT_COLORS = COLOR_NAMES[:8]
-BACKGROUND_MUTING = 0.5
-"""How far background colours are drawn towards mid grey, so that objects stand out."""
+BACKGROUND_MUTING = 0.5  # how far background colours are drawn towards mid grey, so that objects stand out
 
-SLOW, FAST = 1.0 / 64, 2.0 / 64
-"""Below the first a caption may say "slowly", above the second "fast" (frame widths per frame)."""
+SLOW, FAST = 1.0 / 64, 2.0 / 64  # below the first a caption may say "slowly", above the second "fast" (widths a frame)
 STILL = 0.1 / 64
 DIRECTION_WORDS = (
     "right", "down and to the right", "down", "down and to the left",
@@ -50,15 +47,12 @@ DIRECTION_WORDS = (
 """One word a 45 degree sector, clockwise from +x because y points down."""
 
 
-def _signed(constant: int) -> int:
-    return constant - (1 << 64) if constant >= 1 << 63 else constant
-
-
 def mix(values: torch.Tensor) -> torch.Tensor:
     """Hash int64 values to int64 values (the splitmix64 finaliser; int64 products wrap, as it needs)."""
-    values = values + _signed(0x9E3779B97F4A7C15)
-    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    wrap = 1 << 64  # its constants are above 2**63
+    values = values + (0x9E3779B97F4A7C15 - wrap)
+    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - wrap)
+    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - wrap)
     return values ^ ((values >> 31) & ((1 << 33) - 1))
 
 
@@ -108,13 +102,11 @@ class Scenes:
     def __len__(self) -> int:
         return self.seed.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> Scenes:
+    def __getitem__(self, index: int | slice | torch.Tensor) -> Scenes:
         """The chosen scenes; an int gives one scene, still with its leading dimension."""
         if isinstance(index, int):
             index = range(len(self))[index]  # raises IndexError out of range, which also ends iteration
             index = slice(index, index + 1)
-        if isinstance(index, (list, tuple)):
-            index = torch.as_tensor(index, dtype=torch.int64, device=self.seed.device)
         return Scenes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def to(self, device: torch.device | str) -> Scenes:
@@ -127,9 +119,9 @@ class Scenes:
         start, velocity, acceleration = (f[:, :, None] for f in (self.start, self.velocity, self.acceleration))
         return start + velocity * times + 0.5 * acceleration * times**2
 
-    def displacement(self, frames: int = CLIP_FRAMES) -> torch.Tensor:
-        """Net motion (N, 2, 2) of each object's centre from frame 0 to the last of `frames`, in frame widths."""
-        last = float(frames - 1)
+    def displacement(self) -> torch.Tensor:
+        """Net motion (N, 2, 2) of each object's centre from the first to the last of CLIP_FRAMES, in frame widths."""
+        last = float(CLIP_FRAMES - 1)
         return self.velocity * last + 0.5 * self.acceleration * last**2
 
 
@@ -253,43 +245,35 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     swap = draw.chance(0.5)
     depth = torch.stack([first_depth + torch.where(swap, gap, 0.0), first_depth + torch.where(swap, 0.0, gap)], 1)
     start, velocity, acceleration = _draw_paths(draw)
-    scenes = Scenes(
+    drawn = {
+        "background_angle": draw.uniform(0.0, 2 * math.pi, (3,)),
+        "background_phase": draw.uniform(0.0, 2 * math.pi, (3,)),
+        "count": torch.where(draw.chance(0.3), 2, 1),
+        "shape": draw.index(len(SHAPES), (2,)),
+        "radius": draw.uniform(0.165, 0.25, (2,)),
+        "tilt": draw.uniform(-0.15, 0.15, (2,)),
+        "texture": draw.index(len(OBJECT_TEXTURES), (2,)),
+        "texture_period": draw.uniform(0.18, 0.28, (2,)),
+        "texture_angle": draw.uniform(0.0, 2 * math.pi, (2,)),
+    }
+    # In some scenes nothing moves but the camera: what is in them goes with the background.
+    alone = draw.chance(0.2)[:, None]
+    camera = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
+    way = (camera * (CLIP_FRAMES - 1))[:, None]
+    inside = torch.minimum(torch.maximum(start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
+    return Scenes(
         seed=seeds,
         background_kind=background_kind,
         background_color=background_color,
         background_rgb=background_rgb,
         background_period=period,
-        background_angle=draw.uniform(0.0, 2 * math.pi, (3,)),
-        background_phase=draw.uniform(0.0, 2 * math.pi, (3,)),
-        background_velocity=pan,
+        background_velocity=torch.where(alone, camera, pan),
         background_depth=torch.stack([top, bottom], 1),
-        count=torch.where(draw.chance(0.3), 2, 1),
-        shape=draw.index(len(SHAPES), (2,)),
         color=color,
         rgb=rgb,
-        radius=draw.uniform(0.165, 0.25, (2,)),
-        tilt=draw.uniform(-0.15, 0.15, (2,)),
-        texture=draw.index(len(OBJECT_TEXTURES), (2,)),
-        texture_period=draw.uniform(0.18, 0.28, (2,)),
-        texture_angle=draw.uniform(0.0, 2 * math.pi, (2,)),
         depth=depth,
-        start=start,
-        velocity=velocity,
-        acceleration=acceleration,
-    )
-    return _with_camera(draw, scenes)
-
-
-def _with_camera(draw: _Draw, scenes: Scenes) -> Scenes:
-    """In 30% of the scenes nothing moves but the camera: what is in them goes with the background."""
-    alone = draw.chance(0.2)[:, None]
-    pan = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
-    way = (pan * (CLIP_FRAMES - 1))[:, None]
-    inside = torch.minimum(torch.maximum(scenes.start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
-    return replace(
-        scenes,
-        background_velocity=torch.where(alone, pan, scenes.background_velocity),
-        start=torch.where(alone[..., None], inside, scenes.start),
-        velocity=torch.where(alone[..., None], pan[:, None], scenes.velocity),
-        acceleration=torch.where(alone[..., None], 0.0, scenes.acceleration),
+        start=torch.where(alone[..., None], inside, start),
+        velocity=torch.where(alone[..., None], camera[:, None], velocity),
+        acceleration=torch.where(alone[..., None], 0.0, acceleration),
+        **drawn,
     )

@@ -38,10 +38,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.data.making import PICTURED, Form, Made, draw_below, make, no_motion, reading
+from training.data.making import PICTURED, Form, make, no_motion, reading
 from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
-from training.data.tars import TARS, compression, first_name
+from training.data.sampler import draw_below
+from training.data.tars import DAMAGE, TARS, compression, first_name, members_of
 from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.disk import WriteError
@@ -58,20 +59,6 @@ SETTINGS, DROPPED = f"{OWN}settings.json", f"{OWN}dropped.json"
 
 ENDS = 2**14
 """Bytes at the beginning of a tar, where its settings and first sample are, and at its end that are its stamp."""
-
-Members = dict[str, tuple[int, int]]
-"""Of a sample: from a member's ending, without the first dot, to where its bytes begin and how many there are."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """What an index says of a shard: its samples' keys and members, in the order of the tar."""
-
-    settings: Mapping[str, Any]
-    dropped: Sequence[Mapping[str, str]]
-    keys: Sequence[str]
-    members: Sequence[Members]
-
 
 # --- Writing --------------------------------------------------------------------------------------------------------
 
@@ -96,7 +83,7 @@ def write_shard(
                     _add(tar, f"{key}.{ending}", data)
             _add(tar, DROPPED, _json(list(dropped)))
         part.chmod(0o644)
-    _write_index(path, *_scan(path))
+    _scan(path)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -110,7 +97,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-# --- The index ------------------------------------------------------------------------------------------------------
+# --- The index: two lines, what the shard is, and its samples in the order of the tar --------------------------------
 
 
 def index_path(shard: Path) -> Path:
@@ -123,15 +110,13 @@ def read_header(shard: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no shard of `./vc prepare`, or damaged.
     """
-    header = _read_index(shard, whole=False)
-    return header[0] if header else _write_index(shard, *_scan(shard))[0]
+    return (_read_index(shard, whole=False) or _scan(shard))[0]
 
 
-def read_table(shard: Path) -> Table:
-    """The whole index of a shard, which is made where it must be. Raises as `read_header`."""
-    header, samples = _read_index(shard, whole=True) or _write_index(shard, *_scan(shard))
-    members = [{ending: (offset, size) for ending, offset, size in each} for each in samples["members"]]
-    return Table(header["settings"], header["dropped"], samples["keys"], members)
+@lru_cache(maxsize=256)
+def _table(shard: Path) -> dict[str, Any]:
+    """`keys`, and of each sample in `members` ending, offset and size. Raises as `read_header`."""
+    return (_read_index(shard, whole=True) or _scan(shard))[1]
 
 
 def _stamp(shard: Path) -> dict[str, Any]:
@@ -146,86 +131,65 @@ def _stamp(shard: Path) -> dict[str, Any]:
 
 
 def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The two lines of an index, or None where there is none, or that of another tar."""
+    """The two lines of an index, or None where there is none, or that of another tar, or one that is damaged."""
     try:
         with open(index_path(shard), encoding="utf-8") as file:
             header = parse_json(file.readline())
             samples = parse_json(file.readline()) if whole else {}
-            fits = header["tar"] == _stamp(shard) and "settings" in header and _lie_inside(header, samples)
-            return (header, samples) if fits else None
+        fits = header["tar"] == _stamp(shard) and "settings" in header
+        if whole:
+            places = [(offset, size) for each in samples["members"] for _, offset, size in each]
+            inside = all(min(place) >= 0 and sum(place) <= header["tar"]["size"] for place in places)
+            fits = fits and inside and len(samples["keys"]) == len(samples["members"]) == header["count"]
+        elif fits:
+            fits = type(header["count"]) is int and header["count"] >= 0 and isinstance(header["dropped"], list)
+        return (header, samples) if fits else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-_NAMED = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
-"""What shards may hold -> the text by which their settings say of what kind it is."""
-
-
-def _are_sound(settings: Any) -> bool:
-    """Whether the settings of a shard are of this version and whole, whoever wrote them."""
-    try:
-        numbers = [settings["frames"], *settings["size"]]
-        return (
-            settings["format"] == FORMAT
-            and settings["picture"] in ("mp4", "webp")
-            and len(numbers) == 3
-            and all(type(number) is int and number > 0 for number in numbers)
-            and all(isinstance(settings[name][key], str) for name, key in _NAMED.items() if settings.get(name))
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
-
-
-def _lie_inside(header: Mapping[str, Any], samples: Mapping[str, Any]) -> bool:
-    """Whether an index holds what it says, and of its samples, where they were read, names parts of the tar alone."""
-    if not samples:
-        return type(header["count"]) is int and header["count"] >= 0 and isinstance(header["dropped"], list)
-    places = [(offset, size) for each in samples["members"] for _, offset, size in each]
-    inside = all(min(place) >= 0 and sum(place) <= header["tar"]["size"] for place in places)
-    return inside and len(samples["keys"]) == len(samples["members"]) == header["count"]
-
-
-def _write_index(shard: Path, header: dict[str, Any], samples: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with written_beside(index_path(shard)) as part:
-            part.write_bytes(_json(header) + b"\n" + _json(samples) + b"\n")
-    except WriteError:  # the scan is repeated in every process; told once, however many shards there are
-        warnings.warn(
-            f"{shard.parent}: has shards without an index, and none can be written there (no permission, or the disk "
-            "is full or can only be read): reading starts slowly until it can.",
-            stacklevel=2,
-        )
-    return header, samples
-
-
 def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two lines of an index, from the tar itself."""
+    """The two lines of an index from the tar itself, which are written beside it."""
     own: dict[str, Any] = {}
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
         if compression(shard):
             raise UserError(f"{shard}: is compressed, and samples are read where they lie: gunzip it.")
         stamp = _stamp(shard)
-        with tarfile.open(shard, "r:") as tar:
-            for member in filter(tarfile.TarInfo.isfile, tar):
-                if member.name.startswith(OWN):
-                    own[member.name] = parse_json(tar.extractfile(member).read())
-                else:
-                    folder, slash, name = member.name.rpartition("/")
-                    key, _, ending = name.partition(".")
-                    samples.setdefault(folder + slash + key, []).append((ending, member.offset_data, member.size))
+        members, damage = members_of(shard)
+        if damage:
+            raise damage
+        for member in members:
+            if member.name.startswith(OWN):
+                own[member.name] = parse_json(member.read())
+            else:
+                folder, slash, name = member.name.rpartition("/")
+                key, _, ending = name.partition(".")
+                samples.setdefault(folder + slash + key, []).append((ending, member.offset, member.size))
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror}): check its disk and permissions.") from error
-    except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
+    except DAMAGE as error:
         raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
     settings = own.get(SETTINGS)
     if samples and not own:
-        raise UserError(f"{shard}: is a shard of another program, and one of ./vc prepare was expected: ./vc prepare "
-                        "its folder, or train on a folder that holds shards of other programs alone.")  # fmt: skip
+        raise UserError(
+            f"{shard}: is a shard of another program, and one of ./vc prepare was expected: ./vc prepare its folder, "
+            "or train on a folder that holds shards of other programs alone."
+        )
     if DROPPED not in own or not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
-    header = {"tar": stamp, "count": len(samples), "settings": own[SETTINGS], "dropped": own[DROPPED]}
-    return header, {"keys": list(samples), "members": list(samples.values())}
+    header = {"tar": stamp, "count": len(samples), "settings": settings, "dropped": own[DROPPED]}
+    table = {"keys": list(samples), "members": list(samples.values())}
+    try:
+        with written_beside(index_path(shard)) as part:
+            part.write_bytes(_json(header) + b"\n" + _json(table) + b"\n")
+    except WriteError:  # the scan is repeated in every process; told once, however many shards there are
+        warnings.warn(
+            f"{shard.parent}: has shards without an index, and none can be written there (no permission, or the disk "
+            "is full or can only be read): reading starts slowly until it can.",
+            stacklevel=2,
+        )
+    return header, table
 
 
 # --- Reading as a map -----------------------------------------------------------------------------------------------
@@ -239,11 +203,6 @@ def shard_files(folder: Path) -> list[Path]:
 def is_ours(shard: Path) -> bool:
     """Whether `./vc prepare` wrote it, as its first member tells."""
     return first_name(shard).startswith(OWN)
-
-
-@lru_cache(maxsize=256)
-def _table(shard: Path) -> Table:
-    return read_table(shard)
 
 
 class Shards:
@@ -261,30 +220,28 @@ class Shards:
         self.folder, self.files = Path(folder), shard_files(folder)
         if not self.files:
             raise UserError(f"{folder}: holds no .tar, and shards were expected: make some with ./vc prepare.")
-        counts = []
-        self.settings: Mapping[str, Any] = {}
-        for file in self.files:
-            header = read_header(file)
-            counts.append(header["count"])
-            self.settings = self.settings or header["settings"]
+        headers = [read_header(file) for file in self.files]
+        self.settings: Mapping[str, Any] = headers[0]["settings"]
+        for file, header in zip(self.files, headers, strict=True):
             if header["settings"] != self.settings:
                 raise UserError(
                     f"{file}: was prepared with other settings than {self.files[0].name} beside it: prepare both alike "
                     "or move one of them into another folder."
                 )
-        self.ends = list(accumulate(counts))
+        self.ends = list(accumulate(header["count"] for header in headers))
 
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def find(self, index: int) -> tuple[Path, str, Members]:
-        """Shard, key and members of a sample."""
+    def find(self, index: int) -> tuple[Path, str, dict[str, tuple[int, int]]]:
+        """Shard and key of a sample, and where each of its members begins and how many bytes it has, by its ending."""
         number = bisect_right(self.ends, index)
         if not 0 <= index < len(self):
             raise IndexError(index)
         table = _table(self.files[number])
         place = index - (self.ends[number - 1] if number else 0)
-        return self.files[number], table.keys[place], table.members[place]
+        members = {ending: (offset, size) for ending, offset, size in table["members"][place]}
+        return self.files[number], table["keys"][place], members
 
     def read(self, index: int, endings: Collection[str]) -> tuple[str, dict[str, bytes]]:
         """Where a sample comes from, for messages, and the bytes of its members of these endings.
@@ -314,6 +271,9 @@ class Shards:
 CACHED = {"depth": ("depth",), "sketch": ("sketch", "single_sketch")}
 """Caches of maps -> the conditions that they give."""
 
+_NAMED = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
+"""What shards may hold -> the text by which their settings say of what kind it is."""
+
 
 @dataclass(frozen=True)
 class ShardClips:
@@ -338,8 +298,7 @@ class ShardClips:
                 f"{folder}: what its shards say of themselves is not of ./vc prepare: remove their .index.json if only "
                 "these were changed, or prepare them again."
             )
-        asked = "x".join(map(str, reversed(form.size)))
-        there = "x".join(map(str, reversed(settings["size"])))
+        asked, there = ("x".join(map(str, reversed(size))) for size in (form.size, settings["size"]))
         if asked != there:
             raise UserError(f"{folder}: was prepared at {there} and the recipe says {asked}: make them equal.")
         if form.frames > settings["frames"]:
@@ -347,15 +306,13 @@ class ShardClips:
                 f"{folder}: was prepared with {settings['frames']} frames and the recipe asks for {form.frames}: "
                 "prepare it with more or ask for fewer."
             )
-        for name, of, trained in (
-            ("motion", "layout", form.extraction.motion_layout),
-            ("depth", "method", form.extraction.depth),
-            ("sketch", "method", form.extraction.sketch),
-        ):
-            about = settings.get(name)
-            if about is not None and trained not in (about[of], "relative"):
+        extraction = form.extraction
+        trained = {"motion": extraction.motion_layout, "depth": extraction.depth, "sketch": extraction.sketch}
+        for name, wanted in trained.items():
+            if (about := settings.get(name)) is not None and wanted not in (about[_NAMED[name]], "relative"):
                 raise UserError(
-                    f"{folder}: its {name} is {about[of]} and the network's is {trained}: prepare it again with that."
+                    f"{folder}: its {name} is {about[_NAMED[name]]} and the network's is {wanted}: prepare it again "
+                    "with that."
                 )
         about = settings.get("latents")
         if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
@@ -370,52 +327,51 @@ class ShardClips:
     def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`. Of the sample's members only those that are needed are read."""
         settings, form = self.shards.settings, self.form
-        first = draw_below(settings["frames"] - form.frames + 1, generator)
+        frames, picture = settings["frames"], settings["picture"]
+        first = draw_below(frames - form.frames + 1, generator)
+        window = slice(first, first + form.frames)
         has_latents = self.latents is not None and settings.get("latents") is not None
         ready = {name for cache, names in CACHED.items() if settings.get(cache) is not None for name in names}
         needed = {
-            settings["picture"]: not has_latents or not ready.issuperset({*PICTURED, "style"} & set(kept)),
+            "json": True,
+            picture: not has_latents or not ready.issuperset({*PICTURED, "style"} & set(kept)),
             "latents.npy": has_latents,
             "motion.npz": "motion" in kept and form.frames > 1,
             **{f"{cache}.png": not ready.isdisjoint({*names} & set(kept)) for cache, names in CACHED.items()},
         }
-        name, members = self.shards.read(index, ["json", *(ending for ending, needs in needed.items() if needs)])
-        about = _about(name, members["json"])
-        window = slice(first, first + form.frames)
-        made = Made()
-        if needed[settings["picture"]]:
-            pictures = self._pictures(name, members, about)[window, None].float() / 255
-            made = make(pictures, form, kept, generator, ready, video=not has_latents)
-        maps = {cache: self._maps(name, members, about, cache)[:, window] for cache in CACHED if needed[f"{cache}.png"]}
-        conditions = {**made.conditions, **_given(maps, kept, form)}
+        name, members = self.shards.read(index, [ending for ending, needs in needed.items() if needs])
+
+        with _decoding(name, "json"):
+            about = parse_json(members["json"])
+            if not isinstance(about["caption"], str):
+                raise ValueError("has a caption that is no text")
+        made: dict[str, Any] = {"conditions": {}}
+        if needed[picture]:
+            with _decoding(name, picture):
+                if picture == "webp":
+                    pictures = unpack_image(members["webp"])
+                else:
+                    pictures = unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), frames)
+                checked(pictures, frames, 3, *form.large)
+            made = make(pictures[window, None].float() / 255, form, kept, generator, ready, video=not has_latents)
+        conditions = made["conditions"]
+        for cache, names in CACHED.items():
+            if needed[f"{cache}.png"]:
+                with _decoding(name, f"{cache}.png"):
+                    maps = unpack_maps(members[f"{cache}.png"], *about[cache], frames)
+                    checked(maps, 1, frames, *form.large)
+                for each in (each for each in names if each in kept):
+                    spatial = CONDITIONS[each].kind == "spatial"
+                    conditions[each] = form.fitted(each, maps[:, first : first + 1] if spatial else maps[:, window])
         if "motion" in kept:
             conditions["motion"] = self._motion(name, members, about, first)
-        latents = self._latents(name, members)[:, window] if has_latents else None
-        text = about["caption"] if "text" in kept else ""
-        return Sample(name, latents, made.video, text, style=made.style, conditions=conditions, source=made.source)
-
-    def _pictures(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any]) -> Tensor:
-        """All frames of a clip, `(F, 3, H', W')` uint8."""
-        frames, picture = self.shards.settings["frames"], self.shards.settings["picture"]
-        with _decoding(name, picture):
-            if picture == "webp":
-                pictures = unpack_image(members["webp"])
-            else:
-                pictures = unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), frames)
-            return checked(pictures, frames, 3, *self.form.large)
-
-    def _maps(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any], cache: str) -> Tensor:
-        """The maps of a cache for all frames of a clip, `(1, F, H', W')`."""
-        frames = self.shards.settings["frames"]
-        with _decoding(name, f"{cache}.png"):
-            return checked(unpack_maps(members[f"{cache}.png"], *about[cache], frames), 1, frames, *self.form.large)
-
-    def _latents(self, name: str, members: Mapping[str, bytes]) -> Tensor:
-        """Those of all frames of a clip, `(4, F, h, w)`."""
-        height, width = self.form.size
-        with _decoding(name, "latents.npy"):
-            shape = (CHANNELS, self.shards.settings["frames"], height // FACTOR, width // FACTOR)
-            return checked(unpack_latents(members["latents.npy"]), *shape)
+        if has_latents:
+            height, width = form.size
+            with _decoding(name, "latents.npy"):
+                latents = unpack_latents(members["latents.npy"])
+                checked(latents, CHANNELS, frames, height // FACTOR, width // FACTOR)
+            made["latents"] = latents[:, window]
+        return Sample(name, text=about["caption"] if "text" in kept else "", **made)
 
     def _motion(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any], first: int) -> Tensor:
         """The motion of the window that begins at frame `first`, `(2, F, h, w)`."""
@@ -429,23 +385,22 @@ class ShardClips:
         return self.form.fitted("motion", field)
 
 
+def _are_sound(settings: Any) -> bool:
+    """Whether the settings of a shard are of this version and whole, whoever wrote them."""
+    try:
+        numbers = [settings["frames"], *settings["size"]]
+        return (
+            settings["format"] == FORMAT
+            and settings["picture"] in ("mp4", "webp")
+            and len(numbers) == 3
+            and all(type(number) is int and number > 0 for number in numbers)
+            and all(isinstance(settings[name][key], str) for name, key in _NAMED.items() if settings.get(name))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
     """Makes a BadSample of whatever a member's decoder raises: of damaged bytes that may be anything. What is done with
     the values stays outside, where our own mistakes are to be seen."""
     return reading(f"{name}: .{ending}", Exception)
-
-
-def _about(name: str, data: bytes) -> Mapping[str, Any]:
-    """What the .json of a sample says."""
-    with _decoding(name, "json"):
-        about = parse_json(data)
-        if not isinstance(about["caption"], str):
-            raise ValueError("has a caption that is no text")
-        return about
-
-
-def _given(maps: Mapping[str, Tensor], kept: Collection[str], form: Form) -> dict[str, Tensor]:
-    """Conditions out of caches, `(1, F or 1, H', W')` by name."""
-    whole = {name: maps[cache] for cache, names in CACHED.items() if cache in maps for name in names if name in kept}
-    own = {name: each if CONDITIONS[name].kind == "temporal" else each[:, :1] for name, each in whole.items()}
-    return {name: form.fitted(name, each) for name, each in own.items()}

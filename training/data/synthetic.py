@@ -1,71 +1,152 @@
-"""The synthetic data set: scenes, their pixels and ground truth, their captions; and the clips that training takes of
-them, spoiled as real extractors would."""
+"""The synthetic data set: the tensors of scenes, kept or drawn, and the clips that training takes of them, spoiled as
+real extractors would."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.making import draw_below, style_image
+from training.data.captions import caption_tokens, captions
+from training.data.render import render
 from training.data.sample import Sample
-from vc_core.conditions import CONDITIONS
+from training.data.sampler import draw_below
+from training.data.scenes import CLIP_FRAMES, Scenes, sample_scenes, scene_seeds
+from vc_core.atomic import written_beside
+from vc_core.conditions import CONDITIONS, condition_size, drawing_size
+from vc_core.disk import make_folder
+from vc_core.encoders.clip import encode_image, encode_tokens, fitted
 from vc_core.extract import edges
+from vc_core.progress import Progress
 from vc_core.video import resize_crop
 
-from .cache import CAPTIONS, STILLS, ClipCache, as_bytes
-from .captions import captions
-from .render import EVERYTHING, Rendered, render
-from .scenes import Scenes, sample_scenes, scene_seeds
+SHARD = 128  # clips of a file
+CAPTIONS = 4  # kept for each clip
+STILLS = 4  # frames of each clip, evenly spaced, of which the style embedding is kept
+DRAWN = 0.4  # share of the sketches that are outlines as people draw them; the others are the extractor's edges
+MOVING, RECTANGLE = 0.5, 0.8  # of masks: below the first a moving one, below the second a rectangle, else half a frame
+BLOCKS = (1, 2, 4)  # sides of a codec's blocks, in pixels of the condition
+JITTER, WRONG, MISSING = 0.15, 0.02, 0.3  # at most: noise on vectors in pixels, shares of spurious and of missing ones
 
-__all__ = [
-    "EVERYTHING",
-    "DrawnScenes",
-    "Rendered",
-    "Scenes",
-    "SyntheticClips",
-    "Window",
-    "captions",
-    "condition_of",
-    "draw_mask",
-    "draw_window",
-    "render",
-    "sample_scenes",
-    "scene_seeds",
-    "spoil_motion",
-]
-
-CLIP = 16
-"""Frames of a scene."""
-DRAWN = 0.4
-"""Share of the sketches that are outlines as people draw them; the others are the extractor's edges."""
-MOVING, RECTANGLE = 0.5, 0.8
-"""Of masks: below the first a moving one, below the second a rectangle, else half of the frame."""
-BLOCKS = (1, 2, 4)
-"""Sides of a codec's blocks, in pixels of the condition."""
-JITTER, WRONG, MISSING = 0.15, 0.02, 0.3
-"""At most: the noise on vectors in pixels, the shares of spurious ones and of those that are not there."""
+# --- Tensors of scenes, frames first: kept in files, or drawn -------------------------------------------------------
 
 
-class Tensors(Protocol):
-    """What `ClipCache` is: named tensors of clips, frames first."""
+def make_shard(
+    seeds: Tensor, autoencoder: Any, towers: Any, size: int = 64, batch: int = 16, scale: int | None = None
+) -> dict[str, Tensor]:
+    """Everything that training needs of the scenes of `seeds` (N,), frames first, small types, on the encoders' device.
 
-    def __len__(self) -> int: ...
+    Args:
+        batch: scenes that are made at once.
+        scale: of the conditions, see `condition_size`.
 
-    def read(self, name: str, index: int, frames: slice | Sequence[int] = slice(None)) -> Tensor: ...
+    Returns:
+        latents (N, F, 4, h, w), text (N, CAPTIONS, 77, D) and style (N, STILLS, D) in half precision; video, edges and
+        outline (N, F, C, S, S) as bytes of 0..1, depth in half, object (the first object's mask) as bytes, at the
+        conditions' size S; motion (N, F, 2, S', S') in half, in pixels of the video.
+    """
+    from vc_core.encoders.autoencoder import encode
+
+    device = next(autoencoder.parameters()).device
+    drawn_size = drawing_size("depth", (size, size))[0]
+    wanted = condition_size("depth", (size, size), scale)
+    motion_size = condition_size("motion", (size, size), scale)[0]
+    shards = []
+    for chunk in seeds.split(batch):
+        told = sample_scenes(chunk.cpu())
+        scenes = sample_scenes(chunk.to(device))
+        small = render(scenes, size, what=("video",)).video
+        fields = render(scenes, motion_size, what=("motion",))
+        large = render(scenes, drawn_size, what=("video", "depth", "outline", "object_mask"))
+        stills = small[:, :, :: CLIP_FRAMES // STILLS].transpose(1, 2).flatten(0, 1)
+        tokens = torch.cat([caption_tokens(captions(told, variation)) for variation in range(CAPTIONS)])
+        shards.append(
+            {
+                # In the autoencoder's own type, and on a CPU a few frames at a time.
+                "latents": encode(autoencoder, small, 16 if device.type == "cpu" else 1024).half(),
+                "text": encode_tokens(towers, tokens).unflatten(0, (CAPTIONS, -1)).transpose(0, 1).half(),
+                "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
+                "video": _as_bytes(resize_crop(large.video, wanted)),
+                "edges": _as_bytes(resize_crop(edges(large.video), wanted)),
+                "outline": _as_bytes(resize_crop(large.outline, wanted)),
+                "object": _as_bytes(resize_crop(large.object_mask, wanted).round()),
+                "depth": resize_crop(large.depth, wanted).half(),
+                "motion": (fields.motion * (size / motion_size)).half(),
+            }
+        )
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    tokens = ("text", "style")
+    return {k: v if k in tokens else v.transpose(1, 2).contiguous() for k, v in joined.items()}
+
+
+def _as_bytes(values: Tensor) -> Tensor:
+    """0..1 as bytes of 0..255."""
+    return (values * 255).round().to(torch.uint8)
+
+
+def build_cache(
+    folder: Path,
+    seed: int,
+    count: int,
+    autoencoder: Any,
+    towers: Any,
+    size: int = 64,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """The shards of the first `count` scenes of a seed, for `ClipCache`; those that exist are left as they are.
+
+    Args:
+        size: pixels of a side.
+        progress: called as `progress("scenes", done, count)`.
+    """
+    make_folder(folder)
+    paths = []
+    for first in range(0, count, SHARD):
+        number = min(SHARD, count - first)
+        partial = "" if number == SHARD else f"-{number}"
+        path = folder / f"{seed:04d}-{first:06d}{partial}.safetensors"
+        if not path.exists():
+            shard = make_shard(scene_seeds(seed, first, number), autoencoder, towers, size)
+            with written_beside(path) as temporary:
+                safetensors.torch.save_file(shard, temporary)
+        paths.append(path)
+        if progress is not None:
+            progress("scenes", first + number, count)
+    return paths
+
+
+class ClipCache:
+    """The clips of some shards, as `make_shard` returns them; reading takes in only what is asked for."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.files = [safetensors.safe_open(path, framework="pt") for path in paths]
+        self.counts = [file.get_slice("latents").get_shape()[0] for file in self.files]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def read(self, name: str, index: int, frames: slice = slice(None)) -> Tensor:
+        """One tensor of one clip, by default whole, as it is stored."""
+        shard = 0
+        while index >= self.counts[shard]:
+            index -= self.counts[shard]
+            shard += 1
+        return self.files[shard].get_slice(name)[index, frames.start : frames.stop][:: frames.step or 1]
 
 
 @dataclass(frozen=True)
 class DrawnScenes:
     """The scenes of a seed, drawn when they are read: any number of them, without a cache.
 
-    Tensors have the names, shapes and types of `training.data.cache.make_shard`, but for what needs an autoencoder or
-    towers: there is `small`, the video at the size of training, instead of the latents.
+    Tensors have the names, shapes and types of `make_shard`, but for what needs an autoencoder or towers: there is
+    `small`, the video at the size of training, instead of the latents.
     """
 
     seed: int
@@ -78,19 +159,17 @@ class DrawnScenes:
     def scene(self, index: int) -> Scenes:
         return _scene(self.seed, index)
 
-    def read(self, name: str, index: int, frames: slice | Sequence[int] = slice(None)) -> Tensor:
-        """One tensor of one scene; only what is asked for is rendered."""
-        first, last, _ = frames.indices(CLIP) if isinstance(frames, slice) else (0, CLIP, 1)
+    def read(self, name: str, index: int, frames: slice = slice(None)) -> Tensor:
+        """One tensor of one scene; no frame before or after those that are asked for is rendered."""
+        first, last, step = frames.indices(CLIP_FRAMES)
         what = {"small": "video", "edges": "video", "object": "object_mask"}.get(name, name)
         scale = 8 if name == "small" else CONDITIONS["motion" if name == "motion" else "depth"].scale
-        rendered = render(self.scene(index), scale * self.size // 8, last - first, first, (what,))
-        tensor = getattr(rendered, what)
+        tensor = getattr(render(self.scene(index), scale * self.size // 8, last - first, first, (what,)), what)
         if name == "edges":
             tensor = edges(tensor)
         if name not in ("motion", "depth"):
-            tensor = as_bytes(tensor)
-        tensor = tensor[0].transpose(0, 1)
-        return tensor if isinstance(frames, slice) else tensor[list(frames)]
+            tensor = _as_bytes(tensor)
+        return tensor[0].transpose(0, 1)[::step]
 
 
 @lru_cache(maxsize=4)  # for the several tensors of one sample
@@ -101,50 +180,16 @@ def _scene(seed: int, index: int) -> Scenes:
 # --- Windows and what real extractors would spoil -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Window:
-    """Which frames of a clip: `frames` of them from `start`, every `stride`-th."""
-
-    start: int
-    frames: int
-    stride: int
-
-    def of(self, tensors: Tensors, name: str, clip: int) -> Tensor:
-        """A tensor of the clip in this window, frames first."""
-        last = self.start + (self.frames - 1) * self.stride
-        return tensors.read(name, clip, slice(self.start, last + 1))[:: self.stride]
-
-
-def draw_window(length: int, frames: int, generator: torch.Generator) -> Window:
-    """A window of a clip of `length` frames.
+def draw_window(length: int, frames: int, generator: torch.Generator) -> slice:
+    """So many frames of a clip of `length` frames.
 
     Short windows take every frame or every few, up to the whole clip's length: what moves far in few frames teaches
     motion at a fraction of the cost.
     """
-    stride = 1 + draw_below(max((length - 1) // max(frames - 1, 1), 1), generator) if frames > 1 else 1
-    return Window(draw_below(length - (frames - 1) * stride, generator), frames, stride)
-
-
-def condition_of(
-    name: str, tensors: Tensors, clip: int, window: Window, generator: torch.Generator, scale: int | None = None
-) -> Tensor:
-    """One condition of one clip, `(F, C, H, W)`, frames first, at `scale` times the latent's size; None: the table's,
-    at which the tensors are stored."""
-
-    def fitted(stored: Tensor) -> Tensor:
-        own = CONDITIONS[name].scale
-        return resize_crop(stored.float(), tuple(side * (scale or own) // own for side in stored.shape[-2:]))
-
-    given = {stored: fitted(window.of(tensors, stored, clip))[None] for stored in needed_for(name, generator)}
-    return spoiled(name, given, torch.tensor([window.stride]), generator)[0]
-
-
-def needed_for(name: str, generator: torch.Generator) -> tuple[str, ...]:
-    """Which stored tensors a condition is made of. Sketches: outlines as people draw them, or the extractor's edges."""
-    if name in ("sketch", "single_sketch"):
-        drawn = float(torch.rand((), generator=generator)) < DRAWN
-        return ("outline",) if drawn else ("edges",)
-    return stored_for(name)
+    stride = 1 + draw_below(max((length - 1) // (frames - 1), 1), generator) if frames > 1 else 1
+    way = (frames - 1) * stride
+    start = draw_below(length - way, generator)
+    return slice(start, start + way + 1, stride)
 
 
 def stored_for(name: str) -> tuple[str, ...]:
@@ -181,8 +226,8 @@ def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     batch, frames, _, size, _ = objects.shape
     kind, *lots = torch.rand(5, batch, 1, 1, 1, 1, device=objects.device, generator=generator).unbind()
-    grown = [F.max_pool2d(objects.flatten(0, 1), 2 * by + 1, stride=1, padding=by).view_as(objects) > 0.5
-             for by in range(1, 2 + size // 16)]  # fmt: skip
+    flat = objects.flatten(0, 1)
+    grown = [F.max_pool2d(flat, 2 * by + 1, 1, by).view_as(objects) > 0.5 for by in range(1, 2 + size // 16)]
     by = (lots[0] * len(grown)).long()
     moving = torch.stack(grown, -1).gather(-1, by.expand(*objects.shape)[..., None])[..., 0]
 
@@ -236,7 +281,6 @@ class SyntheticClips:
     """Clips of scenes, out of a cache with latents and tokens, or drawn when they are needed.
 
     Attributes:
-        tensors: a `ClipCache` or `DrawnScenes`.
         frames: of a clip.
         style_size: pixels of a side of style images, which drawn scenes give.
         scale: the factor of the autoencoder's latents, which a cache holds without it.
@@ -244,7 +288,7 @@ class SyntheticClips:
     """
 
     tensors: ClipCache | DrawnScenes
-    frames: int = CLIP
+    frames: int = CLIP_FRAMES
     style_size: int = 224
     scale: float = 1.0
     condition_scale: int | None = None
@@ -254,22 +298,21 @@ class SyntheticClips:
 
     def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
-        window = draw_window(CLIP, self.frames, generator)
+        window = draw_window(CLIP_FRAMES, self.frames, generator)
         encode = self._drawn if isinstance(self.tensors, DrawnScenes) else self._cached
         encoded = encode(index, kept, window, generator)
         conditions = {}
         for name in CONDITIONS:
             if name in kept:
-                own = window if CONDITIONS[name].kind == "temporal" else Window(window.start, 1, 1)
-                made = condition_of(name, self.tensors, index, own, generator, self.condition_scale)
-                conditions[name] = made.transpose(0, 1)
+                own = window if CONDITIONS[name].kind == "temporal" else slice(window.start, window.start + 1, 1)
+                conditions[name] = self._condition(name, index, own, generator).transpose(0, 1)
         return Sample(f"scene {index}", conditions=conditions, **encoded)
 
     def _cached(
-        self, index: int, kept: Collection[str], window: Window, generator: torch.Generator
+        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor]:
         text, still = draw_below(CAPTIONS, generator), draw_below(STILLS, generator)
-        found = {"latents": window.of(self.tensors, "latents", index).float().transpose(0, 1) * self.scale}
+        found = {"latents": self.tensors.read("latents", index, window).float().transpose(0, 1) * self.scale}
         if "text" in kept:
             found["text_tokens"] = self.tensors.read("text", index, slice(text, text + 1))[0].float()
         if "style" in kept:
@@ -277,13 +320,26 @@ class SyntheticClips:
         return found
 
     def _drawn(
-        self, index: int, kept: Collection[str], window: Window, generator: torch.Generator
+        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor | str]:
-        variation, still = draw_below(2**30, generator), draw_below(CLIP, generator)
-        found = {"video": window.of(self.tensors, "small", index).transpose(0, 1).float() / 255}
+        variation, still = draw_below(2**30, generator), draw_below(CLIP_FRAMES, generator)
+        found = {"video": self.tensors.read("small", index, window).transpose(0, 1).float() / 255}
         if "text" in kept:
             found["text"] = captions(self.tensors.scene(index), variation)[0]
         if "style" in kept:
-            picture = self.tensors.read("small", index, slice(still, still + 1))[0].float() / 255
-            found["style"] = style_image(picture, self.style_size)
+            picture = self.tensors.read("small", index, slice(still, still + 1)).float() / 255
+            found["style"] = fitted(picture, (self.style_size,) * 2)[0]
         return found
+
+    def _condition(self, name: str, index: int, window: slice, generator: torch.Generator) -> Tensor:
+        """One condition of one clip, `(F, C, H, W)`, frames first, at the network's size."""
+        needed = stored_for(name)
+        if name in ("sketch", "single_sketch"):  # outlines as people draw them, or the extractor's edges
+            needed = ("outline",) if float(torch.rand((), generator=generator)) < DRAWN else ("edges",)
+        own = CONDITIONS[name].scale  # the table's, at which the tensors are stored
+        given = {}
+        for stored in needed:
+            tensor = self.tensors.read(stored, index, window).float()
+            size = tuple(side * (self.condition_scale or own) // own for side in tensor.shape[-2:])
+            given[stored] = resize_crop(tensor, size)[None]
+        return spoiled(name, given, torch.tensor([window.step]), generator)[0]

@@ -10,6 +10,7 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,25 +21,17 @@ from vc_core.errors import UserError
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Endings of shards."""
 
-COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {
-    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open,
-}  # fmt: skip
+COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """What compressed files begin with, whatever their names are -> what opens them."""
 
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError, OverflowError)
 """What reading a damaged tar raises; the last two of sizes that nothing has."""
 
-LARGEST = 2**31
-"""Bytes of a member that are read into memory."""
-
-UNPACKED = 2**28
-"""The same of a compressed tar, where members may also have `RATIO` times the bytes of the whole tar: a bomb has a
-thousand times, and videos and images hardly become smaller."""
-
-RATIO = 10
-
-_LONGEST_HEADER = 2**20
-"""Bytes of a name, or of a header's further values, which tarfile reads at once."""
+LARGEST = 2**31  # bytes of a member that are read into memory
+# The same of a compressed tar, where members may also have RATIO times the bytes of the whole tar: a bomb has a
+# thousand times, and videos and images hardly become smaller.
+UNPACKED, RATIO = 2**28, 10
+_LONGEST_HEADER = 2**20  # bytes of a name, or of a header's further values, which tarfile reads at once
 
 
 @dataclass(frozen=True)
@@ -59,16 +52,14 @@ class Member:
             opener = compression(self.tar)
             most = LARGEST if opener is None else min(LARGEST, max(UNPACKED, RATIO * self.tar.stat().st_size))
             if self.size > most:
-                raise UserError(f"{self}: has {self.size / 2**30:.1f} GiB, and {most / 2**30:.3g} are read at the "
-                                "most: unpack it.")  # fmt: skip
-            if opener is None:
-                with open(self.tar, "rb") as file:
-                    file.seek(self.offset)
-                    data = file.read(self.size)
-            else:
-                stream = _stream(self.tar, os.getpid(), threading.get_ident())
-                stream.seek(self.offset)
-                data = stream.read(self.size)
+                raise UserError(
+                    f"{self}: has {self.size / 2**30:.1f} GiB, and {most / 2**30:.3g} are read at the most: unpack it."
+                )
+            # A compressed one stays open, for each process and thread: reading on is cheap, going back begins anew.
+            kept = opener and _stream(self.tar, os.getpid(), threading.get_ident())
+            with nullcontext(kept) if kept else open(self.tar, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
         except DAMAGE as error:
             raise UserError(f"{self}: cannot be read ({error}): get {self.tar.name} anew.") from error
         if len(data) != self.size:
@@ -78,7 +69,6 @@ class Member:
 
 @lru_cache(maxsize=4)
 def _stream(tar: Path, process: int, thread: int) -> BinaryIO:
-    """A compressed tar, opened once for each process and thread: reading on is cheap, going back begins anew."""
     return compression(tar)(tar, "rb")
 
 
@@ -110,8 +100,8 @@ class _Headers:
         return self._read(size)
 
 
-def members_of(tar: Path) -> tuple[list[Member], str]:
-    """The files in a tar, in their order, and why there are no more where it is damaged, else nothing.
+def members_of(tar: Path) -> tuple[list[Member], Exception | None]:
+    """The files in a tar, in their order, and, where it is damaged, why there are no more (one of `DAMAGE`).
 
     Of one that is there twice, as after `tar --append`, the last is meant.
     """
@@ -132,5 +122,5 @@ def members_of(tar: Path) -> tuple[list[Member], str]:
             if any(end) or not end:
                 raise ValueError(f"no member and no end mark at byte {archive.offset}")
     except DAMAGE as error:
-        return list(found.values()), str(error) or type(error).__name__
-    return list(found.values()), ""
+        return list(found.values()), error
+    return list(found.values()), None
