@@ -19,12 +19,12 @@ from typing import Any
 from training.data.folder import read_captions, usable
 from training.data.lists import LISTS, TEXTS, printable
 from training.data.preparing import SUMMARY, Options, prepare
+from training.launch import cores
 from vc_core.checkpoint import BUNDLED
 from vc_core.commands.values import METHODS, SIZE
 from vc_core.progress import Progress
 from vc_core.terminal import run_program
 from vc_core.video.limits import add_limits
-from vc_core.video.parallel import cores
 
 LAYOUTS = ("points", "dense")
 SHOWN = 5

@@ -1,4 +1,4 @@
-"""Reading and writing video and images; the frame plan that every extractor of one source shares."""
+"""The frame plan that every extractor of one source shares, and the frames that it chooses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import UserError
 from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, media, opened
+from .opening import Media, VideoSource, media
 from .packets import Index
-from .showing import UPRIGHT, Turn, changing, filtering, first_picture
+from .showing import UPRIGHT, Turn, filtering, stored_picture
 from .timeline import extent, index
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
@@ -67,21 +67,14 @@ def probe(source: VideoSource) -> VideoInfo:
     Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
     """
     with media(source) as video:
-        if video.pictures is not None:
-            return _of_pictures(video)
-        with opened(video) as (container, stream):
-            picture = first_picture(video, container, stream)
-            codec = stream.codec_context.name
-        frames, frames_source, rate, duration = extent(video)
-    height, width = picture.shown
-    note = hdr.note(video, picture.transfer)
-    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn, note)
-
-
-def _of_pictures(video: Media) -> VideoInfo:
-    row = video.pictures
-    (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
-    return VideoInfo(Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note)
+        if row := video.pictures:
+            (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
+            return VideoInfo(
+                Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note
+            )
+        picture = stored_picture(video)
+        (height, width), note = picture.shown, hdr.note(video, picture.transfer)
+        return VideoInfo(Path(video.name), width, height, *extent(video), picture.codec, picture.turn, note)
 
 
 def plan_frames(
@@ -140,8 +133,7 @@ def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, st
 
     The choice is ffmpeg's `fps` filter's, as in the released pipeline; what is done to each frame, `filtering` tells.
     Pixels and motion vectors both come from here, so they always speak of the same frames. Segments between keyframes
-    that hold none of them are not decoded, the others in parallel, and the filters run beside the decoders: they must
-    treat each frame by itself.
+    that hold none of them are not decoded. The filters must treat each frame by itself.
 
     Raises UserError where the source cannot be read or has fewer frames.
     """
@@ -158,38 +150,21 @@ def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Seq
             yield frame
 
 
-def pictures(
-    video: Media,
-    table: Index,
-    times: Sequence[int],
-    filters: Sequence[tuple[str, str]],
-    workers: int | None = None,
-) -> Iterator:
-    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters.
-
-    `workers`: see `decode`.
-    """
-    if video.pictures is not None:
-        run = filtering(video, filters)
-        found = ((time, run(frame)[0]) for time, frame in zip(times, video.pictures.shown(times), strict=True))
+def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
+    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters."""
+    run = filtering(video, filters, table.aspect, table.colour)
+    if row := video.pictures:
+        yield from map(run, row.shown(times))
     else:
-        found = decode(
-            video, table, times, lambda: filtering(video, filters, table.aspect, table.colour), False, workers
-        )
-    shape = None
-    for _, (frame, size) in found:
-        shape = shape or size
-        if size != shape:
-            raise changing(video)
-        yield frame
+        for _, frame in decode(video, table, times):
+            yield run(frame)
 
 
 def planned_index(video: Media, plan: FramePlan) -> Index:
     """The packets that the plan's frames are among."""
-    if (row := video.pictures) is not None:  # they have none, and all times are known
-        step = row.times[-1] // row.frames
-        return Index(row.kind, row.time_base, 0, Fraction(plan.start) / row.time_base, step, (), row.times[:-1],
-                     row.times[-1], seek=None, skipped=0, headless=0)  # fmt: skip
+    if row := video.pictures:  # they have none, and all times are known
+        base, (*times, end) = row.time_base, row.times
+        return Index(row.kind, base, 0, Fraction(plan.start) / base, end // row.frames, (), tuple(times), end)
     return index(video, plan.start, float((plan.frames + 1) / plan.rate))
 
 

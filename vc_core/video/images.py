@@ -18,7 +18,7 @@ from ..errors import UserError, counted
 from . import hdr, heif
 from .limits import check_pixels, check_texts, decoder_options
 from .opening import HEAD, Media, as_url, demuxed, existing, picture_formats
-from .showing import over_white, rgb48
+from .showing import as_sdr, over_white
 
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"}
@@ -281,7 +281,7 @@ def is_float(frame: Any) -> bool:
 
 def _pixels(frame: Any) -> np.ndarray:
     """An av.VideoFrame as (H, W, 3) uint8, alpha over white."""
-    return over_white(hdr.as_sdr(frame, rgb48)).to_ndarray(format="rgb24")
+    return over_white(as_sdr(frame)).to_ndarray(format="rgb24")
 
 
 def _heif_layout(path: Path | Media) -> heif.Layout:
