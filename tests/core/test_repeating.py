@@ -15,7 +15,7 @@ from vc_core.commands.record import KEY
 from vc_core.commands.settings import Settings
 from vc_core.demo import draw_clip
 from vc_core.video import write_video
-from vc_core.video.writing import read_metadata
+from vc_core.video.metadata import read_metadata
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,9 @@ def probe(source: VideoSource) -> VideoInfo:
     """
     with media(source) as video:
         if row := video.pictures:
-            (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
-            return VideoInfo(
-                Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note
-            )
+            (height, width), frames, seconds = row.size, len(row.times) - 1, row.times[-1] * row.time_base
+            extent_of = frames, "counted", (frames / seconds).limit_denominator(1001), float(seconds)
+            return VideoInfo(Path(video.name), width, height, *extent_of, row.kind, note=row.note)
         picture = stored_picture(video)
         (height, width), note = picture.shown, hdr.note(video, picture.transfer)
         return VideoInfo(Path(video.name), width, height, *extent(video), picture.codec, picture.turn, note)
@@ -164,7 +163,7 @@ def planned_index(video: Media, plan: FramePlan) -> Index:
     """The packets that the plan's frames are among."""
     if row := video.pictures:  # they have none, and all times are known
         base, (*times, end) = row.time_base, row.times
-        return Index(row.kind, base, 0, Fraction(plan.start) / base, end // row.frames, (), tuple(times), end)
+        return Index(row.kind, base, 0, Fraction(plan.start) / base, end // len(times), (), tuple(times), end)
     return index(video, plan.start, float((plan.frames + 1) / plan.rate))
 
 

@@ -7,16 +7,16 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UserError
 from .heif import STILLS
-from .limits import PNG, VARIABLE, check_head, check_pixels, check_texts, decoder_options, most_pixels
+from .limits import VARIABLE, check_head, check_pixels, check_texts, decoder_options, most_pixels
 
 if TYPE_CHECKING:
     from .sequences import Pictures
@@ -31,45 +31,41 @@ class Media:
 
     Attributes:
         name: for messages.
-        open: gives what av.open takes.
+        source: its path, or its bytes.
         pictures: what it is made of, where it is a row of pictures and nothing for av.open.
     """
 
     name: str
-    open: Callable[[], Any]
+    source: Path | bytes
     pictures: Pictures | None = None
 
     def __str__(self) -> str:
         return self.name
 
+    def open(self) -> Any:
+        """What av.open takes."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else as_url(self.source)
+
+    def file(self) -> IO[bytes]:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")
+
 
 _VIDEOS = (
-    "mov", "mp4", "3gp", "3g2", "matroska", "webm", "avi", "asf", "asf_o", "flv", "kux", "live_flv", "mpegts",
-    "mpegtsraw", "mpeg", "ogg", "mxf", "mxg", "nut", "rm", "ivr", "gxf", "wtv", "ty", "dv", "nsv", "nuv", "pva",
-    "dhav", "hxvs", "luodat", "ifv", "lxf", "cine", "ser", "film_cpk", "flic", "roq", "bink", "smk", "swf",
-    "vividas", "vivo", "mtv", "mv", "yop", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mpegvideo",
-    "mjpeg", "mjpeg_2000", "mpjpeg", "ingenient", "vc1", "vc1test", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd",
-    "apv", "obu", "av1", "ivf", "yuv4mpegpipe", "gif", "apng", "jpegxl_anim",
-)  # fmt: skip
-_SOUNDS = (
-    "aac", "ac3", "aiff", "amr", "ape", "au", "caf", "dts", "dsf", "eac3", "flac", "mp3", "mpc", "mpc8", "tak",
-    "truehd", "tta", "voc", "w64", "wav", "wv",
-)  # fmt: skip
+    "mov mp4 3gp 3g2 matroska webm avi asf asf_o flv kux live_flv mpegts mpegtsraw mpeg ogg mxf mxg nut rm ivr gxf wtv "
+    "ty dv nsv nuv pva dhav hxvs luodat ifv lxf cine ser film_cpk flic roq bink smk swf vividas vivo mtv mv yop h261 "
+    "h263 h264 hevc vvc evc m4v mpegvideo mjpeg mjpeg_2000 mpjpeg ingenient vc1 vc1test dirac cavsvideo avs2 avs3 "
+    "dnxhd apv obu av1 ivf yuv4mpegpipe gif apng jpegxl_anim"
+)
+_SOUNDS = "aac ac3 aiff amr ape au caf dts dsf eac3 flac mp3 mpc mpc8 tak truehd tta voc w64 wav wv"
 _IMAGES = (
-    "png", "jpeg", "webp", "bmp", "tiff", "gif", "jpegxl", "j2k", "jpegls", "jpegxs", "exr", "pfm", "phm", "hdr",
-    "dpx", "dds", "psd", "qoi", "sgi", "sunrast", "pcx", "pam", "pbm", "pgm", "ppm", "pgmyuv", "xbm", "xpm", "xwd",
-    "gem", "cri",
-)  # fmt: skip
-DEMUXERS = (*_VIDEOS, *_SOUNDS, *(f"{name}_pipe" for name in _IMAGES), "ico")
+    "png jpeg webp bmp tiff gif jpegxl j2k jpegls jpegxs exr pfm phm hdr dpx dds psd qoi sgi sunrast pcx pam pbm pgm "
+    "ppm pgmyuv xbm xpm xwd gem cri"
+)
+DEMUXERS = (*_VIDEOS.split(), *_SOUNDS.split(), *(f"{name}_pipe" for name in _IMAGES.split()), "ico")
 """libavformat's names of what may be opened: files that hold their pictures themselves. Left out are those that open
 others or the network (playlists, SDP, concat, sequences of images, subtitles, clips in parts such as mlv), devices,
 scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
 """
-
-_PICTURES = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM", "PSD",
-    "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
 
 VideoSource = str | os.PathLike | bytes | BinaryIO | Media
 """A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
@@ -85,18 +81,24 @@ def media(source: VideoSource) -> Iterator[Media]:
 
     Raises UserError for a path that is no file and for what is no source.
     """
+    from .sequences import folder_pictures
+
     if isinstance(source, Media):
         yield source
     elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
         data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
-        yield _known("The video in memory", data[:HEAD], lambda: io.BytesIO(data), lambda: io.BytesIO(data))
+        yield _looked_at(Media("The video in memory", data))
     elif isinstance(source, (str, os.PathLike)):
-        yield _of_path(Path(source))
+        path = Path(source)
+        if os.path.isdir(path):  # pathlib raises for names that are too long
+            yield Media(str(path), path, folder_pictures(path))
+        else:
+            yield _looked_at(Media(str(path), existing(path, "a video")))
     elif hasattr(source, "read"):
         with tempfile.TemporaryDirectory(prefix="video-") as folder:
             path = Path(folder) / "video"
             _copy(source, path)
-            yield _of_path(path, f"The video stream {getattr(source, 'name', '')}".rstrip())
+            yield _looked_at(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
     else:
         raise UserError(
             f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
@@ -104,33 +106,23 @@ def media(source: VideoSource) -> Iterator[Media]:
         )
 
 
-def _of_path(path: Path, name: str = "") -> Media:
-    from .sequences import folder_pictures
-
-    if os.path.isdir(path):  # pathlib raises for names that are too long
-        return Media(str(path), lambda: as_url(path), folder_pictures(path))
-    name = name or str(path)
-    try:
-        with open(existing(path, "a video"), "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        raise UserError(
-            f"{name}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
-        ) from error
-    return _known(name, head, lambda: path, lambda: as_url(path))
-
-
-def _known(name: str, head: bytes, file: Callable[[], Any], url: Callable[[], Any]) -> Media:
-    """A file's Media, which begins with `head`: as a row of pictures where ffmpeg does not decode it."""
+def _looked_at(video: Media) -> Media:
+    """A file's Media: as a row of pictures where ffmpeg does not decode it. Raises UserError for what would fill the
+    memory."""
     from .images import is_animated_webp
     from .sequences import webp_pictures
 
-    check_head(name, head)
-    if head.startswith(PNG):
-        source = file()
-        with open(source, "rb") if isinstance(source, Path) else source as whole:
-            check_texts(name, whole)
-    return Media(name, url, webp_pictures(name, file) if is_animated_webp(head) else None)
+    try:
+        with video.file() as file:
+            head = file.read(HEAD)
+            check_head(video, head)
+            file.seek(0)
+            check_texts(video, file)
+    except OSError as error:
+        raise UserError(
+            f"{video}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
+        ) from error
+    return replace(video, pictures=webp_pictures(video)) if is_animated_webp(head) else video
 
 
 def as_url(path: Path) -> str:
@@ -189,9 +181,6 @@ def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) ->
 
     The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
     bytes, could otherwise open ports and other files. Raises av.FFmpegError, ValueError or OSError.
-
-    Args:
-        options: further ones of libavformat.
     """
     import av
 
@@ -206,28 +195,29 @@ def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) ->
         yield stack.enter_context(av.open(source, options={**(options or {}), **allowed}, metadata_errors="replace"))
 
 
-def picture_formats() -> list[str]:
-    """Pillow's names of what pictures may be, of those that it has: no scripts, such as EPS, for which it starts
-    Ghostscript."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in _PICTURES if name in Image.OPEN]
-
-
 @contextmanager
 def opened(video: Media) -> Iterator[tuple]:
     """The container and the stream that is its video, or a UserError that says what the file is instead."""
     import av
 
     with ExitStack() as stack:
-        container = stack.enter_context(_container(video))
+
+        def enter() -> Any:
+            try:
+                # The limits hold for what is decoded to find out what a stream is.
+                return stack.enter_context(demuxed(video.open(), decoder_options()))
+            except av.ArgumentError as error:
+                raise unreadable(video, "its format is not one of media files") from error
+            except (av.FFmpegError, ValueError, OSError) as error:
+                raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
+
+        container = enter()
         streams = _videos(video, container)
         number = streams[0].index
         if len(streams) > 1:
             number = _moving(container, streams)
             stack.close()  # packets were read from it
-            container = stack.enter_context(_container(video))
+            container = enter()
         stream = container.streams[number]
         context = stream.codec_context
         if context is None:
@@ -238,21 +228,6 @@ def opened(video: Media) -> Iterator[tuple]:
             yield container, stream
         except av.FFmpegError as error:
             raise undecodable(video, context, error) from error
-
-
-@contextmanager
-def _container(video: Media) -> Iterator[Any]:
-    import av
-
-    with ExitStack() as stack:
-        try:
-            # The limits hold for what is decoded to find out what a stream is.
-            container = stack.enter_context(demuxed(video.open(), decoder_options()))
-        except av.ArgumentError as error:
-            raise unreadable(video, "its format is not one of media files") from error
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
-        yield container
 
 
 def _videos(video: Media, container) -> list:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from .coded import Coded
@@ -94,7 +94,7 @@ def same(a: Any, b: Any) -> bool:
     return a.size == b.size and all(places) and (any(times) if times else any(places))
 
 
-def demuxed(container, stream) -> Iterator:
+def packets_of(container, stream) -> Iterator:
     """The packets of a stream of an opened video from where it stands, without the empty ones at the end."""
     import av
 
@@ -191,20 +191,20 @@ class Reader(ExitStack):
         if seek:
             time = start.pts if start.dts is None else start.dts
             if not table.sought or time is None:
-                return iter(())
+                return
             try:
                 self.container.seek(time, stream=self.stream, backward=True)
             except av.FFmpegError:
-                return iter(())
-        found = demuxed(self.container, self.stream)
+                return
+        found = packets_of(self.container, self.stream)
         if not seek and table.seek is None:
-            return islice(found, table.skipped + first, None)
+            yield from islice(found, table.skipped + first, None)
         for packet in found:
             if same(start, packet):
-                return chain([packet], found)
-            if seek and None not in (packet.dts, start.dts) and packet.dts > start.dts:
-                break
-        return iter(())
+                yield packet
+                yield from found
+            elif seek and None not in (packet.dts, start.dts) and packet.dts > start.dts:
+                return
 
 
 def number_of(frame) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..parsing import parse_json
 from .formats import DESCRIPTION
 from .images import listed_images, opened_image, read_image
 from .limits import check_rate
+from .opening import Media
 
 USUAL = Fraction(25)
 """Frames a second of a folder that does not say it, as ffmpeg takes them."""
@@ -43,20 +44,6 @@ class Pictures:
     read: Callable[[Sequence[int]], Iterator[np.ndarray]]
     note: str = ""
 
-    @property
-    def frames(self) -> int:
-        return len(self.times) - 1
-
-    @property
-    def duration(self) -> Fraction:
-        """Seconds."""
-        return self.times[-1] * self.time_base
-
-    @property
-    def rate(self) -> Fraction:
-        """Average frames a second."""
-        return self.frames / self.duration
-
     def shown(self, times: Sequence[int]) -> Iterator[Any]:
         """The pictures that begin at these times as av.VideoFrames."""
         import av
@@ -74,8 +61,7 @@ class Pictures:
 def folder_pictures(folder: Path) -> Pictures:
     """The images of a folder, in the order of their names, at the rate that its video.json says, else 25 a second.
 
-    Raises:
-        UserError: no images in it, images of several kinds, or not as many as its video.json says.
+    Raises UserError for no images, images of several kinds, or another number than its video.json says.
     """
     files = listed_images(folder)
     if not files:
@@ -135,21 +121,13 @@ def _described(folder: Path, count: int) -> Fraction | None:
 # --- Animated WebP --------------------------------------------------------------------------------------------------
 
 
-def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures:
-    """The pictures of an animated WebP.
-
-    Args:
-        name: for messages.
-        opened: gives its path, or its bytes as a file object.
-
-    Raises:
-        UserError: it is damaged, or its pictures have too many pixels.
-    """
+def webp_pictures(video: Media) -> Pictures:
+    """The pictures of an animated WebP. Raises UserError where it is damaged, or they have too many pixels."""
 
     def pictures(until: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
         """(pixels, milliseconds) of the pictures; Pillow says how long one is shown once it is decoded."""
         try:
-            with opened_image(opened(), name) as image:
+            with video.file() as file, opened_image(file, video) as image:
                 for number in range(image.n_frames if until is None else until):
                     image.seek(number)
                     image.load()
@@ -157,9 +135,9 @@ def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures
         except UserError:
             raise
         except Exception as error:  # what a damaged file makes of Pillow has no common kind
-            raise UserError(f"{name}: cannot be read as a video ({error}): give a whole animated WebP.") from error
+            raise UserError(f"{video}: cannot be read as a video ({error}): give a whole animated WebP.") from error
 
-    durations = _webp_durations(opened)
+    durations = _webp_durations(video)
     if durations:
         size = next(pictures(1))[0].shape[:2]
     else:
@@ -175,11 +153,10 @@ def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures
     return Pictures("webp", size, Fraction(1, 1000), (0, *accumulate(durations)), read)
 
 
-def _webp_durations(opened: Callable[[], Path | IO[bytes]]) -> list[int]:
+def _webp_durations(video: Media) -> list[int]:
     """Milliseconds of each picture, from the heads of a WebP's chunks; empty where these are damaged."""
-    source = opened()
     durations = []
-    with open(source, "rb") if isinstance(source, Path) else source as file:
+    with video.file() as file:
         end = file.seek(0, 2)
         at = file.seek(12)
         while len(head := file.read(8)) == 8:

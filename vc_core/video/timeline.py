@@ -13,7 +13,7 @@ from ..errors import UserError
 from .coded import reader
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Packet, Reader, demuxed, number_of
+from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Packet, Reader, number_of, packets_of
 from .showing import Colour, pixel_aspect
 
 DELAY = 33
@@ -45,7 +45,7 @@ class _Clock:
         self.base, self.decoding = stream.time_base, container.format.name in ("avi", "asf")
         rate, coded = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN), _coded_rate(stream)
         many = stream.codec_context.has_b_frames or rate > FASTEST
-        self.head = head = list(islice(demuxed(container, stream), DELAY if many else 1))
+        self.head = head = list(islice(packets_of(container, stream), DELAY if many else 1))
         # Where a format stores no times, what libavformat gives for them is made up, at 25 frames a second.
         counted = bool(container.format.flags & Flags.no_timestamps.value)
         # Such as times before zero in Matroska: those that follow do not tell when the stream begins.
@@ -130,7 +130,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
                 return _read(video, start, seconds, None, trust)
         packets: list[Packet] = []
         skipped, past, end = 0, 0, 0
-        for each in chain(head, demuxed(container, stream)):
+        for each in chain(head, packets_of(container, stream)):
             coded = read(each)
             if not packets and not (coded.key, each.is_keyframe, True)[trust]:
                 skipped += 1
@@ -166,7 +166,7 @@ def _finds(video: Media, head: Sequence) -> bool:
             return True
         try:
             container.seek(head[-1].dts, stream=stream, backward=True)
-            found = next(demuxed(container, stream), head[0])
+            found = next(packets_of(container, stream), head[0])
             return any((p.pts, p.dts, p.size, p.pos) == (found.pts, found.dts, found.size, found.pos) for p in head)
         except av.FFmpegError:
             return False
@@ -386,7 +386,7 @@ def _counted(video: Media) -> tuple[int, float]:
     """Pictures and seconds of a video, by reading its packets without decoding them."""
     with opened(video) as (container, stream):
         clock, count, durations, ends = _Clock(container, stream), 0, 0, []
-        for packet in chain(clock.head, demuxed(container, stream)):
+        for packet in chain(clock.head, packets_of(container, stream)):
             if packet.is_discard:
                 continue
             count += 1
