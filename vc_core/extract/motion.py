@@ -28,14 +28,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import Progress
-from ..video.frames import (
-    FramePlan,
-    chosen_times,
-    pictures,
-    planned_frames,
-    planned_index,
-    shown_frames,
-)
+from ..video.frames import FramePlan, chosen_times, pictures, planned_frames, planned_index
 from ..video.limits import check_size
 from ..video.opening import Media, VideoSource, media
 from ..video.packets import Index
@@ -154,7 +147,7 @@ def read_motion(
         table = planned_index(video, plan)
         chosen = chosen_times(video, table, plan)
         if mode == "released":
-            motion = job.released(lambda filters: shown_frames(video, table, chosen, filters))
+            motion = job.released(lambda filters: pictures(video, table, chosen, filters))
         else:
             motion = job.stream(video, table, chosen)
         return replace(motion, repeated=sum(a == b for a, b in pairwise(chosen)))

@@ -3,25 +3,19 @@ sequence headers tell: how many frames one may refer to (ITU-T H.264, 7.3)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
 
 class Coded(NamedTuple):
-    """The picture of a packet.
+    """The picture of a packet."""
 
-    Attributes:
-        key: decoding can start here.
-        disposable: no other picture refers to it.
-        later: it may refer to pictures that are shown later (a B-picture); None: not told.
-        pictures: so many of them, more than one where others are packed into the packet.
-    """
-
-    key: bool
-    disposable: bool
-    later: bool | None = None
-    pictures: int = 1
+    key: bool  # decoding can start here
+    disposable: bool  # no other picture refers to it
+    later: bool | None = None  # it may refer to pictures that are shown later (a B-picture); None: not told
+    pictures: int = 1  # more than one where others are packed into the packet
 
 
 NOT_CODED = 8
@@ -63,25 +57,17 @@ def _hevc(data: memoryview, extradata: bytes) -> Coded | None:
 
 def _mpeg4(data: memoryview, extradata: bytes) -> Coded | None:
     """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the one before."""
-    found = [follow[0] >> 6 for follow in _after(bytes(data), b"\0\0\1\xb6")]
+    found = [start[1][0] >> 6 for start in re.finditer(b"\0\0\1\xb6(?=(..))", data, re.DOTALL)]
     coded = len(data) > NOT_CODED  # else it stands for a B-picture that was packed, whatever it calls itself
     return Coded(coded and found[0] == 0, found == [2], 2 in found, len(found)) if found else None
 
 
 def _mpeg2(data: memoryview, extradata: bytes) -> Coded | None:
     """MPEG-1 and MPEG-2 (ISO/IEC 13818-2, 6.2.3); a picture of two fields is one."""
-    for follow in _after(bytes(data), b"\0\0\1\0"):
-        kind = follow[1] >> 3 & 7
+    if start := re.search(b"\0\0\1\0.(.)", data, re.DOTALL):
+        kind = start[1][0] >> 3 & 7
         return Coded(kind == 1, kind == 3, kind == 3)
     return None
-
-
-def _after(data: bytes, code: bytes) -> Iterator[bytes]:
-    """The two bytes after each start code."""
-    at = data.find(code)
-    while at >= 0 and len(data) >= at + len(code) + 2:
-        yield data[at + len(code) : at + len(code) + 2]
-        at = data.find(code, at + len(code))
 
 
 def _flv1(data: memoryview, extradata: bytes) -> Coded:
@@ -155,12 +141,7 @@ def units(data: bytes | memoryview, length: int) -> Iterator[bytes | memoryview]
             yield data[at + length : at + length + max(1, size)]
             at += length + size
         return
-    whole = bytes(data)
-    at = whole.find(b"\0\0\1")
-    while 0 <= at < len(whole) - 3:
-        following = whole.find(b"\0\0\1", at + 3)
-        yield whole[at + 3 : following if following >= 0 else len(whole)]
-        at = following
+    yield from filter(None, bytes(data).split(b"\0\0\1")[1:])
 
 
 def sequence_headers(extradata: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, undecodable, unreadable
-from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Reader, number_of
+from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Packet, Reader, number_of
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,10 @@ def _frames(reader: Reader, segment: Segment) -> Iterator[tuple[int, Any]]:
             raise damaged(time)
         return held
 
-    def given() -> Iterator:
-        for number, packet in reader.packets(segment.first, segment.last):
-            entry = table.packets[number]
-            if not entry.coded.disposable or entry.time in chosen or entry.time == NEVER:
-                yield from reader.decode(packet)
-        yield from reader.context.decode(None)
+    def needed(packet: Packet) -> bool:
+        return not packet.coded.disposable or packet.time in chosen or packet.time == NEVER
 
-    for frame in given():
+    for frame in reader.frames(segment.first, segment.last, needed):
         number = number_of(frame)
         time = frame.pts if number is None else table.packets[number].time  # which was checked
         if time is None or not segment.begin <= time < segment.end:

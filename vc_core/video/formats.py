@@ -28,21 +28,13 @@ FOLDER = ""
 
 @dataclass(frozen=True)
 class Clip:
-    """What is written.
+    """What is written."""
 
-    Attributes:
-        video: `(3 or 1, F, H, W)`, in [0, 1] (clamped).
-        rate: frames a second.
-        scale: every pixel becomes this many squared.
-        metadata: texts to store in the file.
-        after_frame: to be called after every frame that was written.
-    """
-
-    video: Tensor
-    rate: Fraction
-    scale: int
-    metadata: Metadata
-    after_frame: Callable[[], None]
+    video: Tensor  # (3 or 1, F, H, W), in [0, 1] (clamped)
+    rate: Fraction  # frames a second
+    scale: int  # every pixel becomes this many squared
+    metadata: Metadata  # texts to store in the file
+    after_frame: Callable[[], None]  # to be called after every frame that was written
 
     def frames(self) -> Iterator[np.ndarray]:
         """Its frames (H, W, 3) uint8, one after the other: a whole long video would not fit into memory again."""
@@ -58,19 +50,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Format:
-    """How a clip is written to a path.
-
-    Attributes:
-        fastest: frames a second; beyond, players show every frame for a tenth of a second.
-        largest: pixels of a side.
-        needs, present: what a build of a library may lack, in words, and whether it is there.
-    """
+    """How a clip is written to a path."""
 
     write: Callable[[Path, Clip], None]
-    fastest: int = 1000
-    largest: int = 65535
-    needs: str = ""
-    present: Callable[[], bool] = lambda: True
+    fastest: int = 1000  # frames a second; beyond, players show every frame for a tenth of a second
+    largest: int = 65535  # pixels of a side
+    needs: str = ""  # what a build of a library may lack, in words
+    present: Callable[[], bool] = lambda: True  # whether it is there
 
 
 def as_bytes(video: Tensor) -> np.ndarray:

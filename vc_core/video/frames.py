@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -19,15 +21,13 @@ from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
 from .opening import Media, VideoSource, media
 from .packets import Index
-from .showing import UPRIGHT, Turn, filtering, stored_picture
+from .showing import filtering, stored_picture
 from .timeline import extent, index
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What a file is, and which of its frames are used
-# ---------------------------------------------------------------------------------------------------------------
+# --- What a file is, and which of its frames are used ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,9 @@ class VideoInfo:
     width: int
     height: int
     frames: int
-    frames_source: str  # "header": the file says so, and its index agrees; "counted": its packets were counted
     rate: Fraction  # average frames a second
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
-    turn: Turn = UPRIGHT  # what makes the stored picture upright
     note: str = ""  # a sentence on what is decided for the user, as of HDR or a folder of pictures
 
 
@@ -69,11 +67,11 @@ def probe(source: VideoSource) -> VideoInfo:
     with media(source) as video:
         if row := video.pictures:
             (height, width), frames, seconds = row.size, len(row.times) - 1, row.times[-1] * row.time_base
-            extent_of = frames, "counted", (frames / seconds).limit_denominator(1001), float(seconds)
-            return VideoInfo(Path(video.name), width, height, *extent_of, row.kind, note=row.note)
+            rate = (frames / seconds).limit_denominator(1001)
+            return VideoInfo(Path(video.name), width, height, frames, rate, float(seconds), row.kind, row.note)
         picture = stored_picture(video)
         (height, width), note = picture.shown, hdr.note(video, picture.transfer)
-        return VideoInfo(Path(video.name), width, height, *extent(video), picture.codec, picture.turn, note)
+        return VideoInfo(Path(video.name), width, height, *extent(video), picture.codec, note)
 
 
 def plan_frames(
@@ -122,9 +120,7 @@ def plan_frames(
     return FramePlan(start, Fraction(rate).limit_denominator(max(1, min(1001, int(65535 / rate)))), frames)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Frames
-# ---------------------------------------------------------------------------------------------------------------
+# --- Frames ---------------------------------------------------------------------------------------------------------
 
 
 def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
@@ -138,25 +134,16 @@ def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, st
     """
     with media(source) as video:
         table = planned_index(video, plan)
-        yield from shown_frames(video, table, chosen_times(video, table, plan), filters)
-
-
-def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
-    """`planned_frames`, of the times that `chosen_times` found: a frame is repeated as often as its time is."""
-    wanted = sorted(set(chosen))
-    for time, frame in zip(wanted, pictures(video, table, wanted, filters), strict=True):
-        for _ in range(chosen.count(time)):
-            yield frame
+        yield from pictures(video, table, chosen_times(video, table, plan), filters)
 
 
 def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
-    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters."""
-    run = filtering(video, filters, table.aspect, table.colour)
-    if row := video.pictures:
-        yield from map(run, row.shown(times))
-    else:
-        for _, frame in decode(video, table, times):
-            yield run(frame)
+    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters; one and
+    the same as often as its time is there."""
+    run, counts = filtering(video, filters, table.aspect, table.colour), Counter(times)
+    found = video.pictures.shown([*counts]) if video.pictures else (f for _, f in decode(video, table, [*counts]))
+    for count, frame in zip(counts.values(), found, strict=True):
+        yield from repeat(run(frame), count)
 
 
 def planned_index(video: Media, plan: FramePlan) -> Index:

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, counted
 from . import hdr, heif
-from .limits import check_pixels, check_texts, decoder_options
+from .limits import check_pixels, check_texts
 from .opening import HEAD, Media, demuxed, existing
 from .showing import as_sdr, over_white
 
@@ -83,16 +83,13 @@ def is_animated_webp(head: bytes) -> bool:
 def opened_image(
     source: str | os.PathLike | IO[bytes], what: object, frames: int = 1, formats: Sequence[str] | None = None
 ) -> Iterator[Any]:
-    """The PIL.Image of a file, of which nothing is decoded yet.
+    """The PIL.Image of a file, of which nothing is decoded yet; errors call it `what`.
 
     Args:
-        what: what errors call it.
         frames: so many pictures are in it, one below the other.
         formats: those of Pillow's that it may have; None: all that are read.
 
-    Raises:
-        UserError: it has too many pixels, see `check_pixels`.
-        OSError: Pillow does not know the file.
+    Raises UserError for too many pixels, see `check_pixels`, and OSError where Pillow does not know the file.
     """
     from PIL import Image
 
@@ -124,17 +121,19 @@ def read_image(path: str | os.PathLike | Media) -> Tensor:
     picture = _media(path)
     try:
         head = head_of(picture)
-        if heif.is_heif(head) and (pixels := _hdr_heif(picture)) is not None:
-            return _as_tensor(pixels)
+        if heif.is_heif(head) and _is_hdr(picture):
+            with suppress(OSError, ValueError):  # Pillow may still read it
+                return _by_ffmpeg(picture)
         try:
             with picture.file() as file, opened_image(file, picture) as image:
-                if image.mode == "RGB" and "transparency" in image.info and _is_deep(image):
+                cleared = image.mode == "RGB" and "transparency" in image.info
+                if cleared and any("16" in str(tile[3]) for tile in image.tile):
                     return _by_ffmpeg(picture)  # Pillow compares 8 bits of its pixels with 16 of the colour
                 return _by_pillow(image, picture)
         except UnidentifiedImageError:
             if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
                 raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
-            return _as_tensor(_by_heif(picture)) if heif.is_heif(head) else _by_ffmpeg(picture)
+            return _by_ffmpeg(picture)
     except UserError:
         raise
     except Exception as error:  # what a damaged file makes of the readers has no common kind
@@ -144,10 +143,6 @@ def read_image(path: str | os.PathLike | Media) -> Tensor:
 
 def _media(path: str | os.PathLike | Media) -> Media:
     return path if isinstance(path, Media) else Media(str(path), existing(Path(path), "an image"))
-
-
-def _is_deep(image: Any) -> bool:
-    return any("16" in str(tile[3]) for tile in image.tile)
 
 
 def _by_pillow(image: Any, path: Media) -> Tensor:
@@ -205,16 +200,12 @@ def _container(picture: Media) -> Iterator[Any]:
     """A picture's file as PyAV opens it. Raises OSError where it is none."""
     import av
 
-    options = decoder_options()
     with picture.file() as file:
         check_texts(picture, file)
     try:
-        with demuxed(picture.open(), options) as container:
+        with demuxed(picture.open()) as container:
             if not (container.format.name.endswith("_pipe") or heif.is_heif(head_of(picture))):
                 raise OSError("it is no picture")
-            for stream in container.streams.video:
-                if stream.codec_context is not None:
-                    stream.codec_context.options = options
             yield container
     except av.FFmpegError as error:
         raise OSError(error.strerror or repr(error)) from error
@@ -281,16 +272,11 @@ def _pixels(frame: Any) -> np.ndarray:
     return over_white(as_sdr(frame)).to_ndarray(format="rgb24")
 
 
-def _heif_layout(picture: Media) -> heif.Layout:
+def _by_heif(picture: Media) -> np.ndarray:
+    """The primary picture of a HEIF (H, W, 3) uint8, put together from its tiles, and turned upright."""
     with picture.file() as file:
         found = heif.layout(file.read(2**24))  # the boxes come first, and are small
     check_pixels(picture, found.size or (0, 0))
-    return found
-
-
-def _by_heif(picture: Media) -> np.ndarray:
-    """The primary picture of a HEIF (H, W, 3) uint8, put together from its tiles, and turned upright."""
-    found = _heif_layout(picture)
     with _container(picture) as container:
         streams = {stream.id: stream for stream in container.streams.video if stream.codec_context is not None}
         if missing := [number for number in found.tiles if number not in streams]:
@@ -309,17 +295,12 @@ def _by_heif(picture: Media) -> np.ndarray:
     return found.turned(whole[:height, :width])
 
 
-def _hdr_heif(picture: Media) -> np.ndarray | None:
-    """A HEIF whose picture is HDR, which Pillow's decoder does not bring to SDR; None for others."""
-    try:
-        _heif_layout(picture)
-        with _container(picture) as container:
-            codecs = [stream.codec_context for stream in container.streams.video]
-            if not any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs):
-                return None
-        return _by_heif(picture)
-    except (OSError, ValueError):
-        return None  # Pillow may still read it
+def _is_hdr(picture: Media) -> bool:
+    """Whether a HEIF is HDR, which Pillow's decoder does not bring to SDR."""
+    with suppress(OSError, ValueError), _container(picture) as container:
+        codecs = [stream.codec_context for stream in container.streams.video]
+        return any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs)
+    return False
 
 
 # --- Folders of them ------------------------------------------------------------------------------------------------

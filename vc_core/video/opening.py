@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,17 +27,11 @@ HEAD = 4096
 
 @dataclass(frozen=True)
 class Media:
-    """A video that can be opened as often as needed.
+    """A video that can be opened as often as needed."""
 
-    Attributes:
-        name: for messages.
-        source: its path, or its bytes.
-        pictures: what it is made of, where it is a row of pictures and nothing for av.open.
-    """
-
-    name: str
-    source: Path | bytes
-    pictures: Pictures | None = None
+    name: str  # for messages
+    source: Path | bytes  # its path, or its bytes
+    pictures: Pictures | None = None  # what it is made of, where it is a row of pictures and nothing for av.open
 
     def __str__(self) -> str:
         return self.name
@@ -176,23 +170,30 @@ class _Unnamed(io.BufferedReader):
 
 
 @contextmanager
-def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) -> Iterator:
+def demuxed(source: str | BinaryIO) -> Iterator:
     """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
 
     The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
-    bytes, could otherwise open ports and other files. Raises av.FFmpegError, ValueError or OSError.
+    bytes, could otherwise open ports and other files. Decoders keep to the limit of pixels, also those that find out
+    what a stream is. Raises av.FFmpegError, ValueError or OSError.
     """
     import av
 
     with ExitStack() as stack:
         if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
             source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
-        allowed = {
+        limits = decoder_options()
+        options = {
+            **limits,
             "format_whitelist": ",".join(DEMUXERS),
             "protocol_whitelist": "file" if isinstance(source, str) else "none",
         }
         # Real files carry tags that are not UTF-8.
-        yield stack.enter_context(av.open(source, options={**(options or {}), **allowed}, metadata_errors="replace"))
+        container = stack.enter_context(av.open(source, options=options, metadata_errors="replace"))
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.codec_context.options = limits  # what the container says of the size need not be so
+        yield container
 
 
 @contextmanager
@@ -204,8 +205,7 @@ def opened(video: Media) -> Iterator[tuple]:
 
         def enter() -> Any:
             try:
-                # The limits hold for what is decoded to find out what a stream is.
-                return stack.enter_context(demuxed(video.open(), decoder_options()))
+                return stack.enter_context(demuxed(video.open()))
             except av.ArgumentError as error:
                 raise unreadable(video, "its format is not one of media files") from error
             except (av.FFmpegError, ValueError, OSError) as error:
@@ -223,7 +223,6 @@ def opened(video: Media) -> Iterator[tuple]:
         if context is None:
             raise unreadable(video, "no decoder for its codec is built in")
         check_pixels(video, (context.height, context.width))
-        context.options = decoder_options()  # what the container says of the size need not be so
         try:
             yield container, stream
         except av.FFmpegError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,41 +44,24 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The packets of a window of a stream, in decoding order, from a keyframe on.
-
-    Attributes:
-        origin: when the stream's first picture is shown.
-        start: of the window, in the stream's time base.
-        step: from a picture to the next one, as a rule.
-        packets: the window's; the first one is a keyframe.
-        times: of their frames, in the order in which they are shown.
-        end: where the stream ends, or None where it goes on beyond the window.
-        seek: where the first packet is sought; None for the stream's beginning.
-        skipped: packets of the stream before the first one, where they were read from the beginning.
-        headless: packets before the first keyframe, or shown before it, which cannot be decoded.
-        sought: packets have times by which they are found when they are sought.
-        cut: packets that an edit list leaves out are decoded nonetheless: it cuts pictures, at other times.
-        extradata: the codec's headers.
-        aspect: a stored pixel's width over its height.
-        colour: what the container says of it.
-    """
+    """The packets of a window of a stream, in decoding order, from a keyframe on."""
 
     codec: str
     time_base: Fraction
-    origin: int
-    start: Fraction
-    step: int
-    packets: tuple[Packet, ...]
-    times: tuple[int, ...]
-    end: int | None
-    seek: int | None = None
-    skipped: int = 0
-    headless: int = 0
-    sought: bool = True
-    cut: bool = False
-    extradata: bytes = b""
-    aspect: Fraction = SQUARE
-    colour: Colour = UNTOLD
+    origin: int  # when the stream's first picture is shown
+    start: Fraction  # of the window, in the stream's time base
+    step: int  # from a picture to the next one, as a rule
+    packets: tuple[Packet, ...]  # the first one is a keyframe
+    times: tuple[int, ...]  # of their frames, in the order in which they are shown
+    end: int | None  # where the stream ends, or None where it goes on beyond the window
+    seek: int | None = None  # where the first packet is sought; None for the stream's beginning
+    skipped: int = 0  # packets of the stream before the first one, where they were read from the beginning
+    headless: int = 0  # packets before the first keyframe, or shown before it, which cannot be decoded
+    sought: bool = True  # packets have times by which they are found when they are sought
+    cut: bool = False  # packets that an edit list leaves out are decoded nonetheless: it cuts pictures, at other times
+    extradata: bytes = b""  # the codec's headers
+    aspect: Fraction = SQUARE  # a stored pixel's width over its height
+    colour: Colour = UNTOLD  # what the container says of it
 
     @property
     def reordered(self) -> bool:
@@ -149,6 +132,13 @@ class Reader(ExitStack):
             if number is not None:
                 return
         raise unreadable(self.video, "its packets are not the same when they are read again")
+
+    def frames(self, first: int, last: int, needed: Callable[[Packet], bool] = lambda packet: True) -> Iterator:
+        """What the decoder makes of those packets that are needed."""
+        for number, packet in self.packets(first, last):
+            if needed(self.table.packets[number]):
+                yield from self.decode(packet)
+        yield from self.context.decode(None)
 
     def decode(self, packet) -> list:
         """The frames that the decoder gives for a packet; some call it an error that a message holds no picture."""

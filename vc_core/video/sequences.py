@@ -26,23 +26,14 @@ _STEP = 100  # milliseconds that browsers show a picture which is to be shown fo
 
 @dataclass(frozen=True)
 class Pictures:
-    """A row of pictures as a video.
+    """A row of pictures as a video."""
 
-    Attributes:
-        kind: what `VideoInfo.codec` says.
-        size: (height, width).
-        time_base: seconds of one unit of `times`.
-        times: when each picture is shown, ascending from 0; and when the last one ends.
-        read: gives the pictures of some numbers, ascending, as arrays (H, W, 3 or 4) uint8.
-        note: what was decided for the user, a sentence or empty.
-    """
-
-    kind: str
-    size: tuple[int, int]
-    time_base: Fraction
-    times: tuple[int, ...]
-    read: Callable[[Sequence[int]], Iterator[np.ndarray]]
-    note: str = ""
+    kind: str  # what `VideoInfo.codec` says
+    size: tuple[int, int]  # (height, width)
+    time_base: Fraction  # seconds of one unit of `times`
+    times: tuple[int, ...]  # when each picture is shown, ascending from 0; and when the last one ends
+    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # pictures by number, ascending, as (H, W, 3 or 4) uint8
+    note: str = ""  # what was decided for the user, a sentence or empty
 
     def shown(self, times: Sequence[int]) -> Iterator[Any]:
         """The pictures that begin at these times as av.VideoFrames."""

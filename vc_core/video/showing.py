@@ -65,21 +65,13 @@ UNTOLD = Colour()
 
 @dataclass(frozen=True)
 class Picture:
-    """A video's pictures as they are stored, and how players show them.
+    """A video's pictures as they are stored, and how players show them."""
 
-    Attributes:
-        size: (height, width) as stored.
-        square: (height, width) to which they are scaled so that their pixels are square.
-        turn: what makes them upright then.
-        transfer: the function from light to signal, by its number in ITU-T H.273.
-        codec: their decoder.
-    """
-
-    size: tuple[int, int]
-    square: tuple[int, int]
-    turn: Turn = UPRIGHT
-    transfer: int = _UNNAMED
-    codec: str = ""
+    size: tuple[int, int]  # (height, width) as stored
+    square: tuple[int, int]  # (height, width) to which they are scaled so that their pixels are square
+    turn: Turn = UPRIGHT  # what makes them upright then
+    transfer: int = _UNNAMED  # the function from light to signal, by its number in ITU-T H.273
+    codec: str = ""  # their decoder
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -166,12 +158,12 @@ def filtering(
                 "re-encode it to a single size."
             )
         interlaced = aspect is not None and frame.interlaced_frame
-        upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
-        frame = over_white(as_sdr(frame, colour))
+        picture = over_white(as_sdr(frame, colour))
         if interlaced not in graphs:
-            graphs[interlaced] = _graph(frame, [*upright, *filters])
+            upright = [] if aspect is None else _as_shown(video, frame, interlaced, aspect)
+            graphs[interlaced] = _graph(picture, [*upright, *filters])
         try:
-            graphs[interlaced].push(frame)
+            graphs[interlaced].push(picture)
             return graphs[interlaced].pull()
         except av.FFmpegError as error:
             raise UserError(

@@ -28,21 +28,14 @@ NO_KEYFRAME = "it holds no keyframe, thus no picture that can be decoded"
 
 
 class _Clock:
-    """Where the times of a stream come from.
-
-    Attributes:
-        head: its first packets, which are read for it.
-        origins: field of a packet ("pts", or "dts", which tells when it is decoded) -> when the stream's first picture
-            is shown; empty where nothing tells, and frames are counted.
-        field, origin: the first of them.
-        rate: frames a second, for counting.
-        decoding: the format stores when pictures are decoded alone; libavformat makes up when they are shown.
-    """
+    """Where the times of a stream come from; `head` are its first packets, which are read for it."""
 
     def __init__(self, container, stream):
         from av.format import Flags
 
-        self.base, self.decoding = stream.time_base, container.format.name in ("avi", "asf")
+        self.base = stream.time_base
+        # The format stores when pictures are decoded alone; libavformat makes up when they are shown.
+        self.decoding = container.format.name in ("avi", "asf")
         rate, coded = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN), _coded_rate(stream)
         many = stream.codec_context.has_b_frames or rate > FASTEST
         self.head = head = list(islice(packets_of(container, stream), DELAY if many else 1))
@@ -50,6 +43,8 @@ class _Clock:
         counted = bool(container.format.flags & Flags.no_timestamps.value)
         # Such as times before zero in Matroska: those that follow do not tell when the stream begins.
         counted = counted or (bool(head) and head[0].pts is None and head[0].dts is None)
+        # Field of a packet ("pts", or "dts", which tells when it is decoded) -> when the stream's first picture is
+        # shown. None where nothing tells, and frames are counted, at so many a second.
         self.origins: dict[str, int] = {}
         for field in ("pts", "dts"):
             times = [time for packet in head if not packet.is_discard and (time := getattr(packet, field)) is not None]
@@ -79,9 +74,7 @@ def _coded_rate(stream) -> Fraction | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The index: which packets there are, and when their pictures are shown
-# ---------------------------------------------------------------------------------------------------------------
+# --- The index: which packets there are, and when their pictures are shown ------------------------------------------
 
 
 def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Index:
@@ -107,10 +100,8 @@ def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Ind
 def _read(video: Media, start: float, seconds: float | None, before: float | None, trust: int) -> Index:
     """The index from the last keyframe before `start` and the time `before` on, or from the beginning (None).
 
-    Args:
-        trust: where decoding may start: 0 at a picture that is a keyframe, 1 at one that is called so, such as those
-            that recover by and by, in streams of none else, 2 at any.
-    """
+    Decoding may start, by `trust`, at a picture that is a keyframe (0), one that is called so, such as those that
+    recover by and by, in streams of none else (1), any (2)."""
     import av
 
     with opened(video) as (container, stream):
@@ -173,11 +164,8 @@ def _finds(video: Media, head: Sequence) -> bool:
 
 
 def _contradicted(packets: Sequence[Packet], times: Sequence[int | None], reorders: bool) -> bool:
-    """Whether the packets' times are not, or may not be, when their pictures are shown.
-
-    Args:
-        reorders: as far as the decoder knows, it shows pictures in another order than it gets them.
-    """
+    """Whether the packets' times are not, or may not be, when their pictures are shown; `reorders`: as far as the
+    decoder knows, it shows them in another order than it gets them."""
     shown = [time for time, packet in zip(times, packets, strict=True) if not packet.hidden]
     if None in times or len(set(shown)) < len(shown) or any(packet.coded.pictures > 1 for packet in packets):
         return True
@@ -204,10 +192,8 @@ def _as_told(video: Media, table: Index, times: Sequence[int]) -> Index:
 
 
 def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int | None]) -> Index | None:
-    """The index where the decoder says in which order pictures are shown, and the packets only at which times.
-
-    None where the frames must be counted from the stream's beginning.
-    """
+    """The index where the decoder says in which order pictures are shown, and the packets only at which times; None
+    where the frames must be counted from the stream's beginning."""
     table = replace(table, cut=any(packet.hidden for packet in table.packets))
     first = _last_before(table, times)
     order, sure, broken, lag = _presented(video, table, first)
@@ -255,13 +241,8 @@ def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int |
 
 
 def _placed(video: Media, table: Index, placed: dict[int, tuple[int, bool]], begin: int, at: dict[int, int]) -> Index:
-    """The index with its times.
-
-    Args:
-        placed: number of a packet -> when its picture is shown, and whether an edit list leaves it out.
-        begin: what is shown before is left out.
-        at: the times of packets.
-    """
+    """The index of pictures that are `placed` (number of a packet -> when it is shown, whether an edit list leaves it
+    out) and shown from `begin` on; `at`: the times of the packets."""
     shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
     if not shown:
         raise unreadable(video, NO_PICTURE)
@@ -273,14 +254,11 @@ def _slots(
     clock: _Clock, packets: Sequence[Packet], numbers: Sequence[int], before: int | None, lag: int
 ) -> tuple[int, list[tuple[int, bool]]] | None:
     """When the stream's first picture is shown, and, by the same clock, (time, whether an edit list leaves it out) of
-    these packets in order, whichever pictures they belong to.
+    these packets in order, whichever pictures they belong to; counted after so many pictures `before` where their times
+    are none; None where that is not known.
 
-    Counted where the packets' times are none, after so many pictures `before`; None where that is not known.
-
-    Args:
-        lag: so many pictures more than it has shown the decoder has got. Times that tell when pictures are decoded tell
-            of another picture, too: the one that is shown then.
-    """
+    The decoder has got so many pictures more than it has shown, its `lag`: times that tell when pictures are decoded
+    tell of another picture, too, the one that is shown then."""
     for field, origin in sorted(clock.origins.items(), reverse=not (lag and clock.decoding)):
         told = [getattr(packets[number], field) for number in numbers]
         if None in told or 2 * len(set(told)) <= len(told):
@@ -299,11 +277,8 @@ def _slots(
 
 
 def _last_before(table: Index, times: Sequence[int | None]) -> int:
-    """The last keyframe that is certainly shown before the window, or the first one.
-
-    All that is decoded before a keyframe is shown before it, so that it is known how many those are; and at most DELAY
-    packets that follow it hold such pictures, too.
-    """
+    """The last keyframe that is certainly shown before the window, or the first one: all that is decoded before it is
+    shown before it, so that it is known how many those are, and some of at most DELAY packets that follow it."""
     for number in range(len(times) - DELAY - 1, 0, -1):
         time = times[number + DELAY]
         if table.codec in SPLIT and table.packets[number].coded.key and time is not None and time <= table.start:
@@ -312,11 +287,8 @@ def _last_before(table: Index, times: Sequence[int | None]) -> int:
 
 
 def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool, int]:
-    """The numbers of the packets from `first` on in the order in which the decoder shows their pictures.
-
-    Also how many of them nothing that follows can change, whether decoding stopped at an error, and how many pictures
-    the decoder keeps before it shows one.
-    """
+    """The numbers of the packets from `first` on in the order in which the decoder shows their pictures; how many of
+    them nothing that follows can change; whether decoding stopped at an error; how many pictures the decoder keeps."""
     import av
 
     by_time = {packet.pts: number for number, packet in enumerate(table.packets)}
@@ -343,12 +315,10 @@ def _begins(video: Media, table: Index) -> bool:
 
     with Reader(video, table, pictures=False) as reader:
         try:
-            for _, packet in reader.packets(0, len(table.packets)):
-                for frame in reader.decode(packet):
-                    return frame.key_frame and number_of(frame) in (0, None)
+            frame = next(reader.frames(0, len(table.packets)), None)
         except (UserError, av.FFmpegError):
             return False
-    return False
+        return frame is not None and frame.key_frame and number_of(frame) in (0, None)
 
 
 def _usual_step(times: Sequence[int], told: int) -> int:
@@ -357,16 +327,12 @@ def _usual_step(times: Sequence[int], told: int) -> int:
     return steps[len(steps) // 2] if len(steps) > 1 else told
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The extent: how many pictures, how fast and how long
-# ---------------------------------------------------------------------------------------------------------------
+# --- The extent: how many pictures, how fast and how long -----------------------------------------------------------
 
 
-def extent(video: Media) -> tuple[int, str, Fraction, float]:
-    """(pictures, "header" or "counted", average frames a second, seconds): as the header says, where packets agree.
-
-    The index of an MP4 or AVI file is compared, which takes no time; without one all packets are read, none decoded.
-    """
+def extent(video: Media) -> tuple[int, Fraction, float]:
+    """(pictures, their average rate, seconds): as the header says, where the index of an MP4 or AVI file agrees, which
+    takes no time; else all packets are read, none decoded."""
     with opened(video) as (_, stream):
         rates = [stream.average_rate, stream.guessed_rate, _coded_rate(stream)]
         frames, seconds = stream.frames, float(stream.duration * stream.time_base) if stream.duration else 0.0
@@ -379,7 +345,7 @@ def extent(video: Media) -> tuple[int, str, Fraction, float]:
         frames, seconds = _counted(video)
     agreeing = (rate for rate in rates if rate and abs(float(rate) * seconds - frames) <= 1 + 0.02 * frames)
     rate = next(agreeing, None) or Fraction(frames / seconds if seconds else 1).limit_denominator(1001)
-    return frames, "header" if trusted else "counted", Fraction(rate), seconds
+    return frames, Fraction(rate), seconds
 
 
 def _counted(video: Media) -> tuple[int, float]:
