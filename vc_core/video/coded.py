@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Coded(NamedTuple):
@@ -24,11 +24,13 @@ NOT_CODED = 8
 
 def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
     """A function from an av.Packet of a stream to what it holds: what its bytes say, else what the container says."""
-    read = _READERS.get(codec, lambda data, extradata: None)
+    read = _READERS.get(codec, lambda data: None)
+    size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
     def of(packet) -> Coded:
+        data = memoryview(packet)
         try:
-            told = read(memoryview(packet), extradata)
+            told = read(data if size is None else units(data, size))
         except (ValueError, IndexError):  # too few bytes for a picture
             told = None
         return told or Coded(packet.is_keyframe, packet.is_disposable)
@@ -36,8 +38,8 @@ def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
     return of
 
 
-def _h264(data: memoryview, extradata: bytes) -> Coded | None:
-    for unit in units(data, length_size(extradata)):
+def _h264(found: Iterator[bytes]) -> Coded | None:
+    for unit in found:
         kind, referred = unit[0] & 31, unit[0] >> 5 & 3
         if kind in (1, 2, 5):  # slices
             bits = Bits(bytes(unit[1:24]))
@@ -47,22 +49,20 @@ def _h264(data: memoryview, extradata: bytes) -> Coded | None:
     return None
 
 
-def _hevc(data: memoryview, extradata: bytes) -> Coded | None:
-    for unit in units(data, length_size(extradata, hevc=True)):
-        kind = unit[0] >> 1 & 63
-        if kind < 32:  # slices; whether they refer to later pictures, their first bits do not tell
-            return Coded(16 <= kind <= 21, False)
-    return None
+def _hevc(found: Iterator[bytes]) -> Coded | None:
+    """By the first slice; whether it refers to later pictures, its first bits do not tell."""
+    kind = next((kind for unit in found if (kind := unit[0] >> 1 & 63) < 32), None)
+    return None if kind is None else Coded(16 <= kind <= 21, False)
 
 
-def _mpeg4(data: memoryview, extradata: bytes) -> Coded | None:
+def _mpeg4(data: memoryview) -> Coded | None:
     """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the one before."""
     found = [start[1][0] >> 6 for start in re.finditer(b"\0\0\1\xb6(?=(..))", data, re.DOTALL)]
     coded = len(data) > NOT_CODED  # else it stands for a B-picture that was packed, whatever it calls itself
     return Coded(coded and found[0] == 0, found == [2], 2 in found, len(found)) if found else None
 
 
-def _mpeg2(data: memoryview, extradata: bytes) -> Coded | None:
+def _mpeg2(data: memoryview) -> Coded | None:
     """MPEG-1 and MPEG-2 (ISO/IEC 13818-2, 6.2.3); a picture of two fields is one."""
     if start := re.search(b"\0\0\1\0.(.)", data, re.DOTALL):
         kind = start[1][0] >> 3 & 7
@@ -70,7 +70,7 @@ def _mpeg2(data: memoryview, extradata: bytes) -> Coded | None:
     return None
 
 
-def _flv1(data: memoryview, extradata: bytes) -> Coded:
+def _flv1(data: memoryview) -> Coded:
     """Sorenson's H.263, as in Flash video: 0 is an I-picture, 2 a P-picture that none refers to."""
     bits = Bits(bytes(data[:12]))
     bits.u(30)
@@ -79,11 +79,7 @@ def _flv1(data: memoryview, extradata: bytes) -> Coded:
     return Coded(kind == 0, kind == 2, False)
 
 
-def _vp8(data: memoryview, extradata: bytes) -> Coded:
-    return Coded(not data[0] & 1, False, False)
-
-
-def _vp9(data: memoryview, extradata: bytes) -> Coded:
+def _vp9(data: memoryview) -> Coded:
     bits = Bits(bytes(data[:2]))
     bits.u(2)
     if bits.u(2) == 3:
@@ -91,7 +87,7 @@ def _vp9(data: memoryview, extradata: bytes) -> Coded:
     return Coded(not bits.u(1) and not bits.u(1), False, False)  # no repetition of a picture, and a key
 
 
-def _av1(data: memoryview, extradata: bytes) -> Coded | None:
+def _av1(data: memoryview) -> Coded | None:
     """AV1's OBUs (5.3, 5.9.2) up to the first frame header."""
     at = 0
     while at < len(data):
@@ -107,20 +103,20 @@ def _av1(data: memoryview, extradata: bytes) -> Coded | None:
     return None
 
 
-_READERS: dict[str, Callable[[memoryview, bytes], Coded | None]] = {
+_READERS: dict[str, Callable[[Any], Coded | None]] = {
     "h264": _h264,
     "hevc": _hevc,
     "mpeg4": _mpeg4,
     "mpeg1video": _mpeg2,
     "mpeg2video": _mpeg2,
     "flv": _flv1,
-    "vp8": _vp8,
+    "vp8": lambda data: Coded(not data[0] & 1, False, False),
     "libvpx-vp9": _vp9,
     "vp9": _vp9,
     "libdav1d": _av1,
     "av1": _av1,
 }
-"""Decoder -> a function from a packet and the stream's headers to what it holds; None where its bytes do not tell."""
+"""Decoder -> a function from a packet, or its units, to what it holds; None where its bytes do not tell."""
 
 
 # --- H.264 and HEVC: units, and H.264's headers ---------------------------------------------------------------------
