@@ -33,7 +33,7 @@ from vc_core.extract.motion import read_motion
 from vc_core.extract.vectors import exported
 from vc_core.video import FramePlan
 from vc_core.video.decoding import decode
-from vc_core.video.opening import media
+from vc_core.video.sequences import media
 from vc_core.video.timeline import index
 
 RATE = 25

@@ -19,7 +19,8 @@ from vc_core.extract.vectors import VECTOR, CellMap, PointMap, exported
 from vc_core.video import FramePlan, resize_crop
 from vc_core.video.decoding import decode
 from vc_core.video.frames import chosen_times, planned_index
-from vc_core.video.opening import media, opened
+from vc_core.video.opening import opened
+from vc_core.video.sequences import media
 from vc_core.video.showing import filtering
 from vc_core.video.timeline import index
 

@@ -29,7 +29,7 @@ from vc_core.video import FramePlan, plan_frames, probe, read_frames
 from vc_core.video.coded import references, sequence_headers
 from vc_core.video.decoding import segments
 from vc_core.video.frames import chosen_times, planned_index
-from vc_core.video.opening import media
+from vc_core.video.sequences import media
 from vc_core.video.timeline import index
 
 # --- sources --------------------------------------------------------------------------------------------------

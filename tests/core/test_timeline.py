@@ -19,8 +19,8 @@ from vc_core.errors import UserError
 from vc_core.extract import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
 from vc_core.video.coded import reader
-from vc_core.video.opening import media
 from vc_core.video.packets import Reader, number_of
+from vc_core.video.sequences import media
 
 RATE, COUNT = 30, 90
 HEIGHT, WIDTH = 96, 128

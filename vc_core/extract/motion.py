@@ -30,8 +30,9 @@ from ..errors import UserError
 from ..progress import Progress
 from ..video.frames import FramePlan, chosen_times, pictures, planned_frames, planned_index
 from ..video.limits import check_size
-from ..video.opening import Media, VideoSource, media
+from ..video.opening import Media
 from ..video.packets import Index
+from ..video.sequences import VideoSource, media
 from ..video.showing import Picture, filtering, stored_picture
 from .reencode import LOWEST, REENCODE, Reencode, reencode, reencoded
 from .stream import CELL, Obstacle, between_ticks, encoded_steps, obstacle, own_rows, own_steps

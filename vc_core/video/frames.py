@@ -19,8 +19,9 @@ from ..errors import UserError
 from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, media
+from .opening import Media
 from .packets import Index
+from .sequences import VideoSource, media
 from .showing import filtering, stored_picture
 from .timeline import extent, index
 

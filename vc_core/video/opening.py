@@ -1,28 +1,49 @@
-"""Where a video comes from, and the opening of it."""
+"""The opening of files: what may be opened, and which stream of a file is its video."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+import numpy as np
 
 from ..errors import UserError
 from .heif import STILLS
-from .limits import VARIABLE, check_head, check_pixels, check_texts, decoder_options, most_pixels
-
-if TYPE_CHECKING:
-    from .sequences import Pictures
+from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
 
 HEAD = 4096
 """Bytes at the beginning of a file that tell what it is."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A row of pictures as a video."""
+
+    kind: str  # what `VideoInfo.codec` says
+    size: tuple[int, int]  # (height, width)
+    time_base: Fraction  # seconds of one unit of `times`
+    times: tuple[int, ...]  # when each picture is shown, ascending from 0; and when the last one ends
+    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # pictures by number, ascending, as (H, W, 3 or 4) uint8
+    note: str = ""  # what was decided for the user, a sentence or empty
+
+    def shown(self, times: Sequence[int]) -> Iterator[Any]:
+        """The pictures that begin at these times as av.VideoFrames."""
+        import av
+
+        numbers = {time: number for number, time in enumerate(self.times)}
+        for time, pixels in zip(times, self.read([numbers[time] for time in times]), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
+            frame.pts, frame.time_base = time, self.time_base
+            yield frame
 
 
 @dataclass(frozen=True)
@@ -61,79 +82,10 @@ others or the network (playlists, SDP, concat, sequences of images, subtitles, c
 scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
 """
 
-VideoSource = str | os.PathLike | bytes | BinaryIO | Media
-"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
-
-
-@contextmanager
-def media(source: VideoSource) -> Iterator[Media]:
-    """A source as Media, for as long as the `with` lasts.
-
-    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
-    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
-    opened here once and the Media handed to `probe` and to every extractor.
-
-    Raises UserError for a path that is no file and for what is no source.
-    """
-    from .sequences import folder_pictures
-
-    if isinstance(source, Media):
-        yield source
-    elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
-        data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
-        yield _looked_at(Media("The video in memory", data))
-    elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if os.path.isdir(path):  # pathlib raises for names that are too long
-            yield Media(str(path), path, folder_pictures(path))
-        else:
-            yield _looked_at(Media(str(path), existing(path, "a video")))
-    elif hasattr(source, "read"):
-        with tempfile.TemporaryDirectory(prefix="video-") as folder:
-            path = Path(folder) / "video"
-            _copy(source, path)
-            yield _looked_at(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
-    else:
-        raise UserError(
-            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
-            "object."
-        )
-
-
-def _looked_at(video: Media) -> Media:
-    """A file's Media: as a row of pictures where ffmpeg does not decode it. Raises UserError for what would fill the
-    memory."""
-    from .images import is_animated_webp
-    from .sequences import webp_pictures
-
-    try:
-        with video.file() as file:
-            head = file.read(HEAD)
-            check_head(video, head)
-            file.seek(0)
-            check_texts(video, file)
-    except OSError as error:
-        raise UserError(
-            f"{video}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
-        ) from error
-    return replace(video, pictures=webp_pictures(video)) if is_animated_webp(head) else video
-
 
 def as_url(path: Path) -> str:
     """A path as ffmpeg opens it: without `file:`, a name with a colon would stand for a protocol."""
     return f"file:{path}"
-
-
-def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
-    if getattr(stream, "seekable", lambda: False)():
-        stream.seek(0)
-    with open(path, "wb") as file:
-        while data := stream.read(block):
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise UserError(
-                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
-                )
-            file.write(data)
 
 
 def existing(path: Path, kind: str) -> Path:

@@ -1,22 +1,27 @@
-"""Videos that are rows of pictures: folders of images, and animated WebP, which ffmpeg does not decode."""
+"""Where a video comes from: a file, bytes, a stream; or a row of pictures, in a folder or an animated WebP, which
+ffmpeg does not decode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import UserError, counted
 from ..parsing import parse_json
 from .formats import DESCRIPTION
-from .images import listed_images, opened_image, read_image
-from .limits import check_rate
-from .opening import Media
+from .images import is_animated_webp, listed_images, opened_image, read_image
+from .limits import check_head, check_rate, check_texts
+from .opening import HEAD, Media, Pictures, existing
 
 USUAL = Fraction(25)
 """Frames a second of a folder that does not say it, as ffmpeg takes them."""
@@ -24,26 +29,69 @@ USUAL = Fraction(25)
 _STEP = 100  # milliseconds that browsers show a picture which is to be shown for none
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A row of pictures as a video."""
+VideoSource = str | os.PathLike | bytes | BinaryIO | Media
+"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
 
-    kind: str  # what `VideoInfo.codec` says
-    size: tuple[int, int]  # (height, width)
-    time_base: Fraction  # seconds of one unit of `times`
-    times: tuple[int, ...]  # when each picture is shown, ascending from 0; and when the last one ends
-    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # pictures by number, ascending, as (H, W, 3 or 4) uint8
-    note: str = ""  # what was decided for the user, a sentence or empty
 
-    def shown(self, times: Sequence[int]) -> Iterator[Any]:
-        """The pictures that begin at these times as av.VideoFrames."""
-        import av
+@contextmanager
+def media(source: VideoSource) -> Iterator[Media]:
+    """A source as Media, for as long as the `with` lasts.
 
-        numbers = {time: number for number, time in enumerate(self.times)}
-        for time, pixels in zip(times, self.read([numbers[time] for time in times]), strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
-            frame.pts, frame.time_base = time, self.time_base
-            yield frame
+    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
+    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
+    opened here once and the Media handed to `probe` and to every extractor.
+
+    Raises UserError for a path that is no file and for what is no source.
+    """
+    if isinstance(source, Media):
+        yield source
+    elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
+        data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
+        yield _looked_at(Media("The video in memory", data))
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if os.path.isdir(path):  # pathlib raises for names that are too long
+            yield Media(str(path), path, folder_pictures(path))
+        else:
+            yield _looked_at(Media(str(path), existing(path, "a video")))
+    elif hasattr(source, "read"):
+        with tempfile.TemporaryDirectory(prefix="video-") as folder:
+            path = Path(folder) / "video"
+            _copy(source, path)
+            yield _looked_at(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
+    else:
+        raise UserError(
+            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
+            "object."
+        )
+
+
+def _looked_at(video: Media) -> Media:
+    """A file's Media: as a row of pictures where ffmpeg does not decode it. Raises UserError for what would fill the
+    memory."""
+    try:
+        with video.file() as file:
+            head = file.read(HEAD)
+            check_head(video, head)
+            file.seek(0)
+            check_texts(video, file)
+    except OSError as error:
+        raise UserError(
+            f"{video}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
+        ) from error
+    return replace(video, pictures=webp_pictures(video)) if is_animated_webp(head) else video
+
+
+def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
+    if getattr(stream, "seekable", lambda: False)():
+        stream.seek(0)
+    with open(path, "wb") as file:
+        while data := stream.read(block):
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise UserError(
+                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
+                )
+            file.write(data)
 
 
 # --- A folder -------------------------------------------------------------------------------------------------------
