@@ -49,13 +49,10 @@ def segments(table: Index, wanted: Sequence[int]) -> list[Segment]:
 
 
 def decode(video: Media, table: Index, wanted: Sequence[int], vectors: bool = False) -> Iterator[tuple[int, Any]]:
-    """(time, av.VideoFrame that is shown then) for every wanted time, in order.
+    """(time, av.VideoFrame that is shown then) for every wanted time, some of the index's, ascending.
 
-    Args:
-        wanted: some of the index's times, ascending.
-        vectors: export block vectors, exactly; the frames' pictures are not to be used then.
-
-    Raises UserError where the file cannot be read or its frames are damaged.
+    `vectors`: export block vectors, exactly; the frames' pictures are not to be used then. Raises UserError where the
+    file cannot be read or its frames are damaged.
     """
     import av
 

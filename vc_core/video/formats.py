@@ -187,11 +187,7 @@ def _write_folder(folder: Path, clip: Clip) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses what `folder_beside` refuses, and a folder with anything but an earlier result of `write_video` in it.
-
-    Raises:
-        UserError: one of the two.
-    """
+    """Raises UserError as `folder_beside`, and for a folder with anything but an earlier result of ours in it."""
     check_folder(folder)
     if not folder.is_dir():
         return

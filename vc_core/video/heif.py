@@ -60,8 +60,7 @@ def is_heif(head: bytes) -> bool:
 def layout(data: bytes) -> Layout:
     """The layout of a file's primary picture, from its bytes (the boxes before its pictures will do).
 
-    Raises:
-        ValueError: boxes that are missing or damaged, or a picture that is derived in another way than by a grid.
+    Raises ValueError for boxes that are missing or damaged, or a picture that is no grid but derived in another way.
     """
     try:
         meta = dict(_boxes(_first(data, b"meta")[4:]))

@@ -110,9 +110,6 @@ def read_image(path: str | os.PathLike | Media) -> Tensor:
 
     A HEIC or AVIF is put together from its tiles; HDR ones are brought to SDR (`hdr.tone_mapped`).
 
-    Args:
-        path: or a Media of bytes.
-
     Raises UserError where the file is missing, no image, of a format that is not read here, of more pixels than
     `most_pixels`, or holds floating-point numbers outside 0 to 1.
     """

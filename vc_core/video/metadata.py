@@ -23,12 +23,8 @@ _ASCII = b"ASCII\0\0\0"  # which encoding a UserComment has
 
 
 def check_metadata(metadata: Metadata) -> None:
-    """Refuses what one of the formats would change or lose.
-
-    Raises:
-        UserError: a key other than lower-case letters, digits and underscores (Matroska has no case), or that the
-            containers use themselves; a text of more than 1 MiB, with a NUL, or that is no Unicode.
-    """
+    """Raises UserError for what one of the formats would change or lose: a key other than lower-case letters, digits
+    and underscores (Matroska has no case), or that containers use; a text beyond 1 MiB, with a NUL, or no Unicode."""
     for key, text in metadata.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,78}", key) or key in _OF_THE_CONTAINER:
             raise UserError(
@@ -52,8 +48,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     Other programs' files are read too: the tags of a container (keys in lower case), the texts of a PNG, and the
     comment of a GIF or WebP, which is one text under the key `comment` where it is not ours.
 
-    Raises:
-        UserError: nothing there, a file that is unreadable or no video or picture, or one without any text.
+    Raises UserError where there is nothing, no video or picture, or none that can be read or has a text.
     """
     path = Path(path)
     file = path / "00000.png" if os.path.isdir(path) else path

@@ -98,12 +98,8 @@ def packets_of(container, stream) -> Iterator:
 
 
 class Reader(ExitStack):
-    """An opened video whose packets are read again, and the decoder of its stream, `context`.
-
-    Args:
-        vectors: the decoder exports block vectors, exactly.
-        pictures: the pictures are wanted, not only their order or their vectors.
-    """
+    """An opened video whose packets are read again, and the decoder of its stream, `context`: for its blocks' `vectors`,
+    exactly, for its `pictures`, or for their order alone."""
 
     def __init__(self, video: Media, table: Index, vectors: bool = False, pictures: bool = True):
         super().__init__()

@@ -40,33 +40,22 @@ def write_videos(
     metadata: Metadata | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Writes a batch of videos, each in its own file; where anything fails, none appears and older files stay.
-
-    The path's ending chooses the format:
-
-    - `.mp4`: H.264, and `.webm`: VP9, both 4:2:0 (an odd side is extended by repeating its last line);
-    - `.gif`: 256 colours for the whole video, shown in steps of 10 ms, and `.webp`: lossless; both loop, and equal
-      frames in a row become one that is shown for as long;
-    - no ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
-
-    The same video gives the same bytes with the same versions of the libraries.
+    """Writes a batch of videos, each in its own file, and returns their paths; where anything fails, none appears and
+    older files stay. The same video gives the same bytes with the same versions of the libraries.
 
     Args:
-        path: of a batch of more than one, `numbered`.
+        path: of a batch of more than one, `numbered`. Its ending chooses the format: `.mp4`: H.264, and `.webm`: VP9,
+            both 4:2:0 (an odd side is extended by repeating its last line); `.gif`: 256 colours for the whole video,
+            shown in steps of 10 ms, and `.webp`: lossless, which both loop, and show equal frames in a row as one; no
+            ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
         videos: `(B, 3 or 1, F, H, W)` in [0, 1] (clamped).
-        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, which players slow down
-            beyond.
+        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, slowed down beyond.
         scale: enlarges every pixel that many times in width and height, so that tiny videos can be looked at.
-        metadata: texts to store in each file, which `read_metadata` reads back exactly: under keys of lower-case
-            letters, digits and underscores.
+        metadata: texts to store in each file, which `read_metadata` reads back: see `check_metadata`.
         progress: called as `progress("writing", done, total)`, in frames of all files.
 
-    Returns:
-        The paths written.
-
-    Raises:
-        UserError: another ending, an encoder that this installation lacks, a rate, size or metadata that the format
-            cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
+    Raises UserError for another ending, an encoder that this installation lacks, a rate, size or metadata that the
+    format cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
     """
     if videos.dim() != 5 or videos.shape[1] not in (1, 3) or 0 in videos.shape:
         raise ValueError(f"expected videos (B, 3 or 1, F, H, W), got {tuple(videos.shape)}")
@@ -149,8 +138,7 @@ def write_contact_sheet(
             small frames are enlarged without blur.
         metadata: texts to store in the file, see `write_videos`.
 
-    Raises:
-        UserError: a path that cannot be written, or metadata that no format could hold.
+    Raises UserError for a path that cannot be written, or metadata that no format could hold.
     """
     from PIL import Image, ImageDraw, ImageFont
 
