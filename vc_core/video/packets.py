@@ -98,8 +98,8 @@ def packets_of(container, stream) -> Iterator:
 
 
 class Reader(ExitStack):
-    """An opened video whose packets are read again, and the decoder of its stream, `context`: for its blocks' `vectors`,
-    exactly, for its `pictures`, or for their order alone."""
+    """An opened video whose packets are read again, and the decoder of its stream, `context`: for the `vectors` of its
+    blocks, exactly, for its `pictures`, or for their order alone."""
 
     def __init__(self, video: Media, table: Index, vectors: bool = False, pictures: bool = True):
         super().__init__()
