@@ -33,7 +33,7 @@ from vc_core.extract.motion import read_motion
 from vc_core.extract.vectors import exported
 from vc_core.video import FramePlan
 from vc_core.video.decoding import decode
-from vc_core.video.opening import media
+from vc_core.video.sequences import media
 from vc_core.video.timeline import index
 
 RATE = 25
@@ -121,14 +121,10 @@ def plain(path: str | Path) -> int:
 def vectors(path: str | Path, seen: Callable[[np.ndarray], object] = len) -> None:
     """All block vectors of a file, each frame's shown to `seen`."""
 
-    def make(frame) -> tuple[np.ndarray, int]:
-        rows = exported(frame)
-        return rows, rows.nbytes
-
     with media(path) as video:
         table = index(video)
-        for _, rows in decode(video, table, table.times, lambda: make, vectors=True):
-            seen(rows)
+        for _, frame in decode(video, table, table.times, vectors=True):
+            seen(exported(frame))
 
 
 def digest(path: str | Path) -> str:

@@ -295,7 +295,7 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
         parts = video.get_components()
         count, rate = len(parts.images), Fraction(parts.frame_rate)
         height, width = parts.images.shape[1:3]
-        info = VideoInfo(Path("The VIDEO"), width, height, count, "header", rate, float(count / rate), "raw")
+        info = VideoInfo(Path("The VIDEO"), width, height, count, rate, float(count / rate), "raw")
         plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
         chosen = shown(info, plan)
         return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen, seconds(plan), float(plan.rate))

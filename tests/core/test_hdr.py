@@ -11,7 +11,7 @@ from tests.core.odd_files import deep_frame, hdr_video, told_by_the_container
 from vc_core import cli
 from vc_core.extract import read_motion
 from vc_core.video import FramePlan, hdr, plan_frames, probe, read_frames
-from vc_core.video.showing import rgb48
+from vc_core.video.showing import as_sdr, rgb48
 
 PQ, HLG, SDR = 16, 18, 1
 
@@ -104,5 +104,5 @@ def test_motion_and_commands_see_sdr(tmp_path, capsys):
 def test_a_frame_keeps_its_time():
     frame = deep_frame([0.5] * 3, PQ)
     frame.pts, frame.time_base = 7, Fraction(1, 25)
-    mapped = hdr.as_sdr(frame, rgb48)
+    mapped = as_sdr(frame)
     assert (mapped.pts, mapped.time_base, mapped.format.name) == (7, Fraction(1, 25), "rgb24")

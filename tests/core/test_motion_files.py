@@ -1,8 +1,6 @@
 """Motion from any file: all sources, odd files, damaged files, and only the frames that are needed."""
 
 import io
-import threading
-import time
 from fractions import Fraction
 from itertools import pairwise
 
@@ -28,11 +26,10 @@ from vc_core.errors import UserError
 from vc_core.extract.motion import block_vectors, extract_motion, read_motion
 from vc_core.extract.stream import obstacle
 from vc_core.video import FramePlan, plan_frames, probe, read_frames
+from vc_core.video.coded import references, sequence_headers
 from vc_core.video.decoding import segments
 from vc_core.video.frames import chosen_times, planned_index
-from vc_core.video.nal import references, sequence_headers
-from vc_core.video.opening import media
-from vc_core.video.parallel import in_order
+from vc_core.video.sequences import media
 from vc_core.video.timeline import index
 
 # --- sources --------------------------------------------------------------------------------------------------
@@ -247,54 +244,12 @@ def test_only_the_segments_that_are_needed_are_decoded():
     data = encode(None, moving(1, 0, 60), **{**OWN, "g": "6"})
     with media(data) as video:
         table = index(video, 2.5, 1.0)
-        assert 12 <= len(table.packets) <= 24 and table.packets[0].pts <= table.start  # from the keyframe before
+        assert 12 <= len(table.packets) <= 24 and table.packets[0].time <= table.start  # from the keyframe before
         everything = index(video)
         parts = segments(everything, [everything.times[0], everything.times[33]])
         assert [(part.first, part.last) for part in parts] == [(0, 6), (30, 36)]
     late = read_frames(data, FramePlan(2.5, Fraction(4), 4), (24, 32))
     assert torch.equal(late, read_frames(data, FramePlan(0.0, Fraction(4), 14), (24, 32))[:, :, 10:])
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_parallel_generators_come_out_in_order(workers):
-    ready = [0, 0]
-
-    def task(number):
-        def run():
-            for item in range(5):
-                time.sleep(0.001 * ((number + item) % 3))
-                ready[0] += 10
-                ready[1] = max(ready)
-                yield (number, item), 10
-
-        return run
-
-    found = []
-    for item in in_order([task(n) for n in range(6)], workers, budget=30):
-        ready[0] -= 10
-        found.append(item)
-    assert found == [(n, item) for n in range(6) for item in range(5)]
-    assert ready[1] <= 30 + 20 * workers  # the budget, and what each may have in hand
-
-
-def test_an_error_comes_at_its_turn_and_no_thread_stays():
-    def task(number):
-        def run():
-            yield number, 1
-            if number == 1:
-                raise UserError("broken")
-            yield number, 1
-
-        return run
-
-    running = in_order([task(n) for n in range(4)], 3)
-    assert [next(running) for _ in range(3)] == [0, 0, 1]
-    with pytest.raises(UserError, match="broken"):
-        next(running)
-    early = in_order([task(n) for n in range(4)], 3, budget=1)
-    assert next(early) == 0
-    early.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoding")]
 
 
 # --- damaged files --------------------------------------------------------------------------------------------
@@ -382,4 +337,3 @@ def test_damaged_files_give_an_error_or_a_result(name):
                 assert motion.field.abs().max() > 0 or "nothing moves" in motion.note
                 outcomes.append("read")
     assert "told" in outcomes
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoding")]

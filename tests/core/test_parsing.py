@@ -165,7 +165,8 @@ def test_what_a_video_says_of_itself(tmp_path, ending, name):
 
 @pytest.mark.parametrize("ending", ["gif", "webp"])
 def test_a_comment_that_is_deep(tmp_path, ending, monkeypatch):
-    monkeypatch.setattr("vc_core.video.metadata._packed", lambda metadata: DEEP.encode())
+    for module in ("metadata", "formats"):
+        monkeypatch.setattr(f"vc_core.video.{module}.comment", lambda metadata: DEEP.encode())
     write_video(tmp_path / f"a.{ending}", draw_clip(frames=2), 8, metadata={"videocomposer": "x"})
     told(read_record, tmp_path / f"a.{ending}")
 

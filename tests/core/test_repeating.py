@@ -14,7 +14,7 @@ from vc_core.commands import running
 from vc_core.commands.record import KEY, read_record
 from vc_core.demo import draw_clip
 from vc_core.video import write_video
-from vc_core.video.writing import read_metadata
+from vc_core.video.metadata import read_metadata
 
 
 @pytest.fixture(scope="module")

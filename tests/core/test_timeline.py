@@ -19,8 +19,8 @@ from vc_core.errors import UserError
 from vc_core.extract import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
 from vc_core.video.coded import reader
-from vc_core.video.opening import media, opened
-from vc_core.video.packets import again, number_of
+from vc_core.video.packets import Reader, number_of
+from vc_core.video.sequences import media
 
 RATE, COUNT = 30, 90
 HEIGHT, WIDTH = 96, 128
@@ -292,11 +292,12 @@ def test_a_bare_stream_begins_with_the_first_picture_that_can_be_decoded():
 
 
 def test_decoders_beside_each_other_do_not_take_their_packets_numbers():
-    with media(clip("libx264", "mp4", **X264)) as video, opened(video) as one, opened(video) as other:
+    with media(clip("libx264", "mp4", **X264)) as video:
         table = timeline.index(video)
-        packets = [next(again(*each, table, 24, 25, seek=True))[1] for each in (one, other)]
-        del packets[0]
-        assert number_of(packets[0]) == 24
+        with Reader(video, table) as one, Reader(video, table) as other:
+            packets = [next(reader.packets(24, 25))[1] for reader in (one, other)]
+            del packets[0]
+            assert number_of(packets[0]) == 24
 
 
 def test_what_is_right_is_not_decoded_for_its_times(monkeypatch):

@@ -64,14 +64,13 @@ def encode(path, frames, rate=10, rotation=None, codec="libx264", pix_fmt="yuv42
 def test_probe(clip):
     info = probe(clip)
     assert (info.width, info.height, info.frames, info.rate, info.codec) == (64, 48, 20, 10, "h264")
-    assert info.frames_source == "header"
     assert info.duration == pytest.approx(2.0)
 
 
 def test_probe_counts_where_the_header_has_no_number(tmp_path):
     path = encode(tmp_path / "a.mkv", [np.full((48, 64, 3), n * 8, np.uint8) for n in range(20)])
     info = probe(path)
-    assert (info.frames, info.frames_source) == (20, "counted")
+    assert info.frames == 20
     assert info.duration == pytest.approx(2.0, abs=0.11)
     assert len(numbers(read_frames(path, plan_frames(info)))) == 16
 

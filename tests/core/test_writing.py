@@ -14,14 +14,8 @@ from PIL import Image, features
 
 from vc_core.errors import UserError
 from vc_core.video.formats import FORMATS
-from vc_core.video.writing import (
-    check_format,
-    numbered,
-    read_metadata,
-    write_contact_sheet,
-    write_video,
-    write_videos,
-)
+from vc_core.video.metadata import read_metadata
+from vc_core.video.writing import check_format, numbered, write_contact_sheet, write_video, write_videos
 
 NAMES = ["out.mp4", "out.webm", "out.gif", "out.webp", "out"]
 SETTINGS = {

@@ -66,8 +66,7 @@ class Entry:
         if self.fault:
             raise UserError(self.fault)
         if self.member is not None:
-            data = self.member.read()
-            return Media(self.name(folder), lambda: io.BytesIO(data))
+            return Media(self.name(folder), self.member.read())
         path = folder / self.file
         if not path.exists() and "\\" in self.file:  # of a list that was written on Windows
             path = folder / self.file.replace("\\", "/")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from training.data.folder import read_captions, usable
 from training.data.lists import LISTS, TEXTS, printable
 from training.data.preparing import SUMMARY, Options, prepare
+from training.launch import cores
 from vc_core.checkpoint import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
 from vc_core.configuration import Field
@@ -24,7 +25,6 @@ from vc_core.errors import UserError
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
-from vc_core.video.parallel import cores
 
 DESCRIPTION = """Make shards for training out of a folder of videos or images. The same command goes on after the last
 finished shard."""

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from training.evaluate.trials import Task
+from training.launch import cores
 from vc_core.composer import VideoComposer
 from vc_core.errors import UserError
 from vc_core.progress import Progress
-from vc_core.video.parallel import cores
 
 DEFAULT = 2
 AHEAD = 2

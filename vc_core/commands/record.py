@@ -87,7 +87,7 @@ def make_record(settings: Settings, made: Mapping[str, Mapping[str, Any]], progr
 
 def read_record(path: str | Path) -> Record:
     """The record in a produced video, folder or sheet. Raises `UserError` where it has none."""
-    from ..video.writing import read_metadata
+    from ..video.metadata import read_metadata
 
     with about(path):
         found = read_metadata(path)

@@ -28,17 +28,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import Progress
-from ..video.frames import (
-    FramePlan,
-    chosen_times,
-    pictures,
-    planned_frames,
-    planned_index,
-    shown_frames,
-)
+from ..video.frames import FramePlan, chosen_times, pictures, planned_frames, planned_index
 from ..video.limits import check_size
-from ..video.opening import Media, VideoSource, media
+from ..video.opening import Media
 from ..video.packets import Index
+from ..video.sequences import VideoSource, media
 from ..video.showing import Picture, filtering, stored_picture
 from .reencode import LOWEST, REENCODE, Reencode, reencode, reencoded
 from .stream import CELL, Obstacle, between_ticks, encoded_steps, obstacle, own_rows, own_steps
@@ -119,7 +113,7 @@ def read_motion(
 ) -> Motion:
     """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
-    The result is the same to the bit at every run, whatever the number of cores. What moves is the picture as players
+    The result is the same to the bit at every run. What moves is the picture as players
     show it: with square pixels, turned and mirrored as the file asks for, deinterlaced.
 
     Args:
@@ -154,7 +148,7 @@ def read_motion(
         table = planned_index(video, plan)
         chosen = chosen_times(video, table, plan)
         if mode == "released":
-            motion = job.released(lambda filters: shown_frames(video, table, chosen, filters))
+            motion = job.released(lambda filters: pictures(video, table, chosen, filters))
         else:
             motion = job.stream(video, table, chosen)
         return replace(motion, repeated=sum(a == b for a, b in pairwise(chosen)))
@@ -245,7 +239,7 @@ def filtered(frames: Iterable, filters: list[tuple[str, str]]) -> Iterator:
     run = filtering("The tensor of frames", filters)
     for number, frame in enumerate(frames):
         frame.pts, frame.time_base = number, Fraction(1, 25)
-        yield run(frame)[0][0]
+        yield run(frame)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -270,7 +264,7 @@ class _Job:
         source, found = _peeked(frames(self._filters(settings)))
         draw = {"points": PointMap, "dense": CellMap}[self.layout](source, self.size)
         scale = self._unit(source)
-        # Drawn once the decoders are done: beside them torch's threads would wait for cores. Rows take less than maps.
+        # Drawn once the decoder is done: rows take less than maps.
         rows = [each for _, each in self._told(reencoded(found, self.plan.rate, self.plan.frames, settings, self.name))]
         field = fill((draw(each) * scale for each in rows), self.plan.frames, self.size)
         return Motion(field, "released", settings.codec)
@@ -288,8 +282,7 @@ class _Job:
         except Obstacle as error:
             why = str(error)
         rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
-        # The encoder, one thread, is slower than one decoder: more would take memory for nothing.
-        return self.encoded(lambda filters: pictures(video, table, times, filters, workers=1), counts, rate, why)
+        return self.encoded(lambda filters: pictures(video, table, times, filters), counts, rate, why)
 
     def encoded(self, frames: Pictures, counts: list[int], rate: Fraction, why: str) -> Motion:
         """As `stream`, where the vectors must be made."""

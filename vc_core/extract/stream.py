@@ -3,13 +3,13 @@ skips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 
+from ..video.coded import references, sequence_headers
 from ..video.decoding import decode
-from ..video.nal import references, sequence_headers
 from ..video.opening import Media
 from ..video.packets import Index
 from ..video.showing import filtering
@@ -33,7 +33,7 @@ def obstacle(table: Index) -> str | None:
         return f"{table.codec} gives no block vectors"
     if table.reordered:
         return "its frames refer to later ones (B-frames)"
-    if any(packet.disposable for packet in table.packets[:-1]):
+    if any(packet.coded.disposable for packet in table.packets[:-1]):
         return "its frames do not always refer to the one before"
     if table.codec == "h264":
         try:
@@ -50,26 +50,18 @@ def obstacle(table: Index) -> str | None:
 
 
 def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """(time, kind, VECTOR rows) of the stream's frames at `times`, in order, exact; segments decoded in parallel.
+    """(time, kind, VECTOR rows) of the stream's frames at `times`, in order, exact.
 
     Raises Obstacle at a frame whose vectors are not from the one before, UserError for a damaged file.
     """
-
-    def each() -> Callable:
-        def make(frame) -> tuple[tuple[int, str, np.ndarray], int]:
-            letter = kind(frame)
-            if letter not in "IP":
-                raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
-            if frame.interlaced_frame:
-                raise Obstacle("it is interlaced")
-            rows = exported(frame)
-            return (frame.pts, letter, rows), rows.nbytes
-
-        return make
-
-    for time, (shown, letter, rows) in decode(video, table, times, each, vectors=True):
+    for time, frame in decode(video, table, times, vectors=True):
+        letter = kind(frame)
+        if letter not in "IP":
+            raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
+        if frame.interlaced_frame:
+            raise Obstacle("it is interlaced")
         # Where the stream says that the frame before is shown on, its vectors have been told.
-        yield (time, letter, rows) if shown == time else (time, "P", NONE)
+        yield (time, letter, exported(frame)) if frame.pts == time else (time, "P", NONE)
 
 
 def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -87,8 +79,8 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
 def _between(video: Media, table: Index, *times: int) -> np.ndarray:
     """The VECTOR rows from one frame to another, both decoded and encoded anew."""
     settings = REENCODE["dense"]
-    found = decode(video, table, times, lambda: filtering(video, settings.filters, None, table.colour))
-    frames = (frame for _, (frame, _) in found)
+    run = filtering(video, settings.filters, None, table.colour)
+    frames = (run(frame) for _, frame in decode(video, table, times))
     return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
 
 

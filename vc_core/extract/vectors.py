@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..video import covering
+from ..video.frames import covering
 
 # One row per block: the frame it was decoded in, the block's centre and extent, and the displacement of its content
 # from the previous frame to this one. Everything in source pixels.

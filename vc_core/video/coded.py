@@ -1,106 +1,73 @@
-"""What coded pictures say of themselves in their first bytes, whatever their container says of them."""
+"""What coded pictures say of themselves in their first bytes, whatever their container says of them; and what H.264's
+sequence headers tell: how many frames one may refer to (ITU-T H.264, 7.3)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
-from .nal import Bits, length_size, units
+from itertools import islice
+from typing import Any, NamedTuple
 
 
 class Coded(NamedTuple):
-    """The picture of a packet.
+    """The picture of a packet."""
 
-    Attributes:
-        key: decoding can start here.
-        disposable: no other picture refers to it.
-        later: it may refer to pictures that are shown later (a B-picture); None: not told.
-        pictures: so many of them, more than one where others are packed into the packet.
-    """
-
-    key: bool
-    disposable: bool
-    later: bool | None = None
-    pictures: int = 1
+    key: bool  # decoding can start here
+    disposable: bool  # no other picture refers to it
+    later: bool | None = None  # it may refer to pictures that are shown later (a B-picture); None: not told
+    pictures: int = 1  # more than one where others are packed into the packet
 
 
 NOT_CODED = 8
 """Bytes, at most, of a picture of MPEG-4 that says it is not coded."""
 
-Reader = Callable[[memoryview], Coded | None]
-"""From a packet to what it holds; None where its bytes do not tell."""
-
 
 def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
     """A function from an av.Packet of a stream to what it holds: what its bytes say, else what the container says."""
-    read = _readers(extradata).get(codec)
+    read = _READERS.get(codec, lambda data: None)
+    size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
     def of(packet) -> Coded:
-        told = None
-        if read is not None:
-            try:
-                told = read(memoryview(packet))
-            except (ValueError, IndexError):  # too few bytes for a picture
-                told = None
-        return Coded(packet.is_keyframe, packet.is_disposable) if told is None else told
+        data = memoryview(packet)
+        try:
+            told = read(data if size is None else units(data, size))
+        except (ValueError, IndexError):  # too few bytes for a picture
+            told = None
+        return told or Coded(packet.is_keyframe, packet.is_disposable)
 
     return of
 
 
-def _readers(extradata: bytes) -> dict[str, Reader]:
-    def h264(data: memoryview) -> Coded | None:
-        for unit in units(data, length_size(extradata)):
-            kind, referred = unit[0] & 31, unit[0] >> 5 & 3
-            if kind in (1, 2, 5):  # slices
-                bits = Bits(bytes(unit[1:24]))
-                bits.ue()
-                # Containers also call pictures keyframes from which a picture recovers only by and by.
-                return Coded(kind == 5, referred == 0, bits.ue() % 5 == 1)
-        return None
+def _h264(found: Iterator[bytes]) -> Coded | None:
+    for unit in found:
+        kind, referred = unit[0] & 31, unit[0] >> 5 & 3
+        if kind in (1, 2, 5):  # slices
+            bits = Bits(bytes(unit[1:24]))
+            bits.ue()
+            # Containers also call pictures keyframes from which a picture recovers only by and by.
+            return Coded(kind == 5, referred == 0, bits.ue() % 5 == 1)
+    return None
 
-    def hevc(data: memoryview) -> Coded | None:
-        for unit in units(data, length_size(extradata, hevc=True)):
-            kind = unit[0] >> 1 & 63
-            if kind < 32:  # slices; whether they refer to later pictures, their first bits do not tell
-                return Coded(16 <= kind <= 21, False)
-        return None
 
-    return {
-        "h264": h264,
-        "hevc": hevc,
-        "mpeg4": _mpeg4,
-        "mpeg1video": _mpeg2,
-        "mpeg2video": _mpeg2,
-        "flv": _flv1,
-        "vp8": lambda data: Coded(not data[0] & 1, False, False),
-        "libvpx-vp9": _vp9,
-        "vp9": _vp9,
-        "libdav1d": _av1,
-        "av1": _av1,
-    }
+def _hevc(found: Iterator[bytes]) -> Coded | None:
+    """By the first slice; whether it refers to later pictures, its first bits do not tell."""
+    kind = next((kind for unit in found if (kind := unit[0] >> 1 & 63) < 32), None)
+    return None if kind is None else Coded(16 <= kind <= 21, False)
 
 
 def _mpeg4(data: memoryview) -> Coded | None:
     """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the one before."""
-    found = [follow[0] >> 6 for follow in _after(bytes(data), b"\0\0\1\xb6")]
+    found = [start[1][0] >> 6 for start in re.finditer(b"\0\0\1\xb6(?=(..))", data, re.DOTALL)]
     coded = len(data) > NOT_CODED  # else it stands for a B-picture that was packed, whatever it calls itself
     return Coded(coded and found[0] == 0, found == [2], 2 in found, len(found)) if found else None
 
 
 def _mpeg2(data: memoryview) -> Coded | None:
     """MPEG-1 and MPEG-2 (ISO/IEC 13818-2, 6.2.3); a picture of two fields is one."""
-    for follow in _after(bytes(data), b"\0\0\1\0"):
-        kind = follow[1] >> 3 & 7
+    if start := re.search(b"\0\0\1\0.(.)", data, re.DOTALL):
+        kind = start[1][0] >> 3 & 7
         return Coded(kind == 1, kind == 3, kind == 3)
     return None
-
-
-def _after(data: bytes, code: bytes) -> Iterator[bytes]:
-    """The two bytes after each start code."""
-    at = data.find(code)
-    while at >= 0 and len(data) >= at + len(code) + 2:
-        yield data[at + len(code) : at + len(code) + 2]
-        at = data.find(code, at + len(code))
 
 
 def _flv1(data: memoryview) -> Coded:
@@ -126,15 +93,121 @@ def _av1(data: memoryview) -> Coded | None:
     while at < len(data):
         kind, extended, sized = data[at] >> 3 & 15, data[at] >> 2 & 1, data[at] >> 1 & 1
         at += 1 + extended
-        size = len(data) - at
-        if sized:
-            size, shift = 0, 0
-            while True:
-                size |= (data[at] & 127) << shift
-                at, shift = at + 1, shift + 7
-                if not data[at - 1] & 128:
-                    break
+        size, shift, more = 0 if sized else len(data) - at, 0, sized
+        while more:
+            size |= (data[at] & 127) << shift
+            at, shift, more = at + 1, shift + 7, data[at] & 128
         if kind in (3, 6):  # a frame header, alone or with its frame
             return Coded(data[at] >> 5 == 0, False, False)
         at += size
     return None
+
+
+_READERS: dict[str, Callable[[Any], Coded | None]] = {
+    "h264": _h264,
+    "hevc": _hevc,
+    "mpeg4": _mpeg4,
+    "mpeg1video": _mpeg2,
+    "mpeg2video": _mpeg2,
+    "flv": _flv1,
+    "vp8": lambda data: Coded(not data[0] & 1, False, False),
+    "libvpx-vp9": _vp9,
+    "vp9": _vp9,
+    "libdav1d": _av1,
+    "av1": _av1,
+}
+"""Decoder -> a function from a packet, or its units, to what it holds; None where its bytes do not tell."""
+
+
+# --- H.264 and HEVC: units, and H.264's headers ---------------------------------------------------------------------
+
+
+def length_size(extradata: bytes, hevc: bool = False) -> int:
+    """Bytes of the length before each unit, 0 where start codes part them."""
+    at, least = (21, 22) if hevc else (4, 6)
+    return (extradata[at] & 3) + 1 if len(extradata) > least and extradata[0] == 1 else 0
+
+
+def units(data: bytes | memoryview, length: int) -> Iterator[bytes | memoryview]:
+    """The NAL units of a packet; cut off ones end the iteration."""
+    if length:
+        at = 0
+        while at + length < len(data):
+            size = int.from_bytes(data[at : at + length], "big")
+            yield data[at + length : at + length + max(1, size)]
+            at += length + size
+        return
+    yield from filter(None, bytes(data).split(b"\0\0\1")[1:])
+
+
+def sequence_headers(extradata: bytes) -> list[bytes]:
+    """H.264's sequence parameter sets in a stream's extradata, of either form."""
+    if length_size(extradata):
+        return list(islice(units(extradata[6:], 2), extradata[5] & 31))
+    return [unit for unit in units(extradata, 0) if unit[0] & 31 == 7]
+
+
+class Bits:
+    """Reads a header bit by bit. Raises ValueError where it is cut off."""
+
+    def __init__(self, data: bytes):
+        data = data.replace(b"\0\0\3", b"\0\0")  # emulation prevention
+        self.number, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def u(self, count: int) -> int:
+        if count > self.left:
+            raise ValueError("the header is cut off")
+        self.left -= count
+        return self.number >> self.left & (1 << count) - 1
+
+    def ue(self) -> int:
+        zeros = 0
+        while not self.u(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.u(zeros)
+
+    def se(self) -> int:
+        code = self.ue()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+# Profiles whose headers tell the chroma format and the scaling matrices.
+_HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
+
+
+def references(header: bytes) -> tuple[int, bool]:
+    """(frames that a frame may refer to, whether all are coded as whole frames) of a sequence parameter set.
+
+    Raises ValueError where it is cut off.
+    """
+    bits = Bits(header[1:])
+    profile = bits.u(8)
+    bits.u(16)
+    bits.ue()
+    if profile in _HIGH:
+        chroma = bits.ue()
+        bits.u(1 if chroma == 3 else 0)
+        bits.ue(), bits.ue(), bits.u(1)
+        if bits.u(1):
+            for number in range(12 if chroma == 3 else 8):
+                if bits.u(1):
+                    _skip_scaling_list(bits, 16 if number < 6 else 64)
+    bits.ue()
+    order = bits.ue()
+    if order == 0:
+        bits.ue()
+    elif order == 1:
+        bits.u(1), bits.se(), bits.se()
+        for _ in range(bits.ue()):
+            bits.se()
+    frames = bits.ue()
+    bits.u(1), bits.ue(), bits.ue()
+    return frames, bool(bits.u(1))
+
+
+def _skip_scaling_list(bits: Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.se()) % 256
+        last = following or last

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..atomic import check_folder
 from ..errors import UserError
 from ..folders import put_there_by_systems
 from ..parsing import parse_json
-from .metadata import Metadata, gif_comment, png_text, webp_exif
+from .metadata import Metadata, comment, png_text, webp_exif
 from .opening import as_url
 
 FOLDER = ""
@@ -28,21 +28,13 @@ FOLDER = ""
 
 @dataclass(frozen=True)
 class Clip:
-    """What is written.
+    """What is written."""
 
-    Attributes:
-        video: `(3 or 1, F, H, W)`, in [0, 1] (clamped).
-        rate: frames a second.
-        scale: every pixel becomes this many squared.
-        metadata: texts to store in the file.
-        after_frame: to be called after every frame that was written.
-    """
-
-    video: Tensor
-    rate: Fraction
-    scale: int
-    metadata: Metadata
-    after_frame: Callable[[], None]
+    video: Tensor  # (3 or 1, F, H, W), in [0, 1] (clamped)
+    rate: Fraction  # frames a second
+    scale: int  # every pixel becomes this many squared
+    metadata: Metadata  # texts to store in the file
+    after_frame: Callable[[], None]  # to be called after every frame that was written
 
     def frames(self) -> Iterator[np.ndarray]:
         """Its frames (H, W, 3) uint8, one after the other: a whole long video would not fit into memory again."""
@@ -58,19 +50,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Format:
-    """How a clip is written to a path.
-
-    Attributes:
-        fastest: frames a second; beyond, players show every frame for a tenth of a second.
-        largest: pixels of a side.
-        needs, present: what a build of a library may lack, in words, and whether it is there.
-    """
+    """How a clip is written to a path."""
 
     write: Callable[[Path, Clip], None]
-    fastest: int = 1000
-    largest: int = 65535
-    needs: str = ""
-    present: Callable[[], bool] = lambda: True
+    fastest: int = 1000  # frames a second; beyond, players show every frame for a tenth of a second
+    largest: int = 65535  # pixels of a side
+    needs: str = ""  # what a build of a library may lack, in words
+    present: Callable[[], bool] = lambda: True  # whether it is there
 
 
 def as_bytes(video: Tensor) -> np.ndarray:
@@ -90,6 +76,7 @@ _LIMITED_RANGE = 1
 def _encode(
     codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: Clip
 ) -> None:
+    """As 4:2:0, that is one colour for two by two pixels: an odd side is extended by its last line."""
     import av
 
     # bitexact: no date, no random identifier and no version in the container.
@@ -97,26 +84,24 @@ def _encode(
         container.metadata.update(clip.metadata)
         stream = container.add_stream(codec, rate=clip.rate)
         context = stream.codec_context
-        context.height, context.width = (side * clip.scale + side * clip.scale % 2 for side in clip.video.shape[2:])
+        height, width = (side * clip.scale for side in clip.video.shape[2:])
+        context.height, context.width = height + height % 2, width + width % 2
         context.pix_fmt, context.options = "yuv420p", dict(options)
         matrix, context.colorspace = _BT709 if context.height >= 720 else _BT601
         context.color_range = _LIMITED_RANGE
-        for frame in chain(_yuv_frames(clip, matrix), [None]):  # None: what the encoder still holds back
+
+        def frames() -> Iterator[Any]:
+            for pixels in clip.frames():
+                pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                yield frame.reformat(format="yuv420p", dst_colorspace=matrix)
+            yield None  # what the encoder still holds back
+
+        for frame in frames():
             for packet in context.encode_lazy(frame):
                 packet.stream = stream
                 container.mux(packet)
                 clip.after_frame()
-
-
-def _yuv_frames(clip: Clip, matrix: str) -> Iterator[Any]:
-    """Its frames as 4:2:0, that is one colour for two by two pixels: an odd side is extended by its last line."""
-    import av
-
-    for pixels in clip.frames():
-        height, width, _ = pixels.shape
-        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        yield frame.reformat(format="yuv420p", dst_colorspace=matrix)
 
 
 def _x264_options() -> dict[str, str]:
@@ -131,74 +116,20 @@ def _x264_options() -> dict[str, str]:
     return {**options, "x264-params": "asm=avx2"} if has_avx2 else options
 
 
-def _has_encoder(codec: str) -> bool:
-    import av
-
-    try:
-        av.Codec(codec, "w")
-    except av.codec.codec.UnknownCodecError:
-        return False
-    return True
-
-
 def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> Format:
-    return Format(
-        partial(_encode, codec, options, container_options),
-        largest=16384,
-        needs=f"a build of PyAV with the encoder {codec}",
-        present=partial(_has_encoder, codec),
-    )
+    def present() -> bool:
+        import av
+
+        try:
+            return bool(av.Codec(codec, "w"))
+        except av.codec.codec.UnknownCodecError:
+            return False
+
+    write = partial(_encode, codec, options, container_options)
+    return Format(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", present=present)
 
 
 # --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
-
-
-def _write_gif(path: Path, clip: Clip) -> None:
-    """One palette of 256 colours for all frames, so that no colour flickers, and no dithering, which would crawl.
-
-    A video that has no more colours keeps them; Pillow may take two that are less than 8 of 255 apart for one.
-    """
-    from PIL import Image
-
-    palette = _palette(clip.video)
-    images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _images(clip))
-    next(images).save(
-        path,
-        format="GIF",
-        save_all=True,
-        append_images=images,
-        duration=clip.durations(10),
-        loop=0,
-        optimize=False,  # the files are smaller without
-        comment=gif_comment(clip.metadata),
-    )
-
-
-def _palette(video: Tensor):
-    """The 256 colours that stand for a sample of at most 65,536 pixels best, as an image with this palette."""
-    from PIL import Image
-
-    pixels = video[0].numel()
-    step = math.ceil(math.sqrt(pixels / 2**16))
-    sample = as_bytes(video[:, :, ::step, ::step])
-    return Image.fromarray(np.concatenate(sample)).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
-
-
-def _write_webp(path: Path, clip: Clip) -> None:
-    """Lossless: the one file that holds the very pixels. The effort is low: more costs ten times for a tenth less."""
-    first, *others = _images(clip)
-    first.save(
-        path,
-        format="WEBP",
-        save_all=True,
-        append_images=others,
-        duration=clip.durations(1),
-        loop=0,
-        lossless=True,
-        quality=0,
-        method=0,
-        exif=webp_exif(clip.metadata),
-    )
 
 
 def _images(clip: Clip) -> Iterator[Any]:
@@ -207,6 +138,31 @@ def _images(clip: Clip) -> Iterator[Any]:
     for pixels in clip.frames():
         yield Image.fromarray(pixels)
         clip.after_frame()
+
+
+def _write_gif(path: Path, clip: Clip) -> None:
+    """One palette of 256 colours for all frames, so that no colour flickers, and no dithering, which would crawl: those
+    that stand for a sample of at most 65,536 pixels best.
+
+    A video that has no more colours keeps them; Pillow may take two that are less than 8 of 255 apart for one.
+    """
+    from PIL import Image
+
+    step = math.ceil(math.sqrt(clip.video[0].numel() / 2**16))
+    sample = Image.fromarray(np.concatenate(as_bytes(clip.video[:, :, ::step, ::step])))
+    palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _images(clip))
+    # The files are smaller without Pillow's optimization.
+    options = {"duration": clip.durations(10), "optimize": False, "comment": comment(clip.metadata)}
+    next(images).save(path, format="GIF", save_all=True, append_images=images, loop=0, **options)
+
+
+def _write_webp(path: Path, clip: Clip) -> None:
+    """Lossless: the one file that holds the very pixels. The effort is low: more costs ten times for a tenth less."""
+    first, *others = _images(clip)
+    options = {"duration": clip.durations(1), "lossless": True, "quality": 0, "method": 0}
+    exif = webp_exif(clip.metadata)
+    first.save(path, format="WEBP", save_all=True, append_images=others, loop=0, exif=exif, **options)
 
 
 def _has_webp() -> bool:
@@ -220,8 +176,6 @@ def _has_webp() -> bool:
 DESCRIPTION = "video.json"
 """In a folder of pictures: its number of frames, and the rate as a number or a fraction, for instance `30000/1001`."""
 
-_PART = rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}"
-
 
 def _write_folder(folder: Path, clip: Clip) -> None:
     """The metadata goes into every picture, so that one which is taken out still says how it was made."""
@@ -233,29 +187,23 @@ def _write_folder(folder: Path, clip: Clip) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses what `folder_beside` refuses, and a folder with anything but an earlier result of `write_video` in it.
-
-    Raises:
-        UserError: one of the two.
-    """
+    """Raises UserError as `folder_beside`, and for a folder with anything but an earlier result of ours in it."""
     check_folder(folder)
     if not folder.is_dir():
         return
-    present = {path.name for path in folder.iterdir() if not put_there_by_systems(path.name)}
-    parts = {name for name in present if (folder / name).is_file() and re.fullmatch(_PART, name)}
-    foreign = sorted(present - parts if _is_described(folder) else present)
+    foreign = sorted(path.name for path in folder.iterdir() if not put_there_by_systems(path.name))
+    try:
+        described = set(parse_json((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
+    except (OSError, ValueError, TypeError):
+        described = False
+    if described:
+        part = re.compile(rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}")
+        foreign = [name for name in foreign if not (part.fullmatch(name) and (folder / name).is_file())]
     if foreign:
         raise UserError(
             f"{folder}: holds {foreign[0]}, which is not part of an earlier result, and it would be lost: "
             "give a new folder or an empty one."
         )
-
-
-def _is_described(folder: Path) -> bool:
-    try:
-        return set(parse_json((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 # --- The table ------------------------------------------------------------------------------------------------------

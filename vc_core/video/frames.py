@@ -1,12 +1,14 @@
-"""Reading and writing video and images; the frame plan that every extractor of one source shares."""
+"""The frame plan that every extractor of one source shares, and the frames that it chooses."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -17,17 +19,16 @@ from ..errors import UserError
 from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
-from .opening import Media, VideoSource, media, opened
+from .opening import Media
 from .packets import Index
-from .showing import UPRIGHT, Turn, changing, filtering, first_picture
+from .sequences import VideoSource, media
+from .showing import filtering, stored_picture
 from .timeline import extent, index
 
 RELEASED_RATE = 4  # frames a second that the released pipeline samples from a clip that is long enough
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What a file is, and which of its frames are used
-# ---------------------------------------------------------------------------------------------------------------
+# --- What a file is, and which of its frames are used ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,9 @@ class VideoInfo:
     width: int
     height: int
     frames: int
-    frames_source: str  # "header": the file says so, and its index agrees; "counted": its packets were counted
     rate: Fraction  # average frames a second
     duration: float  # seconds from the first frame's start to the last one's end
     codec: str
-    turn: Turn = UPRIGHT  # what makes the stored picture upright
     note: str = ""  # a sentence on what is decided for the user, as of HDR or a folder of pictures
 
 
@@ -67,21 +66,13 @@ def probe(source: VideoSource) -> VideoInfo:
     Raises UserError where the path is missing, a folder, an image, without a video stream, or unreadable.
     """
     with media(source) as video:
-        if video.pictures is not None:
-            return _of_pictures(video)
-        with opened(video) as (container, stream):
-            picture = first_picture(video, container, stream)
-            codec = stream.codec_context.name
-        frames, frames_source, rate, duration = extent(video)
-    height, width = picture.shown
-    note = hdr.note(video, picture.transfer)
-    return VideoInfo(Path(video.name), width, height, frames, frames_source, rate, duration, codec, picture.turn, note)
-
-
-def _of_pictures(video: Media) -> VideoInfo:
-    row = video.pictures
-    (height, width), rate, seconds = row.size, row.rate.limit_denominator(1001), float(row.duration)
-    return VideoInfo(Path(video.name), width, height, row.frames, "counted", rate, seconds, row.kind, note=row.note)
+        if row := video.pictures:
+            (height, width), frames, seconds = row.size, len(row.times) - 1, row.times[-1] * row.time_base
+            rate = (frames / seconds).limit_denominator(1001)
+            return VideoInfo(Path(video.name), width, height, frames, rate, float(seconds), row.kind, row.note)
+        picture = stored_picture(video)
+        (height, width), note = picture.shown, hdr.note(video, picture.transfer)
+        return VideoInfo(Path(video.name), width, height, *extent(video), picture.codec, note)
 
 
 def plan_frames(
@@ -130,9 +121,7 @@ def plan_frames(
     return FramePlan(start, Fraction(rate).limit_denominator(max(1, min(1001, int(65535 / rate)))), frames)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Frames
-# ---------------------------------------------------------------------------------------------------------------
+# --- Frames ---------------------------------------------------------------------------------------------------------
 
 
 def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, str]) -> Iterator:
@@ -140,56 +129,29 @@ def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, st
 
     The choice is ffmpeg's `fps` filter's, as in the released pipeline; what is done to each frame, `filtering` tells.
     Pixels and motion vectors both come from here, so they always speak of the same frames. Segments between keyframes
-    that hold none of them are not decoded, the others in parallel, and the filters run beside the decoders: they must
-    treat each frame by itself.
+    that hold none of them are not decoded. The filters must treat each frame by itself.
 
     Raises UserError where the source cannot be read or has fewer frames.
     """
     with media(source) as video:
         table = planned_index(video, plan)
-        yield from shown_frames(video, table, chosen_times(video, table, plan), filters)
+        yield from pictures(video, table, chosen_times(video, table, plan), filters)
 
 
-def shown_frames(video: Media, table: Index, chosen: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
-    """`planned_frames`, of the times that `chosen_times` found: a frame is repeated as often as its time is."""
-    wanted = sorted(set(chosen))
-    for time, frame in zip(wanted, pictures(video, table, wanted, filters), strict=True):
-        for _ in range(chosen.count(time)):
-            yield frame
-
-
-def pictures(
-    video: Media,
-    table: Index,
-    times: Sequence[int],
-    filters: Sequence[tuple[str, str]],
-    workers: int | None = None,
-) -> Iterator:
-    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters.
-
-    `workers`: see `decode`.
-    """
-    if video.pictures is not None:
-        run = filtering(video, filters)
-        found = ((time, run(frame)[0]) for time, frame in zip(times, video.pictures.shown(times), strict=True))
-    else:
-        found = decode(
-            video, table, times, lambda: filtering(video, filters, table.aspect, table.colour), False, workers
-        )
-    shape = None
-    for _, (frame, size) in found:
-        shape = shape or size
-        if size != shape:
-            raise changing(video)
-        yield frame
+def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
+    """The frames of the index's `times` (ascending) as av.VideoFrame, as shown, through further ffmpeg filters; one and
+    the same as often as its time is there."""
+    run, counts = filtering(video, filters, table.aspect, table.colour), Counter(times)
+    found = video.pictures.shown([*counts]) if video.pictures else (f for _, f in decode(video, table, [*counts]))
+    for count, frame in zip(counts.values(), found, strict=True):
+        yield from repeat(run(frame), count)
 
 
 def planned_index(video: Media, plan: FramePlan) -> Index:
     """The packets that the plan's frames are among."""
-    if (row := video.pictures) is not None:  # they have none, and all times are known
-        step = row.times[-1] // row.frames
-        return Index(row.kind, row.time_base, 0, Fraction(plan.start) / row.time_base, step, (), row.times[:-1],
-                     row.times[-1], seek=None, skipped=0, headless=0)  # fmt: skip
+    if row := video.pictures:  # they have none, and all times are known
+        base, (*times, end) = row.time_base, row.times
+        return Index(row.kind, base, 0, Fraction(plan.start) / base, end // len(times), (), tuple(times), end)
     return index(video, plan.start, float((plan.frames + 1) / plan.rate))
 
 

@@ -1,14 +1,11 @@
-"""HDR pictures, PQ and HLG, as an SDR display shows them.
+"""The light of HDR signals, PQ and HLG, as an SDR display shows it.
 
 In torch, because the filters of ffmpeg that do it well are missing from many builds, and PyAV's among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +22,6 @@ KNEE = 0.9
 PQ, HLG = 16, 18
 """Transfer functions by their numbers in ITU-T H.273, as files carry them."""
 
-UNNAMED = 2
-"""Where a file does not say it."""
-
 NAMES = {PQ: "PQ", HLG: "HLG"}
 
 _TO_709 = {
@@ -36,25 +30,8 @@ _TO_709 = {
 }
 """Primaries, by their numbers in H.273 -> linear light to BT.709's primaries. Unnamed ones are taken for BT.2020's."""
 
-_MATRIX_2020 = 9
-_ROWS = 64  # of a picture that are computed at a time, which bounds memory
 _SAME = (1, 5, 6, 7)  # BT.709's own, and those of older televisions, which differ little
 _LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
-
-
-def pq_light(signal: Tensor) -> Tensor:
-    """PQ's signal in [0, 1] as candela a square metre, 0 to 10000: ITU-R BT.2100, table 4."""
-    m1, m2 = 2610 / 16384, 2523 / 32
-    c1, c2, c3 = 3424 / 4096, 2413 / 128, 2392 / 128
-    root = signal.clamp(0, 1) ** (1 / m2)
-    return 10000 * ((root - c1).clamp(min=0) / (c2 - c3 * root)) ** (1 / m1)
-
-
-def hlg_scene(signal: Tensor) -> Tensor:
-    """HLG's signal in [0, 1] as scene light in [0, 1]: the inverse OETF of ITU-R BT.2100, table 5."""
-    a, b, c = 0.17883277, 0.28466892, 0.55991073
-    signal = signal.clamp(0, 1)
-    return torch.where(signal <= 0.5, signal**2 / 3, (((signal - c) / a).exp() + b) / 12)
 
 
 def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
@@ -65,7 +42,7 @@ def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
     signal (BT.2408 sets them equal), and brighter light is bent into what is left, with its hue kept; then the inverse
     of BT.1886's gamma 2.4, which an SDR display has.
     """
-    light = _tables()[transfer][pixels.long()]
+    light = _light(transfer)[pixels.long()]
     if transfer == HLG:  # the OOTF, of gamma 1.2
         luminance = (light * torch.tensor(_LUMINANCE)).sum(-1, keepdim=True)
         light = light * luminance.clamp(min=1e-9) ** 0.2 * (PEAK / WHITE)
@@ -78,60 +55,20 @@ def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
 
 
 @cache
-def _tables() -> dict[int, Tensor]:
-    """For each of 65536 signals its light: PQ's in diffuse whites, HLG's in the scene."""
+def _light(transfer: int) -> Tensor:
+    """Of each of 65536 signals: PQ's EOTF in diffuse whites, HLG's inverse OETF in the scene (BT.2100, tables 4, 5)."""
     signal = torch.linspace(0, 1, 2**16, dtype=torch.float64)
-    return {PQ: (pq_light(signal) / WHITE).float(), HLG: hlg_scene(signal).float()}
-
-
-class Colour(NamedTuple):
-    """What a container says of its pictures' colours, in numbers of H.273; it counts where the pictures do not say."""
-
-    transfer: int = UNNAMED
-    primaries: int = UNNAMED
-
-    @staticmethod
-    def of(stream: Any) -> Colour:
-        """Of a stream, of which nothing was decoded: decoders write over it."""
-        return Colour(int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries))
-
-    def transfer_of(self, frame: Any) -> int:
-        """A frame's transfer function."""
-        own = int(frame.color_trc)
-        return self.transfer if own == UNNAMED else own
-
-
-NOTHING = Colour()
-
-
-def as_sdr(frame: Any, rgb48: Callable[[Any], np.ndarray], told: Colour = NOTHING) -> Any:
-    """The av.VideoFrame itself where it is SDR, else one of rgb24.
-
-    Args:
-        rgb48: a function from the frame to its pixels (H, W, 3) uint16, RGB of the full range.
-        told: by the container.
-    """
-    import av
-
-    transfer = told.transfer_of(frame)
-    if transfer not in NAMES:
-        return frame
-    primaries = int(frame.color_primaries)
-    primaries = told.primaries if primaries == UNNAMED else primaries
-    if int(frame.colorspace) == UNNAMED and not frame.format.is_rgb:
-        frame.colorspace = _MATRIX_2020
-    pixels = rgb48(frame)
-    done = np.empty(pixels.shape, np.uint8)
-    for top in range(0, len(pixels), _ROWS):
-        part = torch.from_numpy(pixels[top : top + _ROWS].astype(np.int32))
-        done[top : top + _ROWS] = (tone_mapped(part, transfer, primaries) * 255).round().byte().numpy()
-    mapped = av.VideoFrame.from_ndarray(done, format="rgb24")
-    mapped.pts, mapped.time_base = frame.pts, frame.time_base
-    return mapped
+    if transfer == PQ:
+        m1, m2 = 2610 / 16384, 2523 / 32
+        c1, c2, c3 = 3424 / 4096, 2413 / 128, 2392 / 128
+        root = signal ** (1 / m2)
+        return (10000 * ((root - c1).clamp(min=0) / (c2 - c3 * root)) ** (1 / m1) / WHITE).float()
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return torch.where(signal <= 0.5, signal**2 / 3, (((signal - c) / a).exp() + b) / 12).float()
 
 
 def note(what: object, transfer: int) -> str:
-    """One sentence for users on what `as_sdr` does to pictures of this transfer function; empty for SDR."""
+    """One sentence for users on what becomes of pictures of this transfer function; empty for SDR."""
     if transfer not in NAMES:
         return ""
     return (

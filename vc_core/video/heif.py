@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Layout:
 
     size: tuple[int, int] | None
     tiles: tuple[int, ...]
-    turns: tuple[tuple, ...] = field(default=())
+    turns: tuple[tuple[str, Any], ...]
 
     def grid(self, tile: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of tiles of (height, width). Raises ValueError where they do not make up the picture."""
@@ -59,42 +60,36 @@ def is_heif(head: bytes) -> bool:
 def layout(data: bytes) -> Layout:
     """The layout of a file's primary picture, from its bytes (the boxes before its pictures will do).
 
-    Raises:
-        ValueError: boxes that are missing or damaged, or a picture that is derived in another way than by a grid.
+    Raises ValueError for boxes that are missing or damaged, or a picture that is no grid but derived in another way.
     """
     try:
-        return _layout(data)
+        meta = dict(_boxes(_first(data, b"meta")[4:]))
+        primary = _number(meta[b"pitm"], 4, 4 if meta[b"pitm"][0] else 2)
+        kind = dict(_items(meta[b"iinf"]))[primary]
+        properties = [*_boxes(_first(meta[b"iprp"], b"ipco"))]
+        numbers = dict(_associations(_first(meta[b"iprp"], b"ipma"))).get(primary, ())
+        mine = [properties[number - 1] for number in numbers if number]
+        size = next((struct.unpack(">II", body[4:12])[::-1] for name, body in mine if name == b"ispe"), None)
+        turns = tuple(turn for name, body in mine for turn in _turn(name, body, size))
+        if kind in (b"iovl", b"iden", b"tmap"):
+            raise ValueError(f"its picture is put together as {kind.decode()!r}, and a grid of tiles is expected")
+        tiles = (primary,)
+        if kind == b"grid":
+            tiles = dict(_references(meta[b"iref"], b"dimg"))[primary]
+            if size is None or not tiles:
+                raise KeyError(primary)
+        return Layout(size, tiles, turns)
     except (struct.error, IndexError, KeyError) as error:
         raise ValueError("its boxes are damaged") from error
-
-
-def _layout(data: bytes) -> Layout:
-    meta = {kind: body for kind, body in _boxes(_first(data, b"meta")[4:])}
-    primary = _number(meta[b"pitm"], 4, 4 if meta[b"pitm"][0] else 2)
-    kinds = dict(_items(meta[b"iinf"]))
-    parts = dict(_references(meta[b"iref"], b"dimg")) if b"iref" in meta else {}
-    properties = [*_boxes(_first(meta[b"iprp"], b"ipco"))]
-    mine = [properties[n - 1] for n in dict(_associations(_first(meta[b"iprp"], b"ipma"))).get(primary, ()) if n]
-    size = next((struct.unpack(">II", body[4:12])[::-1] for kind, body in mine if kind == b"ispe"), None)
-    turns = tuple(turn for kind, body in mine for turn in _turn(kind, body, size))
-    kind = kinds[primary]
-    if kind in (b"iovl", b"iden", b"tmap"):
-        raise ValueError(f"its picture is put together as {kind.decode()!r}, and a grid of tiles is expected")
-    if kind != b"grid":
-        return Layout(size, (primary,), turns)
-    if size is None or not parts.get(primary):
-        raise KeyError(primary)
-    return Layout(size, parts[primary], turns)
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(kind, content) of each box, one after the other."""
     at = 0
     while at + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        head = 8
+        length, kind, head = _number(data, at, 4), data[at + 4 : at + 8], 8
         if length == 1:
-            length, head = struct.unpack(">Q", data[at + 8 : at + 16])[0], 16
+            length, head = _number(data, at + 8, 8), 16
         length = length or len(data) - at
         if length < head:
             raise KeyError(kind)
@@ -134,22 +129,21 @@ def _references(iref: bytes, of: bytes) -> Iterator[tuple[int, tuple[int, ...]]]
 
 def _associations(ipma: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
     """(item, its properties, counted from 1) of each item."""
-    wide, long, at = 4 if ipma[0] else 2, ipma[3] & 1, 8
+    wide, step, at = 4 if ipma[0] else 2, 2 if ipma[3] & 1 else 1, 8
     for _ in range(_number(ipma, 4, 4)):
         item, count = _number(ipma, at, wide), _number(ipma, at + wide, 1)
         at += wide + 1
-        step = 2 if long else 1
-        yield item, tuple(_number(ipma, at + n * step, step) & (0x7FFF if long else 0x7F) for n in range(count))
+        yield item, tuple(_number(ipma, at + n * step, step) & (0x7FFF if step == 2 else 0x7F) for n in range(count))
         at += count * step
 
 
-def _turn(kind: bytes, body: bytes, size: tuple[int, int] | None) -> Iterator[tuple]:
+def _turn(kind: bytes, body: bytes, size: tuple[int, int] | None) -> Iterator[tuple[str, Any]]:
     if kind == b"irot":
         yield "turn", body[0] & 3
     elif kind == b"imir":
         yield "mirror", body[0] & 1
     elif kind == b"clap" and size is not None:
-        (wn, wd, hn, hd), (xn, xd, yn, yd) = struct.unpack(">4I", body[:16]), struct.unpack(">iIiI", body[16:32])
+        wn, wd, hn, hd, xn, xd, yn, yd = struct.unpack(">4IiIiI", body[:32])
         if 0 in (wd, hd, xd, yd):
             raise KeyError(kind)
         width, height = round(wn / wd), round(hn / hd)

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,15 +16,18 @@ from torch import Tensor
 
 from ..errors import UserError, counted
 from . import hdr, heif
-from .limits import check_pixels, check_texts, decoder_options
-from .opening import HEAD, Media, as_url, demuxed, existing, picture_formats
-from .showing import over_white, rgb48
+from .limits import check_pixels, check_texts
+from .opening import HEAD, Media, demuxed, existing
+from .showing import as_sdr, over_white
 
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"}
     | {".tga", ".ppm", ".pgm", ".psd", ".qoi"}
 )
 """Endings that stand for a still picture, in lower case. A `.gif` is a video, which may have a single frame."""
+
+_FORMATS = "AVIF BMP DDS DIB GIF HEIF ICO JPEG JPEG2000 JXL MPO PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP"
+"""Pillow's names of what may be read: no scripts, such as EPS, for which it starts Ghostscript."""
 
 _UNREAD = (  # how files begin whose pictures are not read, and what they are
     (b"\xff\x0a", "JPEG XL"),
@@ -39,9 +42,7 @@ _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF: 0 for white of the fi
 _opening = threading.Lock()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What a file is
-# ---------------------------------------------------------------------------------------------------------------
+# --- What a file is -------------------------------------------------------------------------------------------------
 
 
 def is_image(path: str | os.PathLike) -> bool:
@@ -53,18 +54,14 @@ def is_image(path: str | os.PathLike) -> bool:
     if path.suffix.lower() not in IMAGES or path.is_dir():
         return False
     try:
-        return not (os.path.isfile(path) and is_animated(head_of(path)))  # a pipe would be waited for
+        return not (os.path.isfile(path) and is_animated(head_of(Media(str(path), path))))  # a pipe would be waited for
     except OSError:
         return True  # the ending is all that is known; whoever reads it says more
 
 
-def head_of(path: str | os.PathLike | Media) -> bytes:
-    with _bytes_of(path) as file:
+def head_of(picture: Media) -> bytes:
+    with picture.file() as file:
         return file.read(HEAD)
-
-
-def _bytes_of(source: str | os.PathLike | Media) -> IO[bytes]:
-    return source.open() if isinstance(source, Media) else open(source, "rb")
 
 
 def is_animated(head: bytes) -> bool:
@@ -79,32 +76,28 @@ def is_animated_webp(head: bytes) -> bool:
     return extended and len(head) > 20 and bool(head[20] & 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def opened_image(
     source: str | os.PathLike | IO[bytes], what: object, frames: int = 1, formats: Sequence[str] | None = None
 ) -> Iterator[Any]:
-    """The PIL.Image of a file, of which nothing is decoded yet.
+    """The PIL.Image of a file, of which nothing is decoded yet; errors call it `what`.
 
     Args:
-        what: what errors call it.
         frames: so many pictures are in it, one below the other.
-        formats: those of Pillow's that it may have; None: `picture_formats`.
+        formats: those of Pillow's that it may have; None: all that are read.
 
-    Raises:
-        UserError: it has too many pixels, see `check_pixels`.
-        OSError: Pillow does not know the file.
+    Raises UserError for too many pixels, see `check_pixels`, and OSError where Pillow does not know the file.
     """
     from PIL import Image
 
     with _opening:  # Pillow's own limit is the whole program's, and another one
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(source, formats=formats or picture_formats())
+            Image.init()
+            image = Image.open(source, formats=formats or [name for name in _FORMATS.split() if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
     with image:
@@ -117,28 +110,27 @@ def read_image(path: str | os.PathLike | Media) -> Tensor:
 
     A HEIC or AVIF is put together from its tiles; HDR ones are brought to SDR (`hdr.tone_mapped`).
 
-    Args:
-        path: or a Media of bytes.
-
     Raises UserError where the file is missing, no image, of a format that is not read here, of more pixels than
     `most_pixels`, or holds floating-point numbers outside 0 to 1.
     """
     from PIL import UnidentifiedImageError
 
-    path = path if isinstance(path, Media) else existing(Path(path), "an image")
+    picture = _media(path)
     try:
-        head = head_of(path)
+        head = head_of(picture)
+        if heif.is_heif(head) and _is_hdr(picture):
+            with suppress(OSError, ValueError):  # Pillow may still read it
+                return _by_ffmpeg(picture)
         try:
-            if heif.is_heif(head) and (pixels := _hdr_heif(path)) is not None:
-                return pixels
-            with _bytes_of(path) as file, opened_image(file, path) as image:
-                if image.mode == "RGB" and "transparency" in image.info and _is_deep(image):
-                    return _by_ffmpeg(path)  # Pillow compares 8 bits of its pixels with 16 of the colour
-                return _by_pillow(image, path)
+            with picture.file() as file, opened_image(file, picture) as image:
+                cleared = image.mode == "RGB" and "transparency" in image.info
+                if cleared and any("16" in str(tile[3]) for tile in image.tile):
+                    return _by_ffmpeg(picture)  # Pillow compares 8 bits of its pixels with 16 of the colour
+                return _by_pillow(image, picture)
         except UnidentifiedImageError:
             if name := next((name for start, name in _UNREAD if head.startswith(start)), None):
                 raise UserError(f"{path}: is {name}, and is not read here: save it as a PNG or JPEG.") from None
-            return _by_heif(path) if heif.is_heif(head) else _by_ffmpeg(path)
+            return _by_ffmpeg(picture)
     except UserError:
         raise
     except Exception as error:  # what a damaged file makes of the readers has no common kind
@@ -146,11 +138,11 @@ def read_image(path: str | os.PathLike | Media) -> Tensor:
         raise UserError(f"{path}: cannot be read as an image ({reason}): give a whole PNG or JPEG file.") from error
 
 
-def _is_deep(image: Any) -> bool:
-    return any("16" in str(tile[3]) for tile in image.tile)
+def _media(path: str | os.PathLike | Media) -> Media:
+    return path if isinstance(path, Media) else Media(str(path), existing(Path(path), "an image"))
 
 
-def _by_pillow(image: Any, path: Path | Media) -> Tensor:
+def _by_pillow(image: Any, path: Media) -> Tensor:
     from PIL import Image, ImageOps
 
     clear = image.info.get("transparency")  # of the file's own pixels; turning would lose it
@@ -184,7 +176,7 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def _levels(levels: Tensor, path: Path | Media) -> Tensor:
+def _levels(levels: Tensor, path: Media) -> Tensor:
     """Floating-point levels (H, W) or (3, H, W) as (1, 3, H, W), which must be from 0 to 1 but for rounding."""
     if not torch.isfinite(levels).all():
         raise UserError(f"{path}: holds numbers that are not finite, and 0 to 1 are expected: save it with 16 bits.")
@@ -201,69 +193,62 @@ def _levels(levels: Tensor, path: Path | Media) -> Tensor:
 
 
 @contextmanager
-def _container(path: Path | Media) -> Iterator[Any]:
+def _container(picture: Media) -> Iterator[Any]:
     """A picture's file as PyAV opens it. Raises OSError where it is none."""
     import av
 
-    options = decoder_options()
-    with _bytes_of(path) as file:
-        check_texts(path, file)
+    with picture.file() as file:
+        check_texts(picture, file)
     try:
-        with demuxed(path.open() if isinstance(path, Media) else as_url(path), options) as container:
-            name = container.format.name
-            if not (name.endswith("_pipe") or heif.is_heif(head_of(path))):
+        with demuxed(picture.open()) as container:
+            if not (container.format.name.endswith("_pipe") or heif.is_heif(head_of(picture))):
                 raise OSError("it is no picture")
-            for stream in container.streams.video:
-                if stream.codec_context is not None:
-                    stream.codec_context.options = options
             yield container
     except av.FFmpegError as error:
         raise OSError(error.strerror or repr(error)) from error
 
 
-def decoded_frame(path: Path | Media) -> Any:
+def decoded_frame(path: str | os.PathLike | Media) -> Any:
     """The picture of an image's file as an av.VideoFrame. Raises OSError where it is none, and `UserError` where it has
     too many pixels."""
     import av
 
-    if heif.is_heif(head_of(path)):
+    picture = _media(path)
+    if heif.is_heif(head_of(picture)):
         try:
-            whole = _by_heif(path)[0]
+            return av.VideoFrame.from_ndarray(_by_heif(picture), format="rgb24")
         except ValueError as error:
             raise OSError(str(error)) from error
-        pixels = (whole * 255).round().byte().permute(1, 2, 0).contiguous()
-        return av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
-    with _container(path) as container:
+    with _container(picture) as container:
         frame = next(container.decode(video=0), None)
         if frame is None:
             raise OSError("it holds no picture")
-        check_pixels(path, (frame.height, frame.width))
+        check_pixels(picture, (frame.height, frame.width))
         return frame
 
 
-def _by_ffmpeg(path: Path | Media) -> Tensor:
-    frame = decoded_frame(path)
+def _by_ffmpeg(picture: Media) -> Tensor:
+    frame = decoded_frame(picture)
     if not is_float(frame):
-        if _says_float(path):  # ffmpeg takes half precision for whole numbers
+        if _says_float(picture):  # ffmpeg takes half precision for whole numbers
             raise OSError("its floating-point numbers are not of 32 bits")
         return _as_tensor(_pixels(frame))
     try:
         levels = torch.from_numpy(frame.to_ndarray())
     except ValueError as error:
         raise OSError(f"its floating-point format, {frame.format.name}, is not known") from error
-    if levels.ndim == 2:
-        return _levels(levels, path)
-    levels = levels.permute(2, 0, 1)
-    if len(levels) == 4:
-        levels = levels[:3] * levels[3] + 1 - levels[3]
-    return _levels(levels, path)
+    if levels.ndim == 3:
+        levels = levels.permute(2, 0, 1)
+        if len(levels) == 4:
+            levels = levels[:3] * levels[3] + 1 - levels[3]
+    return _levels(levels, picture)
 
 
-def _says_float(path: Path | Media) -> bool:
+def _says_float(path: Media) -> bool:
     """Whether a file is a TIFF that says that its numbers are floating-point ones."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-    with _bytes_of(path) as file:
+    with path.file() as file:
         head = file.read(8)
         if head[:4] not in (b"II*\0", b"MM\0*"):
             return False
@@ -281,20 +266,15 @@ def is_float(frame: Any) -> bool:
 
 def _pixels(frame: Any) -> np.ndarray:
     """An av.VideoFrame as (H, W, 3) uint8, alpha over white."""
-    return over_white(hdr.as_sdr(frame, rgb48)).to_ndarray(format="rgb24")
+    return over_white(as_sdr(frame)).to_ndarray(format="rgb24")
 
 
-def _heif_layout(path: Path | Media) -> heif.Layout:
-    with _bytes_of(path) as file:
+def _by_heif(picture: Media) -> np.ndarray:
+    """The primary picture of a HEIF (H, W, 3) uint8, put together from its tiles, and turned upright."""
+    with picture.file() as file:
         found = heif.layout(file.read(2**24))  # the boxes come first, and are small
-    check_pixels(path, found.size or (0, 0))
-    return found
-
-
-def _by_heif(path: Path | Media) -> Tensor:
-    """The primary picture of a HEIF, put together from its tiles, and turned upright."""
-    found = _heif_layout(path)
-    with _container(path) as container:
+    check_pixels(picture, found.size or (0, 0))
+    with _container(picture) as container:
         streams = {stream.id: stream for stream in container.streams.video if stream.codec_context is not None}
         if missing := [number for number in found.tiles if number not in streams]:
             raise OSError(f"{counted(len(missing), 'part')} of its picture cannot be decoded")
@@ -309,25 +289,18 @@ def _by_heif(path: Path | Media) -> Tensor:
     rows, columns = found.grid(tiles[0].shape[:2])
     whole = np.concatenate([np.concatenate(tiles[n * columns : (n + 1) * columns], axis=1) for n in range(rows)])
     height, width = found.size or whole.shape[:2]
-    return _as_tensor(found.turned(whole[:height, :width]))
+    return found.turned(whole[:height, :width])
 
 
-def _hdr_heif(path: Path | Media) -> Tensor | None:
-    """A HEIF whose picture is HDR, which Pillow's decoder does not bring to SDR; None for others."""
-    try:
-        _heif_layout(path)
-        with _container(path) as container:
-            codecs = [stream.codec_context for stream in container.streams.video]
-            if not any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs):
-                return None
-        return _by_heif(path)
-    except (OSError, ValueError):
-        return None  # Pillow may still read it
+def _is_hdr(picture: Media) -> bool:
+    """Whether a HEIF is HDR, which Pillow's decoder does not bring to SDR."""
+    with suppress(OSError, ValueError), _container(picture) as container:
+        codecs = [stream.codec_context for stream in container.streams.video]
+        return any(codec is not None and int(codec.color_trc) in hdr.NAMES for codec in codecs)
+    return False
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Folders of them
-# ---------------------------------------------------------------------------------------------------------------
+# --- Folders of them ------------------------------------------------------------------------------------------------
 
 
 def listed_images(folder: str | os.PathLike, endings: Collection[str] = IMAGES) -> list[Path]:

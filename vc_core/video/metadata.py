@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,8 @@ _ASCII = b"ASCII\0\0\0"  # which encoding a UserComment has
 
 
 def check_metadata(metadata: Metadata) -> None:
-    """Refuses what one of the formats would change or lose.
-
-    Raises:
-        UserError: a key other than lower-case letters, digits and underscores (Matroska has no case), or that the
-            containers use themselves; a text of more than 1 MiB, with a NUL, or that is no Unicode.
-    """
+    """Raises UserError for what one of the formats would change or lose: a key other than lower-case letters, digits
+    and underscores (Matroska has no case), or that containers use; a text beyond 1 MiB, with a NUL, or no Unicode."""
     for key, text in metadata.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,78}", key) or key in _OF_THE_CONTAINER:
             raise UserError(
@@ -52,8 +48,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     Other programs' files are read too: the tags of a container (keys in lower case), the texts of a PNG, and the
     comment of a GIF or WebP, which is one text under the key `comment` where it is not ours.
 
-    Raises:
-        UserError: nothing there, a file that is unreadable or no video or picture, or one without any text.
+    Raises UserError where there is nothing, no video or picture, or none that can be read or has a text.
     """
     path = Path(path)
     file = path / "00000.png" if os.path.isdir(path) else path
@@ -61,7 +56,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         what = "such file" if file == path else "frame 00000.png in it"
         raise UserError(f"{path}: there is no {what}, and a produced video was expected: check the path.")
     try:
-        metadata = _READERS.get(file.suffix.lower(), _read_container)(file)
+        if kind := {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}.get(file.suffix.lower()):
+            with opened_image(file, file, formats=[kind]) as image:
+                metadata = _of_picture(image)
+        else:
+            with demuxed(as_url(file)) as container:
+                tags = {key.lower(): text for key, text in container.metadata.items()}  # Matroska's are in upper case
+            metadata = {key: text for key, text in tags.items() if key not in _OF_THE_CONTAINER}
     except UserError:
         raise
     except Exception as error:  # what a damaged file makes of the libraries' readers has no common kind
@@ -73,13 +74,21 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return metadata
 
 
-# --- Formats with named texts ---------------------------------------------------------------------------------------
-
-
-def _read_container(file: Path) -> dict[str, str]:
-    with demuxed(as_url(file)) as container:
-        tags = {key.lower(): text for key, text in container.metadata.items()}  # Matroska's are in upper case
-    return {key: text for key, text in tags.items() if key not in _OF_THE_CONTAINER}
+def _of_picture(image: Any) -> dict[str, str]:
+    if image.format == "PNG":
+        return {key: str(text) for key, text in image.text.items()}
+    if image.format == "GIF":
+        comment = image.info.get("comment", b"")
+    else:
+        comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")[len(_ASCII) :]
+    text = comment.decode(errors="replace")
+    try:
+        metadata = parse_json(text)
+    except ValueError:
+        metadata = None
+    if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+        return metadata
+    return {"comment": text} if text else {}
 
 
 def png_text(metadata: Metadata) -> Any:
@@ -92,22 +101,9 @@ def png_text(metadata: Metadata) -> Any:
     return info
 
 
-def _read_png(file: Path) -> dict[str, str]:
-    with opened_image(file, file, formats=["PNG"]) as image:
-        return {key: str(text) for key, text in image.text.items()}
-
-
-# --- Formats with one comment: the texts as one JSON object, in ASCII as their standards ask ------------------------
-
-
-def gif_comment(metadata: Metadata) -> bytes:
-    """The texts as the comment extension of a GIF; empty for none."""
-    return _packed(metadata)
-
-
-def _read_gif(file: Path) -> dict[str, str]:
-    with opened_image(file, file, formats=["GIF"]) as image:
-        return _unpacked(image.info.get("comment", b""))
+def comment(metadata: Metadata) -> bytes:
+    """The texts as one comment, as of a GIF: a JSON object, in ASCII as the standards ask; empty for none."""
+    return json.dumps(dict(metadata)).encode("ascii") if metadata else b""
 
 
 def webp_exif(metadata: Metadata) -> bytes:
@@ -117,29 +113,5 @@ def webp_exif(metadata: Metadata) -> bytes:
     if not metadata:
         return b""
     exif = Image.Exif()
-    exif.get_ifd(_EXIF)[_USER_COMMENT] = _ASCII + _packed(metadata)
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = _ASCII + comment(metadata)
     return exif.tobytes()
-
-
-def _read_webp(file: Path) -> dict[str, str]:
-    with opened_image(file, file, formats=["WEBP"]) as image:
-        comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
-    return _unpacked(comment[len(_ASCII) :])
-
-
-def _packed(metadata: Metadata) -> bytes:
-    return json.dumps(dict(metadata)).encode("ascii") if metadata else b""
-
-
-def _unpacked(comment: bytes) -> dict[str, str]:
-    text = comment.decode(errors="replace")
-    try:
-        metadata = parse_json(text)
-    except ValueError:
-        metadata = None
-    if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
-        return metadata
-    return {"comment": text} if text else {}
-
-
-_READERS: dict[str, Callable[[Path], dict[str, str]]] = {".png": _read_png, ".gif": _read_gif, ".webp": _read_webp}

@@ -1,153 +1,91 @@
-"""Where a video comes from, and the opening of it."""
+"""The opening of files: what may be opened, and which stream of a file is its video."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+import numpy as np
 
 from ..errors import UserError
 from .heif import STILLS
-from .limits import PNG, VARIABLE, check_head, check_pixels, check_texts, decoder_options, most_pixels
-
-if TYPE_CHECKING:
-    from .sequences import Pictures
+from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
 
 HEAD = 4096
 """Bytes at the beginning of a file that tell what it is."""
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """A row of pictures as a video."""
+
+    kind: str  # what `VideoInfo.codec` says
+    size: tuple[int, int]  # (height, width)
+    time_base: Fraction  # seconds of one unit of `times`
+    times: tuple[int, ...]  # when each picture is shown, ascending from 0; and when the last one ends
+    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # pictures by number, ascending, as (H, W, 3 or 4) uint8
+    note: str = ""  # what was decided for the user, a sentence or empty
+
+    def shown(self, times: Sequence[int]) -> Iterator[Any]:
+        """The pictures that begin at these times as av.VideoFrames."""
+        import av
+
+        numbers = {time: number for number, time in enumerate(self.times)}
+        for time, pixels in zip(times, self.read([numbers[time] for time in times]), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
+            frame.pts, frame.time_base = time, self.time_base
+            yield frame
+
+
+@dataclass(frozen=True)
 class Media:
-    """A video that can be opened as often as needed.
+    """A video that can be opened as often as needed."""
 
-    Attributes:
-        name: for messages.
-        open: gives what av.open takes.
-        pictures: what it is made of, where it is a row of pictures and nothing for av.open.
-    """
-
-    name: str
-    open: Callable[[], Any]
-    pictures: Pictures | None = None
+    name: str  # for messages
+    source: Path | bytes  # its path, or its bytes
+    pictures: Pictures | None = None  # what it is made of, where it is a row of pictures and nothing for av.open
 
     def __str__(self) -> str:
         return self.name
 
+    def open(self) -> Any:
+        """What av.open takes."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else as_url(self.source)
+
+    def file(self) -> IO[bytes]:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")
+
 
 _VIDEOS = (
-    "mov", "mp4", "3gp", "3g2", "matroska", "webm", "avi", "asf", "asf_o", "flv", "kux", "live_flv", "mpegts",
-    "mpegtsraw", "mpeg", "ogg", "mxf", "mxg", "nut", "rm", "ivr", "gxf", "wtv", "ty", "dv", "nsv", "nuv", "pva",
-    "dhav", "hxvs", "luodat", "ifv", "lxf", "cine", "ser", "film_cpk", "flic", "roq", "bink", "smk", "swf",
-    "vividas", "vivo", "mtv", "mv", "yop", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mpegvideo",
-    "mjpeg", "mjpeg_2000", "mpjpeg", "ingenient", "vc1", "vc1test", "dirac", "cavsvideo", "avs2", "avs3", "dnxhd",
-    "apv", "obu", "av1", "ivf", "yuv4mpegpipe", "gif", "apng", "jpegxl_anim",
-)  # fmt: skip
-_SOUNDS = (
-    "aac", "ac3", "aiff", "amr", "ape", "au", "caf", "dts", "dsf", "eac3", "flac", "mp3", "mpc", "mpc8", "tak",
-    "truehd", "tta", "voc", "w64", "wav", "wv",
-)  # fmt: skip
+    "mov mp4 3gp 3g2 matroska webm avi asf asf_o flv kux live_flv mpegts mpegtsraw mpeg ogg mxf mxg nut rm ivr gxf wtv "
+    "ty dv nsv nuv pva dhav hxvs luodat ifv lxf cine ser film_cpk flic roq bink smk swf vividas vivo mtv mv yop h261 "
+    "h263 h264 hevc vvc evc m4v mpegvideo mjpeg mjpeg_2000 mpjpeg ingenient vc1 vc1test dirac cavsvideo avs2 avs3 "
+    "dnxhd apv obu av1 ivf yuv4mpegpipe gif apng jpegxl_anim"
+)
+_SOUNDS = "aac ac3 aiff amr ape au caf dts dsf eac3 flac mp3 mpc mpc8 tak truehd tta voc w64 wav wv"
 _IMAGES = (
-    "png", "jpeg", "webp", "bmp", "tiff", "gif", "jpegxl", "j2k", "jpegls", "jpegxs", "exr", "pfm", "phm", "hdr",
-    "dpx", "dds", "psd", "qoi", "sgi", "sunrast", "pcx", "pam", "pbm", "pgm", "ppm", "pgmyuv", "xbm", "xpm", "xwd",
-    "gem", "cri",
-)  # fmt: skip
-DEMUXERS = (*_VIDEOS, *_SOUNDS, *(f"{name}_pipe" for name in _IMAGES), "ico")
+    "png jpeg webp bmp tiff gif jpegxl j2k jpegls jpegxs exr pfm phm hdr dpx dds psd qoi sgi sunrast pcx pam pbm pgm "
+    "ppm pgmyuv xbm xpm xwd gem cri"
+)
+DEMUXERS = (*_VIDEOS.split(), *_SOUNDS.split(), *(f"{name}_pipe" for name in _IMAGES.split()), "ico")
 """libavformat's names of what may be opened: files that hold their pictures themselves. Left out are those that open
 others or the network (playlists, SDP, concat, sequences of images, subtitles, clips in parts such as mlv), devices,
 scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
 """
 
-_PICTURES = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM", "PSD",
-    "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
-
-VideoSource = str | os.PathLike | bytes | BinaryIO | Media
-"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
-
-
-@contextmanager
-def media(source: VideoSource) -> Iterator[Media]:
-    """A source as Media, for as long as the `with` lasts.
-
-    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
-    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
-    opened here once and the Media handed to `probe` and to every extractor.
-
-    Raises UserError for a path that is no file and for what is no source.
-    """
-    if isinstance(source, Media):
-        yield source
-    elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
-        data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
-        yield _known("The video in memory", data[:HEAD], lambda: io.BytesIO(data), lambda: io.BytesIO(data))
-    elif isinstance(source, (str, os.PathLike)):
-        yield _of_path(Path(source))
-    elif hasattr(source, "read"):
-        with tempfile.TemporaryDirectory(prefix="video-") as folder:
-            path = Path(folder) / "video"
-            _copy(source, path)
-            yield _of_path(path, f"The video stream {getattr(source, 'name', '')}".rstrip())
-    else:
-        raise UserError(
-            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
-            "object."
-        )
-
-
-def _of_path(path: Path, name: str = "") -> Media:
-    from .sequences import folder_pictures
-
-    if os.path.isdir(path):  # pathlib raises for names that are too long
-        return Media(str(path), lambda: as_url(path), folder_pictures(path))
-    name = name or str(path)
-    try:
-        with open(existing(path, "a video"), "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        raise UserError(
-            f"{name}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
-        ) from error
-    return _known(name, head, lambda: path, lambda: as_url(path))
-
-
-def _known(name: str, head: bytes, file: Callable[[], Any], url: Callable[[], Any]) -> Media:
-    """A file's Media, which begins with `head`: as a row of pictures where ffmpeg does not decode it."""
-    from .images import is_animated_webp
-    from .sequences import webp_pictures
-
-    check_head(name, head)
-    if head.startswith(PNG):
-        source = file()
-        with open(source, "rb") if isinstance(source, Path) else source as whole:
-            check_texts(name, whole)
-    return Media(name, url, webp_pictures(name, file) if is_animated_webp(head) else None)
-
 
 def as_url(path: Path) -> str:
     """A path as ffmpeg opens it: without `file:`, a name with a colon would stand for a protocol."""
     return f"file:{path}"
-
-
-def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
-    if getattr(stream, "seekable", lambda: False)():
-        stream.seek(0)
-    with open(path, "wb") as file:
-        while data := stream.read(block):
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise UserError(
-                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
-                )
-            file.write(data)
 
 
 def existing(path: Path, kind: str) -> Path:
@@ -184,35 +122,30 @@ class _Unnamed(io.BufferedReader):
 
 
 @contextmanager
-def demuxed(source: str | BinaryIO, options: Mapping[str, str] | None = None) -> Iterator:
+def demuxed(source: str | BinaryIO) -> Iterator:
     """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
 
     The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
-    bytes, could otherwise open ports and other files. Raises av.FFmpegError, ValueError or OSError.
-
-    Args:
-        options: further ones of libavformat.
+    bytes, could otherwise open ports and other files. Decoders keep to the limit of pixels, also those that find out
+    what a stream is. Raises av.FFmpegError, ValueError or OSError.
     """
     import av
 
     with ExitStack() as stack:
         if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
             source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
-        allowed = {
+        limits = decoder_options()
+        options = {
+            **limits,
             "format_whitelist": ",".join(DEMUXERS),
             "protocol_whitelist": "file" if isinstance(source, str) else "none",
         }
         # Real files carry tags that are not UTF-8.
-        yield stack.enter_context(av.open(source, options={**(options or {}), **allowed}, metadata_errors="replace"))
-
-
-def picture_formats() -> list[str]:
-    """Pillow's names of what pictures may be, of those that it has: no scripts, such as EPS, for which it starts
-    Ghostscript."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in _PICTURES if name in Image.OPEN]
+        container = stack.enter_context(av.open(source, options=options, metadata_errors="replace"))
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.codec_context.options = limits  # what the container says of the size need not be so
+        yield container
 
 
 @contextmanager
@@ -221,38 +154,31 @@ def opened(video: Media) -> Iterator[tuple]:
     import av
 
     with ExitStack() as stack:
-        container = stack.enter_context(_container(video))
+
+        def enter() -> Any:
+            try:
+                return stack.enter_context(demuxed(video.open()))
+            except av.ArgumentError as error:
+                raise unreadable(video, "its format is not one of media files") from error
+            except (av.FFmpegError, ValueError, OSError) as error:
+                raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
+
+        container = enter()
         streams = _videos(video, container)
         number = streams[0].index
         if len(streams) > 1:
             number = _moving(container, streams)
             stack.close()  # packets were read from it
-            container = stack.enter_context(_container(video))
+            container = enter()
         stream = container.streams[number]
         context = stream.codec_context
         if context is None:
             raise unreadable(video, "no decoder for its codec is built in")
         check_pixels(video, (context.height, context.width))
-        context.options = decoder_options()  # what the container says of the size need not be so
         try:
             yield container, stream
         except av.FFmpegError as error:
             raise undecodable(video, context, error) from error
-
-
-@contextmanager
-def _container(video: Media) -> Iterator[Any]:
-    import av
-
-    with ExitStack() as stack:
-        try:
-            # The limits hold for what is decoded to find out what a stream is.
-            container = stack.enter_context(demuxed(video.open(), decoder_options()))
-        except av.ArgumentError as error:
-            raise unreadable(video, "its format is not one of media files") from error
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
-        yield container
 
 
 def _videos(video: Media, container) -> list:

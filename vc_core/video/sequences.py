@@ -1,21 +1,27 @@
-"""Videos that are rows of pictures: folders of images, and animated WebP, which ffmpeg does not decode."""
+"""Where a video comes from: a file, bytes, a stream; or a row of pictures, in a folder or an animated WebP, which
+ffmpeg does not decode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
 import numpy as np
 
 from ..errors import UserError, counted
 from ..parsing import parse_json
 from .formats import DESCRIPTION
-from .images import listed_images, opened_image, read_image
-from .limits import check_rate
+from .images import is_animated_webp, listed_images, opened_image, read_image
+from .limits import check_head, check_rate, check_texts
+from .opening import HEAD, Media, Pictures, existing
 
 USUAL = Fraction(25)
 """Frames a second of a folder that does not say it, as ffmpeg takes them."""
@@ -23,49 +29,69 @@ USUAL = Fraction(25)
 _STEP = 100  # milliseconds that browsers show a picture which is to be shown for none
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A row of pictures as a video.
+VideoSource = str | os.PathLike | bytes | BinaryIO | Media
+"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
 
-    Attributes:
-        kind: what `VideoInfo.codec` says.
-        size: (height, width).
-        time_base: seconds of one unit of `times`.
-        times: when each picture is shown, ascending from 0; and when the last one ends.
-        read: gives the pictures of some numbers, ascending, as arrays (H, W, 3 or 4) uint8.
-        note: what was decided for the user, a sentence or empty.
+
+@contextmanager
+def media(source: VideoSource) -> Iterator[Media]:
+    """A source as Media, for as long as the `with` lasts.
+
+    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
+    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
+    opened here once and the Media handed to `probe` and to every extractor.
+
+    Raises UserError for a path that is no file and for what is no source.
     """
+    if isinstance(source, Media):
+        yield source
+    elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
+        data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
+        yield _looked_at(Media("The video in memory", data))
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if os.path.isdir(path):  # pathlib raises for names that are too long
+            yield Media(str(path), path, folder_pictures(path))
+        else:
+            yield _looked_at(Media(str(path), existing(path, "a video")))
+    elif hasattr(source, "read"):
+        with tempfile.TemporaryDirectory(prefix="video-") as folder:
+            path = Path(folder) / "video"
+            _copy(source, path)
+            yield _looked_at(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
+    else:
+        raise UserError(
+            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
+            "object."
+        )
 
-    kind: str
-    size: tuple[int, int]
-    time_base: Fraction
-    times: tuple[int, ...]
-    read: Callable[[Sequence[int]], Iterator[np.ndarray]]
-    note: str = ""
 
-    @property
-    def frames(self) -> int:
-        return len(self.times) - 1
+def _looked_at(video: Media) -> Media:
+    """A file's Media: as a row of pictures where ffmpeg does not decode it. Raises UserError for what would fill the
+    memory."""
+    try:
+        with video.file() as file:
+            head = file.read(HEAD)
+            check_head(video, head)
+            file.seek(0)
+            check_texts(video, file)
+    except OSError as error:
+        raise UserError(
+            f"{video}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
+        ) from error
+    return replace(video, pictures=webp_pictures(video)) if is_animated_webp(head) else video
 
-    @property
-    def duration(self) -> Fraction:
-        """Seconds."""
-        return self.times[-1] * self.time_base
 
-    @property
-    def rate(self) -> Fraction:
-        """Average frames a second."""
-        return self.frames / self.duration
-
-    def shown(self, times: Sequence[int]) -> Iterator[Any]:
-        """The pictures that begin at these times as av.VideoFrames."""
-        import av
-
-        numbers = {time: number for number, time in enumerate(self.times)}
-        for time, pixels in zip(times, self.read([numbers[time] for time in times]), strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[-1] == 4 else "rgb24")
-            frame.pts, frame.time_base = time, self.time_base
-            yield frame
+def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
+    if getattr(stream, "seekable", lambda: False)():
+        stream.seek(0)
+    with open(path, "wb") as file:
+        while data := stream.read(block):
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise UserError(
+                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
+                )
+            file.write(data)
 
 
 # --- A folder -------------------------------------------------------------------------------------------------------
@@ -74,8 +100,7 @@ class Pictures:
 def folder_pictures(folder: Path) -> Pictures:
     """The images of a folder, in the order of their names, at the rate that its video.json says, else 25 a second.
 
-    Raises:
-        UserError: no images in it, images of several kinds, or not as many as its video.json says.
+    Raises UserError for no images, images of several kinds, or another number than its video.json says.
     """
     files = listed_images(folder)
     if not files:
@@ -135,21 +160,13 @@ def _described(folder: Path, count: int) -> Fraction | None:
 # --- Animated WebP --------------------------------------------------------------------------------------------------
 
 
-def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures:
-    """The pictures of an animated WebP.
-
-    Args:
-        name: for messages.
-        opened: gives its path, or its bytes as a file object.
-
-    Raises:
-        UserError: it is damaged, or its pictures have too many pixels.
-    """
+def webp_pictures(video: Media) -> Pictures:
+    """The pictures of an animated WebP. Raises UserError where it is damaged, or they have too many pixels."""
 
     def pictures(until: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
         """(pixels, milliseconds) of the pictures; Pillow says how long one is shown once it is decoded."""
         try:
-            with opened_image(opened(), name) as image:
+            with video.file() as file, opened_image(file, video) as image:
                 for number in range(image.n_frames if until is None else until):
                     image.seek(number)
                     image.load()
@@ -157,9 +174,9 @@ def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures
         except UserError:
             raise
         except Exception as error:  # what a damaged file makes of Pillow has no common kind
-            raise UserError(f"{name}: cannot be read as a video ({error}): give a whole animated WebP.") from error
+            raise UserError(f"{video}: cannot be read as a video ({error}): give a whole animated WebP.") from error
 
-    durations = _webp_durations(opened)
+    durations = _webp_durations(video)
     if durations:
         size = next(pictures(1))[0].shape[:2]
     else:
@@ -175,11 +192,10 @@ def webp_pictures(name: str, opened: Callable[[], Path | IO[bytes]]) -> Pictures
     return Pictures("webp", size, Fraction(1, 1000), (0, *accumulate(durations)), read)
 
 
-def _webp_durations(opened: Callable[[], Path | IO[bytes]]) -> list[int]:
+def _webp_durations(video: Media) -> list[int]:
     """Milliseconds of each picture, from the heads of a WebP's chunks; empty where these are damaged."""
-    source = opened()
     durations = []
-    with open(source, "rb") if isinstance(source, Path) else source as file:
+    with video.file() as file:
         end = file.seek(0, 2)
         at = file.seek(12)
         while len(head := file.read(8)) == 8:

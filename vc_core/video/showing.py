@@ -1,5 +1,5 @@
 """How pictures are stored and how players show them: turned, mirrored, with pixels that are not square, interlaced,
-transparent."""
+transparent, of HDR."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..errors import UserError
 from . import hdr
@@ -17,7 +18,8 @@ from .limits import check_pixels, check_size
 from .opening import Media, opened, unreadable
 
 SQUARE = Fraction(1)
-NO_COLOUR = hdr.NOTHING
+_UNNAMED, _MATRIX_2020 = 2, 9  # of H.273
+_ROWS = 64  # of an HDR picture that are computed at a time, which bounds memory
 
 
 class Turn(NamedTuple):
@@ -35,36 +37,41 @@ class Turn(NamedTuple):
     def filters(self) -> list[tuple[str, str]]:
         """The same as ffmpeg filters."""
         if self.transposed:
-            return [("transpose", _TRANSPOSED[self.rows, self.columns])]
+            return [("transpose", ("cclock_flip", "clock", "cclock", "clock_flip")[2 * self.rows + self.columns])]
         return [(name, "") for name, needed in (("vflip", self.rows), ("hflip", self.columns)) if needed]
 
 
 UPRIGHT = Turn()
 
-# (rows, columns) reversed after the exchange -> ffmpeg's name of it.
-_TRANSPOSED = {
-    (False, False): "cclock_flip",
-    (True, False): "cclock",
-    (False, True): "clock",
-    (True, True): "clock_flip",
-}
+
+class Colour(NamedTuple):
+    """What a container says of its pictures' colours, in numbers of H.273; it counts where the pictures do not say."""
+
+    transfer: int = _UNNAMED
+    primaries: int = _UNNAMED
+
+    @staticmethod
+    def of(stream: Any) -> Colour:
+        """Of a stream, of which nothing was decoded: decoders write over it."""
+        return Colour(int(stream.codec_context.color_trc), int(stream.codec_context.color_primaries))
+
+    def of_frame(self, frame: Any) -> Colour:
+        own = Colour(int(frame.color_trc), int(frame.color_primaries))
+        return Colour(*(told if mine == _UNNAMED else mine for mine, told in zip(own, self, strict=True)))
+
+
+UNTOLD = Colour()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A video's pictures as they are stored, and how players show them.
+    """A video's pictures as they are stored, and how players show them."""
 
-    Attributes:
-        size: (height, width) as stored.
-        square: (height, width) to which they are scaled so that their pixels are square.
-        turn: what makes them upright then.
-        transfer: the function from light to signal, by its number in ITU-T H.273.
-    """
-
-    size: tuple[int, int]
-    square: tuple[int, int]
-    turn: Turn = UPRIGHT
-    transfer: int = 2  # unspecified
+    size: tuple[int, int]  # (height, width) as stored
+    square: tuple[int, int]  # (height, width) to which they are scaled so that their pixels are square
+    turn: Turn = UPRIGHT  # what makes them upright then
+    transfer: int = _UNNAMED  # the function from light to signal, by its number in ITU-T H.273
+    codec: str = ""  # their decoder
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -75,19 +82,14 @@ class Picture:
 def stored_picture(video: Media) -> Picture:
     """A video's first picture. Raises UserError where there is none, or it is shown as no picture can be read."""
     with opened(video) as (container, stream):
-        return first_picture(video, container, stream)
-
-
-def first_picture(video: Media, container, stream) -> Picture:
-    """As `stored_picture`, of an opened video."""
-    colour = hdr.Colour.of(stream)
-    frame = next(container.decode(stream), None)
-    if frame is None:
-        raise unreadable(video, "it holds no frame")
-    size = frame.height, frame.width
-    check_pixels(video, size)
-    square = _square(video, size, pixel_aspect(stream))
-    return Picture(size, square, _turn(video, frame), colour.transfer_of(frame))
+        colour = Colour.of(stream)
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise unreadable(video, "it holds no frame")
+        size = frame.height, frame.width
+        check_pixels(video, size)
+        square, transfer = _square(video, size, pixel_aspect(stream)), colour.of_frame(frame).transfer
+        return Picture(size, square, _turn(video, frame), transfer, stream.codec_context.name)
 
 
 def pixel_aspect(stream) -> Fraction:
@@ -125,9 +127,9 @@ def filtering(
     video: Media | str,
     filters: Sequence[tuple[str, str]],
     aspect: Fraction | None = SQUARE,
-    colour: hdr.Colour = NO_COLOUR,
-) -> Callable[..., tuple[tuple, int]]:
-    """A function from a frame to ((the filtered one, the size and format it had), bytes), for one run of frames.
+    colour: Colour = UNTOLD,
+) -> Callable[[Any], Any]:
+    """A function from an av.VideoFrame to the filtered one, for one run of frames.
 
     A frame comes out as it is shown, each by itself: HDR ones (PQ, HLG) brought to SDR; transparent ones over white, as
     images are; interlaced ones as their upper field, at full height; with square pixels; turned upright; then through
@@ -143,29 +145,31 @@ def filtering(
     """
     import av
 
-    graphs: dict[bool, object] = {}  # of whole frames and of interlaced ones; some streams hold both
+    graphs: dict[bool, Any] = {}  # of whole frames and of interlaced ones; some streams hold both
     shape = None
 
-    def run(frame) -> tuple[tuple, int]:
+    def run(frame):
         nonlocal shape
         now = frame.width, frame.height, frame.format.name
         shape = shape or now
         if now != shape:
-            raise changing(video)
+            raise UserError(
+                f"{video}: its picture changes size or format on the way, and one size is expected: "
+                "re-encode it to a single size."
+            )
         interlaced = aspect is not None and frame.interlaced_frame
-        upright = [] if aspect is None or interlaced in graphs else _as_shown(video, frame, interlaced, aspect)
-        frame = over_white(hdr.as_sdr(frame, rgb48, colour))
+        picture = over_white(as_sdr(frame, colour))
         if interlaced not in graphs:
-            graphs[interlaced] = _graph(frame, [*upright, *filters])
+            upright = [] if aspect is None else _as_shown(video, frame, interlaced, aspect)
+            graphs[interlaced] = _graph(picture, [*upright, *filters])
         try:
-            graphs[interlaced].push(frame)
-            out = graphs[interlaced].pull()
+            graphs[interlaced].push(picture)
+            return graphs[interlaced].pull()
         except av.FFmpegError as error:
             raise UserError(
                 f"{video}: a picture of {now[0]} by {now[1]} pixels cannot be scaled or converted "
                 f"({error.strerror or error!r}): scale it down or crop it first."
             ) from error
-        return (out, now), sum(plane.buffer_size for plane in out.planes)
 
     return run
 
@@ -183,16 +187,24 @@ def _as_shown(video: object, frame, interlaced: bool, aspect: Fraction) -> list[
 
 def over_white(frame):
     """The av.VideoFrame itself, or, where it has an alpha channel (taken as straight), rgb24 of it laid over white."""
-    import av
-
     if not any(component.is_alpha for component in frame.format.components):
         return frame
     rgba = frame.to_ndarray(format="rgba")
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    pixels = 255 - ((255 - colour) * alpha + 127) // 255
-    laid = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
-    laid.pts, laid.time_base = frame.pts, frame.time_base
-    return laid
+    return _instead(frame, (255 - ((255 - colour) * alpha + 127) // 255).astype(np.uint8))
+
+
+def as_sdr(frame, told: Colour = UNTOLD):
+    """The av.VideoFrame itself where it is SDR, else one of rgb24. `told`: by the container."""
+    transfer, primaries = told.of_frame(frame)
+    if transfer not in hdr.NAMES:
+        return frame
+    if int(frame.colorspace) == _UNNAMED and not frame.format.is_rgb:
+        frame.colorspace = _MATRIX_2020
+    signal = rgb48(frame)
+    parts = (signal[top : top + _ROWS].astype(np.int32) for top in range(0, len(signal), _ROWS))
+    mapped = [(hdr.tone_mapped(torch.from_numpy(part), transfer, primaries) * 255).round().byte() for part in parts]
+    return _instead(frame, torch.cat(mapped).numpy())
 
 
 def rgb48(frame) -> np.ndarray:
@@ -204,11 +216,13 @@ def rgb48(frame) -> np.ndarray:
     return pixels if frame.format.is_rgb else np.minimum(pixels * np.uint32(65535) // 65280, 65535).astype(np.uint16)
 
 
-def changing(video: object) -> UserError:
-    return UserError(
-        f"{video}: its picture changes size or format on the way, and one size is expected: "
-        "re-encode it to a single size."
-    )
+def _instead(frame, pixels: np.ndarray):
+    """Pixels (H, W, 3) uint8 as an av.VideoFrame at the time of another one."""
+    import av
+
+    made = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    made.pts, made.time_base = frame.pts, frame.time_base
+    return made
 
 
 def _graph(frame, chain: list[tuple[str, str]]):
@@ -216,10 +230,7 @@ def _graph(frame, chain: list[tuple[str, str]]):
     import av
 
     graph = av.filter.Graph()
-    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    for name, options in [*chain, ("buffersink", "")]:
-        node = graph.add(name, options) if options else graph.add(name)
-        last.link_to(node)
-        last = node
-    graph.configure()
+    first = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    nodes = [graph.add(name, options or None) for name, options in [*chain, ("buffersink", "")]]
+    graph.link_nodes(first, *nodes).configure()
     return graph

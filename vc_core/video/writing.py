@@ -1,7 +1,8 @@
 """Writing videos, in the format that the name asks for, with the settings inside; whole or not at all."""
 
+import math
 import os
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -11,21 +12,9 @@ from torch import Tensor
 from ..atomic import folder_beside, written_beside
 from ..errors import UserError
 from ..progress import Progress
-from .contact_sheet import write_contact_sheet
-from .formats import FOLDER, FORMATS, Clip, Format, check_replaceable
-from .metadata import Metadata, check_metadata, read_metadata
-
-__all__ = [
-    "check_format",
-    "numbered",
-    "read_metadata",
-    "write_contact_sheet",
-    "write_video",
-    "write_videos",
-    "written_beside",
-]
-
-_SLOWEST = Fraction(1, 100)  # frames a second: what every format's clock can hold
+from .formats import FOLDER, FORMATS, Clip, Format, as_bytes, check_replaceable
+from .limits import SLOWEST
+from .metadata import Metadata, check_metadata, png_text
 
 
 def write_video(
@@ -51,33 +40,22 @@ def write_videos(
     metadata: Metadata | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Writes a batch of videos, each in its own file; where anything fails, none appears and older files stay.
-
-    The path's ending chooses the format:
-
-    - `.mp4`: H.264, and `.webm`: VP9, both 4:2:0 (an odd side is extended by repeating its last line);
-    - `.gif`: 256 colours for the whole video, shown in steps of 10 ms, and `.webp`: lossless; both loop, and equal
-      frames in a row become one that is shown for as long;
-    - no ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
-
-    The same video gives the same bytes with the same versions of the libraries.
+    """Writes a batch of videos, each in its own file, and returns their paths; where anything fails, none appears and
+    older files stay. The same video gives the same bytes with the same versions of the libraries.
 
     Args:
-        path: of a batch of more than one, `numbered`.
+        path: of a batch of more than one, `numbered`. Its ending chooses the format: `.mp4`: H.264, and `.webm`: VP9,
+            both 4:2:0 (an odd side is extended by repeating its last line); `.gif`: 256 colours for the whole video,
+            shown in steps of 10 ms, and `.webp`: lossless, which both loop, and show equal frames in a row as one; no
+            ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
         videos: `(B, 3 or 1, F, H, W)` in [0, 1] (clamped).
-        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, which players slow down
-            beyond.
+        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, slowed down beyond.
         scale: enlarges every pixel that many times in width and height, so that tiny videos can be looked at.
-        metadata: texts to store in each file, which `read_metadata` reads back exactly: under keys of lower-case
-            letters, digits and underscores.
+        metadata: texts to store in each file, which `read_metadata` reads back: see `check_metadata`.
         progress: called as `progress("writing", done, total)`, in frames of all files.
 
-    Returns:
-        The paths written.
-
-    Raises:
-        UserError: another ending, an encoder that this installation lacks, a rate, size or metadata that the format
-            cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
+    Raises UserError for another ending, an encoder that this installation lacks, a rate, size or metadata that the
+    format cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
     """
     if videos.dim() != 5 or videos.shape[1] not in (1, 3) or 0 in videos.shape:
         raise ValueError(f"expected videos (B, 3 or 1, F, H, W), got {tuple(videos.shape)}")
@@ -103,7 +81,12 @@ def write_videos(
     exact = Fraction(rate).limit_denominator(1001)
     paths = numbered(path, len(videos))
     with ExitStack() as stack:  # all are written before the first is renamed
-        temporaries = [stack.enter_context(_beside(one, form)) for one in paths]
+        temporaries = []
+        for one in paths:
+            if form is FORMATS[FOLDER]:
+                check_replaceable(one)
+            beside = folder_beside if form is FORMATS[FOLDER] else written_beside
+            temporaries.append(stack.enter_context(beside(one)))
         for temporary, video in zip(temporaries, videos, strict=True):
             form.write(temporary, Clip(video, exact, scale, metadata, after_frame))
     return paths
@@ -130,7 +113,7 @@ def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) 
         )
     if not form.present():
         raise UserError(f"{path}: writing it needs {form.needs}, which is not installed here: give another format.")
-    if rate is not None and not _SLOWEST <= rate <= form.fastest:
+    if rate is not None and not SLOWEST <= rate <= form.fastest:
         what = path.suffix.lower() or "a folder of pictures"
         raise UserError(
             f"{path}: {float(rate):g} frames a second cannot be kept in {what}: give from 0.01 to {form.fastest}."
@@ -138,8 +121,51 @@ def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) 
     return form
 
 
-def _beside(path: Path, form: Format) -> AbstractContextManager[Path]:
-    if form is not FORMATS[FOLDER]:
-        return written_beside(path)
-    check_replaceable(path)
-    return folder_beside(path)
+def write_contact_sheet(
+    path: str | os.PathLike,
+    rows: list[tuple[str, Tensor]],
+    columns: int = 8,
+    cell: int = 128,
+    title: str = "",
+    metadata: Metadata | None = None,
+) -> Path:
+    """Writes a .png with one labelled strip of frames a row, on white: what a network saw and what it made.
+
+    Args:
+        rows: label and `([1,] 3 or 1, F, H, W)` in [0, 1]. At most `columns` frames are shown, evenly spaced from
+            the first to the last; a single frame fills one cell.
+        cell: all cells are this many pixels high, or the next whole multiple of the smaller frames' height, so that
+            small frames are enlarged without blur.
+        metadata: texts to store in the file, see `write_videos`.
+
+    Raises UserError for a path that cannot be written, or metadata that no format could hold.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    check_metadata(metadata or {})
+    path, gap, size = Path(path), 6, 15
+    font = ImageFont.load_default(size)
+    videos = [as_bytes(video[0] if video.dim() == 5 else video) for _, video in rows]
+    smallest = min(video.shape[1] for video in videos)
+    height = math.ceil(cell / smallest) * smallest if smallest < cell else cell
+    strips = []
+    for video in videos:
+        shown = min(len(video), columns)
+        images = [Image.fromarray(video[round(i * (len(video) - 1) / max(1, shown - 1))]) for i in range(shown)]
+        width = max(1, round(images[0].width * height / images[0].height))
+        how = Image.NEAREST if height >= images[0].height else Image.LANCZOS
+        strips.append([image.resize((width, height), how) for image in images])
+    left = max(int(font.getbbox(label)[2]) for label, _ in rows) + 2 * gap
+    top = gap + (size + 2 * gap if title else 0)
+    width = left + max(sum(image.width + gap for image in strip) for strip in strips)
+    sheet = Image.new("RGB", (width, top + len(strips) * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap), title, fill="black", font=font)
+    for row, ((label, _), strip) in enumerate(zip(rows, strips, strict=True)):
+        y = top + row * (height + gap)
+        draw.text((gap, y + height / 2), label, fill="black", font=font, anchor="lm")
+        for column, image in enumerate(strip):
+            sheet.paste(image, (left + column * (image.width + gap), y))
+    with written_beside(path) as temporary:
+        sheet.save(temporary, format="PNG", pnginfo=png_text(metadata or {}))
+    return path
