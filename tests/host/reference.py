@@ -6,13 +6,13 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from vc_core.extract.fields import condition_from_field
 
 from vc_core.composer import VideoComposer
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.extract.camera import CameraMove, camera_field
-from vc_core.extract.fields import condition_from_field
 from vc_core.extract.motion import read_motion
 from vc_core.extract.refit import refit
 from vc_core.pipeline import compose

@@ -26,8 +26,8 @@ from vc_core.checkpoint import read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, ExtractionConfig
 from vc_core.errors import UserError
-from vc_core.extract import edges
 from vc_core.extract.refit import refit
+from vc_core.extract.sketch import edges
 from vc_core.video import resize_crop
 
 SCALES = (None, 4, 8, 12)

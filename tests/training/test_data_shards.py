@@ -33,7 +33,8 @@ from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import SCALARS, encode, load_autoencoder, new_autoencoder
 from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
-from vc_core.extract import edges, read_motion
+from vc_core.extract.motion import read_motion
+from vc_core.extract.sketch import edges
 from vc_core.files import Tensors
 from vc_core.layouts import part
 from vc_core.video import FramePlan, read_frames, resize_crop

@@ -16,7 +16,7 @@ from training.data.scenes import Scenes, sample_scenes, scene_seeds
 from vc_core.atomic import written_beside
 from vc_core.conditions import condition_size, drawing_size
 from vc_core.disk import make_folder
-from vc_core.extract import edges
+from vc_core.extract.sketch import edges
 from vc_core.progress import Progress
 from vc_core.video import resize_crop
 

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from training.data.sample import BadSample
-from vc_core.conditions import CONDITIONS, condition_size, drawing_size
+from vc_core.conditions import ANNOTATED, CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import FULL, WriteError, write_error
 from vc_core.errors import UserError, reason
-from vc_core.extract import masked_video, random_mask
+from vc_core.extract.mask import masked_video, random_mask
 from vc_core.extract.refit import refit
 from vc_core.video import resize_crop
 
-LEFT = ("depth", "sketch", "single_sketch")
-"""Conditions that the step makes on its device, out of `Sample.source`, where no cache has them."""
-
-PICTURED = ("mask", "single_image", *LEFT)
+PICTURED = ("mask", "single_image", *ANNOTATED)
 """Conditions that are made of the clip's pictures. All of them are made at one size, `Form.large`."""
 
 
@@ -106,7 +103,7 @@ def make(
             conditions["mask"] = masked_video(frames[None], keep, form.at("mask"))[0]
         if "single_image" in needed:
             conditions["single_image"] = form.fitted("single_image", frames[:, :1])
-        left = [name for name in needed if name in LEFT]
+        left = [name for name in needed if name in ANNOTATED]
         if left:
             source = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
     return Made(torch.stack(small, dim=1) if small else None, style, conditions, source)

@@ -15,7 +15,7 @@ from torch import Tensor
 from training.data.making import draw_below, style_image
 from training.data.sample import Sample
 from vc_core.conditions import CONDITIONS
-from vc_core.extract import edges
+from vc_core.extract.sketch import edges
 from vc_core.video import resize_crop
 
 from .cache import CAPTIONS, STILLS, ClipCache, as_bytes

@@ -26,19 +26,24 @@ CELL = 4  # blocks are multiples of 4 pixels wide and high, and stand on multipl
 class BlockVectors:
     """The block vectors of a clip: `rows` of VECTOR, in decoding order, for a clip of this size and length.
 
-    `kinds` has one letter a frame, I or P; I-frames have no rows, nor have blocks coded without reference.
+    I-frames have no rows, nor have blocks coded without reference.
     """
 
     rows: np.ndarray
     height: int
     width: int
     frames: int
-    kinds: str
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the source."""
         return self.height, self.width
+
+    def by_frame(self) -> Iterator[np.ndarray]:
+        """The rows of each frame, in their order."""
+        order = np.argsort(self.rows["frame"], kind="stable")
+        ends = np.searchsorted(self.rows["frame"][order], np.arange(self.frames + 1))
+        return (self.rows[order[first:last]] for first, last in pairwise(ends))
 
 
 def exported(frame, number: int = 0) -> np.ndarray:
@@ -61,18 +66,8 @@ def exported(frame, number: int = 0) -> np.ndarray:
     return rows
 
 
-def by_frame(rows: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """The rows of each frame, in their order."""
-    order = np.argsort(rows["frame"], kind="stable")
-    ends = np.searchsorted(rows["frame"][order], np.arange(frames + 1))
-    for first, last in pairwise(ends):
-        yield rows[order[first:last]]
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # Maps. Resizing and cropping are linear along each axis, so a map that is known at few positions needs two small
 # matrix products, and the source-sized picture that it stands for is never made.
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,24 +193,20 @@ def to_cells(rows: np.ndarray, source: tuple[int, int], cell: int = CELL) -> np.
     return np.ascontiguousarray(grid[:, margin : margin + down, margin : margin + right])
 
 
-def rasterise_points(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
+def rasterise_points(vectors: BlockVectors, size: tuple[int, int]) -> Tensor:
     """The released map (1, 2, F, h, w) of block vectors, in source pixels; see `PointMap`."""
-    draw = PointMap(tuple(source_size), tuple(size))
-    return fill(map(draw, by_frame(vectors.rows, frames)), frames, size)
+    return fill(map(PointMap(vectors.size, size), vectors.by_frame()), vectors.frames, size)
 
 
-def rasterise_dense(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
+def rasterise_dense(vectors: BlockVectors, size: tuple[int, int]) -> Tensor:
     """The dense map (1, 2, F, h, w) in pixels of `size`: blocks filled with their vectors, others zero, antialiased."""
-    draw = CellMap(tuple(source_size), tuple(size))
-    return fill((draw(rows) * draw.scale for rows in by_frame(vectors.rows, frames)), frames, size)
+    draw = CellMap(vectors.size, size)
+    return fill((draw(rows) * draw.scale for rows in vectors.by_frame()), vectors.frames, size)
 
 
 def fill(maps: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Tensor:
     """(1, 2, F, h, w) of F maps (2, h, w), taken one by one."""
     field = torch.empty(1, 2, frames, *size)
-    number = -1
-    for number, each in enumerate(maps):
+    for number, each in zip(range(frames), maps, strict=True):
         field[0, :, number] = each
-    if number + 1 != frames:
-        raise RuntimeError(f"{number + 1} maps for {frames} frames")
     return field
