@@ -52,7 +52,7 @@ class STCEncode(io.ComfyNode):
                 height,
                 frames,
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many videos are made at once."),
-                *(ConditionType.Input(name, optional=True, tooltip=_WHAT[name]) for name in TABLE),
+                *(ConditionType.Input(name, optional=True, tooltip=_WHAT.get(name, name)) for name in TABLE),
             ],
             outputs=[
                 io.Conditioning.Output("positive_out", display_name="positive", tooltip="For a sampler."),
@@ -128,10 +128,10 @@ def _rate(goal: Target, wired: list[Made]) -> tuple[float, str]:
     That of the first of them, and a sentence where they differ; without any, what the checkpoint was trained for.
     """
     rates = {}
-    for value in (value for value in wired if value.rate is not None):
+    for value in (value for value in wired if value.drawn.rate is not None):
         given = value.condition.tensor.shape[2]  # spread from the first to the last over the frames of the video
         denser = (goal.frames - 1) / (given - 1) if 1 < given != goal.frames > 1 else 1.0
-        rates[value.condition.name] = value.rate * denser
+        rates[value.condition.name] = value.drawn.rate * denser
     if not rates:
         return goal.config.rate, ""
     first, *others = rates
@@ -160,7 +160,7 @@ def _check(value: Made, goal: Target) -> None:
 def _fitted(value: Made, goal: Target) -> Condition:
     """A condition as the network takes it for this video, resampled where it was made for another one."""
     condition = value.condition
-    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, goal.config.extraction, value.size)
+    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, goal.config.extraction, condition.video)
     return replace(condition, tensor=tensor, video=goal.size)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.core.moving_clips import OWN, encode, moving
+from tests.core.pictures import plan, read_mask
 from tests.fuzzing import WHOLE, outcomes
 from tests.hostile import made
 from tests.training.clips import EVERYTHING, generator

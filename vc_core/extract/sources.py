@@ -44,7 +44,8 @@ class Source:
         """The frames (B, 3, F, H, W) that a condition is made of, at `drawing_size`; a spatial one takes the first."""
         size, still = drawing_size(name, self.size), CONDITIONS[name].kind == "spatial"
         if isinstance(self.clip, Tensor):
-            return resize_crop(self.clip[:, :, :1] if still else self.clip, size).expand(-1, 3, -1, -1, -1)
+            frames = self.clip[:, :3, :1] if still else self.clip[:, :3]
+            return resize_crop(frames, size).expand(-1, 3, -1, -1, -1)
         return read_frames(self.clip, replace(self.plan, frames=1) if still else self.plan, size)
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
