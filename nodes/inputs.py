@@ -78,13 +78,14 @@ def plan_inputs() -> list[io.Input]:
     )  # fmt: skip
 
 
-def size_inputs() -> list[io.Input]:
-    """The video's length and size; 0 is as the checkpoint was trained."""
+def size_inputs(first: str = "") -> list[io.Input]:
+    """The video's length and size; 0 is as what is named `first`, else as the checkpoint was trained."""
+    trained = f"{first}as the checkpoint was trained."
     return numbers(
         ("frames", 0, 0, 100000, None,
-         "Frames of the video to be made; 0: as many as the checkpoint was trained for."),
-        ("width", 0, 0, MAX_SIDE, 8, "Width of the video to be made, in pixels; 0: as the checkpoint was trained."),
-        ("height", 0, 0, MAX_SIDE, 8, "Height of the video to be made, in pixels; 0: as the checkpoint was trained."),
+         f"Frames of the video to be made; 0: {first}as many as the checkpoint was trained for."),
+        ("width", 0, 0, MAX_SIDE, 8, f"Width of the video to be made, in pixels; 0: {trained}"),
+        ("height", 0, 0, MAX_SIDE, 8, f"Height of the video to be made, in pixels; 0: {trained}"),
     )  # fmt: skip
 
 

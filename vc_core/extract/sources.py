@@ -120,7 +120,7 @@ def _motion(source: Source, options: Options, progress: Progress | None) -> Extr
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
     size = drawing_size("motion", source.size)
     mode, height = options.motion_mode, options.nominal_height
-    motion = read_motion(source.clip, source.plan, size, layout, unit, mode, height, progress)
+    motion = read_motion(source.clip, source.plan, size, layout, mode, height, progress)
     how = {"layout": layout, "unit": unit, "mode": mode, "reencoded": motion.reencoded, "why": motion.why}
     note = motion.note if mode == "stream" or motion.repeated else ""
     return Extracted(source.fitted("motion", motion.field), how, note)
