@@ -5,7 +5,7 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 
-from vc_core.extract.depth import DepthModel, load_depth_model
+from vc_core.extract.depth import MIDAS_UNIT, DepthModel, load_depth_model
 from vc_core.extract.depth import depth as extracted_depth
 from vc_core.extract.mask import load_mask, mask_of
 from vc_core.extract.networks import per_frame
@@ -43,6 +43,15 @@ def sketch(video, method="auto", models=None, at_once=4, progress=None) -> tuple
     """The sketch of a video and the method that drew it."""
     sketcher = load_sketcher(method, models=models)
     return per_frame(sketcher.draw, video, "sketch", at_once, progress), sketcher.which
+
+
+class Greys:
+    """A network of depth that is none: the darker, the farther."""
+
+    which, values = "midas", "midas"
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.mean(1, keepdim=True) * MIDAS_UNIT
 
 
 def depth(video, model=None, models=None, **options) -> tuple[torch.Tensor, str]:

@@ -93,7 +93,7 @@ def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
     prepare(options, read_captions(videos)[:1], tmp_path, per_shard=1)
     shards = Shards(tmp_path)
     plan, size = plan_of(about(shards, 0)), condition_size("motion", SIZE)
-    expected = read_motion(videos / "right.mp4", plan, size, layout, unit, nominal_height=48).field[0]
+    expected = read_motion(videos / "right.mp4", plan, size, layout, nominal_height=48).field[0]
     whole = ShardClips(shards, Form(SIZE, LONG, extraction)).sample(0, {"motion"}, generator())
     assert expected.abs().max() > 1 and torch.equal(whole.conditions["motion"], expected)
     starts = set()

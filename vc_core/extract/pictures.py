@@ -145,17 +145,11 @@ def _ground(frames: Tensor | None, count: int, size: tuple[int, int]) -> np.ndar
 def _longest_per_cell(field: Tensor, length: Tensor, cell: int, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Of one frame (2, H, W): the vectors (N, 2) that are the longest of their cells and longer than `least`, and
     their places (N, 2) as x, y in pixels."""
-    height, width = length.shape
-    rows, columns = -(-height // cell), -(-width // cell)
-    padding = (0, columns * cell - width, 0, rows * cell - height)
-    at = (torch.arange(cell) + 0.5) / cell - 0.5
-    # Where all are as long, the one in the middle.
-    middle = 1 - 0.02 * torch.hypot(at[:, None], at)
-    score = F.pad(length.cpu(), padding).reshape(rows, cell, columns, cell) * middle[:, None, :]
-    best, index = score.permute(0, 2, 1, 3).flatten(2).max(dim=-1)  # (rows, columns)
-    row, column = (best > least).nonzero(as_tuple=True)
-    index = index[row, column]
-    y, x = row * cell + index // cell, column * cell + index % cell
+    y, x = (((torch.arange(side) % cell) + 0.5) / cell - 0.5 for side in length.shape)
+    score = length.cpu() * (1 - 0.02 * torch.hypot(y[:, None], x))  # where all are as long, the one in the middle
+    best, index = F.max_pool2d(score[None], cell, ceil_mode=True, return_indices=True)
+    index = index[best > least]
+    y, x = index // length.shape[1], index % length.shape[1]
     return field.cpu()[:, y, x].T.numpy(), torch.stack([x, y], dim=1).numpy() + 0.5
 
 
