@@ -17,10 +17,7 @@ from ..errors import UserError
 from .drawing import eased, pixel_centers
 from .reencode import NOMINAL
 from .refit import refit
-from .vectors import VECTOR, BlockVectors, rasterise_points
-
-BLOCK = 16
-"""Side of MPEG-4's blocks."""
+from .vectors import BLOCK, VECTOR, BlockVectors, rasterise_points
 
 I_FRAME_EVERY = 12
 """MPEG-4's default distance of I-frames, which have no vectors: the released network has seen none at frame 12."""

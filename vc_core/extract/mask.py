@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,12 +58,15 @@ def load_mask(path: str | os.PathLike, plan: FramePlan, white: str, size: tuple[
     path = Path(path)
     chosen(f"meaning of white in the mask {path}", white, POLARITIES)
     if path.is_dir():
-        looks, bright, coloured = [], [], []
-        for picture in map(read_image, frame_files(path, plan.frames)):
-            looks.append(_Look.at(picture[:, :, None]))
-            bright.append(resize_crop(as_sketch(picture), size))
-            coloured.append(resize_crop(_not_black(picture), size))
-        labels = _Look.together(looks).labels
+        bright, coloured = [], []
+
+        def looked_at() -> Iterator[Tensor]:  # pictures may be of any size: none but what is fitted is kept
+            for picture in map(read_image, frame_files(path, plan.frames)):
+                bright.append(resize_crop(as_sketch(picture), size))
+                coloured.append(resize_crop(_not_black(picture), size))
+                yield picture
+
+        labels = _are_labels(looked_at())
         return Mask(_keep(torch.stack(coloured if labels else bright, dim=2), white), labels)
     picture = read_image(path)[:, :, None] if is_image(path) else read_frames(path, plan, size)
     return mask_of(picture, white, plan.frames, size)
@@ -89,7 +92,7 @@ def mask_of(video: Tensor, white: str, frames: int, size: tuple[int, int]) -> Ma
     video = video.float()
     if not ((video >= -1e-4) & (video <= 1 + 1e-4)).all():
         raise UserError("The mask has values outside 0..1: expected 0 for black and 1 for white.")
-    labels = _Look.at(video).labels
+    labels = _are_labels([video])
     whiteness = _not_black(video) if labels else as_sketch(video)
     if whiteness.shape[-2:] != tuple(size):
         whiteness = resize_crop(whiteness, size)
@@ -119,42 +122,20 @@ def _coloured(video: Tensor) -> Tensor:
     return video.amax(1) - video.amin(1) > DARK
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What tells whether a mask is one of labels: whether it has black and white, how many pixels are not dark
-    (`visible`) and how many of them no grey (`coloured`), how bright it is, and at most `FEW` and one levels of grey.
-    """
-
-    black: bool
-    white: bool
-    visible: int
-    coloured: int
-    brightest: float
-    levels: frozenset[float]
-
-    @staticmethod
-    def at(video: Tensor) -> _Look:
-        """Of a mask (B, 1 or 3, F, H, W)."""
-        peak, grey = video.amax(1), as_sketch(video)
-        brightest = grey.max().item()
-        levels = grey.unique().tolist()[: FEW + 1] if brightest < 0.5 else []
-        coloured = int(_coloured(video).sum())
-        black = (peak <= (DARK if coloured else 0)).any().item()
-        white = (video.amin(1) > 1 - DARK).any().item()
-        return _Look(black, white, int((peak > DARK).sum()), coloured, brightest, frozenset(levels))
-
-    @staticmethod
-    def together(looks: Sequence[_Look]) -> _Look:
-        """Of all frames of a mask."""
-        black, white, visible, coloured, brightest, levels = zip(*map(astuple, looks), strict=True)
-        return _Look(any(black), any(white), sum(visible), sum(coloured), max(brightest), frozenset().union(*levels))
-
-    @property
-    def labels(self) -> bool:
-        if not self.black or self.white:
-            return False
-        dull = 0 < self.brightest < 0.5 - 1e-4 and len(self.levels) <= FEW
-        return dull or self.coloured * 20 >= self.visible > 0
+def _are_labels(pictures: Iterable[Tensor]) -> bool:
+    """Whether the pictures (B, 1 or 3, ...) of a mask, all together, are labels: on black, and nowhere white."""
+    black = white = False
+    visible, coloured, brightest, levels = 0, 0, 0.0, set()
+    for picture in pictures:
+        peak, grey, colours = picture.amax(1), as_sketch(picture), int(_coloured(picture).sum())
+        black |= (peak <= (DARK if colours else 0)).any().item()
+        white |= (picture.amin(1) > 1 - DARK).any().item()
+        visible, coloured = visible + int((peak > DARK).sum()), coloured + colours
+        brightest = max(brightest, grey.max().item())
+        if brightest < 0.5:
+            levels.update(grey.unique().tolist()[: FEW + 1])
+    dull = 0 < brightest < 0.5 - 1e-4 and len(levels) <= FEW
+    return black and not white and (dull or coloured * 20 >= visible > 0)
 
 
 def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -190,32 +190,28 @@ def tracks_to_native(
     return {"track_path": torch.stack(paths, dim=1), "track_visibility": torch.stack(seen, dim=1)}
 
 
-def resample_track(track: Tensor, frames: int, spacing: str = "index", easing: str = "linear") -> Tensor:
+def resample_track(
+    track: Tensor, frames: int, spacing: str = "index", easing: str = "linear", values: Tensor | None = None
+) -> Tensor:
     """Where a track (N, 2) is at each of the frames, (F, 2) float64; the first and last points keep their places.
 
     Spacing "index" takes equally many points in equal times, as the nodes around those editors do: a track of F
     points is taken as it is. "length" goes equally far in equal times, wherever the points stand. Between points
-    it is straight. A track of one point rests. Raises UserError for an unknown spacing or easing.
+    it is straight. A track of one point rests. `values` (N, C) are taken in place of the points that they go with.
+    Raises UserError for an unknown spacing or easing.
     """
-    return _interpolated(track, track, frames, spacing, easing)
+    chosen("spacing", spacing, SPACINGS)
+    places, values = track.double().numpy(), (track if values is None else values).double().numpy()
+    steps = np.hypot(*np.diff(places, axis=0).T) if spacing == "length" else np.ones(len(places) - 1)
+    way = np.concatenate([[0.0], np.cumsum(steps)])
+    at = eased(frames, easing).numpy() * way[-1]
+    return torch.from_numpy(np.stack([np.interp(at, way, column) for column in values.T], axis=-1))
 
 
 def _visible(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
     """Whether a track's point is seen at each of the frames, (F,) bool: between two points where both are."""
-    if track.visible is None:
-        return torch.ones(frames, dtype=torch.bool)
-    seen = track.visible.double()[:, None]
-    return _interpolated(seen, track.points, frames, spacing, easing)[:, 0] > 1 - 1e-6
-
-
-def _interpolated(values: Tensor, points: Tensor, frames: int, spacing: str, easing: str) -> Tensor:
-    """What goes with the points of a track, (N, C), at each of the frames: (F, C) float64. See `resample_track`."""
-    chosen("spacing", spacing, SPACINGS)
-    places = points.double().numpy()
-    steps = np.hypot(*np.diff(places, axis=0).T) if spacing == "length" else np.ones(len(places) - 1)
-    way = np.concatenate([[0.0], np.cumsum(steps)])
-    at = eased(frames, easing).numpy() * way[-1]
-    return torch.from_numpy(np.stack([np.interp(at, way, column) for column in values.double().numpy().T], axis=-1))
+    seen = torch.ones(len(track.points)) if track.visible is None else track.visible
+    return resample_track(track.points, frames, spacing, easing, seen[:, None])[:, 0] > 1 - 1e-6
 
 
 def tracks_field(
@@ -319,13 +315,8 @@ def _carried(region: Tensor, points: Tensor) -> Tensor:
     height, width = region.shape[-2:]
     x, y = pixel_centers((height, width))
     back = points[:1] - points  # from the place at a frame to the place in the mask
-    grid = torch.stack(
-        torch.broadcast_tensors(
-            (x + back[:, :1])[:, None, :] / width * 2 - 1,
-            (y.T + back[:, 1:])[:, :, None] / height * 2 - 1,
-        ),
-        dim=-1,
-    )  # (F, H, W, 2)
+    across, down = (x + back[:, :1]) / width * 2 - 1, (y.T + back[:, 1:]) / height * 2 - 1  # (F, W), (F, H)
+    grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)  # (F, H, W, 2)
     # What the frame's edge cuts goes on beyond it: a ground that is masked up to the edge moves in from there.
     region = region.expand(len(points), -1, -1, -1)
     return F.grid_sample(region, grid.float(), padding_mode="border", align_corners=False)[:, 0]

@@ -19,6 +19,8 @@ VECTOR = np.dtype(
     [("frame", "i4"), ("dst_x", "i4"), ("dst_y", "i4"), ("w", "i4"), ("h", "i4"), ("dx", "f4"), ("dy", "f4")]
 )
 NONE = np.empty(0, VECTOR)
+BLOCK = 16
+"""Side of MPEG-4's blocks."""
 CELL = 4  # blocks are multiples of 4 pixels wide and high, and stand on multiples of 4
 
 
@@ -138,25 +140,17 @@ def covering_scale(source: tuple[int, int], size: tuple[int, int]) -> float:
 class BlockMeans:
     """A grid of cells as encoders would write it: the VECTOR rows of blocks, each the mean over what it covers.
 
-    The grid is of a source of `source` (h, w), scaled to `shown` (h, w), where the blocks of 16 x 16 pixels stand;
-    `backward` as in `CellMap`.
+    The grid is of a source of `source` (h, w), scaled to `shown` (h, w), where the blocks stand; see `CellMap`.
     """
 
-    def __init__(
-        self,
-        source: tuple[int, int],
-        shown: tuple[int, int],
-        cell: int = CELL,
-        backward: tuple[bool, bool] = (False, False),
-        block: int = 16,
-    ):
+    def __init__(self, source: tuple[int, int], shown: tuple[int, int], cell: int, backward: tuple[bool, bool]):
         whole = CellMap(source, shown, cell, backward=backward)
         self.y, self.x = (
-            F.avg_pool1d(each.T[None], block, ceil_mode=True)[0].T.contiguous() for each in (whole.y, whole.x)
+            F.avg_pool1d(each.T[None], BLOCK, ceil_mode=True)[0].T.contiguous() for each in (whole.y, whole.x)
         )
         self.blank = np.zeros((len(self.y), len(self.x)), VECTOR)
-        self.blank["dst_y"], self.blank["dst_x"] = np.mgrid[: len(self.y), : len(self.x)] * block + block // 2
-        self.blank["w"] = self.blank["h"] = block
+        self.blank["dst_y"], self.blank["dst_x"] = np.mgrid[: len(self.y), : len(self.x)] * BLOCK + BLOCK // 2
+        self.blank["w"] = self.blank["h"] = BLOCK
 
     def __call__(self, grid: np.ndarray) -> np.ndarray:
         found = self.blank.copy()
@@ -167,8 +161,7 @@ class BlockMeans:
 def _cells(cell: int, length: int, scaled: int, first: int, count: int, backward: bool) -> Tensor:
     """(count, n): what share each of the n cells along an axis has in `count` pixels from `first` on, of `scaled`."""
     stored = torch.arange(length).flip(0) if backward else torch.arange(length)
-    cells = stored[:, None] // cell == torch.arange(-(-length // cell))
-    picture = cells.float()[None, None]
+    picture = (stored[:, None] // cell == torch.arange(-(-length // cell))).float()[None, None]
     if scaled != length:
         shape = (scaled, picture.shape[-1])
         picture = F.interpolate(picture, size=shape, mode="bilinear", align_corners=False, antialias=True)
