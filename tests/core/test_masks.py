@@ -95,14 +95,14 @@ def test_a_folder_of_images_is_a_moving_mask(tmp_path):
 
 def test_a_folder_must_have_an_image_a_frame(tmp_path):
     with pytest.raises(UserError, match="0 images for 2 frames") as error:
-        read_mask(tmp_path, 2)
+        read_mask(tmp_path, 2, size=(8, 8))
     assert str(tmp_path) in str(error.value)
     save(tmp_path / "1.png", np.zeros((16, 32), np.uint8))
     save(tmp_path / "2.png", np.zeros((16, 16), np.uint8))
     assert read_mask(tmp_path, 2, size=(8, 8)).shape == (1, 1, 2, 8, 8)
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
-        read_mask(tmp_path, 2)
+        read_mask(tmp_path, 2, size=(8, 8))
 
 
 # --- labels, and what is told ---------------------------------------------------------------------------------
