@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import InputImpl, Types, io
 
 from ..vc_core.demo import RATE, VELOCITY, draw_clip
-from .inputs import CATEGORY, channels_last, schema
+from .inputs import CATEGORY, channels_last, numbers, schema
 
 _WAYS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "diagonal": (0.7, 0.7), "still": (0, 0)}
 
@@ -28,10 +28,11 @@ class VCExampleClip(io.ComfyNode):
             search_aliases=["test video", "demo", "synthetic", "videocomposer"],
             inputs=[
                 io.Combo.Input("direction", options=list(_WAYS), default="right", tooltip="Where the disc goes."),
-                io.Float.Input("speed", default=1.0, min=0.0, max=4.0, step=0.05,
-                               tooltip="How fast: at 1 a third of the frame in 16 frames."),
-                io.Int.Input("frames", default=16, min=1, max=1024, tooltip="Length of the clip."),
-                io.Int.Input("size", default=256, min=64, max=2048, step=8, tooltip="Width and height in pixels."),
+                *numbers(
+                    ("speed", 1.0, 0.0, 4.0, 0.05, "How fast: at 1 a third of the frame in 16 frames."),
+                    ("frames", 16, 1, 1024, None, "Length of the clip."),
+                    ("size", 256, 64, 2048, 8, "Width and height in pixels."),
+                ),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="The clip."),
@@ -39,7 +40,7 @@ class VCExampleClip(io.ComfyNode):
                 io.Image.Output("depth", display_name="depth", tooltip="Depth maps of it, near is bright."),
                 io.Mask.Output("mask", display_name="mask", tooltip="Where the disc is, in every frame."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, direction, speed, frames, size) -> io.NodeOutput:

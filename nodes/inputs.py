@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +14,11 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..vc_core.conditions import CONDITIONS as TABLE
-from ..vc_core.conditions import Condition, condition_size
+from ..vc_core.conditions import Condition
 from ..vc_core.config import Config
 from ..vc_core.errors import UserError
-from ..vc_core.extract.refit import refit
+from ..vc_core.extract.pictures import picture_of
+from ..vc_core.extract.sources import Source
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
 from .host.animation import animation
 from .host.model import config_of
@@ -50,60 +51,54 @@ def advanced(*inputs: io.Input) -> list[io.Input]:
     return list(inputs)
 
 
+def numbers(*rows: tuple[str, Any, Any, Any, Any, str]) -> list[io.Input]:
+    """Number inputs of a table of id, default, least, most, step and tooltip; of whole numbers where the default is."""
+    return [
+        (io.Int if isinstance(default, int) else io.Float).Input(
+            name, default=default, min=low, max=high, step=step, tooltip=text
+        )
+        for name, default, low, high, step, text in rows
+    ]
+
+
 def model_input() -> io.Input:
-    return io.Model.Input(
-        "model", optional=True,
-        tooltip="The VideoComposer model that the condition is for: its size, length and kind follow it. Without one "
-                "STCEncode makes the condition for its own.",
-    )  # fmt: skip
-
-
-def video_input(what: str) -> io.Input:
-    return io.MultiType.Input(
-        "video",
-        [io.Video, io.Image],
-        tooltip=f"{what} A VIDEO is read at the frame plan below; an IMAGE batch is spread over the frames.",
+    text = (
+        "The VideoComposer model that the condition is for: its size, length and kind follow it. Without one STCEncode "
+        "makes the condition for its own."
     )
+    return io.Model.Input("model", optional=True, tooltip=text)
 
 
 def plan_inputs() -> list[io.Input]:
     """The frame plan: which frames of a video are used. Equal plans speak of equal frames."""
-    return [
-        io.Float.Input("start_time", default=0.0, min=0.0, max=1e6, step=0.01,
-                       tooltip="Second of the VIDEO at which the frames begin. 0 for an IMAGE batch."),
-        io.Float.Input("frame_rate", default=0.0, min=0.0, max=1000.0, step=0.01,
-                       tooltip="Frames taken from a second of the VIDEO; 0 is as released: 4, and more of a clip that "
-                               "is too short for that. 0 for an IMAGE batch."),
-    ]  # fmt: skip
+    return numbers(
+        ("start_time", 0.0, 0.0, 1e6, 0.01, "Second of the VIDEO at which the frames begin. 0 for an IMAGE batch."),
+        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames taken from a second of the VIDEO; 0 is as released: 4, and more "
+         "of a clip that is too short for that. 0 for an IMAGE batch."),
+    )  # fmt: skip
 
 
-def size_inputs() -> list[io.Input]:
-    """The video's length and size; 0 is as the checkpoint was trained."""
-    return [
-        io.Int.Input("frames", default=0, min=0, max=100000,
-                     tooltip="Frames of the video to be made; 0: as many as the checkpoint was trained for."),
-        io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=8,
-                     tooltip="Width of the video to be made, in pixels; 0: as the checkpoint was trained."),
-        io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=8,
-                     tooltip="Height of the video to be made, in pixels; 0: as the checkpoint was trained."),
-    ]  # fmt: skip
+def size_inputs(first: str = "") -> list[io.Input]:
+    """The video's length and size; 0 is as what is named `first`, else as the checkpoint was trained."""
+    trained = f"{first}as the checkpoint was trained."
+    return numbers(
+        ("frames", 0, 0, 100000, None,
+         f"Frames of the video to be made; 0: {first}as many as the checkpoint was trained for."),
+        ("width", 0, 0, MAX_SIDE, 8, f"Width of the video to be made, in pixels; 0: {trained}"),
+        ("height", 0, 0, MAX_SIDE, 8, f"Height of the video to be made, in pixels; 0: {trained}"),
+    )  # fmt: skip
 
 
 def schedule_inputs(what: str) -> list[io.Input]:
     """How much and when a condition counts."""
-    return [
-        io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.01,
-                       tooltip=f"How much {what} counts; 0 is the same as leaving it out."),
-        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
-                       tooltip=f"Share of the noise schedule from which on {what} is there."),
-        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
-                       tooltip=f"Share of the noise schedule up to which {what} is there."),
-    ]  # fmt: skip
+    return numbers(
+        ("strength", 1.0, 0.0, 10.0, 0.01, f"How much {what} counts; 0 is the same as leaving it out."),
+        ("start_percent", 0.0, 0.0, 1.0, 0.001, f"Share of the noise schedule from which on {what} is there."),
+        ("end_percent", 1.0, 0.0, 1.0, 0.001, f"Share of the noise schedule up to which {what} is there."),
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Conditions, and the videos that they are for
-# ---------------------------------------------------------------------------------------------------------------
+# --- Conditions, and the videos that they are for -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -121,28 +116,21 @@ class Target:
     asked: tuple[int, int, int] = (0, 0, 0)
     draft: bool = False
 
-    def at(self, name: str) -> tuple[int, int]:
-        """(height, width) that the checkpoint takes a condition at."""
-        return condition_size(name, self.size, self.config.extraction.condition_scale)
-
-    def fitted(self, name: str, tensor: Tensor) -> Tensor:
-        """What was drawn at `drawing_size`, as the checkpoint takes it."""
-        return refit(name, tensor, self.size, tensor.shape[2], self.config.extraction, self.size)
+    def source(self, clip: Any = None, plan: FramePlan | None = None) -> Source:
+        """A clip, as the core makes conditions of it for this video."""
+        return Source(clip, plan, self.size, self.config.extraction)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A condition as a node draws it for a video.
+    """A condition as a node draws it for a video: its tensor, as the checkpoint takes it, see `Condition`.
 
     Attributes:
-        tensor: as the checkpoint takes it, see `Condition`.
-        picture: what the network sees, `(1, 1 or 3, F, h, w)` in [0, 1].
         notes: what was decided for the user.
         rate: frames taken from each second of the VIDEO that it is from; None where it is from none.
     """
 
     tensor: Tensor
-    picture: Tensor
     notes: tuple[str, ...] = ()
     rate: float | None = None
 
@@ -167,15 +155,6 @@ class Made:
     drawn: Drawn
     draw: Draw | None = None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of that video."""
-        return self.condition.video
-
-    @property
-    def rate(self) -> float | None:
-        return self.drawn.rate
-
     def for_video(self, goal: Target) -> Made:
         """This condition, drawn for a video that is known only now; itself where a model had said which one."""
         if self.draw is None:
@@ -186,14 +165,10 @@ class Made:
 
 
 def target(model: Any, frames: int, width: int, height: int, like: Made | None = None) -> Target:
-    """What size inputs mean for a model.
+    """What size inputs mean for a model, or where None is connected.
 
-    Args:
-        model: a MODEL, or None where none is connected.
-        like: another condition, to which this one is added: without a model it is made for the same video.
-
-    Raises:
-        UserError: sides that are no multiples of 8.
+    `like` is another condition, to which this one is added: without a model it is made for the same video. Raises
+    `UserError` for sides that are no multiples of 8.
     """
     asked = (frames, height, width)
     config, known = Config() if model is None else config_of(model), model is not None
@@ -207,72 +182,68 @@ def target(model: Any, frames: int, width: int, height: int, like: Made | None =
 
 
 def condition_output(name: str, goal: Target, draw: Draw, strength: float, start: float, end: float) -> io.NodeOutput:
-    """What a condition node gives, and shows on itself: the condition and what the network sees of it."""
+    """What a condition node gives, and shows on itself: the condition and what the network sees of it.
+
+    Of strength 0 that is a blank, whatever its other inputs are: STCEncode takes it as unplugged.
+    """
     if strength == 0.0:
-        return switched_off(name, goal)
-    draw = _remembering(draw) if goal.draft else draw
-    drawn = draw(goal)
+        table = TABLE[name]
+        frames = goal.frames if table.kind == "temporal" else 1
+        drawn = Drawn(torch.zeros(1, table.channels, frames, *goal.source().at(name)), ("Switched off by strength 0.",))
+        start, end, images = 0.0, 1.0, channels_last(drawn.tensor[:, :1])
+        value = Made(Condition(name, drawn.tensor, 0.0, video=goal.size), goal.config, goal.asked, drawn)
+    else:
+        draw = _remembering(draw) if goal.draft else draw
+        drawn = draw(goal)
+        condition = Condition(name, drawn.tensor, strength, start, end, goal.size)
+        value = Made(condition, goal.config, goal.asked, drawn, draw if goal.draft else None)
+        images = channels_last(picture_of(name, drawn.tensor))
     say(*drawn.notes)
-    condition = Condition(name, drawn.tensor, strength, start, end, goal.size)
-    value = Made(condition, goal.config, goal.asked, drawn, draw if goal.draft else None)
-    images = channels_last(drawn.picture)
-    return io.NodeOutput(value, images, ui=animation(images, drawn.rate or goal.config.rate))
-
-
-def switched_off(name: str, goal: Target) -> io.NodeOutput:
-    """What a condition node gives at strength 0, whatever its other inputs are: STCEncode takes it as unplugged."""
-    table = TABLE[name]
-    frames = goal.frames if table.kind == "temporal" else 1
-    blank = torch.zeros(1, table.channels, frames, *goal.at(name))
-    say("Switched off by strength 0.")
-    value = Made(Condition(name, blank, 0.0, video=goal.size), goal.config, goal.asked, Drawn(blank, blank[:, :1]))
-    images = channels_last(blank[:, :1])
-    return io.NodeOutput(value, images, ui=animation(images[:1], goal.config.rate))
+    shown = images if strength else images[:1]
+    return io.NodeOutput(value, images, ui=animation(shown, drawn.rate or goal.config.rate))
 
 
 def _remembering(draw: Draw) -> Draw:
     """It again, but for the last video it does not draw twice: networks for depth and sketches take their time."""
-    last: list[Any] = []
+    last: dict[Any, Drawn] = {}
 
     def remembered(goal: Target) -> Drawn:
         key = goal.frames, goal.size, goal.config.extraction
-        if not last or last[0] != key:
-            last[:] = key, draw(goal)
-        return last[1]
+        if key not in last:
+            drawn = draw(goal)
+            last.clear()
+            last[key] = drawn
+        return last[key]
 
     return remembered
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Videos and images
-# ---------------------------------------------------------------------------------------------------------------
+# --- Videos and images ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Footage:
-    """A video or an image batch as the core takes it.
+    """A video or images as the core takes them.
 
     Attributes:
-        source: what the core's readers open, or the frames `(1, 3, F, H, W)` in [0, 1].
-        plan: which frames of it are used.
+        source: what conditions are made of.
         count: its number of frames.
         chosen: the numbers of those that are used, for what goes with them one by one, such as masks.
         note: what was decided for the user.
-        rate: frames taken from each second of it; None for an image batch, which has no seconds.
+        rate: frames taken from each second of it; None for images, which have no seconds.
     """
 
-    source: Any
-    plan: FramePlan
+    source: Source
     count: int
-    chosen: tuple[int, ...]
+    chosen: Sequence[int]
     note: str
     rate: float | None = None
 
     def along(self, frames: Tensor) -> tuple[Tensor, str]:
         """Of frames `(1, C, N, H, W)` that go with the source's, or with the plan's, those of the plan."""
-        if frames.shape[2] == self.count != self.plan.frames:
+        if frames.shape[2] == self.count != len(self.chosen):
             return frames[:, :, list(self.chosen)], ""
-        return spread(frames, self.plan.frames)
+        return spread(frames, len(self.chosen))
 
 
 def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> Footage:
@@ -289,21 +260,30 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
             )
         frames, note = spread(channels_first(video), goal.frames)
         plan = FramePlan(0.0, Fraction(goal.config.rate).limit_denominator(1001), goal.frames)
-        return Footage(frames, plan, len(video), tuple(evenly(len(video), goal.frames)), note)
-    if isinstance(video, InputImpl.VideoFromComponents) or trimmed(video):
-        # The stream of the first fails in ComfyUI 0.3.64, that of a trimmed one is the whole file.
-        parts = video.get_components()
+        return Footage(goal.source(frames, plan), len(video), evenly(len(video), goal.frames), note)
+    # The stream of the first fails in ComfyUI 0.3.64, that of a trimmed one is the whole file.
+    parts = video.get_components() if isinstance(video, InputImpl.VideoFromComponents) or trimmed(video) else None
+    if parts is None:
+        clip = video.get_stream_source()
+        info = probe(clip)
+    else:
         count, rate = len(parts.images), Fraction(parts.frame_rate)
         height, width = parts.images.shape[1:3]
         info = VideoInfo(Path("The VIDEO"), width, height, count, rate, float(count / rate), "raw")
-        plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
-        chosen = shown(info, plan)
-        return Footage(channels_first(parts.images[list(chosen)]), plan, count, chosen, seconds(plan), float(plan.rate))
-    source = video.get_stream_source()
-    info = probe(source)
     plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
+    # As ffmpeg's `fps` filter takes them of a video of even rate.
+    ticks = (Fraction(plan.start) + (i + Fraction(1, 2)) / plan.rate for i in range(plan.frames))
+    chosen = [max(0, min(info.frames - 1, math.ceil(tick * info.rate) - 1)) for tick in ticks]
+    if parts is not None:
+        clip = channels_first(parts.images[chosen])
     note = " ".join(filter(None, (seconds(plan), info.note)))
-    return Footage(source, plan, info.frames, shown(info, plan), note, float(plan.rate))
+    return Footage(goal.source(clip, plan), info.frames, chosen, note, float(plan.rate))
+
+
+def still(image: Tensor, goal: Target) -> Footage:
+    """The first of a batch of images."""
+    note = f"The first of {len(image)} images is used." if len(image) > 1 else ""
+    return Footage(goal.source(channels_first(image[:1])), 1, (0,), note)
 
 
 def seconds(plan: FramePlan) -> str:
@@ -320,12 +300,6 @@ def trimmed(video: Any) -> bool:
         return False
     info = probe(video.get_stream_source())
     return float(video.get_duration()) < info.duration - float(1 / info.rate)
-
-
-def shown(info: VideoInfo, plan: FramePlan) -> tuple[int, ...]:
-    """Numbers of the frames that a plan takes of a video of even rate, as ffmpeg's `fps` filter takes them."""
-    ticks = (Fraction(plan.start) + (i + Fraction(1, 2)) / plan.rate for i in range(plan.frames))
-    return tuple(max(0, min(info.frames - 1, math.ceil(tick * info.rate) - 1)) for tick in ticks)
 
 
 def evenly(given: int, count: int) -> list[int]:

@@ -10,12 +10,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vc_core.errors import UserError
-from ..vc_core.extract.camera import CameraMove, camera_field
+from ..vc_core.extract.camera import CameraMove, camera_field, condition_from_field
 from ..vc_core.extract.drawing import EASINGS
-from ..vc_core.extract.fields import condition_from_field
 from ..vc_core.extract.pictures import arrows_picture, flow_picture
 from ..vc_core.extract.tracks import (
     FALLOFFS,
+    SPACINGS,
     Track,
     native_to_tracks,
     parse_tracks,
@@ -38,11 +38,11 @@ from .inputs import (
     channels_last,
     condition_output,
     model_input,
+    numbers,
     schedule_inputs,
     schema,
     size_inputs,
     spread,
-    switched_off,
     target,
 )
 
@@ -51,16 +51,16 @@ TracksType = io.Custom("TRACKS")  # ComfyUI's own, of its versions that have it
 
 
 def easing_input() -> io.Input:
-    return io.Combo.Input("easing", options=list(EASINGS), default="linear",
-                          tooltip="How the movement sets in and ends: linear keeps its speed.")  # fmt: skip
+    text = "How the movement sets in and ends: linear keeps its speed."
+    return io.Combo.Input("easing", options=list(EASINGS), default="linear", tooltip=text)
 
 
 def add_input() -> io.Input:
-    return ConditionType.Input(
-        "add_to", optional=True,
-        tooltip="Another motion, made for the same video, to which this one is added. Strength, start and end of the "
-                "sum are set here.",
-    )  # fmt: skip
+    text = (
+        "Another motion, made for the same video, to which this one is added. Strength, start and end of the sum are "
+        "set here."
+    )
+    return ConditionType.Input("add_to", optional=True, tooltip=text)
 
 
 def checked(value: Made, socket: str, name: str) -> Made:
@@ -73,23 +73,25 @@ def checked(value: Made, socket: str, name: str) -> Made:
     return value
 
 
-def by_hand(field: Callable[[Target], Tensor], goal: Target, add_to: Made | None, *schedule: float) -> io.NodeOutput:
-    """The motion condition of a dense field, with another motion added to it, and its picture.
+def goal_of(model=None, frames=0, width=0, height=0, add_to=None, **_: float) -> Target:
+    """The video that the inputs of a motion made by hand name."""
+    return target(model, frames, width, height, add_to)
 
-    Args:
-        field: `(1, 2, F, H, W)` for a video, in its pixels.
-        schedule: strength, start and end.
-    """
+
+def by_hand(
+    field: Callable[[Target], Tensor], strength: float, start_percent: float, end_percent: float, **inputs: Any
+) -> io.NodeOutput:
+    """The motion condition of a dense field `(1, 2, F, H, W)` for a video, in its pixels, and of `add_to`."""
+    add_to = inputs.get("add_to")
 
     def draw(goal: Target) -> Drawn:
         tensor = condition_from_field(field(goal), goal.config.extraction, goal.size)
         if add_to is None or checked(add_to, "add_to", "motion").condition.strength == 0.0:
-            return Drawn(tensor, flow_picture(tensor))
+            return Drawn(tensor)
         given = add_to.for_video(goal)
-        tensor = tensor + addend(given, tensor.shape[2], goal)
-        return Drawn(tensor, flow_picture(tensor), rate=given.rate)
+        return Drawn(tensor + addend(given, tensor.shape[2], goal), rate=given.drawn.rate)
 
-    return condition_output("motion", goal, draw, *schedule)
+    return condition_output("motion", goal_of(**inputs), draw, strength, start_percent, end_percent)
 
 
 def addend(value: Made, frames: int, goal: Target) -> Tensor:
@@ -100,18 +102,13 @@ def addend(value: Made, frames: int, goal: Target) -> Tensor:
             f"The socket 'add_to' holds a motion of strength {given.strength:g} from {given.start:g} to "
             f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
         )
-    if (given.tensor.shape[2], value.size) != (frames, goal.size):
-        (height, width), (wanted_height, wanted_width) = value.size, goal.size
+    if (given.tensor.shape[2], given.video) != (frames, goal.size):
+        (height, width), (wanted_height, wanted_width) = given.video, goal.size
         raise UserError(
             f"The socket 'add_to' holds a motion of {given.tensor.shape[2]} frames at {width}x{height} and this one "
             f"has {frames} at {wanted_width}x{wanted_height}: make both for one length and size."
         )
-    return goal.fitted("motion", given.tensor)  # that of a checkpoint that takes another size
-
-
-def with_more(output: io.NodeOutput, *values: Any, **ui: Any) -> io.NodeOutput:
-    """An output with further values, and with more for the page."""
-    return io.NodeOutput(*output.args, *values, ui={**(output.ui or {}), **ui} or None)
+    return goal.source().fitted("motion", given.tensor)  # that of a checkpoint that takes another size
 
 
 def given_tracks(text: str, native: Any, canvas: tuple[int, int]) -> list[Track]:
@@ -149,22 +146,23 @@ class VCMotionFromTracks(io.ComfyNode):
                 io.String.Input("tracks", multiline=True, default='[{"x": 128, "y": 256}, {"x": 384, "y": 256}]',
                                 tooltip="JSON of points in pixels of the canvas, one track or a list of tracks: "
                                         '[{"x": 128, "y": 256}, {"x": 384, "y": 256}]'),
-                io.Int.Input("canvas_width", default=512, min=0, max=16384,
-                             tooltip="Width of the canvas that the tracks were drawn on; 0: that of the connected "
-                                     "image, or else the video's."),
-                io.Int.Input("canvas_height", default=512, min=0, max=16384,
-                             tooltip="Height of the canvas that the tracks were drawn on; 0: that of the connected "
-                                     "image, or else the video's."),
+                *numbers(
+                    ("canvas_width", 512, 0, 16384, None, "Width of the canvas that the tracks were drawn on; 0: that "
+                     "of the connected image, or else the video's."),
+                    ("canvas_height", 512, 0, 16384, None, "Height of the canvas that the tracks were drawn on; 0: "
+                     "that of the connected image, or else the video's."),
+                ),
                 *size_inputs(),
                 *schedule_inputs("the motion"),
-                io.Float.Input("radius", default=0.0, min=0.0, max=16384.0, step=0.5,
-                               tooltip="How far around its point a track moves things, in pixels of the canvas; 0: an "
-                                       "eighth of the canvas, or no limit where a mask is connected."),
+                *numbers(
+                    ("radius", 0.0, 0.0, 16384.0, 0.5, "How far around its point a track moves things, in pixels of "
+                     "the canvas; 0: an eighth of the canvas, or no limit where a mask is connected."),
+                ),
                 easing_input(),
                 *advanced(
                     io.Combo.Input("falloff", options=list(FALLOFFS), default="gaussian",
                                    tooltip="How the influence falls within the radius."),
-                    io.Combo.Input("spacing", options=["index", "length"], default="index",
+                    io.Combo.Input("spacing", options=list(SPACINGS), default="index",
                                    tooltip="index: the points are equally long apart in time; length: the speed along "
                                            "the track is even."),
                 ),
@@ -189,26 +187,28 @@ class VCMotionFromTracks(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, tracks, canvas_width, canvas_height, frames, width, height, strength, start_percent, end_percent,
-                radius, easing, falloff, spacing, model=None, mask=None, add_to=None, image=None,
-                native_tracks=None) -> io.NodeOutput:  # fmt: skip
-        goal = target(model, frames, width, height, add_to)
+    def execute(
+        cls, tracks, canvas_width, canvas_height, radius, easing, falloff, spacing, mask=None, image=None, **inputs
+    ) -> io.NodeOutput:
+        native, goal = inputs.pop("native_tracks", None), goal_of(**inputs)
         page = {"videocomposer_size": [goal.size[::-1]]}
+        ground = goal.size
         if image is not None:
             page["videocomposer_background"] = [temporary(image[0])]
-        if strength == 0.0:
-            nowhere = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
-            return with_more(switched_off("motion", goal), nowhere, **page)
-        ground = goal.size if image is None else tuple(image.shape[1:3])
+            ground = tuple(image.shape[1:3])
+        if inputs["strength"] == 0.0:
+            made = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
+            return with_more(by_hand(None, **inputs), made, page)
         drawn_on = (canvas_height or ground[0], canvas_width or ground[1])
-        paths = given_tracks(tracks, native_tracks, drawn_on)
+        paths = given_tracks(tracks, native, drawn_on)
         if image is not None:  # the canvas is stretched over it, as the editor does when it takes its size
             down, right = (side / drawn for side, drawn in zip(ground, drawn_on, strict=True))
             paths = [path.scaled(right, down) for path in paths]
             radius = radius * min(ground) / min(drawn_on)
             canvas_height, canvas_width = ground
         region = None if mask is None else channels_first(mask)
-        if region is not None and region.shape[2] > 1:
+        moving = region is not None and region.shape[2] > 1
+        if moving:
             note = spread(region, goal.frames)[1]
             say(note and f"Mask: {note}")
 
@@ -216,13 +216,18 @@ class VCMotionFromTracks(io.ComfyNode):
             return canvas_height or goal.size[0], canvas_width or goal.size[1]
 
         def field(goal: Target) -> Tensor:
-            along = region if region is None or region.shape[2] == 1 else spread(region, goal.frames)[0]
+            along = spread(region, goal.frames)[0] if moving else region
             return tracks_field(
                 paths, goal.frames, goal.size, canvas(goal), radius or None, along, falloff, spacing, easing
             )
 
-        native = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
-        return with_more(by_hand(field, goal, add_to, strength, start_percent, end_percent), native, **page)
+        made = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
+        return with_more(by_hand(field, **inputs), made, page)
+
+
+def with_more(output: io.NodeOutput, value: Any, page: dict[str, Any]) -> io.NodeOutput:
+    """An output with a further value, and with more for the page."""
+    return io.NodeOutput(*output.args, value, ui={**output.ui, **page})
 
 
 class VCCameraMotion(io.ComfyNode):
@@ -238,16 +243,16 @@ class VCCameraMotion(io.ComfyNode):
             search_aliases=["pan", "zoom", "roll", "camera", "videocomposer"],
             inputs=[
                 model_input(),
-                io.Float.Input("pan_right", default=0.0, min=-10.0, max=10.0, step=0.01,
-                               tooltip="How far the camera looks to the right in the end, in widths of the frame; the "
-                                       "picture moves to the left."),
-                io.Float.Input("pan_down", default=0.0, min=-10.0, max=10.0, step=0.01,
-                               tooltip="How far the camera looks down in the end, in heights of the frame; the picture "
-                                       "moves up."),
-                io.Float.Input("zoom", default=1.0, min=0.05, max=20.0, step=0.01,
-                               tooltip="How much larger things are in the end; below 1 the camera zooms out."),
-                io.Float.Input("roll", default=0.0, min=-3600.0, max=3600.0, step=0.5,
-                               tooltip="Degrees by which the camera turns clockwise; the picture turns the other way."),
+                *numbers(
+                    ("pan_right", 0.0, -10.0, 10.0, 0.01, "How far the camera looks to the right in the end, in "
+                     "widths of the frame; the picture moves to the left."),
+                    ("pan_down", 0.0, -10.0, 10.0, 0.01, "How far the camera looks down in the end, in heights of the "
+                     "frame; the picture moves up."),
+                    ("zoom", 1.0, 0.05, 20.0, 0.01, "How much larger things are in the end; below 1 the camera zooms "
+                     "out."),
+                    ("roll", 0.0, -3600.0, 3600.0, 0.5, "Degrees by which the camera turns clockwise; the picture "
+                     "turns the other way."),
+                ),
                 easing_input(),
                 *size_inputs(),
                 *schedule_inputs("the motion"),
@@ -257,13 +262,9 @@ class VCCameraMotion(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, pan_right, pan_down, zoom, roll, easing, frames, width, height, strength, start_percent,
-                end_percent, model=None, add_to=None) -> io.NodeOutput:  # fmt: skip
-        move = CameraMove((pan_right, pan_down), zoom, roll, easing=easing)
-        goal = target(model, frames, width, height, add_to)
-        return by_hand(
-            lambda goal: camera_field(move, goal.frames, goal.size), goal, add_to, strength, start_percent, end_percent
-        )
+    def execute(cls, pan_right, pan_down, zoom, roll, easing, **inputs) -> io.NodeOutput:
+        move = CameraMove((pan_right, pan_down), zoom, roll, easing)
+        return by_hand(lambda goal: camera_field(move, goal.frames, goal.size), **inputs)
 
 
 class VCMotionPreview(io.ComfyNode):
@@ -290,14 +291,14 @@ class VCMotionPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion, style, images=None) -> io.NodeOutput:
-        field, ground = checked(motion, "motion", "motion").condition.tensor, None
+        condition, ground = checked(motion, "motion", "motion").condition, None
         if style == "arrows" and images is not None:
             ground = channels_first(images)[:, :3]
-            ground = ground if ground.shape[2] == 1 else spread(ground, field.shape[2])[0]
-            ground = resize_crop(ground, motion.size)
-        shown = flow_picture(field) if style == "colours" else arrows_picture(field, ground)
-        pictures = channels_last(shown)
-        return io.NodeOutput(pictures, ui=animation(pictures, motion.rate or motion.config.rate))
+            ground = ground if ground.shape[2] == 1 else spread(ground, condition.tensor.shape[2])[0]
+            ground = resize_crop(ground, condition.video)
+        field = condition.tensor
+        pictures = channels_last(flow_picture(field) if style == "colours" else arrows_picture(field, ground))
+        return io.NodeOutput(pictures, ui=animation(pictures, motion.drawn.rate or motion.config.rate))
 
 
 NODES: list[Any] = [VCMotionFromTracks, VCCameraMotion, VCMotionPreview]

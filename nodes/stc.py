@@ -34,9 +34,7 @@ class STCEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        frames, width, height = size_inputs()
-        for side in (frames, width, height):
-            side.tooltip = side.tooltip.replace("0: ", "0: as the connected conditions, else ")
+        frames, width, height = size_inputs("as the connected conditions, else ")
         return schema(
             node_id="STCEncode",
             display_name="STC Encode (VideoComposer)",
@@ -52,7 +50,7 @@ class STCEncode(io.ComfyNode):
                 height,
                 frames,
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many videos are made at once."),
-                *(ConditionType.Input(name, optional=True, tooltip=_WHAT[name]) for name in TABLE),
+                *(ConditionType.Input(name, optional=True, tooltip=_WHAT.get(name, name)) for name in TABLE),
             ],
             outputs=[
                 io.Conditioning.Output("positive_out", display_name="positive", tooltip="For a sampler."),
@@ -70,11 +68,14 @@ class STCEncode(io.ComfyNode):
         wired = [checked(sockets[name], name, name) for name in TABLE if sockets.get(name) is not None]
         # A condition of no strength is one that is not there, to the bit.
         wired = [value for value in wired if value.condition.strength != 0.0]
-        goal = _goal(model, frames, width, height, wired)
+        # As asked for, else as the conditions were made, else as the checkpoint was trained.
+        lengths = [value.asked[0] for value in wired if TABLE[value.condition.name].kind == "temporal"]
+        high, wide = (next((value.asked[i] for value in wired if value.asked[i]), 0) for i in (1, 2))
+        goal = target(model, frames or max(lengths, default=0), width or wide, height or high)
         for value in wired:
             _check(value, goal)
         drawn = [value.for_video(goal) for value in wired]
-        conditions = tuple(_fitted(value, goal) for value in drawn)
+        conditions = tuple(_fitted(value.condition, goal) for value in drawn)
         rate, odd = _rate(goal, drawn)
         notes = [_told(*each) for each in zip(wired, drawn, conditions, strict=True)]
         say(*(note for told in notes for note in told), odd)
@@ -101,7 +102,7 @@ def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
 
 def _told(given: Made, drawn: Made, fitted: Condition) -> list[str]:
     """What was done to a condition: drawn for this video because no model was connected to its node, or resampled."""
-    size, now = (_extent(condition) for condition in (drawn.condition, fitted))
+    size, now = ("{0} x {2}x{1}".format(*one.tensor.shape[2:]) for one in (drawn.condition, fitted))
     if drawn.condition.tensor is not fitted.tensor:
         return [f"{fitted.name}: resampled from {size} to {now} (frames x width x height)."]
     if given.condition.tensor is fitted.tensor:
@@ -110,28 +111,16 @@ def _told(given: Made, drawn: Made, fitted: Condition) -> list[str]:
     return [f"{fitted.name}: drawn anew for this model, {now} (frames x width x height).", *notes]
 
 
-def _extent(condition: Condition) -> str:
-    frames, height, width = condition.tensor.shape[2:]
-    return f"{frames} x {width}x{height}"
-
-
-def _goal(model: Any, frames: int, width: int, height: int, wired: list[Made]) -> Target:
-    """The video that is meant: as asked for, else as the conditions were made, else as the checkpoint was trained."""
-    lengths = [value.asked[0] for value in wired if TABLE[value.condition.name].kind == "temporal"]
-    high, wide = (next((value.asked[i] for value in wired if value.asked[i]), 0) for i in (1, 2))
-    return target(model, frames or max(lengths, default=0), width or wide, height or high)
-
-
 def _rate(goal: Target, wired: list[Made]) -> tuple[float, str]:
     """Frames a second at which a video plays as fast as the VIDEO that its conditions were taken from.
 
     That of the first of them, and a sentence where they differ; without any, what the checkpoint was trained for.
     """
     rates = {}
-    for value in (value for value in wired if value.rate is not None):
+    for value in (value for value in wired if value.drawn.rate is not None):
         given = value.condition.tensor.shape[2]  # spread from the first to the last over the frames of the video
         denser = (goal.frames - 1) / (given - 1) if 1 < given != goal.frames > 1 else 1.0
-        rates[value.condition.name] = value.rate * denser
+        rates[value.condition.name] = value.drawn.rate * denser
     if not rates:
         return goal.config.rate, ""
     first, *others = rates
@@ -157,10 +146,9 @@ def _check(value: Made, goal: Target) -> None:
         )
 
 
-def _fitted(value: Made, goal: Target) -> Condition:
+def _fitted(condition: Condition, goal: Target) -> Condition:
     """A condition as the network takes it for this video, resampled where it was made for another one."""
-    condition = value.condition
-    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, goal.config.extraction, value.size)
+    tensor = refit(condition.name, condition.tensor, goal.size, goal.frames, goal.config.extraction, condition.video)
     return replace(condition, tensor=tensor, video=goal.size)
 
 
@@ -194,10 +182,9 @@ class StyleEmbed(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, positive, negative, strength, start_percent, end_percent, clip_vision=None, image=None,
-                clip_vision_output=None) -> io.NodeOutput:  # fmt: skip
-        both = clip_vision is not None and image is not None
-        if both == (clip_vision_output is not None) or (clip_vision is None) != (image is None):
+    def execute(cls, positive, negative, strength, start_percent, end_percent, **sockets) -> io.NodeOutput:
+        clip_vision, image, seen = map(sockets.get, ("clip_vision", "image", "clip_vision_output"))
+        if (clip_vision is None) != (image is None) or (image is None) == (seen is None):
             raise UserError(
                 "A style comes from the sockets 'clip_vision' and 'image' together, or from 'clip_vision_output' "
                 "alone: connect one of the two."
@@ -210,14 +197,12 @@ class StyleEmbed(io.ComfyNode):
             )
         if strength == 0.0:
             return io.NodeOutput(positive, negative)
-        seen = clip_vision_output
         if seen is None:
             seen = clip_vision.encode_image(image[..., :3].float())
-        embedding = seen["image_embeds"].float()[:, None]
-        there = StyleImage(embedding, strength, start_percent, end_percent)
+        there = StyleImage(seen["image_embeds"].float()[:, None], strength, start_percent, end_percent)
+        away = StyleImage(None, 1.0, start_percent, end_percent)
         return io.NodeOutput(
-            conditioning_set_values(positive, {STYLE: there}),
-            conditioning_set_values(negative, {STYLE: StyleImage(None, 1.0, start_percent, end_percent)}),
+            *(conditioning_set_values(side, {STYLE: one}) for side, one in ((positive, there), (negative, away)))
         )
 
 

@@ -5,7 +5,7 @@ Each is loaded when it is first needed, so a data set with caches needs fewer fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,13 @@ from torch import Tensor
 from training.recipe import Recipe
 from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
 from vc_core.composer import VideoComposer, choose_dtypes
-from vc_core.conditions import condition_size, drawing_size
+from vc_core.conditions import condition_size
 from vc_core.config import Config
 from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
-from vc_core.extract.refit import refit
+from vc_core.extract.sources import Options, Source, extract_condition
 from vc_core.files import open_tensors
 from vc_core.model.unet import UNet3D
-from vc_core.video import resize_crop
-
-MADE = ("depth", "sketch", "single_sketch")
-"""Conditions that are made here of a sample's frames, where the data set does not bring them."""
 
 
 def gather_parts(recipe: Recipe) -> dict[str, Part]:
@@ -52,7 +48,7 @@ class Encoders:
         parts: the autoencoder and the towers, see `gather_parts`.
         size: (height, width) of the videos in pixels.
         dtype: the autoencoder and the towers compute in; by default as they do to compose, fp16 on CUDA.
-        depth_model: see `vc_core.extract.depth.depth`; None for the released one, where it is found.
+        depth_model: see `vc_core.extract.depth.load_depth_model`; None for the released one, where it is found.
         chunk: frames at a time.
     """
 
@@ -67,7 +63,10 @@ class Encoders:
         chunk: int = 16,
     ):
         self.config, self.parts, self.size = config, parts, size
-        self.device, self.depth_model, self.chunk = torch.device(device), depth_model, chunk
+        self.device, self.chunk = torch.device(device), chunk
+        self.options = Options(  # as trained: `auto` would draw edges where the networks of a run are missing
+            sketch_method=config.extraction.sketch, depth_model=depth_model, device=device, at_once=chunk, loaded={}
+        )
         self.dtype = dtype or choose_dtypes(self.device, "auto", "auto")[1]
 
     @cached_property
@@ -108,14 +107,20 @@ class Encoders:
         return encode_image(self.towers, image.to(self.device)).float()
 
     def condition(self, name: str, source: Tensor) -> Tensor:
-        """One of `MADE`, `(B, 1, F, H', W')`, of the frames `(B, 3, F, H, W)` in [0, 1] that it is of."""
-        pictures = resize_crop(source.to(self.device, torch.float32), drawing_size(name, self.size)).clamp(0, 1)
+        """A condition, `(B, C, F, H', W')`, of the frames `(B, 3, F, H, W)` in [0, 1] that it is of."""
+        extraction, frames = self.config.extraction, source.to(self.device, torch.float32).clamp(0, 1)
         try:
-            drawn = self._depth(pictures) if name == "depth" else self._sketch(pictures)
+            made = extract_condition(name, Source(frames, None, self.size, extraction), self.options)
+            if name == "depth" and extraction.depth == "midas" and made.how["model"] != "midas":
+                raise UserError(
+                    f"{self.options.depth_model} is {made.how['model']}, and the network's depth is MiDaS's: give that "
+                    "as depth_model, or say extraction.depth relative in start.network."
+                )
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
-                            ) from error  # fmt: skip
-        return refit(name, drawn, self.size, drawn.shape[2], self.config.extraction)
+            raise UserError(
+                f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
+            ) from error
+        return made.tensor
 
     def taken_at(self, name: str) -> tuple[int, int]:
         """(height, width) that the network takes a condition at."""
@@ -134,33 +139,3 @@ class Encoders:
             raise UserError(f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its "
                             f"start.parts bring it: add a file of it to start.parts{without}.")  # fmt: skip
         return self.parts[name]
-
-    @cached_property
-    def _depth(self) -> Callable[[Tensor], Tensor]:
-        from vc_core.extract.depth import RELEASED_FILE, depth, load_depth_model
-        from vc_core.extract.networks import locate
-
-        path = self.depth_model or locate([RELEASED_FILE]).get(RELEASED_FILE)
-        if path is None:
-            depth(torch.zeros(1, 3, 1, 8, 8))  # which says what to get, and where
-        model = load_depth_model(path, self.device)
-        if self.config.extraction.depth == "midas" and model.which != "midas":
-            raise UserError(f"{path} is {model.which}, and the network's depth is MiDaS's: give that as depth_model, "
-                            "or say extraction.depth relative in start.network.")  # fmt: skip
-        return lambda frames: depth(frames, model, device=self.device, chunk=self.chunk)[0]
-
-    @cached_property
-    def _sketch(self) -> Callable[[Tensor], Tensor]:
-        from vc_core.extract.networks import locate, per_frame
-        from vc_core.extract.pidinet import load_pidinet
-        from vc_core.extract.simplify import load_simplifier
-        from vc_core.extract.sketch import RELEASED_FILES, edges, released_sketch, sketch
-
-        if self.config.extraction.sketch == "edges":
-            return edges
-        files = locate(RELEASED_FILES)
-        if len(files) < len(RELEASED_FILES):
-            sketch(torch.zeros(1, 3, 1, 8, 8), "pidinet")  # which says what to get, and where
-        detector, simplifier = (files[name] for name in RELEASED_FILES)
-        draw = released_sketch(load_pidinet(detector).to(self.device), load_simplifier(simplifier).to(self.device))
-        return lambda frames: per_frame(draw, frames, "sketch", self.device, self.chunk)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from training.data.sample import Batch, Sample
 from training.data.sampler import generator_for
-from training.encoders import MADE, Encoders
+from training.encoders import Encoders
 from training.images import leave_out_for_images
 from training.objective import Objective, embed_conditions, make_context
 from training.recipe import Recipe
-from vc_core.conditions import CONDITIONS
+from vc_core.conditions import ANNOTATED, CONDITIONS
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
@@ -109,7 +109,7 @@ class Step:
 
     def _condition(self, name: str, samples: Sequence[Sample]) -> Tensor:
         def source(sample: Sample) -> Tensor | None:
-            if name not in MADE:
+            if name not in ANNOTATED:
                 return None
             frames = sample.video if sample.source is None else sample.source
             return frames if frames is None or CONDITIONS[name].kind == "temporal" else frames[:, :1]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from training.data.sample import BadSample, Clips, Sample
 from training.data.sampler import generator_for
-from training.encoders import MADE, Encoders
+from training.encoders import Encoders
 from training.log import Log
 from training.lora import merge_lora, network_of
 from training.objective import possible_names
 from training.recipe import Recipe
-from vc_core.conditions import Condition
+from vc_core.conditions import ANNOTATED, Condition
 from vc_core.disk import make_folder
 from vc_core.pipeline import compose
 from vc_core.video import write_video
@@ -59,7 +59,7 @@ def validate(
     make_folder(folder)
     wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)
-    left_out = {*MADE, *recipe.data[0].without}
+    left_out = {*ANNOTATED, *recipe.data[0].without}
     possible = [n for n in possible_names(recipe.stage, longest, config.unet.conditions) if n not in left_out]
     for index in range(min(watch.samples, len(clips[longest]))):
         try:

@@ -1,7 +1,8 @@
 """The condition table: everything that is spatial or temporal in a VideoComposer checkpoint, one row each.
 
 The table drives the STC-encoders, the file format, the dropout of training, the extractors and the help texts. Adding
-a condition means adding a row. (Text and style are tokens, not rows: they enter through cross-attention.)
+a condition means adding a row, and an extractor in `vc_core.extract.sources`. (Text and style are tokens, not rows:
+they enter through cross-attention.)
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class ConditionSpec:
         low, high: range of the values that the network was trained on, in `unit`.
         released: prefixes of the released convolutional stem and of its temporal Transformer layer.
         guidance_key: argument name of the released network's forward.
+        annotated: an annotator draws it of the frames alone, with a network where there is one: on a device, and in
+            training in the step.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ConditionSpec:
     unit: str
     released: tuple[str, str]
     guidance_key: str
+    annotated: bool = False
 
     @property
     def scale(self) -> int:
@@ -45,24 +49,23 @@ class ConditionSpec:
 _INF = float("inf")
 
 _ROWS = (
-    # name, channels, kind, size, low, high, unit, stem prefix, temporal layer prefix, guidance key
+    # name, channels, kind, size, low, high, unit, stem prefix, temporal layer prefix, guidance key, annotated
     ("motion", 2, "temporal", 256, -_INF, _INF, "pixels moved since the previous frame",
-     "motion_embedding", "motion_embedding_after", "motion"),
+     "motion_embedding", "motion_embedding_after", "motion", False),
     ("depth", 1, "temporal", 384, 0.0, 10.0, "MiDaS inverse depth / 20",
-     "depth_embedding", "depth_embedding_after", "depth"),
+     "depth_embedding", "depth_embedding_after", "depth", True),
     ("sketch", 1, "temporal", 384, 0.0, 1.0, "line brightness",
-     "sketch_embedding", "sketch_embedding_after", "sketch"),
+     "sketch_embedding", "sketch_embedding_after", "sketch", True),
     ("mask", 4, "temporal", 384, -1.0, 1.0, "RGB in [-1, 1] times keep, then keep (1 = keep, 0 = paint)",
-     "masked_embedding", "mask_embedding_after", "masked"),
+     "masked_embedding", "mask_embedding_after", "masked", False),
     ("single_image", 3, "spatial", 384, 0.0, 1.0, "RGB",
-     "local_image_embedding", "local_image_embedding_after", "local_image"),
+     "local_image_embedding", "local_image_embedding_after", "local_image", False),
     ("single_sketch", 1, "spatial", 384, 0.0, 1.0, "line brightness",
-     "single_sketch_embedding", "single_sketch_embedding_after", "single_sketch"),
+     "single_sketch_embedding", "single_sketch_embedding_after", "single_sketch", True),
 )  # fmt: skip
 
-CONDITIONS: dict[str, ConditionSpec] = {
-    row[0]: ConditionSpec(*row[:7], released=row[7:9], guidance_key=row[9]) for row in _ROWS
-}
+CONDITIONS: dict[str, ConditionSpec] = {row[0]: ConditionSpec(*row[:7], row[7:9], *row[9:]) for row in _ROWS}
+ANNOTATED = tuple(name for name, row in CONDITIONS.items() if row.annotated)
 
 
 def condition_size(name: str, size: tuple[int, int], scale: int | None = None) -> tuple[int, int]:
@@ -77,8 +80,7 @@ def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) that a condition is drawn at, and pictures are taken at for it, whatever the checkpoint.
 
     That is the table's own size: thresholds and lines' widths of the annotators hold there, motion's single points are
-    not lost, and its map is as large as the video of `size`, whose pixels vectors are in. What was drawn,
-    `vc_core.extract.refit` brings to the checkpoint's `condition_size`.
+    not lost, and its map is as large as the video of `size`, whose pixels vectors are in.
     """
     return condition_size(name, size)
 

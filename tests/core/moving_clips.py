@@ -9,14 +9,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vc_core.video import (
-    FramePlan,
-)
+from vc_core.extract.motion import read_motion
+from vc_core.video import FramePlan
 
 RATE = 12
 PLAN = FramePlan(0.0, Fraction(4), 4)  # every third frame of a clip at RATE
 OWN = {"bf": "0", "refs": "1", "g": "60"}  # H.264 whose vectors are from the frame before
 SHOWN = slice(16, -16)  # away from where content comes in
+
+
+def extract_motion(source, plan, layout="points", size=(256, 256), **options) -> torch.Tensor:
+    """The field of `read_motion` alone."""
+    return read_motion(source, plan, size, layout, **options).field
 
 
 @cache

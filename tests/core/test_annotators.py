@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.core.pictures import clip
+from tests.core.pictures import clip, depth, sketch
 from vc_core.errors import UserError
-from vc_core.extract.depth import MIDAS_UNIT, depth, midas_model
+from vc_core.extract.depth import MIDAS_UNIT, midas_model
 from vc_core.extract.midas import is_midas, midas_config, midas_state
 from vc_core.extract.pidinet import PiDiNet, fold_angular, fold_central, fold_radial, load_pidinet, released_layout
 from vc_core.extract.simplify import CHANNELS, Simplifier, load_simplifier
-from vc_core.extract.sketch import edges, released_sketch, sketch
+from vc_core.extract.sketch import edges, released_sketch
 from vc_core.files import Tensors
 from vc_core.models import MODELS
 
@@ -174,8 +174,8 @@ def test_a_sketch_has_the_videos_size_and_batch(models, size):
 
 def test_a_sketch_does_not_depend_on_the_chunk_and_tells_its_progress(models):
     video, told = clip(frames=5), []
-    whole, _ = sketch(video, "pidinet", models, chunk=5)
-    pieces, _ = sketch(video, "pidinet", models, chunk=2, progress=lambda *done: told.append(done))
+    whole, _ = sketch(video, "pidinet", models, at_once=5)
+    pieces, _ = sketch(video, "pidinet", models, at_once=2, progress=lambda *done: told.append(done))
     torch.testing.assert_close(pieces, whole)
     assert told == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
 
@@ -276,7 +276,7 @@ def test_midas_takes_pictures_around_zero_and_gives_a_twentieth_up_to_ten(midas)
 
 @pytest.mark.parametrize("size", [(50, 70), (200, 130), (16, 16)], ids=str)
 def test_depth_has_the_videos_size(midas, size):
-    out, _ = depth(clip(*size, frames=2, batch=2), midas, chunk=3)
+    out, _ = depth(clip(*size, frames=2, batch=2), midas, at_once=3)
     assert out.shape == (2, 1, 2, *size) and torch.isfinite(out).all()
 
 

@@ -14,16 +14,12 @@ from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.conversion import convert
 from vc_core.demo import draw_clip
-from vc_core.extract import (
-    CameraMove,
-    camera_field,
-    condition_from_field,
-    edges,
-    flow_picture,
-    masked_video,
-)
+from vc_core.extract import Options, Source, extract
+from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
+from vc_core.extract.mask import masked_video
+from vc_core.extract.pictures import picture_of
 from vc_core.extract.refit import refit
-from vc_core.extract.sources import Source, extract
+from vc_core.extract.sketch import edges
 from vc_core.inspection import as_text, inspect
 from vc_core.model.unet import UNet3D
 from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_video
@@ -55,8 +51,8 @@ def grey(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("depth") / "grey.mp4", draw_clip(size=96).mean(1, keepdim=True), 8)
 
 
-def source(clip, scale, **settings):
-    return Source(clip, plan_frames(probe(clip), FRAMES, rate=12), SIZE, extraction(scale), **settings)
+def source(clip, scale):
+    return Source(clip, plan_frames(probe(clip), FRAMES, rate=12), SIZE, extraction(scale))
 
 
 # --- The config -----------------------------------------------------------------------------------------------------
@@ -105,12 +101,12 @@ def test_sizes(name):
 def test_what_is_extracted_has_the_checkpoints_size(clip, grey, scale):
     made = {}
     for name, spec in CONDITIONS.items():
-        settings = {"mask_draw": "rectangles", "depth_maps": grey if name == "depth" else None}
-        made[name] = extract(name, source(clip, scale, **settings))
+        options = Options(mask_draw="rectangles", depth_maps=grey if name == "depth" else None)
+        made[name] = extract(name, source(clip, scale), options)
         count = 1 if spec.kind == "spatial" else FRAMES
         assert made[name].shape == (1, spec.channels, count, *at(name, scale)), name
         if scale is None:
-            assert torch.equal(made[name], extract(name, source(clip, 8 if name == "motion" else 12, **settings)))
+            assert torch.equal(made[name], extract(name, source(clip, 8 if name == "motion" else 12), options))
     assert made["mask"][:, 3].unique().tolist() == [0.0, 1.0]
     assert not (made["mask"][:, :3] * (1 - made["mask"][:, 3:])).any()
 
@@ -149,7 +145,7 @@ def inside(field):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("mode", ["released", "stream"])
 def test_vectors_of_a_video_do_not_depend_on_the_maps_size(clip, scale, mode):
-    field = extract("motion", source(clip, scale, motion_mode=mode))
+    field = extract("motion", source(clip, scale), Options(motion_mode=mode))
     assert field.shape[-2:] == at("motion", scale)
     torch.testing.assert_close(inside(field), torch.tensor([DX / 2, DY / 2]), atol=0.1, rtol=0)
 
@@ -174,7 +170,7 @@ def test_motion_made_by_hand(scale):
     torch.testing.assert_close(inside(hand), torch.tensor([-0.25 * SIZE[1] / 4, 0.0]))
     points = condition_from_field(move, extraction(scale, "points", "source_pixels"), SIZE)
     assert points.shape == hand.shape and points.any()
-    assert flow_picture(hand).shape[-2:] == flow_picture(points).shape[-2:] == at("motion", scale)
+    assert picture_of("motion", hand).shape[-2:] == picture_of("motion", points).shape[-2:] == at("motion", scale)
 
 
 # --- Of another size ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.pictures import plan
 from vc_core.errors import UserError
 from vc_core.extract.depth_maps import (
     HIGHEST,
@@ -51,8 +52,6 @@ def test_percentiles_are_a_whole_clips_and_land_on_the_usual_depths():
     assert np.percentile(out[0].numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)
     assert out[0, 0, 1].min() > out[0, 0, 0].max()
     torch.testing.assert_close(out[0], out[1])
-    wide = depth_from_maps(maps, percentiles=(0, 100))
-    assert wide.min() == 0 and wide.max() == pytest.approx(USUAL[1])
 
 
 @pytest.mark.parametrize("near", ["bright", "dark"])
@@ -85,7 +84,6 @@ def test_a_few_bright_pixels_are_depth_too():
         ((torch.full((1, 1, 2, 4, 4), 0.5),), "0.5 everywhere"),
         ((torch.rand(1, 1, 2, 4, 4), "far"), '"bright" or "dark"'),
         ((torch.rand(1, 1, 2, 4, 4), "bright", -1.0), "scale .* above 0"),
-        ((torch.rand(1, 1, 2, 4, 4), "bright", None, (98, 2)), "percentiles"),
         ((torch.rand(1, 2, 4, 4),), "expected .batch, 1 or 3, frames"),
         ((torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4),), "in colours"),
         ((torch.tensor([1.0, float("nan")]).view(1, 1, 1, 1, 2),), "not finite"),
@@ -134,7 +132,7 @@ def save_video(path, frames, given: str, codec: str, stored: str, rate: int = 8,
 @pytest.mark.parametrize("bits", [8, 16])
 def test_an_images_bits_are_all_read(tmp_path, bits, colours):
     levels = ramp(bits)
-    maps = read_depth_maps(save_image(tmp_path / "map.png", levels, colours), 3)
+    maps = read_depth_maps(save_image(tmp_path / "map.png", levels, colours), plan(3))
     assert maps.shape == (1, 1, 3, 256, 256)
     expected = torch.from_numpy(levels.astype(np.float32) / (2**bits - 1))
     for frame in maps[0, 0]:
@@ -162,14 +160,11 @@ def test_a_folder_of_maps_is_read_in_the_order_of_numbers(tmp_path):
     for number in (1, 2, 10):
         save_image(tmp_path / f"{number}.png", np.full((8, 12), number, np.uint8))
     (tmp_path / "notes.txt").write_text("no map")
-    maps = read_depth_maps(tmp_path, 3, size=(4, 4))
+    maps = read_depth_maps(tmp_path, plan(3), size=(4, 4))
     assert maps.shape == (1, 1, 3, 4, 4)
     assert (maps[0, 0, :, 0, 0] * 255).round().tolist() == [1, 2, 10]
     with pytest.raises(UserError, match="has 3 images for 4 frames"):
-        read_depth_maps(tmp_path, 4)
-    save_image(tmp_path / "11.png", np.zeros((8, 8), np.uint8))
-    with pytest.raises(UserError, match="several sizes"):
-        read_depth_maps(tmp_path, 4)
+        read_depth_maps(tmp_path, plan(4))
 
 
 def test_map_files_that_cannot_be_used_are_refused(tmp_path):
@@ -178,17 +173,15 @@ def test_map_files_that_cannot_be_used_are_refused(tmp_path):
     metres = np.random.default_rng(0).random((8, 8), np.float32)
     Image.fromarray(metres).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match=r"float.tif .*(8 or 16 bits|16-bit PNG)"):
-        read_depth_maps(tmp_path / "float.tif", 1)
+        read_depth_maps(tmp_path / "float.tif", plan(1))
     (tmp_path / "float.pfm").write_bytes(b"Pf\n8 8\n-1.0\n" + metres.tobytes())
     with pytest.raises(UserError, match=r"floating-point numbers \(grayf32le\).*16-bit PNG"):
-        read_depth_maps(tmp_path / "float.pfm", 1)
+        read_depth_maps(tmp_path / "float.pfm", plan(1))
     Image.new("RGB", (8, 8), (255, 90, 0)).save(tmp_path / "heat.png")
     with pytest.raises(UserError, match="in colours"):
-        read_depth_maps(tmp_path / "heat.png", 1)
+        read_depth_maps(tmp_path / "heat.png", plan(1))
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be read as an image"):
-        read_depth_maps(tmp_path / "broken.png", 1)
+        read_depth_maps(tmp_path / "broken.png", plan(1))
     with pytest.raises(UserError, match="There is no depth map"):
-        read_depth_maps(tmp_path / "absent.png", 1)
-    with pytest.raises(UserError, match="needs the frame plan"):
-        read_depth_maps(tmp_path / "map.mp4", 3)
+        read_depth_maps(tmp_path / "absent.png", plan(1))

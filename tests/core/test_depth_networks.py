@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.pictures import clip
+from tests.core.pictures import clip, depth
 from vc_core.errors import UserError
-from vc_core.extract.depth import depth, load_depth_model
+from vc_core.extract.depth import load_depth_model
 from vc_core.extract.depth_maps import USUAL, by_percentiles
 from vc_core.models import MODELS
 
@@ -91,7 +91,7 @@ def test_depth_anything_is_brought_into_the_released_range(depth_anything, no_ne
     with torch.no_grad():
         raw = network(frames).predicted_depth
     told = []
-    out, which = depth(video, depth_anything, chunk=2, progress=lambda *done: told.append(done))
+    out, which = depth(video, depth_anything, at_once=2, progress=lambda *done: told.append(done))
     assert which == "depth_anything" and told == [("depth", 2, 3), ("depth", 3, 3)]
     torch.testing.assert_close(out, by_percentiles(raw[None, None]))
     assert np.percentile(out.numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)

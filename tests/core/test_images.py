@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests import needs
 from tests.core.odd_files import animated, deep_png, float_tiff, hdr_video, heic, imir, irot, of_streams
+from tests.core.pictures import plan
 from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract.depth_maps import read_depth_maps
@@ -64,7 +65,7 @@ def test_tiles_that_are_larger_than_their_picture_are_refused_at_the_first(tmp_p
     path = tmp_path / "small.heic"
     path.write_bytes(data.replace(whole, struct.pack(">II", 32, 16)))  # six tiles of any size for a small picture
     monkeypatch.setattr(images, "_pixels", lambda frame: pytest.fail("a tile was kept"))
-    for read in (read_image, lambda path: read_depth_maps(path, 1)):
+    for read in (read_image, lambda path: read_depth_maps(path, plan(1))):
         with pytest.raises(
             UserError, match=r"small\.heic.* cannot be read as an image \(6 tiles do not make up 32 by 16"
         ):

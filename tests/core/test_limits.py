@@ -12,10 +12,11 @@ import torch
 from PIL import Image, features
 
 from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_bomb, text_bomb
+from tests.core.pictures import plan
 from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract.depth_maps import read_depth_maps
-from vc_core.extract.mask import read_mask
+from vc_core.extract.mask import load_mask
 from vc_core.extract.motion import block_vectors, read_motion
 from vc_core.extract.reencode import REENCODE
 from vc_core.video import FramePlan, probe, read_frames, read_image
@@ -67,16 +68,17 @@ import sys
 from fractions import Fraction
 from vc_core.errors import UserError
 from vc_core.video import probe, read_frames, read_image, FramePlan
-from vc_core.extract.mask import read_mask
+from vc_core.extract.mask import load_mask
 from vc_core.extract.depth_maps import read_depth_maps
 import av, PIL.Image
 PIL.Image.init()
+plan = FramePlan(0.0, Fraction(10), 2)
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
 for path in sys.argv[1:]:
     start, data = peak(), open(path, "rb").read()
-    for read in (lambda: read_image(path), lambda: probe(path), lambda: probe(data), lambda: read_mask(path, 2),
-                 lambda: read_frames(path, FramePlan(0.0, Fraction(10), 2)), lambda: read_depth_maps(path, 2)):
+    for read in (lambda: read_image(path), lambda: probe(path), lambda: probe(data), lambda: read_frames(path, plan),
+                 lambda: load_mask(path, plan, "paint", (8, 8)), lambda: read_depth_maps(path, plan)):
         try:
             read()
         except UserError:
@@ -139,9 +141,9 @@ def test_pictures_of_tiles_animations_and_settings_are_counted_too(tmp_path, mon
         with pytest.raises(UserError, match=rf"{name}.*150 by 100 pixels"):
             read_image(tmp_path / name)
         with pytest.raises(UserError, match=name):
-            read_mask(tmp_path / name, 2)
+            load_mask(tmp_path / name, plan(2), "paint", (8, 8))
         with pytest.raises(UserError, match=name):
-            read_depth_maps(tmp_path / name, 2)
+            read_depth_maps(tmp_path / name, plan(2))
     monkeypatch.setenv(VARIABLE, "0.015")
     for name in names:
         read_image(tmp_path / name)
@@ -159,17 +161,17 @@ HEADS = {
 def test_frames_that_nothing_decodes_are_told_by_their_size(tmp_path, ending):
     path = tmp_path / f"large.{ending}"
     path.write_bytes(HEADS[ending] + bytes(100))
-    for read in (probe, lambda path: probe(path.read_bytes()), lambda path: read_mask(path, PLAN)):
+    for read in (probe, lambda path: probe(path.read_bytes()), lambda path: load_mask(path, PLAN, "paint", (8, 8))):
         with pytest.raises(UserError, match=r"is 20000 by 20000 pixels, 400 megapixels.*--max-megapixels"):
             read(path)
 
 
 def test_texts_that_would_fill_the_memory_are_refused(tmp_path):
     path = text_bomb(tmp_path / "texts.png")
-    for read in (lambda path: read_depth_maps(path, 1), probe, read_image):
+    for read in (lambda path: read_depth_maps(path, plan(1)), probe, read_image):
         with pytest.raises(UserError, match=r"texts\.png.*(texts of more than 64 MB|too large)"):
             read(path)
-    assert read_depth_maps(text_bomb(tmp_path / "less.png", 30), 1).shape == (1, 1, 1, 4, 4)
+    assert read_depth_maps(text_bomb(tmp_path / "less.png", 30), plan(1)).shape == (1, 1, 1, 4, 4)
 
 
 def test_the_limit_is_a_hundred_megapixels_and_can_be_raised(tmp_path, monkeypatch, capsys):
@@ -232,7 +234,7 @@ def test_the_encoders_limits_are_as_the_table_has_them():
     """The largest side is taken, and for all that is beyond there is our sentence, never the encoder's error."""
     for layout in ("points", "dense"):
         side, plan = REENCODE[layout].largest // 2 * 2, FramePlan(0.0, Fraction(8), 2)
-        assert len(block_vectors(torch.zeros(2, 3, 32, side), plan, layout).kinds) == 2
+        assert block_vectors(torch.zeros(2, 3, 32, side), plan, layout).frames == 2
         with pytest.raises(UserError, match=f"{side + 2} by 32 pixels"):
             block_vectors(torch.zeros(2, 3, 32, side + 2), plan, layout)
 

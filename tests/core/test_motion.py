@@ -12,9 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import needs
-from tests.core.moving_clips import CODECS, OWN, PLAN, RATE, SHOWN, assert_moves, encode, moving, scene, sprite
-from vc_core.extract.motion import block_vectors, extract_motion, read_motion
-from vc_core.extract.stream import CELL, between_ticks, closed, follow
+from tests.core.moving_clips import (
+    CODECS,
+    OWN,
+    PLAN,
+    RATE,
+    SHOWN,
+    assert_moves,
+    encode,
+    extract_motion,
+    moving,
+    scene,
+    sprite,
+)
+from vc_core.extract.motion import block_vectors, read_motion
+from vc_core.extract.stream import CELL, between_ticks, closed, follow, own_rows
 from vc_core.extract.vectors import VECTOR, CellMap, PointMap, exported
 from vc_core.video import FramePlan, resize_crop
 from vc_core.video.decoding import decode
@@ -49,7 +61,7 @@ def test_stream_motion_is_the_true_motion_of_any_codec(coded):
 def test_released_motion_reads_any_codec(coded):
     motion = read_motion(coded[0], FramePlan(0.0, Fraction(RATE), 8), (96, 128), "points")
     vectors = block_vectors(coded[0], FramePlan(0.0, Fraction(RATE), 8))
-    assert (motion.mode, motion.reencoded, motion.why) == ("released", "mpeg4", None)
+    assert (motion.reencoded, motion.why) == ("mpeg4", None)
     assert abs(np.median(vectors.rows["dx"]) - 3) <= 0.5 and abs(np.median(vectors.rows["dy"]) + 2) <= 0.5
 
 
@@ -74,23 +86,27 @@ def test_frames_do_not_depend_on_which_others_are_asked_for(coded):
 
 def test_own_vectors_are_exact_at_every_run():
     data = encode(None, moving(3, -2, 26), **{**OWN, "g": "5"})
-    plan = FramePlan(0.0, Fraction(RATE), 26)
-    first = block_vectors(data, plan, mode="stream")
-    assert first.kinds == "IPPPP" * 5 + "I" and first.size == (96, 128)
+
+    def own() -> list[tuple[str, np.ndarray]]:
+        with media(data) as video:
+            table = index(video)
+            return [(letter, rows) for _, letter, rows in own_rows(video, table, table.times)]
+
+    first = own()
+    assert "".join(letter for letter, _ in first) == "IPPPP" * 5 + "I"
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
         sides = [frame.side_data.get("MOTION_VECTORS") for frame in container.decode(stream)]
         raw = [None if side is None else side.to_ndarray().copy() for side in sides]
-    for number, expected in enumerate(raw):
-        rows = first.rows[first.rows["frame"] == number]
+    for (_, rows), expected in zip(first, raw, strict=True):
         assert len(rows) == (0 if expected is None else len(expected))
         if expected is not None:
             assert np.array_equal(rows["dst_x"], expected["dst_x"])
             assert np.array_equal(rows["dx"], -expected["motion_x"] / expected["motion_scale"].astype(np.float32))
     for _ in range(4):
-        assert block_vectors(data, plan, mode="stream").rows.tobytes() == first.rows.tobytes()
+        assert [rows.tobytes() for _, rows in own()] == [rows.tobytes() for _, rows in first]
         fields = [extract_motion(data, PLAN, "dense", (48, 64), mode="stream") for _ in range(2)]
         assert torch.equal(*fields)
 
@@ -169,18 +185,14 @@ def test_points_of_a_stream_are_sparse_and_in_source_pixels():
     expected[8::16, 8::16] = True
     assert (found[0, :, 1:, ~expected] == 0).all()
     assert (found[0, 0, 1:, expected] - 9).abs().median() < 0.5
-    pixels = extract_motion(data, PLAN, "points", (96, 128), mode="stream", unit="pixels")
-    assert torch.equal(pixels, found)  # the source is as large as the target here
-    half = extract_motion(data, PLAN, "dense", (48, 64), mode="stream")
-    assert torch.allclose(half, extract_motion(data, PLAN, "dense", (48, 64), unit="source_pixels", mode="stream") / 2)
 
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
 def test_a_nominal_height_scales_the_source(mode):
     data = encode(None, moving(3, -2), **OWN)
-    options = {"unit": "source_pixels", "mode": mode, "nominal_height": 192}
+    options = {"mode": mode, "nominal_height": 192}
     field = extract_motion(data, FramePlan(0.0, Fraction(RATE), 6), "dense", (96, 128), **options)
-    assert_moves(field, 6, -4)
+    assert_moves(field, 3, -2)
 
 
 def test_progress_is_told():

@@ -18,12 +18,13 @@ from tests.core.moving_clips import (
     RATE,
     assert_moves,
     encode,
+    extract_motion,
     moving,
     stored,
     woven,
 )
 from vc_core.errors import UserError
-from vc_core.extract.motion import block_vectors, extract_motion, read_motion
+from vc_core.extract.motion import block_vectors, read_motion
 from vc_core.extract.stream import obstacle
 from vc_core.video import FramePlan, plan_frames, probe, read_frames
 from vc_core.video.coded import references, sequence_headers
@@ -76,13 +77,13 @@ def test_a_tensor_is_a_source():
     stream = read_motion(frames, plan, (96, 128), "dense", mode="stream")
     assert_moves(stream.field, 3, -2)
     assert stream.reencoded == "libx264" and stream.why
-    assert len(block_vectors(frames, plan).kinds) == 6
+    assert block_vectors(frames, plan).frames == 6
     for wrong in (frames[:5], frames[:, :1], frames * float("nan"), (frames * 255).byte()):
         with pytest.raises(UserError, match="tensor of frames"):
             read_motion(wrong, plan)
 
 
-@pytest.mark.parametrize("wrong", [{"layout": "sparse"}, {"unit": "metres"}, {"mode": "fast"}, {"nominal_height": 2}])
+@pytest.mark.parametrize("wrong", [{"layout": "sparse"}, {"mode": "fast"}, {"nominal_height": 2}])
 def test_unknown_options_are_told(wrong):
     with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
         read_motion(b"", PLAN, **wrong)

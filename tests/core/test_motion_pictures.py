@@ -7,7 +7,7 @@ from vc_core.errors import UserError
 from vc_core.extract.camera import CameraMove, camera_field
 from vc_core.extract.drawing import Rectangle
 from vc_core.extract.pictures import SMALLEST, arrows_picture, flow_picture
-from vc_core.extract.tracks import box_field
+from vc_core.extract.tracks import Track, tracks_field
 
 
 def single_vector(dx: float, dy: float, x: int = 32, y: int = 24) -> torch.Tensor:
@@ -82,7 +82,9 @@ def test_arrows_of_a_dense_field_stand_on_a_grid():
     yellow = (picture[0, 0, 2] > 0.7) & (picture[0, 2, 2] < 0.4)
     cells = yellow.float().unfold(0, 32, 32).unfold(1, 32, 32).mean(dim=(-1, -2))
     assert (cells > 0.02).all() and (cells < 0.6).all()
-    box = arrows_picture(box_field(Rectangle(0, 0, 16, 16, travel=(2, 2)), 3, (64, 64)))
+    box = arrows_picture(
+        tracks_field([Track(torch.tensor([[0.0, 0.0], [2.0, 2.0]]), Rectangle(0, 0, 16, 16))], 3, (64, 64))
+    )
     assert torch.equal(box[0, :, 2, 128:, 128:], torch.full((3, 128, 128), 115 / 255))  # no arrows where nothing is
 
 
@@ -92,8 +94,6 @@ def test_pictures_of_what_is_no_field_are_told():
             function(torch.zeros(1, 3, 2, 8, 8))
     with pytest.raises(UserError, match="frames under the arrows"):
         arrows_picture(single_vector(1, 1), torch.rand(1, 3, 5, 48, 64))
-    with pytest.raises(UserError, match="full colour"):
-        flow_picture(single_vector(1, 1), full=0)
 
 
 @pytest.mark.parametrize("length", [0.1, 30])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vc_core
+from tests.core.pictures import plan
 from tests.hostile import OWN_PICTURES, hostile, made
 from tests.traced import needs_strace, traced
 from vc_core.errors import UserError
@@ -105,7 +106,7 @@ def test_an_image_is_the_file_of_its_name_and_no_pattern(tmp_path, name, ending)
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(tmp_path / f"map{number:03d}.{ending}")
     path = tmp_path / f"{name}.{ending}"
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(path)
-    assert (read_depth_maps(path, 1) * 255).round().unique().tolist() == [200]
+    assert (read_depth_maps(path, plan(1)) * 255).round().unique().tolist() == [200]
     with pytest.raises(UserError, match="is an image"):
         probe(path)
 
@@ -123,7 +124,7 @@ def test_images_are_opened(tmp_path, ending):
     path = tmp_path / f"image.{ending}"
     Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(path, IMAGES[ending])
     assert read_image(path).mean() == pytest.approx(200 / 255, abs=0.02)
-    assert read_depth_maps(path, 1).mean() == pytest.approx(200 / 255, abs=0.02)
+    assert read_depth_maps(path, plan(1)).mean() == pytest.approx(200 / 255, abs=0.02)
 
 
 def test_an_image_is_no_script(tmp_path):
@@ -169,7 +170,7 @@ def read_all(path):
         lambda: plan_frames(probe(path), 1),
         lambda: read_frames(path, plan_frames(probe(path), 1)),
         lambda: read_frames(path.read_bytes(), plan_frames(probe(path.read_bytes()), 1)),
-        lambda: read_depth_maps(path.with_name(f"{path.stem}.png") if path.suffix == ".png" else path, 1),
+        lambda: read_depth_maps(path.with_name(f"{path.stem}.png") if path.suffix == ".png" else path, plan(1)),
         lambda: read_image(path),
         lambda: read_metadata(path),
     ):

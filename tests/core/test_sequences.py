@@ -13,8 +13,8 @@ from tests.core.moving_clips import PLAN, RATE, SHOWN, moving
 from tests.core.odd_files import animated, of_streams
 from vc_core import cli
 from vc_core.errors import UserError
-from vc_core.extract import read_motion
 from vc_core.extract.mask import load_mask
+from vc_core.extract.motion import read_motion
 from vc_core.video import plan_frames, probe, read_frames, write_video
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
@@ -192,5 +192,7 @@ def test_a_mask_may_be_an_animation(tmp_path):
     folder = write_video(tmp_path / "source", numbered(8), 8)
     white = torch.zeros(1, 3, 8, 32, 48)
     white[..., :24] = 1
-    mask = load_mask(write_video(tmp_path / "m.webp", white, 8), plan_frames(probe(folder), 4, 8))
+    mask = load_mask(
+        write_video(tmp_path / "m.webp", white, 8), plan_frames(probe(folder), 4, 8), "paint", white.shape[-2:]
+    )
     assert np.isclose(mask.keep.mean(), 0.5)

@@ -10,8 +10,7 @@ from torch import Tensor
 from vc_core.composer import VideoComposer
 from vc_core.config import Config
 from vc_core.demo import draw_clip
-from vc_core.extract.camera import CameraMove, camera_field
-from vc_core.extract.fields import condition_from_field
+from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
 from vc_core.extract.motion import read_motion
 from vc_core.extract.refit import refit
 from vc_core.pipeline import compose
@@ -29,7 +28,7 @@ def clip_motion(config: Config) -> Tensor:
     plan = FramePlan(0.0, Fraction(config.rate).limit_denominator(1001), config.frames)
     kind = config.extraction
     size = (config.height, config.width)
-    field = read_motion(draw_clip(), plan, size, kind.motion_layout, kind.motion_unit).field
+    field = read_motion(draw_clip(), plan, size, kind.motion_layout).field
     return refit("motion", field, size, config.frames, kind, size)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.core.pictures import Greys
 from tests.training.clips import EVERYTHING, FRAMES, SIZE, generator
 from tests.training.shards import LONG, keep_all
 from training.data.folder import FolderClips, read_captions
@@ -26,8 +27,8 @@ from vc_core.checkpoint import read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, ExtractionConfig
 from vc_core.errors import UserError
-from vc_core.extract import edges
 from vc_core.extract.refit import refit
+from vc_core.extract.sketch import edges
 from vc_core.video import resize_crop
 
 SCALES = (None, 4, 8, 12)
@@ -113,7 +114,7 @@ def step_of(tiny_checkpoint, tmp_path):
         started = begin(recipe)
         assert started.config.extraction.condition_scale == scale  # what is trained on goes on as it was
         encoders = Encoders(started.config, gather_parts(recipe), SIZE)
-        encoders.__dict__["_depth"] = lambda frames: frames.mean(1, keepdim=True)  # no network of depth is at hand
+        encoders.options.loaded["depth"] = Greys()  # no network of depth is at hand
         return Step(started.unet.eval(), encoders, Objective(started.config.diffusion, recipe.loss), recipe)
 
     return made

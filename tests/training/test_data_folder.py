@@ -128,7 +128,7 @@ def test_frames_are_random_and_a_function_of_the_generator(videos):
 
 def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
     spy = Spy(monkeypatch)
-    spy.watch(module, "read_motion")
+    spy.watch(module, "extract")
     spy.watch(making, "random_mask", "fitted", "masked_video")
     sizes = []
     fit = making.fit
@@ -145,7 +145,7 @@ def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
     assert (called, large) == (set(), 0)
     assert sample.text == "" and sample.conditions == {} and sample.style is sample.source is None
     assert calls("text")[1:] == (set(), 0)
-    assert calls("motion")[1:] == ({"read_motion"}, 0)
+    assert calls("motion")[1:] == ({"extract"}, 0)
     assert calls("style")[1:] == ({"fitted"}, 0)
     assert calls("mask")[1:] == ({"random_mask", "masked_video"}, FRAMES)
     assert calls("single_image")[1:] == (set(), 1)

@@ -33,7 +33,8 @@ from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import SCALARS, encode, load_autoencoder, new_autoencoder
 from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
-from vc_core.extract import edges, read_motion
+from vc_core.extract.motion import read_motion
+from vc_core.extract.sketch import edges
 from vc_core.files import Tensors
 from vc_core.layouts import part
 from vc_core.video import FramePlan, read_frames, resize_crop
@@ -92,7 +93,7 @@ def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
     prepare(options, read_captions(videos)[:1], tmp_path, per_shard=1)
     shards = Shards(tmp_path)
     plan, size = plan_of(about(shards, 0)), condition_size("motion", SIZE)
-    expected = read_motion(videos / "right.mp4", plan, size, layout, unit, nominal_height=48).field[0]
+    expected = read_motion(videos / "right.mp4", plan, size, layout, nominal_height=48).field[0]
     whole = ShardClips(shards, Form(SIZE, LONG, extraction)).sample(0, {"motion"}, generator())
     assert expected.abs().max() > 1 and torch.equal(whole.conditions["motion"], expected)
     starts = set()

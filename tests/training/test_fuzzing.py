@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.core.moving_clips import OWN, encode, moving
+from tests.core.pictures import plan, read_mask
 from tests.fuzzing import WHOLE, outcomes
 from tests.hostile import made
 from tests.training.clips import EVERYTHING, generator
@@ -20,10 +21,9 @@ from training.recipe import read_recipe
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings
 from vc_core.demo import draw_clip
-from vc_core.extract import read_motion
 from vc_core.extract.depth import _settings
 from vc_core.extract.depth_maps import read_depth_maps
-from vc_core.extract.mask import read_mask
+from vc_core.extract.motion import read_motion
 from vc_core.extract.tracks import read_tracks
 from vc_core.files import open_tensors
 from vc_core.inspection import inspect
@@ -64,7 +64,7 @@ def read_a_picture(path):
 
 
 def read_maps(path):
-    is_finite(read_depth_maps(path, 2, (32, 40)), 0, 1)
+    is_finite(read_depth_maps(path, plan(2), (32, 40)), 0, 1)
 
 
 def read_a_mask(path):

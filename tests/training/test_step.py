@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 
+from tests.core.pictures import Greys
 from training.data.sample import Batch, Sample
 from training.encoders import Encoders, gather_parts
 from training.images import leave_out_for_images
@@ -59,7 +60,7 @@ def step(recipe):
     started = begin(recipe)
     unet = started.unet.eval()  # what layers drop is drawn from torch's own generator
     encoders = Counted(started.config, gather_parts(recipe), SIZE)
-    encoders.__dict__["_depth"] = lambda frames: frames.mean(1, keepdim=True)  # no network of depth is at hand
+    encoders.options.loaded["depth"] = Greys()  # no network of depth is at hand
     return Step(unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
 
 

@@ -19,7 +19,6 @@ from training.data.making import fit
 from training.data.members import pack_latents, pack_maps
 from vc_core.checkpoint import Part, read_checkpoint
 from vc_core.encoders.layouts import is_known_extra
-from vc_core.errors import UserError
 from vc_core.files import sha256
 
 
@@ -90,7 +89,7 @@ def depth_cache(model: Path, device: str = "cpu") -> Cache:
     about = {"method": network.which, "file": file.name, "sha256": sha256(file) if file.is_file() else None}
 
     def make(frames: Tensor) -> tuple[bytes, list[float]]:
-        maps, _ = depth(frames, network, device=device)
+        maps = depth(frames, network)
         span = [maps.min().item(), maps.max().item()]
         return pack_maps(maps, *span), span
 
@@ -103,24 +102,15 @@ def sketch_cache(method: str, device: str = "cpu") -> Cache:
     Raises:
         UserError: a file of the networks is missing.
     """
-    from vc_core.extract.networks import locate, per_frame, what_to_get
-    from vc_core.extract.pidinet import load_pidinet
-    from vc_core.extract.simplify import load_simplifier
-    from vc_core.extract.sketch import RELEASED_FILES, edges, released_sketch
+    from vc_core.extract.networks import per_frame
+    from vc_core.extract.sketch import load_sketcher
 
-    files = {} if method == "edges" else locate(RELEASED_FILES)
-    missing = [name for name in RELEASED_FILES if name not in files]
-    if method == "pidinet" and missing:
-        raise UserError(f"PiDiNet's sketches need {' and '.join(missing)}: {what_to_get(missing)}.")
-    about: dict[str, Any] = {"method": "edges" if missing else "pidinet"}
-    if missing:
-        draw = edges
-    else:
-        detector, simplifier = (files[name] for name in RELEASED_FILES)
-        about["sha256"] = [sha256(detector), sha256(simplifier)]
-        network = released_sketch(load_pidinet(detector).to(device), load_simplifier(simplifier).to(device))
+    drawn_by = load_sketcher(method, device)
+    about: dict[str, Any] = {"method": drawn_by.which}
+    if drawn_by.files:
+        about["sha256"] = [sha256(file) for file in drawn_by.files]
 
-        def draw(frames: Tensor) -> Tensor:
-            return per_frame(network, frames, "sketch", device, chunk=4)
+    def make(frames: Tensor) -> tuple[bytes, list[float]]:
+        return pack_maps(per_frame(drawn_by.draw, frames, "sketch"), 0.0, 1.0), [0.0, 1.0]
 
-    return Cache("sketch", about, lambda frames: (pack_maps(draw(frames), 0.0, 1.0), [0.0, 1.0]), "sketch.png")
+    return Cache("sketch", about, make, "sketch.png")

@@ -20,9 +20,8 @@ from training.data.making import Form, make, no_motion, reading
 from training.data.sample import Sample
 from training.data.shards import is_ours
 from training.data.tars import TARS
-from vc_core.conditions import drawing_size
 from vc_core.errors import UserError, counted
-from vc_core.extract import read_motion
+from vc_core.extract import Options, Source, extract
 from vc_core.folders import files_below, named
 from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
 
@@ -259,7 +258,5 @@ class FolderClips:
         return Sample(entry.file, text=entry.caption if "text" in kept else "", **made)
 
     def _motion(self, source: Path | Media, plan: FramePlan) -> Tensor:
-        extraction, size = self.form.extraction, drawing_size("motion", self.form.size)
-        layout, unit = extraction.motion_layout, extraction.motion_unit
-        field = read_motion(source, plan, size, layout, unit, nominal_height=self.nominal_height).field[0]
-        return self.form.fitted("motion", field)
+        options = Options(nominal_height=self.nominal_height)
+        return extract("motion", Source(source, plan, self.form.size, self.form.extraction), options)[0]

@@ -12,19 +12,16 @@ from torch import Tensor
 
 from training.data.sample import BadSample
 from training.data.sampler import draw_below
-from vc_core.conditions import CONDITIONS, condition_size, drawing_size
+from vc_core.conditions import ANNOTATED, CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import FULL, WriteError, write_error
 from vc_core.encoders.clip import fitted
 from vc_core.errors import UserError, reason
-from vc_core.extract import masked_video, random_mask
+from vc_core.extract.mask import masked_video, random_mask
 from vc_core.extract.refit import refit
 from vc_core.video import resize_crop
 
-LEFT = ("depth", "sketch", "single_sketch")
-"""Conditions that the step makes on its device, out of `Sample.source`, where no cache has them."""
-
-PICTURED = ("mask", "single_image", *LEFT)
+PICTURED = ("mask", "single_image", *ANNOTATED)
 """Conditions that are made of the clip's pictures. All of them are made at one size, `Form.large`."""
 
 
@@ -96,7 +93,7 @@ def make(
         conditions["mask"] = masked_video(frames[None], keep, form.at("mask"))[0]
     if "single_image" in needed:
         conditions["single_image"] = form.fitted("single_image", frames[:, :1])
-    if left := [name for name in needed if name in LEFT]:
+    if left := [name for name in needed if name in ANNOTATED]:
         made["source"] = frames if any(CONDITIONS[name].kind == "temporal" for name in left) else frames[:, :1]
     return made
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vc_core.extract import BlockVectors
-from vc_core.extract.vectors import VECTOR
+from vc_core.extract.vectors import VECTOR, BlockVectors
 from vc_core.video import FramePlan, planned_frames, write_video
 from vc_core.video.images import opened_image
 
@@ -105,8 +104,7 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
     if not (np.isfinite(rows["dx"]).all() and np.isfinite(rows["dy"]).all()):
         raise ValueError("has vectors that are not finite")
     rows["frame"] -= first
-    present = np.isin(np.arange(frames), rows["frame"])
-    return BlockVectors(rows, *size, frames, "".join("IP"[int(one)] for one in present))
+    return BlockVectors(rows, *size, frames)
 
 
 def pack_maps(maps: Tensor, low: float, high: float) -> bytes:

@@ -33,11 +33,10 @@ from training.lock import held
 from vc_core.atomic import written_beside
 from vc_core.disk import make_folder
 from vc_core.errors import UserError
-from vc_core.extract import BlockVectors
-from vc_core.extract.reencode import REENCODE, reencode
+from vc_core.extract.motion import block_vectors
+from vc_core.extract.reencode import REENCODE
 from vc_core.parsing import parse_json
 from vc_core.progress import Progress
-from vc_core.video import FramePlan, Media, planned_frames
 
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """In the folder of shards: what is being prepared, and what became of it."""
@@ -125,7 +124,7 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
             members["webp"] = pack_image(frames[:, :, 0])
         else:
             members["mp4"] = pack_video(frames, plan.rate)
-            vectors = encoded_vectors(source, plan, options)
+            vectors = block_vectors(source, plan, options.layout, options.nominal_height)
             members["motion.npz"] = pack_vectors(vectors)
             about["motion"] = {"height": vectors.height, "width": vectors.width}
         for cache in caches:
@@ -135,15 +134,6 @@ def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[
     told = json.dumps(about, sort_keys=True, ensure_ascii=False)
     # Halves of characters in `others` become JSON's own escapes.
     return {"json": told.encode("utf-8", "backslashreplace"), **members}
-
-
-def encoded_vectors(source: Path | Media, plan: FramePlan, options: Options) -> BlockVectors:
-    """The block vectors of the plan's clip as `read_motion` encodes it in the mode `released`."""
-    settings, filters = REENCODE[options.layout], []
-    if options.nominal_height is not None:
-        filters = [("scale", f"-2:{options.nominal_height // 2 * 2}")]
-    frames = planned_frames(source, plan, *filters, *settings.filters)
-    return reencode(frames, plan.rate, plan.frames, settings, source)
 
 
 # --- Many clips -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
-from vc_core.extract import rasterise_dense, rasterise_points
+from vc_core.extract.vectors import rasterise_dense, rasterise_points
 from vc_core.folders import files_below
 from vc_core.parsing import parse_json
 
@@ -381,7 +381,7 @@ class ShardClips:
             source = (about["motion"]["height"], about["motion"]["width"])
             vectors = unpack_vectors(members["motion.npz"], source, first, self.form.frames)
         draw = {"points": rasterise_points, "dense": rasterise_dense}[self.shards.settings["motion"]["layout"]]
-        field = draw(vectors, source, self.form.frames, drawing_size("motion", self.form.size))[0]
+        field = draw(vectors, drawing_size("motion", self.form.size))[0]
         return self.form.fitted("motion", field)
 
 

@@ -23,7 +23,7 @@ from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.disk import make_folder
 from vc_core.encoders.clip import encode_image, encode_tokens, fitted
-from vc_core.extract import edges
+from vc_core.extract.sketch import edges
 from vc_core.progress import Progress
 from vc_core.video import resize_crop
 

@@ -27,10 +27,11 @@ from training.evaluate.objects import SEEN, as_seen
 from vc_core.conditions import condition_size, drawing_size
 from vc_core.config import Config
 from vc_core.errors import UserError
-from vc_core.extract import masked_video, read_motion
-from vc_core.extract.fields import NOMINAL_SIDE
+from vc_core.extract import Options, Source, extract
+from vc_core.extract.mask import masked_video
+from vc_core.extract.reencode import NOMINAL
 from vc_core.extract.refit import refit
-from vc_core.extract.sketch import sketch
+from vc_core.extract.sources import extract_condition
 from vc_core.progress import Progress
 from vc_core.video import FramePlan, write_video
 
@@ -214,16 +215,16 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     filmed = render(scene, FILMED, frames, what=("video",)).video
     seen = render(scene, SEEN, frames, what=("object_mask",)).object_mask[:, 0] > 0.5
 
-    sketches, sketched = sketch(large.video, "auto" if extraction.sketch == "pidinet" else extraction.sketch)
+    sketched = extract_condition("sketch", Source(large.video, None, size, extraction))
     grow = 2 * int(1 + large_size[0] / 32) + 1  # in the middle of what training draws
     keep = 1 - F.max_pool3d(large.object_mask, (1, grow, grow), stride=1, padding=(0, grow // 2, grow // 2))
     made = {
         "motion": motion_of_file(filmed, config),
         "depth": large.depth,
-        "sketch": sketches,
+        "sketch": sketched.tensor,
         "mask": masked_video(large.video, keep, condition_size("mask", size, extraction.condition_scale)),
         "single_image": large.video[:, :, :1],
-        "single_sketch": sketches[:, :, :1],
+        "single_sketch": sketched.tensor[:, :, :1],
     }
     conditions = {name: refit(name, one, size, one.shape[2], extraction, size) for name, one in made.items()}
     truth = Truth(
@@ -239,18 +240,13 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
         camera_axes=told_directions(as_seen(small.video), seen),
         keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Clips([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched)
+    return Clips([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched.how["method"])
 
 
 def motion_of_file(video: Tensor, config: Config) -> Tensor:
     """The motion condition of a video (1, 3, F, H, W) as a user's file gives it: written, and the file read."""
     extraction, rate = config.extraction, Fraction(config.rate).limit_denominator(1001)
     with TemporaryDirectory() as folder:
-        return read_motion(
-            write_video(Path(folder) / "clip.mp4", video, rate),
-            FramePlan(0.0, rate, video.shape[2]),
-            drawing_size("motion", clip_size(config)),
-            extraction.motion_layout,
-            extraction.motion_unit,
-            nominal_height=NOMINAL_SIDE if extraction.motion_layout == "points" else None,
-        ).field
+        clip, plan = write_video(Path(folder) / "clip.mp4", video, rate), FramePlan(0.0, rate, video.shape[2])
+        options = Options(nominal_height=NOMINAL if extraction.motion_layout == "points" else None)
+        return extract("motion", Source(clip, plan, clip_size(config), extraction), options)

@@ -24,8 +24,8 @@ from training.evaluate.clips import PACES, Truth
 from training.evaluate.objects import NOTHING, Found, as_seen, find_objects, shapes_of
 from training.evaluate.statistics import MEAN, R2, SLOPE, Statistic
 from training.evaluate.towers import Clip
-from vc_core.extract import edges, read_motion
-from vc_core.extract.sketch import REFERENCE, blurred
+from vc_core.extract.motion import read_motion
+from vc_core.extract.sketch import REFERENCE, blurred, edges
 from vc_core.video import FramePlan, resize_crop
 
 FINE = 128

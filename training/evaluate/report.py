@@ -19,7 +19,7 @@ from training.evaluate.objects import NOTHING, as_seen, find_objects
 from training.evaluate.statistics import MEAN, Estimate
 from training.evaluate.summary import headline, kept_together, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, Wiring, arms_of
-from vc_core.extract import flow_picture
+from vc_core.extract.pictures import picture_of
 from vc_core.video import resize_crop, write_contact_sheet
 
 JSON, TABLE = "evaluation.json", "table.md"
@@ -253,12 +253,7 @@ def _picture(result: Evaluated, condition: str, number: int) -> Tensor:
     clips = result.clips
     if condition == "style":
         return clips.truth.style[number][:, None]
-    given = clips.conditions[condition][number]
-    if condition == "motion":
-        return flow_picture(given[None])[0]
-    if condition == "depth":
-        return given / given.max()
-    return given[:3] * 0.5 + 0.5 if condition == "mask" else given
+    return picture_of(condition, clips.conditions[condition][number][None])[0]
 
 
 def _found(video: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from ..atomic import check_place
-from ..conditions import CONDITIONS
+from ..conditions import ANNOTATED, CONDITIONS
 from ..config import Config, as_mapping
 from ..errors import UserError
+from ..extract.motion import block_vectors
+from ..extract.pictures import picture_of
 from ..extract.sources import Extracted, Source
 from ..files import save_tensors
 from ..progress import Progress
-from ..video import FramePlan, is_image, probe, read_frames, read_image
+from ..video import is_image, probe, read_frames, read_image
 from ..video.writing import check_format, write_contact_sheet, write_video
 from .checks import check_inputs, check_settings, check_video_place
-from .making import frame_plan, make_conditions, source_of
+from .making import frame_plan, make_conditions, options_of
 from .record import file_hash
 from .settings import SERVES, Settings, as_option
 
@@ -33,7 +35,6 @@ KEY = "videocomposer"
 LEGIBLE = 256
 """Pixels of a side that a preview has at least, so that arrows and thin lines can be made out."""
 
-_NETWORKS = ("depth", "sketch", "single_sketch")
 _SEQUENCES = tuple(name for name, spec in CONDITIONS.items() if spec.kind == "temporal")
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -43,8 +44,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "rate": KINDS,
     **SERVES,
     "sketch_lines": ("single_sketch",),
-    "models": _NETWORKS,
-    "device": _NETWORKS,
+    "models": ANNOTATED,
+    "device": ANNOTATED,
 }
 """Settings of `./vc compose` that are options here too -> the kinds that are made in another way by them."""
 
@@ -66,8 +67,6 @@ SHORT = {
 _STILLS = {"single_image": "image", "single_sketch": "sketch", "style": "style"}
 _OF_VIDEOS = ("start", "rate")
 _OF_STILLS = ("sketch_lines",)
-_FILE = "FILE"
-"""What the help calls the video or image that is read."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ class Extraction:
 
     Attributes:
         extracted: the tensor `(1, C, F, H, W)`, and how it was made.
-        source: what it was made from; its plan is None for a still picture.
+        source: the video that it was made from; None for a still picture.
         vectors: the raw blocks of the released motion path, rows of `COLUMNS`; None where they were not asked for.
         settings: what was asked for, in values that JSON holds.
     """
 
     kind: str
     extracted: Extracted
-    source: Source
+    source: Source | None
     vectors: Tensor | None
     settings: Mapping[str, Any]
 
@@ -118,11 +117,23 @@ def request_of(options: Mapping[str, Any]) -> Request:
     """
     kind, file, checkpoint = options["kind"], options["file"], options["checkpoint"]
     given = {name: value for name, value in options.items() if name in OPTIONS}
-    _check_kind(kind, [*given, *(["vectors"] if options["vectors"] else [])])
+    for name in [*given, *(["vectors"] if options["vectors"] else [])]:
+        if kind not in (kinds := OPTIONS.get(name, ("motion",))):
+            raise UserError(
+                f"{as_option(name)} does nothing for {kind}: leave it out, it goes with {', '.join(kinds)}."
+            )
     still = is_image(file)
-    _check_file(kind, file, still, given)
-    if options["vectors"]:
-        _check_vectors(given)
+    if still and kind not in _STILLS:
+        raise UserError(f"{file} is an image, and {kind} comes from a video: give one.")
+    for name in (name for name in (_OF_VIDEOS if still else _OF_STILLS) if name in given):
+        here, there = ("an image", "a video") if still else ("a video", "an image")
+        raise UserError(f"{as_option(name)} goes with {there}, and {file} is {here}: leave it out.")
+    if options["vectors"] and (given.get("motion_mode", "released") != "released" or "nominal_height" in given):
+        name = "nominal_height" if "nominal_height" in given else "motion_mode"
+        raise UserError(
+            f"{as_option(name)} {given[name]} does not go with --vectors, which are the released path's at the "
+            "source's own size: leave one of them out."
+        )
     # The first frame of a video is what an image tower sees of it: taken as the single image is.
     taken = {_STILLS[kind]: file} if still else {"video": file, "use": "single_image" if kind == "style" else kind}
     settings = Settings().with_options({**given, **taken})
@@ -141,34 +152,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
 
 
 def _label(name: str) -> str:
-    return _FILE if name in ("video", *_STILLS.values()) else as_option(name)
-
-
-def _check_kind(kind: str, given: list[str]) -> None:
-    for name in given:
-        kinds = OPTIONS.get(name, ("motion",))
-        if kind not in kinds:
-            raise UserError(
-                f"{as_option(name)} does nothing for {kind}: leave it out, it goes with {', '.join(kinds)}."
-            )
-
-
-def _check_file(kind: str, file: Path, still: bool, given: Mapping[str, Any]) -> None:
-    if still and kind not in _STILLS:
-        raise UserError(f"{file} is an image, and {kind} comes from a video: give one.")
-    for name in _OF_VIDEOS if still else _OF_STILLS:
-        if name in given:
-            here, there = ("an image", "a video") if still else ("a video", "an image")
-            raise UserError(f"{as_option(name)} goes with {there}, and {file} is {here}: leave it out.")
-
-
-def _check_vectors(given: Mapping[str, Any]) -> None:
-    if given.get("motion_mode", "released") != "released" or "nominal_height" in given:
-        name = "nominal_height" if "nominal_height" in given else "motion_mode"
-        raise UserError(
-            f"{as_option(name)} {given[name]} does not go with --vectors, which are the released path's at the "
-            "source's own size: leave one of them out."
-        )
+    return "FILE" if name in ("video", *_STILLS.values()) else as_option(name)
 
 
 def _check_outputs(settings: Settings, checkpoint: Path | None, out: Path, shown: Path | None) -> None:
@@ -209,48 +193,33 @@ def extract_file(request: Request, progress: Progress | None = None) -> Extracti
     Raises:
         UserError: a file that is unreadable or too short, or a network whose files are missing.
     """
-    settings, kind = request.settings, request.kind
+    settings, kind, config, rows = request.settings, request.kind, request.config, None
     plan = frame_plan(settings, settings.frames)
-    source = source_of(settings, plan, request.config)
     if kind == "style":
-        extracted = _style(request, plan)
+        from ..encoders.clip import fitted
+
+        image = read_image(request.file) if plan is None else read_frames(request.file, plan)[:, :, 0]
+        extracted = Extracted(fitted(image, (config.towers.image_size,) * 2)[:, :, None])
     else:
-        extracted = make_conditions(settings, plan, request.config, progress)[kind]
-    told = {"kind": kind, "file": str(request.file), "sha256": file_hash(request.file), **_plain(kind, source)}
-    told["checkpoint"] = None if request.checkpoint is None else str(request.checkpoint)
-    rows = None
+        extracted = make_conditions(settings, plan, config, progress)[kind]
+    told = {"kind": kind, "file": str(request.file), "sha256": file_hash(request.file)}
+    # The settings that do something for the kind.
+    values = {"size": settings.size, **vars(options_of(settings))}
+    told |= {name: value for name, value in values.items() if hasattr(settings, name) and kind in OPTIONS.get(name, KINDS)}
+    told["extraction"] = as_mapping(config.extraction)
+    if plan is not None:
+        told |= {"start": plan.start, "rate": float(plan.rate), "frames": plan.frames}
+    told["checkpoint"] = request.checkpoint
     if request.vectors:
-        rows, told["vectors"] = _vectors(request.file, plan)
-    return Extraction(kind, extracted, source, rows, {**told, "how": dict(extracted.how)})
-
-
-def _style(request: Request, plan: FramePlan | None) -> Extracted:
-    from ..encoders.clip import fitted
-
-    image = read_image(request.file) if plan is None else read_frames(request.file, plan)[:, :, 0]
-    side = request.config.towers.image_size
-    return Extracted(fitted(image, (side, side))[:, :, None])
-
-
-def _vectors(file: Path, plan: FramePlan) -> tuple[Tensor, dict[str, Any]]:
-    """The released path's blocks as rows of `COLUMNS`, and what there is to know of them."""
-    from ..extract.motion import block_vectors
-
-    found = block_vectors(file, plan)
-    rows = np.stack([found.rows[name].astype(np.float32) for name in COLUMNS], axis=1)
-    about = {"layout": "released", "columns": [*COLUMNS], "rows": len(rows), "height": found.height,
-             "width": found.width, "fps": float(plan.rate), "source_fps": float(probe(file).rate)}  # fmt: skip
-    return torch.from_numpy(rows), about
-
-
-def _plain(kind: str, source: Source) -> dict[str, Any]:
-    """The settings of a source that do something for the kind, but for the file, in values that JSON holds."""
-    names = [f.name for f in dataclasses.fields(source) if f.name not in ("path", "plan")]
-    values = {name: getattr(source, name) for name in names if kind in OPTIONS.get(name, KINDS)}
-    values["extraction"] = as_mapping(source.extraction)
-    if source.plan is not None:
-        values |= {"start": source.plan.start, "rate": float(source.plan.rate), "frames": source.plan.frames}
-    return json.loads(json.dumps(values, default=str))
+        found = block_vectors(request.file, plan)
+        rows = torch.from_numpy(np.stack([found.rows[name].astype(np.float32) for name in COLUMNS], axis=1))
+        told["vectors"] = {
+            **{"layout": "released", "columns": [*COLUMNS], "rows": len(rows), "height": found.height},
+            **{"width": found.width, "fps": float(plan.rate), "source_fps": float(probe(request.file).rate)},
+        }
+    source = plan and Source(request.file, plan, settings.size, config.extraction)
+    told = json.loads(json.dumps({**told, "how": dict(extracted.how)}, default=str))
+    return Extraction(kind, extracted, source, rows, told)
 
 
 # --- What is written and told ---------------------------------------------------------------------------------------
@@ -267,35 +236,16 @@ def save_extraction(extraction: Extraction, out: Path) -> Path:
 
 def preview(extraction: Extraction, path: Path) -> Path:
     """Something to look at: a `.png` is a contact sheet, any other name a video. Motion is arrows over the frames."""
-    picture = picture_of(extraction.kind, extraction.extracted.tensor, extraction.source)
+    kind, picture, source = extraction.kind, extraction.extracted.tensor, extraction.source
+    if kind in CONDITIONS:
+        picture = picture_of(kind, picture, source)
     if path.suffix.lower() == ".png":
-        return write_contact_sheet(path, [(extraction.kind, picture)], cell=LEGIBLE)
-    plan = extraction.source.plan
-    scale = -(-LEGIBLE // min(picture.shape[-2:]))
-    return write_video(path, picture, plan.rate if plan else 1, scale)
+        return write_contact_sheet(path, [(kind, picture)], cell=LEGIBLE)
+    return write_video(path, picture, source.plan.rate if source else 1, -(-LEGIBLE // min(picture.shape[-2:])))
 
 
 def summary(extraction: Extraction) -> dict[str, Any]:
     """What was extracted, in values that JSON holds: the settings, the shape and the range of the values."""
     tensor = extraction.extracted.tensor.float()
-    values = {"shape": list(tensor.shape), "least": tensor.min().item(), "mean": tensor.mean().item(),
-              "most": tensor.max().item()}  # fmt: skip
-    return {**extraction.settings, **values, "note": extraction.extracted.note}
-
-
-def picture_of(kind: str, tensor: Tensor, source: Source | None = None) -> Tensor:
-    """A condition `(1, C, F, H, W)` as pictures `(1, 1 or 3, F, H, W)` in [0, 1]; motion over a source's frames."""
-    return _PICTURES.get(kind, lambda x, _: x)(tensor.float(), source)
-
-
-def _motion_picture(field: Tensor, source: Source | None) -> Tensor:
-    from ..extract.pictures import arrows_picture, flow_picture
-
-    return flow_picture(field) if source is None else arrows_picture(field, source.frames("motion"))
-
-
-_PICTURES: dict[str, Callable[[Tensor, Source | None], Tensor]] = {
-    "motion": _motion_picture,
-    "depth": lambda x, _: x / x.amax().clamp(min=1e-6),
-    "mask": lambda x, _: x[:, :3] / 2 + 0.5,
-}
+    values = {"least": tensor.min().item(), "mean": tensor.mean().item(), "most": tensor.max().item()}
+    return {**extraction.settings, "shape": list(tensor.shape), **values, "note": extraction.extracted.note}

@@ -4,9 +4,8 @@ import dataclasses
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..conditions import drawing_size
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
@@ -14,7 +13,7 @@ from ..video import FramePlan, VideoInfo, plan_frames, probe
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..extract.sources import Extracted, Source
+    from ..extract.sources import Extracted, Options
 
 
 def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
@@ -45,33 +44,13 @@ def probed(path: Path) -> VideoInfo:
     return info
 
 
-def source_of(settings: Settings, plan: FramePlan | None, config: Config) -> "Source":
-    """The source that the settings name, a video with its frame plan or a drawing without one, and how it is used.
-
-    `settings.size` is filled in. Raises `UserError` for a device that is not there.
-    """
+def options_of(settings: Settings) -> "Options":
+    """How conditions are made, by the settings of these names. Raises `UserError` for a device that is not there."""
     from ..composer import choose_device
-    from ..extract.sources import Source
+    from ..extract.sources import Options
 
-    return Source(
-        settings.video or settings.sketch,
-        plan,
-        settings.size,
-        config.extraction,
-        mask=settings.mask,
-        mask_white=settings.mask_white,
-        mask_draw=settings.mask_draw,
-        mask_seed=settings.mask_seed,
-        motion_mode=settings.motion_mode,
-        nominal_height=settings.nominal_height,
-        sketch_method=settings.sketch_method,
-        depth_model=settings.depth_model,
-        depth_maps=settings.depth_maps,
-        depth_near=settings.depth_near,
-        depth_scale=settings.depth_scale,
-        models=settings.models or None,
-        device=str(choose_device(settings.device)),
-    )
+    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Options) if hasattr(settings, f.name)}
+    return Options(**{**named, "models": settings.models or None, "device": str(choose_device(settings.device))})
 
 
 def make_conditions(
@@ -87,29 +66,40 @@ def make_conditions(
     Raises:
         UserError: a file that is unreadable, or a network whose files are missing.
     """
-    from ..extract.sources import Extracted, extract_condition
-    from ..video import read_image, resize_crop
+    from ..extract.sources import Source, extract_condition
+    from ..video import read_image
 
-    source = source_of(settings, plan, config)
-    made = {name: extract_condition(name, source, progress) for name in settings.use}
+    plain = options_of(settings)
+
+    def make(name: str, clip: Any, options: "Options" = plain) -> "Extracted":
+        return extract_condition(name, Source(clip, plan, settings.size, config.extraction), options, progress)
+
+    made = {name: make(name, settings.video) for name in settings.use}
     if settings.moves_by_hand:
         made["motion"] = _motion_by_hand(settings, config)
     if settings.image is not None:
-        image = resize_crop(read_image(settings.image), drawing_size("single_image", settings.size))
-        made["single_image"] = Extracted(source.fitted("single_image", image[:, :, None]))
+        made["single_image"] = make("single_image", read_image(settings.image)[:, :, None])
     if settings.sketch is not None:
-        made["single_sketch"] = _drawing(settings, source, progress)
+        lines = None if settings.lines == "none" else settings.lines
+        options = dataclasses.replace(plain, drawing=lines)
+        drawn = make("single_sketch", read_image(settings.sketch)[:, :, None], options)
+        if lines and settings.sketch_lines is None:
+            note = (
+                f"single_sketch: {settings.sketch.name} is taken as a drawing with dark lines; --sketch-lines says "
+                "otherwise."
+            )
+            drawn = dataclasses.replace(drawn, note=note)
+        made["single_sketch"] = drawn
     return made
 
 
 def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
     """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
-    from ..extract.camera import CameraMove, camera_field
-    from ..extract.fields import add_fields, condition_from_field
+    from ..extract.camera import CameraMove, camera_field, condition_from_field
     from ..extract.sources import Extracted
     from ..extract.tracks import read_tracks, tracks_field
 
-    move = CameraMove(settings.pan, settings.zoom, settings.roll, easing=settings.easing)
+    move = CameraMove(settings.pan, settings.zoom, settings.roll, settings.easing)
     field = camera_field(move, settings.frames, settings.size)
     if settings.tracks is not None:
         tracks = read_tracks(settings.tracks)
@@ -121,25 +111,5 @@ def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
                 f"No track of {settings.tracks} moves anything in the video: give --canvas WIDTHxHEIGHT, the size of "
                 "what they were drawn on."
             )
-        field = add_fields(field, drawn)
+        field = field + drawn
     return Extracted(condition_from_field(field, config.extraction, settings.size), {"method": "by hand"})
-
-
-def _drawing(settings: Settings, source: "Source", progress: Progress | None) -> "Extracted":
-    """The single sketch of an image: a drawing as it is, or the lines that the sketch method finds in a picture."""
-    from ..extract.sketch import as_sketch
-    from ..extract.sources import Extracted, sketch_of
-    from ..video import read_image, resize_crop
-
-    picture, lines = read_image(settings.sketch), settings.lines
-    size = drawing_size("single_sketch", settings.size)
-    if lines == "none":
-        return sketch_of("single_sketch", resize_crop(picture, size)[:, :, None], source, progress)
-    note = ""
-    if settings.sketch_lines is None:
-        note = (
-            f"single_sketch: {settings.sketch.name} is taken as a drawing with dark lines; --sketch-lines says "
-            "otherwise."
-        )
-    drawn = source.fitted("single_sketch", resize_crop(as_sketch(picture, lines), size)[:, :, None])
-    return Extracted(drawn, {"method": "as it is", "lines": lines}, note)

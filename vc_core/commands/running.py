@@ -151,8 +151,8 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
     """
     from ..diffusion.windows import Windows
+    from ..extract.pictures import picture_of
     from ..pipeline import compose
-    from .extraction import picture_of
 
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer

@@ -1,18 +1,26 @@
-"""Motion fields of camera moves: pan, zoom and roll, and several of them at once."""
+"""Motion that is made by hand: the field of a camera's moves, and the condition that a checkpoint sees of a field."""
 
 from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditions import drawing_size
+from ..config import ExtractionConfig
 from ..errors import UserError
 from .drawing import eased, pixel_centers
+from .reencode import NOMINAL
+from .refit import refit
+from .vectors import BLOCK, VECTOR, BlockVectors, rasterise_points
+
+I_FRAME_EVERY = 12
+"""MPEG-4's default distance of I-frames, which have no vectors: the released network has seen none at frame 12."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,6 @@ class CameraMove:
         pan: (right, down) that the camera looks further, in widths and heights of the frame.
         zoom: factor by which things get larger; below 1 the camera zooms out. Equal frames zoom by equal factors.
         roll: degrees that the camera turns clockwise; the picture turns counter-clockwise.
-        center: (x, y) in widths and heights of the frame that zoom and roll leave where it is, at every frame.
         easing: one of `vc_core.extract.drawing.EASINGS`.
 
     Raises:
@@ -33,57 +40,69 @@ class CameraMove:
     pan: tuple[float, float] = (0.0, 0.0)
     zoom: float = 1.0
     roll: float = 0.0
-    center: tuple[float, float] = (0.5, 0.5)
     easing: str = "linear"
 
     def __post_init__(self) -> None:
-        for name, values in (("pan", self.pan), ("zoom", [self.zoom]), ("roll", [self.roll]), ("center", self.center)):
+        for name, values in (("pan", self.pan), ("zoom", [self.zoom]), ("roll", [self.roll])):
             if not all(math.isfinite(value) for value in values):
                 raise UserError(f"The camera's {name} is {getattr(self, name)}: expected finite numbers.")
         if not self.zoom > 0:
             raise UserError(f"The camera's zoom is {self.zoom:g}: expected a factor above 0, 1 for no zoom.")
 
 
-def camera_field(moves: CameraMove | Sequence[CameraMove], frames: int, size: tuple[int, int]) -> Tensor:
+def camera_field(move: CameraMove, frames: int, size: tuple[int, int]) -> Tensor:
     """The motion field (1, 2, F, H, W) of a camera, in pixels of a video of `size` (height, width).
 
-    Exact: each frame's step is a similarity of the picture, and the field at a place is that place less where the
-    step's inverse takes it. Several moves happen at once: within each frame's step they are carried out one after
-    the other, in the order given, which differs from adding their fields (`add_fields`) in the second order only.
-
-    Raises UserError for an unknown easing or for no frames.
+    Exact: each frame's step is a similarity of the picture, a · z + b of places z = x + iy, and the field at a place
+    is that place less where the step's inverse takes it. Raises UserError for an unknown easing or for no frames.
     """
-    moves = [moves] if isinstance(moves, CameraMove) else list(moves)
+    height, width = size
     x, y = pixel_centers(size)
-    here = torch.complex(*torch.broadcast_tensors(x, y))  # (H, W): x + iy, of which a similarity is a · z + b
+    here = torch.complex(*torch.broadcast_tensors(x, y))  # (H, W)
+    center = complex(width / 2, height / 2)  # stays where it is, but for the pan
+    # In x + iy with y downwards, a positive angle is clockwise as seen: the picture turns against the camera.
+    turn = complex(math.log(move.zoom), -math.radians(move.roll))
+    shift = -complex(move.pan[0] * width, move.pan[1] * height)
     field = torch.zeros(1, 2, frames, *size)
-    steps = [_steps(move, frames, size) for move in moves]
-    for frame in range(1, frames):
-        factor, shift = reduce(_after, (step[frame] for step in steps), (1 + 0j, 0j))
-        moved = here - (here - shift) / factor
+    for frame, share in enumerate(eased(frames, move.easing).diff().tolist(), 1):
+        factor = cmath.exp(share * turn)
+        moved = here - (here - (center - factor * center + share * shift)) / factor
         field[0, :, frame] = torch.stack([moved.real, moved.imag]).float()
     return field
 
 
-Similarity = tuple[complex, complex]
-"""(a, b): the map of places x + iy in pixels to a · z + b."""
+def condition_from_field(field: Tensor, extraction: ExtractionConfig, size: tuple[int, int]) -> Tensor:
+    """The motion condition (1, 2, F, h, w) of a dense motion field, as a checkpoint was trained to see motion.
+
+    `dense` in pixels: the field itself, in pixels of the video whatever the condition's own size. `points` in source
+    pixels: what the released path would have seen of a source with this motion whose shorter side is 336. Its 16-pixel
+    blocks have the field's vectors at their centres, in its pixels, each at one pixel of the map, and I-frames have
+    none.
+
+    Args:
+        field: (1, 2, F, H, W) in pixels of the video to be composed, of which `size` is the (height, width).
+    """
+    if extraction.motion_layout == "points":
+        # The shorter side, not the height: it is what the centre crop to the released square keeps whole.
+        source = tuple(round(side * NOMINAL / min(size)) for side in size)
+        vectors = BlockVectors(_block_rows(field[0].float(), source), *source, field.shape[2])
+        field = rasterise_points(vectors, drawing_size("motion", size))
+    return refit("motion", field, size, field.shape[2], extraction, size)
 
 
-def _after(first: Similarity, second: Similarity) -> Similarity:
-    """The second carried out after the first."""
-    return first[0] * second[0], first[1] * second[0] + second[1]
-
-
-def _steps(move: CameraMove, frames: int, size: tuple[int, int]) -> list[Similarity]:
-    """How the picture moves from each frame's predecessor to the frame; the first frame's is the identity."""
-    height, width = size
-    center = complex(move.center[0] * width, move.center[1] * height)
-    # In x + iy with y downwards, a positive angle is clockwise as seen: the picture turns against the camera.
-    turn = complex(math.log(move.zoom), -math.radians(move.roll))
-    shift = -complex(move.pan[0] * width, move.pan[1] * height)
-    way = eased(frames, move.easing)
-    result = [(1 + 0j, 0j)]
-    for share in way.diff().tolist():
-        factor = cmath.exp(share * turn)
-        result.append((factor, center - factor * center + share * shift))
-    return result
+def _block_rows(field: Tensor, source: tuple[int, int]) -> np.ndarray:
+    """The VECTOR rows of a field (2, F, H, W) in pixels of a video, on the blocks of a source of the same shape."""
+    frames, height, width = field.shape[1:]
+    down, right = (torch.arange(-(-side // BLOCK)) * BLOCK + BLOCK // 2 for side in source)
+    y, x = torch.meshgrid(down / source[0] * 2 - 1, right / source[1] * 2 - 1, indexing="ij")
+    grid = torch.stack([x, y], dim=-1).to(field).expand(frames, -1, -1, -1)
+    # (F, 2, rows, columns); the last blocks may have their centres beyond the edge and see what is at the edge.
+    seen = F.grid_sample(field.transpose(0, 1), grid, padding_mode="border", align_corners=False)
+    seen = seen * seen.new_tensor([source[1] / width, source[0] / height]).view(1, 2, 1, 1)
+    coded = [frame for frame in range(frames) if frame % I_FRAME_EVERY]
+    rows = np.empty((len(coded), len(down), len(right)), VECTOR)
+    rows["frame"] = np.array(coded, int)[:, None, None]
+    rows["dst_y"], rows["dst_x"] = down.numpy()[:, None], right.numpy()
+    rows["w"] = rows["h"] = BLOCK
+    rows["dx"], rows["dy"] = seen[coded].transpose(0, 1).numpy()
+    return rows.ravel()

@@ -22,17 +22,13 @@ from ..parsing import parse_json, read_text
 from ..progress import Progress
 from .depth_maps import HIGHEST, by_percentiles
 from .midas import is_midas, midas_config, midas_state
-from .networks import Folders, as_folders, locate, per_frame, what_to_get
+from .networks import IMAGENET, Folders, Statistics, as_folders, locate, normalised, per_frame, what_to_get
 
 RELEASED_FILE = "midas_v3_dpt_large.pth"
 MIDAS_UNIT = 20.0
 """MiDaS's inverse depth that is 1 here (released: depth_std)."""
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of RGB in [0, 1], by which a network takes its pictures."""
-
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # What networks give -> depth in the released range. MiDaS v3 has its own scale; that of other inverse depths is not
 # known, and metres become inverse depths first.
@@ -42,8 +38,7 @@ _RANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "metres": lambda depth: by_percentiles(1 / depth.clamp(min=1e-3)),
 }
 
-_CLASSES = {"dpt": ("DPTConfig", "DPTForDepthEstimation"),
-            "depth_anything": ("DepthAnythingConfig", "DepthAnythingForDepthEstimation")}  # fmt: skip
+_CLASSES = {"dpt": "DPT", "depth_anything": "DepthAnything"}
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 # Parameters that files may lack, because their output is never used.
@@ -77,11 +72,9 @@ class DepthModel:
         Frames are resized to the size it works at, and its depth back. At the released 384 x 384, MiDaS takes them
         as they are.
         """
-        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in self.statistics)
         size = frames.shape[-2:]
-        pictures = _resized(frames, self.working_size(*size), "bicubic").clamp(0, 1)
-        depth = self.predict((pictures - mean) / std)
-        return _resized(depth, size, "bilinear")
+        pictures = _resized(frames.to(self.network.device), self.working_size(*size), "bicubic").clamp(0, 1)
+        return _resized(self.predict(normalised(pictures, self.statistics)), size, "bilinear")
 
     def predict(self, pictures: Tensor) -> Tensor:
         """Normalised pictures (N, 3, h, w) of a size it works at to its values (N, 1, h, w)."""
@@ -102,16 +95,8 @@ class DepthModel:
         return tuple(max(1, round(scale * length)) * self.multiple for length in (height, width))
 
 
-def depth(
-    video: Tensor,
-    model: str | Path | DepthModel | None = None,
-    models: Folders = None,
-    *,
-    device: str | torch.device = "cpu",
-    chunk: int = 4,
-    progress: Progress | None = None,
-) -> tuple[Tensor, str]:
-    """Depth of every frame of a video in the released range, and the network that saw it.
+def depth(video: Tensor, model: DepthModel, at_once: int = 4, progress: Progress | None = None) -> Tensor:
+    """Depth of every frame of a video in the released range, by a network.
 
     MiDaS v3 (the released file, or a folder such as `Intel/dpt-large`) gives the released values: / 20, clamped to
     0..10. Depth Anything and the other DPTs give depth in scales of their own: `by_percentiles` over the whole clip
@@ -119,42 +104,50 @@ def depth(
 
     Args:
         video: (B, 3, F, H, W), RGB in [0, 1], of any size.
-        model: `midas_v3_dpt_large.pth`, a folder of transformers' DPT or Depth Anything, the file of weights in such
-            a folder, or what `load_depth_model` returned. By default the released file, found in `models`.
-        models: the folders in which it is looked for; by default those of `vc_core.models.model_folders`.
-        device: where the network runs; a `DepthModel` is on it already.
-        chunk: frames at a time.
+        at_once: frames at a time.
         progress: called as `progress("depth", done, total)`, in frames.
 
     Returns:
-        (B, 1, F, H, W) in 0..10, near large, on the video's device; and "midas", "dpt" or "depth_anything".
+        (B, 1, F, H, W) in 0..10, near large, on the video's device.
 
     Raises:
-        UserError: no model; one that is missing, damaged or of another kind; transformers is not installed; a video
-            of another shape, or one in which the network sees no depth at all.
+        UserError: a video of another shape, or one in which the network sees no depth at all.
     """
-    if not isinstance(model, DepthModel):
-        model = load_depth_model(_found(models) if model is None else model, device)
-    values = per_frame(model, video, "depth", device, chunk, progress)
-    return _RANGES[model.values](values), model.which
+    return _RANGES[model.values](per_frame(model, video, "depth", at_once, progress))
 
 
-def load_depth_model(path: str | Path, device: str | torch.device = "cpu") -> DepthModel:
-    """A depth network from files of this machine, see `depth`; nothing is downloaded.
+def load_depth_model(
+    path: str | Path | None = None, device: str | torch.device = "cpu", models: Folders = None
+) -> DepthModel:
+    """A depth network from files of this machine; nothing is downloaded.
+
+    Args:
+        path: `midas_v3_dpt_large.pth`, a folder of transformers' DPT or Depth Anything, or the file of weights in such
+            a folder. By default the released file, found in `models`.
+        models: the folders in which it is looked for; by default those of `vc_core.models.model_folders`.
 
     Raises:
         UserError: it is missing, damaged or of another kind, or transformers is not installed.
     """
+    if path is None and not (path := locate([RELEASED_FILE], models).get(RELEASED_FILE)):
+        folders = ", ".join(map(str, as_folders(models)))
+        raise UserError(
+            f"Depth of a video needs a model (ready depth maps need none), and {RELEASED_FILE} is not in {folders}: "
+            f"{_advice(models)}."
+        )
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"There is no depth model at {path}: check the path, or {_advice(None)}.")
     folder = path if path.is_dir() else path.parent
-    if path.is_file():
-        tensors = open_tensors(path)
-        if is_midas(tensors):
-            return midas_model(midas_config(tensors), midas_state(tensors), str(path), device)
-    else:
-        tensors = open_tensors(_weights(folder))
+    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None) if folder is path else path
+    if file is None:
+        raise UserError(
+            f"{folder} holds no weights of a depth model: expected {' or '.join(_WEIGHTS)} beside config.json; "
+            "download the whole folder, or name the file in it."
+        )
+    tensors = open_tensors(file)
+    if file is path and is_midas(tensors):
+        return midas_model(midas_config(tensors), midas_state(tensors), str(path), device)
     settings = _settings(folder / "config.json", path)
     statistics = _statistics(folder / "preprocessor_config.json", settings["model_type"])
     return _described(_build(settings, tensors.state(), str(path)).to(device), settings["model_type"], statistics)
@@ -168,35 +161,10 @@ def midas_model(
     return _described(network, "midas", _HALF)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Finding and loading
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _found(models: Folders) -> Path:
-    if not (files := locate([RELEASED_FILE], models)):
-        folders = ", ".join(map(str, as_folders(models)))
-        raise UserError(
-            f"Depth of a video needs a model (ready depth maps need none), and {RELEASED_FILE} is not in {folders}: "
-            f"{_advice(models)}."
-        )
-    return files[RELEASED_FILE]
-
-
 def _advice(models: Folders) -> str:
     return (
         f"{what_to_get([RELEASED_FILE], models)}, or name a folder of transformers' DPT or Depth Anything, such as "
         "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf from https://huggingface.co"
-    )
-
-
-def _weights(folder: Path) -> Path:
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"{folder} holds no weights of a depth model: expected {' or '.join(_WEIGHTS)} beside config.json; download "
-        "the whole folder, or name the file in it."
     )
 
 
@@ -233,7 +201,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _statistics(path: Path, kind: str) -> Statistics:
     """Mean and deviation of the pictures, from the folder's preprocessor_config.json or as published."""
-    mean, std = _HALF if kind == "dpt" else _IMAGENET
+    mean, std = _HALF if kind == "dpt" else IMAGENET
     settings = _json(path) if path.is_file() else {}
     unit = 1.0 if settings.get("do_rescale", True) else 255.0  # some take RGB in [0, 255]
     mean, std = settings.get("image_mean", mean), settings.get("image_std", std)
@@ -249,7 +217,9 @@ def _build(settings: Mapping[str, Any], state: StateDict, source: str) -> nn.Mod
             "Depth needs the library transformers, which is not installed: pip install 'transformers>=4.40,<6', or "
             "give depth maps."
         ) from error
-    config_class, network_class = (getattr(transformers, name) for name in _CLASSES[settings["model_type"]])
+    config_class, network_class = (
+        getattr(transformers, _CLASSES[settings["model_type"]] + kind) for kind in ("Config", "ForDepthEstimation")
+    )
     try:
         with _quiet():
             # Not from the folder: given a state, transformers reads no file and asks no network, and still knows the
@@ -289,11 +259,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What a network takes and gives
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def _is_plain(config: Any) -> bool:

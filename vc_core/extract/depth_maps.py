@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +26,29 @@ _ENDINGS = IMAGES | {".exr", ".pfm"}  # the last two only to refuse
 _COLOURFUL = 0.1
 
 
-def by_percentiles(values: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> Tensor:
+def by_percentiles(values: Tensor) -> Tensor:
     """Inverse depths of an unknown scale, near large, in the released range: two percentiles land on USUAL's ends.
 
     Linear, and clamped only at 0 and HIGHEST. The percentiles are those of a whole clip, so that it does not flicker;
     each clip of a batch (B, ...) has its own. Where both percentiles are the same, the extremes stand for them.
 
     Raises:
-        UserError: values that are not finite, the same value everywhere, or percentiles that are none.
+        UserError: values that are not finite, or the same value everywhere.
     """
-    clips = [
-        USUAL[0] + (clip.float() - far) * ((USUAL[1] - USUAL[0]) / (near - far))
-        for clip, (far, near) in zip(values.split(1), percentile_ends(values, percentiles), strict=True)
-    ]
+    clips = []
+    for clip in values.split(1):
+        far, near = _ends(clip)
+        clips.append(USUAL[0] + (clip.float() - far) * ((USUAL[1] - USUAL[0]) / (near - far)))
     return torch.cat(clips).clamp(0, HIGHEST)
 
 
-def percentile_ends(values: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> list[tuple[float, float]]:
-    """The values of each clip (B, ...) that `by_percentiles` puts on USUAL's ends, far and near. Raises as it does."""
-    low, high = percentiles
-    if not 0 <= low < high <= 100:
-        raise UserError(f"The percentiles of depth are {low} and {high}: expected two numbers that rise from 0 to 100.")
-    return [_ends(clip, low, high) for clip in values.split(1)]
-
-
-def _ends(clip: Tensor, low: float, high: float) -> tuple[float, float]:
+def _ends(clip: Tensor) -> tuple[float, float]:
+    """The values that `by_percentiles` puts on USUAL's ends, far and near."""
     if not torch.isfinite(clip).all():
         raise UserError("The depth holds values that are not finite: make it again, or give another map.")
     # numpy's, because torch's quantile takes no more than 16 million values.
     flat = clip.detach().float().cpu().numpy()
-    far, near = np.percentile(flat, (low, high))
+    far, near = np.percentile(flat, PERCENTILES)
     if far == near:
         far, near = flat.min(), flat.max()
     if far == near:
@@ -66,12 +58,7 @@ def _ends(clip: Tensor, low: float, high: float) -> tuple[float, float]:
     return float(far), float(near)
 
 
-def depth_from_maps(
-    maps: Tensor,
-    near: str = "bright",
-    scale: float | None = None,
-    percentiles: tuple[float, float] = PERCENTILES,
-) -> Tensor:
+def depth_from_maps(maps: Tensor, near: str = "bright", scale: float | None = None) -> Tensor:
     """Depth as the network saw it, from maps that others made.
 
     Args:
@@ -79,7 +66,6 @@ def depth_from_maps(
         near: what near things are in the maps, "bright" or "dark".
         scale: the depth that the brightest (for near dark, the darkest) value stands for, thus 10 at most is of use:
             the map times `scale`. Without it, `by_percentiles` finds the scale.
-        percentiles: see `by_percentiles`.
 
     Returns:
         (B, 1, F, H, W) in 0..10 (MiDaS's inverse depth / 20), near large.
@@ -90,7 +76,13 @@ def depth_from_maps(
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"The scale of the depth maps is {scale}: expected a number above 0, such as 2.")
     grey = _near_bright(maps, near)
-    return by_percentiles(grey, percentiles) if scale is None else (grey * scale).clamp(0, HIGHEST)
+    return by_percentiles(grey) if scale is None else (grey * scale).clamp(0, HIGHEST)
+
+
+def mapped_levels(maps: Tensor, near: str = "bright") -> list[tuple[float, float]]:
+    """The levels of maps, of each clip, that `depth_from_maps` without a scale puts on USUAL's ends: far, near."""
+    ends = [_ends(clip) for clip in _near_bright(maps, near).split(1)]
+    return [(1 - far, 1 - near_) for far, near_ in ends] if near == "dark" else ends
 
 
 def _near_bright(maps: Tensor, near: str) -> Tensor:
@@ -105,15 +97,6 @@ def _near_bright(maps: Tensor, near: str) -> Tensor:
     return 1 - grey if near == "dark" else grey
 
 
-def mapped_levels(
-    maps: Tensor, near: str = "bright", percentiles: tuple[float, float] = PERCENTILES
-) -> list[tuple[float, float]]:
-    """The levels of maps, of each clip, that `depth_from_maps` without a scale puts on USUAL's ends: far, near."""
-    grey = _near_bright(maps, near)
-    ends = percentile_ends(grey, percentiles)
-    return [(1 - far, 1 - near_) for far, near_ in ends] if near == "dark" else ends
-
-
 def _grey(maps: Tensor, what: str) -> Tensor:
     """(B, 1 or 3, ...) -> (B, 1, ...); refuses maps that show depth in colours, whose order nobody tells."""
     if maps.shape[1] == 1:
@@ -125,51 +108,37 @@ def _grey(maps: Tensor, what: str) -> Tensor:
     return maps.mean(dim=1, keepdim=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def read_depth_maps(path: str | Path, plan: FramePlan | int, size: tuple[int, int] | None = None) -> Tensor:
+def read_depth_maps(path: str | Path, plan: FramePlan, size: tuple[int, int] | None = None) -> Tensor:
     """Depth maps (1, 1, F, H, W) float32 in [0, 1] from a file, with all of its bits; `depth_from_maps` takes them.
 
     Args:
         path: a video; an image, which stands for every frame; or a folder of as many images as there are frames, in
             the order of their names ("2" before "10").
-        plan: the frame plan of the video that the maps belong to, so that a video of maps shows the same moments.
-            The number of frames will do for images.
-        size: (h, w) that they are scaled to cover and centre-cropped, as the source is.
+        plan: that of the video that the maps belong to, so that a video of maps shows the same moments.
+        size: (h, w) that they are scaled to cover and centre-cropped, as the source is; None: all are of one size.
 
     Raises:
         UserError: a file that is missing or unreadable, in colours, of floating-point numbers, too short; a folder
-            with another number of images; maps of several sizes, without `size`.
+            with another number of images.
     """
     path = Path(path).expanduser()
-    frames = plan if isinstance(plan, int) else plan.frames
     if path.is_dir():
-        files = frame_files(path, frames, _ENDINGS)
-        pictures: Iterator = (picture for file in files for picture in _image(file))
+        pictures = map(_image, frame_files(path, plan.frames, _ENDINGS))
     elif path.suffix.lower() in _ENDINGS - IMAGES or is_image(path):
-        pictures = _image(path)
-    elif isinstance(plan, int):
-        raise UserError(f"{path} is no image, and a video of depth maps needs the frame plan of its source: give both.")
+        pictures = [_image(path)]
     else:
         pictures = planned_frames(path, plan)
-    maps = [_levels(picture, path) for picture in pictures]
-    if size is not None:
-        maps = [resize_crop(one, size) for one in maps]
-    if len({one.shape for one in maps}) > 1:
-        raise UserError(f"{path} holds depth maps of several sizes: expected one size, or say which to make of them.")
-    video = torch.stack(maps, dim=2)
-    return video.expand(-1, -1, frames, -1, -1).contiguous()
+    maps = (_levels(picture, path) for picture in pictures)
+    video = torch.stack([resize_crop(one, size) if size else one for one in maps], dim=2)
+    return video.expand(-1, -1, plan.frames, -1, -1).contiguous()
 
 
-def _image(path: Path) -> Iterator:
+def _image(path: Path) -> Any:
     """The av.VideoFrame of an image file. Not Pillow's reading, which leaves eight bits of sixteen in RGB files."""
     if not path.is_file():
         raise UserError(f"There is no depth map at {path}: check the path.")
     try:
-        yield decoded_frame(path)
+        return decoded_frame(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read as an image ({reason(error)}): give a grey PNG of 8 or 16 bits."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,106 +47,62 @@ class Mask:
         return f"Mask: {percent} percent of the picture is painted anew{some}.{why}"
 
 
-def read_mask(
-    path: str | os.PathLike,
-    plan: FramePlan | int,
-    white: str = "paint",
-    size: tuple[int, int] | None = None,
-) -> Tensor:
-    """The keep map (1, 1, F, H, W) of `load_mask` alone."""
-    return load_mask(path, plan, white, size).keep
-
-
-def load_mask(
-    path: str | os.PathLike,
-    plan: FramePlan | int,
-    white: str = "paint",
-    size: tuple[int, int] | None = None,
-) -> Mask:
+def load_mask(path: str | os.PathLike, plan: FramePlan, white: str, size: tuple[int, int]) -> Mask:
     """A mask (1, 1, F, H, W) from an image, a video, or a folder of images.
 
-    An image stands for every frame; a video mask needs the source's frame plan, so that both show the same moments
-    (for images, the number of frames will do). A folder holds one image for each frame of the plan, in the order of
-    their names, numbers counted as such. `white` is one of `POLARITIES`. What counts as white, `as_mask` tells;
-    transparent does. With `size` (h, w) it is scaled and centre-cropped as the source is. Raises UserError for another
-    word, an unreadable file, or a folder with another number of images.
+    An image stands for every frame; a video shows the moments of the plan, its source's. A folder holds one image for
+    each frame of the plan, in the order of their names, numbers counted as such. `white` is one of `POLARITIES`. What
+    counts as white, `mask_of` tells; transparent does. It is scaled to `size` (h, w) and centre-cropped as the source
+    is. Raises UserError for another word, an unreadable file, or a folder with another number of images.
     """
     path = Path(path)
     chosen(f"meaning of white in the mask {path}", white, POLARITIES)
-    frames = plan if isinstance(plan, int) else plan.frames
     if path.is_dir():
-        whiteness, labels = _read_images(path, frames, size)
-        return Mask(_keep(whiteness, white, frames, size), labels)
-    if is_image(path):
-        picture = read_image(path)[:, :, None]
-    elif isinstance(plan, FramePlan):
-        picture = read_frames(path, plan, size)
-    else:
-        raise UserError(
-            f"{path}: is no image, and a mask video needs the frame plan of its source: "
-            "give a .png, or the source video too."
-        )
-    return mask_of(picture, white, frames, size)
+        bright, coloured = [], []
+
+        def looked_at() -> Iterator[Tensor]:  # pictures may be of any size: none but what is fitted is kept
+            for picture in map(read_image, frame_files(path, plan.frames)):
+                bright.append(resize_crop(as_sketch(picture), size))
+                coloured.append(resize_crop(_not_black(picture), size))
+                yield picture
+
+        labels = _are_labels(looked_at())
+        return Mask(_keep(torch.stack(coloured if labels else bright, dim=2), white), labels)
+    picture = read_image(path)[:, :, None] if is_image(path) else read_frames(path, plan, size)
+    return mask_of(picture, white, plan.frames, size)
 
 
-def _read_images(folder: Path, frames: int, size: tuple[int, int] | None) -> tuple[Tensor, bool]:
-    """The whiteness (1, 1, F, H, W) of a folder's images, in the order of their names, and whether they are labels."""
-    files = frame_files(folder, frames)
-    looks, bright, coloured = [], [], []
-    for file in files:
-        picture = read_image(file)
-        looks.append(_Look.at(picture[:, :, None]))
-        for found, each in ((bright, as_sketch(picture)), (coloured, _not_black(picture))):
-            found.append(resize_crop(each, size) if size else each)
-        if bright[-1].shape != bright[0].shape:
-            raise UserError(f"{file}: the mask is of another size than {files[0].name}: make them of one size.")
-    labels = _Look.together(looks).labels
-    return torch.stack(coloured if labels else bright, dim=2), labels
-
-
-def as_mask(
-    picture: Tensor, white: str = "paint", frames: int | None = None, size: tuple[int, int] | None = None
-) -> Tensor:
-    """The keep map (B, 1, F, H, W) of `mask_of` alone."""
-    return mask_of(picture, white, frames, size).keep
-
-
-def mask_of(
-    picture: Tensor, white: str = "paint", frames: int | None = None, size: tuple[int, int] | None = None
-) -> Mask:
+def mask_of(video: Tensor, white: str, frames: int, size: tuple[int, int]) -> Mask:
     """A mask (B, 1, F, H, W) from a picture of it.
 
     Halfway grey, 0.5, and brighter counts as white, whose meaning is one of `POLARITIES`. Masks of labels have no
     white: those of 0 and 1 of 255, numbered objects, and colours on black as a palette has them (DAVIS). What is not
     black in them counts as white.
 
-    picture: (B, 1 or 3, H, W) or (B, 1 or 3, F, H, W) in [0, 1]; a single frame stands for all `frames`. With `size`
-    (h, w) it is scaled and centre-cropped. Raises UserError for another word, shape or number of frames, or values
-    outside [0, 1].
+    video: (B, 1 or 3, F or 1, H, W) in [0, 1]; a single frame stands for all `frames`. It is scaled to `size` (h, w)
+    and centre-cropped. Raises UserError for another word, shape or number of frames, or values outside [0, 1].
     """
     chosen("meaning of white in a mask", white, POLARITIES)
-    video = picture[:, :, None] if picture.ndim == 4 else picture
     if video.ndim != 5 or video.shape[1] not in (1, 3):
         raise UserError(
-            f"The mask has the shape {tuple(picture.shape)}: expected (batch, 1 or 3, height, width), or the same with "
-            "frames before the height."
+            f"The mask has the shape {tuple(video.shape)}: expected (batch, 1 or 3, frames, height, width)."
         )
-    if frames is not None and video.shape[2] not in (1, frames):
+    if video.shape[2] not in (1, frames):
         raise UserError(f"The mask has {video.shape[2]} frames: expected {frames}, or 1 for all of them.")
     video = video.float()
     if not ((video >= -1e-4) & (video <= 1 + 1e-4)).all():
         raise UserError("The mask has values outside 0..1: expected 0 for black and 1 for white.")
-    labels = _Look.at(video).labels
-    return Mask(_keep(_not_black(video) if labels else as_sketch(video), white, frames, size), labels)
-
-
-def _keep(whiteness: Tensor, white: str, frames: int | None, size: tuple[int, int] | None) -> Tensor:
-    """(B, 1, F, H, W) in [0, 1] -> the keep map."""
-    if size is not None and whiteness.shape[-2:] != tuple(size):
+    labels = _are_labels([video])
+    whiteness = _not_black(video) if labels else as_sketch(video)
+    if whiteness.shape[-2:] != tuple(size):
         whiteness = resize_crop(whiteness, size)
+    return Mask(_keep(whiteness, white).expand(-1, -1, frames, -1, -1), labels)
+
+
+def _keep(whiteness: Tensor, white: str) -> Tensor:
+    """The keep map, of the shape of what it is of, (B, 1, F, H, W) in [0, 1]."""
     bright = whiteness >= 0.5 - 1e-4  # the weights of grey sum to 1 but for rounding
-    keep = (bright if white == "keep" else ~bright).float()
-    return keep if frames is None else keep.expand(-1, -1, frames, -1, -1)
+    return (bright if white == "keep" else ~bright).float()
 
 
 DARK = 0.1
@@ -166,53 +122,20 @@ def _coloured(video: Tensor) -> Tensor:
     return video.amax(1) - video.amin(1) > DARK
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What tells whether a mask is one of labels.
-
-    Attributes:
-        black, white: whether there are such pixels.
-        visible, coloured: pixels that are not dark, and those of them that are no grey.
-        brightest: in [0, 1].
-        levels: of grey, at most `FEW` and one more.
-    """
-
-    black: bool
-    white: bool
-    visible: int
-    coloured: int
-    brightest: float
-    levels: frozenset[float]
-
-    @staticmethod
-    def at(video: Tensor) -> _Look:
-        """Of a mask (B, 1 or 3, F, H, W)."""
-        peak, grey = video.amax(1), as_sketch(video)
-        brightest = grey.max().item()
-        levels = grey.unique().tolist()[: FEW + 1] if brightest < 0.5 else []
-        coloured = int(_coloured(video).sum())
-        black = (peak <= (DARK if coloured else 0)).any().item()
-        white = (video.amin(1) > 1 - DARK).any().item()
-        return _Look(black, white, int((peak > DARK).sum()), coloured, brightest, frozenset(levels))
-
-    @staticmethod
-    def together(looks: Sequence[_Look]) -> _Look:
-        """Of all frames of a mask."""
-        return _Look(
-            any(look.black for look in looks),
-            any(look.white for look in looks),
-            sum(look.visible for look in looks),
-            sum(look.coloured for look in looks),
-            max(look.brightest for look in looks),
-            frozenset().union(*(look.levels for look in looks)),
-        )
-
-    @property
-    def labels(self) -> bool:
-        if not self.black or self.white:
-            return False
-        dull = 0 < self.brightest < 0.5 - 1e-4 and len(self.levels) <= FEW
-        return dull or self.coloured * 20 >= self.visible > 0
+def _are_labels(pictures: Iterable[Tensor]) -> bool:
+    """Whether the pictures (B, 1 or 3, ...) of a mask, all together, are labels: on black, and nowhere white."""
+    black = white = False
+    visible, coloured, brightest, levels = 0, 0, 0.0, set()
+    for picture in pictures:
+        peak, grey, colours = picture.amax(1), as_sketch(picture), int(_coloured(picture).sum())
+        black |= (peak <= (DARK if colours else 0)).any().item()
+        white |= (picture.amin(1) > 1 - DARK).any().item()
+        visible, coloured = visible + int((peak > DARK).sum()), coloured + colours
+        brightest = max(brightest, grey.max().item())
+        if brightest < 0.5:
+            levels.update(grey.unique().tolist()[: FEW + 1])
+    dull = 0 < brightest < 0.5 - 1e-4 and len(levels) <= FEW
+    return black and not white and (dull or coloured * 20 >= visible > 0)
 
 
 def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -229,22 +152,6 @@ def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = Non
     return torch.cat([(video * 2 - 1) * keep, keep], dim=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Drawn masks
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def drawn_mask(
-    shapes: Sequence[Shape],
-    frames: int,
-    size: tuple[int, int],
-    canvas: tuple[int, int] | None = None,
-    easing: str = "linear",
-) -> Tensor:
-    """A keep map (1, 1, F, H, W) of {0, 1}, 1 = keep: what the shapes cover is to be painted; see `draw_shapes`."""
-    return 1 - draw_shapes(shapes, frames, size, canvas, easing)
-
-
 REFERENCE = 512
 """Shorter side of the canvas that the released training drew its masks on. Its lengths below are in its pixels."""
 
@@ -257,7 +164,7 @@ def _strokes(draw: Draw, width: int, height: int) -> list[Shape]:
     shapes: list[Shape] = []
     for number in range(draw(1, 6)):
         x, y = draw(0, width), draw(0, height)
-        travel = _travel(draw)
+        _travel(draw)
         for _ in range(draw(1, 6)):
             angle = (0.01 + draw(0, 4)) * (-1 if number % 2 == 0 else 1)  # radians from straight down
             length, thickness = draw(10, 210), draw(5, 105)
@@ -265,7 +172,7 @@ def _strokes(draw: Draw, width: int, height: int) -> list[Shape]:
                 min(max(int(x + length * math.sin(angle)), 0), width),
                 min(max(int(y + length * math.cos(angle)), 0), height),
             )
-            shapes.append(Stroke(((x, y), end), thickness, travel))
+            shapes.append(Stroke((x, y), end, thickness))
             x, y = end
     return shapes
 
@@ -276,17 +183,21 @@ def _rectangles(draw: Draw, width: int, height: int) -> list[Shape]:
     for _ in range(draw(1, 5)):
         w, h = draw(30, 150), draw(30, 150)
         left, top = draw(10, width - 10 - w + 1), draw(10, height - 10 - h + 1)
-        shapes.append(Rectangle(left, top, left + w, top + h, _travel(draw)))
+        shapes.append(Rectangle(left, top, left + w, top + h))
+        _travel(draw)
     return shapes
 
 
 def _half(draw: Draw, width: int, height: int) -> list[Shape]:
-    return [half(("top", "bottom", "left", "right")[draw(0, 4)], (height, width), _travel(draw))]
+    side = ("top", "bottom", "left", "right")[draw(0, 4)]
+    _travel(draw)
+    return [half(side, (height, width))]
 
 
-def _travel(draw: Draw) -> tuple[float, float]:
-    """How far a shape moves over the clip: up to a quarter of the canvas each way."""
-    return draw(-REFERENCE // 4, REFERENCE // 4 + 1), draw(-REFERENCE // 4, REFERENCE // 4 + 1)
+def _travel(draw: Draw) -> None:
+    """Two draws that are not used any more: without them a seed would give another mask than it always gave."""
+    for _ in range(2):
+        draw(-REFERENCE // 4, REFERENCE // 4 + 1)
 
 
 RANDOM_MASKS: dict[str, tuple[float, Callable[[Draw, int, int], list[Shape]]]] = {
@@ -297,24 +208,11 @@ RANDOM_MASKS: dict[str, tuple[float, Callable[[Draw, int, int], list[Shape]]]] =
 """Kinds of random masks, with the share that each has in the released training (tools/videocomposer/datasets.py)."""
 
 
-def random_mask(
-    frames: int,
-    size: tuple[int, int],
-    generator: torch.Generator,
-    kind: str | None = None,
-    moving: bool = False,
-) -> Tensor:
-    """A random keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, as the released training drew them.
+def random_mask(frames: int, size: tuple[int, int], generator: torch.Generator, kind: str | None = None) -> Tensor:
+    """A random keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, as the released training drew them: alike in all frames.
 
     Drawn on a canvas with a shorter side of 512 and of the video's shape, so that masks look the same at every size.
-    The same state of the generator gives the same shapes whether or not they are moving, at every size of one shape.
-
-    Args:
-        kind: one of `RANDOM_MASKS`; None draws it too, by the released shares.
-        moving: each shape travels; the released training's are the same in all frames.
-
-    Raises:
-        UserError: an unknown kind.
+    `kind` is one of `RANDOM_MASKS`; None draws it too, by the released shares. Raises UserError for another.
     """
 
     def draw(low: int, high: int) -> int:
@@ -323,9 +221,6 @@ def random_mask(
     if kind is None:
         shares = torch.tensor([share for share, _ in RANDOM_MASKS.values()])
         kind = list(RANDOM_MASKS)[int(torch.multinomial(shares, 1, generator=generator))]
-    _, shapes_of = RANDOM_MASKS[chosen("kind of mask", kind, tuple(RANDOM_MASKS))]
+    _, shapes_of = RANDOM_MASKS[chosen("kind of mask", kind, RANDOM_MASKS)]
     height, width = canvas = tuple(round(side * REFERENCE / min(size)) for side in size)
-    shapes = shapes_of(draw, width, height)
-    if not moving:
-        shapes = [replace(shape, travel=(0.0, 0.0)) for shape in shapes]
-    return drawn_mask(shapes, frames, size, canvas)
+    return 1 - draw_shapes(shapes_of(draw, width, height), size, canvas).expand(-1, -1, frames, -1, -1)

@@ -66,49 +66,50 @@ def midas_state(tensors: Tensors) -> StateDict:
     return state
 
 
+_BOTH = ("weight", "bias")
+_EACH_LAYER = {
+    "layernorm_before": "norm1",
+    "attention.attention.{}": "attn.to_qkv",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.0",
+    "output.dense": "mlp.2",
+}
+
+
 def _layout(tensors: Tensors) -> Layout:
     """Public name -> where it lies. Shapes are the file's own: transformers compares them with what it expects."""
-    return {
-        f"{ours}.{kind}" if kind else ours: Origin((name,), tensors.shapes.get(name, ()))
-        for ours, released, kinds in _modules(_layers(tensors))
-        for kind in kinds
-        for name in [f"{released}.{kind}" if kind else released]
-    }
+    layout = {}
+    for ours, released, kinds in _modules(_layers(tensors)):
+        for kind in kinds:
+            name = f"{released}{kind and '.' + kind}"
+            layout[f"{ours}{kind and '.' + kind}"] = Origin((name,), tensors.shapes.get(name, ()))
+    return layout
 
 
 def _modules(layers: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Public and released names of the modules, and which parameters they have; "" where the name is a parameter's."""
-    both, weight = ("weight", "bias"), ("weight",)
     yield "dpt.embeddings.cls_token", "cls_embedding", ("",)
     yield "dpt.embeddings.position_embeddings", "pos_embedding", ("",)
-    yield "dpt.embeddings.patch_embeddings.projection", "patch_embedding", both
+    yield "dpt.embeddings.patch_embeddings.projection", "patch_embedding", _BOTH
     for layer in range(layers):
-        ours, released = f"dpt.encoder.layer.{layer}", f"blocks.{layer}"
-        yield f"{ours}.layernorm_before", f"{released}.norm1", both
-        yield f"{ours}.attention.attention.{{}}", f"{released}.attn.to_qkv", both
-        yield f"{ours}.attention.output.dense", f"{released}.attn.proj", both
-        yield f"{ours}.layernorm_after", f"{released}.norm2", both
-        yield f"{ours}.intermediate.dense", f"{released}.mlp.0", both
-        yield f"{ours}.output.dense", f"{released}.mlp.2", both
+        for ours, released in _EACH_LAYER.items():
+            yield f"dpt.encoder.layer.{layer}.{ours}", f"blocks.{layer}.{released}", _BOTH
     for stage in _STAGES:
-        number = stage - 1
-        yield f"neck.reassemble_stage.readout_projects.{number}.0", f"fc{stage}.0", both
-        yield f"neck.reassemble_stage.layers.{number}.projection", f"conv{stage}.0", both
-        resized = stage != 3  # the third stage is of the right size already
+        reassembled, resized = "neck.reassemble_stage", stage != 3  # the third stage is of the right size already
+        yield f"{reassembled}.readout_projects.{stage - 1}.0", f"fc{stage}.0", _BOTH
+        yield f"{reassembled}.layers.{stage - 1}.projection", f"conv{stage}.0", _BOTH
         if resized:
-            yield f"neck.reassemble_stage.layers.{number}.resize", f"conv{stage}.1", both
-        yield f"neck.convs.{number}", f"conv{stage}.{2 if resized else 1}", weight
-        ours = f"neck.fusion_stage.layers.{4 - stage}"  # counted from the coarsest
+            yield f"{reassembled}.layers.{stage - 1}.resize", f"conv{stage}.1", _BOTH
+        yield f"neck.convs.{stage - 1}", f"conv{stage}.{1 + resized}", ("weight",)
+        fusion = f"neck.fusion_stage.layers.{4 - stage}"  # counted from the coarsest
         for unit in (1, 2):
-            for convolution, place in ((1, 1), (2, 3)):
-                yield (
-                    f"{ours}.residual_layer{unit}.convolution{convolution}",
-                    f"fusion{stage}.layer{unit}.residual.{place}",
-                    both,
-                )
-        yield f"{ours}.projection", f"fusion{stage}.conv_out", both
+            for number, place in ((1, 1), (2, 3)):
+                ours = f"{fusion}.residual_layer{unit}.convolution{number}"
+                yield ours, f"fusion{stage}.layer{unit}.residual.{place}", _BOTH
+        yield f"{fusion}.projection", f"fusion{stage}.conv_out", _BOTH
     for place in (0, 2, 4):
-        yield f"head.head.{place}", f"head.{place}", both
+        yield f"head.head.{place}", f"head.{place}", _BOTH
 
 
 def _layers(tensors: Tensors) -> int:

@@ -17,6 +17,17 @@ from ..progress import Progress
 Folders = str | PathLike | Sequence[str | PathLike] | None
 """A folder, or several, that hold files of annotators; None for those of `vc_core.models.model_folders`."""
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of RGB in [0, 1], by which a network takes its pictures."""
+
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def normalised(frames: Tensor, statistics: Statistics) -> Tensor:
+    """RGB (N, 3, H, W) in [0, 1] as a network takes it."""
+    mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in statistics)
+    return (frames - mean) / std
+
 
 def as_folders(folders: Folders) -> list[Path]:
     """The folders that are searched, as a list."""
@@ -51,34 +62,21 @@ def what_to_get(names: Sequence[str], folders: Folders = None) -> str:
 
 @torch.no_grad()
 def per_frame(
-    network: Callable[[Tensor], Tensor],
-    video: Tensor,
-    what: str,
-    device: str | torch.device,
-    chunk: int,
-    progress: Progress | None = None,
+    network: Callable[[Tensor], Tensor], video: Tensor, what: str, at_once: int = 4, progress: Progress | None = None
 ) -> Tensor:
-    """Runs a network of single frames over a video, some frames at a time.
+    """Maps (B, 1, F, H, W) of a video (B, 3, F, H, W), on its device, by a network of frames (N, 3, H, W).
 
-    Args:
-        network: from frames (N, 3, H, W) to maps (N, 1, H, W), on `device`.
-        video: (B, 3, F, H, W) float.
-        what: `progress` calls it so, counting frames.
-        chunk: frames at a time.
-
-    Returns:
-        (B, 1, F, H, W) on the video's device.
-
-    Raises:
-        UserError: the video has another shape.
+    So many frames `at_once`; progress is called as `progress(what, done, total)`, in frames. Raises UserError for a
+    video of another shape.
     """
     if video.dim() != 5 or video.shape[1] != 3:
         raise UserError(
             f"The video for {what} has the shape {tuple(video.shape)}: expected (batch, 3, frames, height, width)."
         )
-    frames, maps = video.transpose(1, 2).flatten(0, 1), []
-    for done, piece in zip(range(chunk, len(frames) + chunk, chunk), frames.split(chunk), strict=True):
-        maps.append(network(piece.to(device)).to(video.device))
+    frames, maps, done = video.transpose(1, 2).flatten(0, 1), [], 0
+    for piece in frames.split(at_once):
+        maps.append(network(piece).to(video.device))
+        done += len(piece)
         if progress is not None:
-            progress(what, min(done, len(frames)), len(frames))
+            progress(what, done, len(frames))
     return torch.cat(maps).unflatten(0, (video.shape[0], -1)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Pictures of motion fields, for people to look at: colours of the colour wheel, and arrows over the frames.
+"""Pictures of conditions, for people to look at: of motion fields the colours of the colour wheel, or arrows.
 
 Both take any motion field: dense ones, and the sparse `points` of the released network. Their scales are the same for
 all frames of a clip.
@@ -6,15 +6,15 @@ all frames of a clip.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..video import resize_crop
+from .sources import Source
 
 SMALLEST = 256
 """Pictures with arrows have this shorter side at least, so that arrows over a frame of 64 pixels can be made out."""
@@ -24,6 +24,16 @@ _SMOOTH = 3  # arrows are drawn so many times larger and scaled down, which smoo
 _ARROW, _OUTLINE = (255, 224, 32), (16, 16, 16)
 
 
+def picture_of(name: str, tensor: Tensor, source: Source | None = None) -> Tensor:
+    """A condition `(1, C, F, H, W)` as pictures `(1, 1 or 3, F, H, W)` in [0, 1]; motion over a source's frames."""
+    tensor, row = tensor.float(), CONDITIONS[name]
+    if name == "motion":
+        return flow_picture(tensor) if source is None else arrows_picture(tensor, source.frames("motion"))
+    if name == "depth":
+        return tensor / tensor.amax().clamp(min=1e-6)
+    return (tensor[:, :3] - row.low) / (row.high - row.low)  # of a mask the picture, and not what is kept
+
+
 def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
     """A motion field (1, 2, F, H, W) as colours (1, 3, F, H, W) in [0, 1]: white where nothing moves.
 
@@ -31,9 +41,7 @@ def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
     (torchvision's `flow_to_image`; to the right is red, up is violet, to the left cyan and down yellow). Vectors of a
     sparse field, which stand at single pixels, fill their surroundings. `full` is the length in the field's unit from
     which on colours are full; by default twice the mean length of what moves, less the longest hundredth, so that a few
-    stray vectors do not pale the rest.
-
-    Raises UserError for a tensor that is no motion field, or for a `full` that is not above 0.
+    stray vectors do not pale the rest. Raises UserError for a tensor that is no motion field.
     """
     from torchvision.utils import flow_to_image
 
@@ -42,8 +50,6 @@ def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
         field = _filled(field, length)
         length = _length(field)
     full = _typical(length) * 2 if full is None else full
-    if not (full > 0 and math.isfinite(full)):
-        raise UserError(f"The length of full colour is {full:g}: expected a finite number above 0.")
     frames = (field[0] / full / length.div(full).clamp_min(1)).transpose(0, 1).float()  # (F, 2, H, W), at most 1 long
     # flow_to_image takes the longest vector of all it is given for full strength: a frame of 1 sets that.
     scale = torch.zeros_like(frames[:1])
@@ -139,17 +145,11 @@ def _ground(frames: Tensor | None, count: int, size: tuple[int, int]) -> np.ndar
 def _longest_per_cell(field: Tensor, length: Tensor, cell: int, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Of one frame (2, H, W): the vectors (N, 2) that are the longest of their cells and longer than `least`, and
     their places (N, 2) as x, y in pixels."""
-    height, width = length.shape
-    rows, columns = -(-height // cell), -(-width // cell)
-    padding = (0, columns * cell - width, 0, rows * cell - height)
-    at = (torch.arange(cell) + 0.5) / cell - 0.5
-    # Where all are as long, the one in the middle.
-    middle = 1 - 0.02 * torch.hypot(at[:, None], at)
-    score = F.pad(length.cpu(), padding).reshape(rows, cell, columns, cell) * middle[:, None, :]
-    best, index = score.permute(0, 2, 1, 3).flatten(2).max(dim=-1)  # (rows, columns)
-    row, column = (best > least).nonzero(as_tuple=True)
-    index = index[row, column]
-    y, x = row * cell + index // cell, column * cell + index % cell
+    y, x = (((torch.arange(side) % cell) + 0.5) / cell - 0.5 for side in length.shape)
+    score = length.cpu() * (1 - 0.02 * torch.hypot(y[:, None], x))  # where all are as long, the one in the middle
+    best, index = F.max_pool2d(score[None], cell, ceil_mode=True, return_indices=True)
+    index = index[best > least]
+    y, x = index // length.shape[1], index % length.shape[1]
     return field.cpu()[:, y, x].T.numpy(), torch.stack([x, y], dim=1).numpy() + 0.5
 
 

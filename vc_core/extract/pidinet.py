@@ -17,17 +17,9 @@ from torch import Tensor, nn
 from ..files import open_tensors
 from ..layouts import Layout, Origin, check
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's statistics of RGB in [0, 1], which PiDiNet takes its pictures with."""
-
 _BLOCKS = (3, 4, 4, 4)
 _DILATIONS = (5, 7, 9, 11)
 _AROUND = (0, 1, 2, 5, 8, 7, 6, 3)  # a 3x3 kernel's places around its centre, clockwise
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Folding
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def fold_central(weight: Tensor) -> Tensor:
@@ -61,11 +53,6 @@ def fold_radial(weight: Tensor) -> Tensor:
 # The kinds of the 16 convolutions, in turns: the first of the network, then the depthwise one of every block.
 _FOLDS: tuple[Callable[[Tensor], Tensor], ...] = (fold_central, fold_angular, fold_radial, lambda weight: weight)
 _KERNELS = (3, 3, 5, 3)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The network
-# ---------------------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -102,7 +89,7 @@ class Side(nn.Module):
 
 
 class PiDiNet(nn.Module):
-    """Pictures (N, 3, H, W), normalised by MEAN and STD, to edges (N, 1, H, W) in 0..1, bright. H and W from 8 on.
+    """Pictures (N, 3, H, W), by ImageNet's statistics, to edges (N, 1, H, W) in 0..1, bright. H and W from 8 on.
 
     Args:
         width: channels of the first stage; released 60 (and 30 and 20 in the smaller files of its authors).
@@ -118,8 +105,7 @@ class PiDiNet(nn.Module):
         for stage, (outputs, blocks) in enumerate(zip(channels, _BLOCKS, strict=True)):
             self.stages.append(nn.Sequential())
             for block in range(blocks):
-                halves = stage > 0 and block == 0
-                self.stages[-1].append(Block(inputs, outputs, _KERNELS[number % 4], halves))
+                self.stages[-1].append(Block(inputs, outputs, _KERNELS[number % 4], stage > 0 and block == 0))
                 inputs, number = outputs, number + 1
             self.sides.append(Side(outputs, side_width))
         self.fuse = nn.Conv2d(4, 1, 1)
@@ -133,11 +119,6 @@ class PiDiNet(nn.Module):
         return self.fuse(torch.cat(maps, dim=1)).sigmoid()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The file
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def load_pidinet(path: str | Path) -> PiDiNet:
     """PiDiNet from its authors' file, `table5_pidinet.pth` (kinds "carv4"), folded; its widths are the file's.
 
@@ -147,18 +128,21 @@ def load_pidinet(path: str | Path) -> PiDiNet:
     tensors = open_tensors(path)
     if any(name.startswith("module.") for name in tensors.shapes):  # saved by its authors' nn.DataParallel
         tensors = tensors.below("module.")
+    # Where the file lacks a tensor, `check` is going to say so.
+    width, side_width = (
+        (tensors.shapes.get(name) or (released,))[0]
+        for name, released in (("init_block.weight", 60), ("dilations.0.conv1.weight", 24))
+    )
     with torch.device("meta"):
-        network = PiDiNet(
-            _channels(tensors.shapes.get("init_block.weight"), 60),
-            _channels(tensors.shapes.get("dilations.0.conv1.weight"), 24),
-        )
+        network = PiDiNet(width, side_width)
     layout = released_layout(network)
     check(layout, tensors, "PiDiNet")
-    folds = {name: _FOLDS[number % 4] for number, name in enumerate(_differences())}
     get, state = tensors.get(), {}
     for name, origin in layout.items():
-        weight = origin.join(get, origin.shape).float()
-        state[name] = folds[name](weight) if name in folds else weight
+        state[name] = origin.join(get, origin.shape).float()
+    # The parameters that the file holds as pixel differences, in the order in which their kinds take turns.
+    for number, name in enumerate(["stem.weight", *(name for name in state if name.endswith(".depthwise.weight"))]):
+        state[name] = _FOLDS[number % 4](state[name])
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -187,14 +171,3 @@ def _released_modules() -> Iterator[tuple[str, str]]:
         for number in range(2):
             yield f"sides.{stage}.attention.{number}", f"attentions.{stage}.conv{number + 1}"
         yield f"sides.{stage}.reduce", f"conv_reduces.{stage}.conv"
-
-
-def _differences() -> list[str]:
-    """The parameters that the file holds as pixel differences, in the order in which their kinds take turns."""
-    blocks = [(stage, block) for stage, blocks in enumerate(_BLOCKS) for block in range(blocks)]
-    return ["stem.weight", *(f"stages.{stage}.{block}.depthwise.weight" for stage, block in blocks)]
-
-
-def _channels(shape: tuple[int, ...] | None, released: int) -> int:
-    """A file's number of output channels; where it lacks the tensor, `check` is going to say so."""
-    return shape[0] if shape else released

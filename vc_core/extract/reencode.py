@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from ..errors import UserError
+from ..progress import Progress
 from .vectors import BlockVectors, exported
 
 NOMINAL = 336
-"""Pixels of height that the released network's clips had."""
+"""Shorter side in pixels of the clips that the released network was trained on (they were about 596 x 336)."""
 
 LOWEST = 16
 """The least nominal height."""
@@ -25,11 +26,7 @@ class Reencode:
     codec: str
     largest: int  # pixels of a side that the encoder takes
     even: bool  # 4:2:0 H.264 takes even sizes only
-    options: dict[str, str] = field(default_factory=dict)
-
-    def for_frames(self, frames: int) -> dict[str, str]:
-        """The encoder's options for a clip of this many frames."""
-        return {key: value.format(beyond=frames + 1) for key, value in self.options.items()}
+    options: dict[str, str]
 
     def check(self, what: object, height: int, width: int) -> None:
         """Raises UserError, which begins with `what`, for a picture that the encoder does not take."""
@@ -44,16 +41,19 @@ class Reencode:
             f"{self.largest} a side: {advice}."
         )
 
-    @property
-    def filters(self) -> list[tuple[str, str]]:
+    def filters(self, nominal_height: int | None = None) -> list[tuple[str, str]]:
         """ffmpeg filters for frames of any kind. The scaler brings any format and range to what encoders expect."""
+        nominal = [] if nominal_height is None else [("scale", f"-2:{nominal_height // 2 * 2}")]
         even = [("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0")] if self.even else []
-        return [*even, ("scale", "out_range=limited"), ("format", "yuv420p")]
+        return [*nominal, *even, ("scale", "out_range=limited"), ("format", "yuv420p")]
 
 
-# One reference, which is the previous frame; no I-frame inside the window; no weighted prediction, which would doubly
-# list that reference; one thread, so that all machines agree.
-_X264 = "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=0:rc-lookahead=0:mbtree=0:threads=1"
+def _x264(preset: str, search: str) -> Reencode:
+    # One reference, which is the previous frame; no I-frame inside the window; no weighted prediction, which would
+    # doubly list that reference; one thread, so that all machines agree.
+    alone = "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=0:rc-lookahead=0:mbtree=0:threads=1"
+    return Reencode("libx264", 16384, True, {"crf": "18", "preset": preset, "x264-params": f"{alone}:{search}"})
+
 
 # `points`: the ffmpeg program's defaults, as golden values were made with. Without the rate and its tolerance most
 # vectors differ, and the number of slices decides on them too (each starts its prediction afresh): the program
@@ -61,26 +61,16 @@ _X264 = "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=
 # `dense`: a thorough search.
 # `steps`: for a source's own rate, where less moves from frame to frame and there are more frames.
 REENCODE = {
-    "points": Reencode("mpeg4", 8191, even=False, options={"b": "200000", "bt": "4000000", "g": "12", "slices": "3"}),
-    "dense": Reencode(
-        "libx264",
-        16384,
-        even=True,
-        options={"crf": "18", "preset": "medium", "x264-params": f"{_X264}:me=umh:subme=7:merange=32"},
-    ),
-    "steps": Reencode(
-        "libx264",
-        16384,
-        even=True,
-        options={"crf": "18", "preset": "superfast", "x264-params": f"{_X264}:me=hex:subme=2:merange=16"},
-    ),
+    "points": Reencode("mpeg4", 8191, False, {"b": "200000", "bt": "4000000", "g": "12", "slices": "3"}),
+    "dense": _x264("medium", "me=umh:subme=7:merange=32"),
+    "steps": _x264("superfast", "me=hex:subme=2:merange=16"),
 }
 
 
 def reencoded(
     frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object = "The video"
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(kind, VECTOR rows) of each av.VideoFrame (yuv420p), in order, as it is encoded and decoded again.
+) -> Iterator[np.ndarray]:
+    """The VECTOR rows of each av.VideoFrame (yuv420p), in order, as it is encoded and decoded again.
 
     `count` is the number of frames: there are no further I-frames where the settings have none. Raises UserError, which
     begins with `what`, for pictures that are larger than the encoder takes.
@@ -94,11 +84,11 @@ def reencoded(
     decoder.options = {"skip_loop_filter": "all"}  # vectors do not depend on the pictures
     encoder, decoded = None, 0
 
-    def decode(packets) -> Iterator[tuple[str, np.ndarray]]:
+    def decode(packets) -> Iterator[np.ndarray]:
         nonlocal decoded
         for packet in packets:
             for frame in decoder.decode(packet):
-                yield kind(frame), exported(frame, decoded)
+                yield exported(frame, decoded)
                 decoded += 1
 
     for number, frame in enumerate(frames):
@@ -108,7 +98,7 @@ def reencoded(
             encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
             encoder.thread_type, encoder.thread_count = "SLICE", 1  # else as many slices as the machine has cores
             encoder.time_base, encoder.framerate = 1 / rate, rate
-            encoder.options = settings.for_frames(count)
+            encoder.options = {key: value.format(beyond=count + 1) for key, value in settings.options.items()}
         frame.pts, frame.time_base = number, 1 / rate
         frame.pict_type = av.video.frame.PictureType.NONE  # else the source's I-frames would be kept as such
         yield from decode(encoder.encode(frame))
@@ -119,20 +109,10 @@ def reencoded(
         raise RuntimeError(f"{settings.codec} gave {decoded} frames back for {count}")
 
 
-def kind(frame) -> str:
-    """I, P or B."""
-    import av
-
-    return av.video.frame.PictureType(frame.pict_type).name
-
-
 def reencode(
-    frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object = "The video"
+    frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object, progress: Progress | None = None
 ) -> BlockVectors:
-    """Encode av.VideoFrames (yuv420p) in memory, decode them again, and collect the exported block vectors.
-
-    Raises UserError, which begins with `what`, for pictures that are larger than the encoder takes.
-    """
+    """All of `reencoded`; progress is called as `progress("motion", frames done, frames)`."""
     size = (0, 0)
 
     def watched() -> Iterator:
@@ -141,9 +121,9 @@ def reencode(
             size = frame.height, frame.width
             yield frame
 
-    found = list(reencoded(watched(), rate, count, settings, what))
     rows = []
-    for number, (_, each) in enumerate(found):
-        each["frame"] = number
+    for each in reencoded(watched(), rate, count, settings, what):
         rows.append(each)
-    return BlockVectors(np.concatenate(rows), *size, count, "".join(kind for kind, _ in found))
+        if progress is not None:
+            progress("motion", len(rows), count)
+    return BlockVectors(np.concatenate(rows), *size, count)

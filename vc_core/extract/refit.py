@@ -33,7 +33,8 @@ def refit(
     """
     wanted = condition_size(name, size, extraction.condition_scale)
     if CONDITIONS[name].kind == "temporal" and tensor.shape[2] != frames:
-        tensor = _respaced(tensor, frames) if name == "motion" else _chosen(tensor, frames)
+        even = torch.linspace(0, tensor.shape[2] - 1, frames).round().long()
+        tensor = _respaced(tensor, frames) if name == "motion" else tensor[:, :, even]
     there = tuple(tensor.shape[-2:])
     in_pixels = name == "motion" and extraction.motion_unit == "pixels"
     resized = tensor if there == wanted else resize_crop(tensor, wanted, antialias=name != "motion" or in_pixels)
@@ -44,10 +45,6 @@ def refit(
         keep = resized[:, 3:].round()
         return torch.cat([resized[:, :3] * keep, keep], dim=1)
     return resized
-
-
-def _chosen(tensor: Tensor, frames: int) -> Tensor:
-    return tensor[:, :, torch.linspace(0, tensor.shape[2] - 1, frames).round().long()]
 
 
 def _respaced(field: Tensor, frames: int) -> Tensor:

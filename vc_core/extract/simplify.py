@@ -39,20 +39,15 @@ class Simplifier(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for number, (inputs, outputs) in enumerate(zip((1, *channels), channels, strict=False)):
-            layers += [_convolution(number, inputs, outputs), nn.ReLU()]
+            kernel, stride = 5 if number == 0 else 3, 2 if number in _DOWN else 1
+            plain = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1) if number in _UP else plain, nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1], nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         x = F.pad((x - MEAN) / STD, (0, -w % 8, 0, -h % 8), mode="replicate")
         return self.layers(x)[..., :h, :w]
-
-
-def _convolution(number: int, inputs: int, outputs: int) -> nn.Module:
-    if number in _UP:
-        return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-    kernel = 5 if number == 0 else 3
-    return nn.Conv2d(inputs, outputs, kernel, stride=2 if number in _DOWN else 1, padding=kernel // 2)
 
 
 def load_simplifier(path: str | Path) -> Simplifier:
@@ -62,10 +57,11 @@ def load_simplifier(path: str | Path) -> Simplifier:
         UserError: the file is missing, damaged, or of another model.
     """
     tensors = open_tensors(path)
+    # Where the file lacks a bias, `fill` is going to say so.
     biases = [tensors.shapes.get(f"layers.{2 * number}.bias") for number in range(len(CHANNELS))]
+    channels = [bias[0] if bias else most for bias, most in zip(biases, CHANNELS, strict=True)]
     with torch.device("meta"):
-        # Where the file lacks a bias, `fill` is going to say so.
-        network = Simplifier([bias[0] if bias else most for bias, most in zip(biases, CHANNELS, strict=True)])
+        network = Simplifier(channels)
     layout = {name: Origin((name,), tuple(parameter.shape)) for name, parameter in network.state_dict().items()}
     fill(network, layout, tensors, "the sketch-simplification network")
     return network.eval().requires_grad_(False)

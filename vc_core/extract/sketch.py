@@ -6,15 +6,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import ExtractionConfig
 from ..errors import UserError
-from ..progress import Progress
-from .networks import Folders, as_folders, locate, per_frame, what_to_get
-from .pidinet import MEAN, STD, PiDiNet, load_pidinet
+from .networks import IMAGENET, Folders, as_folders, locate, normalised, per_frame, what_to_get
+from .pidinet import PiDiNet, load_pidinet
 from .simplify import Simplifier, load_simplifier
 
 METHODS = ("auto", "pidinet", "edges")
@@ -29,42 +31,41 @@ REFERENCE = 96
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def sketch(
-    video: Tensor,
-    method: str = "auto",
-    models: Folders = None,
-    *,
-    device: str | torch.device = "cpu",
-    chunk: int = 4,
-    progress: Progress | None = None,
-) -> tuple[Tensor, str]:
-    """A sketch of every frame of a video, and the method that drew it.
+@dataclass(frozen=True)
+class Sketcher:
+    """A way to draw: "pidinet" or "edges", its networks' files, and RGB (N, 3, H, W) in [0, 1] to (N, 1, H, W)."""
+
+    which: str
+    files: tuple[Path, ...]
+    draw: Callable[[Tensor], Tensor]
+
+
+def as_trained(method: str, extraction: ExtractionConfig) -> str:
+    """A method for a checkpoint: `auto` is edges for one that was trained on them."""
+    return "edges" if method == "auto" and extraction.sketch == "edges" else method
+
+
+def load_sketcher(method: str = "auto", device: str | torch.device = "cpu", models: Folders = None) -> Sketcher:
+    """A way to draw sketches on a device, lines bright in 0..1, for pictures of any size from 8 on.
+
+    The released pipeline's pictures are 384 x 384, and its lines are as wide as there only at that size.
 
     Args:
-        video: (B, 3, F, H, W), RGB in [0, 1], of any size from 8 on. The released pipeline's is 384 x 384, and its
-            lines are as wide as there only at that size.
         method: "pidinet", as released: PiDiNet's edges, cleaned by the simplification network, without a threshold;
             "edges": `edges`, which needs no file; "auto": "pidinet" where its two files are found, else "edges".
         models: the folders in which the files are looked for; by default those of `vc_core.models.model_folders`.
-        device: where the networks run.
-        chunk: frames at a time.
-        progress: called as `progress("sketch", done, total)`, in frames.
-
-    Returns:
-        (B, 1, F, H, W) in 0..1, lines bright, on the video's device; and "pidinet" or "edges".
 
     Raises:
-        UserError: an unknown method; "pidinet" where a file is missing, which it describes; a damaged file; a video
-            of another shape.
+        UserError: an unknown method; "pidinet" where a file is missing, which it describes; a damaged file.
     """
     if method not in METHODS:
         raise UserError(f"The sketch method '{method}' is unknown: expected one of {', '.join(METHODS)}.")
     files = {} if method == "edges" else locate(RELEASED_FILES, models)
     missing = [name for name in RELEASED_FILES if name not in files]
     if not missing:
-        detector, simplifier = (files[name] for name in RELEASED_FILES)
+        detector, simplifier = paths = tuple(files[name] for name in RELEASED_FILES)
         draw = released_sketch(load_pidinet(detector).to(device), load_simplifier(simplifier).to(device))
-        return per_frame(draw, video, "sketch", device, chunk, progress), "pidinet"
+        return Sketcher("pidinet", paths, lambda frames: draw(frames.to(device)))
     if method == "pidinet":
         folders = ", ".join(map(str, as_folders(models)))
         raise UserError(
@@ -77,7 +78,7 @@ def sketch(
             f"{what_to_get(missing, models)}.",
             stacklevel=2,
         )
-    return per_frame(_lines, video, "sketch", device, chunk, progress), "edges"
+    return Sketcher("edges", (), lambda frames: _lines(frames.to(device)))
 
 
 def released_sketch(detector: PiDiNet, simplifier: Simplifier) -> Callable[[Tensor], Tensor]:
@@ -85,12 +86,7 @@ def released_sketch(detector: PiDiNet, simplifier: Simplifier) -> Callable[[Tens
 
     The detector takes RGB by ImageNet's statistics and gives bright lines; the simplifier takes and gives dark ones.
     """
-
-    def draw(frames: Tensor) -> Tensor:
-        mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        return 1 - simplifier(1 - detector((frames - mean) / std))
-
-    return draw
+    return lambda frames: 1 - simplifier(1 - detector(normalised(frames, IMAGENET)))
 
 
 def edges(video: Tensor) -> Tensor:
@@ -102,7 +98,7 @@ def edges(video: Tensor) -> Tensor:
     the same scene gives the same drawing at 96 and at 384.
     """
     # A few frames at a time: on a CPU the convolutions are several times slower on one large batch.
-    return per_frame(_lines, video, "sketch", video.device, 16 if video.device.type == "cpu" else 256)
+    return per_frame(_lines, video, "sketch", 16 if video.device.type == "cpu" else 256)
 
 
 def _lines(frames: Tensor) -> Tensor:
@@ -121,18 +117,14 @@ def blurred(planes: Tensor, sigma: float, radius: int) -> Tensor:
     """Gaussian blur of planes (N, H, W), the border's pixels repeated outwards."""
     weights = [math.exp(-(at**2) / (2 * sigma**2)) for at in range(-radius, radius + 1)]
     weights = [weight / sum(weights) for weight in weights]
-    h, w = planes.shape[-2:]
-    padded = F.pad(planes[:, None], (radius,) * 4, mode="replicate")[:, 0]
+    result = F.pad(planes[:, None], (radius,) * 4, mode="replicate")[:, 0]
     # On a CPU sums of shifted planes are faster than convolutions of a single channel.
-    across = _weighted([padded[..., i : i + w] for i in range(2 * radius + 1)], weights)
-    return _weighted([across[:, i : i + h] for i in range(2 * radius + 1)], weights)
-
-
-def _weighted(planes: list[Tensor], weights: list[float]) -> Tensor:
-    total = planes[0] * weights[0]
-    for plane, weight in zip(planes[1:], weights[1:], strict=True):
-        total.add_(plane, alpha=weight)
-    return total
+    for axis in (-1, -2):
+        shifted = [result.narrow(axis, at, planes.shape[axis]) for at in range(2 * radius + 1)]
+        result = shifted[0] * weights[0]
+        for plane, weight in zip(shifted[1:], weights[1:], strict=True):
+            result.add_(plane, alpha=weight)
+    return result
 
 
 def _sobel(planes: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,8 +168,8 @@ def _thinned(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 def as_sketch(picture: Tensor, lines: str = "bright") -> Tensor:
     """A sketch that somebody drew, as it is: (B, 3|1, ...) in [0, 1] -> (B, 1, ...) in 0..1, lines bright.
 
-    Works on images (B, C, H, W) and videos (B, C, F, H, W). `lines` says how the drawing's lines stand out:
-    "bright" on dark (kept), or "dark" on bright (inverted). Raises UserError for any other word.
+    `lines` says how the drawing's lines stand out: "bright" on dark (kept), or "dark" on bright (inverted). Raises
+    UserError for any other word.
     """
     if lines not in ("bright", "dark"):
         raise UserError(f'sketch lines {lines!r} are unknown: say "bright" (on dark) or "dark" (on bright).')

@@ -1,23 +1,33 @@
 """The motion that a file already holds: its own block vectors at its own rate, followed along the frames that the plan
-skips."""
+skips. Where they do not tell it, the file is encoded anew at its own rate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ..progress import Progress
 from ..video.coded import references, sequence_headers
 from ..video.decoding import decode
+from ..video.frames import pictures
 from ..video.opening import Media
 from ..video.packets import Index
-from ..video.showing import filtering
-from .reencode import REENCODE, kind, reencoded
-from .vectors import NONE, exported, to_cells
+from ..video.showing import Picture, filtering, stored_picture
+from .reencode import REENCODE, reencoded
+from .vectors import NONE, BlockMeans, CellMap, PointMap, exported, fill, to_cells
+
+if TYPE_CHECKING:
+    from .motion import Clip
 
 CELL = 8  # decoders export no smaller blocks
-CODECS = {"h264": "H.264", "mpeg4": "MPEG-4 part 2", "mpeg2video": "MPEG-2", "flv": "FLV1"}
+CODECS = ("h264", "mpeg4", "mpeg2video", "flv")
 """Decoders that export block vectors; the others, such as HEVC's, VP9's and AV1's, silently export none."""
 
 TOGETHER = 32  # steps that are kept before they are followed and become one
@@ -27,8 +37,91 @@ class Obstacle(Exception):
     """Why a stream's own vectors do not tell the motion from each frame to the next."""
 
 
-def obstacle(table: Index) -> str | None:
+def stream_field(
+    clip: Clip, size: tuple[int, int], layout: str, nominal_height: int | None, progress: Progress | None
+) -> tuple[Tensor, str | None]:
+    """The field (1, 2, F, h, w) of a clip, and why it is not of the file's own vectors, or None where it is."""
+    settings, table = REENCODE["steps"], clip.table
+    times = [*clip.times] if table is None else [at for at in table.times if clip.times[0] <= at <= clip.times[-1]]
+    position = {time: number for number, time in enumerate(times)}
+    counts = [position[b] - position[a] for a, b in pairwise(clip.times)]
+
+    def drawn(steps: Iterator[np.ndarray], picture: Picture, shown: tuple[int, int]) -> Tensor:
+        maps = _along(steps, counts, picture, shown, size, layout)
+        return fill(_told(maps, clip.plan.frames, progress), clip.plan.frames, size)
+
+    try:
+        if reason := obstacle(table):
+            raise Obstacle(reason)
+        picture = stored_picture(clip.video)
+        return drawn(
+            own_steps(clip.video, table, times, picture.size), picture, _at(nominal_height, picture.shown)
+        ), None
+    except Obstacle as error:
+        why = str(error)
+    rate, filters = clip.plan.rate, settings.filters(nominal_height)
+    if table is None:
+        frames = clip.shown(filters)
+    else:
+        rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
+        frames = pictures(clip.video, table, times, filters)
+    first = next(frames)
+    source = first.height, first.width
+    found = reencoded(chain([first], frames), rate, sum(counts) + 1, settings, clip.name)
+    with closing(found):
+        next(found)  # of the first frame, before which there is none
+        steps = (closed(to_cells(rows, source, CELL)) for rows in found)
+        return drawn(steps, Picture(source, source), source), why
+
+
+def _at(nominal_height: int | None, shown: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that the filters for a nominal height make of a picture that is shown at (height, width)."""
+    if nominal_height is None:
+        return shown
+    height = nominal_height // 2 * 2
+    return height, 2 * round(height * shown[1] / shown[0] / 2)
+
+
+def _told(maps: Iterable, frames: int, progress: Progress | None) -> Iterator:
+    for number, each in enumerate(maps, 1):
+        yield each
+        if progress is not None:
+            progress("motion", number, frames)
+
+
+def _along(
+    steps: Iterator[np.ndarray],
+    counts: list[int],
+    picture: Picture,
+    shown: tuple[int, int],
+    size: tuple[int, int],
+    layout: str,
+) -> Iterator[Tensor]:
+    """The maps (2, h, w) of steps, so many of them from each of the plan's frames to the next; the first is zero.
+
+    The steps are those of the picture as it is stored; the maps are of it at the size `shown`, and upright.
+    """
+    turn = picture.turn
+    source, backward = turn.axes(picture.size), (turn.rows, turn.columns)
+    dense = CellMap(source, size, CELL, shown, backward)
+    points, blocks = PointMap(shown, size), BlockMeans(source, shown, CELL, backward)
+    down, right = (
+        (-to if reverse else to) / length for to, reverse, length in zip(shown, backward, source, strict=True)
+    )
+    scale = np.array([right, down], np.float32).reshape(2, 1, 1)
+    yield torch.zeros(2, *size)
+    for grid in between_ticks(steps, counts):
+        if grid is None:
+            yield torch.zeros(2, *size)
+            continue
+        grid = np.ascontiguousarray((grid[::-1].swapaxes(1, 2) if turn.transposed else grid) * scale)
+        yield dense.spread(grid) * dense.scale if layout == "dense" else points(blocks(grid))
+
+
+def obstacle(table: Index | None) -> str | None:
     """Why the stream's own vectors do not tell the motion, as far as its headers say; None where they may."""
+    if table is None:
+        return "frames alone have no vectors"
     if table.codec not in CODECS:
         return f"{table.codec} gives no block vectors"
     if table.reordered:
@@ -54,8 +147,10 @@ def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple
 
     Raises Obstacle at a frame whose vectors are not from the one before, UserError for a damaged file.
     """
+    import av
+
     for time, frame in decode(video, table, times, vectors=True):
-        letter = kind(frame)
+        letter = av.video.frame.PictureType(frame.pict_type).name
         if letter not in "IP":
             raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
         if frame.interlaced_frame:
@@ -67,30 +162,14 @@ def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple
 def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[int, int]) -> Iterator[np.ndarray]:
     """The grid (2, rows, columns) of each frame of `times` after the first: displacements since the one before.
 
-    Across an I-frame, which has no vectors, the two pictures are encoded for theirs.
+    Across an I-frame, which has no vectors, the two pictures are decoded and encoded for theirs.
     """
-    before = dict(zip(times[1:], times, strict=False))
+    settings, before = REENCODE["dense"], dict(pairwise(times[::-1]))
     for time, letter, rows in own_rows(video, table, times[1:]):
         if letter == "I":
-            rows = _between(video, table, before[time], time)
-        yield closed(to_cells(rows, source, CELL))
-
-
-def _between(video: Media, table: Index, *times: int) -> np.ndarray:
-    """The VECTOR rows from one frame to another, both decoded and encoded anew."""
-    settings = REENCODE["dense"]
-    run = filtering(video, settings.filters, None, table.colour)
-    frames = (run(frame) for _, frame in decode(video, table, times))
-    return list(reencoded(frames, Fraction(25), 2, settings))[1][1]
-
-
-def encoded_steps(
-    frames: Iterable, rate: Fraction, count: int, source: tuple[int, int], what: object = "The video"
-) -> Iterator[np.ndarray]:
-    """As `own_steps`, from frames (yuv420p, even sizes) that are encoded anew, at their own rate."""
-    found = reencoded(frames, rate, count, REENCODE["steps"], what)
-    next(found)
-    for _, rows in found:
+            run = filtering(video, settings.filters(), None, table.colour)
+            two = (run(frame) for _, frame in decode(video, table, (before[time], time)))
+            _, rows = reencoded(two, Fraction(25), 2, settings)
         yield closed(to_cells(rows, source, CELL))
 
 

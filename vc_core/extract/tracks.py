@@ -1,11 +1,11 @@
-"""Motion fields from tracks, as spline editors write them, and from boxes that move along a path."""
+"""Motion fields from tracks, as spline editors write them, of points and of boxes."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,10 @@ class Track:
 
     def scaled(self, right: float, down: float) -> Track:
         """The track on a canvas that is so many times as wide and as high."""
-        box = self.box and replace(
-            self.box,
-            left=self.box.left * right,
-            right=self.box.right * right,
-            top=self.box.top * down,
-            bottom=self.box.bottom * down,
+        box = self.box and Rectangle(
+            *(side * by for side, by in zip(astuple(self.box), (right, down, right, down), strict=True))
         )
         return replace(self, points=self.points * self.points.new_tensor([right, down]), box=box)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def read_tracks(path: str | os.PathLike) -> list[Track]:
@@ -146,11 +137,6 @@ def _is_point(item: Any) -> bool:
     return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_number, pair))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# ComfyUI's own tracks
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def native_to_tracks(native: Any, name: str = "The tracks") -> list[Track]:
     """The tracks of a TRACKS of ComfyUI, {"track_path": (F, N, 2), "track_visibility": (F or 1, N or 1) or missing}.
 
@@ -161,21 +147,20 @@ def native_to_tracks(native: Any, name: str = "The tracks") -> list[Track]:
         raise UserError(f"{name}: track_path is {_shape(path)}, expected a tensor of shape (frames, tracks, 2).")
     if len(wrong := (~torch.isfinite(path)).nonzero()):
         frame, track, _ = wrong[0].tolist()
-        raise UserError(f"{name}: track_path has values that are no finite numbers, the first one at frame {frame + 1} "
-                        f"of track {track + 1}: expected places in pixels.")  # fmt: skip
-    visible = native.get("track_visibility")
+        raise UserError(
+            f"{name}: track_path has values that are no finite numbers, the first one at frame {frame + 1} of track "
+            f"{track + 1}: expected places in pixels."
+        )
+    visible, expected = native.get("track_visibility"), tuple(path.shape[:2])
     if visible is None:
         visible = torch.ones(1, 1)
-    expected = tuple(path.shape[:2])
-    if not isinstance(visible, Tensor) or visible.ndim != 2 or any(
-        given not in (count, 1) for given, count in zip(visible.shape, expected, strict=True)
-    ):  # fmt: skip
+    fits = isinstance(visible, Tensor) and visible.ndim == 2
+    if not fits or any(given not in (count, 1) for given, count in zip(visible.shape, expected, strict=True)):
         raise UserError(f"{name}: track_visibility is {_shape(visible)}, expected a tensor of shape {expected}.")
     if not visible.any():
         raise UserError(f"{name}: no point is visible in any frame: expected track_visibility of some above 0.")
-    visible = (visible > 0).cpu().expand(path.shape[:2])
-    path = path.detach().double().cpu()
-    return [Track(path[:, i], visible=visible[:, i]) for i in range(path.shape[1])]
+    both = path.detach().double().cpu().unbind(1), (visible > 0).cpu().expand(expected).unbind(1)
+    return [Track(points, visible=seen) for points, seen in zip(*both, strict=True)]
 
 
 def _shape(value: Any) -> str:
@@ -205,42 +190,28 @@ def tracks_to_native(
     return {"track_path": torch.stack(paths, dim=1), "track_visibility": torch.stack(seen, dim=1)}
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# In time
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def resample_track(track: Tensor, frames: int, spacing: str = "index", easing: str = "linear") -> Tensor:
+def resample_track(
+    track: Tensor, frames: int, spacing: str = "index", easing: str = "linear", values: Tensor | None = None
+) -> Tensor:
     """Where a track (N, 2) is at each of the frames, (F, 2) float64; the first and last points keep their places.
 
     Spacing "index" takes equally many points in equal times, as the nodes around those editors do: a track of F
     points is taken as it is. "length" goes equally far in equal times, wherever the points stand. Between points
-    it is straight. A track of one point rests. Raises UserError for an unknown spacing or easing.
+    it is straight. A track of one point rests. `values` (N, C) are taken in place of the points that they go with.
+    Raises UserError for an unknown spacing or easing.
     """
-    return _interpolated(track, track, frames, spacing, easing)
+    chosen("spacing", spacing, SPACINGS)
+    places, values = track.double().numpy(), (track if values is None else values).double().numpy()
+    steps = np.hypot(*np.diff(places, axis=0).T) if spacing == "length" else np.ones(len(places) - 1)
+    way = np.concatenate([[0.0], np.cumsum(steps)])
+    at = eased(frames, easing).numpy() * way[-1]
+    return torch.from_numpy(np.stack([np.interp(at, way, column) for column in values.T], axis=-1))
 
 
 def _visible(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
     """Whether a track's point is seen at each of the frames, (F,) bool: between two points where both are."""
-    if track.visible is None:
-        return torch.ones(frames, dtype=torch.bool)
-    seen = track.visible.double()[:, None]
-    return _interpolated(seen, track.points, frames, spacing, easing)[:, 0] > 1 - 1e-6
-
-
-def _interpolated(values: Tensor, points: Tensor, frames: int, spacing: str, easing: str) -> Tensor:
-    """What goes with the points of a track, (N, C), at each of the frames: (F, C) float64. See `resample_track`."""
-    chosen("spacing", spacing, SPACINGS)
-    places = points.double().numpy()
-    steps = np.hypot(*np.diff(places, axis=0).T) if spacing == "length" else np.ones(len(places) - 1)
-    way = np.concatenate([[0.0], np.cumsum(steps)])
-    at = eased(frames, easing).numpy() * way[-1]
-    return torch.from_numpy(np.stack([np.interp(at, way, column) for column in values.double().numpy().T], axis=-1))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Fields
-# ---------------------------------------------------------------------------------------------------------------
+    seen = torch.ones(len(track.points)) if track.visible is None else track.visible
+    return resample_track(track.points, frames, spacing, easing, seen[:, None])[:, 0] > 1 - 1e-6
 
 
 def tracks_field(
@@ -285,58 +256,27 @@ def tracks_field(
         raise UserError(f"The radius of influence is {radius:g}: expected a finite number of pixels above 0.")
     chosen("falloff", falloff, tuple(FALLOFFS))
     region = None if mask is None else _fitted_mask(mask, frames, size)
-
-    def moving():
-        for track in tracks:
-            track = track if isinstance(track, Track) else Track(track)
-            way = resample_track(track.points, frames, spacing, easing)
-            points = placement.to_video(way)
-            influence = torch.ones(1, 1, 1)
-            if track.box is not None:
-                influence = _boxed(track.box, way, placement)
-            elif radius is not None:
-                influence = _around(points, radius * placement.scale, falloff, placement)
-            if region is not None:
-                influence = influence * _carried(region, points)
-            if track.visible is not None:
-                seen = _visible(track, frames, spacing, easing)
-                influence = influence * (seen & torch.cat([seen[:1], seen[:-1]]))[:, None, None]
-            yield _steps(points), influence
-
-    return _blend(moving(), frames, size)
-
-
-def box_field(
-    box: Rectangle,
-    frames: int,
-    size: tuple[int, int],
-    canvas: tuple[int, int] | None = None,
-    easing: str = "linear",
-) -> Tensor:
-    """The motion field (1, 2, F, H, W) of a box whose content moves along an arrow, the box's `travel`, and it too.
-
-    size: (height, width) of the video, whose pixels the field is in; canvas: (height, width) that the box was drawn
-    on, by default the same. Around the box the field is zero. `draw_shapes` gives the box itself at every frame.
-    Raises UserError for an unknown easing.
-    """
-    path = torch.tensor([(0.0, 0.0), box.travel], dtype=torch.float64)
-    return tracks_field([Track(path, box)], frames, size, canvas, easing=easing)
-
-
-def _blend(moving: Iterable[tuple[Tensor, Tensor]], frames: int, size: tuple[int, int]) -> Tensor:
-    """The field of what moves by steps (F, 2) with an influence (F, H, W): their mean times the largest influence."""
     total, weight, largest = torch.zeros(2, frames, *size), torch.zeros(frames, *size), torch.zeros(frames, *size)
-    for steps, influence in moving:  # one at a time: a hundred tracks need no more memory than one
+    for track in tracks:  # one at a time: a hundred tracks need no more memory than one
+        track = track if isinstance(track, Track) else Track(track)
+        way = resample_track(track.points, frames, spacing, easing)
+        points = placement.to_video(way)
+        influence = torch.ones(1, 1, 1)
+        if track.box is not None:
+            influence = _boxed(track.box, way, placement)
+        elif radius is not None:
+            influence = _around(points, radius * placement.scale, falloff, placement)
+        if region is not None:
+            influence = influence * _carried(region, points)
+        if track.visible is not None:
+            seen = _visible(track, frames, spacing, easing)
+            influence = influence * (seen & torch.cat([seen[:1], seen[:-1]]))[:, None, None]
         influence = influence.float().expand(frames, *size)
+        steps = torch.diff(points, dim=0, prepend=points[:1])  # since the frame before
         total.addcmul_(steps.T.float()[:, :, None, None], influence)
         weight += influence
         largest = torch.maximum(largest, influence)
     return (total * (largest / weight.clamp_min(torch.finfo(weight.dtype).tiny)))[None]
-
-
-def _steps(points: Tensor) -> Tensor:
-    """How far points (F, 2) moved since the frame before: (F, 2), the first one zero."""
-    return torch.diff(points, dim=0, prepend=points[:1])
 
 
 def _around(points: Tensor, radius: float, falloff: str, placement: Placement) -> Tensor:
@@ -349,15 +289,10 @@ def _around(points: Tensor, radius: float, falloff: str, placement: Placement) -
 
 def _boxed(box: Rectangle, way: Tensor, placement: Placement) -> Tensor:
     """The influence (F, H, W) of a box that goes along a way (F, 2) in pixels of the canvas."""
-    pixel = 1 / placement.scale
-    box = replace(
-        box,
-        # One that is smaller than a pixel of the video is that pixel, rather than none.
-        right=box.right if box.right - box.left >= pixel else box.left + pixel,
-        bottom=box.bottom if box.bottom - box.top >= pixel else box.top + pixel,
-    )
+    pixel = 1 / placement.scale  # a box that is smaller than one of the video is that pixel, rather than none
+    box = replace(box, right=max(box.right, box.left + pixel), bottom=max(box.bottom, box.top + pixel))
     x, y = placement.pixels()
-    return torch.stack([box.covers(x - right, y - down, pixel) for right, down in (way - way[:1]).tolist()]).float()
+    return torch.stack([box.covers(x - right, y - down) for right, down in (way - way[:1]).tolist()]).float()
 
 
 def _fitted_mask(mask: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
@@ -380,13 +315,8 @@ def _carried(region: Tensor, points: Tensor) -> Tensor:
     height, width = region.shape[-2:]
     x, y = pixel_centers((height, width))
     back = points[:1] - points  # from the place at a frame to the place in the mask
-    grid = torch.stack(
-        torch.broadcast_tensors(
-            (x + back[:, :1])[:, None, :] / width * 2 - 1,
-            (y.T + back[:, 1:])[:, :, None] / height * 2 - 1,
-        ),
-        dim=-1,
-    )  # (F, H, W, 2)
+    across, down = (x + back[:, :1]) / width * 2 - 1, (y.T + back[:, 1:]) / height * 2 - 1  # (F, W), (F, H)
+    grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)  # (F, H, W, 2)
     # What the frame's edge cuts goes on beyond it: a ground that is masked up to the edge moves in from there.
     region = region.expand(len(points), -1, -1, -1)
     return F.grid_sample(region, grid.float(), padding_mode="border", align_corners=False)[:, 0]

@@ -19,6 +19,8 @@ VECTOR = np.dtype(
     [("frame", "i4"), ("dst_x", "i4"), ("dst_y", "i4"), ("w", "i4"), ("h", "i4"), ("dx", "f4"), ("dy", "f4")]
 )
 NONE = np.empty(0, VECTOR)
+BLOCK = 16
+"""Side of MPEG-4's blocks."""
 CELL = 4  # blocks are multiples of 4 pixels wide and high, and stand on multiples of 4
 
 
@@ -26,19 +28,24 @@ CELL = 4  # blocks are multiples of 4 pixels wide and high, and stand on multipl
 class BlockVectors:
     """The block vectors of a clip: `rows` of VECTOR, in decoding order, for a clip of this size and length.
 
-    `kinds` has one letter a frame, I or P; I-frames have no rows, nor have blocks coded without reference.
+    I-frames have no rows, nor have blocks coded without reference.
     """
 
     rows: np.ndarray
     height: int
     width: int
     frames: int
-    kinds: str
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the source."""
         return self.height, self.width
+
+    def by_frame(self) -> Iterator[np.ndarray]:
+        """The rows of each frame, in their order."""
+        order = np.argsort(self.rows["frame"], kind="stable")
+        ends = np.searchsorted(self.rows["frame"][order], np.arange(self.frames + 1))
+        return (self.rows[order[first:last]] for first, last in pairwise(ends))
 
 
 def exported(frame, number: int = 0) -> np.ndarray:
@@ -61,18 +68,8 @@ def exported(frame, number: int = 0) -> np.ndarray:
     return rows
 
 
-def by_frame(rows: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """The rows of each frame, in their order."""
-    order = np.argsort(rows["frame"], kind="stable")
-    ends = np.searchsorted(rows["frame"][order], np.arange(frames + 1))
-    for first, last in pairwise(ends):
-        yield rows[order[first:last]]
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # Maps. Resizing and cropping are linear along each axis, so a map that is known at few positions needs two small
 # matrix products, and the source-sized picture that it stands for is never made.
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -143,25 +140,17 @@ def covering_scale(source: tuple[int, int], size: tuple[int, int]) -> float:
 class BlockMeans:
     """A grid of cells as encoders would write it: the VECTOR rows of blocks, each the mean over what it covers.
 
-    The grid is of a source of `source` (h, w), scaled to `shown` (h, w), where the blocks of 16 x 16 pixels stand;
-    `backward` as in `CellMap`.
+    The grid is of a source of `source` (h, w), scaled to `shown` (h, w), where the blocks stand; see `CellMap`.
     """
 
-    def __init__(
-        self,
-        source: tuple[int, int],
-        shown: tuple[int, int],
-        cell: int = CELL,
-        backward: tuple[bool, bool] = (False, False),
-        block: int = 16,
-    ):
+    def __init__(self, source: tuple[int, int], shown: tuple[int, int], cell: int, backward: tuple[bool, bool]):
         whole = CellMap(source, shown, cell, backward=backward)
         self.y, self.x = (
-            F.avg_pool1d(each.T[None], block, ceil_mode=True)[0].T.contiguous() for each in (whole.y, whole.x)
+            F.avg_pool1d(each.T[None], BLOCK, ceil_mode=True)[0].T.contiguous() for each in (whole.y, whole.x)
         )
         self.blank = np.zeros((len(self.y), len(self.x)), VECTOR)
-        self.blank["dst_y"], self.blank["dst_x"] = np.mgrid[: len(self.y), : len(self.x)] * block + block // 2
-        self.blank["w"] = self.blank["h"] = block
+        self.blank["dst_y"], self.blank["dst_x"] = np.mgrid[: len(self.y), : len(self.x)] * BLOCK + BLOCK // 2
+        self.blank["w"] = self.blank["h"] = BLOCK
 
     def __call__(self, grid: np.ndarray) -> np.ndarray:
         found = self.blank.copy()
@@ -172,8 +161,7 @@ class BlockMeans:
 def _cells(cell: int, length: int, scaled: int, first: int, count: int, backward: bool) -> Tensor:
     """(count, n): what share each of the n cells along an axis has in `count` pixels from `first` on, of `scaled`."""
     stored = torch.arange(length).flip(0) if backward else torch.arange(length)
-    cells = stored[:, None] // cell == torch.arange(-(-length // cell))
-    picture = cells.float()[None, None]
+    picture = (stored[:, None] // cell == torch.arange(-(-length // cell))).float()[None, None]
     if scaled != length:
         shape = (scaled, picture.shape[-1])
         picture = F.interpolate(picture, size=shape, mode="bilinear", align_corners=False, antialias=True)
@@ -198,24 +186,20 @@ def to_cells(rows: np.ndarray, source: tuple[int, int], cell: int = CELL) -> np.
     return np.ascontiguousarray(grid[:, margin : margin + down, margin : margin + right])
 
 
-def rasterise_points(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
+def rasterise_points(vectors: BlockVectors, size: tuple[int, int]) -> Tensor:
     """The released map (1, 2, F, h, w) of block vectors, in source pixels; see `PointMap`."""
-    draw = PointMap(tuple(source_size), tuple(size))
-    return fill(map(draw, by_frame(vectors.rows, frames)), frames, size)
+    return fill(map(PointMap(vectors.size, size), vectors.by_frame()), vectors.frames, size)
 
 
-def rasterise_dense(vectors: BlockVectors, source_size: tuple[int, int], frames: int, size: tuple[int, int]) -> Tensor:
+def rasterise_dense(vectors: BlockVectors, size: tuple[int, int]) -> Tensor:
     """The dense map (1, 2, F, h, w) in pixels of `size`: blocks filled with their vectors, others zero, antialiased."""
-    draw = CellMap(tuple(source_size), tuple(size))
-    return fill((draw(rows) * draw.scale for rows in by_frame(vectors.rows, frames)), frames, size)
+    draw = CellMap(vectors.size, size)
+    return fill((draw(rows) * draw.scale for rows in vectors.by_frame()), vectors.frames, size)
 
 
 def fill(maps: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Tensor:
     """(1, 2, F, h, w) of F maps (2, h, w), taken one by one."""
     field = torch.empty(1, 2, frames, *size)
-    number = -1
-    for number, each in enumerate(maps):
+    for number, each in zip(range(frames), maps, strict=True):
         field[0, :, number] = each
-    if number + 1 != frames:
-        raise RuntimeError(f"{number + 1} maps for {frames} frames")
     return field
