@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .composer import VideoComposer
     from .conditions import CONDITIONS, Condition, ConditionSpec
     from .config import Config
-    from .diffusion.samplers import SAMPLERS
+    from .diffusion.samplers import SAMPLERS, Sampling
     from .diffusion.windows import Windows
     from .errors import UserError
     from .pipeline import Style, compose
@@ -26,6 +26,7 @@ _HOME = {
     "ConditionSpec": "conditions",
     "Config": "config",
     "SAMPLERS": "diffusion.samplers",
+    "Sampling": "diffusion.samplers",
     "Style": "pipeline",
     "UserError": "errors",
     "VideoComposer": "composer",
@@ -41,6 +42,7 @@ __all__ = [
     "Condition",
     "ConditionSpec",
     "Config",
+    "Sampling",
     "Style",
     "UserError",
     "VideoComposer",

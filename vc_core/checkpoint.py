@@ -18,9 +18,9 @@ from .config import Config, unet_config_from_shapes
 from .encoders.layouts import find_parts
 from .errors import UserError
 from .files import Tensors, open_tensors, save_tensors
-from .layouts import fill, names_of
+from .layouts import fill
 from .model.blocks import Attend, attend
-from .model.layout import released_layout
+from .model.layout import released_layout, released_names
 from .model.unet import UNet3D
 from .progress import Progress
 
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     covered = (*(prefix for _, prefix in prefixes.values()), CONFIG_TENSOR)
     extra = [name for name in tensors.shapes if not name.startswith(covered)]
     if "model" in parts and config is not None:
-        known = names_of(released_layout(on_meta(config)))
+        known = released_names(config.unet)
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
     extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))

@@ -1,7 +1,8 @@
 """Samplers: diffusers' schedulers, set up for the network's schedule, and the loop that drives them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,72 @@ import torch
 from torch import Tensor
 
 from ..config import DiffusionConfig
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..progress import Progress
 from .schedule import alphas_cumprod
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a video is sampled.
+
+    Attributes:
+        sampler: one of `SAMPLERS`; `ddim_released` is the released loop, `lcm` is meant for networks distilled for it.
+        steps: that are run, 1 to the schedule's 1000.
+        denoise: share of the noise schedule that is run, in (0, 1]: below 1 for a given video, which is changed then.
+            As in ComfyUI, the steps are the last `steps` of int(steps / denoise). `ddim_released` begins at the first
+            timestep of its grid that is at most denoise times the schedule's last, and runs as many as follow, which
+            are more than `steps` where int(steps / denoise) does not divide the schedule.
+        eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
+            deterministic, 1 is DDPM.
+        sigmas: noise levels to run on in place of the sampler's own, one more than steps, descending, the last one 0:
+            as k-diffusion and ComfyUI have them, the standard deviation of the noise beside a signal of 1. For
+            `dpmpp_2m`, `unipc` and `euler`. The network is told the nearest whole timesteps, as there.
+        guidance: scale of the classifier-free guidance by text and style; 1 is none; None is the checkpoint's own.
+        condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
+            side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
+        rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
+
+    Raises:
+        UserError: an unknown sampler, or a number of another type or out of its range.
+    """
+
+    sampler: str = "dpmpp_2m"
+    steps: int = 20
+    denoise: float = 1.0
+    eta: float = 0.0
+    sigmas: Tensor | None = None
+    guidance: float | None = None
+    condition_guidance: float = 1.0
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "condition_guidance", "rescale"):
+            value = getattr(self, name)
+            if value is None and name == "guidance":
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} {shown(value)} is not possible: expected a finite number.")
+        for name in ("rescale", "eta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} {getattr(self, name)} is not possible: expected 0 to 1.")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"Unknown sampler '{self.sampler}': expected one of {', '.join(SAMPLERS)}.")
+        if self.eta and not _TABLE[self.sampler].takes_eta:
+            takers = ", ".join(name for name, row in _TABLE.items() if row.takes_eta)
+            raise UserError(
+                f"eta {self.eta} means nothing to the sampler '{self.sampler}': leave it at 0, or use one of {takers}."
+            )
+        if self.sigmas is not None and not (_TABLE[self.sampler].arrange is _by_sigmas and self.denoise == 1.0):
+            takers = ", ".join(name for name, row in _TABLE.items() if row.arrange is _by_sigmas)
+            given = len(self.sigmas)
+            raise UserError(
+                f"{given} sigmas were given to '{self.sampler}' for {given - 1} steps at denoise {self.denoise}: "
+                f"expected one of {takers}, {given} sigmas and denoise 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -69,25 +130,14 @@ def sample(
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-def _the_last(timesteps: Tensor, steps: int, highest: float) -> int:
-    """Index from which as many steps are left as were asked for."""
-    return len(timesteps) - steps
-
-
-def _from_highest(timesteps: Tensor, steps: int, highest: float) -> int:
-    """Index of the first step of at most the highest timestep, for a grid that may have more steps than asked for."""
-    return min(int((timesteps > highest).sum()), len(timesteps) - 1)
-
-
 @dataclass(frozen=True)
 class _Row:
-    """A sampler: diffusers' class, its settings, what sets up its steps, and what finds the first of a part of them."""
+    """A sampler: diffusers' class, its settings, what sets up its steps, and whether it takes eta."""
 
     kind: str
     settings: Mapping[str, Any]
     arrange: Callable[[type, dict[str, Any], DiffusionConfig, int], Sampler]
     takes_eta: bool = False
-    begin: Callable[[Tensor, int, float], int] = _the_last
 
 
 def _by_sigmas(
@@ -163,7 +213,7 @@ _TABLE = {
     "lcm": _Row("LCMScheduler", {"clip_sample": False}, _lcm),
     "ddim": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim, takes_eta=True),
     "ddim_released": _Row(
-        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, True, _from_highest
+        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, takes_eta=True
     ),
 }
 SAMPLERS = tuple(_TABLE)
@@ -172,51 +222,19 @@ SAMPLERS = tuple(_TABLE)
 def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
     """The timesteps that `ddim_released` runs, descending, whole numbers; see `make_sampler`, which raises the same."""
     grid = _released_grid(config, _total(config, steps, denoise))
-    return grid[_begin(_from_highest, grid, steps, denoise, config) :]
+    return grid[_released_begin(grid, config, denoise) :]
 
 
-def make_sampler(
-    name: str,
-    config: DiffusionConfig,
-    steps: int,
-    denoise: float = 1.0,
-    eta: float = 0.0,
-    sigmas: Tensor | None = None,
-) -> Sampler:
+def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
     """A sampler for the schedule that a network was trained on.
 
-    Args:
-        name: one of `SAMPLERS`.
-        steps: that are run, from 1 to `config.steps`.
-        denoise: share of the noise schedule that is run, in (0, 1]. As in ComfyUI, the steps are the last `steps` of
-            int(steps / denoise). `ddim_released` begins at the first timestep of its grid that is at most
-            denoise * `config.steps`, and runs as many as follow, which are more than `steps` where int(steps / denoise)
-            does not divide `config.steps`.
-        eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
-            deterministic, 1 is DDPM.
-        sigmas: noise levels `(steps + 1,)` to run on instead of the sampler's own, descending, the last one 0: as
-            k-diffusion and ComfyUI have them, the standard deviation of the noise beside a signal of 1. For
-            `dpmpp_2m`, `unipc` and `euler`. The network is told the nearest whole timesteps, as there.
-
     Raises:
-        UserError: unknown name, or a number out of its range.
+        UserError: a number of steps, or a share of the schedule, that the schedule does not have.
     """
-    if name not in _TABLE:
-        raise UserError(f"Unknown sampler '{name}': expected one of {', '.join(SAMPLERS)}.")
-    total, row = _total(config, steps, denoise), _TABLE[name]
-    if sigmas is not None and (row.arrange is not _by_sigmas or len(sigmas) != steps + 1 or denoise != 1.0):
-        takers = ", ".join(other for other, row in _TABLE.items() if row.arrange is _by_sigmas)
-        raise UserError(
-            f"{len(sigmas)} sigmas were given to '{name}' for {steps} steps at denoise {denoise}: expected one of "
-            f"{takers}, {steps + 1} sigmas and denoise 1."
-        )
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta {eta} is not possible: expected 0 to 1.")
-    if eta and not row.takes_eta:
-        takers = ", ".join(other for other, row in _TABLE.items() if row.takes_eta)
-        raise UserError(f"eta {eta} means nothing to the sampler '{name}': leave it at 0, or use one of {takers}.")
     import diffusers
 
+    row, sigmas, denoise = _TABLE[sampling.sampler], sampling.sigmas, sampling.denoise
+    steps = sampling.steps if sigmas is None else len(sigmas) - 1
     settings = {
         "num_train_timesteps": config.steps,
         "beta_start": config.beta_start,
@@ -226,19 +244,14 @@ def make_sampler(
         **row.settings,
     }
     given = {} if sigmas is None else {"sigmas": sigmas}
-    sampler = row.arrange(getattr(diffusers, row.kind), settings, config, total, **given)
-    begin = _begin(row.begin, sampler.timesteps, steps, denoise, config)
-    if hasattr(sampler.scheduler, "set_begin_index"):
+    whole = row.arrange(getattr(diffusers, row.kind), settings, config, _total(config, steps, denoise), **given)
+    released = row.arrange is _ddim_released
+    begin = _released_begin(whole.timesteps, config, denoise) if released else len(whole.timesteps) - steps
+    if hasattr(whole.scheduler, "set_begin_index"):
         # Else diffusers looks the first step up by its timestep, which several steps can share.
-        sampler.scheduler.set_begin_index(begin)
-    return Sampler(
-        sampler.scheduler,
-        sampler.timesteps,
-        sampler.keys,
-        begin,
-        {"eta": eta} if eta else {},
-        sampler.noisy or eta > 0.0,
-    )
+        whole.scheduler.set_begin_index(begin)
+    fresh = {"eta": sampling.eta} if sampling.eta else {}
+    return replace(whole, begin=begin, settings=fresh, noisy=whole.noisy or bool(fresh))
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
@@ -256,8 +269,7 @@ def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
     return total
 
 
-def _begin(
-    find: Callable[[Tensor, int, float], int], timesteps: Tensor, steps: int, denoise: float, config: DiffusionConfig
-) -> int:
-    # Rounded, as 0.29 * 100 is less than 29.
-    return find(timesteps, steps, round(denoise * config.steps, 6)) if denoise < 1.0 else 0
+def _released_begin(timesteps: Tensor, config: DiffusionConfig, denoise: float) -> int:
+    """The first step of at most the highest timestep, of a grid that may have more steps than were asked for."""
+    highest = round(denoise * config.steps, 6)  # as 0.29 * 100 is less than 29
+    return min(int((timesteps > highest).sum()), len(timesteps) - 1)

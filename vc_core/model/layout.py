@@ -12,7 +12,7 @@ from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..files import StateDict
 from ..layouts import Layout, Origin, part
-from .unet import decoder_stages, encoder_stages
+from .unet import Stage, decoder_stages, encoder_stages, middle_stage
 
 # Our name -> released name, inside one module.
 _TEMPORAL_CONV = {
@@ -48,6 +48,7 @@ _STC_TEMPORAL = {
     "ff_in": "layers.0.1.net.0.0",
     "ff_out": "layers.0.1.net.2",
 }
+_WITHOUT_BIAS = ("to_q", "to_k", "to_v", "to_qkv")
 _TOP = {
     "time_in": "time_embed.0",
     "time_out": "time_embed.2",
@@ -70,24 +71,40 @@ def key_table(config: UNetConfig) -> dict[str, str]:
         stem, temporal = CONDITIONS[name].released
         add(f"stc.{name}", stem, _STC_STEM)
         add(f"stc.{name}.temporal", temporal, _STC_TEMPORAL)
+    def add_stage(ours: str, released: str, stage: Stage) -> None:
+        if stage.resnet:
+            add(f"{ours}.resnet", f"{released}.0", _resnet(stage))
+        if stage.attention:
+            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
+            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+
     add("temporal_in", "input_blocks.0.1", _TRANSFORMER)
     for i, stage in enumerate(encoder_stages(config)):
-        ours, released = f"encoder.{i}", f"input_blocks.{i + 1}"
-        add(f"{ours}.resnet", f"{released}.0", _RESNET)
-        add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-        add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+        add_stage(f"encoder.{i}", f"input_blocks.{i + 1}", stage)
         if stage.resample:
-            table[f"{ours}.downsample.conv"] = f"{released}.op"
-    for ours, inner, position in (("resnet", _RESNET, 0), ("spatial", _TRANSFORMER, 1), ("temporal", _TRANSFORMER, 2)):
-        add(f"middle.{ours}", f"middle_block.{position}", inner)
-    add("middle_out", "middle_block.3", _RESNET)
+            table[f"encoder.{i}.downsample.conv"] = f"input_blocks.{i + 1}.op"
+    deepest = middle_stage(config)
+    add_stage("middle", "middle_block", deepest)
+    add("middle_out", "middle_block.3", _resnet(deepest))
     for i, stage in enumerate(decoder_stages(config)):
-        ours, released = f"decoder.{i}", f"output_blocks.{i}"
-        add(f"{ours}.resnet", f"{released}.0", _RESNET)
-        add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-        add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
-        table[f"{ours}.upsample.conv"] = f"{released}.{3 if stage.attention else 1}.conv"
+        add_stage(f"decoder.{i}", f"output_blocks.{i}", stage)
+        if stage.resample:
+            table[f"decoder.{i}.upsample.conv"] = f"output_blocks.{i}.{3 if stage.attention else 1}.conv"
     return table
+
+
+def _resnet(stage: Stage) -> Mapping[str, str]:
+    return {k: v for k, v in _RESNET.items() if k != "skip" or stage.in_channels != stage.channels}
+
+
+def released_names(config: UNetConfig) -> set[str]:
+    """The names of all tensors of a network in a released file."""
+    return {
+        f"{released}.{leaf}"
+        for ours, released in key_table(config).items()
+        for leaf in ("weight", "bias")
+        if leaf == "weight" or not ours.endswith(_WITHOUT_BIAS)
+    }
 
 
 def released_layout(unet: nn.Module) -> Layout:

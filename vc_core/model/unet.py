@@ -1,6 +1,6 @@
 """The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and STC-encoders before it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..errors import UserError
-from .blocks import (
-    Attend,
-    Downsample,
-    ResBlock,
-    SpatialTransformer,
-    TemporalTransformer,
-    Upsample,
-    attend,
-)
+from .blocks import Attend, Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, attend
 from .stc import STCEncoder
 
 
@@ -44,6 +36,11 @@ def encoder_stages(config: UNetConfig) -> Iterator[Stage]:
             channels = config.width * multiplier
         if level < len(config.multipliers) - 1:
             yield Stage(channels, channels, resnet=False, resample=True)
+
+
+def middle_stage(config: UNetConfig) -> Stage:
+    deepest = config.width * config.multipliers[-1]
+    return Stage(deepest, deepest, attention=True)
 
 
 def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
@@ -114,20 +111,13 @@ class UNet3D(nn.Module):
         self.time_out = ops.Linear(width * 4, width * 4)
         self.style_in = ops.Linear(config.context_dim, config.context_dim)
         self.style_out = ops.Linear(config.context_dim, config.context_dim)
-        self.stc = nn.ModuleDict(
-            {
-                name: STCEncoder(
-                    CONDITIONS[name].channels, config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
-                )
-                for name in config.conditions
-            }
-        )
+        stc = config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
+        self.stc = nn.ModuleDict({name: STCEncoder(CONDITIONS[name].channels, *stc) for name in config.conditions})
         self.conv_in = ops.Conv2d(config.channels + config.stc_channels, width, 3, padding=1)
         self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, ops, attend)
         self.encoder = nn.ModuleList(EncoderBlock(s, config, ops, attend) for s in encoder_stages(config))
-        deepest = width * config.multipliers[-1]
-        self.middle = EncoderBlock(Stage(deepest, deepest, attention=True), config, ops, attend)
-        self.middle_out = _resnet(Stage(deepest, deepest), config, ops)
+        self.middle = EncoderBlock(middle_stage(config), config, ops, attend)
+        self.middle_out = _resnet(middle_stage(config), config, ops)
         self.decoder = nn.ModuleList(DecoderBlock(s, config, ops, attend) for s in decoder_stages(config))
         self.norm_out = ops.GroupNorm(32, width * config.multipliers[0])
         self.conv_out = ops.Conv2d(width * config.multipliers[0], config.channels, 3, padding=1)
@@ -183,11 +173,6 @@ class UNet3D(nn.Module):
                 f"The checkpoint has no STC-encoder for '{name}': it was trained with {', '.join(self.stc) or 'none'}."
             )
         return self.stc[name](tensor, size)
-
-    def encode_conditions(self, conditions: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor | None:
-        """The sum of the STC embeddings of `conditions`, or None where there are none."""
-        embeddings = [self.encode_condition(name, tensor, size) for name, tensor in conditions.items()]
-        return sum(embeddings[1:], embeddings[0]) if embeddings else None
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
