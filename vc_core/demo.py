@@ -72,7 +72,8 @@ def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple
 
 def displacement(video: Tensor) -> list[float]:
     """How far the red disc moved from the first frame to the last, x and y in frame widths; NaN where it is lost."""
-    centers = follow(video, RED, (*STRIPES, tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))))
+    middle = tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))
+    centers = follow(video, RED, (*STRIPES, middle))
     return ((centers[-1] - centers[0]) / video.shape[-1]).tolist()
 
 

@@ -108,8 +108,15 @@ def compose(
     _check_video(init, sampling.denoise, frames, height, width)
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    _check_batch(batch, seed, text=texts, negative=negatives, style=style and style.image,
-                 **{condition.name: condition.tensor for condition in conditions}, video=init)
+    _check_batch(
+        batch,
+        seed,
+        text=texts,
+        negative=negatives,
+        style=style and style.image,
+        **{condition.name: condition.tensor for condition in conditions},
+        video=init,
+    )
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 

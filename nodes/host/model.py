@@ -227,7 +227,10 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     model.eval().requires_grad_(False)
     preview_all_frames(patcher)
     tell_unused(patcher)
-    patcher.cached_patcher_init = (load_model, (checkpoint, weights, rgb))  # for copies, on another device or plain ones
+    patcher.cached_patcher_init = (
+        load_model,
+        (checkpoint, weights, rgb),
+    )  # for copies, on another device or plain ones
     return patcher
 
 

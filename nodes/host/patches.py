@@ -7,7 +7,7 @@ patch: its tensors are `(B F, C, h, w)` and `(B F, h w, C)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any

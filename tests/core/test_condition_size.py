@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from tests.core.moving_clips import OWN, encode, moving
 from tests.composing import composed
+from tests.core.moving_clips import OWN, encode, moving
 from vc_core import Condition, UserError
 from vc_core.checkpoint import save_checkpoint
 from vc_core.composer import VideoComposer

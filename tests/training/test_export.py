@@ -26,9 +26,9 @@ from vc_core.checkpoint import load_unet, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.conversion import convert
+from vc_core.diffusion.samplers import Sampling
 from vc_core.errors import UserError
 from vc_core.inspection import as_mapping, as_text, inspect
-from vc_core.diffusion.samplers import Sampling
 from vc_core.pipeline import compose
 
 

@@ -111,9 +111,7 @@ class Task:
             size=self.size,
             batch=self.batch,
             seed=self.seed,
-            sampling=samplers.Sampling(
-                self.sampling.sampler, self.sampling.steps, guidance=self.sampling.guidance
-            ),
+            sampling=samplers.Sampling(self.sampling.sampler, self.sampling.steps, guidance=self.sampling.guidance),
             progress=progress,
         )
         return (video * 255).round().to(torch.uint8)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,6 @@ class Sampler:
     Attributes:
         timesteps: `(steps,)` float32, descending from at most `config.steps - 1`: what the network is told.
         keys: the same steps as the scheduler names them.
-        begin: index of the first step that is run; above 0 where a video is only denoised in part.
         settings: further arguments of every `scheduler.step`.
         noisy: whether the steps draw noise.
     """
@@ -93,7 +92,6 @@ class Sampler:
     scheduler: Any
     timesteps: Tensor
     keys: Tensor
-    begin: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     noisy: bool = False
 
@@ -101,7 +99,7 @@ class Sampler:
         """The noisy latent of the first step: of noise alone, or of a clean latent of the same shape."""
         if latent is None:
             return noise * self.scheduler.init_noise_sigma
-        return self.scheduler.add_noise(latent, noise, self.keys[self.begin : self.begin + 1])
+        return self.scheduler.add_noise(latent, noise, self.keys[:1])
 
 
 def sample(
@@ -117,9 +115,9 @@ def sample(
         generators: one for each of the batch, for samplers that are `noisy`.
         progress: called as `progress("sampling", done, total)` after every step.
     """
-    scheduler, total = sampler.scheduler, len(sampler.timesteps) - sampler.begin
+    scheduler, total = sampler.scheduler, len(sampler.timesteps)
     settings = {**sampler.settings, **({"generator": list(generators)} if sampler.noisy else {})}
-    for i, (t, key) in enumerate(zip(sampler.timesteps[sampler.begin :], sampler.keys[sampler.begin :], strict=True)):
+    for i, (t, key) in enumerate(zip(sampler.timesteps, sampler.keys, strict=True)):
         prediction = denoiser(scheduler.scale_model_input(x, key), t)
         x = scheduler.step(prediction, key, x, **settings, return_dict=False)[0]
         if progress is not None:
@@ -251,7 +249,9 @@ def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
         # Else diffusers looks the first step up by its timestep, which several steps can share.
         whole.scheduler.set_begin_index(begin)
     fresh = {"eta": sampling.eta} if sampling.eta else {}
-    return replace(whole, begin=begin, settings=fresh, noisy=whole.noisy or bool(fresh))
+    return Sampler(
+        whole.scheduler, whole.timesteps[begin:], whole.keys[begin:], fresh, noisy=whole.noisy or bool(fresh)
+    )
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
