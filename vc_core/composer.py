@@ -99,8 +99,12 @@ class VideoComposer:
             device="cpu" if offload else device,
             progress=progress,
         )
-        if offload:
-            offload_blocks(unet, device)
+        if offload:  # each block's weights come to the device while it runs
+            try:
+                from accelerate import cpu_offload
+            except ImportError as error:
+                raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
+            cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
         if compile:
             unet.compile()
         return VideoComposer(config, unet, autoencoder, towers, checkpoint, device, computed)
@@ -135,16 +139,6 @@ def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch
     if compute == "auto":
         compute = "fp32" if device.type == "cpu" else "bf16" if stored == DTYPES["fp8"] else ""
     return stored, DTYPES.get(compute, stored)
-
-
-def offload_blocks(unet: UNet3D, device: torch.device) -> None:
-    """Leaves the weights where they are and brings each block's to `device` while it runs (accelerate's hooks)."""
-    try:
-        from accelerate import cpu_offload
-    except ImportError as error:
-        raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
-
-    cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
 
 
 def _gather(checkpoint: Checkpoint, files: Sequence[Checkpoint]) -> dict[str, Part]:

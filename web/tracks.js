@@ -145,9 +145,7 @@ class TrackEditor {
     this.background.show("");
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // The widgets
-  // -------------------------------------------------------------------------------------------------------------
+  // --- The widgets ---
 
   input(name) {
     return this.node.widgets.find((widget) => widget.name === name);
@@ -201,9 +199,7 @@ class TrackEditor {
     return ["width", "height"].map((name, i) => this.input(name).value || this.madeFor[i]);
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // Editing
-  // -------------------------------------------------------------------------------------------------------------
+  // --- Editing ---
 
   /** How the canvas lies in its element, in pixels of the element before the page's zoom. */
   get placement() {
@@ -305,9 +301,7 @@ class TrackEditor {
     asOneStep(() => (this.tracks = []));
   };
 
-  // -------------------------------------------------------------------------------------------------------------
-  // The background
-  // -------------------------------------------------------------------------------------------------------------
+  // --- The background ---
 
   chooseBackground = () => {
     if (this.background.picture) {
@@ -365,9 +359,7 @@ class TrackEditor {
     else this.refresh();
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // Drawing
-  // -------------------------------------------------------------------------------------------------------------
+  // --- Drawing ---
 
   /** Draws with the next frame of the page, if something changed. */
   refresh(changed = false) {

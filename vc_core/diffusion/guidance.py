@@ -1,14 +1,13 @@
 """Classifier-free guidance over tokens and conditions, with the conditions' strengths and schedules."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..conditions import Schedule
-from ..model.unet import UNet3D
 
 NOTHING, CONDITIONED, EVERYTHING = range(3)
 """Sides of the guidance: with neither tokens nor conditions, with the conditions alone, with tokens and conditions."""
@@ -79,6 +78,7 @@ class GuidedDenoiser:
     Everything here was encoded once.
 
     Attributes:
+        unet: a network's prediction of x, timesteps, context and stc, see `UNet3D`.
         text, negative: `(B or 1, tokens, D)`, in the type that the network computes in.
         style: the style token `(B or 1, 1, D)`, or None where no style is wired, which is not the same as a token of
             zeros: without a style there is no token on either side.
@@ -88,7 +88,7 @@ class GuidedDenoiser:
         steps: of the noise schedule that the network was trained on.
     """
 
-    unet: UNet3D
+    unet: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     text: Tensor
     negative: Tensor
     style: Embedded | None

@@ -114,7 +114,7 @@ class UNet3D(nn.Module):
         stc = config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
         self.stc = nn.ModuleDict({name: STCEncoder(CONDITIONS[name].channels, *stc) for name in config.conditions})
         self.conv_in = ops.Conv2d(config.channels + config.stc_channels, width, 3, padding=1)
-        self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, ops, attend)
+        self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, None, ops, attend)
         self.encoder = nn.ModuleList(EncoderBlock(s, config, ops, attend) for s in encoder_stages(config))
         self.middle = EncoderBlock(middle_stage(config), config, ops, attend)
         self.middle_out = _resnet(middle_stage(config), config, ops)
@@ -192,8 +192,8 @@ def _transformers(
 ) -> tuple[SpatialTransformer | None, TemporalTransformer | None]:
     if not stage.attention:
         return None, None
-    channels, head_dim = stage.channels, config.head_dim
+    heads = stage.channels // config.head_dim, config.head_dim
     return (
-        SpatialTransformer(channels, head_dim, config.context_dim, ops, attend),
-        TemporalTransformer(channels, channels // head_dim, head_dim, ops, attend),
+        SpatialTransformer(stage.channels, *heads, config.context_dim, ops, attend),
+        TemporalTransformer(stage.channels, *heads, None, ops, attend),
     )
