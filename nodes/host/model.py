@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
@@ -26,7 +27,7 @@ from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
 from .embedding import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
 from .network import HostUNet
-from .preview import preview_all_frames
+from .preview import with_preview
 from .running import say
 from .upstream import tell_unused, widths
 
@@ -225,13 +226,20 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     state = {name: origin.join(get, shapes[name]) for name, origin in layout.items()}
     model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
-    preview_all_frames(patcher)
-    tell_unused(patcher)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "videocomposer", _outer_sample)
     patcher.cached_patcher_init = (
         load_model,
         (checkpoint, weights, rgb),
     )  # for copies, on another device or plain ones
     return patcher
+
+
+def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
+    """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
+    model = executor.class_obj.model_patcher.model
+    tell_unused(model)
+    callback = with_preview(callback, model)
+    return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
 
 
 def config_of(model: Any) -> Config:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-import comfy.patcher_extension
-
 from ...vc_core.config import UNetConfig
 from ...vc_core.errors import UserError
 from ...vc_core.layouts import shorten
@@ -22,13 +20,12 @@ Rule = Callable[[str, Inputs, Any], str] | str
 """`(node id, inputs, VideoComposerModel)` to a sentence for the user, "" where all is well; or what follows the id."""
 
 
-def tell_unused(patcher: Any) -> None:
-    """Makes every sampling run of a MODEL say what of the nodes before it has no effect."""
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "videocomposer_unused", _outer_sample)
+def tell_unused(model: Any) -> None:
+    """Says what of the nodes before the sampler that runs has no effect on a `VideoComposerModel`.
 
-
-def _outer_sample(executor: Callable, *args: Any, **kwargs: Any) -> Any:
-    model = executor.class_obj.model_patcher.model
+    Raises:
+        UserError: one that does not work with it.
+    """
     for kind, inputs in _nodes_before():
         if kind in _REFUSED:
             raise UserError(
@@ -37,7 +34,6 @@ def _outer_sample(executor: Callable, *args: Any, **kwargs: Any) -> Any:
         rule = _merge if kind.startswith("ModelMerge") else _RULES.get(kind, "")
         if rule:
             say(f"{kind} {rule}" if isinstance(rule, str) else rule(kind, inputs, model))
-    return executor(*args, **kwargs)
 
 
 def _nodes_before() -> Iterator[tuple[str, Inputs]]:
