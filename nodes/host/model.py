@@ -93,7 +93,8 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
         return False
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> VideoComposerModel:
-        return VideoComposerModel(self, self.model_type(state_dict, prefix), device=device)
+        kind = self.model_type(state_dict, prefix)
+        return VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under the released names, with the config beside them: what stock save nodes write loads again."""
@@ -105,9 +106,6 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
 
 class VideoComposerModel(comfy.model_base.BaseModel):
     """The network in ComfyUI's sampling."""
-
-    def __init__(self, model_config: Any, model_type: Any = None, device: Any = None, unet_model: Any = HostUNet):
-        super().__init__(model_config, model_type, device=device, unet_model=unet_model)
 
     @property
     def videocomposer(self) -> Config:
@@ -227,10 +225,8 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "videocomposer", _outer_sample)
-    patcher.cached_patcher_init = (
-        load_model,
-        (checkpoint, weights, rgb),
-    )  # for copies, on another device or plain ones
+    # Newer versions call it for a further copy of the MODEL, on another device or with other hooks.
+    patcher.cached_patcher_init = (load_model, (checkpoint, weights, rgb))
     return patcher
 
 
