@@ -1,6 +1,6 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -108,15 +108,8 @@ def compose(
     _check_video(init, sampling.denoise, frames, height, width)
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    _check_batch(
-        batch,
-        seed,
-        text=texts,
-        negative=negatives,
-        style=style and style.image,
-        **{condition.name: condition.tensor for condition in conditions},
-        video=init,
-    )
+    given = {"text": texts, "negative": negatives, "style": style and style.image, "video": init}
+    _check_batch(batch, seed, given | {condition.name: condition.tensor for condition in conditions})
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 
@@ -273,7 +266,7 @@ def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:
             )
 
 
-def _check_batch(batch: int, seed: int, **given: Sequence[str] | Tensor | None) -> None:
+def _check_batch(batch: int, seed: int, given: Mapping[str, Sequence[str] | Tensor | None]) -> None:
     if batch < 1:
         raise UserError(f"A batch of {batch} videos is not possible: expected at least 1.")
     if not isinstance(seed, int) or not 0 <= seed <= 2**63 - batch:

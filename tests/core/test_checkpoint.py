@@ -22,7 +22,7 @@ from vc_core.config import (
 from vc_core.errors import UserError
 from vc_core.inspection import knows_scenes_only
 from vc_core.layouts import names_of
-from vc_core.model.layout import released_layout, to_released
+from vc_core.model.layout import released_layout, released_names, to_released
 from vc_core.model.unet import UNet3D
 
 
@@ -130,6 +130,7 @@ def test_shapes_tell_the_config(data):
     with torch.device("meta"):
         layout = released_layout(UNet3D(config))
     assert len(names_of(layout)) == len(layout)
+    assert released_names(config) == names_of(layout)
     assert unet_config_from_shapes({origin.names[0]: origin.shape for origin in layout.values()}) == config
 
 

@@ -17,7 +17,7 @@ from vc_core.diffusion.samplers import Sampling, make_sampler, sample
 from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.files import Tensors
 from vc_core.layouts import fill
-from vc_core.model.layout import released_layout, released_names
+from vc_core.model.layout import released_layout
 from vc_core.model.unet import UNet3D
 
 DDIM = re.compile(r"ddim(\d+)")
@@ -132,4 +132,3 @@ def test_released_names_and_shapes(golden_dir):
         layout = released_layout(UNet3D(UNetConfig()))
     assert {origin.names[0]: list(origin.shape) for origin in layout.values()} == released
     assert unet_config_from_shapes(released) == UNetConfig()
-    assert released_names(UNetConfig()) == set(released)
