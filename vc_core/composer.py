@@ -135,10 +135,11 @@ def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch
     for option, name, known in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
         if name not in ("auto", *known):
             raise UserError(f"The {option} '{name}' is not possible: expected auto, {', '.join(known)}.")
-    stored = DTYPES["fp16" if device.type == "cuda" else "fp32"] if dtype == "auto" else DTYPES[dtype]
+    if dtype == "auto":
+        dtype = "fp16" if device.type == "cuda" else "fp32"
     if compute == "auto":
-        compute = "fp32" if device.type == "cpu" else "bf16" if stored == DTYPES["fp8"] else ""
-    return stored, DTYPES.get(compute, stored)
+        compute = {"cpu": "fp32"}.get(device.type, "bf16" if dtype == "fp8" else dtype)
+    return DTYPES[dtype], DTYPES[compute]
 
 
 def _gather(checkpoint: Checkpoint, files: Sequence[Checkpoint]) -> dict[str, Part]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,16 @@ class Sampling:
                 raise UserError(f"{name} {getattr(self, name)} is not possible: expected 0 to 1.")
         if self.sampler not in SAMPLERS:
             raise UserError(f"Unknown sampler '{self.sampler}': expected one of {', '.join(SAMPLERS)}.")
-        if self.eta and not _TABLE[self.sampler].takes_eta:
-            takers = ", ".join(name for name, row in _TABLE.items() if row.takes_eta)
+        if self.eta and self.sampler not in _TAKE_ETA:
             raise UserError(
-                f"eta {self.eta} means nothing to the sampler '{self.sampler}': leave it at 0, or use one of {takers}."
+                f"eta {self.eta} means nothing to the sampler '{self.sampler}': leave it at 0, or use one of "
+                f"{', '.join(_TAKE_ETA)}."
             )
-        if self.sigmas is not None and not (_TABLE[self.sampler].arrange is _by_sigmas and self.denoise == 1.0):
-            takers = ", ".join(name for name, row in _TABLE.items() if row.arrange is _by_sigmas)
+        if self.sigmas is not None and not (self.sampler in _TAKE_SIGMAS and self.denoise == 1.0):
             given = len(self.sigmas)
             raise UserError(
                 f"{given} sigmas were given to '{self.sampler}' for {given - 1} steps at denoise {self.denoise}: "
-                f"expected one of {takers}, {given} sigmas and denoise 1."
+                f"expected one of {', '.join(_TAKE_SIGMAS)}, {given} sigmas and denoise 1."
             )
 
 
@@ -92,8 +92,8 @@ class Sampler:
     scheduler: Any
     timesteps: Tensor
     keys: Tensor
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    noisy: bool = False
+    settings: Mapping[str, Any]
+    noisy: bool
 
     def start(self, noise: Tensor, latent: Tensor | None = None) -> Tensor:
         """The noisy latent of the first step: of noise alone, or of a clean latent of the same shape."""
@@ -128,27 +128,18 @@ def sample(
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A sampler: diffusers' class, its settings, what sets up its steps, and whether it takes eta."""
-
-    kind: str
-    settings: Mapping[str, Any]
-    arrange: Callable[[type, dict[str, Any], DiffusionConfig, int], Sampler]
-    takes_eta: bool = False
+Arranged = tuple[Any, Tensor]
+"""A scheduler whose steps are set, and what the network is told at each of them."""
 
 
-def _by_sigmas(
-    kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int, sigmas: Tensor | None = None
-) -> Sampler:
+def _by_sigmas(make: Callable, config: DiffusionConfig, steps: int, sigmas: Tensor | None = None) -> Arranged:
     """Solvers over Karras' noise levels (arXiv 2206.00364), from the highest of the schedule down to its lowest, and 0;
     or over given ones, `sigmas`, of which the network is told the nearest whole timesteps.
 
     diffusers rounds their timesteps to whole ones, and so tells the network of another noise than there is: a fifth
     more or less at the end. The network takes fractions, so it is told the truth.
     """
-    alphas = alphas_cumprod(config)
-    scheduler = kind(**settings)
+    alphas, scheduler = alphas_cumprod(config), make()
     scheduler.alphas_cumprod = alphas  # in float64, from which set_timesteps makes its float32 sigmas
     levels = ((1 - alphas) / alphas).sqrt()
     # Else Euler takes its range from `steps` of the levels, which lacks the highest ones.
@@ -156,65 +147,64 @@ def _by_sigmas(
     scheduler.set_timesteps(steps)
     if sigmas is not None:
         scheduler.sigmas = sigmas.float().cpu()
-        told = (scheduler.sigmas[:-1, None].log() - levels.log()).abs().argmin(dim=1)
-        return Sampler(scheduler, told.float(), scheduler.timesteps)
+        return scheduler, (scheduler.sigmas[:-1, None].log() - levels.log()).abs().argmin(dim=1)
     told = np.interp(scheduler.sigmas[:-1].double().log().numpy(), levels.log().numpy(), np.arange(config.steps))
-    return Sampler(scheduler, torch.from_numpy(told).float(), scheduler.timesteps)
+    return scheduler, torch.from_numpy(told)
 
 
-def _ddim(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _ddim(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """Even steps from the last timestep down to a clean latent ("trailing" in arXiv 2305.08891, table 2).
 
     diffusers finds the previous step as t - 1000 // steps, which leaves its own grid wherever steps does not divide
     1000. So the scheduler is given the schedule of these steps alone, where the previous one is t - 1.
     """
     grid = np.round(np.arange(1, steps + 1) * config.steps / steps).astype(np.int64) - 1
-    scheduler = kind(**{**settings, "num_train_timesteps": steps})
+    scheduler = make(num_train_timesteps=steps)
     scheduler.alphas_cumprod = alphas_cumprod(config).float()[grid]
     scheduler.set_timesteps(steps)
-    return Sampler(scheduler, torch.from_numpy(grid).float().flip(0), scheduler.timesteps)
+    return scheduler, torch.from_numpy(grid).flip(0)
 
 
-def _ddim_released(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _ddim_released(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """The released loop: timesteps 1 + k * (1000 // steps), descending, as many as there are (more than `steps` where
     it does not divide 1000), the last step landing on alphas_cumprod[0]."""
-    scheduler = kind(**settings)
+    scheduler = make()
     scheduler.alphas_cumprod = alphas_cumprod(config).float()
     scheduler.set_timesteps(steps)
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.timesteps = _released_grid(config, steps)
-    return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps)
+    return scheduler, scheduler.timesteps
 
 
 def _released_grid(config: DiffusionConfig, steps: int) -> Tensor:
     return (1 + torch.arange(0, config.steps, config.steps // steps)).clamp(max=config.steps - 1).flip(0)
 
 
-def _lcm(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _lcm(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """Multistep consistency sampling on the 50 timesteps of the distillation (arXiv 2310.04378, section 4.3), where
     the run fits on them; else on all timesteps."""
     original = 50 if steps <= 50 and config.steps % 50 == 0 else config.steps
     # c_skip and c_out are functions of the place in the schedule, so of 1000 timesteps.
-    scaling = 10.0 * 1000 / config.steps
-    scheduler = kind(**settings, original_inference_steps=original, timestep_scaling=scaling)
+    scheduler = make(original_inference_steps=original, timestep_scaling=10.0 * 1000 / config.steps)
     scheduler.alphas_cumprod = alphas_cumprod(config).float()
     scheduler.set_timesteps(steps)
-    return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps, noisy=True)
+    return scheduler, scheduler.timesteps
 
 
+# A sampler -> diffusers' class, its settings, and what sets up its steps.
 _KARRAS = {"use_karras_sigmas": True}
 _TABLE = {
-    "dpmpp_2m": _Row("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas),
-    "unipc": _Row("UniPCMultistepScheduler", _KARRAS, _by_sigmas),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas),
+    "unipc": ("UniPCMultistepScheduler", _KARRAS, _by_sigmas),
     # "leading" makes unit noise of its first network input, as it is in the others.
-    "euler": _Row("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas),
-    "lcm": _Row("LCMScheduler", {"clip_sample": False}, _lcm),
-    "ddim": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim, takes_eta=True),
-    "ddim_released": _Row(
-        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, takes_eta=True
-    ),
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas),
+    "lcm": ("LCMScheduler", {"clip_sample": False}, _lcm),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim),
+    "ddim_released": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released),
 }
 SAMPLERS = tuple(_TABLE)
+_TAKE_ETA = tuple(name for name, (kind, *_) in _TABLE.items() if kind == "DDIMScheduler")
+_TAKE_SIGMAS = tuple(name for name, (*_, arrange) in _TABLE.items() if arrange is _by_sigmas)
 
 
 def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
@@ -231,27 +221,24 @@ def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
     """
     import diffusers
 
-    row, sigmas, denoise = _TABLE[sampling.sampler], sampling.sigmas, sampling.denoise
-    steps = sampling.steps if sigmas is None else len(sigmas) - 1
+    (kind, own, arrange), denoise = _TABLE[sampling.sampler], sampling.denoise
+    steps = sampling.steps if sampling.sigmas is None else len(sampling.sigmas) - 1
     settings = {
         "num_train_timesteps": config.steps,
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
         "beta_schedule": config.beta_schedule,
         "prediction_type": config.prediction,
-        **row.settings,
     }
-    given = {} if sigmas is None else {"sigmas": sigmas}
-    whole = row.arrange(getattr(diffusers, row.kind), settings, config, _total(config, steps, denoise), **given)
-    released = row.arrange is _ddim_released
-    begin = _released_begin(whole.timesteps, config, denoise) if released else len(whole.timesteps) - steps
-    if hasattr(whole.scheduler, "set_begin_index"):
+    make = partial(getattr(diffusers, kind), **settings, **own)
+    given = {} if sampling.sigmas is None else {"sigmas": sampling.sigmas}
+    scheduler, told = arrange(make, config, _total(config, steps, denoise), **given)
+    begin = _released_begin(told, config, denoise) if arrange is _ddim_released else len(told) - steps
+    if hasattr(scheduler, "set_begin_index"):
         # Else diffusers looks the first step up by its timestep, which several steps can share.
-        whole.scheduler.set_begin_index(begin)
+        scheduler.set_begin_index(begin)
     fresh = {"eta": sampling.eta} if sampling.eta else {}
-    return Sampler(
-        whole.scheduler, whole.timesteps[begin:], whole.keys[begin:], fresh, noisy=whole.noisy or bool(fresh)
-    )
+    return Sampler(scheduler, told.float()[begin:], scheduler.timesteps[begin:], fresh, bool(fresh) or arrange is _lcm)
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
