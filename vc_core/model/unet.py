@@ -58,39 +58,45 @@ def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
             channels = config.width * multiplier
 
 
-class EncoderBlock(nn.Module):
-    """A residual block with its Transformers, or a downsampling."""
+class Block(nn.Module):
+    """A residual block with its Transformers, where the stage has them."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__()
+        heads = stage.channels // config.head_dim, config.head_dim
         self.resnet = _resnet(stage, config, ops) if stage.resnet else None
-        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        self.spatial = self.temporal = None
+        if stage.attention:
+            self.spatial = SpatialTransformer(stage.channels, *heads, config.context_dim, ops, attend)
+            self.temporal = TemporalTransformer(stage.channels, *heads, None, ops, attend)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
+        x = self.resnet(x, time, frames)
+        return x if self.spatial is None else self.temporal(self.spatial(x, context), frames)
+
+
+class EncoderBlock(Block):
+    """A block, or a downsampling in its place."""
+
+    def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
+        super().__init__(stage, config, ops, attend)
         self.downsample = Downsample(stage.channels, ops) if stage.resample else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
-        if self.downsample is not None:
-            return self.downsample(x)
-        x = self.resnet(x, time, frames)
-        if self.spatial is not None:
-            x = self.temporal(self.spatial(x, context), frames)
-        return x
+        return super().forward(x, time, context, frames) if self.downsample is None else self.downsample(x)
 
 
-class DecoderBlock(nn.Module):
-    """A residual block over the way up and its skip, with its Transformers; the last of a level upsamples."""
+class DecoderBlock(Block):
+    """A block over the way up and its skip; the last of a level upsamples."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
-        super().__init__()
-        self.resnet = _resnet(stage, config, ops)
-        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        super().__init__(stage, config, ops, attend)
         self.upsample = Upsample(stage.channels, ops) if stage.resample else None
 
     def forward(
         self, x: Tensor, skip: Tensor, time: Tensor, context: Tensor, frames: int, next_size: tuple[int, int]
     ) -> Tensor:
-        x = self.resnet(torch.cat([x, skip], dim=1), time, frames)
-        if self.spatial is not None:
-            x = self.temporal(self.spatial(x, context), frames)
+        x = super().forward(torch.cat([x, skip], dim=1), time, context, frames)
         return x if self.upsample is None else self.upsample(x, next_size)
 
 
@@ -185,15 +191,3 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 def _resnet(stage: Stage, config: UNetConfig, ops: Any) -> ResBlock:
     return ResBlock(stage.in_channels, stage.channels, config.width * 4, config.dropout, ops)
-
-
-def _transformers(
-    stage: Stage, config: UNetConfig, ops: Any, attend: Attend
-) -> tuple[SpatialTransformer | None, TemporalTransformer | None]:
-    if not stage.attention:
-        return None, None
-    heads = stage.channels // config.head_dim, config.head_dim
-    return (
-        SpatialTransformer(stage.channels, *heads, config.context_dim, ops, attend),
-        TemporalTransformer(stage.channels, *heads, None, ops, attend),
-    )
