@@ -93,7 +93,7 @@ class TrackEditor {
       pointercancel: this.release,
       dblclick: this.remove,
       contextmenu: this.remove,
-      wheel: this.wheel,
+      wheel: forward,
     };
     for (const [event, listener] of Object.entries(on)) this.canvas.addEventListener(event, listener);
     this.resized = new ResizeObserver(() => this.refresh());
@@ -103,7 +103,7 @@ class TrackEditor {
       onDraw: () => this.refresh(),
     });
     for (const name of ["tracks", "canvas_width", "canvas_height", "width", "height", "radius"]) {
-      this.follow(this.input(name));
+      chain(this.input(name), "callback", () => this.refresh());
     }
   }
 
@@ -149,15 +149,6 @@ class TrackEditor {
 
   input(name) {
     return this.node.widgets.find((widget) => widget.name === name);
-  }
-
-  follow(widget) {
-    const { callback } = widget;
-    widget.callback = (...args) => {
-      const result = callback?.apply(widget, args);
-      this.refresh();
-      return result;
-    };
   }
 
   isLinked(name) {
@@ -281,8 +272,6 @@ class TrackEditor {
     asOneStep(() => (this.tracks = geometry.withoutPoint(this.tracks, hit)));
     if (this.tracks.length < count && this.active >= hit.track) this.active = Math.max(0, this.active - 1);
   };
-
-  wheel = (event) => forward(event);
 
   newTrack = () => {
     this.active = this.tracks?.length ?? 0;
