@@ -55,12 +55,15 @@ def main() -> None:
     conditions = {"motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
                   "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT)}  # fmt: skip
 
+    def embedded() -> Tensor:
+        return sum(unet.encode_condition(name, tensor, size) for name, tensor in conditions.items())
+
     def released_run() -> None:
         for _ in range(STEPS):
-            unet(x, t, context, unet.encode_conditions(conditions, size))
+            unet(x, t, context, embedded())
 
     def our_run() -> None:
-        stc = unet.encode_conditions(conditions, size)
+        stc = embedded()
         for _ in range(STEPS):
             unet(x, t, context, stc)
 

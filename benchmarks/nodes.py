@@ -28,6 +28,7 @@ from tests.host.graph import Graph
 from tests.host.scene import BUNDLED, TEXT, error
 from tests.host.server import Host, Result
 from vc_core.composer import VideoComposer
+from vc_core.diffusion.samplers import Sampling
 from vc_core.pipeline import compose
 
 
@@ -93,7 +94,8 @@ def peak(running: Host) -> float:
 def small(case: Case, rounds: int) -> str:
     """A line of the table, by the bundled checkpoint."""
     composer = VideoComposer.load(device="cpu")
-    settings = {"frames": case.frames, "steps": case.steps, "guidance": 4.0, "size": (case.size,) * 2}
+    sampling = Sampling(steps=case.steps, guidance=4.0)
+    settings = {"frames": case.frames, "sampling": sampling, "size": (case.size,) * 2}
     with host() as running:
         idle = peak(running)
         first = seconds(lambda: running.run(graph_of(running, case, 0)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vc_core.config import DiffusionConfig, UNetConfig
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import SAMPLERS, Denoiser, make_sampler, sample
+from vc_core.diffusion.samplers import SAMPLERS, Denoiser, Sampling, make_sampler, sample
 from vc_core.diffusion.windows import WindowedDenoiser, Windows
 from vc_core.model.unet import UNet3D
 
@@ -35,12 +35,12 @@ MEMORY = """
 import sys
 import diffusers, torch
 from vc_core.config import DiffusionConfig
-from vc_core.diffusion.samplers import make_sampler, sample
+from vc_core.diffusion.samplers import Sampling, make_sampler, sample
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 
-sampler = make_sampler(sys.argv[1], DiffusionConfig(), 5)
+sampler = make_sampler(Sampling(sys.argv[1], 5), DiffusionConfig())
 torch.set_num_threads(1)
 noise = torch.randn(1, 4, 64, 256, 256)
 before = peak()
@@ -84,7 +84,7 @@ def main() -> None:
 
     def run(denoise: Denoiser, name: str = "ddim_released", batch: int = 1, frames: int = FRAMES) -> Tensor:
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
-        sampler = make_sampler(name, DiffusionConfig(), STEPS)
+        sampler = make_sampler(Sampling(name, STEPS), DiffusionConfig())
         noise = torch.randn(batch, CONFIG.channels, frames, LATENT, LATENT)
         return sample(denoise, sampler.start(noise), sampler, generators)
 

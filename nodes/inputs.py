@@ -20,8 +20,8 @@ from ..vc_core.errors import UserError
 from ..vc_core.extract.pictures import picture_of
 from ..vc_core.extract.sources import Source
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
-from .host.animation import animation
 from .host.model import config_of
+from .host.pictures import animation
 from .host.running import say
 
 CATEGORY = "VideoComposer"

@@ -24,8 +24,7 @@ from ..vc_core.extract.tracks import (
 )
 from ..vc_core.video import resize_crop
 from .conditions import outputs
-from .host.animation import animation
-from .host.pictures import temporary
+from .host.pictures import animation, temporary
 from .host.running import say
 from .inputs import (
     CATEGORY,

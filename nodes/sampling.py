@@ -58,8 +58,9 @@ class VC3DUNetSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise,
-                context_length, context_overlap) -> io.NodeOutput:  # fmt: skip
+    def execute(
+        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: int
+    ) -> io.NodeOutput:
         config = config_of(model)
         image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         if latent["samples"].ndim != 5 or image.shape[1] != config.unet.channels:
@@ -67,7 +68,8 @@ class VC3DUNetSampler(io.ComfyNode):
                 f"The socket 'latent' holds a latent of the shape {tuple(latent['samples'].shape)}: expected that of a "
                 f"video, (batch, {config.unet.channels}, frames, height, width), as STCEncode gives it."
             )
-        windows = Windows(context_length or config.frames, None if context_overlap < 0 else context_overlap)
+        length, overlap = context["context_length"], context["context_overlap"]
+        windows = Windows(length or config.frames, None if overlap < 0 else overlap)
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:
             model = with_windows(model, windows)
         noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))

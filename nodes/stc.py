@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from node_helpers import conditioning_set_values
 
 from ..vc_core.conditions import CONDITIONS as TABLE
-from ..vc_core.conditions import Condition, check_schedule
+from ..vc_core.conditions import Condition, Schedule
+from ..vc_core.diffusion.guidance import Embedded
 from ..vc_core.errors import UserError
 from ..vc_core.extract.refit import refit
-from .host.embedding import CONDITIONS, STYLE, StyleImage
+from .host.embedding import CONDITIONS_KEY, STYLE_KEY
 from .host.running import say
 from .inputs import CATEGORY, ConditionType, Made, Target, schedule_inputs, schema, size_inputs, target
 from .motion import checked
@@ -83,7 +84,7 @@ class STCEncode(io.ComfyNode):
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
             positive, negative = (
-                conditioning_set_values(_without(side, name, conditions), {CONDITIONS: conditions}, append=True)
+                conditioning_set_values(_without(side, name, conditions), {CONDITIONS_KEY: conditions}, append=True)
                 for name, side in (("positive", positive), ("negative", negative))
             )
         return io.NodeOutput(positive, negative, {"samples": latent}, rate)
@@ -91,7 +92,7 @@ class STCEncode(io.ComfyNode):
 
 def _without(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
     """A CONDITIONING that has none of the conditions yet, as it is. Raises `UserError` for one that has."""
-    there = {condition.name for _, carried in side for condition in carried.get(CONDITIONS, ())}
+    there = {condition.name for _, carried in side for condition in carried.get(CONDITIONS_KEY, ())}
     if twice := there & {condition.name for condition in conditions}:
         raise UserError(
             f"The socket '{socket}' has been through another STCEncode, which gave it '{min(twice)}' already: unplug "
@@ -189,8 +190,9 @@ class StyleEmbed(io.ComfyNode):
                 "A style comes from the sockets 'clip_vision' and 'image' together, or from 'clip_vision_output' "
                 "alone: connect one of the two."
             )
-        check_schedule("style", strength, start_percent, end_percent)
-        if any(STYLE in carried for side in (positive, negative) for _, carried in side):
+        schedule = Schedule(strength, start_percent, end_percent)
+        schedule.check("style")
+        if any(STYLE_KEY in carried for side in (positive, negative) for _, carried in side):
             raise UserError(
                 "The sockets 'positive' and 'negative' have been through another StyleEmbed, and a video takes one "
                 "style: bypass one of the two."
@@ -199,10 +201,10 @@ class StyleEmbed(io.ComfyNode):
             return io.NodeOutput(positive, negative)
         if seen is None:
             seen = clip_vision.encode_image(image[..., :3].float())
-        there = StyleImage(seen["image_embeds"].float()[:, None], strength, start_percent, end_percent)
-        away = StyleImage(None, 1.0, start_percent, end_percent)
+        embedding = seen["image_embeds"].float()[:, None]
         return io.NodeOutput(
-            *(conditioning_set_values(side, {STYLE: one}) for side, one in ((positive, there), (negative, away)))
+            conditioning_set_values(positive, {STYLE_KEY: Embedded(embedding, schedule)}),
+            conditioning_set_values(negative, {STYLE_KEY: Embedded(None, replace(schedule, strength=1.0))}),
         )
 
 

@@ -9,15 +9,15 @@ video = compose(composer, "a red circle", seed=1)    # (1, 3, F, H, W) in [0, 1]
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-    from .composer import VideoComposer
-    from .conditions import CONDITIONS, Condition, ConditionSpec
-    from .config import Config
-    from .diffusion.samplers import SAMPLERS
-    from .diffusion.windows import Windows
-    from .errors import UserError
-    from .pipeline import Style, compose
+if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
+    from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint  # noqa: F401
+    from .composer import VideoComposer  # noqa: F401
+    from .conditions import CONDITIONS, Condition, ConditionSpec  # noqa: F401
+    from .config import Config  # noqa: F401
+    from .diffusion.samplers import SAMPLERS, Sampling  # noqa: F401
+    from .diffusion.windows import Windows  # noqa: F401
+    from .errors import UserError  # noqa: F401
+    from .pipeline import Style, compose  # noqa: F401
 
 _HOME = {
     "CONDITIONS": "conditions",
@@ -26,6 +26,7 @@ _HOME = {
     "ConditionSpec": "conditions",
     "Config": "config",
     "SAMPLERS": "diffusion.samplers",
+    "Sampling": "diffusion.samplers",
     "Style": "pipeline",
     "UserError": "errors",
     "VideoComposer": "composer",
@@ -34,21 +35,7 @@ _HOME = {
     "read_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }
-__all__ = [
-    "CONDITIONS",
-    "SAMPLERS",
-    "Checkpoint",
-    "Condition",
-    "ConditionSpec",
-    "Config",
-    "Style",
-    "UserError",
-    "VideoComposer",
-    "Windows",
-    "compose",
-    "read_checkpoint",
-    "save_checkpoint",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

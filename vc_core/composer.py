@@ -1,7 +1,7 @@
 """A checkpoint made ready to compose: on which device, in which types, with which further files."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,7 @@ from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
 
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp8": torch.float8_e4m3fn,
-}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 """Names of the types that weights can be stored in. fp8 is a type to store in only."""
 
 _LAYOUTS = {"kl": ("ldm", "diffusers"), "taesd": ("taesd",)}
@@ -31,7 +26,6 @@ _LAYOUTS = {"kl": ("ldm", "diffusers"), "taesd": ("taesd",)}
 _WHERE = {
     "vae": "Stable Diffusion's autoencoder (any SD 1.x or 2.x checkpoint, or a VAE file of theirs)",
     "text": "OpenCLIP's ViT-H/14 text tower (the SD 2.1 text encoder, an SD 2.x checkpoint, or open_clip's own file)",
-    "image": "OpenCLIP's ViT-H/14 image tower (a CLIP vision file, or open_clip's own file)",
 }
 
 
@@ -100,12 +94,17 @@ class VideoComposer:
         unet = load_unet(
             checkpoint,
             operations=nn if stored == computed else CastWeights,
-            dtype=_matrices(stored, computed) if stored == torch.float8_e4m3fn else stored,
+            # Of fp8 what is large: norms and biases are small, and eight bits would spoil them.
+            dtype=(lambda _, shape: stored if len(shape) > 1 else computed) if stored == DTYPES["fp8"] else stored,
             device="cpu" if offload else device,
             progress=progress,
         )
-        if offload:
-            offload_blocks(unet, device)
+        if offload:  # each block's weights come to the device while it runs
+            try:
+                from accelerate import cpu_offload
+            except ImportError as error:
+                raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
+            cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
         if compile:
             unet.compile()
         return VideoComposer(config, unet, autoencoder, towers, checkpoint, device, computed)
@@ -133,30 +132,14 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch.dtype, torch.dtype]:
     """The types to store the network's weights in and to compute in, see `VideoComposer.load`."""
     computable = [name for name in DTYPES if name != "fp8"]
-    for option, name, known in (("dtype", dtype, list(DTYPES)), ("compute type", compute, computable)):
+    for option, name, known in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
         if name not in ("auto", *known):
             raise UserError(f"The {option} '{name}' is not possible: expected auto, {', '.join(known)}.")
-    stored = DTYPES["fp16" if device.type == "cuda" else "fp32"] if dtype == "auto" else DTYPES[dtype]
-    if compute != "auto":
-        return stored, DTYPES[compute]
-    if device.type == "cpu":
-        return stored, torch.float32
-    return stored, torch.bfloat16 if stored == torch.float8_e4m3fn else stored
-
-
-def offload_blocks(unet: UNet3D, device: torch.device) -> None:
-    """Leaves the weights where they are and brings each block's to `device` while it runs (accelerate's hooks)."""
-    try:
-        from accelerate import cpu_offload
-    except ImportError as error:
-        raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
-
-    cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
-
-
-def _matrices(stored: torch.dtype, rest: torch.dtype) -> Callable[[str, tuple[int, ...]], torch.dtype]:
-    """fp8 for what is large; norms and biases are small, and eight bits would spoil them."""
-    return lambda name, shape: stored if len(shape) > 1 else rest
+    if dtype == "auto":
+        dtype = "fp16" if device.type == "cuda" else "fp32"
+    if compute == "auto":
+        compute = {"cpu": "fp32"}.get(device.type, "bf16" if dtype == "fp8" else dtype)
+    return DTYPES[dtype], DTYPES[compute]
 
 
 def _gather(checkpoint: Checkpoint, files: Sequence[Checkpoint]) -> dict[str, Part]:

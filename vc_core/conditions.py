@@ -5,6 +5,7 @@ a condition means adding a row, and an extractor in `vc_core.extract.sources`. (
 they enter through cross-attention.)
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,14 +87,40 @@ def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How strongly and when a condition, a style or what an encoder made of one is present.
+
+    Attributes:
+        strength: factor on the embedding; 0 is exactly absent.
+        start, end: fractions of the sampling from which on and before which it is present; an end of 1 never comes.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def check(self, name: str) -> None:
+        """Refuses for the condition of a name what cannot be meant. Raises `UserError`."""
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise UserError(
+                f"Condition '{name}' runs from {self.start} to {self.end}: expected 0 <= start <= end <= 1."
+            )
+        if not math.isfinite(self.strength):
+            raise UserError(f"Condition '{name}' has the strength {self.strength}: expected a finite number.")
+
+    def active(self, progress: float) -> bool:
+        """Whether it is present at `progress` in [0, 1] of the sampling."""
+        return self.strength != 0.0 and self.start <= progress and (progress < self.end or self.end == 1.0)
+
+
+@dataclass(frozen=True)
 class Condition:
     """A condition of one video: a row of the table with its tensor and how it is to be applied.
 
     Attributes:
         name: a key of `CONDITIONS`.
         tensor: `(B, channels, F, H, W)`; F = 1 for spatial conditions, else the number of frames.
-        strength: factor on the STC embedding; 0 is exactly absent.
-        start, end: fractions of the sampling in which the condition is present; outside it is absent.
+        strength, start, end: see `Schedule`.
         video: (height, width) of the video that it was made for, in whose pixels vectors are; None: of the one that is
             composed.
 
@@ -108,33 +135,19 @@ class Condition:
     end: float = 1.0
     video: tuple[int, int] | None = None
 
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.strength, self.start, self.end)
+
     def __post_init__(self) -> None:
         spec = CONDITIONS.get(self.name)
         if spec is None:
             raise UserError(f"Unknown condition '{self.name}': expected one of {', '.join(CONDITIONS)}.")
+        has = f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}"
         if self.tensor.ndim != 5 or self.tensor.shape[1] != spec.channels:
-            raise UserError(
-                f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}: expected "
-                f"(batch, {spec.channels}, frames, height, width)."
-            )
+            raise UserError(f"{has}: expected (batch, {spec.channels}, frames, height, width).")
         if self.tensor.numel() == 0:
-            raise UserError(
-                f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}, which is empty: expected at least "
-                "1 along each dimension."
-            )
+            raise UserError(f"{has}, which is empty: expected at least 1 along each dimension.")
         if not torch.isfinite(self.tensor).all():
             raise UserError(f"Condition '{self.name}' holds values that are not finite: check the source it came from.")
-        check_schedule(self.name, self.strength, self.start, self.end)
-
-
-def check_schedule(name: str, strength: float, start: float, end: float) -> None:
-    """Refuses a strength or a schedule that cannot be meant. Raises `UserError`."""
-    if not 0.0 <= start <= end <= 1.0:
-        raise UserError(f"Condition '{name}' runs from {start} to {end}: expected 0 <= start <= end <= 1.")
-    if not torch.isfinite(torch.tensor(strength)):
-        raise UserError(f"Condition '{name}' has the strength {strength}: expected a finite number.")
-
-
-def is_active(strength: float, start: float, end: float, progress: float) -> bool:
-    """Presence of a condition at `progress` in [0, 1): from `start` on and before `end`; `end` = 1 never ends."""
-    return strength != 0.0 and start <= progress and (progress < end or end == 1.0)
+        self.schedule.check(self.name)

@@ -72,7 +72,8 @@ def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple
 
 def displacement(video: Tensor) -> list[float]:
     """How far the red disc moved from the first frame to the last, x and y in frame widths; NaN where it is lost."""
-    centers = follow(video, RED, (*STRIPES, tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))))
+    middle = tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))
+    centers = follow(video, RED, (*STRIPES, middle))
     return ((centers[-1] - centers[0]) / video.shape[-1]).tolist()
 
 
@@ -83,14 +84,12 @@ def reversed_motion(field: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trial:
-    """One clip and the two videos composed from it. Displacements as `displacement` gives them."""
+    """The two videos composed from one clip, "motion" and "reversed". Displacements as `displacement` gives them."""
 
-    seen: Tensor  # the source's frames
-    image: Tensor  # what the network saw of them as the single image
-    fields: dict[str, Tensor]  # motion fields, "motion" and "reversed"
     videos: dict[str, Tensor]
     moved: dict[str, list[float]]  # "source" and the two videos
     commanded: dict[str, list[float]]
+    rows: list[tuple[str, Tensor]]  # of a contact sheet: the source, what the network saw of it, what it made
 
 
 def try_motion(
@@ -110,21 +109,14 @@ def try_motion(
     write_video(clip, draw_clip(velocity, frames=frames), RATE)
     source = Source(clip, plan_frames(probe(clip), frames, rate=RATE), (config.height, config.width), config.extraction)
     seen, image, motion = read_frames(clip, source.plan), extract("single_image", source), extract("motion", source)
-    fields = {"motion": motion, "reversed": reversed_motion(motion)}
-    videos = {
-        name: compose(
-            composer,
-            TEXT,
-            conditions=[Condition("motion", field), Condition("single_image", image)],
-            frames=frames,
-            seed=seed,
-            progress=progress,
-        )
-        for name, field in fields.items()
-    }
+    rows, videos = [("source", seen), ("single image", resize_crop(image, (SIZE, SIZE)))], {}
+    for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
+        given = [Condition("motion", field), Condition("single_image", image)]
+        videos[name] = compose(composer, TEXT, conditions=given, frames=frames, seed=seed, progress=progress)
+        rows += [(f"{name}: field", flow_picture(field)), (f"{name}: result", videos[name])]
     moved = {"source": displacement(seen), **{name: displacement(video) for name, video in videos.items()}}
     commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
-    return Trial(seen, image, fields, videos, moved, commanded)
+    return Trial(videos, moved, commanded, rows)
 
 
 def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
@@ -137,12 +129,10 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
         with written_beside(out / clip.name) as temporary:
             shutil.copyfile(clip, temporary)
 
-    rows = [("source", trial.seen), ("single image", resize_crop(trial.image, (SIZE, SIZE)))]
     scale = max(1, SIZE // min(composer.config.height, composer.config.width))
     for name, video in trial.videos.items():
         write_video(out / f"{name}.mp4", video, RATE, scale=scale)
-        rows += [(f"{name}: field", flow_picture(trial.fields[name])), (f"{name}: result", video)]
-    write_contact_sheet(out / "sheet.png", rows, title=f"./vc demo: {TEXT}")
+    write_contact_sheet(out / "sheet.png", trial.rows, title=f"./vc demo: {TEXT}")
     measured = {
         "text": TEXT,
         "seed": seed,
@@ -153,12 +143,9 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     }
     with written_beside(out / "measured.json") as temporary:
         temporary.write_text(json.dumps(measured, indent=2) + "\n")
-    return [
-        *(
-            f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths where "
-            f"{trial.commanded[name][0]:+.2f} were commanded"
-            for name in trial.commanded
-        ),
-        f"{out / 'sheet.png'}: what the network saw and what it made",
-        f"{out / 'measured.json'}: the figures",
+    obeyed = [
+        f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths where {x:+.2f} were commanded"
+        for name, (x, _) in trial.commanded.items()
     ]
+    shown = f"{out / 'sheet.png'}: what the network saw and what it made"
+    return [*obeyed, shown, f"{out / 'measured.json'}: the figures"]

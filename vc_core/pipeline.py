@@ -1,17 +1,18 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .composer import VideoComposer
-from .conditions import CONDITIONS, Condition, check_schedule
+from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
-from .diffusion.samplers import make_sampler, sample
+from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
 from .errors import UserError, shown
 from .progress import Progress
@@ -19,7 +20,7 @@ from .progress import Progress
 
 @dataclass(frozen=True)
 class Style:
-    """A style image `(B or 1, 3, H, W)` in [0, 1] and how it is applied; see `Condition` for the rest.
+    """A style image `(B or 1, 3, H, W)` in [0, 1] and how it is applied, see `Schedule`.
 
     Raises:
         UserError: an image of another shape, of whole numbers, or with values that are not finite or outside [0, 1].
@@ -30,9 +31,13 @@ class Style:
     start: float = 0.0
     end: float = 1.0
 
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.strength, self.start, self.end)
+
     def __post_init__(self) -> None:
         _check_rgb("style image", self.image, "batch", "height", "width")
-        check_schedule("style", self.strength, self.start, self.end)
+        self.schedule.check("style")
 
 
 @torch.inference_mode()
@@ -41,99 +46,81 @@ def compose(
     text: str | Sequence[str] = "",
     *,
     negative: str | Sequence[str] = "",
-    style: Style | None = None,
     conditions: Sequence[Condition] = (),
-    video: Tensor | None = None,
-    denoise: float = 1.0,
+    style: Style | None = None,
+    init: Tensor | None = None,
+    sampling: Sampling | None = None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
     seed: int = 0,
-    sampler: str = "dpmpp_2m",
-    steps: int = 20,
-    eta: float = 0.0,
-    sigmas: Tensor | None = None,
-    guidance: float | None = None,
-    condition_guidance: float = 1.0,
-    rescale: float = 0.0,
     windows: Windows | None = None,
     chunk: int = 16,
     tile: int | None = None,
     progress: Progress | None = None,
+    **deprecated: Any,
 ) -> Tensor:
-    """Composes videos. Style, conditions and video serve the whole batch where they are one, else are one for each.
+    """Composes videos. Style, conditions and init serve the whole batch where they are one, else are one for each.
 
     Args:
         text, negative: prompts, one or one for each video; the empty prompt is no text.
-        style: style image; None for no style.
         conditions: single image, single sketch and the sequences, at most one of each name. Sequences must have
             `frames` frames; heights and widths may be any, as the STC-encoders bring them to latent size, and those of
             another size than the checkpoint's config asks for are brought to it first.
-        video: RGB `(B or 1, 3, F, H, W)` in [0, 1] that is changed rather than made from noise alone: resized and
-            cropped to `size`, noised, and denoised over the share `denoise` of the schedule, which must be below 1
-            then, and 1 without a video.
-        denoise: in (0, 1]. As in ComfyUI all `steps` are run: the last ones of int(steps / denoise), and with
-            `ddim_released` all that its grid has from there on (see `make_sampler`).
-        frames: of each video; by default the video's, else as the checkpoint was trained.
+        style: style image; None for no style.
+        init: video to begin from, RGB `(B or 1, 3, F, H, W)` in [0, 1], that is changed rather than made from noise
+            alone: resized and cropped to `size`, noised, and denoised over the share `sampling.denoise` of the
+            schedule, which must be below 1 then, and 1 without.
+        sampling: sampler, steps and guidance, see `Sampling`.
+        frames: of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, where `text` is not a list that says it.
         seed: of the noise, which is drawn on the CPU: the same seed gives the same video on every device. Video i of
             a batch has the noise of `seed + i`: it is the one that is composed alone with that seed.
-        sampler: one of `vc_core.diffusion.samplers.SAMPLERS`; `ddim_released` is the released loop, `lcm` is meant
-            for networks distilled for it.
-        steps: of the sampler, 1 to the schedule's 1000.
-        eta: fresh noise in the steps of `ddim` and `ddim_released`, 0 (none) to 1 (DDPM).
-        sigmas: noise levels, one more than steps, as ComfyUI has them, in place of the sampler's own; see
-            `make_sampler`.
-        guidance: scale of the classifier-free guidance by text and style; 1 is none; by default the checkpoint's.
-        condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
-            side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
-        rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
         windows: how more frames than a window's length are cut; by default windows of the frames that the checkpoint
             was trained for, which overlap by half. See `Windows`.
         chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
         progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
             "decoding"; raise from it to cancel.
+        deprecated: `video`, which is `init` now, and what `sampling` holds.
 
     Returns:
         `(B, 3, F, H, W)` float32 in [0, 1], on the CPU.
 
     Raises:
-        UserError: an option of another type or out of its range, a video of another shape or outside [0, 1], a
+        UserError: an option of another type or out of its range, an init of another shape or outside [0, 1], a
             condition given twice, of another length than the video or of another batch, or one that the checkpoint has
             no STC-encoder for.
     """
     from .encoders.autoencoder import decode
+    from .encoders.clip import encode_text
 
     config = composer.config
+    init = deprecated.pop("video", init)
+    sampling = replace(sampling or Sampling(), **deprecated)
     texts, negatives = _listed("text", text), _listed("negative", negative)
-    guidance = config.guidance if guidance is None else guidance
-    for name, value in {"guidance": guidance, "condition_guidance": condition_guidance, "rescale": rescale}.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{name} {shown(value)} is not possible: expected a finite number.")
-    if video is not None:
-        _check_rgb("video", video, "batch", "frames", "height", "width")
+    if init is not None:
+        _check_rgb("video", init, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
-    frames = (config.frames if video is None else video.shape[2]) if frames is None else frames
+    frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     height, width = size or (config.height, config.width)
     windows = windows or Windows(config.frames)
-    _check(conditions, video, denoise, frames, height, width)
+    _check_video(init, sampling.denoise, frames, height, width)
+    _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    if not 0.0 <= rescale <= 1.0:
-        raise UserError(f"rescale {rescale} is not possible: expected 0 to 1.")
-    _check_batch(batch, seed, texts, negatives, style, conditions, video)
-    steps = steps if sigmas is None else len(sigmas) - 1
-    run = make_sampler(sampler, config.diffusion, steps, denoise, eta, sigmas)
+    given = {"text": texts, "negative": negatives, "style": style and style.image, "video": init}
+    _check_batch(batch, seed, given | {condition.name: condition.tensor for condition in conditions})
+    run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 
     shared = {
-        "text": encode_prompts(composer, texts),
-        "negative": encode_prompts(composer, negatives),
-        "style": encode_style(composer, style),
+        "text": encode_text(composer.towers, texts).to(composer.device, composer.dtype),
+        "negative": encode_text(composer.towers, negatives).to(composer.device, composer.dtype),
+        "style": style and Embedded(style_token(composer, style.image), style.schedule),
         "no_style": style_token(composer, None),
-        "guidance": guidance,
-        "condition_guidance": condition_guidance,
-        "rescale": rescale,
+        "guidance": config.guidance if sampling.guidance is None else sampling.guidance,
+        "condition_guidance": sampling.condition_guidance,
+        "rescale": sampling.rescale,
         "steps": config.diffusion.steps,
     }
     denoisers = [
@@ -143,7 +130,7 @@ def compose(
     denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
     noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
-    source = None if video is None else encode_video(composer, video, (height, width), chunk, tile, progress)
+    source = None if init is None else encode_video(composer, init, (height, width), chunk, tile, progress)
     latent = sample(denoiser, run.start(noise, source), run, generators, progress)
     made = decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress)
     with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
@@ -153,20 +140,6 @@ def compose(
 def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise `(B, *shape)`, float32, of CPU generators so that it does not depend on the device."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def encode_prompts(composer: VideoComposer, prompts: Sequence[str]) -> Tensor:
-    """Tokens of the prompts, `(B, 77, D)`."""
-    from .encoders.clip import encode_text
-
-    return encode_text(composer.towers, list(prompts)).to(composer.device, composer.dtype)
-
-
-def encode_style(composer: VideoComposer, style: Style | None) -> Embedded | None:
-    """The style token with its strength and schedule; None where no style is wired."""
-    if style is None:
-        return None
-    return Embedded(style_token(composer, style.image), style.strength, style.start, style.end)
 
 
 def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
@@ -202,24 +175,22 @@ def encode_stc(
     windows: Windows,
     frames: int,
     size: tuple[int, int],
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> list[list[Embedded]]:
     """For each window the STC embeddings of the conditions that have any effect on it, encoded once."""
     spans = [range(span.start, span.stop) for span in windows.spans(frames)]
     seen = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in spans]
     seen = [[c for c in window if c.strength != 0.0] for window in seen]
-    done, total = 0, sum(map(len, seen))
-    embedded: list[list[Embedded]] = []
-    for window in seen:
-        embedded.append([])
-        for c in window:
-            tensor = c.tensor.to(composer.device, composer.dtype)
-            embedding = composer.unet.encode_condition(c.name, tensor, size)
-            embedded[-1].append(Embedded(embedding, c.strength, c.start, c.end))
-            done += 1
-            if progress is not None:
-                progress("encoding", done, total)
-    return embedded
+    done, total = count(1), sum(map(len, seen))
+
+    def embedded(condition: Condition) -> Embedded:
+        tensor = condition.tensor.to(composer.device, composer.dtype)
+        embedding = composer.unet.encode_condition(condition.name, tensor, size)
+        if progress is not None:
+            progress("encoding", next(done), total)
+        return Embedded(embedding, condition.schedule)
+
+    return [[embedded(condition) for condition in window] for window in seen]
 
 
 def seen_by_window(condition: Condition, frames: Sequence[int], carry: float) -> Condition:
@@ -240,10 +211,12 @@ def _as_trained(condition: Condition, size: tuple[int, int], frames: int, config
 
     if config.extraction.condition_scale is None and condition.video is None:
         return condition
-    count = frames if CONDITIONS[condition.name].kind == "temporal" else 1
-    made_for = condition.video or size
-    tensor = refit(condition.name, condition.tensor, size, count, config.extraction, made_for)
+    length = frames if CONDITIONS[condition.name].kind == "temporal" else 1
+    tensor = refit(condition.name, condition.tensor, size, length, config.extraction, condition.video or size)
     return replace(condition, tensor=tensor, video=size)
+
+
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:
@@ -253,31 +226,33 @@ def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     return list(listed)
 
 
-def _check_rgb(what: str, x: Tensor, batch: str, *rest: str) -> None:
-    """Refuses what is no RGB `(batch, 3, *rest)` in [0, 1]; resizing may have overshot that by a hundredth."""
+def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
+    """Refuses what is no RGB `(batch, 3, ...)` in [0, 1]; resizing may have overshot that by a hundredth."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"The {what} is {kind}: expected a floating-point tensor of RGB in [0, 1].")
-    if x.ndim != 2 + len(rest) or x.shape[1] != 3 or x.numel() == 0:
-        raise UserError(f"The {what} has the shape {tuple(x.shape)}: expected ({', '.join([batch, '3', *rest])}).")
+    if x.ndim != 1 + len(axes) or x.shape[1] != 3 or x.numel() == 0:
+        expected = ", ".join([axes[0], "3", *axes[1:]])
+        raise UserError(f"The {what} has the shape {tuple(x.shape)}: expected ({expected}).")
     low, high = (float(end) for end in x.aminmax())  # NaN where there is any
     if not (low >= -0.01 and high <= 1.01):
         raise UserError(f"The {what} has values from {low:g} to {high:g}: expected RGB in [0, 1].")
 
 
-def _check(
-    conditions: Sequence[Condition], video: Tensor | None, denoise: float, frames: int, height: int, width: int
-) -> None:
+def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
     if frames < 1:
         raise UserError(f"{frames} frames cannot be composed: expected at least 1.")
     if height < 8 or width < 8 or height % 8 or width % 8:
         raise UserError(f"The size {width}x{height} is not possible: expected multiples of 8, for instance 256x256.")
-    if video is None and denoise != 1.0:
+    if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} needs a video to begin with: give one, or leave denoise at 1.")
-    if video is not None and denoise == 1.0:
+    if init is not None and denoise == 1.0:
         raise UserError("denoise 1 leaves nothing of the given video: expected less, for instance 0.6, or no video.")
-    if video is not None and video.shape[2] != frames:
-        raise UserError(f"The video has the shape {tuple(video.shape)}: expected (batch, 3, {frames}, height, width).")
+    if init is not None and init.shape[2] != frames:
+        raise UserError(f"The video has the shape {tuple(init.shape)}: expected (batch, 3, {frames}, height, width).")
+
+
+def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:
     seen = set()
     for condition in conditions:
         if condition.name in seen:
@@ -291,24 +266,12 @@ def _check(
             )
 
 
-def _check_batch(
-    batch: int,
-    seed: int,
-    texts: Sequence[str],
-    negatives: Sequence[str],
-    style: Style | None,
-    conditions: Sequence[Condition],
-    video: Tensor | None,
-) -> None:
+def _check_batch(batch: int, seed: int, given: Mapping[str, Sequence[str] | Tensor | None]) -> None:
     if batch < 1:
         raise UserError(f"A batch of {batch} videos is not possible: expected at least 1.")
     if not isinstance(seed, int) or not 0 <= seed <= 2**63 - batch:
         raise UserError(f"The seed {shown(seed)} is not possible: expected a whole number from 0 to {2**63 - batch}.")
-    counts = {"text": len(texts), "negative": len(negatives)}
-    counts |= {} if style is None else {"style": len(style.image)}
-    counts |= {condition.name: len(condition.tensor) for condition in conditions}
-    counts |= {} if video is None else {"video": len(video)}
-    for name, count in counts.items():
-        if count not in (1, batch):
+    for name, each in given.items():
+        if each is not None and len(each) not in (1, batch):
             one = f"1 or {batch}" if batch > 1 else "1"
-            raise UserError(f"{count} of '{name}' were given for a batch of {batch}: expected {one}.")
+            raise UserError(f"{len(each)} of '{name}' were given for a batch of {batch}: expected {one}.")

@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-import { addElement } from "./widgets.js";
+import { addElement, chain } from "./widgets.js";
 
 const EVENT = "videocomposer.preview";
 const STOCK_PREVIEW = "b_preview_with_metadata";
@@ -47,11 +47,9 @@ class Screen {
       getMaxHeight: () => (this.widget.hidden ? 0 : undefined),
     });
     this.widget.hidden = true;
-    const { onSerialize } = node;
-    node.onSerialize = (data, ...rest) => {
-      onSerialize?.call(node, data, ...rest);
+    chain(node, "onSerialize", (data) => {
       if (this.grown) data.size = [...this.before]; // what is saved or undone knows nothing of previews
-    };
+    });
   }
 
   /**

@@ -1,4 +1,4 @@
-// Condition nodes show what the network sees on themselves (nodes/host/animation.py). The page's own widget for pictures
+// Condition nodes show what the network sees on themselves (nodes/host/pictures.py). The page's own widget for pictures
 // that move is satisfied with the height of a line of text: here it gets room, once, which a user may take away again.
 
 import { app } from "../../scripts/app.js";

@@ -93,7 +93,7 @@ class TrackEditor {
       pointercancel: this.release,
       dblclick: this.remove,
       contextmenu: this.remove,
-      wheel: this.wheel,
+      wheel: forward,
     };
     for (const [event, listener] of Object.entries(on)) this.canvas.addEventListener(event, listener);
     this.resized = new ResizeObserver(() => this.refresh());
@@ -103,7 +103,7 @@ class TrackEditor {
       onDraw: () => this.refresh(),
     });
     for (const name of ["tracks", "canvas_width", "canvas_height", "width", "height", "radius"]) {
-      this.follow(this.input(name));
+      chain(this.input(name), "callback", () => this.refresh());
     }
   }
 
@@ -145,21 +145,10 @@ class TrackEditor {
     this.background.show("");
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // The widgets
-  // -------------------------------------------------------------------------------------------------------------
+  // --- The widgets ---
 
   input(name) {
     return this.node.widgets.find((widget) => widget.name === name);
-  }
-
-  follow(widget) {
-    const { callback } = widget;
-    widget.callback = (...args) => {
-      const result = callback?.apply(widget, args);
-      this.refresh();
-      return result;
-    };
   }
 
   isLinked(name) {
@@ -201,9 +190,7 @@ class TrackEditor {
     return ["width", "height"].map((name, i) => this.input(name).value || this.madeFor[i]);
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // Editing
-  // -------------------------------------------------------------------------------------------------------------
+  // --- Editing ---
 
   /** How the canvas lies in its element, in pixels of the element before the page's zoom. */
   get placement() {
@@ -286,8 +273,6 @@ class TrackEditor {
     if (this.tracks.length < count && this.active >= hit.track) this.active = Math.max(0, this.active - 1);
   };
 
-  wheel = (event) => forward(event);
-
   newTrack = () => {
     this.active = this.tracks?.length ?? 0;
     this.boxing = false;
@@ -305,9 +290,7 @@ class TrackEditor {
     asOneStep(() => (this.tracks = []));
   };
 
-  // -------------------------------------------------------------------------------------------------------------
-  // The background
-  // -------------------------------------------------------------------------------------------------------------
+  // --- The background ---
 
   chooseBackground = () => {
     if (this.background.picture) {
@@ -365,9 +348,7 @@ class TrackEditor {
     else this.refresh();
   }
 
-  // -------------------------------------------------------------------------------------------------------------
-  // Drawing
-  // -------------------------------------------------------------------------------------------------------------
+  // --- Drawing ---
 
   /** Draws with the next frame of the page, if something changed. */
   refresh(changed = false) {

@@ -45,11 +45,11 @@ export function asOneStep(change) {
   }
 }
 
-/** Has a node do something more whenever it does what the method of a name does, and with the same arguments. */
-export function chain(node, name, action) {
-  const before = node[name];
-  node[name] = function (...args) {
-    const result = before?.apply(this, args);
+/** Has a node or widget do more whenever it does what the method of a name does, and with the same arguments. */
+export function chain(owner, name, action) {
+  const before = owner[name];
+  owner[name] = function (...args) {
+    const result = before?.apply(owner, args);
     action(...args);
     return result;
   };

@@ -4,40 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.conds
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ...vc_core.conditions import Condition, is_active
+from ...vc_core.conditions import Condition, Schedule
 from ...vc_core.config import ExtractionConfig
-from ...vc_core.diffusion.guidance import Embedded
+from ...vc_core.diffusion.guidance import Embedded, summed
 from ...vc_core.diffusion.windows import Windows
 from ...vc_core.extract.refit import refit
+from ...vc_core.model.unet import UNet3D
 from ...vc_core.pipeline import seen_by_window
 
-if TYPE_CHECKING:
-    from .network import HostUNet
-
-CONDITIONS = "videocomposer_conditions"
-STYLE = "videocomposer_style"
-"""Keys in the dictionary of a CONDITIONING."""
-
-CARRY = Windows(1).carry
-"""Strength of the single image and sketch in the windows after the first, see `vc_core`'s `Windows`."""
-
-
-@dataclass(frozen=True)
-class StyleImage:
-    """Under `STYLE`: an image embedding `(N, 1, D)`, not normalised, and how it is applied; None for no image, which
-    is the unconditional side's."""
-
-    embedding: Tensor | None
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+CONDITIONS_KEY = "videocomposer_conditions"
+STYLE_KEY = "videocomposer_style"
+"""In the dictionary of a CONDITIONING: the conditions; the image embedding `(N, 1, D)` as an `Embedded`, not
+normalised, and None in it for no image, which is the unconditional side's."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +43,11 @@ class Conditions:
     area: tuple[int, ...] | None = None
     kept: dict[tuple[Any, ...], list[Embedded]] = field(default_factory=dict)
 
-    def summed(self, unet: HostUNet, x: Tensor, progress: float, window: Any) -> Tensor | None:
+    def summed(self, unet: UNet3D, x: Tensor, progress: float, window: Any) -> Tensor | None:
         """The sum of the embeddings that are present for x `(B, C, F, h, w)`, `(B, stc_channels, F or 1, h, w)`."""
-        present = [e for e in self._embedded(unet, x, window) if e.active(progress)]
-        if not present:
+        total = summed(self._embedded(unet, x, window), progress)
+        if total is None:
             return None
-        total = sum(e.strength * e.embedding for e in present)
         if self.area is not None:
             dims = len(self.area) // 2
             for axis, size, offset in zip(range(-dims, 0), self.area[:dims], self.area[dims:], strict=True):
@@ -71,15 +55,19 @@ class Conditions:
                     total = total.narrow(axis, offset, size)
         return comfy.utils.repeat_to_batch_size(total, len(x))
 
-    def _embedded(self, unet: HostUNet, x: Tensor, window: Any) -> list[Embedded]:
-        indexes = None if window is None or window.dim != 2 else frames_of(window)
+    def _embedded(self, unet: UNet3D, x: Tensor, window: Any) -> list[Embedded]:
+        indexes = None
+        if window is not None and window.dim == 2:
+            # Newer versions may put a frame before it, for causal networks.
+            anchor = getattr(window, "causal_anchor_index", None)
+            indexes = (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
         key = (indexes, x.device, x.dtype)  # newer versions sample on several devices at once
         if key not in self.kept:
-            fitted = [self._fitted(c) for c in self.given if c.strength != 0.0]
-            seen = fitted if indexes is None else [seen_by_window(c, indexes, CARRY) for c in fitted]
+            seen = [self._fitted(c) for c in self.given if c.strength != 0.0]
+            if indexes is not None:
+                seen = [seen_by_window(c, indexes, Windows.carry) for c in seen]
             self.kept[key] = [
-                Embedded(unet.encode_condition(c.name, c.tensor.to(x), self.size), c.strength, c.start, c.end)
-                for c in seen
+                Embedded(unet.encode_condition(c.name, c.tensor.to(x), self.size), c.schedule) for c in seen
             ]
         return self.kept[key]
 
@@ -89,72 +77,65 @@ class Conditions:
         tensor = refit(condition.name, condition.tensor, size, count, self.extraction, condition.video)
         return replace(condition, tensor=tensor, video=size)
 
+    def processed(self, batch: int, area: Sequence[int] | None) -> Conditions:
+        return replace(self, area=None if area is None else tuple(area))
 
-def frames_of(window: Any) -> tuple[int, ...]:
-    """The numbers of a context window's frames, with the one that newer versions put before it for causal networks."""
-    anchor = getattr(window, "causal_anchor_index", None)
-    return (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
+    def goes_with(self, other: Conditions) -> bool:
+        return self.area == other.area and [id(c) for c in self.given] == [id(c) for c in other.given]
+
+    def joined(self, others: Sequence[Conditions]) -> Conditions:
+        return self
 
 
 @dataclass(frozen=True)
-class Style:
-    """The style of a batch in which the positive and the negative side may lie one after the other."""
+class Styles:
+    """The styles of a batch in which the positive and the negative side may lie one after the other, on one schedule.
 
-    images: tuple[StyleImage, ...]
+    Attributes:
+        images: of each side, see `STYLE_KEY`.
+        batch: videos of a side.
+    """
+
+    images: tuple[Embedded, ...]
     batch: int
 
     @property
-    def _schedule(self) -> tuple[float, float]:
-        return self.images[0].start, self.images[0].end
+    def schedule(self) -> Schedule:
+        return replace(self.images[0].schedule, strength=1.0)  # which is each side's own
 
-    def active(self, progress: float) -> bool:
-        return is_active(1.0, *self._schedule, progress)
-
-    def tokens(self, unet: HostUNet, like: Tensor) -> Tensor:
+    def tokens(self, unet: UNet3D, like: Tensor) -> Tensor:
         """The style tokens `(sides * batch, 1, D)`; the side without an image has the token made from zeros."""
         return torch.cat([self._token(unet, image, like) for image in self.images])
 
-    def _token(self, unet: HostUNet, image: StyleImage, like: Tensor) -> Tensor:
-        width = unet.config.context_dim
-        if image.embedding is None:
-            token = unet.encode_style(like.new_zeros(1, 1, width))
-        else:
-            token = image.strength * unet.encode_style(image.embedding.to(like))
-        return comfy.utils.repeat_to_batch_size(token, self.batch)
+    def _token(self, unet: UNet3D, image: Embedded, like: Tensor) -> Tensor:
+        none = like.new_zeros(1, 1, unet.config.context_dim)
+        token = unet.encode_style(none if image.embedding is None else image.embedding.to(like))
+        return comfy.utils.repeat_to_batch_size(image.schedule.strength * token, self.batch)
+
+    def processed(self, batch: int, area: Sequence[int] | None) -> Styles:
+        return replace(self, batch=batch)
+
+    def goes_with(self, other: Styles) -> bool:
+        return self.schedule == other.schedule
+
+    def joined(self, others: Sequence[Styles]) -> Styles:
+        return replace(self, images=(*self.images, *(image for other in others for image in other.images)))
 
 
-class ConditionsCond(comfy.conds.CONDRegular):
-    """`Conditions` among a model's inputs: equal ones serve positive and negative at once."""
+class Carried(comfy.conds.CONDRegular):
+    """`Conditions` or `Styles` among a model's inputs: equal conditions serve positive and negative at once, and styles
+    of one schedule go together, those of a side without an image too."""
 
-    cond: Conditions
+    cond: Conditions | Styles
 
-    def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> ConditionsCond:
-        return self._copy_with(replace(self.cond, area=None if area is None else tuple(area)))
+    def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> Carried:
+        return self._copy_with(self.cond.processed(batch_size, area))
 
-    def can_concat(self, other: ConditionsCond) -> bool:
-        ours, theirs = self.cond, other.cond
-        return ours.area == theirs.area and [id(c) for c in ours.given] == [id(c) for c in theirs.given]
+    def can_concat(self, other: Carried) -> bool:
+        return self.cond.goes_with(other.cond)
 
-    def concat(self, others: Sequence[ConditionsCond]) -> Conditions:
-        return self.cond
-
-    def size(self) -> list[int]:
-        return [1]
-
-
-class StyleCond(comfy.conds.CONDRegular):
-    """`Style` among a model's inputs: sides with and without an image go together where they have one schedule."""
-
-    cond: Style
-
-    def process_cond(self, batch_size: int, **kwargs: Any) -> StyleCond:
-        return self._copy_with(replace(self.cond, batch=batch_size))
-
-    def can_concat(self, other: StyleCond) -> bool:
-        return self.cond._schedule == other.cond._schedule
-
-    def concat(self, others: Sequence[StyleCond]) -> Style:
-        return replace(self.cond, images=(*self.cond.images, *(i for o in others for i in o.cond.images)))
+    def concat(self, others: Sequence[Carried]) -> Conditions | Styles:
+        return self.cond.joined([other.cond for other in others])
 
     def size(self) -> list[int]:
         return [1]

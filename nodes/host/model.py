@@ -7,26 +7,27 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import comfy.conds
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
-from ...vc_core.config import Config
+from ...vc_core.config import AutoencoderConfig, Config
+from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
-from ...vc_core.layouts import check, names_of, part, shorten
+from ...vc_core.layouts import check, names_of, part, unused_note
 from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
-from .embedding import CONDITIONS, STYLE, Conditions, ConditionsCond, Style, StyleCond, StyleImage
-from .latent import VideoLatent
+from .embedding import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
 from .network import HostUNet
-from .preview import preview_all_frames
+from .preview import with_preview
 from .running import say
 from .upstream import tell_unused, widths
 
@@ -39,6 +40,26 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
+
+
+class VideoLatent(comfy.latent_formats.LatentFormat):
+    """`(B, 4, F, h, w)`: frames are not compressed, height and width eightfold.
+
+    Args:
+        rgb: for previews, the colour `(4 or 5, 3)` in [-1, 1] that each latent channel adds, and then what is added to
+            all; None for Stable Diffusion's, which ComfyUI knows.
+    """
+
+    latent_channels = 4
+    latent_dimensions = 3
+    spacial_downscale_ratio = 8
+    temporal_downscale_ratio = 1
+
+    def __init__(self, config: AutoencoderConfig, rgb: Sequence[Sequence[float]] | None = None):
+        self.scale_factor = config.scale
+        rgb = comfy.latent_formats.SD15().latent_rgb_factors if rgb is None else rgb
+        self.latent_rgb_factors = [list(row) for row in rgb[:4]]
+        self.latent_rgb_factors_bias = list(rgb[4]) if len(rgb) > 4 else None
 
 
 class VideoComposerConfig(comfy.supported_models_base.BASE):
@@ -72,7 +93,8 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
         return False
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> VideoComposerModel:
-        return VideoComposerModel(self, self.model_type(state_dict, prefix), device=device)
+        kind = self.model_type(state_dict, prefix)
+        return VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under the released names, with the config beside them: what stock save nodes write loads again."""
@@ -84,9 +106,6 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
 
 class VideoComposerModel(comfy.model_base.BaseModel):
     """The network in ComfyUI's sampling."""
-
-    def __init__(self, model_config: Any, model_type: Any = None, device: Any = None, unet_model: Any = HostUNet):
-        super().__init__(model_config, model_type, device=device, unet_model=unet_model)
 
     @property
     def videocomposer(self) -> Config:
@@ -107,19 +126,17 @@ class VideoComposerModel(comfy.model_base.BaseModel):
             UserError: conditions of another length or batch than the latent, or that the checkpoint cannot take.
         """
         out = super().extra_conds(**kwargs)
-        noise = kwargs["noise"]
-        given, image = kwargs.get(CONDITIONS), kwargs.get(STYLE)
+        noise, config = kwargs["noise"], self.videocomposer
+        given, style = kwargs.get(CONDITIONS_KEY), kwargs.get(STYLE_KEY)
         if given:
             for condition in given:
-                check_fits(condition, noise, self.videocomposer)
+                check_fits(condition, noise, config)
             self._tell_fitted(given, noise)
-            conditions = Conditions(tuple(given), tuple(noise.shape[-2:]), self.videocomposer.extraction)
-            out["conditions"] = ConditionsCond(conditions)
-        if image is not None:
-            self._check_style(image, len(noise))
-            out["style"] = StyleCond(Style((image,), len(noise)))
-        text = kwargs.get("cross_attn")
-        width = self.videocomposer.unet.context_dim
+            out["conditions"] = Carried(Conditions(tuple(given), tuple(noise.shape[-2:]), config.extraction))
+        if style is not None:
+            check_style(style, noise, config)
+            out["style"] = Carried(Styles((style,), len(noise)))
+        text, width = kwargs.get("cross_attn"), config.unet.context_dim
         if text is not None and text.shape[-1] != width:
             raise UserError(
                 f"The text conditioning is {text.shape[-1]} wide and the checkpoint takes {width}: encode the prompt "
@@ -133,22 +150,6 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         names = [c.name for c in given if (c.video or size, tuple(c.tensor.shape[-2:])) != wanted[c.name]]
         if names:
             say(f"{', '.join(names)}: resampled to the latent's {size[1]}x{size[0]}.")
-
-    def _check_style(self, image: StyleImage, batch: int) -> None:
-        if image.embedding is None:
-            return
-        count, width = len(image.embedding), image.embedding.shape[-1]
-        if width != self.videocomposer.unet.context_dim:
-            raise UserError(
-                f"The style image's embedding is {width} wide and the checkpoint takes "
-                f"{self.videocomposer.unet.context_dim}: use the checkpoint's own CLIP_VISION, for the released one "
-                "OpenCLIP ViT-H/14."
-            )
-        if count not in (1, batch):
-            raise UserError(
-                f"StyleEmbed was given {counted(count, 'image')} for {counted(batch, 'video')}: expected 1 image, or "
-                "one for each video of a batch; 'Get Image from Batch' takes one out."
-            )
 
 
 def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
@@ -171,6 +172,23 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
         )
 
 
+def check_style(style: Embedded, noise: Tensor, config: Config) -> None:
+    """Refuses a style, see `STYLE_KEY`, that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    if style.embedding is None:
+        return
+    count, width = len(style.embedding), style.embedding.shape[-1]
+    if width != config.unet.context_dim:
+        raise UserError(
+            f"The style image's embedding is {width} wide and the checkpoint takes {config.unet.context_dim}: use the "
+            "checkpoint's own CLIP_VISION, for the released one OpenCLIP ViT-H/14."
+        )
+    if count not in (1, len(noise)):
+        raise UserError(
+            f"StyleEmbed was given {counted(count, 'image')} for {counted(len(noise), 'video')}: expected 1 image, or "
+            "one for each video of a batch; 'Get Image from Batch' takes one out."
+        )
+
+
 def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None, disable_dynamic: bool = False) -> Any:
     """The network of a checkpoint as a MODEL (a ModelPatcher); see the end of `comfy.sd`'s own loaders.
 
@@ -187,36 +205,37 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     layout = released_layout(plain)
     check(layout, tensors, "its network")
     if checkpoint.extra:
-        logging.warning(
-            "%s: %d tensors are not used: %s", checkpoint.path, len(checkpoint.extra), shorten(checkpoint.extra)
-        )
-    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+        logging.warning("%s: %s", checkpoint.path, unused_note(checkpoint.extra))
+    devices = {"load_device": mm.get_torch_device(), "offload_device": mm.unet_offload_device()}
+    dtypes = VideoComposerConfig.supported_inference_dtypes
     stored = WEIGHT_TYPES[weights]
     if stored is None:
         types = [tensors.dtypes[name] for name in names_of(layout)]
         in_file, count = max(types, key=types.count), sum(parameter.numel() for parameter in plain.parameters())
-        stored = mm.unet_dtype(load_device, count, VideoComposerConfig.supported_inference_dtypes, in_file)
-    computed = mm.unet_manual_cast(stored, load_device, VideoComposerConfig.supported_inference_dtypes)
+        stored = mm.unet_dtype(devices["load_device"], count, dtypes, in_file)
     config = VideoComposerConfig(checkpoint.config, rgb)
-    config.set_inference_dtype(stored, computed)
-    model = config.get_model({}, device=offload_device)
+    config.set_inference_dtype(stored, mm.unet_manual_cast(stored, devices["load_device"], dtypes))
+    model = config.get_model({}, device=devices["offload_device"])
     # Newer versions' own patcher fits the layers for loading on demand, so it comes before the weights.
     plain_class = comfy.model_patcher.ModelPatcher
     patcher_class = plain_class if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain_class)
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    patcher = patcher_class(model, **devices)
     get, shapes = tensors.get(), {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
     state = {name: origin.join(get, shapes[name]) for name, origin in layout.items()}
     model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
-    preview_all_frames(patcher)
-    tell_unused(patcher)
-    patcher.cached_patcher_init = (_again, (checkpoint, weights, rgb))
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "videocomposer", _outer_sample)
+    # Newer versions call it for a further copy of the MODEL, on another device or with other hooks.
+    patcher.cached_patcher_init = (load_model, (checkpoint, weights, rgb))
     return patcher
 
 
-def _again(checkpoint: Checkpoint, weights: str, rgb: Any, disable_dynamic: bool = False, **kwargs: Any) -> Any:
-    """What newer versions call for a further copy of a MODEL, on another device or with other hooks."""
-    return load_model(checkpoint, weights, rgb, disable_dynamic)
+def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
+    """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
+    model = executor.class_obj.model_patcher.model
+    tell_unused(model)
+    callback = with_preview(callback, model)
+    return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
 
 
 def config_of(model: Any) -> Config:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-import comfy.patcher_extension
-import comfy.utils
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...vc_core.config import Config
 from ...vc_core.model.unet import UNet3D
-from .embedding import Conditions, Style
+from .embedding import Conditions, Styles
 from .patches import OPTIONS, attend, open_to_patches, options_of, tell_unknown
-
-
-class Layers:
-    """ComfyUI's layers of one storage type on one device, as the namespace that `UNet3D` takes."""
-
-    def __init__(self, operations: Any, dtype: torch.dtype | None, device: torch.device | None):
-        for kind in ("Linear", "Conv2d", "GroupNorm", "LayerNorm"):
-            setattr(self, kind, partial(getattr(operations, kind), dtype=dtype, device=device))
 
 
 class HostUNet(UNet3D):
@@ -40,7 +33,9 @@ class HostUNet(UNet3D):
         device: torch.device | None = None,
         **kwargs: Any,
     ):
-        super().__init__(videocomposer.unet, Layers(operations, dtype, device), attend)
+        kinds = ("Linear", "Conv2d", "GroupNorm", "LayerNorm")
+        layers = {kind: partial(getattr(operations, kind), dtype=dtype, device=device) for kind in kinds}
+        super().__init__(videocomposer.unet, SimpleNamespace(**layers), attend)
         self.dtype = dtype
         self.in_channels = videocomposer.unet.channels  # stock nodes look it up
         self.last_timestep = videocomposer.diffusion.steps - 1
@@ -53,22 +48,19 @@ class HostUNet(UNet3D):
         context: Tensor,
         control: Any = None,
         transformer_options: Mapping[str, Any] | None = None,
-        conditions: Conditions | None = None,
-        style: Style | None = None,
-        **kwargs: Any,
+        **carried: Any,
     ) -> Tensor:
         """One prediction for x `(B, C, F, h, w)`, in which positive and negative may lie one after the other.
 
         Args:
             context: text tokens `(B, 77 n, D)`.
-            conditions, style: what `VideoComposerModel.extra_conds` made of the CONDITIONING.
+            carried: what `VideoComposerModel.extra_conds` made of the CONDITIONING.
         """
-        options = {} if transformer_options is None else transformer_options
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         # The options come last, where wrappers such as EasyCache's look for them.
-        return executor.execute(x, timesteps, context, control, options, conditions=conditions, style=style)
+        return executor.execute(x, timesteps, context, control, options, **carried)
 
     def _forward(
         self,
@@ -78,7 +70,8 @@ class HostUNet(UNet3D):
         control: Any,
         transformer_options: Mapping[str, Any],
         conditions: Conditions | None = None,
-        style: Style | None = None,
+        style: Styles | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         options = options_of(transformer_options, x)
         progress = 1.0 - float(timesteps[0]) / self.last_timestep
@@ -88,9 +81,9 @@ class HostUNet(UNet3D):
             stc = None
             if conditions is not None:
                 stc = conditions.summed(self, x, progress, options.get("context_window"))
-            if style is not None and style.active(progress):
+            if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
-                context = torch.cat([context, comfy.utils.repeat_to_batch_size(tokens, len(context))], dim=1)
+                context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)
             return super().forward(x, timesteps, context, stc)
         finally:
             OPTIONS.reset(token)

@@ -7,10 +7,9 @@ patch: its tensors are `(B F, C, h, w)` and `(B F, h w, C)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from comfy.ldm.modules.attention import optimized_attention
@@ -40,48 +39,67 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return optimized_attention(q, k, v, heads=heads, transformer_options=OPTIONS.get())
 
 
+class PatchedAttention(Attention):
+    """An attention of a network, its layers shared, with the patches of ComfyUI's own Transformer blocks."""
+
+    def __init__(self, attention: Attention, kind: str, place: Place):
+        nn.Module.__init__(self)
+        self.__dict__.update(attention.__dict__)
+        self.kind, self.place = kind, place
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        replacements = OPTIONS.get().get("patches_replace", {}).get(self.kind, {})
+        replace = replacements.get((*self.place, 0), replacements.get(self.place))
+        before, after = _patches(f"{self.kind}_patch"), _patches(f"{self.kind}_output_patch")
+        if replace is None and not before and not after:
+            return super().forward(x, context)
+        value = context = x if context is None else context.repeat_interleave(len(x) // len(context), dim=0)
+        head_dim = self.to_q.out_features // self.heads
+        extra = _at(self.place, n_heads=self.heads, dim_head=head_dim, attn_precision=None)
+        for patch in before:
+            x, context, value = patch(x, context, value, extra)
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(value)
+        out = self.to_out(self.attend(q, k, v, self.heads) if replace is None else replace(q, k, v, extra))
+        for patch in after:
+            out = patch(out, extra)
+        return out
+
+
 def open_to_patches(unet: UNet3D) -> frozenset[Place]:
     """Calls the patches of a run around and in the blocks of a network. Returns the places that have attention."""
-    places = [
-        (("input", 0), unet.temporal_in),
-        *((("input", i + 1), block) for i, block in enumerate(unet.encoder)),
-        (("middle", 0), unet.middle),
-        *((("output", i), block) for i, block in enumerate(unet.decoder)),
-    ]
+    inputs = [(("input", i), block) for i, block in enumerate((unet.temporal_in, *unet.encoder))]
+    outputs = [(("output", i), block) for i, block in enumerate(unet.decoder)]
+    places = [*inputs, (("middle", 0), unet.middle), *outputs]
     unet.time_out.register_forward_hook(partial(_after_embedding, unet.config.width))
-    for (place, block), (_, following) in pairwise(places):
-        if place[0] == "input":
-            block.register_forward_hook(partial(_after_input, place))
-            following.register_forward_pre_hook(partial(_after_skip, place))
-    for place, block in places:
-        if place[0] == "output":
-            block.register_forward_pre_hook(partial(_before_output, place))
+    for (place, block), (_, following) in zip(inputs, places[1:], strict=False):
+        block.register_forward_hook(partial(_after_input, place))
+        following.register_forward_pre_hook(partial(_after_skip, place))
+    for place, block in outputs:
+        block.register_forward_pre_hook(partial(_before_output, place))
     attentive = [(place, block.spatial) for place, block in places[1:] if block.spatial is not None]
     for index, (place, spatial) in enumerate(attentive):
         spatial.register_forward_pre_hook(partial(_before_attention, index))
         for kind in _ATTENTIONS:
-            attention = getattr(spatial.block, kind)
-            attention.forward = partial(_patched_attention, attention, kind, place)
+            setattr(spatial.block, kind, PatchedAttention(getattr(spatial.block, kind), kind, place))
     return frozenset(place for place, _ in attentive)
 
 
 def tell_unknown(options: Mapping[str, Any], places: Collection[Place]) -> None:
     """Says on the node which patches have no place in a network with attention at these places."""
-    unknown = sorted(set(_unknown(options, places)))
-    if unknown:
-        say(f"These patches of the model have no effect on it: {', '.join(unknown)}.")
-
-
-def _unknown(options: Mapping[str, Any], places: Collection[Place]) -> Iterator[str]:
-    for name, patches in options.get("patches", {}).items():
-        if name not in _KNOWN:
-            yield from (f"{_author(patch)} ({name})" for patch in patches)
+    unknown = {
+        f"{_author(patch)} ({name})"
+        for name, patches in options.get("patches", {}).items()
+        for patch in patches
+        if name not in _KNOWN
+    }
     for kind, replacements in options.get("patches_replace", {}).items():
         for key, patch in replacements.items():
             if kind not in _ATTENTIONS:
-                yield f"{_author(patch)} ({kind})"
+                unknown.add(f"{_author(patch)} ({kind})")
             elif key[:2] not in places or key[2:] not in ((), (0,)):
-                yield f"{_author(patch)} ({kind} of {' '.join(map(str, key))})"
+                unknown.add(f"{_author(patch)} ({kind} of {' '.join(map(str, key))})")
+    if unknown:
+        say(f"These patches of the model have no effect on it: {', '.join(sorted(unknown))}.")
 
 
 def _author(patch: Any) -> str:
@@ -95,27 +113,6 @@ def _at(place: Place, **more: Any) -> dict[str, Any]:
 
 def _patches(name: str) -> list[Callable]:
     return OPTIONS.get().get("patches", {}).get(name, [])
-
-
-def _patched_attention(
-    attention: Attention, kind: str, place: Place, x: Tensor, context: Tensor | None = None
-) -> Tensor:
-    """What `Attention.forward` gives, see there, with the patches of ComfyUI's own Transformer blocks."""
-    replacements = OPTIONS.get().get("patches_replace", {}).get(kind, {})
-    replace = replacements.get((*place, 0), replacements.get(place))
-    before, after = _patches(f"{kind}_patch"), _patches(f"{kind}_output_patch")
-    if replace is None and not before and not after:
-        return Attention.forward(attention, x, context)
-    context = x if context is None else context.repeat_interleave(len(x) // len(context), dim=0)
-    value, heads = context, attention.heads
-    extra = _at(place, n_heads=heads, dim_head=attention.to_q.out_features // heads, attn_precision=None)
-    for patch in before:
-        x, context, value = patch(x, context, value, extra)
-    q, k, v = attention.to_q(x), attention.to_k(context), attention.to_v(value)
-    out = attention.to_out(attend(q, k, v, heads) if replace is None else replace(q, k, v, extra))
-    for patch in after:
-        out = patch(out, extra)
-    return out
 
 
 def _before_attention(index: int, transformer: nn.Module, args: tuple) -> None:

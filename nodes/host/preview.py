@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import comfy.patcher_extension
 import latent_preview
 import torch
 from PIL import Image
@@ -17,21 +16,6 @@ EVENT = "videocomposer.preview"
 """The name of the message to the page, see `web/preview.js`."""
 ROW = 4096
 """Pixels of a row of frames: neither JPEG nor browsers take pictures of any width."""
-
-
-def preview_all_frames(patcher: Any) -> None:
-    """Adds the previews to every sampling run of a MODEL."""
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "videocomposer", _outer_sample)
-
-
-def _outer_sample(executor: Callable, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any):
-    """Puts a callback that shows all frames around the one that was given, (denoise_mask, callback, ...) in `args`."""
-    model = executor.class_obj.model_patcher.model
-    if "callback" in kwargs or len(args) < 2:
-        kwargs["callback"] = with_preview(kwargs.get("callback"), model)
-    else:
-        args = (args[0], with_preview(args[1], model), *args[2:])
-    return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 
 
 def with_preview(callback: Callable | None, model: Any) -> Callable:

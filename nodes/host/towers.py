@@ -32,16 +32,10 @@ def load_clip(part: Part, towers: TowersConfig) -> comfy.sd.CLIP:
         UserError: tensors are missing; the message lists them.
     """
     config = {
-        "hidden_act": "gelu",
-        "hidden_size": towers.text_width,
-        "intermediate_size": towers.text_width * 4,
-        "num_attention_heads": towers.text_heads,
-        "num_hidden_layers": towers.text_layers,
+        **_transformer(towers, towers.text_width, towers.text_heads, towers.text_layers),
         "max_position_embeddings": 77,
         "eos_token_id": _SPECIAL_TOKENS["end"],
-        "projection_dim": towers.embed_dim,
         "vocab_size": 49408,
-        "layer_norm_eps": 1e-5,
     }
     encoder = partial(
         comfy.sd1_clip.SDClipModel,
@@ -77,18 +71,13 @@ def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.Clip
     Raises:
         UserError: tensors are missing; the message lists them.
     """
+    width = towers.image_width
     config = {
+        **_transformer(towers, width, width // towers.image_head_width, towers.image_layers),
         "model_type": "clip_vision_model",
-        "hidden_act": "gelu",
-        "hidden_size": towers.image_width,
         "image_size": towers.image_size,
-        "intermediate_size": towers.image_width * 4,
-        "layer_norm_eps": 1e-5,
-        "num_attention_heads": towers.image_width // towers.image_head_width,
         "num_channels": 3,
-        "num_hidden_layers": towers.image_layers,
         "patch_size": towers.patch_size,
-        "projection_dim": towers.embed_dim,
     }
     temporary = folder_paths.get_temp_directory()
     make_folder(temporary)
@@ -103,9 +92,21 @@ def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.Clip
     return vision
 
 
+def _transformer(towers: TowersConfig, width: int, heads: int, layers: int) -> dict[str, Any]:
+    return {
+        "hidden_act": "gelu",
+        "hidden_size": width,
+        "intermediate_size": width * 4,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "projection_dim": towers.embed_dim,
+    }
+
+
 def _check(part: Part, result: Any, left_out: tuple[str, ...]) -> None:
     """Refuses what `load_state_dict` could not find, but for what is left out on purpose."""
-    missing = [name for name in result[0] if not name.endswith(left_out) and not any(end in name for end in left_out)]
+    missing = [name for name in result[0] if not any(each in name for each in left_out)]
     if missing:
         raise UserError(
             f"{part.tensors.source} lacks {counted(len(missing), 'tensor')} of its {part.name} tower "
@@ -123,12 +124,12 @@ class Missing:
     """In place of a part that a checkpoint lacks: says so when it is used."""
 
     def __init__(self, sentence: str):
-        object.__setattr__(self, "_sentence", sentence)
+        self._sentence = sentence
 
     def __str__(self) -> str:
-        return object.__getattribute__(self, "_sentence")
+        return self._sentence
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise MissingPart(str(self))
+        raise MissingPart(self._sentence)

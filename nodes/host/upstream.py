@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-import comfy.patcher_extension
-
 from ...vc_core.config import UNetConfig
 from ...vc_core.errors import UserError
 from ...vc_core.layouts import shorten
@@ -18,22 +16,24 @@ from .running import say
 
 Inputs = Mapping[str, Any]
 """A node's inputs as in the graph: values of widgets, and links `[node, output]`."""
-Rule = Callable[[str, Inputs, Any], str]
-"""`(node id, inputs, VideoComposerModel)` to a sentence for the user, "" where all is well."""
+Rule = Callable[[str, Inputs, Any], str] | str
+"""`(node id, inputs, VideoComposerModel)` to a sentence for the user, "" where all is well; or what follows the id."""
 
 
-def tell_unused(patcher: Any) -> None:
-    """Makes every sampling run of a MODEL say what of the nodes before it has no effect."""
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "videocomposer_unused", _outer_sample)
+def tell_unused(model: Any) -> None:
+    """Says what of the nodes before the sampler that runs has no effect on a `VideoComposerModel`.
 
-
-def _outer_sample(executor: Callable, *args: Any, **kwargs: Any) -> Any:
-    model = executor.class_obj.model_patcher.model
+    Raises:
+        UserError: one that does not work with it.
+    """
     for kind, inputs in _nodes_before():
-        rule = _merge if kind.startswith("ModelMerge") else _RULES.get(kind)
-        if rule is not None:
-            say(rule(kind, inputs, model))
-    return executor(*args, **kwargs)
+        if kind in _REFUSED:
+            raise UserError(
+                f"The model comes through '{kind}', which does not work with VideoComposer: remove that node."
+            )
+        rule = _merge if kind.startswith("ModelMerge") else _RULES.get(kind, "")
+        if rule:
+            say(f"{kind} {rule}" if isinstance(rule, str) else rule(kind, inputs, model))
 
 
 def _nodes_before() -> Iterator[tuple[str, Inputs]]:
@@ -100,14 +100,6 @@ def _to_out(*widgets: str) -> Rule:
     return rule
 
 
-def _foreign(kind: str, inputs: Inputs, model: Any) -> str:
-    return f"{kind} had no effect: it is for other networks."
-
-
-def _over_batch(kind: str, inputs: Inputs, model: Any) -> str:
-    return f"{kind} goes over the videos of a batch, not over the frames: a single one has min_cfg throughout."
-
-
 def _mixing(kind: str, inputs: Inputs, model: Any) -> str:
     """Older versions add what they keep of each side of the guidance to all sides."""
     from comfy_extras.nodes_easycache import EasyCacheHolder
@@ -119,30 +111,24 @@ def _mixing(kind: str, inputs: Inputs, model: Any) -> str:
     )
 
 
-def _refuse(kind: str, inputs: Inputs, model: Any) -> str:
-    raise UserError(f"The model comes through '{kind}', which does not work with VideoComposer: remove that node.")
-
-
-_FOREIGN = (
-    "ARVideoI2V",
-    "ChromaRadianceOptions",
-    "LTXVModalityGuidance",
-    "LTXVSpatioTemporalGuidance",
-    "ScaleROPE",
-    "WanAnimate2Cache",
-    "wanBlockSwap",
-)
+_REFUSED = ("FluxKVCache", "SelfAttentionGuidance")
+_FOREIGN = "had no effect: it is for other networks."
+_OVER_BATCH = "goes over the videos of a batch, not over the frames: a single one has min_cfg throughout."
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(_FOREIGN, _foreign),
+    "ARVideoI2V": _FOREIGN,
+    "ChromaRadianceOptions": _FOREIGN,
+    "LTXVModalityGuidance": _FOREIGN,
+    "LTXVSpatioTemporalGuidance": _FOREIGN,
+    "ScaleROPE": _FOREIGN,
+    "WanAnimate2Cache": _FOREIGN,
+    "wanBlockSwap": _FOREIGN,
     "EasyCache": _mixing,
-    "FluxKVCache": _refuse,
     "FreeU": _freeu,
     "FreeU_V2": _freeu,
-    "SelfAttentionGuidance": _refuse,
     "UNetCrossAttentionMultiply": _to_out("out"),
     "UNetSelfAttentionMultiply": _to_out("out"),
     "UNetTemporalAttentionMultiply": _to_out("self_structural", "self_temporal", "cross_structural", "cross_temporal"),
-    "VideoLinearCFGGuidance": _over_batch,
-    "VideoTriangleCFGGuidance": _over_batch,
+    "VideoLinearCFGGuidance": _OVER_BATCH,
+    "VideoTriangleCFGGuidance": _OVER_BATCH,
 }
 """Nodes that do not say themselves, or in a patch of the MODEL, what they do; see also `_merge`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.sd
@@ -20,33 +21,26 @@ class FramewiseVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Latent `(B, 4, F, h, w)` to pictures `(B, F, H, W, 3)`; a 4-D latent as ever."""
-        return _unfolded(samples_in, super().decode(_folded(samples_in), *args, **kwargs))
+        return _by_frame(super().decode, samples_in, *args, **kwargs)
 
-    def decode_tiled(
-        self, samples: Tensor, tile_x: Any = None, tile_y: Any = None, overlap: Any = None, tile_t: Any = None,
-        overlap_t: Any = None,
-    ) -> Tensor:  # fmt: skip
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `decode`, in tiles of each frame; frames are independent, so the tiles in time change nothing."""
-        return _unfolded(samples, super().decode_tiled(_folded(samples), tile_x, tile_y, overlap))
+        return _by_frame(super().decode_tiled, samples, *args, **kwargs)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Pictures `(F, H, W, 3)` to the latent `(1, 4, F, h, w)` of one video."""
         return super().encode(pixel_samples).movedim(0, 1)[None]
 
-    def encode_tiled(
-        self, pixel_samples: Tensor, tile_x: Any = None, tile_y: Any = None, overlap: Any = None, tile_t: Any = None,
-        overlap_t: Any = None,
-    ) -> Tensor:  # fmt: skip
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `encode`, in tiles of each frame."""
-        return super().encode_tiled(pixel_samples, tile_x, tile_y, overlap).movedim(0, 1)[None]
+        return super().encode_tiled(pixel_samples, *args, **kwargs).movedim(0, 1)[None]
 
 
-def _folded(latent: Tensor) -> Tensor:
-    return latent if latent.ndim == 4 else latent.movedim(2, 1).flatten(0, 1)
-
-
-def _unfolded(latent: Tensor, pictures: Tensor) -> Tensor:
-    return pictures if latent.ndim == 4 else pictures.unflatten(0, (len(latent), latent.shape[2]))
+def _by_frame(decode: Callable[..., Tensor], latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if latent.ndim == 4:
+        return decode(latent, *args, **kwargs)
+    pictures = decode(latent.movedim(2, 1).flatten(0, 1), *args, **kwargs)
+    return pictures.unflatten(0, (len(latent), latent.shape[2]))
 
 
 def framewise(vae: Any) -> FramewiseVAE:

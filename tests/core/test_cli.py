@@ -22,6 +22,7 @@ from vc_core.commands import running
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import TITLES, Settings, as_option
 from vc_core.demo import draw_clip
+from vc_core.diffusion.samplers import Sampling
 from vc_core.video import probe, write_video
 
 
@@ -133,9 +134,11 @@ def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
     assert callable(seen.pop("progress"))
     windows = seen.pop("windows")
     assert (windows.length, windows.overlap) == (4, 1)
-    renamed = {name: value for name, value in given.items() if name not in ("size", "batch_size", "window", "overlap")}
-    assert seen == renamed | {"size": (16, 24), "batch": 2, "steps": 2, "denoise": 1.0,
-                              "conditions": [], "style": None, "video": None}  # fmt: skip
+    sampling = Sampling("ddim", 2, 1.0, 0.5, guidance=4, condition_guidance=2, rescale=0.5)
+    assert seen == {
+        "text": "a", "negative": "b", "conditions": [], "style": None, "init": None, "sampling": sampling, "frames": 7,
+        "size": (16, 24), "batch": 2, "seed": 5, "chunk": 2, "tile": 64,
+    }  # fmt: skip
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".mp4"]) == 2
 
 

@@ -6,7 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from vc_core import Condition, Style, UserError, VideoComposer, compose
+from tests.composing import composed
+from vc_core import Condition, Style, UserError, VideoComposer
 from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
 from vc_core.composer import choose_device, choose_dtypes
 from vc_core.files import open_tensors, save_tensors
@@ -29,7 +30,7 @@ def relative(a, b):
 def whole_run(composer):
     """A composition in which every part takes part."""
     frames = composer.config.frames
-    return compose(
+    return composed(
         composer,
         "a circle",
         conditions=[Condition("depth", torch.rand(1, 1, frames, 48, 60, generator=torch.Generator().manual_seed(1)))],
@@ -160,7 +161,7 @@ def test_a_tower_of_another_width_is_passed_over(in_pieces, tiny_composer):
     save_tensors(in_pieces / "sd15.safetensors", state | {f"cond_stage_model.{n}": t for n, t in clip_l.items()})
     files = [in_pieces / name for name in ("sd15.safetensors", "text.pth")]
     composer = VideoComposer.load(in_pieces / "model.safetensors", files, device="cpu")
-    assert torch.isfinite(compose(composer, "a circle", steps=1)).all()
+    assert torch.isfinite(composed(composer, "a circle", steps=1)).all()
     with pytest.raises(UserError, match=r"sd15\.safetensors .*text tower is 768 wide, expected 16"):
         VideoComposer.load(in_pieces / "model.safetensors", files[:1])
 
@@ -168,10 +169,10 @@ def test_a_tower_of_another_width_is_passed_over(in_pieces, tiny_composer):
 def test_the_image_tower_is_needed_for_style_alone(in_pieces, tiny_composer):
     files = [in_pieces / "text.pth", in_pieces / "vae.safetensors"]
     composer = VideoComposer.load(in_pieces / "model.safetensors", files, device="cpu")
-    without = [compose(c, "a circle", steps=1) for c in (composer, tiny_composer)]
+    without = [composed(c, "a circle", steps=1) for c in (composer, tiny_composer)]
     torch.testing.assert_close(*without, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="image tower"):
-        compose(composer, "a circle", style=Style(torch.rand(1, 3, 8, 8)), steps=1)
+        composed(composer, "a circle", style=Style(torch.rand(1, 3, 8, 8)), steps=1)
 
 
 def test_a_part_that_no_file_brings_is_named(in_pieces):

@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
+from tests.composing import composed
 from tests.core.moving_clips import OWN, encode, moving
-from vc_core import Condition, UserError, compose
+from vc_core import Condition, UserError
 from vc_core.checkpoint import save_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
@@ -225,7 +226,7 @@ def seen_by(composer, monkeypatch, *conditions):
         return encode_condition(self, name, tensor, size)
 
     monkeypatch.setattr(UNet3D, "encode_condition", spied)
-    return compose(composer, "a", conditions=conditions, steps=2, seed=1), sizes
+    return composed(composer, "a", conditions=conditions, steps=2, seed=1), sizes
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -252,5 +253,5 @@ def test_vectors_made_for_another_video_grow_when_they_are_composed_with(compose
     half = Condition("motion", field, video=(64, 80))  # twice the video that is composed
     for scale, composer in composers.items():
         same = Condition("motion", refit("motion", field * 0.5, (32, 40), 3, extraction(scale), (32, 40)))
-        made = [compose(composer, "a", conditions=[each], steps=2, seed=1) for each in (half, same)]
+        made = [composed(composer, "a", conditions=[each], steps=2, seed=1) for each in (half, same)]
         torch.testing.assert_close(*made)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig, UNetConfig, unet_config_from_shapes
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import make_sampler, sample
+from vc_core.diffusion.samplers import Sampling, make_sampler, sample
 from vc_core.files import Tensors
 from vc_core.layouts import fill
 from vc_core.model.layout import released_layout
@@ -70,9 +70,9 @@ class Run:
         context = self.zero if keys is None else self.text
         if "image" in (keys or ()):
             context = torch.cat([context, self.unet.encode_style(self.style)], dim=1)
-        conditions = {OURS[k]: self.conditions[k] for k in keys or () if k != "image"}
-        stc = self.unet.encode_conditions(conditions, (32, 32))
-        return self.unet(self.x, torch.tensor(self.spec["timesteps"]), context, stc)
+        keys = [k for k in keys or () if k != "image"]
+        stc = [self.unet.encode_condition(OURS[k], self.conditions[k], (32, 32)) for k in keys]
+        return self.unet(self.x, torch.tensor(self.spec["timesteps"]), context, sum(stc[1:], stc[0]) if stc else None)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_whole_ddim_runs(runs, length):
         denoiser = GuidedDenoiser(run.unet, run.text, run.zero, style, no_style, stc, guidance=9.0)
         for entry, reference in run.reference.items():
             if (match := DDIM.fullmatch(entry)) and int(match[1]) in length:
-                sampler = make_sampler("ddim_released", DiffusionConfig(), int(match[1]))
+                sampler = make_sampler(Sampling("ddim_released", int(match[1])), DiffusionConfig())
                 assert relative(sample(denoiser, sampler.start(run.x), sampler), reference) <= 1e-3, entry
 
 

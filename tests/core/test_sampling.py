@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from vc_core import Condition, Style, UserError, compose
+from tests.composing import composed
+from vc_core import Condition, Sampling, Style, UserError, compose
+from vc_core.conditions import Schedule
 from vc_core.config import AutoencoderConfig, DiffusionConfig
-from vc_core.diffusion.guidance import CONDITIONS, EVERYTHING, NOTHING, Embedded, GuidedDenoiser, combine, needed_sides
+from vc_core.diffusion.guidance import (
+    CONDITIONED,
+    EVERYTHING,
+    NOTHING,
+    Embedded,
+    GuidedDenoiser,
+    combine,
+    needed_sides,
+)
 from vc_core.diffusion.samplers import SAMPLERS, make_sampler, released_timesteps, sample
 from vc_core.pipeline import draw_noise, encode_video
 
@@ -42,7 +52,7 @@ def exact(config, deviation):
 
 
 def run(name, config, steps, deviation, noise, latent=None, **settings):
-    sampler = make_sampler(name, config, steps, **settings)
+    sampler = make_sampler(Sampling(name, steps, **settings), config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(noise))]
     return sample(exact(config, deviation), sampler.start(noise, latent), sampler, generators)
 
@@ -103,7 +113,7 @@ def test_noise_levels_come_from_the_exact_schedule(name):
     for config in (DiffusionConfig(), DiffusionConfig(**LINEAR), DiffusionConfig(**SHORT)):
         alphas = config.alphas_cumprod
         levels = ((1 - alphas) / alphas).sqrt()
-        sampler = make_sampler(name, config, 20)
+        sampler = make_sampler(Sampling(name, 20), config)
         sigmas = sampler.scheduler.sigmas.double()
         assert sigmas[[0, -2, -1]].tolist() == pytest.approx([levels[-1].item(), levels[0].item(), 0.0], rel=1e-6)
         told = [(1 - signal_left(config, t)) / signal_left(config, t) for t in sampler.timesteps]
@@ -114,7 +124,7 @@ def test_noise_levels_come_from_the_exact_schedule(name):
 @pytest.mark.parametrize("steps", [1, 3, 8, 30, 50, 77, 600])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_descend_from_the_last_timestep(name, steps):
-    sampler = make_sampler(name, DiffusionConfig(), steps)
+    sampler = make_sampler(Sampling(name, steps), DiffusionConfig())
     t = sampler.timesteps
     if name != "ddim_released":
         assert len(t) == steps and t[0] == pytest.approx(999, abs=1e-3)
@@ -129,7 +139,7 @@ def test_steps_descend_from_the_last_timestep(name, steps):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_denoise_runs_the_last_steps_of_a_longer_run(name, steps, denoise, total):
     config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
-    whole, part = make_sampler(name, config, total), make_sampler(name, config, steps, denoise=denoise)
+    whole, part = (make_sampler(Sampling(name, *each), config) for each in ((total,), (steps, denoise)))
     told = []
     sample(lambda x, t: told.append((x, float(t))) or x, part.start(noise, latent), part, [torch.Generator()])
     assert [t for _, t in told] == whole.timesteps[-steps:].tolist()
@@ -145,7 +155,7 @@ def test_denoise_runs_the_last_steps_of_a_longer_run(name, steps, denoise, total
 def test_ddim_released_begins_at_the_noise_asked_for(steps, denoise, first, taken):
     """Its grid has more steps than were asked for where they do not divide 1000: the last ones begin too late."""
     config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
-    sampler, told = make_sampler("ddim_released", config, steps, denoise=denoise), []
+    sampler, told = make_sampler(Sampling("ddim_released", steps, denoise), config), []
     sample(lambda x, t: told.append((x, float(t))) or x, sampler.start(noise, latent), sampler)
     assert (told[0][1], told[-1][1], len(told)) == (first, 1, taken)
     a = signal_left(config, first)
@@ -154,14 +164,14 @@ def test_ddim_released_begins_at_the_noise_asked_for(steps, denoise, first, take
 
 def test_the_highest_timestep_of_a_part_is_not_lost_to_rounding():
     """0.29 of 100 timesteps is 28.999999999999996."""
-    sampler = make_sampler("ddim_released", DiffusionConfig(**SHORT), 29, denoise=0.29)
-    assert sampler.timesteps[sampler.begin] == 29
+    sampler = make_sampler(Sampling("ddim_released", 29, 0.29), DiffusionConfig(**SHORT))
+    assert sampler.timesteps[0] == 29
 
 
 @pytest.mark.parametrize(("steps", "denoise"), [(20, 1.0), (51, 1.0), (30, 0.5), (20, 0.29)])
 def test_the_released_timesteps_are_those_of_its_sampler(steps, denoise):
-    sampler = make_sampler("ddim_released", DiffusionConfig(), steps, denoise)
-    assert released_timesteps(DiffusionConfig(), steps, denoise).tolist() == sampler.timesteps[sampler.begin :].tolist()
+    sampler = make_sampler(Sampling("ddim_released", steps, denoise), DiffusionConfig())
+    assert released_timesteps(DiffusionConfig(), steps, denoise).tolist() == sampler.timesteps.tolist()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -171,7 +181,7 @@ def test_given_noise_levels_are_run_on(name, prediction):
     config = DiffusionConfig(prediction=prediction)
     alphas = config.alphas_cumprod
     sigmas = torch.cat([((1 - alphas) / alphas).sqrt()[range(999, 0, -50)], torch.zeros(1)])
-    sampler = make_sampler(name, config, 20, sigmas=sigmas)
+    sampler = make_sampler(Sampling(name, 20, sigmas=sigmas), config)
     assert sampler.timesteps.tolist() == list(range(999, 0, -50))
     out = run(name, config, 20, 0.0, noise := gaussian(1, 4, 2, 4, 4), sigmas=sigmas)
     assert (out - MEAN).abs().max() < 1e-4
@@ -193,7 +203,7 @@ def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer
     composer = replace(tiny_composer, config=scaled)
 
     def change(denoise):
-        made = compose(composer, "a", video=video, denoise=denoise, steps=2, sampler="euler")
+        made = composed(composer, "a", init=video, denoise=denoise, steps=2, sampler="euler")
         assert made.shape == given.shape == (1, 4, 3, 4, 5)
         return float((made - given).abs().mean())
 
@@ -205,12 +215,12 @@ def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer
     ("settings", "message"),
     [
         ({"denoise": 0.5}, "denoise 0.5 needs a video"),
-        ({"video": torch.zeros(1, 3, 3, 32, 40)}, "denoise 1 leaves nothing"),
-        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.0}, "denoise 0.0.*more than 0"),
-        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 1.5}, "denoise 1.5.*at most 1"),
-        ({"video": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.001}, "last of 4000.*at most 1000"),
-        ({"video": torch.zeros(1, 3, 4, 32, 40), "denoise": 0.5, "frames": 3}, r"\(1, 3, 4, 32, 40\).*3, 3, height"),
-        ({"video": torch.zeros(3, 3, 32, 40), "denoise": 0.5, "frames": 3}, "video has the shape"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40)}, "denoise 1 leaves nothing"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.0}, "denoise 0.0.*more than 0"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 1.5}, "denoise 1.5.*at most 1"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.001}, "last of 4000.*at most 1000"),
+        ({"init": torch.zeros(1, 3, 4, 32, 40), "denoise": 0.5, "frames": 3}, r"\(1, 3, 4, 32, 40\).*3, 3, height"),
+        ({"init": torch.zeros(3, 3, 32, 40), "denoise": 0.5, "frames": 3}, "video has the shape"),
         ({"eta": 0.5}, "eta 0.5.*'dpmpp_2m'.*ddim, ddim_released"),
         ({"eta": 1.5, "sampler": "ddim"}, "eta 1.5.*0 to 1"),
         ({"batch": 0}, "batch of 0"),
@@ -219,7 +229,7 @@ def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer
         ({"negative": ["a", "b"]}, "2 of 'negative'.*batch of 1: expected 1"),
         ({"batch": 3, "conditions": [Condition("motion", torch.zeros(2, 2, 3, 32, 40))]}, "2 of 'motion'.*1 or 3"),
         ({"batch": 3, "style": Style(torch.zeros(2, 3, 32, 32))}, "2 of 'style'"),
-        ({"batch": 3, "video": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "2 of 'video'"),
+        ({"batch": 3, "init": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "2 of 'video'"),
         ({"seed": 2**63 - 1, "batch": 2}, f"seed {2**63 - 1}.*0 to {2**63 - 2}"),
         ({"rescale": 1.5}, "rescale 1.5.*0 to 1"),
         ({"sigmas": torch.tensor([14.6, 1.0, 0.0]), "sampler": "ddim"}, "3 sigmas.*'ddim'.*dpmpp_2m, unipc, euler"),
@@ -227,7 +237,16 @@ def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer
 )
 def test_what_cannot_be_sampled(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
-        compose(tiny_composer, **{"text": "a", "steps": 4, **settings})
+        composed(tiny_composer, **{"text": "a", "steps": 4, **settings})
+
+
+def test_the_names_of_earlier_versions_go_on_working(tiny_composer):
+    video = torch.rand(1, 3, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    now = compose(tiny_composer, "a", init=video, sampling=Sampling("ddim", 3, 0.5, eta=0.5, guidance=3.0, rescale=0.5))
+    earlier = {"sampler": "ddim", "steps": 3, "denoise": 0.5, "eta": 0.5, "guidance": 3.0, "rescale": 0.5}
+    assert torch.equal(now, compose(tiny_composer, "a", video=video, **earlier))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepps'"):
+        compose(tiny_composer, "a", stepps=3)
 
 
 # --- Guidance -------------------------------------------------------------------------------------------------------
@@ -237,19 +256,21 @@ def test_what_cannot_be_sampled(tiny_composer, settings, message):
     ("guidance", "condition_guidance", "sides"),
     [
         (1.0, 1.0, [EVERYTHING]),
-        (9.0, 1.0, [CONDITIONS, EVERYTHING]),
-        (0.0, 1.0, [CONDITIONS]),
+        (9.0, 1.0, [CONDITIONED, EVERYTHING]),
+        (0.0, 1.0, [CONDITIONED]),
         (3.0, 3.0, [NOTHING, EVERYTHING]),
-        (0.0, 3.0, [NOTHING, CONDITIONS]),
+        (0.0, 3.0, [NOTHING, CONDITIONED]),
         (0.0, 0.0, [NOTHING]),
-        (1.0, 3.0, [NOTHING, CONDITIONS, EVERYTHING]),
-        (9.0, 3.0, [NOTHING, CONDITIONS, EVERYTHING]),
-        (9.0, 0.0, [NOTHING, CONDITIONS, EVERYTHING]),
+        (1.0, 3.0, [NOTHING, CONDITIONED, EVERYTHING]),
+        (9.0, 3.0, [NOTHING, CONDITIONED, EVERYTHING]),
+        (9.0, 0.0, [NOTHING, CONDITIONED, EVERYTHING]),
     ],
 )
 def test_only_the_sides_that_count_are_needed(guidance, condition_guidance, sides):
-    e = {side: gaussian(2, 4, 3, 4, 4, seed=side).double() for side in (NOTHING, CONDITIONS, EVERYTHING)}
-    whole = e[NOTHING] + condition_guidance * (e[CONDITIONS] - e[NOTHING]) + guidance * (e[EVERYTHING] - e[CONDITIONS])
+    e = {side: gaussian(2, 4, 3, 4, 4, seed=side).double() for side in (NOTHING, CONDITIONED, EVERYTHING)}
+    whole = (
+        e[NOTHING] + condition_guidance * (e[CONDITIONED] - e[NOTHING]) + guidance * (e[EVERYTHING] - e[CONDITIONED])
+    )
     needed, scales = needed_sides(guidance, condition_guidance)
     assert needed == sides
     torch.testing.assert_close(combine([e[side] for side in needed], scales), whole)
@@ -282,7 +303,7 @@ def test_the_network_sees_each_side_as_it_is_meant(tiny_composer):
         return torch.stack([torch.full_like(x[0], float(i)) for i in range(len(x))])
 
     text, negative = torch.ones(1, 77, 16), torch.zeros(1, 77, 16)
-    stc = [Embedded(torch.ones(1, 8, 1, 4, 5), 0.5, 0.0, 0.5)]
+    stc = [Embedded(torch.ones(1, 8, 1, 4, 5), Schedule(0.5, 0.0, 0.5))]
     denoiser = GuidedDenoiser(network, text, negative, None, negative[:, :1], stc, 9.0, condition_guidance=3.0)
     x = gaussian(2, 4, 3, 4, 5)
     out = denoiser(x, torch.tensor(999))
@@ -298,7 +319,7 @@ def test_condition_guidance_changes_what_conditions_do_and_nothing_else(tiny_com
     motion = Condition("motion", gaussian(1, 2, 3, 32, 40))
 
     def made(*conditions, **settings):
-        return compose(tiny_composer, "a", conditions=conditions, steps=3, **settings)
+        return composed(tiny_composer, "a", conditions=conditions, steps=3, **settings)
 
     assert torch.equal(made(motion), made(motion, condition_guidance=1.0))
     assert not torch.allclose(made(motion), made(motion, condition_guidance=4.0), atol=1e-3)
@@ -319,8 +340,8 @@ def test_each_video_of_a_batch_is_the_one_composed_alone(tiny_composer, sampler,
 
     def made(texts, seed, part):
         conditions = [Condition("motion", motion[part]), Condition("single_image", image)]
-        where = {"style": Style(style[part]), "video": video[part], "conditions": conditions}
-        return compose(tiny_composer, texts, seed=seed, **where, **settings)
+        where = {"style": Style(style[part]), "init": video[part], "conditions": conditions}
+        return composed(tiny_composer, texts, seed=seed, **where, **settings)
 
     both = made(["a red circle", "a blue square"], 7, slice(0, 2))
     assert both.shape == (2, 3, 3, 32, 40)
@@ -330,15 +351,15 @@ def test_each_video_of_a_batch_is_the_one_composed_alone(tiny_composer, sampler,
 
 
 def test_one_text_makes_as_many_videos_as_asked(tiny_composer):
-    three = compose(tiny_composer, "a", batch=3, steps=2, seed=2**63 - 3)
+    three = composed(tiny_composer, "a", batch=3, steps=2, seed=2**63 - 3)
     assert len(three) == 3 and not torch.allclose(three[0], three[1], atol=1e-3)
-    torch.testing.assert_close(three[2:], compose(tiny_composer, "a", steps=2, seed=2**63 - 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(three[2:], composed(tiny_composer, "a", steps=2, seed=2**63 - 1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("lcm", 0.0), ("ddim", 1.0)])
 def test_noise_of_the_steps_comes_from_the_seed_alone(tiny_composer, sampler, eta):
     def made(seed):
-        return compose(tiny_composer, "a", sampler=sampler, eta=eta, steps=4, seed=seed)
+        return composed(tiny_composer, "a", sampler=sampler, eta=eta, steps=4, seed=seed)
 
     first = made(1)
     torch.manual_seed(123)
@@ -355,7 +376,7 @@ def test_fresh_noise_is_not_the_first_noise_again():
         seen.append(x.flatten())
         return x / math.sqrt(1 - signal_left(config, t))
 
-    sampler = make_sampler("lcm", config, 2)
+    sampler = make_sampler(Sampling("lcm", 2), config)
     sample(nothing, sampler.start(noise), sampler, [generator])
     assert seen[1].std() > 0.5
     assert abs(torch.corrcoef(torch.stack(seen))[0, 1]) < 0.1
@@ -367,7 +388,7 @@ def test_fresh_noise_is_not_the_first_noise_again():
 def test_progress_names_what_is_done(tiny_composer):
     said = []
     motion = Condition("motion", torch.zeros(1, 2, 3, 32, 40))
-    compose(tiny_composer, "a", conditions=[motion], steps=3, progress=lambda *now: said.append(now))
+    composed(tiny_composer, "a", conditions=[motion], steps=3, progress=lambda *now: said.append(now))
     stages = [what for i, (what, _, _) in enumerate(said) if i == 0 or said[i - 1][0] != what]
     assert stages == ["encoding", "sampling", "decoding"]
     assert [now[1:] for now in said if now[0] == "sampling"] == [(1, 3), (2, 3), (3, 3)]
@@ -386,5 +407,5 @@ def test_an_exception_from_progress_ends_it_at_once(tiny_composer, stage):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        compose(tiny_composer, "a", video=torch.zeros(1, 3, 3, 32, 40), denoise=0.5, steps=3, progress=progress)
+        composed(tiny_composer, "a", init=torch.zeros(1, 3, 3, 32, 40), denoise=0.5, steps=3, progress=progress)
     assert said[-1][0] == stage and [now[0] for now in said].count(stage) == 1

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
-from vc_core import Condition, Style, UserError, compose
-from vc_core.conditions import CONDITIONS
-from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
+from tests.composing import composed
+from vc_core import Condition, Sampling, Style, UserError
+from vc_core.conditions import CONDITIONS, Schedule
+from vc_core.diffusion.guidance import Embedded, GuidedDenoiser, summed
 from vc_core.diffusion.samplers import make_sampler
 
 STEPS = 4
@@ -22,7 +23,7 @@ def tensor(name, frames=3, value=None):
 
 def run(composer, *conditions, **settings):
     settings = {"steps": STEPS, "sampler": "ddim", "seed": 5, **settings}
-    return compose(composer, settings.pop("text", "a red circle"), conditions=conditions, **settings)
+    return composed(composer, settings.pop("text", "a red circle"), conditions=conditions, **settings)
 
 
 IMAGE = torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(2))
@@ -53,9 +54,9 @@ def denoiser(composer, **settings):
 
 def test_strength_scales_the_embedding_and_conditions_add(tiny_composer):
     a, b = torch.randn(1, 8, 3, 4, 5), torch.randn(1, 8, 1, 4, 5)
-    both = denoiser(tiny_composer, stc=[Embedded(a, 0.5), Embedded(b, -2.0)])
-    torch.testing.assert_close(both.summed(0.3), 0.5 * a - 2 * b)
-    assert denoiser(tiny_composer).summed(0.3) is None
+    both = denoiser(tiny_composer, stc=[Embedded(a, Schedule(0.5)), Embedded(b, Schedule(-2.0))])
+    torch.testing.assert_close(summed(both.stc, 0.3), 0.5 * a - 2 * b)
+    assert summed(denoiser(tiny_composer).stc, 0.3) is None
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,8 @@ def test_strength_scales_the_embedding_and_conditions_add(tiny_composer):
 )
 def test_schedule(tiny_composer, start, end, present):
     embedding = torch.ones(1, 8, 3, 4, 5)
-    d = denoiser(tiny_composer, stc=[Embedded(embedding, 1.0, start, end)])
-    assert tuple(p for p in (0.0, 0.4, 0.6, 1.0) if d.summed(p) is not None) == present
+    stc = denoiser(tiny_composer, stc=[Embedded(embedding, Schedule(1.0, start, end))]).stc
+    assert tuple(p for p in (0.0, 0.4, 0.6, 1.0) if summed(stc, p) is not None) == present
 
 
 def test_a_schedule_is_a_fraction_of_the_noise_schedule(tiny_composer):
@@ -73,12 +74,12 @@ def test_a_schedule_is_a_fraction_of_the_noise_schedule(tiny_composer):
     seen = {}
 
     class Spy(GuidedDenoiser):
-        def summed(self, progress):
-            seen[progress] = super().summed(progress) is not None
+        def contexts(self, progress):
+            seen[progress] = summed(self.stc, progress) is not None
+            return super().contexts(progress)
 
-    d = Spy(
-        tiny_composer.unet, *[torch.zeros(1, 77, 16)] * 2, None, None, [Embedded(torch.ones(1), 1.0, 0.0, 0.5)], 1.0
-    )
+    stc = [Embedded(torch.ones(1, 1, 1, 1, 1), Schedule(1.0, 0.0, 0.5))]
+    d = Spy(tiny_composer.unet, *[torch.zeros(1, 77, 16)] * 2, None, None, stc, 1.0)
     for t in (999, 600, 400, 0):
         d(torch.zeros(1, 4, 1, 4, 4), torch.tensor(t))
     assert list(seen) == pytest.approx([0.0, 1 - 600 / 999, 1 - 400 / 999, 1.0])
@@ -98,13 +99,13 @@ def test_the_states_of_style(tiny_composer):
     token = torch.full((1, 1, 16), 3.0)
     absent = denoiser(tiny_composer)
     assert [side.shape[1] for side in absent.contexts(0.5)] == [77, 77]
-    wired = denoiser(tiny_composer, style=Embedded(token, 0.5))
+    wired = denoiser(tiny_composer, style=Embedded(token, Schedule(0.5)))
     positive, negative = wired.contexts(0.5)
     assert torch.equal(positive[:, 77:], 0.5 * token)  # scaled after its projection
     assert torch.equal(negative[:, 77:], torch.full((1, 1, 16), 7.0))  # the token made from zeros
-    removed = denoiser(tiny_composer, style=Embedded(token, 0.0))
+    removed = denoiser(tiny_composer, style=Embedded(token, Schedule(0.0)))
     assert [side.shape[1] for side in removed.contexts(0.5)] == [77, 77]
-    late = denoiser(tiny_composer, style=Embedded(token, 1.0, 0.5, 1.0))
+    late = denoiser(tiny_composer, style=Embedded(token, Schedule(1.0, 0.5, 1.0)))
     assert [late.contexts(p)[0].shape[1] for p in (0.2, 0.8)] == [77, 78]
 
     none = run(tiny_composer)
@@ -123,7 +124,7 @@ def test_longer_prompts_meet_a_shorter_negative(tiny_composer):
 )
 def test_ddim_released_is_the_released_grid(tiny_config, steps, taken, first):
     """1 + k * (1000 // steps), which is more than `steps` where it does not divide 1000."""
-    sampler = make_sampler("ddim_released", tiny_config.diffusion, steps)
+    sampler = make_sampler(Sampling("ddim_released", steps), tiny_config.diffusion)
     assert (len(sampler.timesteps), sampler.timesteps[0], sampler.timesteps[-1]) == (taken, first, 1)
     x = torch.randn(1, 4, 1, 2, 2)
     assert sampler.scheduler.step(x, sampler.keys[0], x).prev_sample.isfinite().all()
@@ -202,7 +203,7 @@ def test_decoding_in_chunks_changes_nothing(tiny_composer):
 )
 def test_what_cannot_be_composed(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
-        compose(tiny_composer, **{"text": "", "steps": STEPS, **settings})
+        composed(tiny_composer, **{"text": "", "steps": STEPS, **settings})
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_pictures_that_are_no_rgb(tiny_composer, pixels, message):
     with pytest.raises(UserError, match=f"The style image {message}"):
         Style(image)
     with pytest.raises(UserError, match=f"The video {message}"):
-        compose(tiny_composer, video=image[:, :, None], denoise=0.5, steps=STEPS)
+        composed(tiny_composer, init=image[:, :, None], denoise=0.5, steps=STEPS)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3), (1, 3, 1, 8, 8)])
@@ -250,14 +251,14 @@ def test_style_images_of_another_shape(shape):
 @pytest.mark.parametrize("shape", [(8, 8), (1, 3, 8, 8), (1, 3, 8, 8, 3), (3, 8, 8, 8)])
 def test_videos_of_another_shape(tiny_composer, shape):
     with pytest.raises(UserError, match=r"video has the shape .*expected \(batch, 3, (frames|3), height, width\)"):
-        compose(tiny_composer, video=torch.zeros(shape), frames=3, denoise=0.5, steps=STEPS)
+        composed(tiny_composer, init=torch.zeros(shape), frames=3, denoise=0.5, steps=STEPS)
 
 
 def test_pictures_that_are_no_tensors(tiny_composer):
     with pytest.raises(UserError, match="style image is str: expected a floating-point tensor"):
         Style("style.png")
     with pytest.raises(UserError, match="video is str: expected a floating-point tensor"):
-        compose(tiny_composer, video="clip.mp4", denoise=0.5, steps=STEPS)
+        composed(tiny_composer, init="clip.mp4", denoise=0.5, steps=STEPS)
 
 
 def test_resized_pictures_may_overshoot_by_a_little():

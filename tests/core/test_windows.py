@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vc_core import Condition, UserError, VideoComposer, compose
+from tests.composing import composed
+from vc_core import Condition, UserError, VideoComposer
 from vc_core.demo import RATE, RED, STRIPES, TEXT, draw_clip, follow
 from vc_core.diffusion.windows import WindowedDenoiser, Windows
 from vc_core.extract.sources import Source, extract
@@ -98,7 +99,7 @@ def conditions(frames):
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_windows_change_nothing_where_one_holds_the_video(tiny_composer, frames):
     def made(windows):
-        return compose(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
+        return composed(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
 
     assert torch.equal(made(None), made(Windows(3, 2)))
     assert torch.equal(made(None), made(Windows(16)))
@@ -116,7 +117,7 @@ def test_conditions_are_encoded_once_a_window_and_the_network_sees_windows_alone
         unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2])),
     ]
     try:
-        video = compose(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
+        video = composed(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
     finally:
         for hook in hooks:
             hook.remove()
@@ -127,9 +128,9 @@ def test_conditions_are_encoded_once_a_window_and_the_network_sees_windows_alone
 
 def test_a_long_batch_and_a_long_video_to_change(tiny_composer):
     video = torch.rand(1, 3, 5, 32, 40, generator=torch.Generator().manual_seed(0))
-    options = {"video": video, "denoise": 0.5, "conditions": conditions(5), "steps": 2, "condition_guidance": 2.0}
-    both = compose(tiny_composer, ["a", "b"], seed=3, sampler="ddim", eta=0.5, **options)
-    alone = compose(tiny_composer, "b", seed=4, sampler="ddim", eta=0.5, **options)
+    options = {"init": video, "denoise": 0.5, "conditions": conditions(5), "steps": 2, "condition_guidance": 2.0}
+    both = composed(tiny_composer, ["a", "b"], seed=3, sampler="ddim", eta=0.5, **options)
+    alone = composed(tiny_composer, "b", seed=4, sampler="ddim", eta=0.5, **options)
     assert both.shape == (2, 3, 5, 32, 40)
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
 
@@ -142,7 +143,7 @@ def test_a_long_video_obeys_over_its_whole_length_and_shows_no_seams(tmp_path):
     plan = plan_frames(probe(clip), frames, rate=RATE)
     source = Source(clip, plan, (config.height, config.width), config.extraction)
     given = [Condition(name, extract(name, source)) for name in ("motion", "single_image")]
-    video = compose(composer, TEXT, conditions=given, frames=frames, steps=10)
+    video = composed(composer, TEXT, conditions=given, frames=frames, steps=10)
 
     x, y = follow(video, RED, (*STRIPES, tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True)))).T / video.shape[-1]
     commanded = 0.6 / 64

@@ -7,20 +7,20 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from tests.composing import composed
 from vc_core.composer import VideoComposer
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
 from vc_core.extract.motion import read_motion
 from vc_core.extract.refit import refit
-from vc_core.pipeline import compose
 from vc_core.video import FramePlan
 
 
 def compose_latent(composer: VideoComposer, *args: Any, **settings: Any) -> Tensor:
     """The latent `(B, 4, F, h, w)` that `compose` would decode, as ComfyUI counts latents: divided by the scale."""
     with patch("vc_core.encoders.autoencoder.decode", lambda autoencoder, latent, *rest: latent):
-        return compose(composer, *args, **settings)
+        return composed(composer, *args, **settings)
 
 
 def clip_motion(config: Config) -> Tensor:

@@ -26,6 +26,7 @@ from vc_core.checkpoint import load_unet, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.conversion import convert
+from vc_core.diffusion.samplers import Sampling
 from vc_core.errors import UserError
 from vc_core.inspection import as_mapping, as_text, inspect
 from vc_core.pipeline import compose
@@ -79,7 +80,7 @@ def weights_of(path):
 def test_an_exported_file_composes_and_says_how_it_was_trained(recipe, exported):
     composer = VideoComposer.load(exported)
     assert composer.config.frames == 3 and composer.config.width == 40
-    video = compose(composer, "a clip", steps=2)
+    video = compose(composer, "a clip", sampling=Sampling(steps=2))
     assert video.shape == (1, 3, 3, 32, 40)
     with safe_open(exported, "pt") as file:
         said = json.loads(file.metadata()["training"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from training.evaluate.clips import Clips, other_clips
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
+from vc_core.diffusion import samplers
 from vc_core.pipeline import Style, compose
 from vc_core.progress import Progress
 
@@ -110,9 +111,7 @@ class Task:
             size=self.size,
             batch=self.batch,
             seed=self.seed,
-            sampler=self.sampling.sampler,
-            steps=self.sampling.steps,
-            guidance=self.sampling.guidance,
+            sampling=samplers.Sampling(self.sampling.sampler, self.sampling.steps, guidance=self.sampling.guidance),
             progress=progress,
         )
         return (video * 255).round().to(torch.uint8)

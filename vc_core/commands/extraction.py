@@ -205,7 +205,8 @@ def extract_file(request: Request, progress: Progress | None = None) -> Extracti
     told = {"kind": kind, "file": str(request.file), "sha256": file_hash(request.file)}
     # The settings that do something for the kind.
     values = {"size": settings.size, **vars(options_of(settings))}
-    told |= {name: value for name, value in values.items() if hasattr(settings, name) and kind in OPTIONS.get(name, KINDS)}
+    asked = (name for name in values if hasattr(settings, name) and kind in OPTIONS.get(name, KINDS))
+    told |= {name: values[name] for name in asked}
     told["extraction"] = as_mapping(config.extraction)
     if plan is not None:
         told |= {"start": plan.start, "rate": float(plan.rate), "frames": plan.frames}

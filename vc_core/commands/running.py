@@ -150,6 +150,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
     """
+    from ..diffusion.samplers import Sampling
     from ..diffusion.windows import Windows
     from ..extract.pictures import picture_of
     from ..pipeline import compose
@@ -165,18 +166,20 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         negative=full.negative,
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
-        video=init,
-        denoise=full.denoise,
+        init=init,
+        sampling=Sampling(
+            full.sampler,
+            full.steps,
+            full.denoise,
+            full.eta,
+            guidance=full.guidance,
+            condition_guidance=full.condition_guidance,
+            rescale=full.rescale,
+        ),
         frames=full.frames,
         size=full.size,
         batch=full.batch_size,
         seed=full.seed,
-        sampler=full.sampler,
-        steps=full.steps,
-        eta=full.eta,
-        guidance=full.guidance,
-        condition_guidance=full.condition_guidance,
-        rescale=full.rescale,
         windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
         chunk=full.chunk,
         tile=full.tile,

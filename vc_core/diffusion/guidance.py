@@ -1,30 +1,34 @@
 """Classifier-free guidance over tokens and conditions, with the conditions' strengths and schedules."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..conditions import is_active
-from ..model.unet import UNet3D
+from ..conditions import Schedule
 
-NOTHING, CONDITIONS, EVERYTHING = range(3)
+NOTHING, CONDITIONED, EVERYTHING = range(3)
 """Sides of the guidance: with neither tokens nor conditions, with the conditions alone, with tokens and conditions."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A condition after its encoder: an STC embedding or a style token, with when it is present."""
+    """What an encoder made of a condition or a style, an STC embedding or a token (a host has None for no image), with
+    when it is present."""
 
-    embedding: Tensor
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    embedding: Tensor | None
+    schedule: Schedule = field(default_factory=Schedule)
 
-    def active(self, progress: float) -> bool:
-        return is_active(self.strength, self.start, self.end, progress)
+    def weighted(self) -> Tensor:
+        return self.schedule.strength * self.embedding
+
+
+def summed(embedded: Sequence[Embedded], progress: float) -> Tensor | None:
+    """The sum of the STC embeddings that are present, each times its strength; None where none is."""
+    present = [e.weighted() for e in embedded if e.schedule.active(progress)]
+    return sum(present[1:], present[0]) if present else None
 
 
 def needed_sides(guidance: float, condition_guidance: float) -> tuple[list[int], list[float]]:
@@ -33,7 +37,7 @@ def needed_sides(guidance: float, condition_guidance: float) -> tuple[list[int],
     Without loss: a last side that counts 0 times is left out, and so are a middle one between equal scales and a
     first one that cancels. With `condition_guidance` 1 these are the released two sides; with both 1, one.
     """
-    sides, scales = [NOTHING, CONDITIONS, EVERYTHING], [condition_guidance, guidance]
+    sides, scales = [NOTHING, CONDITIONED, EVERYTHING], [condition_guidance, guidance]
     while scales and scales[-1] == 0.0:
         sides.pop(), scales.pop()
     if len(scales) == 2 and scales[0] == scales[1]:
@@ -61,14 +65,11 @@ def combine(predictions: Sequence[Tensor], scales: Sequence[float], rescale: flo
         guided = guided + scale * (after - before)
     if rescale == 0.0 or not scales:
         return guided
-    factor = _deviation(predictions[-1]) / _deviation(guided)
-    return guided * (rescale * factor + (1.0 - rescale))
+    wanted, found = (x.std(dim=tuple(range(1, x.ndim)), keepdim=True) for x in (predictions[-1], guided))
+    return guided * (rescale * (wanted / found) + (1.0 - rescale))
 
 
-def _deviation(x: Tensor) -> Tensor:
-    return x.std(dim=tuple(range(1, x.ndim)), keepdim=True)
-
-
+@dataclass
 class GuidedDenoiser:
     """The guided prediction of a network: `denoiser(x, t)`.
 
@@ -76,7 +77,8 @@ class GuidedDenoiser:
     spatial-temporal conditions are on both sides, as in the released sampler, unless `condition_guidance` is not 1.
     Everything here was encoded once.
 
-    Args:
+    Attributes:
+        unet: a network's prediction of x, timesteps, context and stc, see `UNet3D`.
         text, negative: `(B or 1, tokens, D)`, in the type that the network computes in.
         style: the style token `(B or 1, 1, D)`, or None where no style is wired, which is not the same as a token of
             zeros: without a style there is no token on either side.
@@ -86,29 +88,22 @@ class GuidedDenoiser:
         steps: of the noise schedule that the network was trained on.
     """
 
-    def __init__(
-        self,
-        unet: UNet3D,
-        text: Tensor,
-        negative: Tensor,
-        style: Embedded | None,
-        no_style: Tensor,
-        stc: Sequence[Embedded],
-        guidance: float,
-        steps: int = 1000,
-        condition_guidance: float = 1.0,
-        rescale: float = 0.0,
-    ):
-        self.unet, self.text, self.negative = unet, text, negative
-        self.style, self.no_style, self.stc = style, no_style, tuple(stc)
-        self.guidance, self.condition_guidance, self.rescale = guidance, condition_guidance, rescale
-        self.last = steps - 1
+    unet: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    text: Tensor
+    negative: Tensor
+    style: Embedded | None
+    no_style: Tensor
+    stc: Sequence[Embedded]
+    guidance: float
+    condition_guidance: float = 1.0
+    rescale: float = 0.0
+    steps: int = 1000
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The prediction for x `(B, C, F, h, w)` at t, a scalar in [0, steps), in x's type."""
-        progress = 1.0 - float(t) / self.last
+        progress = 1.0 - float(t) / (self.steps - 1)
         positive, negative = self.contexts(progress)
-        stc = self.summed(progress)
+        stc = summed(self.stc, progress)
         # Where no condition is present, a side with the conditions is a side without.
         sides, scales = needed_sides(self.guidance, 1.0 if stc is None else self.condition_guidance)
         contexts = [positive if side == EVERYTHING else negative for side in sides]
@@ -122,22 +117,13 @@ class GuidedDenoiser:
 
     def contexts(self, progress: float) -> tuple[Tensor, Tensor]:
         """Tokens of the positive and the negative side, `(B or 1, tokens, D)`, equally long."""
-        positive, negative = _same_length(self.text, self.negative)
-        if self.style is not None and self.style.active(progress):
-            positive = _appended(positive, self.style.strength * self.style.embedding)
+        length = math.lcm(self.text.shape[1], self.negative.shape[1])
+        # Attention to a repeated context is attention to the context.
+        positive, negative = (x.repeat(1, length // x.shape[1], 1) for x in (self.text, self.negative))
+        if self.style is not None and self.style.schedule.active(progress):
+            positive = _appended(positive, self.style.weighted())
             negative = _appended(negative, self.no_style)
         return positive, negative
-
-    def summed(self, progress: float) -> Tensor | None:
-        """The sum of the STC embeddings that are present, each times its strength; None where none is."""
-        present = [c.strength * c.embedding for c in self.stc if c.active(progress)]
-        return sum(present[1:], present[0]) if present else None
-
-
-def _same_length(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both repeated to their common length: attention to a repeated context is attention to the context."""
-    length = math.lcm(a.shape[1], b.shape[1])
-    return a.repeat(1, length // a.shape[1], 1), b.repeat(1, length // b.shape[1], 1)
 
 
 def _appended(tokens: Tensor, last: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Samplers: diffusers' schedulers, set up for the network's schedule, and the loop that drives them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,70 @@ import torch
 from torch import Tensor
 
 from ..config import DiffusionConfig
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..progress import Progress
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a video is sampled.
+
+    Attributes:
+        sampler: one of `SAMPLERS`; `ddim_released` is the released loop, `lcm` is meant for networks distilled for it.
+        steps: that are run, 1 to the schedule's 1000.
+        denoise: share of the noise schedule that is run, in (0, 1]: below 1 for a given video, which is changed then.
+            As in ComfyUI, the steps are the last `steps` of int(steps / denoise). `ddim_released` begins at the first
+            timestep of its grid that is at most denoise times the schedule's last, and runs as many as follow, which
+            are more than `steps` where int(steps / denoise) does not divide the schedule.
+        eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
+            deterministic, 1 is DDPM.
+        sigmas: noise levels to run on in place of the sampler's own, one more than steps, descending, the last one 0:
+            as k-diffusion and ComfyUI have them, the standard deviation of the noise beside a signal of 1. For
+            `dpmpp_2m`, `unipc` and `euler`. The network is told the nearest whole timesteps, as there.
+        guidance: scale of the classifier-free guidance by text and style; 1 is none; None is the checkpoint's own.
+        condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
+            side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
+        rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
+
+    Raises:
+        UserError: an unknown sampler, or a number of another type or out of its range.
+    """
+
+    sampler: str = "dpmpp_2m"
+    steps: int = 20
+    denoise: float = 1.0
+    eta: float = 0.0
+    sigmas: Tensor | None = None
+    guidance: float | None = None
+    condition_guidance: float = 1.0
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "condition_guidance", "rescale"):
+            value = getattr(self, name)
+            if value is None and name == "guidance":
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} {shown(value)} is not possible: expected a finite number.")
+        for name in ("rescale", "eta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} {getattr(self, name)} is not possible: expected 0 to 1.")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"Unknown sampler '{self.sampler}': expected one of {', '.join(SAMPLERS)}.")
+        if self.eta and self.sampler not in _TAKE_ETA:
+            raise UserError(
+                f"eta {self.eta} means nothing to the sampler '{self.sampler}': leave it at 0, or use one of "
+                f"{', '.join(_TAKE_ETA)}."
+            )
+        if self.sigmas is not None and not (self.sampler in _TAKE_SIGMAS and self.denoise == 1.0):
+            given = len(self.sigmas)
+            raise UserError(
+                f"{given} sigmas were given to '{self.sampler}' for {given - 1} steps at denoise {self.denoise}: "
+                f"expected one of {', '.join(_TAKE_SIGMAS)}, {given} sigmas and denoise 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -23,7 +84,6 @@ class Sampler:
     Attributes:
         timesteps: `(steps,)` float32, descending from at most `config.steps - 1`: what the network is told.
         keys: the same steps as the scheduler names them.
-        begin: index of the first step that is run; above 0 where a video is only denoised in part.
         settings: further arguments of every `scheduler.step`.
         noisy: whether the steps draw noise.
     """
@@ -31,15 +91,14 @@ class Sampler:
     scheduler: Any
     timesteps: Tensor
     keys: Tensor
-    begin: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    noisy: bool = False
+    settings: Mapping[str, Any]
+    noisy: bool
 
     def start(self, noise: Tensor, latent: Tensor | None = None) -> Tensor:
         """The noisy latent of the first step: of noise alone, or of a clean latent of the same shape."""
         if latent is None:
             return noise * self.scheduler.init_noise_sigma
-        return self.scheduler.add_noise(latent, noise, self.keys[self.begin : self.begin + 1])
+        return self.scheduler.add_noise(latent, noise, self.keys[:1])
 
 
 def sample(
@@ -55,9 +114,9 @@ def sample(
         generators: one for each of the batch, for samplers that are `noisy`.
         progress: called as `progress("sampling", done, total)` after every step.
     """
-    scheduler, total = sampler.scheduler, len(sampler.timesteps) - sampler.begin
+    scheduler, total = sampler.scheduler, len(sampler.timesteps)
     settings = {**sampler.settings, **({"generator": list(generators)} if sampler.noisy else {})}
-    for i, (t, key) in enumerate(zip(sampler.timesteps[sampler.begin :], sampler.keys[sampler.begin :], strict=True)):
+    for i, (t, key) in enumerate(zip(sampler.timesteps, sampler.keys, strict=True)):
         prediction = denoiser(scheduler.scale_model_input(x, key), t)
         x = scheduler.step(prediction, key, x, **settings, return_dict=False)[0]
         if progress is not None:
@@ -68,38 +127,18 @@ def sample(
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-def _the_last(timesteps: Tensor, steps: int, highest: float) -> int:
-    """Index from which as many steps are left as were asked for."""
-    return len(timesteps) - steps
+Arranged = tuple[Any, Tensor]
+"""A scheduler whose steps are set, and what the network is told at each of them."""
 
 
-def _from_highest(timesteps: Tensor, steps: int, highest: float) -> int:
-    """Index of the first step of at most the highest timestep, for a grid that may have more steps than asked for."""
-    return min(int((timesteps > highest).sum()), len(timesteps) - 1)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A sampler: diffusers' class, its settings, what sets up its steps, and what finds the first of a part of them."""
-
-    kind: str
-    settings: Mapping[str, Any]
-    arrange: Callable[[type, dict[str, Any], DiffusionConfig, int], Sampler]
-    takes_eta: bool = False
-    begin: Callable[[Tensor, int, float], int] = _the_last
-
-
-def _by_sigmas(
-    kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int, sigmas: Tensor | None = None
-) -> Sampler:
+def _by_sigmas(make: Callable, config: DiffusionConfig, steps: int, sigmas: Tensor | None = None) -> Arranged:
     """Solvers over Karras' noise levels (arXiv 2206.00364), from the highest of the schedule down to its lowest, and 0;
     or over given ones, `sigmas`, of which the network is told the nearest whole timesteps.
 
     diffusers rounds their timesteps to whole ones, and so tells the network of another noise than there is: a fifth
     more or less at the end. The network takes fractions, so it is told the truth.
     """
-    alphas = config.alphas_cumprod
-    scheduler = kind(**settings)
+    alphas, scheduler = config.alphas_cumprod, make()
     scheduler.alphas_cumprod = alphas  # in float64, from which set_timesteps makes its float32 sigmas
     levels = ((1 - alphas) / alphas).sqrt()
     # Else Euler takes its range from `steps` of the levels, which lacks the highest ones.
@@ -107,137 +146,98 @@ def _by_sigmas(
     scheduler.set_timesteps(steps)
     if sigmas is not None:
         scheduler.sigmas = sigmas.float().cpu()
-        told = (scheduler.sigmas[:-1, None].log() - levels.log()).abs().argmin(dim=1)
-        return Sampler(scheduler, told.float(), scheduler.timesteps)
+        return scheduler, (scheduler.sigmas[:-1, None].log() - levels.log()).abs().argmin(dim=1)
     told = np.interp(scheduler.sigmas[:-1].double().log().numpy(), levels.log().numpy(), np.arange(config.steps))
-    return Sampler(scheduler, torch.from_numpy(told).float(), scheduler.timesteps)
+    return scheduler, torch.from_numpy(told)
 
 
-def _ddim(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _ddim(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """Even steps from the last timestep down to a clean latent ("trailing" in arXiv 2305.08891, table 2).
 
     diffusers finds the previous step as t - 1000 // steps, which leaves its own grid wherever steps does not divide
     1000. So the scheduler is given the schedule of these steps alone, where the previous one is t - 1.
     """
     grid = np.round(np.arange(1, steps + 1) * config.steps / steps).astype(np.int64) - 1
-    scheduler = kind(**{**settings, "num_train_timesteps": steps})
+    scheduler = make(num_train_timesteps=steps)
     scheduler.alphas_cumprod = config.alphas_cumprod.float()[grid]
     scheduler.set_timesteps(steps)
-    return Sampler(scheduler, torch.from_numpy(grid).float().flip(0), scheduler.timesteps)
+    return scheduler, torch.from_numpy(grid).flip(0)
 
 
-def _ddim_released(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _ddim_released(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """The released loop: timesteps 1 + k * (1000 // steps), descending, as many as there are (more than `steps` where
     it does not divide 1000), the last step landing on alphas_cumprod[0]."""
-    scheduler = kind(**settings)
+    scheduler = make()
     scheduler.alphas_cumprod = config.alphas_cumprod.float()
     scheduler.set_timesteps(steps)
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.timesteps = _released_grid(config, steps)
-    return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps)
+    return scheduler, scheduler.timesteps
 
 
 def _released_grid(config: DiffusionConfig, steps: int) -> Tensor:
     return (1 + torch.arange(0, config.steps, config.steps // steps)).clamp(max=config.steps - 1).flip(0)
 
 
-def _lcm(kind: type, settings: dict[str, Any], config: DiffusionConfig, steps: int) -> Sampler:
+def _lcm(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
     """Multistep consistency sampling on the 50 timesteps of the distillation (arXiv 2310.04378, section 4.3), where
     the run fits on them; else on all timesteps."""
     original = 50 if steps <= 50 and config.steps % 50 == 0 else config.steps
     # c_skip and c_out are functions of the place in the schedule, so of 1000 timesteps.
-    scaling = 10.0 * 1000 / config.steps
-    scheduler = kind(**settings, original_inference_steps=original, timestep_scaling=scaling)
+    scheduler = make(original_inference_steps=original, timestep_scaling=10.0 * 1000 / config.steps)
     scheduler.alphas_cumprod = config.alphas_cumprod.float()
     scheduler.set_timesteps(steps)
-    return Sampler(scheduler, scheduler.timesteps.float(), scheduler.timesteps, noisy=True)
+    return scheduler, scheduler.timesteps
 
 
+# A sampler -> diffusers' class, its settings, and what sets up its steps.
 _KARRAS = {"use_karras_sigmas": True}
 _TABLE = {
-    "dpmpp_2m": _Row("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas),
-    "unipc": _Row("UniPCMultistepScheduler", _KARRAS, _by_sigmas),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas),
+    "unipc": ("UniPCMultistepScheduler", _KARRAS, _by_sigmas),
     # "leading" makes unit noise of its first network input, as it is in the others.
-    "euler": _Row("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas),
-    "lcm": _Row("LCMScheduler", {"clip_sample": False}, _lcm),
-    "ddim": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim, takes_eta=True),
-    "ddim_released": _Row(
-        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released, True, _from_highest
-    ),
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas),
+    "lcm": ("LCMScheduler", {"clip_sample": False}, _lcm),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim),
+    "ddim_released": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released),
 }
 SAMPLERS = tuple(_TABLE)
+_TAKE_ETA = tuple(name for name, (kind, *_) in _TABLE.items() if kind == "DDIMScheduler")
+_TAKE_SIGMAS = tuple(name for name, (*_, arrange) in _TABLE.items() if arrange is _by_sigmas)
 
 
 def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
     """The timesteps that `ddim_released` runs, descending, whole numbers; see `make_sampler`, which raises the same."""
     grid = _released_grid(config, _total(config, steps, denoise))
-    return grid[_begin(_from_highest, grid, steps, denoise, config) :]
+    return grid[_released_begin(grid, config, denoise) :]
 
 
-def make_sampler(
-    name: str,
-    config: DiffusionConfig,
-    steps: int,
-    denoise: float = 1.0,
-    eta: float = 0.0,
-    sigmas: Tensor | None = None,
-) -> Sampler:
+def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
     """A sampler for the schedule that a network was trained on.
 
-    Args:
-        name: one of `SAMPLERS`.
-        steps: that are run, from 1 to `config.steps`.
-        denoise: share of the noise schedule that is run, in (0, 1]. As in ComfyUI, the steps are the last `steps` of
-            int(steps / denoise). `ddim_released` begins at the first timestep of its grid that is at most
-            denoise * `config.steps`, and runs as many as follow, which are more than `steps` where int(steps / denoise)
-            does not divide `config.steps`.
-        eta: share of fresh noise in each step of the DDIMs, in [0, 1] (arXiv 2010.02502, equation 16): 0 is
-            deterministic, 1 is DDPM.
-        sigmas: noise levels `(steps + 1,)` to run on instead of the sampler's own, descending, the last one 0: as
-            k-diffusion and ComfyUI have them, the standard deviation of the noise beside a signal of 1. For
-            `dpmpp_2m`, `unipc` and `euler`. The network is told the nearest whole timesteps, as there.
-
     Raises:
-        UserError: unknown name, or a number out of its range.
+        UserError: a number of steps, or a share of the schedule, that the schedule does not have.
     """
-    if name not in _TABLE:
-        raise UserError(f"Unknown sampler '{name}': expected one of {', '.join(SAMPLERS)}.")
-    total, row = _total(config, steps, denoise), _TABLE[name]
-    if sigmas is not None and (row.arrange is not _by_sigmas or len(sigmas) != steps + 1 or denoise != 1.0):
-        takers = ", ".join(other for other, row in _TABLE.items() if row.arrange is _by_sigmas)
-        raise UserError(
-            f"{len(sigmas)} sigmas were given to '{name}' for {steps} steps at denoise {denoise}: expected one of "
-            f"{takers}, {steps + 1} sigmas and denoise 1."
-        )
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta {eta} is not possible: expected 0 to 1.")
-    if eta and not row.takes_eta:
-        takers = ", ".join(other for other, row in _TABLE.items() if row.takes_eta)
-        raise UserError(f"eta {eta} means nothing to the sampler '{name}': leave it at 0, or use one of {takers}.")
     import diffusers
 
+    (kind, own, arrange), denoise = _TABLE[sampling.sampler], sampling.denoise
+    steps = sampling.steps if sampling.sigmas is None else len(sampling.sigmas) - 1
     settings = {
         "num_train_timesteps": config.steps,
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
         "beta_schedule": config.beta_schedule,
         "prediction_type": config.prediction,
-        **row.settings,
     }
-    given = {} if sigmas is None else {"sigmas": sigmas}
-    sampler = row.arrange(getattr(diffusers, row.kind), settings, config, total, **given)
-    begin = _begin(row.begin, sampler.timesteps, steps, denoise, config)
-    if hasattr(sampler.scheduler, "set_begin_index"):
+    make = partial(getattr(diffusers, kind), **settings, **own)
+    given = {} if sampling.sigmas is None else {"sigmas": sampling.sigmas}
+    scheduler, told = arrange(make, config, _total(config, steps, denoise), **given)
+    begin = _released_begin(told, config, denoise) if arrange is _ddim_released else len(told) - steps
+    if hasattr(scheduler, "set_begin_index"):
         # Else diffusers looks the first step up by its timestep, which several steps can share.
-        sampler.scheduler.set_begin_index(begin)
-    return Sampler(
-        sampler.scheduler,
-        sampler.timesteps,
-        sampler.keys,
-        begin,
-        {"eta": eta} if eta else {},
-        sampler.noisy or eta > 0.0,
-    )
+        scheduler.set_begin_index(begin)
+    fresh = {"eta": sampling.eta} if sampling.eta else {}
+    return Sampler(scheduler, told.float()[begin:], scheduler.timesteps[begin:], fresh, bool(fresh) or arrange is _lcm)
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
@@ -255,8 +255,7 @@ def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
     return total
 
 
-def _begin(
-    find: Callable[[Tensor, int, float], int], timesteps: Tensor, steps: int, denoise: float, config: DiffusionConfig
-) -> int:
-    # Rounded, as 0.29 * 100 is less than 29.
-    return find(timesteps, steps, round(denoise * config.steps, 6)) if denoise < 1.0 else 0
+def _released_begin(timesteps: Tensor, config: DiffusionConfig, denoise: float) -> int:
+    """The first step of at most the highest timestep, of a grid that may have more steps than were asked for."""
+    highest = round(denoise * config.steps, 6)  # as 0.29 * 100 is less than 29
+    return min(int((timesteps > highest).sum()), len(timesteps) - 1)

@@ -77,15 +77,20 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
-    """Attention among the positions of each frame, and from them to the clip's text and style tokens."""
+class Transformer(nn.Module):
+    """A Transformer block between projections; what it attends over, its kinds say."""
 
-    def __init__(self, channels: int, head_dim: int, context_dim: int, ops: Any, attend: Attend):
+    def __init__(self, channels: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
         super().__init__()
+        inner = heads * head_dim
         self.norm = ops.GroupNorm(32, channels, eps=1e-6)
-        self.proj_in = ops.Linear(channels, channels)
-        self.block = TransformerBlock(channels, channels // head_dim, head_dim, context_dim, ops, attend)
-        self.proj_out = ops.Linear(channels, channels)
+        self.proj_in = ops.Linear(channels, inner)
+        self.block = TransformerBlock(inner, heads, head_dim, context_dim, ops, attend)
+        self.proj_out = ops.Linear(inner, channels)
+
+
+class SpatialTransformer(Transformer):
+    """Attention among the positions of each frame, and from them to the clip's text and style tokens."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x `((b f), c, h, w)`, context `(b, tokens, context_dim)`."""
@@ -94,16 +99,8 @@ class SpatialTransformer(nn.Module):
         return x + rearrange(tokens, "bf (h w) c -> bf c h w", h=x.shape[2])
 
 
-class TemporalTransformer(nn.Module):
+class TemporalTransformer(Transformer):
     """Attention among the frames at each position, twice (it has no context); no code tells the frames apart."""
-
-    def __init__(self, channels: int, heads: int, head_dim: int, ops: Any, attend: Attend):
-        super().__init__()
-        inner = heads * head_dim
-        self.norm = ops.GroupNorm(32, channels, eps=1e-6)
-        self.proj_in = ops.Linear(channels, inner)
-        self.block = TransformerBlock(inner, heads, head_dim, None, ops, attend)
-        self.proj_out = ops.Linear(inner, channels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x `((b f), c, h, w)`."""

@@ -12,7 +12,7 @@ from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..files import StateDict
 from ..layouts import Layout, Origin, part, shapes_of
-from .unet import Stage, decoder_stages, encoder_stages
+from .unet import decoder_stages, encoder_stages, middle_stage
 
 # Our name -> released name, inside one module.
 _TEMPORAL_CONV = {
@@ -67,41 +67,40 @@ def key_table(config: UNetConfig) -> dict[str, str]:
     def add(ours: str, released: str, inner: Mapping[str, str]) -> None:
         table.update({f"{ours}.{k}": f"{released}.{v}" for k, v in inner.items()})
 
-    def add_stage(ours: str, released: str, stage: Stage) -> None:
-        add(f"{ours}.resnet", f"{released}.0", _resnet(stage))
-        if stage.attention:
-            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
-
     for name in config.conditions:
         stem, temporal = CONDITIONS[name].released
         add(f"stc.{name}", stem, _STC_STEM)
         add(f"stc.{name}.temporal", temporal, _STC_TEMPORAL)
+
     add("temporal_in", "input_blocks.0.1", _TRANSFORMER)
-    for i, stage in enumerate(encoder_stages(config)):
+    stages = {
+        **{f"encoder.{i}": (f"input_blocks.{i + 1}", stage) for i, stage in enumerate(encoder_stages(config))},
+        "middle": ("middle_block", middle_stage(config)),
+        **{f"decoder.{i}": (f"output_blocks.{i}", stage) for i, stage in enumerate(decoder_stages(config))},
+    }
+    for ours, (released, stage) in stages.items():
         if stage.resnet:
-            add_stage(f"encoder.{i}", f"input_blocks.{i + 1}", stage)
-        else:
-            table[f"encoder.{i}.downsample.conv"] = f"input_blocks.{i + 1}.op"
-    middle = Stage(0, 0, attention=True)
-    add_stage("middle", "middle_block", middle)
-    add("middle_out", "middle_block.3", _resnet(middle))
-    for i, stage in enumerate(decoder_stages(config)):
-        add_stage(f"decoder.{i}", f"output_blocks.{i}", stage)
-        if stage.resample:
-            table[f"decoder.{i}.upsample.conv"] = f"output_blocks.{i}.{3 if stage.attention else 1}.conv"
+            same = stage.in_channels == stage.channels
+            add(f"{ours}.resnet", f"{released}.0", {k: v for k, v in _RESNET.items() if k != "skip" or not same})
+        if stage.attention:
+            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
+            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+        if stage.resample and ours.startswith("encoder"):
+            table[f"{ours}.downsample.conv"] = f"{released}.op"
+        elif stage.resample:
+            table[f"{ours}.upsample.conv"] = f"{released}.{3 if stage.attention else 1}.conv"
+    add("middle_out", "middle_block.3", {k: v for k, v in _RESNET.items() if k != "skip"})
     return table
 
 
-def _resnet(stage: Stage) -> dict[str, str]:
-    return {k: v for k, v in _RESNET.items() if k != "skip" or stage.in_channels != stage.channels}
-
-
 def released_names(config: UNetConfig) -> set[str]:
-    """The names of a network's tensors in a released file, for which it need not be built."""
-    table = key_table(config)
-    biased = [released for ours, released in table.items() if not ours.endswith(_WITHOUT_BIAS)]
-    return {f"{name}.weight" for name in table.values()} | {f"{name}.bias" for name in biased}
+    """The names of all tensors of a network in a released file."""
+    return {
+        f"{released}.{leaf}"
+        for ours, released in key_table(config).items()
+        for leaf in ("weight", "bias")
+        if leaf == "weight" or not ours.endswith(_WITHOUT_BIAS)
+    }
 
 
 def released_layout(unet: nn.Module) -> Layout:

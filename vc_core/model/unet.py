@@ -1,6 +1,6 @@
 """The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and STC-encoders before it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
 from ..errors import UserError
-from .blocks import (
-    Attend,
-    Downsample,
-    ResBlock,
-    SpatialTransformer,
-    TemporalTransformer,
-    Upsample,
-    attend,
-)
+from .blocks import Attend, Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, attend
 from .stc import STCEncoder
 
 
@@ -46,6 +38,11 @@ def encoder_stages(config: UNetConfig) -> Iterator[Stage]:
             yield Stage(channels, channels, resnet=False, resample=True)
 
 
+def middle_stage(config: UNetConfig) -> Stage:
+    deepest = config.width * config.multipliers[-1]
+    return Stage(deepest, deepest, attention=True)
+
+
 def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
     """The way up: every stage takes one skip; the last stage of a level upsamples, but for the topmost."""
     skips = [config.width, *(stage.channels for stage in encoder_stages(config))]
@@ -61,39 +58,45 @@ def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
             channels = config.width * multiplier
 
 
-class EncoderBlock(nn.Module):
-    """A residual block with its Transformers, or a downsampling."""
+class Block(nn.Module):
+    """A residual block with its Transformers, where the stage has them."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__()
+        heads = stage.channels // config.head_dim, config.head_dim
         self.resnet = _resnet(stage, config, ops) if stage.resnet else None
-        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        self.spatial = self.temporal = None
+        if stage.attention:
+            self.spatial = SpatialTransformer(stage.channels, *heads, config.context_dim, ops, attend)
+            self.temporal = TemporalTransformer(stage.channels, *heads, None, ops, attend)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
+        x = self.resnet(x, time, frames)
+        return x if self.spatial is None else self.temporal(self.spatial(x, context), frames)
+
+
+class EncoderBlock(Block):
+    """A block, or a downsampling in its place."""
+
+    def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
+        super().__init__(stage, config, ops, attend)
         self.downsample = Downsample(stage.channels, ops) if stage.resample else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
-        if self.downsample is not None:
-            return self.downsample(x)
-        x = self.resnet(x, time, frames)
-        if self.spatial is not None:
-            x = self.temporal(self.spatial(x, context), frames)
-        return x
+        return super().forward(x, time, context, frames) if self.downsample is None else self.downsample(x)
 
 
-class DecoderBlock(nn.Module):
-    """A residual block over the way up and its skip, with its Transformers; the last of a level upsamples."""
+class DecoderBlock(Block):
+    """A block over the way up and its skip; the last of a level upsamples."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
-        super().__init__()
-        self.resnet = _resnet(stage, config, ops)
-        self.spatial, self.temporal = _transformers(stage, config, ops, attend)
+        super().__init__(stage, config, ops, attend)
         self.upsample = Upsample(stage.channels, ops) if stage.resample else None
 
     def forward(
         self, x: Tensor, skip: Tensor, time: Tensor, context: Tensor, frames: int, next_size: tuple[int, int]
     ) -> Tensor:
-        x = self.resnet(torch.cat([x, skip], dim=1), time, frames)
-        if self.spatial is not None:
-            x = self.temporal(self.spatial(x, context), frames)
+        x = super().forward(torch.cat([x, skip], dim=1), time, context, frames)
         return x if self.upsample is None else self.upsample(x, next_size)
 
 
@@ -114,20 +117,13 @@ class UNet3D(nn.Module):
         self.time_out = ops.Linear(width * 4, width * 4)
         self.style_in = ops.Linear(config.context_dim, config.context_dim)
         self.style_out = ops.Linear(config.context_dim, config.context_dim)
-        self.stc = nn.ModuleDict(
-            {
-                name: STCEncoder(
-                    CONDITIONS[name].channels, config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
-                )
-                for name in config.conditions
-            }
-        )
+        stc = config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
+        self.stc = nn.ModuleDict({name: STCEncoder(CONDITIONS[name].channels, *stc) for name in config.conditions})
         self.conv_in = ops.Conv2d(config.channels + config.stc_channels, width, 3, padding=1)
-        self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, ops, attend)
+        self.temporal_in = TemporalTransformer(width, config.temporal_in_heads, config.head_dim, None, ops, attend)
         self.encoder = nn.ModuleList(EncoderBlock(s, config, ops, attend) for s in encoder_stages(config))
-        deepest = width * config.multipliers[-1]
-        self.middle = EncoderBlock(Stage(deepest, deepest, attention=True), config, ops, attend)
-        self.middle_out = _resnet(Stage(deepest, deepest), config, ops)
+        self.middle = EncoderBlock(middle_stage(config), config, ops, attend)
+        self.middle_out = _resnet(middle_stage(config), config, ops)
         self.decoder = nn.ModuleList(DecoderBlock(s, config, ops, attend) for s in decoder_stages(config))
         self.norm_out = ops.GroupNorm(32, width * config.multipliers[0])
         self.conv_out = ops.Conv2d(width * config.multipliers[0], config.channels, 3, padding=1)
@@ -184,11 +180,6 @@ class UNet3D(nn.Module):
             )
         return self.stc[name](tensor, size)
 
-    def encode_conditions(self, conditions: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor | None:
-        """The sum of the STC embeddings of `conditions`, or None where there are none."""
-        embeddings = [self.encode_condition(name, tensor, size) for name, tensor in conditions.items()]
-        return sum(embeddings[1:], embeddings[0]) if embeddings else None
-
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoids `(B, dim)` in float32, cosines first, periods up to 10000 steps."""
@@ -200,15 +191,3 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 def _resnet(stage: Stage, config: UNetConfig, ops: Any) -> ResBlock:
     return ResBlock(stage.in_channels, stage.channels, config.width * 4, config.dropout, ops)
-
-
-def _transformers(
-    stage: Stage, config: UNetConfig, ops: Any, attend: Attend
-) -> tuple[SpatialTransformer | None, TemporalTransformer | None]:
-    if not stage.attention:
-        return None, None
-    channels, head_dim = stage.channels, config.head_dim
-    return (
-        SpatialTransformer(channels, head_dim, config.context_dim, ops, attend),
-        TemporalTransformer(channels, channels // head_dim, head_dim, ops, attend),
-    )
