@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from training.recipe import Recipe
-from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
-from vc_core.composer import VideoComposer, choose_dtypes
-from vc_core.conditions import condition_size, drawing_size
+from vc_core.checkpoint import PARTS, Part, read_checkpoint
+from vc_core.composer import choose_dtypes
+from vc_core.conditions import drawing_size
 from vc_core.config import Config
 from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
 from vc_core.extract.refit import refit
 from vc_core.files import open_tensors
-from vc_core.model.unet import UNet3D
 from vc_core.video import resize_crop
 
 MADE = ("depth", "sketch", "single_sketch")
 """Conditions that are made here of a sample's frames, where the data set does not bring them."""
+CHUNK = 16
+"""Frames at a time."""
 
 
 def gather_parts(recipe: Recipe) -> dict[str, Part]:
@@ -38,9 +39,8 @@ def gather_parts(recipe: Recipe) -> dict[str, Part]:
     start, found = recipe.start, {}
     for path in filter(None, (start.checkpoint, *start.parts)):
         # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.
-        if path == start.checkpoint and not find_parts(open_tensors(path).shapes, str(path)):
-            continue
-        found = {**read_checkpoint(path).parts, **found}
+        if path != start.checkpoint or find_parts(open_tensors(path).shapes, str(path)):
+            found = {**read_checkpoint(path).parts, **found}
     return {name: found[name] for name in PARTS if name in found and name != "model"}
 
 
@@ -49,11 +49,9 @@ class Encoders:
 
     Args:
         config: of the network that is trained, which says how its conditions are made.
-        parts: the autoencoder and the towers, see `gather_parts`.
+        parts: the autoencoder and the towers, see `gather_parts`. They compute as they do to compose, fp16 on CUDA.
         size: (height, width) of the videos in pixels.
-        dtype: the autoencoder and the towers compute in; by default as they do to compose, fp16 on CUDA.
         depth_model: see `vc_core.extract.depth.depth`; None for the released one, where it is found.
-        chunk: frames at a time.
     """
 
     def __init__(
@@ -62,13 +60,21 @@ class Encoders:
         parts: dict[str, Part],
         size: tuple[int, int],
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
         depth_model: Path | None = None,
-        chunk: int = 16,
     ):
         self.config, self.parts, self.size = config, parts, size
-        self.device, self.depth_model, self.chunk = torch.device(device), depth_model, chunk
-        self.dtype = dtype or choose_dtypes(self.device, "auto", "auto")[1]
+        self.device, self.depth_model = torch.device(device), depth_model
+        self.dtype = choose_dtypes(self.device, "auto", "auto")[1]
+
+    def part(self, name: str) -> Part:
+        """One of the frozen networks' files. Raises `UserError` where the recipe brings none."""
+        if name not in self.parts:
+            without = ", or train with style in the domains' `without`" if name == "image" else ""
+            raise UserError(
+                f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its start.parts bring it: "
+                f"add a file of it to start.parts{without}."
+            )
+        return self.parts[name]
 
     @cached_property
     def autoencoder(self) -> Any:
@@ -92,7 +98,7 @@ class Encoders:
         """Scaled latents `(B, 4, F, h, w)` of videos `(B, 3, F, H, W)` in [0, 1]."""
         from vc_core.encoders.autoencoder import encode
 
-        return encode(self.autoencoder, video.to(self.device), self.chunk) * self.config.autoencoder.scale
+        return encode(self.autoencoder, video.to(self.device), CHUNK) * self.config.autoencoder.scale
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Tokens `(B, 77, D)` of prompts."""
@@ -113,27 +119,9 @@ class Encoders:
         try:
             drawn = self._depth(pictures) if name == "depth" else self._sketch(pictures)
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
-                            ) from error  # fmt: skip
+            advice = f"or train without it, with {name} in the domain's `without`."
+            raise UserError(f"{str(error).rstrip('.')}; {advice}") from error
         return refit(name, drawn, self.size, drawn.shape[2], self.config.extraction)
-
-    def taken_at(self, name: str) -> tuple[int, int]:
-        """(height, width) that the network takes a condition at."""
-        return condition_size(name, self.size, self.config.extraction.condition_scale)
-
-    def composer(self, unet: UNet3D) -> VideoComposer:
-        """A network in training, ready to compose with these encoders."""
-        path = Path(getattr(self.part("vae").tensors, "source", "training"))
-        checkpoint = Checkpoint(path, self.config, self.parts)
-        return VideoComposer(self.config, unet, self.autoencoder, self.towers, checkpoint, self.device, torch.float32)
-
-    def part(self, name: str) -> Part:
-        """One of the frozen networks' files. Raises `UserError` where the recipe brings none."""
-        if name not in self.parts:
-            without = ", or train with style in the domains' `without`" if name == "image" else ""
-            raise UserError(f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its "
-                            f"start.parts bring it: add a file of it to start.parts{without}.")  # fmt: skip
-        return self.parts[name]
 
     @cached_property
     def _depth(self) -> Callable[[Tensor], Tensor]:
@@ -145,9 +133,11 @@ class Encoders:
             depth(torch.zeros(1, 3, 1, 8, 8))  # which says what to get, and where
         model = load_depth_model(path, self.device)
         if self.config.extraction.depth == "midas" and model.which != "midas":
-            raise UserError(f"{path} is {model.which}, and the network's depth is MiDaS's: give that as depth_model, "
-                            "or say extraction.depth relative in start.network.")  # fmt: skip
-        return lambda frames: depth(frames, model, device=self.device, chunk=self.chunk)[0]
+            raise UserError(
+                f"{path} is {model.which}, and the network's depth is MiDaS's: give that as depth_model, or say "
+                "extraction.depth relative in start.network."
+            )
+        return lambda frames: depth(frames, model, device=self.device, chunk=CHUNK)[0]
 
     @cached_property
     def _sketch(self) -> Callable[[Tensor], Tensor]:
@@ -163,4 +153,4 @@ class Encoders:
             sketch(torch.zeros(1, 3, 1, 8, 8), "pidinet")  # which says what to get, and where
         detector, simplifier = (files[name] for name in RELEASED_FILES)
         draw = released_sketch(load_pidinet(detector).to(self.device), load_simplifier(simplifier).to(self.device))
-        return lambda frames: per_frame(draw, frames, "sketch", self.device, self.chunk)
+        return lambda frames: per_frame(draw, frames, "sketch", self.device, CHUNK)
