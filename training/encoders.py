@@ -31,11 +31,8 @@ CHUNK = 16
 
 
 def gather_parts(recipe: Recipe) -> dict[str, Part]:
-    """The autoencoder and the towers of the recipe's files; the first file that brings one gives it.
-
-    Raises:
-        UserError: a file that cannot be read, or one of `start.parts` that holds none of them.
-    """
+    """The autoencoder and the towers of the recipe's files; the first file that brings one gives it. Raises `UserError`
+    for a file that cannot be read, or one of `start.parts` that holds none of them."""
     start, found = recipe.start, {}
     for path in filter(None, (start.checkpoint, *start.parts)):
         # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,12 @@ class Engine:
     """A network in training on some ranks: `update` learns from batches, `save` and `load` keep all of it.
 
     Args:
-        unet: with its initial weights, equal on all ranks, on the CPU; what trains requires gradients (see
-            `training.parameters.choose_parameters`).
+        unet: with its initial weights, equal on all ranks, on the CPU; what trains requires gradients.
         loss_of: computed with this very `unet`.
 
     Attributes:
         trained: parameters by their names in the network; under FSDP2 each rank has a shard of them.
-        average: of `trained` over the steps; empty without EMA.
-        steps: that were made.
+        average: of `trained` over the steps that were made; empty without EMA.
     """
 
     def __init__(self, unet: UNet3D, loss_of: LossOf, recipe: Recipe, world: World):
@@ -88,11 +87,8 @@ class Engine:
         # Asked for now, as FSDP2 puts other parameters in the place of those that it shards.
         self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
         settings, groups = recipe.optimizer, parameter_groups(unet, recipe)
-        options = {"betas": settings.betas, "weight_decay": settings.weight_decay}
-        kinds = {"muon": Muon, "adamw": torch.optim.AdamW}
-        self.optimizer = kinds[settings.kind](
-            groups, **options, **({"fused": True} if settings.kind == "adamw" else {})
-        )
+        optimizer = Muon if settings.kind == "muon" else partial(torch.optim.AdamW, fused=True)
+        self.optimizer = optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay)
         self.rates = [group["lr"] for group in groups]
         self.average = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema > 0 else {}
 
@@ -139,12 +135,9 @@ class Engine:
         Each domain's loss is its mean over all of its batches on all ranks, and the step's loss the mean of the
         domains' by their weights: how many ranks a domain has changes nothing of what it counts.
 
-        Returns:
-            Norms of the gradient before it is clipped, of each group and `all`; and of each batch its samples' losses
-            and timesteps, without their graph.
-
-        Raises:
-            UserError: the gradient is not finite; nothing is changed then.
+        Returns norms of the gradient before it is clipped, of each group and `all`; and of each batch its samples'
+        losses and timesteps, without their graph. Raises `UserError` where the gradient is not finite; nothing is
+        changed then.
         """
         self.model.train()
         self.model.zero_grad(set_to_none=True)
@@ -196,9 +189,7 @@ class Engine:
 
     def weights(self, average: bool = True) -> dict[str, Tensor]:
         """The whole network's weights, or their averages where they are kept, on the CPU; empty but on the main rank.
-
-        All ranks take part.
-        """
+        All ranks take part."""
         tensors = {}
         for name, parameter in self.unet.named_parameters():
             whole = _whole(self.average.get(name, parameter) if average else parameter).detach()
@@ -211,10 +202,8 @@ class Engine:
     def save(self, out: Path, state: Mapping[str, Any]) -> Path:
         """Writes `out/checkpoints/step-N` with weights, averages, the optimizer, the recipe and `state` of JSON.
 
-        It is written beside and renamed, and the last `engine.keep` are kept. All ranks take part.
-
-        Raises:
-            UserError: it cannot be written; nothing half-written stays.
+        It is written beside and renamed, and the last `engine.keep` are kept. All ranks take part. Raises `UserError`
+        where it cannot be written; nothing half-written stays.
         """
         from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
@@ -227,7 +216,10 @@ class Engine:
             make_folder(part)
         self.world.wait()
         tensors = self._tensors()
-        writer = HuggingFaceStorageWriter(str(part), _files(tensors), save_distributed=True)
+        # In files of a GiB each: a rank holds one in memory while it writes it.
+        ends = accumulate(t.numel() * t.element_size() for t in tensors.values())
+        files = {name: 1 + end // 2**30 for name, end in zip(tensors, ends, strict=True)}
+        writer = HuggingFaceStorageWriter(str(part), files, save_distributed=True)
         try:
             with writing(folder):
                 with _plainly():
@@ -253,8 +245,7 @@ class Engine:
     def load(self, folder: Path) -> dict[str, Any]:
         """Goes on from what `save` wrote, whatever the ranks and the sharding were. Returns its `state`.
 
-        Raises:
-            UserError: it is damaged, or of another network or recipe; it names what does not fit.
+        Raises `UserError` for one that is damaged, or of another network or recipe; it names what does not fit.
         """
         state, shapes = read_state(folder), {name: meta.size for name, meta in _held(folder).items()}
         self._start_optimizer()
@@ -350,12 +341,6 @@ def _held(folder: Path) -> dict[str, TensorStorageMetadata]:
         raise UserError(
             f"{folder} is damaged ({type(error).__name__}: {error}): remove it to go on from the one before."
         ) from error
-
-
-def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """In which of the files, of a GiB each, a tensor is written. A rank holds one file in memory while it writes it."""
-    ends = accumulate(t.numel() * t.element_size() for t in tensors.values())
-    return {name: 1 + end // 2**30 for name, end in zip(tensors, ends, strict=True)}
 
 
 def _part_of(folder: Path) -> Path:

@@ -42,11 +42,9 @@ def export(
     network_only: bool = False,
     dtype: str = "fp16",
 ) -> dict[str, str]:
-    """Writes what the last checkpoint of a run holds. Returns what it says of the training.
+    """Writes what the last checkpoint of a run holds to `out`, a `.safetensors`. Returns what it says of the training.
 
     Args:
-        run: folder of the run.
-        out: a `.safetensors`.
         average: the averaged weights, where the run keeps them, instead of those of the last step.
         merge: of a LoRA's run the whole network, with the LoRA in its weights, instead of the LoRA.
         network_only: without the autoencoder and the towers that the run was made with.
@@ -96,15 +94,8 @@ def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
 def trained_network(
     checkpoint: Path, state: Mapping[str, Any], recipe: Recipe, weights: Mapping[str, Tensor]
 ) -> tuple[Config, UNet3D]:
-    """The network that a run has made of the one that it began with, and its config.
-
-    Args:
-        state: of the checkpoint, see `read_state`.
-        weights: those that were trained.
-
-    Raises:
-        UserError: they are not those that the recipe trains; the message lists what differs.
-    """
+    """The network that a run has made of the one that it began with, and its config. Raises `UserError` where `weights`
+    are not those that the recipe trains; the message lists what differs."""
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     if "config" in state:
         config = Config.from_json(state["config"])

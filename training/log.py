@@ -35,12 +35,9 @@ class Log:
     """Gathers what happens on all ranks; the main one writes it to `out/log.jsonl` and `out/tensorboard`.
 
     Args:
-        out: folder of the run.
         timesteps: of the noise schedule.
-        step, seconds: where the run goes on. What an interrupted one logged beyond is forgotten.
-
-    Attributes:
-        seconds: that the run has used, with those of the starts before this one.
+        step: where the run goes on. What an interrupted one logged beyond is forgotten.
+        seconds: that the run has used in the starts before this one.
     """
 
     def __init__(self, out: Path, recipe: Recipe, world: World, timesteps: int, step: int = 0, seconds: float = 0.0):
@@ -73,13 +70,8 @@ class Log:
             self._bar.update()
 
     def write(self, step: int, norms: Mapping[str, float], rates: Mapping[str, float], **more: Any) -> dict[str, Any]:
-        """Writes the means since the last time. All ranks take part; the main one gets what was written.
-
-        Args:
-            norms: of the gradient in this step, by the groups of parameters, and `all`.
-            rates: learning rates by group.
-            more: further values.
-        """
+        """Writes the means since the last time, and this step's norms of the gradient and learning rates, by the groups
+        of parameters. All ranks take part; the main one gets what was written."""
         sums = torch.zeros(2, len(self.names), QUARTERS, dtype=torch.float64)
         for domain, _, losses, timesteps in self._told:  # only now: before, it would wait for the device in every step
             quarters = (timesteps.cpu().long() * QUARTERS // self.timesteps).clamp(max=QUARTERS - 1)
@@ -143,7 +135,7 @@ class Log:
         self._now = time.monotonic()
 
     def close(self) -> None:
-        """Ends it, with all that was told written."""
+        """Ends it, with all of it written."""
         self.leave()
         if self._board is not None:
             with self._boarding():

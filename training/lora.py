@@ -60,14 +60,10 @@ def alphas_of(unet: nn.Module) -> dict[str, float]:
 
 
 def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str]) -> list[str]:
-    """Gives linear layers a LoRA, which alone trains from then on. Returns their names.
+    """Gives linear layers in whose name any of `on` is a LoRA, which alone trains from then on. Returns their names.
 
-    Args:
-        alpha: by default the rank, so that the change is up @ down.
-        on: parts of module names; a layer in whose name any of them is gets one.
-
-    Raises:
-        UserError: one of `on` is in no layer's name, or the network has LoRAs already.
+    `alpha` is by default the rank, so that the change is up @ down. Raises `UserError` where one of `on` is in no
+    layer's name, or the network has LoRAs already.
     """
     linear = _linear(unet)
     if nowhere := [part for part in on if not any(part in name for name in linear)]:
@@ -87,9 +83,8 @@ def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str
 def load_lora(unet: nn.Module, path: str | Path) -> list[str]:
     """Gives the layers that a file has a LoRA for these LoRAs, to be trained on or merged. Returns their names.
 
-    Raises:
-        UserError: a key that no linear layer of the network matches, one that is missing beside another, or a tensor
-            of another shape.
+    Raises `UserError` for a key that no linear layer of the network matches, one that is missing beside another, or a
+    tensor of another shape.
     """
     tensors, linear = open_tensors(path), _linear(unet)
     get, layers = tensors.get(), {}
@@ -144,8 +139,7 @@ def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
 def network_of(config: Config, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> UNet3D:
     """The network of a config with these weights, all of them, which it takes over.
 
-    Args:
-        alphas: of the layers that have a LoRA, see `alphas_of`; their ranks are those of the weights.
+    The layers that `alphas` names have a LoRA, see `alphas_of`, of the rank of its weights.
     """
     unet = on_meta(config)
     for name, alpha in alphas.items():

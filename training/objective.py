@@ -25,9 +25,6 @@ KEEP_ALL, DROP_ALL, DROP = 0.1, 0.1, 0.5
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-# --- Randomness -----------------------------------------------------------------------------------------------------
-
-
 def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
     """Timesteps `(B,)` in [0, steps), uniform over the run.
 
@@ -42,9 +39,8 @@ def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
 def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: float = 0.0) -> Tensor:
     """Standard normal noise `(B, *shape)`, shape (C, F, h, w), on the CPU.
 
-    Args:
-        offset: strength of a further noise that is constant over each channel of each frame, by which the network
-            learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
+    `offset` is the strength of a further noise that is constant over each channel of each frame, by which the network
+    learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
     """
     noise = torch.stack([torch.randn(*shape, generator=generator_for(seed, n, "noise")) for n in numbers])
     if offset == 0.0:
@@ -53,15 +49,9 @@ def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: 
     return noise + offset * torch.stack(constant)
 
 
-# --- Condition dropout ----------------------------------------------------------------------------------------------
-
-
 def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> set[str]:
-    """Those of `NAMES` that a sample of a recipe's domain can keep: in stage 1 the text alone, in an image no motion.
-
-    Args:
-        conditions: that the network has STC-encoders for.
-    """
+    """Those of `NAMES` that a sample of a recipe's domain can keep, where its network has encoders for `conditions`:
+    in stage 1 the text alone, in an image no motion."""
     possible = {"text"} if recipe.stage == 1 else {"text", "style", *conditions}
     if max(domain.lengths or (domain.frames,)) == 1:
         possible -= {"motion"}
@@ -71,13 +61,10 @@ def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> 
 def kept_of(
     numbers: Sequence[int], seed: int, loss: Loss, stage: int = 2, possible: Collection[str] = NAMES
 ) -> dict[str, Tensor]:
-    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What a sample drops is not even made.
+    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What is not `possible` is dropped.
 
     Stage 1 drops the text with `loss.text_dropout`. Stage 2 keeps all with 0.1, drops all with 0.1 and else drops each
     with 0.5: for each sample by itself, or, by the rule `released`, for the batch that `numbers` is.
-
-    Args:
-        possible: what can be kept at all, see `possible_in`; the rest is dropped.
     """
     if stage == 1:
         lots = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
@@ -145,9 +132,6 @@ def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tens
     return dict(zip(NAMES, kept, strict=True))
 
 
-# --- Schedule, target, weights --------------------------------------------------------------------------------------
-
-
 def snr_weights(alphas: Tensor, prediction: str, gamma: float) -> Tensor:
     """Min-SNR weights `(steps,)` of the squared error (arXiv 2303.09556): min(SNR, gamma), as a weight of the clean
     latent's error, in terms of what the network predicts; 1 of noise alone, where sampling begins and v is the clean
@@ -158,11 +142,9 @@ def snr_weights(alphas: Tensor, prediction: str, gamma: float) -> Tensor:
 
 
 def moving_weight(latents: Tensor, gain: float) -> Tensor:
-    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip.
-
-    More where the latent differs from the clip's first one: an object covers a tenth of a frame, and where it goes
-    is the last thing learned if the background counts nine times as much.
-    """
+    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip: more where the
+    latent differs from the clip's first one. An object covers a tenth of a frame, and where it goes is the last thing
+    learned if the background counts nine times as much."""
     change = (latents - latents[:, :, :1]).abs().mean(1, keepdim=True)
     weight = 1.0 + gain * (change / 0.5).clamp(max=1.0)
     return weight / weight.mean((2, 3, 4), keepdim=True)
@@ -199,9 +181,6 @@ class Objective:
         return losses if self.weights is None else losses * self.weights.to(losses.device)[timesteps]
 
 
-# --- Conditions and tokens ------------------------------------------------------------------------------------------
-
-
 def embed_conditions(
     unet: UNet3D,
     tensors: Mapping[str, Tensor],
@@ -214,8 +193,7 @@ def embed_conditions(
     """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each of `batch` samples keeps, in float32.
 
     Args:
-        tensors: by name, only the samples that keep the condition: what is dropped is not even made. Spatial conditions
-            have F = 1.
+        tensors: by name, only of the samples that keep the condition; spatial ones have F = 1.
         rows: by name, which samples these are, `(n,)`.
         counts: by name, what each of them counts, `(n,)`; 1 where it is not there.
     """
@@ -234,9 +212,8 @@ def embed_conditions(
 def make_context(unet: UNet3D, text: Tensor, empty: Tensor, style: Tensor | None, kept: dict[str, Tensor]) -> Tensor:
     """Text and style tokens `(B, 77 [+ 1], D)`: dropped text is the empty prompt, dropped style the token of zeros.
 
-    Args:
-        text: `(B, 77, D)`; empty: `(1, 77, D)`.
-        style: image embeddings `(B, 1, D)`, or None for a batch without a style token, as when nothing is wired.
+    `text` is `(B, 77, D)`, `empty` `(1, 77, D)`; `style` image embeddings `(B, 1, D)`, or None for a batch without a
+    style token, as when nothing is wired.
     """
 
     def chosen(name: str, given: Tensor, otherwise: Tensor) -> Tensor:

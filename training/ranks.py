@@ -78,9 +78,8 @@ while it holds Python's lock, and they wait for the lock to let go of the last m
 def joined(device: str = "auto") -> Iterator[World]:
     """This process among those that torchrun or `training.launch` started, or alone.
 
-    Raises:
-        UserError: a device that is not there.
-        SystemExit: another rank that `training.launch` started has ended; that one says why.
+    Raises `UserError` for a device that is not there, and SystemExit where another rank that `training.launch` started
+    has ended; that one says why.
     """
     chosen = choose_device(device)
     if "RANK" not in os.environ:
@@ -125,10 +124,7 @@ def lanes_of(rank: int, size: int, shares: Sequence[int]) -> list[Lane]:
 
 def owners_of(size: int, shares: Sequence[int]) -> list[int]:
     """The domain of each of several ranks, by D'Hondt's method, which gives 3 and 1 of 4, and at least one to each.
-
-    Raises:
-        UserError: more domains than ranks.
-    """
+    Raises `UserError` where there are more domains than ranks."""
     if size < len(shares):
         raise UserError(
             f"The recipe has {len(shares)} domains, and {size} ranks cannot share them: start one process, or at least "
@@ -140,21 +136,16 @@ def owners_of(size: int, shares: Sequence[int]) -> list[int]:
     return [domain for domain, count in enumerate(counts) for _ in range(count)]
 
 
-# --- Ranks that share what one process learns from ------------------------------------------------------------------
-
 LARGE = 2**30
 """Bytes of a checkpoint whose network is not copied to several ranks unasked: it keeps the threads of one busy."""
 
 
 def ranks_for(recipe: Recipe, cores: int) -> int:
     """How many ranks a recipe is trained with on one machine: `recipe.ranks`, or by itself the most, up to the cores,
-    that its batches can be dealt to, see `dealt`.
+    that its batches can be dealt to. Raises `UserError` where what `recipe.ranks` says cannot be done.
 
     By itself it is one process where ranks would learn something else, or be slower: on a GPU; where networks are
     large or sharded; where the domains would need ranks of their own; where dropout is drawn for a batch as a whole.
-
-    Raises:
-        UserError: what `recipe.ranks` says cannot be done.
     """
     if choose_device(recipe.engine.device).type != "cpu":
         if recipe.ranks not in (None, 1):
@@ -168,20 +159,16 @@ def ranks_for(recipe: Recipe, cores: int) -> int:
         return recipe.ranks
     start, file = recipe.start, recipe.start.checkpoint
     small = start.network is not None if start.kind == "scratch" else file.is_file() and file.stat().st_size < LARGE
-    if not (small and recipe.engine.parallel == "ddp" and recipe.loss.dropout == "independent"):
-        return 1
+    alike = len(recipe.data) == 1 and recipe.engine.parallel == "ddp" and recipe.loss.dropout == "independent"
     samples = recipe.data[0].batch * recipe.optimizer.accumulate
-    return max(n for n in range(1, cores + 1) if samples % n == 0) if len(recipe.data) == 1 else 1
+    return max(n for n in range(1, cores + 1) if samples % n == 0) if small and alike else 1
 
 
 def dealt(recipe: Recipe, ranks: int) -> Recipe:
     """The recipe as each of some ranks takes it, whose steps together learn from the samples of one process.
 
     Its batches are smaller by the number of ranks, or fewer of them are accumulated. What the network's own dropout
-    draws is another thing, as is the rounding of sums.
-
-    Raises:
-        UserError: the batches cannot be dealt evenly.
+    draws is another thing, as is the rounding of sums. Raises `UserError` where they cannot be dealt evenly.
     """
     if ranks == 1:
         return recipe

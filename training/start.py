@@ -33,25 +33,18 @@ from vc_core.parsing import read_text
 
 @dataclass(frozen=True)
 class Started:
-    """The network before the first step.
+    """The network before the first step."""
 
-    Attributes:
-        unet: on the CPU in float32; what trains requires gradients.
-        config: of the network that is trained, as its checkpoints will say.
-        fresh: what the file lacked, in words.
-    """
-
-    unet: UNet3D
-    config: Config
-    fresh: tuple[str, ...]
+    unet: UNet3D  # on the CPU in float32; what trains requires gradients
+    config: Config  # as its checkpoints will say it
+    fresh: tuple[str, ...]  # what the file lacked, in words
 
 
 def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     """The network that a recipe begins with. Its weights are a function of the recipe and its files alone.
 
-    Raises:
-        UserError: a file that cannot be read, is of another model or size, or has tensors that have no place; or there
-            is nothing to train, see `choose_parameters`.
+    Raises `UserError` for a file that cannot be read, is of another model or size, or has tensors that have no place;
+    and where nothing would be learned, see `choose_parameters`.
     """
     config, tensors = _source(recipe)
     config = _config_of(recipe, config)
@@ -99,10 +92,8 @@ def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
     """Makes what the recipe trains require gradients and nothing else; adds the LoRA.
 
     In stage 1 there are no conditions, so that STC-encoders and the style's layers rest, where the network has them.
-
-    Raises:
-        UserError: nothing would be learned: there is nothing of that kind, or nothing that its gradient could come
-            from; or `train.lora_from` is no LoRA for this network.
+    Raises `UserError` where nothing would be learned: there is nothing of that kind, or nothing that its gradient could
+    come from; or where `train.lora_from` is no LoRA for this network.
     """
     train = recipe.train
     if train.what != "lora":
@@ -131,10 +122,8 @@ def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
 
 
 def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups for an optimizer of what requires gradients, each with `name`, `params` and `lr`.
-
-    The group `temporal` has the temporal layers and the STC-encoders, `spatial` the rest; none of them is empty.
-    """
+    """Groups for an optimizer of what requires gradients, each with `name`, `params` and `lr`, none of them empty:
+    `temporal` has the temporal layers and the STC-encoders, `spatial` the rest."""
     base, temporal = recipe.optimizer.learning_rate, recipe.optimizer.temporal_learning_rate
     groups = [
         {"name": "spatial", "params": [], "lr": base},
@@ -175,10 +164,8 @@ def _read_config(path: Path) -> Config:
 
 
 def _config_of(recipe: Recipe, config: Config) -> Config:
-    """The config of the network that a recipe trains, of the one that it begins from.
-
-    Stage 2 adds all conditions to a network that has none. In stage 1 a network that has none gets none.
-    """
+    """The config of the network that a recipe trains, of the one that it begins from: stage 2 adds all conditions to a
+    network that has none, and in stage 1 such a one gets none."""
     unet, released = config.unet, UNetConfig()
     if recipe.stage == 2 and not unet.conditions:
         unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)

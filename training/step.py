@@ -25,39 +25,24 @@ _FORMS = {"latents": ("latents", "video"), "text": ("text_tokens", "text"), "sty
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the network takes of a batch, on its device.
+    """What the network takes of a batch, on its device."""
 
-    Attributes:
-        latents: `(B, 4, F, h, w)`.
-        text: `(B, 77, D)`, the empty prompt's where it is dropped.
-        style: embeddings `(B, 1, D)`, zeros where it is dropped; None for a batch without a style token.
-        conditions: by name, those of the samples that keep it, `(n, C, F or 1, H, W)`.
-    """
-
-    latents: Tensor
-    text: Tensor
-    style: Tensor | None
-    conditions: dict[str, Tensor]
+    latents: Tensor  # (B, 4, F, h, w)
+    text: Tensor  # (B, 77, D), the empty prompt's where it is dropped
+    style: Tensor | None  # embeddings (B, 1, D), zeros where it is dropped; None for a batch without a style token
+    conditions: dict[str, Tensor]  # by name, those of the samples that keep it, (n, C, F or 1, H, W)
 
 
 class Step:
-    """The loss of a batch. Everything random in it is a function of the recipe's seed and the samples' numbers.
-
-    Args:
-        unet: temporal layers are left out for images, see `training.images`.
-        encoders: of what the samples do not bring.
-    """
+    """The loss of a batch. Everything random in it is a function of the recipe's seed and the samples' numbers. For
+    images temporal layers are left out, see `training.images`; what the samples do not bring the encoders make."""
 
     def __init__(self, unet: UNet3D, encoders: Encoders, objective: Objective, recipe: Recipe):
         self.unet = leave_out_for_images(unet)
         self.encoders, self.objective, self.recipe = encoders, objective, recipe
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss and the timestep of each sample, `(B,)`.
-
-        Raises:
-            UserError: a sample lacks what it keeps; the message names both.
-        """
+        """The loss and the timestep of each sample, `(B,)`. Raises `UserError` where one lacks what it keeps."""
         given = self.inputs(batch)
         frames, size = given.latents.shape[2], tuple(given.latents.shape[-2:])
         noisy, target, timesteps = self.objective.drawn(given.latents, self.recipe.seed, batch.numbers)

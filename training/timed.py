@@ -34,11 +34,8 @@ WAIT = 10.0
 
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
-    """The learning rate's factor after a fraction `done` of the budget.
-
-    A linear warm-up, constant, over the last `decay` a cosine to `floor`: so a run whose budget is raised before its
-    last part goes on as if it had had that budget from the start.
-    """
+    """The learning rate's factor after a fraction `done` of the budget: a linear warm-up, constant, over the last
+    `decay` a cosine to `floor`. A run whose budget is raised before that goes on as if it had had it from the start."""
     return max(done / warmup, 0.01) if done < warmup else falling((done - (1.0 - decay)) / decay, floor)
 
 
@@ -122,11 +119,8 @@ class TimedRun:
         self.save()
 
     def on_disk(self, write: Callable[[], None]) -> None:
-        """Writes, again and again while the disk is full.
-
-        Raises:
-            UserError: it cannot write for another reason, or the disk is full and the run was told to stop.
-        """
+        """Writes, again and again while the disk is full. Raises `UserError` where something else is wrong with it,
+        or the run was told to stop."""
         told = False
         while True:
             try:
@@ -164,14 +158,13 @@ class TimedRun:
     def update(self, loss: Tensor, clip: float = 1.0) -> Tensor:
         """Backward, average over ranks, clip the gradient's norm, step, average the weights. Returns the norm.
 
-        Raises:
-            UserError: the gradient is not finite; nothing is changed then, on a GPU nothing on the disk.
+        Raises `UserError` where it is not finite; nothing is changed then, on a GPU nothing on the disk.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._agree()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self._take(norm, always=norm.device.type == "cpu")
+        self._take(norm)
         self.optimizer.step()
         follow(*self._floating, self.decay, self.step)
         return norm
@@ -179,16 +172,15 @@ class TimedRun:
     def count(self, norm: Tensor) -> None:
         """Takes note of a step that the model has made already, with a gradient of this norm, on the only rank.
 
-        Raises:
-            UserError: the gradient is not finite; what is on the disk has not changed.
+        Raises `UserError` where it is not finite; what is on the disk has not changed.
         """
         self._agree()
         self._take(norm)
         follow(*self._floating, self.decay, self.step)
 
-    def _take(self, norm: Tensor, always: bool = False) -> None:
+    def _take(self, norm: Tensor) -> None:
         self._norm = norm
-        if always or self.step % CHECK_EVERY == 0:
+        if norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
             self._check()
 
     def _check(self) -> None:
