@@ -14,29 +14,26 @@ import torch
 from torch import Tensor
 
 from training.recipe import Recipe
-from vc_core.checkpoint import PARTS, Checkpoint, Part, read_checkpoint
-from vc_core.composer import VideoComposer, choose_dtypes
-from vc_core.conditions import condition_size
+from vc_core.checkpoint import PARTS, Part, read_checkpoint
+from vc_core.composer import choose_dtypes
 from vc_core.config import Config
 from vc_core.encoders.layouts import find_parts
 from vc_core.errors import UserError
 from vc_core.extract.sources import Options, Source, extract_condition
 from vc_core.files import open_tensors
-from vc_core.model.unet import UNet3D
+
+CHUNK = 16
+"""Frames at a time."""
 
 
 def gather_parts(recipe: Recipe) -> dict[str, Part]:
-    """The autoencoder and the towers of the recipe's files; the first file that brings one gives it.
-
-    Raises:
-        UserError: a file that cannot be read, or one of `start.parts` that holds none of them.
-    """
+    """The autoencoder and the towers of the recipe's files; the first file that brings one gives it. Raises `UserError`
+    for a file that cannot be read, or one of `start.parts` that holds none of them."""
     start, found = recipe.start, {}
     for path in filter(None, (start.checkpoint, *start.parts)):
         # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.
-        if path == start.checkpoint and not find_parts(open_tensors(path).shapes, str(path)):
-            continue
-        found = {**read_checkpoint(path).parts, **found}
+        if path != start.checkpoint or find_parts(open_tensors(path).shapes, str(path)):
+            found = {**read_checkpoint(path).parts, **found}
     return {name: found[name] for name in PARTS if name in found and name != "model"}
 
 
@@ -45,11 +42,9 @@ class Encoders:
 
     Args:
         config: of the network that is trained, which says how its conditions are made.
-        parts: the autoencoder and the towers, see `gather_parts`.
+        parts: the autoencoder and the towers, see `gather_parts`. They compute as they do to compose, fp16 on CUDA.
         size: (height, width) of the videos in pixels.
-        dtype: the autoencoder and the towers compute in; by default as they do to compose, fp16 on CUDA.
         depth_model: see `vc_core.extract.depth.load_depth_model`; None for the released one, where it is found.
-        chunk: frames at a time.
     """
 
     def __init__(
@@ -58,16 +53,24 @@ class Encoders:
         parts: dict[str, Part],
         size: tuple[int, int],
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
         depth_model: Path | None = None,
-        chunk: int = 16,
     ):
         self.config, self.parts, self.size = config, parts, size
-        self.device, self.chunk = torch.device(device), chunk
+        self.device = torch.device(device)
         self.options = Options(  # as trained: `auto` would draw edges where the networks of a run are missing
-            sketch_method=config.extraction.sketch, depth_model=depth_model, device=device, at_once=chunk, loaded={}
+            sketch_method=config.extraction.sketch, depth_model=depth_model, device=device, at_once=CHUNK, loaded={}
         )
-        self.dtype = dtype or choose_dtypes(self.device, "auto", "auto")[1]
+        self.dtype = choose_dtypes(self.device, "auto", "auto")[1]
+
+    def part(self, name: str) -> Part:
+        """One of the frozen networks' files. Raises `UserError` where the recipe brings none."""
+        if name not in self.parts:
+            without = ", or train with style in the domains' `without`" if name == "image" else ""
+            raise UserError(
+                f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its start.parts bring it: "
+                f"add a file of it to start.parts{without}."
+            )
+        return self.parts[name]
 
     @cached_property
     def autoencoder(self) -> Any:
@@ -91,7 +94,7 @@ class Encoders:
         """Scaled latents `(B, 4, F, h, w)` of videos `(B, 3, F, H, W)` in [0, 1]."""
         from vc_core.encoders.autoencoder import encode
 
-        return encode(self.autoencoder, video.to(self.device), self.chunk) * self.config.autoencoder.scale
+        return encode(self.autoencoder, video.to(self.device), CHUNK) * self.config.autoencoder.scale
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Tokens `(B, 77, D)` of prompts."""
@@ -117,25 +120,6 @@ class Encoders:
                     "as depth_model, or say extraction.depth relative in start.network."
                 )
         except UserError as error:
-            raise UserError(
-                f"{str(error).rstrip('.')}; or train without it, with {name} in the domain's `without`."
-            ) from error
+            advice = f"or train without it, with {name} in the domain's `without`."
+            raise UserError(f"{str(error).rstrip('.')}; {advice}") from error
         return made.tensor
-
-    def taken_at(self, name: str) -> tuple[int, int]:
-        """(height, width) that the network takes a condition at."""
-        return condition_size(name, self.size, self.config.extraction.condition_scale)
-
-    def composer(self, unet: UNet3D) -> VideoComposer:
-        """A network in training, ready to compose with these encoders."""
-        path = Path(getattr(self.part("vae").tensors, "source", "training"))
-        checkpoint = Checkpoint(path, self.config, self.parts)
-        return VideoComposer(self.config, unet, self.autoencoder, self.towers, checkpoint, self.device, torch.float32)
-
-    def part(self, name: str) -> Part:
-        """One of the frozen networks' files. Raises `UserError` where the recipe brings none."""
-        if name not in self.parts:
-            without = ", or train with style in the domains' `without`" if name == "image" else ""
-            raise UserError(f"The run needs {PARTS[name]}, and neither the recipe's start.checkpoint nor its "
-                            f"start.parts bring it: add a file of it to start.parts{without}.")  # fmt: skip
-        return self.parts[name]

@@ -14,83 +14,50 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from training.data.sample import Batch
-from training.muon import Muon
-from training.parameters import parameter_groups
+from training.muon import Muon, falling, follow
 from training.precision import fast_type
 from training.ranks import Lane, World
-from training.recipe import Optimizer, Recipe
+from training.recipe import Optimizer, Recipe, as_plain
+from training.start import parameter_groups
 from vc_core.disk import make_folder, writing
 from vc_core.errors import UserError
 from vc_core.layouts import shorten
 from vc_core.model.unet import UNet3D
 from vc_core.parsing import parse_json
 
-# --- One step of learning -------------------------------------------------------------------------------------------
-
-
-class Outcome(Protocol):
-    """What a step tells of a batch: the mean loss, and of each sample its loss and timestep, `(B,)`."""
-
-    loss: Tensor
-    losses: Tensor
-    timesteps: Tensor
-
-
-@dataclass(frozen=True)
-class Told:
-    """An outcome for the log, without its graph; `frames` are of each sample."""
-
-    domain: int
-    frames: int
-    losses: Tensor
-    timesteps: Tensor
+LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
+"""From a batch to the loss and the timestep of each sample, both `(B,)`."""
 
 
 class _Loss(nn.Module):
     """The loss as the forward of one module, as DDP and FSDP2 want it."""
 
-    def __init__(self, unet: UNet3D, step: Callable[[Batch], Outcome]):
+    def __init__(self, unet: UNet3D, loss_of: LossOf):
         super().__init__()
         self.unet = unet
-        self._step = (step,)  # in a tuple, so that frozen encoders do not count as parts of this module
-        inside = {id(p) for block in blocks_of(unet) for p in block.parameters()}
+        self._loss_of = (loss_of,)  # in a tuple, so that frozen encoders do not count as parts of this module
+        inside = {id(p) for block in unet.blocks() for p in block.parameters()}
         self._outside = [name for name, p in unet.named_parameters() if p.requires_grad and id(p) not in inside]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        outcome = self._step[0](batch)
+        losses, timesteps = self._loss_of[0](batch)
         # An STC-encoder that no sample of this rank keeps has a gradient all the same, of zeros: every rank takes part
         # in the same collectives. Parameters are looked up now, as FSDP2 gathers them for this forward; those of the
         # blocks are always used, see `training.images`.
         nothing = [self.unet.get_parameter(name).flatten()[0] for name in self._outside]
-        loss = outcome.loss + (0.0 * torch.stack(nothing).sum() if nothing else 0.0)
-        return loss, outcome.losses.detach(), outcome.timesteps
-
-
-def blocks_of(unet: UNet3D) -> list[nn.Module]:
-    """The units that are sharded, recomputed and compiled."""
-    return [*unet.encoder, unet.middle, unet.middle_out, *unet.decoder]
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, whose activations are computed again in the backward pass."""
-    from torch.utils.checkpoint import checkpoint
-
-    def again(*arguments: Any) -> Any:  # a function of ours: torch.compile sees nothing of a partial of torch's
-        return checkpoint(forward, *arguments, use_reentrant=False)
-
-    return again
+        loss = losses.mean() + (0.0 * torch.stack(nothing).sum() if nothing else 0.0)
+        return loss, losses.detach(), timesteps
 
 
 def rate(step: int, steps: int, settings: Optimizer) -> float:
@@ -99,46 +66,38 @@ def rate(step: int, steps: int, settings: Optimizer) -> float:
         return (step + 1) / settings.warmup
     if settings.decay == "constant":
         return 1.0
-    phase = min((step - settings.warmup) / max(steps - settings.warmup, 1), 1.0)
-    return settings.final_rate + (1.0 - settings.final_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
+    return falling((step - settings.warmup) / max(steps - settings.warmup, 1), settings.final_rate)
 
 
 class Engine:
     """A network in training on some ranks: `update` learns from batches, `save` and `load` keep all of it.
 
     Args:
-        unet: with its initial weights, equal on all ranks, on the CPU; what trains requires gradients (see
-            `training.parameters.choose_parameters`).
-        step: a batch's loss, computed with this very `unet`.
+        unet: with its initial weights, equal on all ranks, on the CPU; what trains requires gradients.
+        loss_of: computed with this very `unet`.
 
     Attributes:
-        trained: parameters by their names in the network.
-        own: what this rank has of them: under FSDP2 a shard, else the parameter itself. Optimizer, clipping and
-            averages work on these, for which they are plain tensors.
-        average: of `own` over the steps; empty without EMA.
-        steps: that were made.
+        trained: parameters by their names in the network; under FSDP2 each rank has a shard of them.
+        average: of `trained` over the steps that were made; empty without EMA.
     """
 
-    def __init__(self, unet: UNet3D, step: Callable[[Batch], Outcome], recipe: Recipe, world: World):
+    def __init__(self, unet: UNet3D, loss_of: LossOf, recipe: Recipe, world: World):
         self.unet, self.recipe, self.world, self.steps = unet, recipe, world, 0
-        self.shards: dist.ProcessGroup | None = None
-        self.model = self._spread(_Loss(unet, step))
+        self.model = self._spread(_Loss(unet, loss_of))
         # Asked for now, as FSDP2 puts other parameters in the place of those that it shards.
         self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-        self.own = {name: _own(parameter) for name, parameter in self.trained.items()}
-        of = {id(parameter): self.own[name] for name, parameter in self.trained.items()}
-        self.groups = [{**g, "params": [of[id(p)] for p in g["params"]]} for g in parameter_groups(unet, recipe)]
-        self.optimizer = self._optimizer()
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        keeps_average = recipe.optimizer.ema > 0
-        self.average = {name: p.detach().clone() for name, p in self.own.items()} if keeps_average else {}
+        settings, groups = recipe.optimizer, parameter_groups(unet, recipe)
+        optimizer = Muon if settings.kind == "muon" else partial(torch.optim.AdamW, fused=True)
+        self.optimizer = optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay)
+        self.rates = [group["lr"] for group in groups]
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema > 0 else {}
 
     def _spread(self, module: _Loss) -> nn.Module:
         settings, world = self.recipe.engine, self.world
-        for block in blocks_of(module.unet):
-            if settings.checkpointing:
-                block.forward = _recomputed(block.forward)
-            if settings.compile:
+        module.unet.recompute = settings.checkpointing
+        blocks = module.unet.blocks()
+        if settings.compile:
+            for block in blocks:
                 block.compile()
         if world.size == 1 or settings.parallel == "ddp":
             module.to(world.device)
@@ -151,20 +110,13 @@ class Engine:
 
         sizes = {"fsdp2": (world.size,), "hsdp": (world.size // world.local_size, world.local_size)}[settings.parallel]
         mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=("copies", "shards")[-len(sizes) :])
-        self.shards = mesh.get_group("shards")
         # Computation is autocast as under DDP. Weights are gathered in its type, gradients are summed in float32.
         # Nothing is cast on the way in: a batch is no tensor.
         types = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if self.mixed else {}
         policy = MixedPrecisionPolicy(**types, cast_forward_inputs=False)
-        for block in blocks_of(module.unet):
+        for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         return fully_shard(module, mesh=mesh, mp_policy=policy)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        settings = self.recipe.optimizer
-        if settings.kind == "muon":
-            return Muon(self.groups, betas=settings.betas, weight_decay=settings.weight_decay)
-        return torch.optim.AdamW(self.groups, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
 
     @property
     def rates_now(self) -> dict[str, float]:
@@ -177,41 +129,41 @@ class Engine:
         wanted, device = self.recipe.engine.precision, self.world.device
         return fast_type(device) == torch.bfloat16 if wanted == "auto" else wanted == "bf16" and device.type == "cuda"
 
-    def update(self, batches: Sequence[tuple[Lane, Batch]]) -> tuple[dict[str, float], list[Told]]:
+    def update(self, batches: Sequence[tuple[Lane, Batch]]) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
         """One step of the optimizer. The same number of batches on every rank, at least one of each of its lanes.
 
         Each domain's loss is its mean over all of its batches on all ranks, and the step's loss the mean of the
         domains' by their weights: how many ranks a domain has changes nothing of what it counts.
 
-        Returns:
-            Norms of the gradient before it is clipped, of each group and `all`; and what to log of the samples.
-
-        Raises:
-            UserError: the gradient is not finite; nothing is changed then.
+        Returns norms of the gradient before it is clipped, of each group and `all`; and of each batch its samples'
+        losses and timesteps, without their graph. Raises `UserError` where the gradient is not finite; nothing is
+        changed then.
         """
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        told = []
+        outcomes = []
         counts = [sum(lane.domain == d for lane, _ in batches) for d in range(len(self.recipe.data))]
         for i, (lane, batch) in enumerate(batches):
             # What dropout in the network draws is a function of the recipe and the sample too.
             torch.manual_seed(self.recipe.seed * 1_000_003 + batch.numbers[0])
             with self._synced(i == len(batches) - 1):
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.mixed):
-                    loss, losses, timesteps = self.model(batch)
+                    loss, *outcome = self.model(batch)
                 (loss * (self._weight(lane) / counts[lane.domain])).backward()
-            told.append(Told(lane.domain, batch.frames, losses, timesteps))
+            outcomes.append(tuple(outcome))
         norms = self._clip()
         if not math.isfinite(norms["all"]):
-            raise UserError(f"The gradient is not finite in step {self.steps}: go on from the last checkpoint with a "
-                            "smaller optimizer.learning_rate, or with engine.precision fp32.")  # fmt: skip
+            raise UserError(
+                f"The gradient is not finite in step {self.steps}: go on from the last checkpoint with a smaller "
+                "optimizer.learning_rate, or with engine.precision fp32."
+            )
         factor = rate(self.steps, self.recipe.steps, self.recipe.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.step()
-        self._take_average()
+        follow(list(self.average.values()), list(self.trained.values()), self.recipe.optimizer.ema, self.steps)
         self.steps += 1
-        return norms, told
+        return norms, outcomes
 
     def _weight(self, lane: Lane) -> float:
         """What a batch of a lane counts. Gradients are averaged over all ranks, so a domain's few count for more."""
@@ -226,35 +178,21 @@ class Engine:
             self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
-    @torch.no_grad()
     def _clip(self) -> dict[str, float]:
-        """Brings the gradients to `own`, no larger than `clip`. Returns their norms before."""
-        for name, parameter in self.trained.items():
-            self.own[name].grad = _local(parameter.grad)
-        squares = torch.stack([_square([p.grad for p in group["params"]]) for group in self.groups])
-        if self.shards is not None:
-            dist.all_reduce(squares, group=self.shards)
+        """Makes the gradients no larger than `clip`. Returns their norms before."""
+        groups = self.optimizer.param_groups
+        each = [torch.stack(torch._foreach_norm([p.grad for p in group["params"]])) for group in groups]
+        squares = torch.stack([_whole(norms).square().sum() for norms in each])
         total = squares.sum().sqrt()
-        nn.utils.clip_grads_with_norm_(self.own.values(), self.recipe.optimizer.clip, total)
-        norms = [*squares.sqrt().tolist(), float(total)]
-        return dict(zip([*(group["name"] for group in self.groups), "all"], norms, strict=True))
-
-    @torch.no_grad()
-    def _take_average(self) -> None:
-        decay = min(self.recipe.optimizer.ema, (1 + self.steps) / (10 + self.steps))
-        if self.average:
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.own.values()], 1.0 - decay)
+        nn.utils.clip_grads_with_norm_(self.trained.values(), self.recipe.optimizer.clip, total)
+        return dict(zip([*self.rates_now, "all"], [*squares.sqrt().tolist(), float(total)], strict=True))
 
     def weights(self, average: bool = True) -> dict[str, Tensor]:
         """The whole network's weights, or their averages where they are kept, on the CPU; empty but on the main rank.
-
-        All ranks take part.
-        """
+        All ranks take part."""
         tensors = {}
         for name, parameter in self.unet.named_parameters():
-            own = self.average.get(name) if average else None
-            whole = (parameter if own is None else _shared(own, parameter)).detach()
-            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            whole = _whole(self.average.get(name, parameter) if average else parameter).detach()
             if self.world.main:
                 tensors[name] = whole.cpu().clone()
         return tensors
@@ -262,12 +200,10 @@ class Engine:
     # --- Keeping ----------------------------------------------------------------------------------------------------
 
     def save(self, out: Path, state: Mapping[str, Any]) -> Path:
-        """Writes `out/checkpoints/step-N` with weights, averages, the optimizer and `state`, values of JSON.
+        """Writes `out/checkpoints/step-N` with weights, averages, the optimizer, the recipe and `state` of JSON.
 
-        It is written beside and renamed, and the last `engine.keep` are kept. All ranks take part.
-
-        Raises:
-            UserError: it cannot be written; nothing half-written stays.
+        It is written beside and renamed, and the last `engine.keep` are kept. All ranks take part. Raises `UserError`
+        where it cannot be written; nothing half-written stays.
         """
         from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
@@ -280,15 +216,18 @@ class Engine:
             make_folder(part)
         self.world.wait()
         tensors = self._tensors()
-        writer = HuggingFaceStorageWriter(str(part), _files(tensors), save_distributed=True)
+        # In files of a GiB each: a rank holds one in memory while it writes it.
+        ends = accumulate(t.numel() * t.element_size() for t in tensors.values())
+        files = {name: 1 + end // 2**30 for name, end in zip(tensors, ends, strict=True)}
+        writer = HuggingFaceStorageWriter(str(part), files, save_distributed=True)
         try:
             with writing(folder):
-                with _quiet(), _first_failure():
+                with _plainly():
                     save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
                 self.world.wait()
                 if self.world.main:
                     with open(part / "state.json", "w", encoding="utf-8") as file:
-                        json.dump({"step": self.steps, **state}, file, indent=1)
+                        json.dump({"step": self.steps, "recipe": as_plain(self.recipe), **state}, file, indent=1)
                         file.flush()
                         os.fsync(file.fileno())
                     os.rename(part, folder)
@@ -306,22 +245,20 @@ class Engine:
     def load(self, folder: Path) -> dict[str, Any]:
         """Goes on from what `save` wrote, whatever the ranks and the sharding were. Returns its `state`.
 
-        Raises:
-            UserError: it is damaged, or of another network or recipe; it names what does not fit.
+        Raises `UserError` for one that is damaged, or of another network or recipe; it names what does not fit.
         """
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
         state, shapes = read_state(folder), {name: meta.size for name, meta in _held(folder).items()}
         self._start_optimizer()
         tensors = self._tensors()
         wrong = sorted(n for n in tensors.keys() | shapes if n not in tensors or shapes.get(n) != tensors[n].shape)
         if wrong:
-            raise UserError(f"{folder} is of another network, optimizer or choice of what is trained: {len(wrong)} "
-                            f"tensors differ ({shorten(wrong)}); give another folder with --out.")  # fmt: skip
-        with _quiet():
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=self.world.size == 1)
-        for name, own in self.own.items():
-            kept = self.optimizer.state[own]
+            raise UserError(
+                f"{folder} is of another network, optimizer or choice of what is trained: {len(wrong)} tensors differ "
+                f"({shorten(wrong)}); give another folder with --out."
+            )
+        _read(folder, tensors, self.world.size == 1)
+        for name, parameter in self.trained.items():
+            kept = self.optimizer.state[parameter]
             kept.update({k: int(tensors[f"optimizer.{name}.{k}"]) for k, v in kept.items() if isinstance(v, int)})
         self.steps = state["step"]
         return state
@@ -329,19 +266,19 @@ class Engine:
     def _tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, in the memory where it lives: loading into these loads the run."""
         tensors = {f"weights.{name}": parameter.detach() for name, parameter in self.trained.items()}
-        tensors |= {f"average.{name}": _shared(mean, self.trained[name]) for name, mean in self.average.items()}
-        for name, own in self.own.items():
-            for key, value in self.optimizer.state[own].items():
+        tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
+        for name, parameter in self.trained.items():
+            for key, value in self.optimizer.state[parameter].items():
                 value = value if isinstance(value, Tensor) else torch.tensor(value)
-                one = value.dim() == 0  # how many steps were made, the same on all ranks
-                tensors[f"optimizer.{name}.{key}"] = value.view(1) if one else _shared(value, self.trained[name])
+                # How many steps were made is one number, the same on all ranks.
+                tensors[f"optimizer.{name}.{key}"] = value if value.dim() else value.view(1)
         return tensors
 
     def _start_optimizer(self) -> None:
         """Makes the optimizer's tensors, by a step that changes nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        for parameter in self.own.values():
+        for parameter in self.trained.values():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -349,18 +286,13 @@ class Engine:
 
 def checkpoints(out: Path) -> list[Path]:
     """The whole checkpoints of a run, the last one last."""
-    found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in (Path(out) / "checkpoints").glob("step-*")}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
+    found = (path for path in (Path(out) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def step_folder(out: Path, step: int) -> Path:
     """Where a run's checkpoint of a step is."""
     return Path(out) / "checkpoints" / f"step-{step:08d}"
-
-
-def last_step(out: Path) -> int:
-    """The step of a run's last checkpoint; 0 without any."""
-    return max((int(path.name[5:]) for path in checkpoints(out)), default=0)
 
 
 def remove_remains(out: Path) -> None:
@@ -374,8 +306,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         return parse_json((Path(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no checkpoint of a run ({error}): remove it to go on from the one before, or "
-                        "name another.") from error  # fmt: skip
+        raise UserError(
+            f"{folder} is no checkpoint of a run ({error}): remove it to go on from the one before, or name another."
+        ) from error
 
 
 def read_weights(folder: Path, average: bool = True) -> dict[str, Tensor]:
@@ -383,14 +316,19 @@ def read_weights(folder: Path, average: bool = True) -> dict[str, Tensor]:
 
     What was not trained (see `train.what`) is not in a checkpoint: it is what the run started from.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
-
     held = _held(folder)
     kind = "average." if average and any(name.startswith("average.") for name in held) else "weights."
     tensors = {n: torch.empty(meta.size, dtype=meta.properties.dtype) for n, meta in held.items() if n.startswith(kind)}
-    with _quiet():
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    _read(folder, tensors, True)
     return {name.removeprefix(kind): tensor for name, tensor in tensors.items()}
+
+
+def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
+    """Reads a checkpoint into tensors."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    with _plainly():
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
 
 
 def _held(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -400,61 +338,29 @@ def _held(folder: Path) -> dict[str, TensorStorageMetadata]:
     try:
         return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:
-        raise UserError(f"{folder} is damaged ({type(error).__name__}: {error}): remove it to go on from the one "
-                        "before.") from error  # fmt: skip
-
-
-_FILE_BYTES = 1 << 30
-
-
-def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """In which of the files each tensor is written. A rank holds one file in memory while it writes it."""
-    ends = accumulate(t.numel() * t.element_size() for t in tensors.values())
-    return {name: 1 + end // _FILE_BYTES for name, end in zip(tensors, ends, strict=True)}
+        raise UserError(
+            f"{folder} is damaged ({type(error).__name__}: {error}): remove it to go on from the one before."
+        ) from error
 
 
 def _part_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.part")
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _own(parameter: nn.Parameter) -> nn.Parameter:
-    """What this rank has of a parameter, in the same memory."""
-    with torch.no_grad():
-        return nn.Parameter(parameter.to_local()) if isinstance(parameter, DTensor) else parameter
-
-
-def _shared(own: Tensor, parameter: nn.Parameter) -> Tensor:
-    """What this rank has of a tensor that is sharded as a parameter is, as the whole tensor, in the same memory."""
-    if not isinstance(parameter, DTensor):
-        return own
-    mesh, placements, shape, stride = parameter.device_mesh, parameter.placements, parameter.shape, parameter.stride()
-    return DTensor.from_local(own, mesh, placements, run_check=False, shape=shape, stride=stride)
-
-
-def _square(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of the squares of all numbers."""
-    return torch.stack(torch._foreach_norm(tensors)).square().sum()
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
-def _first_failure() -> Iterator[None]:
-    """What torch.distributed.checkpoint wraps in an exception of its own, which is not even an `Exception`."""
+def _plainly() -> Iterator[None]:
+    """Without torch.distributed.checkpoint's warning of every run that is a single process, and without the exception
+    of its own, not even an `Exception`, that it wraps others in."""
     from torch.distributed.checkpoint.api import CheckpointException
 
-    try:
-        yield
-    except CheckpointException as error:
-        first, _ = next(iter(error.failures.values()))
-        raise first from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.distributed.checkpoint warns of every run that is a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            first, _ = next(iter(error.failures.values()))
+            raise first from error

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from training.bundled import files
 from training.encoders import gather_parts
 from training.engine import checkpoints, read_state, read_weights
 from training.lora import alphas_of, merge_lora, network_of, save_lora
-from training.parameters import choose_parameters
 from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
 from vc_core.checkpoint import TRAINING, on_meta, save_checkpoint
@@ -42,11 +41,9 @@ def export(
     network_only: bool = False,
     dtype: str = "fp16",
 ) -> dict[str, str]:
-    """Writes what the last checkpoint of a run holds. Returns what it says of the training.
+    """Writes what the last checkpoint of a run holds to `out`, a `.safetensors`. Returns what it says of the training.
 
     Args:
-        run: folder of the run.
-        out: a `.safetensors`.
         average: the averaged weights, where the run keeps them, instead of those of the last step.
         merge: of a LoRA's run the whole network, with the LoRA in its weights, instead of the LoRA.
         network_only: without the autoencoder and the towers that the run was made with.
@@ -64,10 +61,13 @@ def export(
     found = checkpoints(run)
     if not found:
         raise UserError(f"{run} holds no checkpoint of a run: name the folder that the recipe's `out` names.")
-    state = read_state(found[-1])
-    recipe = recipe_of(state, found[-1])
-    metadata = training_metadata(recipe, state["step"], average and recipe.optimizer.ema > 0)
-    config, unet = trained_network(found[-1], recipe, read_weights(found[-1], average))
+    checkpoint, state = found[-1], read_state(found[-1])
+    recipe = recipe_of(state, checkpoint)
+    # Of the machine's folders the file says nothing.
+    weights = "averaged" if average and recipe.optimizer.ema > 0 else "raw"
+    said = {"step": state["step"], "weights": weights, "recipe": as_plain(recipe, whole_paths=False)}
+    metadata = {TRAINING: json.dumps(said)}
+    config, unet = trained_network(checkpoint, state, recipe, read_weights(checkpoint, average))
     if recipe.train.what == "lora" and not merge:
         save_lora(out, unet, metadata)
         return metadata
@@ -80,43 +80,33 @@ def export(
 def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
     """The recipe that a checkpoint was made by. Raises `UserError`."""
     if "recipe" not in state:
-        raise UserError(f"{checkpoint} does not say by which recipe it was made: it is of another version; train on "
-                        "from it, and export then.")  # fmt: skip
+        raise UserError(
+            f"{checkpoint} does not say by which recipe it was made: it is of another version; train on from it, and "
+            "export then."
+        )
     try:
         return from_plain(state["recipe"])
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from error
 
 
-def training_metadata(recipe: Recipe, step: int, average: bool) -> dict[str, str]:
-    """What a file says of its training, as a `.safetensors` holds it; of the machine's folders it says nothing."""
-    said = {"step": step, "weights": "averaged" if average else "raw", "recipe": as_plain(recipe, whole_paths=False)}
-    return {TRAINING: json.dumps(said)}
-
-
-def trained_network(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tensor]) -> tuple[Config, UNet3D]:
-    """The network that a run has made of the one that it began with, and its config.
-
-    Args:
-        weights: those that were trained.
-
-    Raises:
-        UserError: they are not those that the recipe trains; the message lists what differs.
-    """
-    state = read_state(checkpoint)
+def trained_network(
+    checkpoint: Path, state: Mapping[str, Any], recipe: Recipe, weights: Mapping[str, Tensor]
+) -> tuple[Config, UNet3D]:
+    """The network that a run has made of the one that it began with, and its config. Raises `UserError` where `weights`
+    are not those that the recipe trains; the message lists what differs."""
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
     if "config" in state:
         config = Config.from_json(state["config"])
-        whole = {name: p.shape for name, p in on_meta(config).named_parameters()}
-        if whole == {name: t.shape for name, t in weights.items()}:
+        if shapes == {name: p.shape for name, p in on_meta(config).named_parameters()}:
             return config, network_of(config, weights, {})  # what the run began with need not be there any more
     started = begin(recipe)
-    choose_parameters(started.unet, recipe)
-    trained = {name: p for name, p in started.unet.named_parameters() if p.requires_grad}
-    wrong = [name for name in {**trained, **weights} if name not in trained or name not in weights
-             or trained[name].shape != weights[name].shape]  # fmt: skip
-    if wrong:
-        raise UserError(f"{checkpoint} does not fit the run's recipe: {len(wrong)} tensors differ ({shorten(wrong)}); "
-                        "the recipe or the file that it starts from has changed.")  # fmt: skip
+    trained = {name: p.shape for name, p in started.unet.named_parameters() if p.requires_grad}
+    if wrong := [name for name in {**trained, **shapes} if trained.get(name) != shapes.get(name)]:
+        raise UserError(
+            f"{checkpoint} does not fit the run's recipe: {len(wrong)} tensors differ ({shorten(wrong)}); the recipe "
+            "or the file that it starts from has changed."
+        )
     return started.config, network_of(started.config, {**started.unet.state_dict(), **weights}, alphas_of(started.unet))
 
 

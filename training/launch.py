@@ -16,9 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import IO
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 LAUNCHED = "VC_LAUNCHED"
 """Environment variable of a rank that `launch` has started, and not torchrun."""
@@ -28,7 +27,6 @@ LOST = 75
 """Exit status of a rank that has lost another one: that one tells why."""
 GRACE = 15.0
 """Seconds that the others have to end by themselves when a rank has failed."""
-POLL = 0.05
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """glibc's settings by which a process keeps its memory: else large tensors go back to the system after each operation,
@@ -38,6 +36,34 @@ and the next one waits for the same pages to be cleared anew (an eighth of a ste
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once, unless `patient`."""
+
+    def __init__(self, patient: bool = False) -> None:
+        self.heard: list[int] = []
+        self._patient, self._process = patient, os.getpid()
+
+    @property
+    def came(self) -> int:
+        """The last signal's number, or 0."""
+        return self.heard[-1] if self.heard else 0
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if os.getpid() != self._process:  # one that reads samples, and has inherited this until it begins
+            return
+        if self.came == number == signal.SIGINT and not self._patient:
+            raise KeyboardInterrupt
+        self.heard.append(number)
 
 
 def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
@@ -51,27 +77,42 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
         The exit status: 0, or that of the rank that failed first (128 and the signal's number where one ended it),
         which the others are ended after.
     """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    shared = {
+        **{**_MEMORY, **os.environ, **dict.fromkeys(_THREADS, "1"), LAUNCHED: "1"},
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks)),
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
     with ExitStack() as stack:
-        came = stack.enter_context(_signals_noted())
+        signals = stack.enter_context(StopSignals(patient=True))
         errors = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(ranks - 1))]
-        port, started = _free_port(), []
+        started: list[subprocess.Popen] = []
         stack.callback(_end, started)
         for rank, where in enumerate(errors):
-            started.append(_start(module, arguments, _environment(rank, ranks, port), where))
-        failed, stopped = _wait(started, came)
+            own = shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            # In a session of its own, a rank is out of reach of the terminal's Ctrl-C, which comes to this process and
+            # is passed on. Windows has no sessions: there the console tells all of them, and nothing is passed on.
+            command, apart = [sys.executable, "-m", module, *arguments], os.name == "posix"
+            process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stderr=where, start_new_session=apart)
+            started.append(process)
+        failed, stopped = _wait(started, signals.heard)
         if failed is None:
-            return _all_lost(started)
+            if not any(process.returncode for process in started):
+                return 0
+            _say("the ranks have lost the connection to each other; the same command goes on from what is saved.")
+            return LOST
         status = started[failed].returncode
         told = started[0].returncode == status == REFUSED
         if errors[failed] is not None and not (stopped or told):
             errors[failed].seek(0)
             sys.stderr.write(errors[failed].read().decode(errors="replace"))
-        if status < 0:
-            name = signal.Signals(-status).name
-            print(f"vc: rank {failed} was ended by {name}{', as where memory is short' * (name == 'SIGKILL')}; the "
-                  "same command goes on from what is saved.", file=sys.stderr)  # fmt: skip
-            return 128 - status
-        return status
+        if status >= 0:
+            return status
+        name = signal.Signals(-status).name
+        why = ", as where memory is short" if name == "SIGKILL" else ""
+        _say(f"rank {failed} was ended by {name}{why}; the same command goes on from what is saved.")
+        return 128 - status
 
 
 def follow_launcher() -> bool:
@@ -92,27 +133,7 @@ def follow_launcher() -> bool:
     return True
 
 
-def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    size = str(ranks)
-    return {
-        **_MEMORY,
-        **os.environ,
-        **dict.fromkeys(_THREADS, "1"),
-        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHED: "1"},
-    }
-
-
-def _start(
-    module: str, arguments: Sequence[str], environment: Mapping[str, str], errors: IO[bytes] | None
-) -> subprocess.Popen:
-    # In a session of its own, a rank is out of reach of the terminal's Ctrl-C, which comes to this process and is
-    # passed on. Windows has no sessions: there the console tells all of them, and nothing is passed on.
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, stdin=subprocess.PIPE,
-                            stderr=errors, start_new_session=os.name == "posix")  # fmt: skip
-
-
-def _wait(started: Sequence[subprocess.Popen], came: list[int]) -> tuple[int | None, bool]:
+def _wait(started: Sequence[subprocess.Popen], heard: list[int]) -> tuple[int | None, bool]:
     """Until all have ended. Returns the rank that failed first, and whether it was told to stop."""
     failed, stopped, last = None, False, float("inf")
     while True:
@@ -126,20 +147,11 @@ def _wait(started: Sequence[subprocess.Popen], came: list[int]) -> tuple[int | N
             last = min(last, time.monotonic() + GRACE)
         if time.monotonic() > last:
             _end(running)
-        while came:
-            number, stopped = came.pop(0), True
+        while heard:
+            number, stopped = heard.pop(0), True
             for process in running if os.name == "posix" else ():
                 process.send_signal(number)
-        time.sleep(POLL)
-
-
-def _all_lost(started: Sequence[subprocess.Popen]) -> int:
-    """The exit status where no rank has failed of itself."""
-    if not any(process.returncode for process in started):
-        return 0
-    print("vc: the ranks have lost the connection to each other; the same command goes on from what is saved.",
-          file=sys.stderr)  # fmt: skip
-    return LOST
+        time.sleep(0.05)
 
 
 def _end(started: Sequence[subprocess.Popen]) -> None:
@@ -149,19 +161,5 @@ def _end(started: Sequence[subprocess.Popen]) -> None:
         process.stdin.close()
 
 
-@contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """The numbers of SIGINT and SIGTERM as they come, which do nothing else meanwhile."""
-    came: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def _say(text: str) -> None:
+    print(f"vc: {text}", file=sys.stderr)

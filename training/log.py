@@ -6,8 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine import Told
-from training.ranks import World
+from training.data.sample import Batch
+from training.ranks import Lane, World
 from training.recipe import Domain, Recipe
 from vc_core.atomic import written_beside
 from vc_core.disk import append, writing
@@ -35,19 +35,17 @@ class Log:
     """Gathers what happens on all ranks; the main one writes it to `out/log.jsonl` and `out/tensorboard`.
 
     Args:
-        out: folder of the run.
         timesteps: of the noise schedule.
-        step, seconds: where the run goes on. What an interrupted one logged beyond is forgotten.
-
-    Attributes:
-        seconds: that the run has used, with those of the starts before this one.
+        step: where the run goes on. What an interrupted one logged beyond is forgotten.
+        seconds: that the run has used in the starts before this one.
     """
 
     def __init__(self, out: Path, recipe: Recipe, world: World, timesteps: int, step: int = 0, seconds: float = 0.0):
         self.path, self.recipe, self.world, self.timesteps = Path(out) / "log.jsonl", recipe, world, timesteps
         self.names = domain_names(recipe.data)
         self.seconds, self._now, self._written = seconds, time.monotonic(), seconds
-        self._clear()
+        self._bad: list[str] = []
+        self._told: list[tuple[int, int, Tensor, Tensor]] = []  # domain, frames, losses and timesteps of batches
         self._board = self._bar = None
         if world.main:
             from torch.utils.tensorboard import SummaryWriter
@@ -61,64 +59,50 @@ class Log:
             interval = 0.5 if sys.stderr.isatty() else 120.0
             self._bar = tqdm(total=recipe.steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True)
 
-    def _clear(self) -> None:
-        shape = (len(self.names), QUARTERS)
-        self._losses = torch.zeros(shape, dtype=torch.float64)
-        self._counts = torch.zeros(shape, dtype=torch.float64)
-        self._bad: list[str] = []
-        self._told: list[Told] = []
-
-    def take(self, told: Iterable[Told], bad: Iterable[str] = ()) -> None:
-        """The outcomes of one step on this rank, and the samples that could not be read."""
-        self._told += told
-        self._bad += bad
+    def take(self, batches: Sequence[tuple[Lane, Batch]], outcomes: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What one step on this rank has learned from, and the losses and timesteps of each batch's samples."""
+        for (lane, batch), outcome in zip(batches, outcomes, strict=True):
+            self._told.append((lane.domain, batch.frames, *outcome))
+            self._bad += batch.bad
         now = time.monotonic()
         self.seconds, self._now = self.seconds + now - self._now, now
         if self._bar is not None:
             self._bar.update()
 
     def write(self, step: int, norms: Mapping[str, float], rates: Mapping[str, float], **more: Any) -> dict[str, Any]:
-        """Writes the means since the last time. All ranks take part; the main one gets what was written.
-
-        Args:
-            norms: of the gradient in this step, by the groups of parameters, and `all`.
-            rates: learning rates by group.
-            more: further values.
-        """
-        for told in self._told:  # only now: reading them before would wait for the device in every step
-            quarters = (told.timesteps.cpu().long() * QUARTERS // self.timesteps).clamp(max=QUARTERS - 1)
-            losses = told.losses.cpu().double()
-            self._losses[told.domain].index_add_(0, quarters, losses)
-            self._counts[told.domain].index_add_(0, quarters, torch.ones_like(losses))
-        losses, counts = self.world.sum(self._losses), self.world.sum(self._counts)
-        bad = self.world.sum(torch.tensor(len(self._bad)))
+        """Writes the means since the last time, and this step's norms of the gradient and learning rates, by the groups
+        of parameters. All ranks take part; the main one gets what was written."""
+        sums = torch.zeros(2, len(self.names), QUARTERS, dtype=torch.float64)
+        for domain, _, losses, timesteps in self._told:  # only now: before, it would wait for the device in every step
+            quarters = (timesteps.cpu().long() * QUARTERS // self.timesteps).clamp(max=QUARTERS - 1)
+            losses = losses.cpu().double()
+            sums[:, domain].index_add_(1, quarters, torch.stack([losses, torch.ones_like(losses)]))
+        losses, counts = self.world.sum(sums)
+        own = [sum(frames * len(losses) for _, frames, losses, _ in self._told), len(self._bad)]
+        frames, bad = self.world.sum(torch.tensor(own)).tolist()
         memory = self.world.most(_memory(self.world.device))
-        frames = self.world.sum(torch.tensor(sum(told.frames * len(told.losses) for told in self._told)))
-        seconds = max(self.seconds - self._written, 1e-9)
-        clips, frames = float(counts.sum()) / seconds, float(frames) / seconds
         reasons = self.world.gathered(self._bad) if bad else []
-        self._written = self.seconds
-        self._clear()
+        seconds = max(self.seconds - self._written, 1e-9)
+        self._written, self._told, self._bad = self.seconds, [], []
         if not self.world.main:
             return {}
         values = {
             **self._means(losses, counts),
             **{f"norm/{name}": norm for name, norm in norms.items()},
             **{f"rate/{name}": rate for name, rate in rates.items()},
-            "clips_per_second": clips,
-            "frames_per_second": frames,
+            "clips_per_second": float(counts.sum()) / seconds,
+            "frames_per_second": frames / seconds,
             "memory_gib": memory / 2**30,
             **more,
+            **({"bad_samples": bad} if bad else {}),
         }
-        if bad:
-            values["bad_samples"] = int(bad)
         with self._boarding():
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
         line = {"step": step, "seconds": round(self.seconds, 1), **values, **({"bad": reasons} if reasons else {})}
-        self._append(line)
-        speed = f"{clips:.3g} clips/s, {frames:.3g} frames/s"
+        append(self.path, json.dumps(line) + "\n")
+        speed = "{clips_per_second:.3g} clips/s, {frames_per_second:.3g} frames/s".format(**values)
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed}", refresh=False)
         return line
 
@@ -151,7 +135,7 @@ class Log:
         self._now = time.monotonic()
 
     def close(self) -> None:
-        """Ends it, with all that was told written."""
+        """Ends it, with all of it written."""
         self.leave()
         if self._board is not None:
             with self._boarding():
@@ -165,9 +149,6 @@ class Log:
     def _boarding(self) -> AbstractContextManager[None]:
         return writing(self.path.parent / "tensorboard")
 
-    def _append(self, line: dict[str, Any]) -> None:
-        append(self.path, json.dumps(line) + "\n")
-
 
 def _of_thread(others: Callable[[Any], Any], told: Any) -> None:
     """What tensorboard's own thread fails at is raised by its next call too, and told once."""
@@ -180,12 +161,10 @@ def _forget(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    with suppress(ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
-            break
     with written_beside(path) as part:
         part.write_text("".join(kept), encoding="utf-8")
 
@@ -198,5 +177,4 @@ def _memory(device: torch.device) -> int:
         import resource
     except ImportError:  # on Windows
         return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

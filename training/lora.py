@@ -54,96 +54,41 @@ def lora_layers(unet: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, LoRALinear)}
 
 
-def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str]) -> list[str]:
-    """Gives linear layers a LoRA, which alone trains from then on. Returns their names.
-
-    Args:
-        alpha: by default the rank, so that the change is up @ down.
-        on: parts of module names; a layer in whose name any of them is gets one.
-
-    Raises:
-        UserError: one of `on` is in no layer's name, or the network has LoRAs already.
-    """
-    if lora_layers(unet):
-        raise UserError("The network has a LoRA already: merge it before another one is added.")
-    linear = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
-    if nowhere := [part for part in on if not any(part in name for name in linear)]:
-        raise UserError(
-            f"The recipe's train.lora_on names {', '.join(nowhere)}, which no linear layer's name has: the names are "
-            f"such as {shorten(_examples(linear), 12)}."
-        )
-    names = [name for name in linear if any(part in name for part in on)]
-    if not names:
-        raise UserError("The recipe's train.lora_on is empty: name parts of modules, for instance spatial.block.")
-    unet.requires_grad_(False)
-    for name in names:
-        _replace(unet, name, LoRALinear(linear[name], rank, rank if alpha is None else alpha))
-    return names
-
-
-def network_of(config: Config, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> UNet3D:
-    """The network of a config with these weights, all of them, which it takes over.
-
-    Args:
-        alphas: of the layers that have a LoRA, see `alphas_of`; their ranks are those of the weights.
-    """
-    unet = on_meta(config)
-    for name, alpha in alphas.items():
-        _replace(unet, name, LoRALinear(unet.get_submodule(name), len(weights[f"{name}.{DOWN}"]), alpha))
-    unet.load_state_dict(weights, assign=True)
-    return unet
-
-
-def merge_lora(unet: nn.Module) -> None:
-    """Adds each LoRA to its layer's weight; the network is then as without LoRAs."""
-    for name, layer in lora_layers(unet).items():
-        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        with torch.no_grad():
-            layer.weight += layer.change()
-        plain.weight, plain.bias = layer.weight, layer.bias
-        _replace(unet, name, plain)
-
-
-def lora_state(state: Mapping[str, Tensor], alphas: Mapping[str, float]) -> StateDict:
-    """What a LoRA's file holds of the network's state (only the LoRAs' tensors are needed).
-
-    Args:
-        alphas: by layer, see `alphas_of`.
-    """
-    result: StateDict = {}
-    for name, alpha in alphas.items():
-        for leaf in (DOWN, UP):
-            result[f"{PREFIX}{name}.{leaf}"] = state[f"{name}.{leaf}"].detach()
-        result[f"{PREFIX}{name}.{ALPHA}"] = torch.tensor(float(alpha))
-    return result
-
-
 def alphas_of(unet: nn.Module) -> dict[str, float]:
     """The scale of each layer's LoRA times its rank."""
     return {name: layer.alpha for name, layer in lora_layers(unet).items()}
 
 
-def save_lora(path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the network's LoRAs. Raises `UserError` where it has none, or for a path that cannot be written."""
-    alphas = alphas_of(unet)
-    if not alphas:
-        raise UserError(f"{path} would be empty: the network has no LoRA; export the network itself.")
-    save_tensors(path, lora_state(unet.state_dict(), alphas), metadata)
+def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str]) -> list[str]:
+    """Gives linear layers in whose name any of `on` is a LoRA, which alone trains from then on. Returns their names.
+
+    `alpha` is by default the rank, so that the change is up @ down. Raises `UserError` where one of `on` is in no
+    layer's name, or the network has LoRAs already.
+    """
+    linear = _linear(unet)
+    if nowhere := [part for part in on if not any(part in name for name in linear)]:
+        inner = ([part for part in name.split(".")[1:-1] if not part.isdigit()] for name in linear)
+        examples = sorted({".".join(parts) for parts in inner if parts})
+        raise UserError(
+            f"The recipe's train.lora_on names {', '.join(nowhere)}, which no linear layer's name has: the names are "
+            f"such as {shorten(examples, 12)}."
+        )
+    if not on:
+        raise UserError("The recipe's train.lora_on is empty: name parts of modules, for instance spatial.block.")
+    alpha, names = rank if alpha is None else alpha, [name for name in linear if any(part in name for part in on)]
+    _give(unet, {name: LoRALinear(linear[name], rank, alpha) for name in names}, "another one is added")
+    return names
 
 
 def load_lora(unet: nn.Module, path: str | Path) -> list[str]:
     """Gives the layers that a file has a LoRA for these LoRAs, to be trained on or merged. Returns their names.
 
-    Raises:
-        UserError: a key that no linear layer of the network matches, one that is missing beside another, or a tensor
-            of another shape.
+    Raises `UserError` for a key that no linear layer of the network matches, one that is missing beside another, or a
+    tensor of another shape.
     """
-    tensors = open_tensors(path)
-    linear = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
-    names = _names_in(tensors, linear)
-    get = tensors.get()
-    layers = {}
-    for name in names:
+    tensors, linear = open_tensors(path), _linear(unet)
+    get, layers = tensors.get(), {}
+    for name in _names_in(tensors, linear):
         down, up = (get(f"{PREFIX}{name}.{leaf}") for leaf in (DOWN, UP))
         layer, rank = linear[name], down.shape[0]
         expected = ((rank, layer.in_features), (layer.out_features, rank))
@@ -157,16 +102,25 @@ def load_lora(unet: nn.Module, path: str | Path) -> list[str]:
         with torch.no_grad():
             layers[name].lora_down.weight.copy_(down)
             layers[name].lora_up.weight.copy_(up)
+    _give(unet, layers, f"{path} is loaded")
+    return list(layers)
+
+
+def _linear(unet: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _give(unet: nn.Module, layers: Mapping[str, LoRALinear], what: str) -> None:
+    """Puts layers with a LoRA in the place of those without, whose weights are frozen."""
     if existing := lora_layers(unet):
-        raise UserError(f"The network has a LoRA already, of {shorten(existing)}: merge it before {path} is loaded.")
+        raise UserError(f"The network has a LoRA already, of {shorten(existing)}: merge it before {what}.")
     unet.requires_grad_(False)
     for name, layer in layers.items():
-        _replace(unet, name, layer)
-    return names
+        unet.set_submodule(name, layer)
 
 
 def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
-    """The layers that a LoRA's file is for. Raises `UserError` for keys that no layer matches."""
+    """The layers that a LoRA's file is for. Raises `UserError` for keys that no layer matches, or that are missing."""
     known = {f"{PREFIX}{name}.{leaf}": name for name in linear for leaf in (DOWN, UP, ALPHA)}
     if unmatched := [key for key in tensors.shapes if key not in known]:
         raise UserError(
@@ -182,12 +136,34 @@ def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
     return names
 
 
-def _replace(unet: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(unet.get_submodule(parent), leaf, module)
+def network_of(config: Config, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> UNet3D:
+    """The network of a config with these weights, all of them, which it takes over.
+
+    The layers that `alphas` names have a LoRA, see `alphas_of`, of the rank of its weights.
+    """
+    unet = on_meta(config)
+    for name, alpha in alphas.items():
+        unet.set_submodule(name, LoRALinear(unet.get_submodule(name), len(weights[f"{name}.{DOWN}"]), alpha))
+    unet.load_state_dict(weights, assign=True)
+    return unet
 
 
-def _examples(names: Collection[str]) -> list[str]:
-    """Parts of names, each once: what a user may say in `lora_on`."""
-    inner = ([part for part in name.split(".")[1:-1] if not part.isdigit()] for name in names)
-    return sorted({".".join(parts) for parts in inner if parts})
+@torch.no_grad()
+def merge_lora(unet: nn.Module) -> None:
+    """Adds each LoRA to its layer's weight; the network is then as without LoRAs."""
+    for name, layer in lora_layers(unet).items():
+        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        layer.weight += layer.change()
+        plain.weight, plain.bias = layer.weight, layer.bias
+        unet.set_submodule(name, plain)
+
+
+def save_lora(path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the network's LoRAs. Raises `UserError` where it has none, or for a path that cannot be written."""
+    tensors: StateDict = {}
+    for name, layer in lora_layers(unet).items():
+        halves = {DOWN: layer.lora_down.weight, UP: layer.lora_up.weight, ALPHA: torch.tensor(float(layer.alpha))}
+        tensors |= {f"{PREFIX}{name}.{leaf}": tensor.detach() for leaf, tensor in halves.items()}
+    if not tensors:
+        raise UserError(f"{path} would be empty: the network has no LoRA; export the network itself.")
+    save_tensors(path, tensors, metadata)

@@ -1,17 +1,21 @@
-"""Muon: momentum whose matrices are orthogonalised, so that every direction of a weight is learned at once.
+"""Muon: momentum whose matrices are orthogonalised, so that every direction of a weight is learned at once; and what
+goes with an optimizer: how its rate falls, and averages of what it makes.
 
 Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the step size matched to
-Adam's as in Liu et al., "Muon is scalable for LLM training" (2025). Torch's own Muon takes 2D parameters only;
-here a convolution (out, in, kh, kw) counts as the matrix (out, in kh kw), and matrices of one shape go as one batch.
+Adam's as in Liu et al., "Muon is scalable for LLM training" (2025). Torch's own Muon takes 2D parameters only, in
+bfloat16; here a convolution (out, in, kh, kw) counts as the matrix (out, in kh kw), and matrices of one shape go as one
+batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
@@ -20,7 +24,19 @@ of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4). 
 makes small eigenvalues negative, which the polynomials multiply until a result is hundreds of times too large."""
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+def falling(phase: float, floor: float) -> float:
+    """A cosine from 1 to `floor` while `phase` goes from 0 to 1, and constant before and after."""
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(max(phase, 0.0), 1.0)))
+
+
+@torch.no_grad()
+def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], most: float, step: int) -> None:
+    """A step of averages towards the weights, of which they keep `most`, or less in the first steps."""
+    if averages:
+        torch._foreach_lerp_(averages, weights, 1.0 - min(most, (1 + step) / (10 + step)))
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly (singular values 0.7 to 1.2), of a batch (N, rows, columns).
 
     Each step multiplies the matrix by a polynomial of its Gram matrix. All of these commute, so that a round multiplies
@@ -64,50 +80,46 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             device = group["params"][0].device
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
-            for parameter in group["params"]:
-                if "step" in self.state[parameter]:
-                    number = torch.as_tensor(self.state[parameter]["step"], dtype=torch.float32, device=device)
-                    self.state[parameter]["step"] = number
+            for state in (self.state[parameter] for parameter in group["params"]):
+                if "step" in state:
+                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            matrices = [p for p in parameters if p.dim() >= 2 and group["orthogonal"]]
-            others = [p for p in parameters if not (p.dim() >= 2 and group["orthogonal"])]
-            if parameters:
-                torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-            if matrices:
-                self._muon(matrices, group)
-            if others:
-                self._adam(others, group)
+            kinds: dict[bool, list[Tensor]] = {True: [], False: []}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    kinds[group["orthogonal"] and parameter.dim() >= 2].append(parameter)
+            for parameters, update in ((kinds[True], self._muon), (kinds[False], self._adam)):
+                if parameters:
+                    torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+                    update(parameters, group)
 
-    def _muon(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         momenta, gradients = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
         by_shape = defaultdict(list)
-        for parameter, direction in zip(parameters, directions, strict=True):
-            by_shape[direction.flatten(1).shape].append((parameter, direction.flatten(1)))
-        for (rows, columns), pairs in by_shape.items():
-            updates = orthogonalize(torch.stack([direction for _, direction in pairs]))
-            updates = updates * (group["lr"] * (0.2 * max(rows, columns) ** 0.5))
-            changed = [parameter for parameter, _ in pairs]
+        for pair in zip(parameters, torch._foreach_lerp(gradients, momenta, group["momentum"]), strict=True):
+            by_shape[pair[0].flatten(1).shape].append(pair)
+        for shape, pairs in by_shape.items():
+            changed, directions = zip(*pairs, strict=True)
+            updates = orthogonalize(torch.stack([direction.flatten(1) for direction in directions]))
+            updates = updates * (group["lr"] * (0.2 * max(shape) ** 0.5))
             torch._foreach_sub_(changed, [u.reshape(p.shape) for p, u in zip(changed, updates, strict=True)])
 
-    def _adam(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        lr = group["lr"]
         for parameter in parameters:
             if not (state := self.state[parameter]):
-                first = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0
+                first = torch.zeros_like(lr) if isinstance(lr, Tensor) else 0
                 state |= {"step": first, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-        states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
-        means, squares = [s["mean"] for s in states], [s["square"] for s in states]
-        for state in states:
             state["step"] += 1
-        steps = [s["step"] for s in states]
+        states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
+        means, squares, steps = ([state[name] for state in states] for name in ("mean", "square", "step"))
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, gradients, 1.0 - beta1)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1.0 - beta2)
@@ -116,15 +128,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(roots, 1e-8)
         updates = torch._foreach_div(means, roots)
         torch._foreach_div_(updates, _corrections(beta1, steps))
-        torch._foreach_mul_(updates, group["lr"])
+        torch._foreach_mul_(updates, lr)
         torch._foreach_sub_(parameters, updates)
 
 
 def _corrections(beta: float, steps: list[Any]) -> list[Any]:
     """What Adam's means are divided by after so many steps, numbers or tensors."""
-    if not isinstance(steps[0], torch.Tensor):
+    if not isinstance(steps[0], Tensor):
         return [1.0 - beta**step for step in steps]
-    corrections = torch._foreach_pow(beta, steps)
-    torch._foreach_neg_(corrections)
-    torch._foreach_add_(corrections, 1.0)
-    return list(corrections)
+    return list(torch._foreach_add(torch._foreach_neg(torch._foreach_pow(beta, steps)), 1.0))

@@ -24,9 +24,6 @@ KEEP_ALL, DROP_ALL, DROP = 0.1, 0.1, 0.5
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-# --- Randomness -----------------------------------------------------------------------------------------------------
-
-
 def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
     """Timesteps `(B,)` in [0, steps), uniform over the run.
 
@@ -41,9 +38,8 @@ def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
 def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: float = 0.0) -> Tensor:
     """Standard normal noise `(B, *shape)`, shape (C, F, h, w), on the CPU.
 
-    Args:
-        offset: strength of a further noise that is constant over each channel of each frame, by which the network
-            learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
+    `offset` is the strength of a further noise that is constant over each channel of each frame, by which the network
+    learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
     """
     noise = torch.stack([torch.randn(*shape, generator=generator_for(seed, n, "noise")) for n in numbers])
     if offset == 0.0:
@@ -52,33 +48,22 @@ def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: 
     return noise + offset * torch.stack(constant)
 
 
-# --- Condition dropout ----------------------------------------------------------------------------------------------
-
-
-def possible_names(stage: int, frames: int, conditions: Collection[str]) -> tuple[str, ...]:
-    """Those of `NAMES` that a sample of a domain can keep, in their order.
-
-    Args:
-        stage: stage 1 has the text alone.
-        frames: of a sample; in an image nothing moves.
-        conditions: that the network has STC-encoders for.
-    """
-    if stage == 1:
-        return ("text",)
-    there = [name for name in CONDITIONS if name in conditions and (frames > 1 or name != "motion")]
-    return ("text", "style", *there)
+def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> set[str]:
+    """Those of `NAMES` that a sample of a recipe's domain can keep, where its network has encoders for `conditions`:
+    in stage 1 the text alone, in an image no motion."""
+    possible = {"text"} if recipe.stage == 1 else {"text", "style", *conditions}
+    if max(domain.lengths or (domain.frames,)) == 1:
+        possible -= {"motion"}
+    return possible - set(domain.without)
 
 
 def kept_of(
     numbers: Sequence[int], seed: int, loss: Loss, stage: int = 2, possible: Collection[str] = NAMES
 ) -> dict[str, Tensor]:
-    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What a sample drops is not even made.
+    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What is not `possible` is dropped.
 
     Stage 1 drops the text with `loss.text_dropout`. Stage 2 keeps all with 0.1, drops all with 0.1 and else drops each
     with 0.5: for each sample by itself, or, by the rule `released`, for the batch that `numbers` is.
-
-    Args:
-        possible: what can be kept at all, see `possible_names`; the rest is dropped.
     """
     if stage == 1:
         lots = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
@@ -91,15 +76,7 @@ def kept_of(
     return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
 
 
-def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> set[str]:
-    """`possible_names` of a recipe's domain, but for those that it goes without."""
-    frames = max(domain.lengths or (domain.frames,))
-    return set(possible_names(recipe.stage, frames, conditions)) - set(domain.without)
-
-
-def keep_for(
-    recipe: Recipe, domain: Domain, conditions: Collection[str]
-) -> Callable[[Sequence[int]], dict[str, Tensor]]:
+def keep_for(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> Callable[[Sequence[int]], dict]:
     """`kept_of` for a domain of a recipe and the conditions of the network: a function of a batch's numbers alone."""
     possible = possible_in(recipe, domain, conditions)
     return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
@@ -113,9 +90,9 @@ def draw_kept(
     Args:
         lone: shares of the third kind that keep this condition and none that would tell as much: beside a sequence no
             other sequence, beside a still (single image or sketch) neither the other still nor a sequence, beside the
-            text neither. Depth,
-            sketches and masks show where things are: by the paper's rule (no shares) motion is kept and they are all
-            absent in one sample of twenty, and a single sketch is all that shows it in one of eighty.
+            text neither. Depth, sketches and masks show where things are: by the paper's rule (no shares) motion is
+            kept and they are all absent in one sample of twenty, and a single sketch is all that shows it in one of
+            eighty.
     """
     fate = torch.rand(batch, generator=generator)
     kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
@@ -123,16 +100,13 @@ def draw_kept(
     lot, start = torch.rand(batch, generator=generator), 0.0
     for name, share in lone.items():
         chosen = (start <= lot) & (lot < start + share) & (fate >= KEEP_ALL + DROP_ALL)
-        kept[[other in _rivals(name) for other in NAMES]] &= ~chosen
+        # Those that tell as much as this one, or more: all of the conditions, beside a still or the text.
+        still = name == "text" or CONDITIONS[name].kind != "temporal"
+        rivals = [other for other, spec in CONDITIONS.items() if still or spec.kind == "temporal"]
+        kept[[NAMES.index(other) for other in rivals]] &= ~chosen
         kept[NAMES.index(name)] |= chosen
         start += share
     return dict(zip(NAMES, kept, strict=True))
-
-
-def _rivals(name: str) -> set[str]:
-    """The conditions that tell as much as this one, or more: all of them, beside the text."""
-    still = name == "text" or CONDITIONS[name].kind != "temporal"
-    return {other for other, spec in CONDITIONS.items() if other != name and (still or spec.kind == "temporal")}
 
 
 def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -157,27 +131,19 @@ def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tens
     return dict(zip(NAMES, kept, strict=True))
 
 
-# --- Schedule, target, weights --------------------------------------------------------------------------------------
-
-
 def snr_weights(alphas: Tensor, prediction: str, gamma: float) -> Tensor:
     """Min-SNR weights `(steps,)` of the squared error (arXiv 2303.09556): min(SNR, gamma), as a weight of the clean
-    latent's error, in terms of what the network predicts.
-
-    Of noise alone, where v is the clean latent and no minimum would count anything, the weight is 1: there sampling
-    begins.
-    """
+    latent's error, in terms of what the network predicts; 1 of noise alone, where sampling begins and v is the clean
+    latent, which no minimum would count."""
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
     return torch.where(alphas <= LEAST, torch.ones_like(weights), weights)
 
 
 def moving_weight(latents: Tensor, gain: float) -> Tensor:
-    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip.
-
-    More where the latent differs from the clip's first one: an object covers a tenth of a frame, and where it goes
-    is the last thing learned if the background counts nine times as much.
-    """
+    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip: more where the
+    latent differs from the clip's first one. An object covers a tenth of a frame, and where it goes is the last thing
+    learned if the background counts nine times as much."""
     change = (latents - latents[:, :, :1]).abs().mean(1, keepdim=True)
     weight = 1.0 + gain * (change / 0.5).clamp(max=1.0)
     return weight / weight.mean((2, 3, 4), keepdim=True)
@@ -187,12 +153,9 @@ class Objective:
     """The diffusion loss: what a sample becomes, what is predicted of it, what an error counts."""
 
     def __init__(self, config: DiffusionConfig, loss: Loss | None = None):
-        loss = loss or Loss()
-        self.prediction = config.prediction
-        self.moving_gain, self.offset = loss.moving_gain, loss.offset_noise
-        alphas = config.alphas_cumprod
+        self.loss, self.prediction = loss or Loss(), config.prediction
+        alphas, gamma = config.alphas_cumprod, self.loss.min_snr_gamma
         self.alphas_cumprod = alphas.float()
-        gamma = loss.min_snr_gamma
         self.weights = None if gamma is None else snr_weights(alphas, config.prediction, gamma).float()
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,19 +168,16 @@ class Objective:
     def drawn(self, latents: Tensor, seed: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, target and timesteps (B,) of samples of these numbers, on the latents' device."""
         timesteps = draw_timesteps(seed, numbers, len(self.alphas_cumprod)).to(latents.device)
-        noise = draw_noise(seed, numbers, latents.shape[1:], self.offset).to(latents)
+        noise = draw_noise(seed, numbers, latents.shape[1:], self.loss.offset_noise).to(latents)
         return *self.noised(latents, noise, timesteps), timesteps
 
     def losses(self, prediction: Tensor, target: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
         """What each sample's error counts, `(B,)` in float32: the mean squared error, weighted."""
         error = (prediction.float() - target.float()).square()
-        if self.moving_gain:
-            error = error * moving_weight(latents, self.moving_gain)
+        if self.loss.moving_gain:
+            error = error * moving_weight(latents, self.loss.moving_gain)
         losses = error.mean((1, 2, 3, 4))
         return losses if self.weights is None else losses * self.weights.to(losses.device)[timesteps]
-
-
-# --- Conditions and tokens ------------------------------------------------------------------------------------------
 
 
 def embed_conditions(
@@ -232,8 +192,7 @@ def embed_conditions(
     """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each of `batch` samples keeps, in float32.
 
     Args:
-        tensors: by name, only the samples that keep the condition: what is dropped is not even made. Spatial conditions
-            have F = 1.
+        tensors: by name, only of the samples that keep the condition; spatial ones have F = 1.
         rows: by name, which samples these are, `(n,)`.
         counts: by name, what each of them counts, `(n,)`; 1 where it is not there.
     """
@@ -252,14 +211,14 @@ def embed_conditions(
 def make_context(unet: UNet3D, text: Tensor, empty: Tensor, style: Tensor | None, kept: dict[str, Tensor]) -> Tensor:
     """Text and style tokens `(B, 77 [+ 1], D)`: dropped text is the empty prompt, dropped style the token of zeros.
 
-    Args:
-        text: `(B, 77, D)`; empty: `(1, 77, D)`.
-        style: image embeddings `(B, 1, D)`, or None for a batch without a style token, as when nothing is wired.
+    `text` is `(B, 77, D)`, `empty` `(1, 77, D)`; `style` image embeddings `(B, 1, D)`, or None for a batch without a
+    style token, as when nothing is wired.
     """
-    context = torch.where(kept["text"].to(text.device, non_blocking=True)[:, None, None], text, empty)
+
+    def chosen(name: str, given: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(kept[name].to(given.device, non_blocking=True)[:, None, None], given, otherwise)
+
+    context = chosen("text", text, empty)
     if style is None:
         return context
-    style = torch.where(
-        kept["style"].to(style.device, non_blocking=True)[:, None, None], style, torch.zeros_like(style)
-    )
-    return torch.cat([context, unet.encode_style(style)], dim=1)
+    return torch.cat([context, unet.encode_style(chosen("style", style, torch.zeros_like(style)))], dim=1)

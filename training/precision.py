@@ -16,12 +16,10 @@ SMALL = 2**17
 
 def fast_type(device: torch.device) -> torch.dtype:
     """bfloat16 on CUDA and on processors with units for it (AMX), else float32."""
-    if device.type == "cpu":
-        units = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch before 2.10
+    fast = device.type == "cuda"
+    if device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):  # from torch 2.10 on
         # oneDNN may have been told to do without them, and then takes many times as long.
-        fast = units.get("amx_bf16") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        fast = device.type == "cuda"
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -33,10 +31,8 @@ def fast_attend(device: torch.device) -> Attend:
 def attend_split(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Torch's own attention, at most `MOST` sequences at a time: CUDA's kernels count them along an axis of the grid
     that ends at 65,535, and every position of every clip is one where frames attend to each other."""
-    if len(q) <= MOST:
-        return attend(q, k, v, heads)
     parts = zip(q.split(MOST), k.split(MOST), v.split(MOST), strict=True)
-    return torch.cat([attend(*part, heads) for part in parts])
+    return torch.cat([attend(*part, heads) for part in parts]) if len(q) > MOST else attend(q, k, v, heads)
 
 
 def attend_in_full(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -15,20 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.launch import LOST, follow_launcher
-from training.recipe import Recipe, Start
+from training.recipe import Recipe
 from vc_core.composer import choose_device
 from vc_core.errors import UserError
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and which of them this is.
+    """The processes of a run, and which of them this is: `local_size` of them are on this node.
 
-    Attributes:
-        rank, size: this process and how many there are.
-        local_size: how many there are on this node.
-        device: what this one computes on.
-        shared: whether the ranks share the recipe's batches, see `dealt`; else each rank has as many of its own.
+    `shared`: whether they share the recipe's batches, see `dealt`; else each has as many of its own.
     """
 
     rank: int = 0
@@ -82,9 +78,8 @@ while it holds Python's lock, and they wait for the lock to let go of the last m
 def joined(device: str = "auto") -> Iterator[World]:
     """This process among those that torchrun or `training.launch` started, or alone.
 
-    Raises:
-        UserError: a device that is not there.
-        SystemExit: another rank that `training.launch` started has ended; that one says why.
+    Raises `UserError` for a device that is not there, and SystemExit where another rank that `training.launch` started
+    has ended; that one says why.
     """
     chosen = choose_device(device)
     if "RANK" not in os.environ:
@@ -120,27 +115,26 @@ class Lane:
 
 
 def lanes_of(rank: int, size: int, shares: Sequence[int]) -> list[Lane]:
-    """The lanes of a rank: one of several takes one, by the domains' shares; one alone takes all domains in turn.
-
-    The ranks are handed out by D'Hondt's method, which gives 3 and 1 of 4, 6 and 2 of 8, and at least one to each.
-
-    Raises:
-        UserError: several ranks, and more domains than ranks.
-    """
+    """The lanes of a rank: one of several takes one, by the domains' shares; one alone takes all domains in turn."""
     if size == 1:
         return [Lane(domain, 0, 1) for domain in range(len(shares))]
+    owners = owners_of(size, shares)
+    return [Lane(owners[rank], owners[:rank].count(owners[rank]), owners.count(owners[rank]))]
+
+
+def owners_of(size: int, shares: Sequence[int]) -> list[int]:
+    """The domain of each of several ranks, by D'Hondt's method, which gives 3 and 1 of 4, and at least one to each.
+    Raises `UserError` where there are more domains than ranks."""
     if size < len(shares):
-        raise UserError(f"The recipe has {len(shares)} domains, and {size} ranks cannot share them: start one process, "
-                        f"or at least {len(shares)}.")  # fmt: skip
+        raise UserError(
+            f"The recipe has {len(shares)} domains, and {size} ranks cannot share them: start one process, or at least "
+            f"{len(shares)}."
+        )
     counts = [1] * len(shares)
     while sum(counts) < size:
         counts[max(range(len(shares)), key=lambda domain: shares[domain] / (counts[domain] + 1))] += 1
-    owners = [domain for domain, count in enumerate(counts) for _ in range(count)]
-    domain = owners[rank]
-    return [Lane(domain, owners[:rank].count(domain), counts[domain])]
+    return [domain for domain, count in enumerate(counts) for _ in range(count)]
 
-
-# --- Ranks that share what one process learns from ------------------------------------------------------------------
 
 LARGE = 2**30
 """Bytes of a checkpoint whose network is not copied to several ranks unasked: it keeps the threads of one busy."""
@@ -148,50 +142,44 @@ LARGE = 2**30
 
 def ranks_for(recipe: Recipe, cores: int) -> int:
     """How many ranks a recipe is trained with on one machine: `recipe.ranks`, or by itself the most, up to the cores,
-    that its batches can be dealt to, see `dealt`.
+    that its batches can be dealt to. Raises `UserError` where what `recipe.ranks` says cannot be done.
 
     By itself it is one process where ranks would learn something else, or be slower: on a GPU; where networks are
     large or sharded; where the domains would need ranks of their own; where dropout is drawn for a batch as a whole.
-
-    Raises:
-        UserError: what `recipe.ranks` says cannot be done.
     """
     if choose_device(recipe.engine.device).type != "cpu":
         if recipe.ranks not in (None, 1):
-            raise UserError(f"The recipe's ranks is {recipe.ranks}, which is for a CPU: start torchrun for several GPUs"
-                            " (see training/README.md), or give --engine.device cpu.")  # fmt: skip
+            raise UserError(
+                f"The recipe's ranks is {recipe.ranks}, which is for a CPU: start torchrun for several GPUs (see "
+                "training/README.md), or give --engine.device cpu."
+            )
         return 1
     if recipe.ranks is not None:
         dealt(recipe, recipe.ranks)
         return recipe.ranks
-    by_itself = len(recipe.data) == 1 and recipe.engine.parallel == "ddp" and recipe.loss.dropout == "independent"
+    start, file = recipe.start, recipe.start.checkpoint
+    small = start.network is not None if start.kind == "scratch" else file.is_file() and file.stat().st_size < LARGE
+    alike = len(recipe.data) == 1 and recipe.engine.parallel == "ddp" and recipe.loss.dropout == "independent"
     samples = recipe.data[0].batch * recipe.optimizer.accumulate
-    return max(n for n in range(1, cores + 1) if samples % n == 0) if by_itself and _is_small(recipe.start) else 1
-
-
-def _is_small(start: Start) -> bool:
-    if start.kind == "scratch":
-        return start.network is not None  # else it is the released one
-    return start.checkpoint.is_file() and start.checkpoint.stat().st_size < LARGE
+    return max(n for n in range(1, cores + 1) if samples % n == 0) if small and alike else 1
 
 
 def dealt(recipe: Recipe, ranks: int) -> Recipe:
     """The recipe as each of some ranks takes it, whose steps together learn from the samples of one process.
 
     Its batches are smaller by the number of ranks, or fewer of them are accumulated. What the network's own dropout
-    draws is another thing, as is the rounding of sums.
-
-    Raises:
-        UserError: the batches cannot be dealt evenly.
+    draws is another thing, as is the rounding of sums. Raises `UserError` where they cannot be dealt evenly.
     """
     if ranks == 1:
         return recipe
     accumulate = recipe.optimizer.accumulate
-    owners = [lane.domain for rank in range(ranks) for lane in lanes_of(rank, ranks, [d.ranks for d in recipe.data])]
+    owners = owners_of(ranks, [domain.ranks for domain in recipe.data])
     for fewer in range(1, accumulate + 1):
         parts = [divmod(d.batch * accumulate, owners.count(i) * fewer) for i, d in enumerate(recipe.data)]
         if all(not rest and batch <= d.batch for (batch, rest), d in zip(parts, recipe.data, strict=True)):
             data = tuple(replace(d, batch=batch) for (batch, _), d in zip(parts, recipe.data, strict=True))
             return replace(recipe, data=data, optimizer=replace(recipe.optimizer, accumulate=fewer))
-    raise UserError(f"The recipe's batches cannot be shared evenly among {ranks} ranks: give a number of --ranks that "
-                    "divides batch x accumulate of each domain, or change these.")  # fmt: skip
+    raise UserError(
+        f"The recipe's batches cannot be shared evenly among {ranks} ranks: give a number of --ranks that divides "
+        "batch x accumulate of each domain, or change these."
+    )

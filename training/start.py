@@ -1,4 +1,5 @@
-"""What a run begins from: the 3D network with fresh weights, those of a 2D UNet, or those of a checkpoint.
+"""What a run begins from, and what of it trains: the 3D network with fresh weights, those of a 2D UNet, or those of a
+checkpoint.
 
 Whatever a file lacks stays fresh, and what is fresh starts without effect: residual branches and temporal layers as the
 identity, the first convolution's channels for the conditions as zero. So a 3D network made of a 2D one gives, on every
@@ -7,16 +8,17 @@ frame, exactly what that gives; and stage 2 begins with exactly the text-to-vide
 
 from __future__ import annotations
 
-import dataclasses
+import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from training.parameters import is_temporal
+from training.lora import add_lora, load_lora
 from training.recipe import Recipe
 from vc_core.checkpoint import LEFTOVERS, find_prefix, read_checkpoint
 from vc_core.config import Config, UNetConfig
@@ -28,85 +30,109 @@ from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D
 from vc_core.parsing import read_text
 
-_LAST = (".conv2", ".proj_out", "temporal.convs.3", "conv_out")
-
 
 @dataclass(frozen=True)
 class Started:
-    """The network before the first step.
+    """The network before the first step."""
 
-    Attributes:
-        unet: on the CPU in float32; all of it requires gradients.
-        config: of the network that is trained, as its checkpoints will say.
-        fresh: what the file lacked, in words.
-    """
-
-    unet: UNet3D
-    config: Config
-    fresh: tuple[str, ...]
+    unet: UNet3D  # on the CPU in float32; what trains requires gradients
+    config: Config  # as its checkpoints will say it
+    fresh: tuple[str, ...]  # what the file lacked, in words
 
 
 def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     """The network that a recipe begins with. Its weights are a function of the recipe and its files alone.
 
-    Raises:
-        UserError: a file that cannot be read, is of another model or size, or has tensors that have no place.
+    Raises `UserError` for a file that cannot be read, is of another model or size, or has tensors that have no place;
+    and where nothing would be learned, see `choose_parameters`.
     """
     config, tensors = _source(recipe)
-    config = run_config(recipe, config)
+    config = _config_of(recipe, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         unet = UNet3D(config.unet, attend=attend)
         initialise(unet)
-    if tensors is None:
-        return Started(unet, config, ("everything",))
-    if recipe.start.kind == "stable_diffusion":
-        layout = _layout_2d(unet, tensors)
-    elif _is_diffusers_3d(tensors):
-        names = diffusers_names(unet.config, temporal=True)
-        layout = _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
-    else:
-        layout = _layout_3d(unet, tensors)
-    _fill(unet, layout, tensors)
-    groups = {name: _group(name) for name, _ in unet.named_parameters()}
-    return Started(unet, config, tuple(dict.fromkeys(group for name, group in groups.items() if name not in layout)))
+    fresh = ["everything"]
+    if tensors is not None:
+        if recipe.start.kind == "stable_diffusion":
+            layout = _layout_2d(unet, tensors)
+        elif _is_diffusers_3d(tensors):
+            names = diffusers_names(unet.config, temporal=True)
+            layout = _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
+        else:
+            layout = _layout_3d(unet, tensors)
+        _fill(unet, layout, tensors)
+        fresh = [_words(name) for name, _ in unet.named_parameters() if name not in layout]
+    choose_parameters(unet, recipe)
+    return Started(unet, config, tuple(dict.fromkeys(fresh)))
 
 
 def initialise(unet: nn.Module) -> None:
     """Makes the residual branches of fresh weights zero, so that every block starts as the identity."""
     for name, module in unet.named_modules():
-        if name.endswith(_LAST) and not name.startswith("stc.") and ".ff." not in name:
+        last = name.endswith((".conv2", ".proj_out", "temporal.convs.3", "conv_out"))
+        if last and not name.startswith("stc.") and ".ff." not in name:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
 
-def run_config(recipe: Recipe, config: Config) -> Config:
-    """The config of the network that a recipe trains, of the one that it begins from.
+# --- Which parameters train -----------------------------------------------------------------------------------------
 
-    Stage 2 adds all conditions to a network that has none. In stage 1 a network that has none gets none.
 
-    Raises:
-        UserError: a schedule that ends in noise alone for a network that predicts noise.
+def kind_of(name: str) -> str:
+    """What a parameter is of, by its name: `stc` or `style`, else `temporal` or `spatial` layers."""
+    if name.startswith("stc."):
+        return "stc"
+    if name.startswith("style_"):
+        return "style"
+    return "temporal" if re.search(r"(^|\.)temporal(_in)?\.", name) else "spatial"
+
+
+def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
+    """Makes what the recipe trains require gradients and nothing else; adds the LoRA.
+
+    In stage 1 there are no conditions, so that STC-encoders and the style's layers rest, where the network has them.
+    Raises `UserError` where nothing would be learned: there is nothing of that kind, or nothing that its gradient could
+    come from; or where `train.lora_from` is no LoRA for this network.
     """
-    unet = config.unet
-    if recipe.stage == 2 and not unet.conditions:
-        released = UNetConfig()
-        unet = dataclasses.replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
-    if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
-        unet = dataclasses.replace(unet, conditions=(), stc_channels=0)
-    longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
-    return dataclasses.replace(
-        config,
-        frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
-        height=recipe.height,
-        width=recipe.width,
-        unet=unet,
-        diffusion=dataclasses.replace(
-            config.diffusion,
-            prediction=recipe.loss.prediction or config.diffusion.prediction,
-            zero_terminal_snr=recipe.loss.zero_terminal_snr or config.diffusion.zero_terminal_snr,
-        ),
-    )
+    train = recipe.train
+    if train.what != "lora":
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(train.what in ("all", kind_of(name)))
+    elif train.lora_from is not None:
+        load_lora(unet, train.lora_from)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            add_lora(unet, train.lora_rank, train.lora_alpha, train.lora_on)
+    if recipe.stage == 1:
+        for name, parameter in unet.named_parameters():
+            if kind_of(name) in ("stc", "style"):
+                parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in unet.parameters()):
+        raise UserError(
+            f"The recipe's train.what {train.what} leaves nothing to train in stage {recipe.stage}: the network has "
+            "none of it, or the stage has no use for it; take all."
+        )
+    if train.what == "stc" and not unet.conv_in.weight[:, unet.config.channels :].any():
+        raise UserError(
+            "The recipe's train.what stc would learn nothing: the first convolution's weights for the conditions are "
+            "zero, as in a network that was not trained on any; take all."
+        )
+
+
+def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups for an optimizer of what requires gradients, each with `name`, `params` and `lr`, none of them empty:
+    `temporal` has the temporal layers and the STC-encoders, `spatial` the rest."""
+    base, temporal = recipe.optimizer.learning_rate, recipe.optimizer.temporal_learning_rate
+    groups = [
+        {"name": "spatial", "params": [], "lr": base},
+        {"name": "temporal", "params": [], "lr": base if temporal is None else temporal},
+    ]
+    for name, parameter in unet.named_parameters():
+        if parameter.requires_grad:
+            groups[kind_of(name) in ("temporal", "stc")]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -121,7 +147,7 @@ def _source(recipe: Recipe) -> tuple[Config, Tensors | None]:
     if start.kind == "stable_diffusion":
         return told or Config(), open_tensors(start.checkpoint)
     if start.kind == "modelscope" and _is_diffusers_3d(tensors := open_tensors(start.checkpoint)):
-        return told or Config(unet=dataclasses.replace(UNetConfig(), conditions=(), stc_channels=0)), tensors
+        return told or Config(unet=replace(UNetConfig(), conditions=(), stc_channels=0)), tensors
     checkpoint = read_checkpoint(start.checkpoint)
     return told or checkpoint.config, checkpoint.part("model").tensors
 
@@ -130,23 +156,41 @@ def _read_config(path: Path) -> Config:
     try:
         return Config.from_json(read_text(path))
     except OSError as error:
-        raise UserError(f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a "
-                        "network's config.") from error  # fmt: skip
+        raise UserError(
+            f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a network's config."
+        ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
-    """Where parameters lie in a file under the released names: all but the groups that it has nothing of.
+def _config_of(recipe: Recipe, config: Config) -> Config:
+    """The config of the network that a recipe trains, of the one that it begins from: stage 2 adds all conditions to a
+    network that has none, and in stage 1 such a one gets none."""
+    unet, released = config.unet, UNetConfig()
+    if recipe.stage == 2 and not unet.conditions:
+        unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
+    if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
+        unet = replace(unet, conditions=(), stc_channels=0)
+    longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
+    prediction = recipe.loss.prediction or config.diffusion.prediction
+    terminal = recipe.loss.zero_terminal_snr or config.diffusion.zero_terminal_snr
+    return replace(
+        config,
+        frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
+        height=recipe.height,
+        width=recipe.width,
+        unet=unet,
+        diffusion=replace(config.diffusion, prediction=prediction, zero_terminal_snr=terminal),
+    )
 
-    ModelScope's text-to-video UNet has VideoComposer's names, without STC-encoders and style.
-    """
+
+def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
+    """Where parameters lie in a file under the released names: all but the STC-encoders and the style's layers that it
+    has nothing of. ModelScope's text-to-video UNet has VideoComposer's names, without these."""
     whole = released_layout(unet)
-    there = {_group(name) for name, origin in whole.items() if origin.names[0] in tensors.shapes}
-    optional = {_group(name) for name in whole if name.startswith(("stc.", "style_"))}
-    layout = {n: origin for n, origin in whole.items() if _group(n) in there or _group(n) not in optional}
-    extra = [name for name in unused(layout, tensors) if not name.startswith(LEFTOVERS)]
-    if extra:
+    there = {_words(name) for name, origin in whole.items() if origin.names[0] in tensors.shapes}
+    layout = {n: o for n, o in whole.items() if _words(n) in there or kind_of(n) not in ("stc", "style")}
+    if extra := [name for name in unused(layout, tensors) if not name.startswith(LEFTOVERS)]:
         warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
     return _first_convolution(layout, unet, tensors)
 
@@ -157,29 +201,21 @@ def _is_diffusers_3d(tensors: Tensors) -> bool:
 
 
 def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
-    """Where the spatial parameters lie in a file of Stable Diffusion's 2D UNet, of LDM's layout or diffusers'.
-
-    Raises:
-        UserError: no such UNet, or one with tensors that this network has no place for.
-    """
-    found = ((find_prefix(file.shapes, markers), names) for markers, names in _KINDS_2D)
-    prefix, names = next((each for each in found if each[0] is not None), (None, None))
-    if prefix is None:
-        raise UserError(
-            f"{file.source} holds no 2D UNet of Stable Diffusion: expected a checkpoint such as "
-            "v2-1_512-ema-pruned, or the UNet's file of diffusers' folder unet."
-        )
-    tensors = file.renamed({name: name for name in file.shapes if name.startswith(prefix or _OF_UNET)})
-    table = {ours: prefix + theirs for ours, theirs in names(unet.config).items()}
-    return _layout_named(unet, tensors, table, "Stable Diffusion 2.1's UNet")
+    """Where the spatial parameters lie in a file of Stable Diffusion's 2D UNet, of LDM's layout or diffusers'."""
+    for markers, names in _KINDS_2D.items():
+        prefix = find_prefix(file.shapes, markers)
+        if prefix is not None:
+            tensors = file.renamed({name: name for name in file.shapes if name.startswith(prefix or _OF_UNET)})
+            table = {ours: prefix + theirs for ours, theirs in names(unet.config).items()}
+            return _layout_named(unet, tensors, table, "Stable Diffusion 2.1's UNet")
+    raise UserError(
+        f"{file.source} holds no 2D UNet of Stable Diffusion: expected a checkpoint such as v2-1_512-ema-pruned, or "
+        "the UNet's file of diffusers' folder unet."
+    )
 
 
 def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
-    """Where the parameters of those of our modules lie that a file has other `names` for.
-
-    Raises:
-        UserError: one is missing there or of another shape, or a tensor there has no place; `what` names the network.
-    """
+    """Where the parameters of those of our modules lie that a file has other `names` for; `what` names its network."""
     layout = {}
     for name, parameter in unet.named_parameters():
         module, _, leaf = name.rpartition(".")
@@ -213,31 +249,29 @@ def _fill(unet: UNet3D, layout: Layout, tensors: Tensors) -> None:
     for name, origin in layout.items():
         parameter = unet.get_parameter(name)
         if name == "conv_in.weight":
-            channels = origin.shape[1]
-            parameter[:, channels:] = 0.0
-            parameter = parameter[:, :channels]
+            parameter[:, origin.shape[1] :] = 0.0
+            parameter = parameter[:, : origin.shape[1]]
         parameter.copy_(origin.join(get, tuple(parameter.shape)))
 
 
-def _group(name: str) -> str:
-    """What a parameter is part of, in words."""
-    if name.startswith("stc."):
-        return f"the STC-encoder of {name.split('.')[1]}"
-    if name.startswith("style_"):
-        return "the style's layers"
-    return "the temporal layers" if is_temporal(name) else "the spatial layers"
+def _words(name: str) -> str:
+    """What a parameter is of, in words."""
+    kind = kind_of(name)
+    words = {"stc": f"the STC-encoder of {name.split('.')[1]}", "style": "the style's layers"}
+    return words.get(kind, f"the {kind} layers")
 
 
 # --- Names in other layouts -----------------------------------------------------------------------------------------
 
-_OF_UNET = ("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out.",
-            "conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj.")  # fmt: skip
+_OF_UNET = (
+    *("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out."),
+    *("conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj."),
+)
 """Starts of a UNet's names, where nothing stands before them that would tell it from other networks."""
 
-_BLOCK = {"norm1": "norm1", "conv1": "conv1", "time_proj": "time_emb_proj", "norm2": "norm2", "conv2": "conv2",
-          "skip": "conv_shortcut", "conv": "conv"}  # fmt: skip
-_TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "conv_in": "conv_in",
-        "norm_out": "conv_norm_out", "conv_out": "conv_out"}  # fmt: skip
+_BLOCK = {"time_proj": "time_emb_proj", "skip": "conv_shortcut"}
+"""Our modules' names inside of a residual block -> diffusers', where they differ."""
+_TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
 
 
 def ldm_names(config: UNetConfig) -> dict[str, str]:
@@ -245,15 +279,14 @@ def ldm_names(config: UNetConfig) -> dict[str, str]:
     the downsampling, which is one of a sequence there."""
     table = {}
     for ours, released in key_table(config).items():
-        if _group(f"{ours}.") != "the spatial layers":
-            continue
-        if ours.startswith("middle_out."):
-            released = released.replace("middle_block.3.", "middle_block.2.")
-        if ours.endswith(".upsample.conv"):
-            released = released.replace(".3.conv", ".2.conv")
-        if ours.endswith(".downsample.conv"):
-            released = released.replace(".op", ".0.op")
-        table[ours] = released
+        if kind_of(f"{ours}.") == "spatial":
+            if ours.startswith("middle_out."):
+                released = released.replace("middle_block.3.", "middle_block.2.")
+            if ours.endswith(".upsample.conv"):
+                released = released.replace(".3.conv", ".2.conv")
+            if ours.endswith(".downsample.conv"):
+                released = released.replace(".op", ".0.op")
+            table[ours] = released
     return table
 
 
@@ -262,7 +295,7 @@ def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str
     UNet3DConditionModel."""
     there = ldm_names(config)
     if temporal:
-        there |= {ours: name for ours, name in key_table(config).items() if _group(f"{ours}.") == "the temporal layers"}
+        there |= {ours: name for ours, name in key_table(config).items() if kind_of(f"{ours}.") == "temporal"}
     places = {
         "temporal_in": "transformer_in",
         "middle.resnet": "mid_block.resnets.0",
@@ -274,26 +307,29 @@ def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str
     }
     for i in range((config.res_blocks + 1) * len(config.multipliers)):
         level, block = divmod(i, config.res_blocks + 1)
-        for ours, theirs in (("encoder", "down_blocks"), ("decoder", "up_blocks")):
-            places[f"{ours}.{i}.resnet"] = f"{theirs}.{level}.resnets.{block}"
-            places[f"{ours}.{i}.resnet.temporal"] = f"{theirs}.{level}.temp_convs.{block}"
-            places[f"{ours}.{i}.spatial"] = f"{theirs}.{level}.attentions.{block}"
-            places[f"{ours}.{i}.temporal"] = f"{theirs}.{level}.temp_attentions.{block}"
-            places[f"{ours}.{i}.downsample"] = f"{theirs}.{level}.downsamplers.0"
-            places[f"{ours}.{i}.upsample"] = f"{theirs}.{level}.upsamplers.0"
-    table = {ours: theirs for ours, theirs in _TOP.items() if ours in there}
-    for ours, theirs in places.items():
-        inside = {module.removeprefix(f"{ours}."): name for module, name in there.items()
-                  if module.startswith(f"{ours}.") and not module.startswith(f"{ours}.temporal.")}  # fmt: skip
-        # Inside of Transformers and of convolutions over time LDM's names serve.
-        start = inside.get("norm", "").removesuffix("norm") or inside.get("norms.0", "").removesuffix("conv1.0")
+        for ours, theirs in ((f"encoder.{i}", f"down_blocks.{level}"), (f"decoder.{i}", f"up_blocks.{level}")):
+            places[f"{ours}.resnet"] = f"{theirs}.resnets.{block}"
+            places[f"{ours}.resnet.temporal"] = f"{theirs}.temp_convs.{block}"
+            places[f"{ours}.spatial"] = f"{theirs}.attentions.{block}"
+            places[f"{ours}.temporal"] = f"{theirs}.temp_attentions.{block}"
+            places[f"{ours}.downsample"] = f"{theirs}.downsamplers.0"
+            places[f"{ours}.upsample"] = f"{theirs}.upsamplers.0"
+    table = {ours: _TOP.get(ours, ours) for ours in there if "." not in ours}
+    for place, theirs in places.items():
+        inside = {
+            ours.removeprefix(f"{place}."): name
+            for ours, name in there.items()
+            if ours.startswith(f"{place}.") and not ours.startswith(f"{place}.temporal.")
+        }
+        # Inside of Transformers and of convolutions over time LDM's names serve, elsewhere ours.
+        start = inside.get("proj_in", inside.get("convs.0", "")).removesuffix("proj_in").removesuffix("conv1.2")
         for inner, name in inside.items():
-            table[f"{ours}.{inner}"] = f"{theirs}.{_BLOCK.get(inner) or name.removeprefix(start)}"
+            table[f"{place}.{inner}"] = f"{theirs}.{name.removeprefix(start) if start else _BLOCK.get(inner, inner)}"
     return table
 
 
-_KINDS_2D = (
-    (("out.2.weight", "input_blocks.1.0.in_layers.0.weight"), ldm_names),
-    (("conv_norm_out.weight", "down_blocks.0.resnets.0.norm1.weight"), diffusers_names),
-)
+_KINDS_2D = {
+    ("out.2.weight", "input_blocks.1.0.in_layers.0.weight"): ldm_names,
+    ("conv_norm_out.weight", "down_blocks.0.resnets.0.norm1.weight"): diffusers_names,
+}
 """Two names that tell a layout of the 2D UNet, and its names."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from training.launch import StopSignals
+from training.muon import falling, follow
 from training.ranks import World
-from training.trainer import StopSignals
 from vc_core.atomic import written_beside
 from vc_core.disk import FULL, WriteError, append, make_folder
 from vc_core.errors import UserError
@@ -34,15 +34,9 @@ WAIT = 10.0
 
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
-    """The learning rate's factor after a fraction `done` of the budget.
-
-    A linear warm-up, constant, over the last `decay` a cosine to `floor`: so a run whose budget is raised before its
-    last part goes on as if it had had that budget from the start.
-    """
-    if done < warmup:
-        return max(done / warmup, 0.01)
-    phase = min(max(done - (1.0 - decay), 0.0) / decay, 1.0)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * phase))
+    """The learning rate's factor after a fraction `done` of the budget: a linear warm-up, constant, over the last
+    `decay` a cosine to `floor`. A run whose budget is raised before that goes on as if it had had it from the start."""
+    return max(done / warmup, 0.01) if done < warmup else falling((done - (1.0 - decay)) / decay, floor)
 
 
 class TimedRun:
@@ -76,7 +70,7 @@ class TimedRun:
         world: World | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.out, self.model, self.optimizer = Path(out), model, optimizer
+        self.out, self.model, self.optimizer = make_folder(out), model, optimizer
         self.world, self.say = world or World(), say
         self.budget, self.decay = minutes * 60.0, decay
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -85,27 +79,16 @@ class TimedRun:
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.step, self.used, self.came = 0, 0.0, 0
         self.more: dict[str, float] = {}
-        self._signals, self._mark = StopSignals(), time.monotonic()
-        self._norm: torch.Tensor | None = None
-        make_folder(self.out)
+        self._state_path, self._signals, self._mark = self.out / "state.pt", StopSignals(), time.monotonic()
+        self._norm: Tensor | None = None
         if self._state_path.exists():
             self._resume()
-
-    @property
-    def _state_path(self) -> Path:
-        return self.out / "state.pt"
-
-    @property
-    def done(self) -> float:
-        """The fraction of the budget that is used."""
-        return self.used / self.budget
 
     def _resume(self) -> None:
         try:
             state = torch.load(self._state_path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name in ("model", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
             self.step, self.used, self.more = state["step"], state["used"], state.get("more", {})
         except Exception as error:
             raise UserError(
@@ -118,14 +101,8 @@ class TimedRun:
         if not self.world.main:
             return
         self._check()
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "used": self.used,
-            "more": self.more,
-        }
+        state = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        state |= {"step": self.step, "used": self.used, "more": self.more}
 
         def write() -> None:
             with written_beside(self._state_path) as part:
@@ -133,7 +110,7 @@ class TimedRun:
 
         self.on_disk(write)
 
-    def return_to(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def return_to(self, weights: Mapping[str, Tensor]) -> None:
         """Takes these weights for the model's and the averaged ones, forgets what the optimizer knows, and saves."""
         for model in (self.model, self.average):
             model.load_state_dict(weights)
@@ -142,11 +119,8 @@ class TimedRun:
         self.save()
 
     def on_disk(self, write: Callable[[], None]) -> None:
-        """Writes, again and again while the disk is full.
-
-        Raises:
-            UserError: it cannot write for another reason, or the disk is full and the run was told to stop.
-        """
+        """Writes, again and again while the disk is full. Raises `UserError` where something else is wrong with it,
+        or the run was told to stop."""
         told = False
         while True:
             try:
@@ -155,8 +129,10 @@ class TimedRun:
                 if error.number not in FULL:
                     raise
                 if self._signals.came:
-                    raise UserError(f"The disk of {self.out} is full, and the run was told to stop: what it saved last "
-                                    "is kept, and the same command goes on from there.") from error  # fmt: skip
+                    raise UserError(
+                        f"The disk of {self.out} is full, and the run was told to stop: what it saved last is kept, "
+                        "and the same command goes on from there."
+                    ) from error
                 if not told:
                     self.say(f"The disk of {self.out} is full: the run waits, and goes on when there is space again.")
                 told = True
@@ -168,9 +144,9 @@ class TimedRun:
             saved = self._mark = time.monotonic()
             while self.used < self.budget and not self.came:
                 for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-                    now = base * rate(self.done, min(0.02, WARMUP / self.budget))
+                    now = base * rate(self.used / self.budget, min(0.02, WARMUP / self.budget))
                     # A captured step reads it where it was.
-                    group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], torch.Tensor) else now
+                    group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], Tensor) else now
                 yield self.step
                 self.step += 1
                 if self._mark - saved > SAVE_EVERY:
@@ -179,44 +155,40 @@ class TimedRun:
             self.save()
             self.came = self.came or self.world.most(self._signals.came)  # of a signal during the last step
 
-    def update(self, loss: torch.Tensor, clip: float = 1.0) -> torch.Tensor:
+    def update(self, loss: Tensor, clip: float = 1.0) -> Tensor:
         """Backward, average over ranks, clip the gradient's norm, step, average the weights. Returns the norm.
 
-        Raises:
-            UserError: the gradient is not finite; nothing is changed then, on a GPU nothing on the disk.
+        Raises `UserError` where it is not finite; nothing is changed then, on a GPU nothing on the disk.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._agree()
-        self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        if self._norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
-            self._check()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self._take(norm)
         self.optimizer.step()
-        self._follow()
-        return self._norm
+        follow(*self._floating, self.decay, self.step)
+        return norm
 
-    def count(self, norm: torch.Tensor) -> None:
+    def count(self, norm: Tensor) -> None:
         """Takes note of a step that the model has made already, with a gradient of this norm, on the only rank.
 
-        Raises:
-            UserError: the gradient is not finite; what is on the disk has not changed.
+        Raises `UserError` where it is not finite; what is on the disk has not changed.
         """
         self._agree()
-        self._norm = norm
-        if self.step % CHECK_EVERY == 0:
-            self._check()
-        self._follow()
+        self._take(norm)
+        follow(*self._floating, self.decay, self.step)
 
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """The averaged weights' step towards the model's."""
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(*self._floating, 1.0 - decay)
+    def _take(self, norm: Tensor) -> None:
+        self._norm = norm
+        if norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+            self._check()
 
     def _check(self) -> None:
         if self._norm is not None and not self._norm.isfinite():
-            raise UserError(f"{self.out}: the gradient is not finite at step {self.step}: start the same command again "
-                            "to go on from the last checkpoint.")  # fmt: skip
+            raise UserError(
+                f"{self.out}: the gradient is not finite at step {self.step}: start the same command again to go on "
+                "from the last checkpoint."
+            )
 
     def _agree(self) -> None:
         """Means of the ranks' gradients, the main one's time, and whether one was told to stop, as all then are."""
@@ -241,10 +213,9 @@ class TimedRun:
 
     def log(self, **values: Any) -> None:
         """Append one line of JSON to the run's log.jsonl."""
-        if not self.world.main:
-            return
-        line = json.dumps({"step": self.step, "seconds": round(self.used, 1)} | values)
-        self.on_disk(lambda: append(self.out / "log.jsonl", line + "\n"))
+        if self.world.main:
+            line = json.dumps({"step": self.step, "seconds": round(self.used, 1)} | values)
+            self.on_disk(lambda: append(self.out / "log.jsonl", line + "\n"))
 
     def report(self, **measured: Any) -> None:
         """Log what the finished run was measured to be, say it, and write it to the run's report.json."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.data.sample import BadSample, Clips, Sample
+from training.data.sample import BadSample, Clips
 from training.data.sampler import generator_for
 from training.encoders import Encoders
+from training.launch import StopSignals
 from training.log import Log
 from training.lora import merge_lora, network_of
-from training.objective import possible_names
+from training.objective import possible_in
 from training.recipe import Recipe
+from vc_core.checkpoint import Checkpoint
+from vc_core.composer import VideoComposer
 from vc_core.conditions import ANNOTATED, Condition
 from vc_core.disk import make_folder
 from vc_core.pipeline import compose
@@ -31,57 +34,52 @@ def validate(
     weights: Mapping[str, Tensor],
     alphas: Mapping[str, float],
     clips: Mapping[int, Clips],
-    folder: Path,
+    step: int,
     log: Log,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[Path]:
-    """Composes the recipe's prompts, and the conditions of some samples, each with every seed. Returns the files.
+    signals: StopSignals,
+) -> None:
+    """Composes the recipe's prompts and the conditions of some samples, each with every seed, into the run's folder: as
+    `validation/step-N/0-seed0.mp4` and `sample0-seed0.mp4`.
 
     Args:
         weights: the network's, as `Engine.weights` gives them.
         alphas: of its LoRA, see `training.lora.network_of`.
         clips: the first domain's; its first samples' conditions are used, but for those that a network has to make.
-        folder: where the videos go, as `0-seed0.mp4` for the prompts and `sample0-seed0.mp4`.
-        stop: asked at every step of sampling.
+        signals: end it, within a step of sampling.
 
     Raises:
-        Stopped: when `stop` said so.
+        Stopped: a signal came.
     """
 
     def report(*_: object) -> None:
-        if stop():
+        if signals.came:
             raise Stopped
 
-    config, watch = encoders.config, recipe.watch
+    config, watch, device = encoders.config, recipe.watch, encoders.device
     unet = network_of(config, weights, alphas)
     merge_lora(unet)
-    composer = encoders.composer(unet.eval().requires_grad_(False).to(encoders.device))
-    make_folder(folder)
+    unet = unet.eval().requires_grad_(False).to(device)
+    checkpoint = Checkpoint(Path(encoders.part("vae").tensors.source), config, encoders.parts)
+    composer = VideoComposer(config, unet, encoders.autoencoder, encoders.towers, checkpoint, device, torch.float32)
+    folder = make_folder(recipe.out / "validation" / f"step-{step:08d}")
     wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)
-    left_out = {*ANNOTATED, *recipe.data[0].without}
-    possible = [n for n in possible_names(recipe.stage, longest, config.unet.conditions) if n not in left_out]
+    possible = possible_in(recipe, recipe.data[0], config.unet.conditions) - set(ANNOTATED)
     for index in range(min(watch.samples, len(clips[longest]))):
         try:
-            sample = clips[longest].sample(index, set(possible), generator_for(recipe.seed, index, "validation"))
+            sample = clips[longest].sample(index, possible, generator_for(recipe.seed, index, "validation"))
         except BadSample as reason:
             log.say(f"no validation by sample {index}: {reason}")
             continue
-        wanted.append((f"sample{index}", sample.text, conditions_of(sample)))
-    made = []
+        conditions = tuple(Condition(name, tensor[None].float()) for name, tensor in sample.conditions.items())
+        wanted.append((f"sample{index}", sample.text, conditions))
     for name, text, conditions in wanted:
         for seed in watch.seeds:
             # Of images too a video is composed, where nothing says how they move.
             frames = longest if conditions else config.frames
             video = compose(composer, text, conditions=conditions, frames=frames, seed=seed, progress=report)
-            made.append(write_video(folder / f"{name}-seed{seed}.mp4", video, config.rate))
-            log.video(f"validation/{name}-seed{seed}", video[0], int(folder.name.rpartition("-")[2]))
-    if encoders.device.type == "cuda":
-        del composer
+            write_video(folder / f"{name}-seed{seed}.mp4", video, config.rate)
+            log.video(f"validation/{name}-seed{seed}", video[0], step)
+    if device.type == "cuda":
+        del composer, unet
         torch.cuda.empty_cache()
-    return made
-
-
-def conditions_of(sample: Sample) -> tuple[Condition, ...]:
-    """A sample's conditions as `compose()` takes them."""
-    return tuple(Condition(name, tensor[None].float()) for name, tensor in sample.conditions.items())

@@ -5,27 +5,25 @@ As a program, `python interrupted.py STEP RECIPE [OPTIONS]`: a run that is kille
 
 import signal
 import sys
-from dataclasses import replace
+from unittest.mock import patch
 
 from training.recipe import read_recipe
-from training.trainer import assembled, train
+from training.step import Step
+from training.trainer import train
 
 
-def interrupted(number, step):
-    """What puts a run together (see `training.trainer.train`) that gets a signal in a step, the first one being 1."""
+def train_interrupted(recipe, number, step):
+    """Trains by a recipe, with a signal in a step, the first one being 1. Returns the exit status."""
 
-    def assemble(recipe, world):
-        parts, per_step = assembled(recipe, world), recipe.data[0].batch
-
-        def learn(batch):
-            if batch.after == step * per_step:  # of one rank on the first domain
+    class Interrupted(Step):
+        def __call__(self, batch):
+            if batch.after == step * self.recipe.data[0].batch:  # of one rank on the first domain
                 signal.raise_signal(number)
-            return parts.step(batch)
+            return super().__call__(batch)
 
-        return replace(parts, step=learn)
-
-    return assemble
+    with patch("training.trainer.Step", Interrupted):
+        return train(recipe)
 
 
 if __name__ == "__main__":
-    train(read_recipe(sys.argv[2], sys.argv[3:]), interrupted(signal.SIGKILL, int(sys.argv[1])))
+    train_interrupted(read_recipe(sys.argv[2], sys.argv[3:]), signal.SIGKILL, int(sys.argv[1]))

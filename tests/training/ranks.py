@@ -5,7 +5,7 @@ writes the weights that come of it to FOLDER.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,10 @@ from training.data.sample import Batch, Sample
 from training.data.sampler import Order, Share, generator_for
 from training.engine import Engine, checkpoints
 from training.images import leave_out_for_images
-from training.parameters import choose_parameters
 from training.ranks import joined, lanes_of
 from training.recipe import Domain, Optimizer, Recipe, Start
 from training.recipe import Engine as Settings
+from training.start import choose_parameters
 from vc_core.config import UNetConfig
 from vc_core.model.unet import UNet3D
 
@@ -60,13 +60,6 @@ def make_batch(recipe, slot, order, dtype=torch.float64, clips=None):
     return Batch(samples, kept, numbers, slot.after)
 
 
-@dataclass
-class Outcome:
-    loss: torch.Tensor
-    losses: torch.Tensor
-    timesteps: torch.Tensor
-
-
 class Step:
     """A loss like the real one's, without its encoders. `seen` are the samples' numbers."""
 
@@ -89,7 +82,7 @@ class Step:
         noisy = 0.6 * latents + 0.8 * noise
         context = self.unet.encode_style(context)
         losses = (self.unet(noisy, timesteps, context, stc) - noise).square().mean((1, 2, 3, 4))
-        return Outcome(losses.mean(), losses, timesteps)
+        return losses, timesteps
 
 
 class Run:
@@ -117,9 +110,9 @@ class Run:
                 slots = share.step(self.counts[lane.domain])
                 batches += [(lane, make_batch(self.recipe, s, order, self.dtype, self.clips)) for s in slots]
                 self.counts[lane.domain] = slots[-1].after
-            found, told = self.engine.update(batches)
+            found, outcomes = self.engine.update(batches)
             norms.append(found["all"])
-            means.append(float(torch.cat([each.losses for each in told]).mean()))
+            means.append(float(torch.cat([losses for losses, _ in outcomes]).mean()))
         return norms, means
 
     def save(self, out):

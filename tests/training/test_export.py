@@ -16,12 +16,10 @@ from training.engine import Engine
 from training.export import export, main
 from training.lora import load_lora, merge_lora
 from training.objective import Objective, keep_for
-from training.parameters import choose_parameters
 from training.ranks import Lane, World
 from training.recipe import Domain, Optimizer, Recipe, Start, Train
 from training.start import begin
 from training.step import Step
-from training.trainer import kept
 from vc_core.checkpoint import load_unet, read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
@@ -35,7 +33,6 @@ from vc_core.pipeline import compose
 def run(recipe, steps=3):
     """A run of a few steps on one clip, and its engine."""
     started = begin(recipe)
-    choose_parameters(started.unet, recipe)
     size = (recipe.height, recipe.width)
     encoders = Encoders(started.config, gather_parts(recipe), size)
     step = Step(started.unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
@@ -49,7 +46,7 @@ def run(recipe, steps=3):
         sample = Sample("clip", latents=torch.ones(4, 3, 4, 5), text="a clip", conditions=whole,
                         style=torch.ones(3, 32, 32))  # fmt: skip
         engine.update([(Lane(0, 0, 1), Batch([sample], keep([number]), [number]))])
-    engine.save(recipe.out, kept(recipe, started.config))
+    engine.save(recipe.out, {"config": started.config.to_json()})
     return engine
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.lora import LoRALinear, add_lora, load_lora, lora_layers, merge_lora, save_lora
-from training.parameters import choose_parameters, parameter_groups
 from training.recipe import Optimizer, Recipe, Train
+from training.start import choose_parameters, parameter_groups
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 

@@ -14,7 +14,7 @@ from training.objective import (
     kept_of,
     make_context,
     moving_weight,
-    possible_names,
+    possible_in,
     snr_weights,
 )
 from training.recipe import Domain, Loss, Recipe
@@ -72,7 +72,9 @@ def test_the_released_rule_counts_by_batches():
 
 
 def test_stage_1_drops_the_text_alone():
-    kept = kept_of(range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_names(1, 16, CONDITIONS))
+    kept = kept_of(
+        range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_in(Recipe(stage=1), Domain(), CONDITIONS)
+    )
     dropped = (~kept["text"]).sum().double()
     assert chi_square(torch.stack([dropped, 8000 - dropped]), torch.tensor([800.0, 7200.0]).double()) > 0.001
     assert not any(kept[name].any() for name in NAMES if name != "text")
@@ -80,8 +82,8 @@ def test_stage_1_drops_the_text_alone():
 
 
 def test_what_cannot_be_kept_is_dropped():
-    assert possible_names(2, 1, ("motion", "depth")) == ("text", "style", "depth")
-    kept = kept_of(range(200), 0, Loss(), possible=possible_names(2, 16, ("depth", "motion")))
+    assert possible_in(Recipe(), Domain(frames=1), ("motion", "depth")) == {"text", "style", "depth"}
+    kept = kept_of(range(200), 0, Loss(), possible=possible_in(Recipe(), Domain(), ("depth", "motion")))
     assert kept["motion"].any() and kept["style"].any() and not kept["sketch"].any()
 
 

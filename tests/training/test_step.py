@@ -11,7 +11,6 @@ from training.data.sample import Batch, Sample
 from training.encoders import Encoders, gather_parts
 from training.images import leave_out_for_images
 from training.objective import NAMES, Objective, keep_for, kept_of
-from training.parameters import choose_parameters
 from training.recipe import Domain, Loss, Recipe, Start
 from training.start import begin
 from training.step import Step
@@ -100,11 +99,9 @@ def keeping(names, count=2):
 def test_only_what_is_kept_is_made(step):
     kept = keeping(())
     kept["text"][1] = kept["sketch"][0] = kept["single_sketch"][1] = kept["depth"][1] = True
-    outcome = step(batch([3, 4], kept))
+    losses, timesteps = step(batch([3, 4], kept))
     assert step.encoders.made == {"latents": 2, "text": 1, "sketch": 1, "single_sketch": 1, "depth": 1}
-    assert outcome.losses.shape == outcome.timesteps.shape == (2,)
-    torch.testing.assert_close(outcome.loss, outcome.losses.mean())
-    assert outcome.loss.requires_grad and not outcome.losses.requires_grad
+    assert losses.shape == timesteps.shape == (2,) and losses.requires_grad
 
 
 def test_what_is_cached_is_not_made_again(step):
@@ -118,7 +115,7 @@ def test_a_cached_sample_counts_as_one_that_is_made(step):
     tokens = {"text_tokens": made.text[0], "style_embedding": made.style[0], "latents": made.latents[0]}
     conditions = {name: tensor[0] for name, tensor in made.conditions.items()}
     cached = Sample("cached", **tokens, conditions=conditions)
-    torch.testing.assert_close(step(Batch([cached], whole.kept, [5])).losses, step(whole).losses, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(step(Batch([cached], whole.kept, [5]))[0], step(whole)[0], rtol=1e-6, atol=1e-7)
 
 
 def test_a_sample_without_what_it_keeps_is_named(step):
@@ -129,12 +126,12 @@ def test_a_sample_without_what_it_keeps_is_named(step):
 
 @torch.no_grad()
 def test_a_samples_loss_does_not_depend_on_its_batch(step):
-    together = step(batch([10, 11, 12]))
+    together, of_all = step(batch([10, 11, 12]))
     for row, number in enumerate((10, 11, 12)):
-        alone = step(batch([number]))
-        assert alone.timesteps == together.timesteps[row]
-        torch.testing.assert_close(alone.losses[0], together.losses[row], rtol=1e-5, atol=1e-6)
-    assert torch.equal(step(batch([10, 11, 12])).losses, together.losses)
+        alone, timesteps = step(batch([number]))
+        assert timesteps == of_all[row]
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
+    assert torch.equal(step(batch([10, 11, 12]))[0], together)
 
 
 def test_a_missing_network_is_named_before_anything_is_made_up(step, tmp_path, monkeypatch):
@@ -151,15 +148,15 @@ def test_a_missing_network_is_named_before_anything_is_made_up(step, tmp_path, m
 def test_bf16_is_near(step):
     """Autocast is for the network that trains; the frozen ones have types of their own."""
     given = batch([1, 2], keeping(NAMES))
-    expected, inputs = step(given).losses, step.inputs(given)
+    (expected, _), inputs = step(given), step.inputs(given)
     with torch.autocast("cpu", torch.bfloat16):
-        outcome = step(given)
+        losses, _ = step(given)
         for ours, exact in zip(vars(step.inputs(given)).values(), vars(inputs).values(), strict=True):
             if isinstance(exact, torch.Tensor):
                 assert torch.equal(ours, exact)
-    outcome.loss.backward()
-    torch.testing.assert_close(outcome.losses, expected, rtol=0.05, atol=0.0)
-    assert outcome.losses.dtype == torch.float32 and not torch.equal(outcome.losses, expected)
+    losses.mean().backward()
+    torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.0)
+    assert losses.dtype == torch.float32 and not torch.equal(losses, expected)
 
 
 def test_a_share_of_the_steps_has_no_style_token(step):
@@ -178,13 +175,12 @@ def test_a_share_of_the_steps_has_no_style_token(step):
 def test_stage_1_has_text_alone(recipe, tiny_config):
     recipe = dataclasses.replace(recipe, stage=1, loss=Loss(text_dropout=0.1))
     started = begin(recipe)
-    choose_parameters(started.unet, recipe)
     step = Step(started.unet, Encoders(started.config, gather_parts(recipe), SIZE),
                 Objective(started.config.diffusion), recipe)  # fmt: skip
     keep = keep_for(recipe, recipe.data[0], started.config.unet.conditions)
     given = batch([1, 2], keep([1, 2]))
     assert step.inputs(given).style is None and step.inputs(given).conditions == {}
-    step(given).loss.backward()
+    step(given)[0].mean().backward()
     for name, parameter in started.unet.named_parameters():
         assert (parameter.grad is None) == name.startswith(("stc.", "style_")), name
 
@@ -202,7 +198,7 @@ def test_v_and_epsilon_of_a_perfect_network_cost_nothing(step):
             return target + parameter
 
     perfect.unet = Perfect(step.unet.config)
-    assert perfect(given).loss == 0.0
+    assert perfect(given)[0] == 0.0
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
@@ -215,7 +211,7 @@ def temporal_names(unet):
 
 def test_an_image_gives_temporal_parameters_gradients_of_zeros(step):
     unet = step.unet
-    step(batch([1, 2], keeping(NAMES), frames=1)).loss.backward()
+    step(batch([1, 2], keeping(NAMES), frames=1))[0].mean().backward()
     temporal = temporal_names(unet)
     assert len(temporal) > 100 and "temporal_in.proj_out.weight" in temporal
     for name, parameter in unet.named_parameters():
@@ -253,12 +249,12 @@ def test_images_are_computed_again_in_the_backward_pass(step):
     from torch.utils.checkpoint import checkpoint
 
     given = batch([1, 2], keeping(["text"]), frames=1, cached=True)
-    step(given).loss.backward()
+    step(given)[0].mean().backward()
     expected = {name: p.grad.clone() for name, p in step.unet.named_parameters() if p.grad is not None}
     step.unet.zero_grad()
     block = step.unet.middle
     original = block.forward
     block.forward = lambda *args: checkpoint(original, *args, use_reentrant=False)
-    step(given).loss.backward()
+    step(given)[0].mean().backward()
     for name, gradient in expected.items():
         torch.testing.assert_close(step.unet.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.disks import everything_in, files_up_to, limit_files
-from tests.training.interrupted import interrupted
+from tests.training.interrupted import train_interrupted
 from tests.training.test_data_foreign import write_tar
+from training.data.sample import Batch, Sample
 from training.engine import checkpoints, read_state
 from training.export import export
 from training.lock import FILE, held
 from training.log import Log, domain_names
 from training.lora import add_lora, save_lora
-from training.ranks import World
+from training.ranks import Lane, World
 from training.recipe import Domain, as_plain, from_plain, read_recipe
 from training.trainer import changed, train
 from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
@@ -130,7 +131,7 @@ def test_a_run_killed_and_then_terminated_is_the_same_run(recipe_file, straight,
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 6))
 
     recipe = read_recipe(recipe_file, options)
-    assert train(recipe, interrupted(signal.SIGTERM, 7)) == 143
+    assert train_interrupted(recipe, signal.SIGTERM, 7) == 143
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004", "step-00000007"]
     assert train(recipe) == 0
     assert_equal_runs(tmp_path, straight)
@@ -139,7 +140,7 @@ def test_a_run_killed_and_then_terminated_is_the_same_run(recipe_file, straight,
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_leaves_within_a_step(make, capsys, number, status):
     recipe, before = make("--steps", "9"), signal.getsignal(number)
-    assert train(recipe, interrupted(number, 2)) == status
+    assert train_interrupted(recipe, number, 2) == status
     assert signal.getsignal(number) is before
     assert [path.name for path in checkpoints(recipe.out)] == ["step-00000002"]
     assert [line["step"] for line in lines(recipe.out)] == [1, 2]
@@ -249,11 +250,12 @@ def test_what_is_seen_of_a_run(straight):
 
 
 def test_losses_are_told_apart_by_domain_and_quarter_of_the_schedule(make, tmp_path):
-    from training.engine import Told
-
     log = Log(tmp_path, make(), World(), 1000)
-    log.take([Told(0, 3, torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 249, 999])),
-              Told(1, 1, torch.tensor([4.0]), torch.tensor([500]))], ["a clip: gone"])  # fmt: skip
+    video, image = (Sample(str(frames), torch.zeros(4, frames, 4, 4)) for frames in (3, 1))
+    batches = [(Lane(0, 0, 1), Batch([video] * 3, {}, [0, 1, 2], bad=["a clip: gone"])),
+               (Lane(1, 0, 1), Batch([image], {}, [3]))]  # fmt: skip
+    log.take(batches, [(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 249, 999])),
+                       (torch.tensor([4.0]), torch.tensor([500]))])  # fmt: skip
     line = log.write(1, {"all": 1.0}, {"spatial": 0.1})
     log.close()
     assert {name: value for name, value in line.items() if name.startswith("loss")} == {

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
@@ -109,6 +111,9 @@ class UNet3D(nn.Module):
         attend: attention function, see `vc_core.model.blocks.Attend`; a host can pass its own.
     """
 
+    recompute = False
+    """Whether the blocks' activations are computed again in the backward pass, instead of being kept."""
+
     def __init__(self, config: UNetConfig, operations: Any = nn, attend: Attend = attend):
         super().__init__()
         ops, width = operations, config.width
@@ -147,19 +152,24 @@ class UNet3D(nn.Module):
         time = timestep_embedding(timesteps, self.config.width).to(x.dtype)
         time = F.silu(self.time_out(F.silu(self.time_in(time))))
 
+        run = partial(checkpoint, use_reentrant=False) if self.recompute else nn.Module.__call__
         x = self.temporal_in(self.conv_in(x), frames)
         skips = [x]
         for block in self.encoder:
-            x = block(x, time, context, frames)
+            x = run(block, x, time, context, frames)
             skips.append(x)
-        x = self.middle(x, time, context, frames)
-        x = self.middle_out(x, time, frames)
+        x = run(self.middle, x, time, context, frames)
+        x = run(self.middle_out, x, time, frames)
         for block in self.decoder:
             skip = skips.pop()
             next_size = skips[-1].shape[-2:] if skips else skip.shape[-2:]
-            x = block(x, skip, time, context, frames, next_size)
+            x = run(block, x, skip, time, context, frames, next_size)
         x = self.conv_out(F.silu(self.norm_out(x)))
         return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
+
+    def blocks(self) -> list[nn.Module]:
+        """What most of the work is done in: the units that are sharded, recomputed and compiled."""
+        return [*self.encoder, self.middle, self.middle_out, *self.decoder]
 
     def encode_style(self, image_embedding: Tensor) -> Tensor:
         """The style token `(B, 1, context_dim)` of an image embedding `(B, 1, context_dim)`, not normalised."""
