@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from vc_core.atomic import check_folder, folder_beside
@@ -64,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> str:
     from training.evaluate.evaluation import Settings, evaluate
     from training.evaluate.report import TABLE, as_table, write_report
-    from training.evaluate.trials import Sampling
+    from training.evaluate.trials import Composing
 
     check_replaceable(arguments.out)
     numbers = {name: getattr(arguments, name) for name in DEFAULT}
@@ -77,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> str:
         rate=arguments.rate,
         nominal_height=arguments.nominal_height,
         out=arguments.out,
-        sampling=replace(Sampling(), guidance=arguments.guidance, batch=arguments.batch, **numbers),
+        sampling=Composing(guidance=arguments.guidance, batch=arguments.batch, **numbers),
         only=tuple(name.strip() for name in arguments.only.split(",") if name.strip()),
         clip=arguments.clip,
         fvd=arguments.fvd,

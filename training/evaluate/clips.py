@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -79,12 +79,11 @@ class Truth:
 
     def of(self, rows: Tensor) -> Truth:
         """What is true of some of the clips, which may be the same one several times."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Truth(*(None if value is None else value[rows] for value in values))
+        return Truth(*(None if value is None else value[rows] for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
-class Clips:
+class Examples:
     """N clips, to compose by and to measure against.
 
     Attributes:
@@ -105,29 +104,19 @@ class Clips:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @property
-    def made(self) -> list[str]:
-        """What a video can be composed from: text, style and the conditions."""
-        return ["text", "style", *self.conditions]
 
-
-def joined(clips: Sequence[Clips], skipped: Sequence[str] = ()) -> Clips:
+def joined(parts: Sequence[Examples], skipped: Sequence[str] = ()) -> Examples:
     """Clips of the same conditions one after the other, those that were skipped beside them."""
-    truths = ([getattr(one.truth, field.name) for one in clips] for field in fields(Truth))
+    truths = zip(*(vars(one.truth).values() for one in parts), strict=True)
     truth = Truth(*(None if values[0] is None else torch.cat(values) for values in truths))
-    return Clips(
-        [key for one in clips for key in one.keys],
-        [text for one in clips for text in one.texts],
-        {name: torch.cat([one.conditions[name] for one in clips]) for name in clips[0].conditions},
-        replace(truth, other_style=truth.style[other_clips(len(truth.style))]),
-        clips[0].sketched,
+    return Examples(
+        [key for one in parts for key in one.keys],
+        [text for one in parts for text in one.texts],
+        {name: torch.cat([one.conditions[name] for one in parts]) for name in parts[0].conditions},
+        replace(truth, other_style=truth.style.roll(-1, 0)),
+        parts[0].sketched,
         list(skipped),
     )
-
-
-def other_clips(count: int) -> Tensor:
-    """The clip that another's conditions are taken from, for each of N clips (N,): the next one."""
-    return (torch.arange(count) + 1) % count
 
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------
@@ -163,22 +152,21 @@ def _pool() -> tuple[Scenes, Tensor]:
     scenes = sample_scenes(scene_seeds(HELD_OUT, 0, POOL))
     pace = torch.bucketize(scenes.displacement()[:, 0].norm(dim=1) / (CLIP_FRAMES - 1), torch.tensor(PACES)) - 1
     centers = scenes.centers(torch.arange(CLIP_FRAMES))[:, 0]  # (N, F, 2)
-    reach = torch.tensor([reach_of(shape) for shape in SHAPES])[scenes.shape[:, 0]] * scenes.radius[:, 0]
+    reach = torch.tensor([_reach_of(shape) for shape in SHAPES])[scenes.shape[:, 0]] * scenes.radius[:, 0]
     far = (centers - 0.5).abs().amax(2)  # (N, F)
     seen = (far[:, 0] + reach <= 0.5) & (far.amax(1) + reach / 2 <= 0.5)
     (fit,) = ((scenes.count == 1) & seen & (pace >= 0)).nonzero(as_tuple=True)
     return scenes[fit], torch.stack([scenes.shape[:, 0], scenes.color[:, 0], pace], 1)[fit]
 
 
-@cache
-def reach_of(shape: str) -> float:
+def _reach_of(shape: str) -> float:
     """How far a shape of radius 1 reaches from its centre at most."""
     at = torch.linspace(-2, 2, 401)
     y, x = torch.meshgrid(at, at, indexing="ij")
     return float(torch.hypot(x, y)[unit_distance(shape, x, y) <= 0.02].max())
 
 
-def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Clips:
+def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Examples:
     """The scenes that a checkpoint of this config is evaluated on.
 
     Scenes are square and planned for CLIP_FRAMES frames: so are the clips, at the config's shorter side and at most
@@ -206,7 +194,7 @@ def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return there
 
 
-def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
+def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
     size, extraction = clip_size(config), config.extraction
     large_size = drawing_size("depth", size)
     small = render(scene, size[0], frames, what=("video", "motion"))
@@ -239,7 +227,7 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
         camera_axes=told_directions(as_seen(small.video), seen),
         keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Clips([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched)
+    return Examples([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched)
 
 
 def motion_of_file(video: Tensor, config: Config) -> Tensor:

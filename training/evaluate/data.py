@@ -18,23 +18,16 @@ from training.data.making import Form
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
 from training.data.shards import ShardClips, Shards, is_ours, shard_files
-from training.evaluate.clips import Clips, Truth, joined
+from training.evaluate.clips import Examples, Truth, joined
 from training.evaluate.measures import motion_of
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.folders import files_below
 from vc_core.progress import Progress
 
-MADE = ("text", "style", "single_image", "motion")
-"""What is made of each clip."""
-
 
 def open_data(
-    path: Path,
-    config: Config,
-    rate: float | None = None,
-    nominal_height: int | None = None,
-    out: Path | None = None,
+    path: Path, config: Config, rate: float | None = None, nominal_height: int | None = None, out: Path | None = None
 ) -> FolderClips | ShardClips:
     """The clips of a folder, as a checkpoint of this config takes them.
 
@@ -67,7 +60,7 @@ def open_data(
     return FolderClips(path, entries, form, rate, nominal_height)
 
 
-def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | None = None) -> Clips:
+def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | None = None) -> Examples:
     """At most so many of the data's clips, evenly spread over it; those that cannot be read are left out and told.
 
     A clip's frames are drawn by its place in the data, so that they are the same for every checkpoint.
@@ -91,14 +84,15 @@ def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | 
     return joined(made, skipped)
 
 
-def _clip(data: FolderClips | ShardClips, index: int) -> Clips:
-    sample = data.sample(index, MADE, generator_for("evaluate", index))
+def _clip(data: FolderClips | ShardClips, index: int) -> Examples:
+    made = ("text", "style", "single_image", "motion")
+    sample = data.sample(index, made, generator_for("evaluate", index))
     conditions, video = {name: tensor[None] for name, tensor in sample.conditions.items()}, sample.video[None]
     # Not the condition's own vectors: resizing has thinned those of points, and layouts have units of their own.
     motion = motion_of(video)
     told = covered(conditions["motion"], data.form.extraction.motion_layout, data.form.size)
     truth = Truth(video, motion, told, sample.style[None])
-    return Clips([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
+    return Examples([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
 
 
 def covered(command: Tensor, layout: str, size: tuple[int, int]) -> Tensor:

@@ -5,14 +5,15 @@ The videos that are compared differ in one condition alone: all else is the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.clips import Clips, other_clips
+from training.data.cache import as_bytes
+from training.evaluate.clips import Examples
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
 from vc_core.pipeline import Style, compose
@@ -46,7 +47,7 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which conditions a video is composed from: the clip's own, and at most one of another clip."""
+    """Which conditions a video is composed from: the clip's own, and at most one of another clip, the next one."""
 
     own: frozenset[str]
     other: str | None = None
@@ -59,7 +60,7 @@ def arms_of(trial: str) -> dict[str, Wiring]:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Composing:
     """How videos are composed. `guidance` None is the checkpoint's.
 
     From 20 steps to 12 the bundled checkpoint's figures moved by less than 0.005, shapes by one of 24 videos.
@@ -86,8 +87,8 @@ class Task:
 
     Attributes:
         text: one for each, or none for all.
-        seed: of the first one; each has the next one's.
         conditions, style: of each, (B, ...).
+        seed: of the first one; each has the next one's.
     """
 
     text: list[str] | str
@@ -97,7 +98,7 @@ class Task:
     size: tuple[int, int]
     batch: int
     seed: int
-    sampling: Sampling
+    how: Composing
 
     def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
         """The videos, (B, 3, F, H, W) uint8."""
@@ -110,12 +111,12 @@ class Task:
             size=self.size,
             batch=self.batch,
             seed=self.seed,
-            sampler=self.sampling.sampler,
-            steps=self.sampling.steps,
-            guidance=self.sampling.guidance,
+            sampler=self.how.sampler,
+            steps=self.how.steps,
+            guidance=self.how.guidance,
             progress=progress,
         )
-        return (video * 255).round().to(torch.uint8)
+        return as_bytes(video)
 
 
 Run = Callable[[Iterable[Task], Progress | None], Iterable[Tensor]]
@@ -128,7 +129,7 @@ def run_here(composer: VideoComposer) -> Run:
 
 
 def compose_wirings(
-    run: Run, clips: Clips, wirings: Iterable[Wiring], sampling: Sampling, progress: Progress | None = None
+    run: Run, clips: Examples, wirings: Iterable[Wiring], how: Composing, progress: Progress | None = None
 ) -> dict[Wiring, Tensor]:
     """The videos of each wiring, (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
 
@@ -137,38 +138,34 @@ def compose_wirings(
     Args:
         progress: called as `progress("composing", done, total)`, in steps of batches.
     """
-    rows, wirings = pairs(len(clips), sampling.seeds).tolist(), list(dict.fromkeys(wirings))
-    starts = range(0, len(rows), sampling.batch)
+    batches, wirings = pairs(len(clips), how.seeds).split(how.batch), list(dict.fromkeys(wirings))
     tasks = (
-        _task(clips, wiring, rows[start : start + sampling.batch], start, sampling)
-        for wiring in wirings
-        for start in starts
+        _task(clips, wiring, rows, number * how.batch, how) for wiring in wirings for number, rows in enumerate(batches)
     )
     videos: list[Tensor] = []
-    total = len(wirings) * len(starts) * sampling.steps
 
     def report(what: str, done: int, steps: int) -> None:
         if progress is not None and what == "sampling":
-            progress("composing", len(videos) * sampling.steps + done * sampling.steps // steps, total)
+            total = len(wirings) * len(batches) * how.steps
+            progress("composing", len(videos) * how.steps + done * how.steps // steps, total)
 
     for made in run(tasks, report):
         videos.append(made)
-    parts = len(starts)
+    parts = len(batches)
     return {wiring: torch.cat(videos[i * parts : (i + 1) * parts]) for i, wiring in enumerate(wirings)}
 
 
-def _task(clips: Clips, wiring: Wiring, chosen: Sequence[int], seed: int, sampling: Sampling) -> Task:
-    others = other_clips(len(clips))[list(chosen)].tolist()
-    taken = {name: list(chosen) for name in wiring.own} | ({wiring.other: others} if wiring.other else {})
+def _task(clips: Examples, wiring: Wiring, rows: Tensor, seed: int, how: Composing) -> Task:
+    taken = dict.fromkeys(wiring.own, rows) | ({wiring.other: (rows + 1) % len(clips)} if wiring.other else {})
     video = clips.truth.video
     return Task(
-        text=[clips.texts[i] for i in taken["text"]] if "text" in taken else "",
+        text=[clips.texts[row] for row in taken["text"]] if "text" in taken else "",
         style=clips.truth.style[taken["style"]].numpy() if "style" in taken else None,
         # In the table's order, not in that of a set, which is another one at every run: sums round differently.
         conditions={name: clips.conditions[name][taken[name]].numpy() for name in CONDITIONS if name in taken},
         frames=video.shape[2],
         size=tuple(video.shape[-2:]),
-        batch=len(chosen),
+        batch=len(rows),
         seed=seed,
-        sampling=sampling,
+        how=how,
     )
