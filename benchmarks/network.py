@@ -52,8 +52,10 @@ def main() -> None:
     size = (LATENT, LATENT)
     x, t = torch.randn(1, 4, FRAMES, *size), torch.tensor([500])
     context = torch.randn(1, 78, CONFIG.context_dim)
-    conditions = {"motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
-                  "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT)}  # fmt: skip
+    conditions = {
+        "motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
+        "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT),
+    }
 
     def released_run() -> None:
         for _ in range(STEPS):

@@ -203,8 +203,11 @@ def test_headlines_are_in_the_measures_own_terms(result):
 
 
 def test_what_is_better_goes_by_the_measures_aim(result):
-    gap = {"up": Estimate(0.1, 0.05, 0.15, 0.0), "down": Estimate(-0.1, -0.2, -0.05, 0.0),
-           "none": Estimate(0.1, -0.1, 0.3, 0.0)}  # fmt: skip
+    gap = {
+        "up": Estimate(0.1, 0.05, 0.15, 0.0),
+        "down": Estimate(-0.1, -0.2, -0.05, 0.0),
+        "none": Estimate(0.1, -0.1, 0.3, 0.0),
+    }
     cases = {  # given, of the first, source, difference, verdict
         "colour": (0.8, 0.7, 1.0, "up", "better"),
         "first_frame": (0.08, 0.07, 0.04, "up", "worse"),
@@ -213,8 +216,11 @@ def test_what_is_better_goes_by_the_measures_aim(result):
         "way": (1.3, 1.1, 1.0, "up", "worse"),  # too far
         "shape": (0.8, 0.7, 1.0, "none", "within the interval"),
     }
-    one = replace(result, rows={name: row_of(name, case[0], case[2]) for name, case in cases.items()},
-                  beside={name: gap[case[3]] for name, case in cases.items()})  # fmt: skip
+    one = replace(
+        result,
+        rows={name: row_of(name, case[0], case[2]) for name, case in cases.items()},
+        beside={name: gap[case[3]] for name, case in cases.items()},
+    )
     other = replace(result, rows={name: row_of(name, case[1], case[2]) for name, case in cases.items()})
     found = verdicts(one, other)
     assert {name: word for word, names in found.items() for name in names} == {
@@ -370,8 +376,12 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
     printed = capsys.readouterr().out
     assert (out / "table.md").read_text() in printed
     assert {path.name for path in out.iterdir()} == {
-        "table.md", "evaluation.json", "sketch.png", "single_image.png", "together.png"
-    }  # fmt: skip
+        "table.md",
+        "evaluation.json",
+        "sketch.png",
+        "single_image.png",
+        "together.png",
+    }
     first = (out / "evaluation.json").read_text()
     told = json.loads(first)
     (checkpoint,) = told["checkpoints"]

@@ -25,8 +25,16 @@ from vc_core.conditions import CONDITIONS
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
 
-GENERAL = ["consistency", "similarity", "style_palette", "style_palette_beside_text", "style_similarity", "first_frame",
-           "endpoint", "motion_consistency"]  # fmt: skip
+GENERAL = [
+    "consistency",
+    "similarity",
+    "style_palette",
+    "style_palette_beside_text",
+    "style_similarity",
+    "first_frame",
+    "endpoint",
+    "motion_consistency",
+]
 FAST = Composing(seeds=2, steps=1)
 
 
@@ -170,8 +178,11 @@ def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
     assert "Not measured, as it takes synthetic scenes: colour, shape, direction, sharpness," in table
     assert "2 clips of" in table and "held-out" not in table and "sketches" not in table
     labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
-    assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(2)
-                      for row in ("source", "motion given", *ARMS)]  # fmt: skip
+    assert labels == [
+        f"{clip + 1}: source" if row == "source" else row
+        for clip in range(2)
+        for row in ("source", "motion given", *ARMS)
+    ]
 
 
 def test_measures_that_take_scenes_are_refused_where_nothing_is_left(folder):

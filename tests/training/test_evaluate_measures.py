@@ -8,7 +8,7 @@ import torch
 from training.data.render import render
 from training.data.scenes import DIRECTION_WORDS, SHAPES
 from training.evaluate.camera import camera_step, told_directions
-from training.evaluate.clips import held_out_clips, held_out_scenes, on_object
+from training.evaluate.clips import after_first, held_out_clips, held_out_scenes
 from training.evaluate.measures import (
     MEASURES,
     SLOWEST,
@@ -195,12 +195,12 @@ def test_the_end_point_error_counts_where_it_is_asked_to():
     mask[:, :, 0] = True  # the upper half
     command = torch.zeros(1, 2, 2, 4, 4)
     command[0, 0, 1, :2] = 0.1
-    assert on_object(mask, (4, 4)).sum() == 8  # none of the first frame
+    assert after_first(mask, (4, 4)).sum() == 8  # none of the first frame
     made = torch.zeros_like(command)
     made[0, 1, 1] = 0.05
-    assert endpoint_error(made, command, on_object(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
-    assert endpoint_error(made, command, on_object(~mask, (4, 4))).item() == pytest.approx(0.05)
-    assert endpoint_error(made, command, on_object(mask & False, (4, 4))).isnan().all()
+    assert endpoint_error(made, command, after_first(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
+    assert endpoint_error(made, command, after_first(~mask, (4, 4))).item() == pytest.approx(0.05)
+    assert endpoint_error(made, command, after_first(mask & False, (4, 4))).isnan().all()
 
 
 def test_directions_are_told_from_the_first_frame_that_has_the_object_to_the_last():

@@ -35,48 +35,30 @@ class Part:
 
 @dataclass(frozen=True)
 class NetworkPart:
-    """How the network is trained.
+    """How the network is trained, of all ranks together; dictionaries are by the type of the device."""
 
-    Attributes:
-        lengths: numbers of frames of which each step draws one; shorter clips are as many more.
-        batch: clips of all 16 frames in a step, of all ranks together, by the type of the device.
-        scenes: that are kept at a time, of all ranks together, by the type of the device.
-        uses: clips' worth of frames that are taken of each scene before it gives way, about, by the type of the
-            device; of the first ones more.
-        learning_rate, weight_decay: of Muon.
-        lone: see `training.objective.draw_kept`.
-        moving_gain, no_style: see `training.recipe.Loss`.
-    """
-
-    lengths: tuple[int, ...]
-    batch: dict[str, int]
-    scenes: dict[str, int]
-    uses: dict[str, float]
+    lengths: tuple[int, ...]  # numbers of frames of which each step draws one; shorter clips are as many more
+    batch: dict[str, int]  # clips of all 16 frames in a step
+    scenes: dict[str, int]  # that are kept at a time
+    uses: dict[str, float]  # clips' worth of frames that are taken of each scene, about; of the first ones more
     learning_rate: float
     weight_decay: float
-    lone: dict[str, float]
-    moving_gain: float
+    lone: dict[str, float]  # by condition, see `training.objective.draw_kept`
+    moving_gain: float  # like `no_style`, see `training.recipe.Loss`
     no_style: float
 
 
 @dataclass(frozen=True)
 class Design:
-    """Everything of a run but its budget, its device and what it begins with.
+    """Everything of a run but its budget, its device and what it begins with."""
 
-    Attributes:
-        config: JSON of the checkpoint's `Config`, beside the recipe.
-        shares: of the budget, for the parts before the network, which gets the rest.
-        most_minutes: that these parts take of however large a budget.
-        least_minutes: of a budget, in which every part makes at least some steps on a CPU.
-    """
-
-    config: str
+    config: str  # JSON of the checkpoint's `Config`, beside the recipe
     autoencoder: Part
     towers: Part
     network: NetworkPart
-    shares: dict[str, float]
-    most_minutes: dict[str, float]
-    least_minutes: float
+    shares: dict[str, float]  # of the budget, for the parts before the network, which gets the rest
+    most_minutes: dict[str, float]  # that these parts take of however large a budget
+    least_minutes: float  # of a budget, in which every part makes at least some steps on a CPU
 
 
 def read_design(path: Path = RECIPE) -> tuple[Design, Config]:

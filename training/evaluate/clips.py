@@ -31,7 +31,7 @@ from vc_core.extract import masked_video, read_motion
 from vc_core.extract.fields import NOMINAL_SIDE
 from vc_core.extract.refit import refit
 from vc_core.extract.sketch import sketch
-from vc_core.progress import Progress
+from vc_core.progress import Progress, reported
 from vc_core.video import FramePlan, write_video
 
 HELD_OUT = 2**32
@@ -47,35 +47,23 @@ FILMED = 256
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of N clips, and of scenes, one object each, what nobody knows of other clips.
+    """What is true of N clips, and of scenes, one object each, what nobody knows of other clips: from the mask on.
 
-    Attributes:
-        video: (N, 3, F, H, W) in [0, 1], at the size to be composed.
-        motion: (N, 2, F, H, W) in frame widths since the previous frame: of scenes exact, else as the
-            measures see it in the clip.
-        told: (N, F, H, W) bool, where that motion counts.
-        style: (N, 3, S, S), the style images.
-        other_style: the same, of the clips that others' conditions are taken from.
-        mask: (N, F, SEEN, SEEN) bool, where the object is to be seen; like all that follow, of scenes alone.
-        color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
-        direction: (N,) what the caption says of the way, see `training.data.captions.direction_class`.
-        camera: (N, 2) how the background moves, x and y in frame widths a frame.
-        camera_axes: (N, 2, 2) in which directions that is to be seen, see `told_directions`.
-        keep: (N, 1, F, H, W) bool, what the mask condition keeps.
+    Motion is in frame widths a frame, x and y: of scenes exact, else as the measures see it in the clip.
     """
 
-    video: Tensor
-    motion: Tensor
-    told: Tensor
-    style: Tensor
-    other_style: Tensor | None = None
-    mask: Tensor | None = None
-    color: Tensor | None = None
-    shape: Tensor | None = None
-    direction: Tensor | None = None
-    camera: Tensor | None = None
-    camera_axes: Tensor | None = None
-    keep: Tensor | None = None
+    video: Tensor  # (N, 3, F, H, W) in [0, 1], at the size to be composed
+    motion: Tensor  # (N, 2, F, H, W)
+    told: Tensor  # (N, F, H, W) bool, where that motion counts
+    style: Tensor  # (N, 3, S, S), the style images
+    other_style: Tensor | None = None  # the same, of the clips that others' conditions are taken from
+    mask: Tensor | None = None  # (N, F, SEEN, SEEN) bool, where the object is to be seen
+    color: Tensor | None = None  # (N,) index into OBJECT_COLORS
+    shape: Tensor | None = None  # (N,) index into SHAPES
+    direction: Tensor | None = None  # (N,) what the caption says of the way, see `direction_class`
+    camera: Tensor | None = None  # (N, 2) how the background moves
+    camera_axes: Tensor | None = None  # (N, 2, 2) in which directions that is to be seen, see `told_directions`
+    keep: Tensor | None = None  # (N, 1, F, H, W) bool, what the mask condition keeps
 
     def of(self, rows: Tensor) -> Truth:
         """What is true of some of the clips, which may be the same one several times."""
@@ -84,22 +72,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Examples:
-    """N clips, to compose by and to measure against.
+    """N clips, to compose by and to measure against."""
 
-    Attributes:
-        keys: tell the clips, each another one.
-        texts: one caption each; of scenes, of the object, its motion and the background.
-        conditions: by name, (N, C, F or 1, H, W).
-        sketched: the method that drew the sketches, where there are any.
-        skipped: those that could not be read, each with the reason.
-    """
-
-    keys: list[str]
-    texts: list[str]
-    conditions: dict[str, Tensor]
+    keys: list[str]  # tell the clips, each another one
+    texts: list[str]  # one caption each; of scenes, of the object, its motion and the background
+    conditions: dict[str, Tensor]  # (N, C, F or 1, H, W)
     truth: Truth
-    sketched: str | None = None
-    skipped: list[str] = field(default_factory=list)
+    sketched: str | None = None  # the method that drew the sketches, where there are any
+    skipped: list[str] = field(default_factory=list)  # those that could not be read, each with the reason
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -173,12 +153,8 @@ def held_out_clips(count: int, config: Config, progress: Progress | None = None)
     that long.
     """
     scenes, frames = held_out_scenes(count), min(config.frames, CLIP_FRAMES)
-    made = []
-    for number in range(len(scenes)):
-        made.append(_clip(f"scene {number + 1}", scenes[number], config, frames))
-        if progress is not None:
-            progress("scenes", number + 1, len(scenes))
-    return joined(made)
+    numbers = reported("scenes", range(count), progress)
+    return joined([_clip(f"scene {number + 1}", scenes[number], config, frames) for number in numbers])
 
 
 def clip_size(config: Config) -> tuple[int, int]:
@@ -187,8 +163,8 @@ def clip_size(config: Config) -> tuple[int, int]:
     return side, side
 
 
-def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where the object of a mask (B, F, S, S) bool is after the first frame, before which nothing moves: at `size`."""
+def after_first(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (B, F, H, W) bool at `size`, but for the first frame, before which nothing moves."""
     there = F.interpolate(mask.float(), size, mode="nearest") > 0.5
     there[:, 0] = False
     return there
@@ -217,7 +193,7 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
     truth = Truth(
         small.video,
         small.motion / size[1],
-        on_object(seen, size),
+        after_first(seen, size),
         small.video[:, :, frames // 2],
         mask=seen,
         color=scene.color[:, 0],

@@ -40,7 +40,7 @@ from vc_core.config import Config
 from vc_core.encoders.autoencoder import decode, encode
 from vc_core.errors import UserError
 from vc_core.files import sha256
-from vc_core.progress import Progress
+from vc_core.progress import Progress, reported
 
 JOBS = 2
 """Processes that compose on a CPU, where nobody says how many."""
@@ -48,35 +48,21 @@ JOBS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What is evaluated and how.
+    """What is evaluated and how."""
 
-    Attributes:
-        checkpoints: files; their results are compared with the first one's.
-        parts: files that bring what the checkpoints lack.
-        clips: number of scenes, or at most that many of the data's clips.
-        data: folder of videos with captions, or of shards, in place of the scenes.
-        rate, nominal_height: of a folder's videos, as the checkpoint was trained; see `training.recipe.Domain`.
-        only: names of measures or trials, or `TOGETHER`; all of them where it is empty.
-        clip: file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' towers.
-        fvd: I3D's weights.
-        device: where the networks run, see `VideoComposer.load`.
-        jobs: processes that compose, of one thread each on a CPU; None: `JOBS` there, else one.
-        out: folder of the results, which are no data where it lies among them.
-    """
-
-    checkpoints: tuple[Path, ...] = (BUNDLED,)
-    parts: tuple[Path, ...] = ()
-    clips: int = 48
-    data: Path | None = None
-    rate: float | None = None
-    nominal_height: int | None = None
+    checkpoints: tuple[Path, ...] = (BUNDLED,)  # their results are compared with the first one's
+    parts: tuple[Path, ...] = ()  # files that bring what the checkpoints lack
+    clips: int = 48  # number of scenes, or at most that many of the data's clips
+    data: Path | None = None  # folder of videos with captions, or of shards, in place of the scenes
+    rate: float | None = None  # of a folder's videos, as in training, see `training.recipe.Domain`
+    nominal_height: int | None = None  # the same
     sampling: Composing = field(default_factory=Composing)
-    only: tuple[str, ...] = ()
-    clip: Path | None = None
-    fvd: Path | None = None
-    device: str = "auto"
-    jobs: int | None = None
-    out: Path | None = None
+    only: tuple[str, ...] = ()  # names of measures or trials, or `TOGETHER`; all of them where it is empty
+    clip: Path | None = None  # file or folder of an OpenCLIP ViT-H/14 in place of the checkpoints' towers
+    fvd: Path | None = None  # I3D's weights
+    device: str = "auto"  # where the networks run, see `VideoComposer.load`
+    jobs: int | None = None  # processes that compose, of one thread each on a CPU; None: `JOBS` there, else one
+    out: Path | None = None  # folder of the results, which are no data where it lies among them
 
     def __post_init__(self) -> None:
         if self.clips < 2:
@@ -122,19 +108,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one checkpoint.
-
-    Attributes:
-        values: by arm (clips, seeds), or (clips, seeds, points, 2) of pairs, and `source` (clips, 1): the clips
-            themselves, through the autoencoder; `TOGETHER` where it was composed.
-        estimates: of each of these.
-        gains: given less shuffled and given less absent, paired by clip and seed.
-    """
+    """One measure of one checkpoint, by arm; `source`, of one seed, are the clips themselves, through the autoencoder;
+    `TOGETHER` is there where it was composed."""
 
     measure: Measure
-    values: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]  # (clips, seeds), or (clips, seeds, points, 2) of pairs
     estimates: dict[str, Estimate]
-    gains: dict[str, Estimate]
+    gains: dict[str, Estimate]  # given less shuffled and given less absent, paired by clip and seed
 
 
 def summed_up(measure: Measure, values: dict[str, np.ndarray]) -> Row:
@@ -146,28 +126,17 @@ def summed_up(measure: Measure, values: dict[str, np.ndarray]) -> Row:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One checkpoint.
+    """One checkpoint."""
 
-    Attributes:
-        name: the file's name, or with its number before it where several have the same.
-        about: what is known of it: file, SHA-256, size, guidance, whose towers, how sketches were drawn.
-        rows: by measure.
-        notes: what was not measured, and why.
-        beside: by measure, given less the first checkpoint's given, paired by clip and seed.
-        clips, videos: to look at; videos of each wiring (N * seeds, 3, F, H, W) uint8.
-        together: the wiring of all conditions, where it was composed.
-        judge: whose towers measured.
-    """
-
-    name: str
-    about: dict[str, Any]
-    rows: dict[str, Row]
-    notes: list[str]
+    name: str  # the file's, or with its number before it where several have the same
+    about: dict[str, Any]  # file, SHA-256, size, guidance, whose towers, how sketches were drawn
+    rows: dict[str, Row]  # by measure
+    notes: list[str]  # what was not measured, and why
     fvd: dict[str, object]
-    beside: dict[str, Estimate]
+    beside: dict[str, Estimate]  # by measure, given less the first checkpoint's given, paired by clip and seed
     clips: Examples
-    videos: dict[Wiring, Tensor]
-    together: Wiring | None
+    videos: dict[Wiring, Tensor]  # (N * seeds, 3, F, H, W) uint8
+    together: Wiring | None  # that of all conditions, where it was composed
     judge: Judge = field(repr=False)
 
 
@@ -232,7 +201,7 @@ def _evaluate(
     own, truths = Seen(torch.cat(sources), clips.texts, judge), truth.of(which)
     seen = {wiring: Seen(video, [clips.texts[clip] for clip in which], judge) for wiring, video in videos.items()}
     rows = {}
-    for number, measure in enumerate(measures):
+    for measure in reported("measuring", measures, progress):
         arms = arms_of(measure.trial) | ({} if together is None else {TOGETHER: together})
         figures = {arm: measure.of(seen[wiring], truths) for arm, wiring in arms.items()}
         figures["source"] = measure.of(own, truth)
@@ -240,8 +209,6 @@ def _evaluate(
         if measure.relative:
             values = {arm: each / values["source"] for arm, each in values.items()}
         rows[measure.name] = summed_up(measure, values)
-        if progress is not None:
-            progress("measuring", number + 1, len(measures))
 
     arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if "text" in trials}
     about = {

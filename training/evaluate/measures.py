@@ -222,15 +222,10 @@ def _mean_over(values: Tensor, where: Tensor) -> Tensor:
 
 @dataclass
 class Seen:
-    """What is seen in B videos, found out when it is asked for, and once.
+    """What is seen in B videos, found out when it is asked for, and once."""
 
-    Attributes:
-        pixels: (B, 3, F, H, W), in [0, 1] or as bytes.
-        texts: the captions of their clips.
-    """
-
-    pixels: Tensor
-    texts: list[str]
+    pixels: Tensor  # (B, 3, F, H, W), in [0, 1] or as bytes
+    texts: list[str]  # the captions of their clips
     judge: Judge
 
     @property
@@ -263,31 +258,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table.
-
-    Attributes:
-        trial: a key of `training.evaluate.trials.TRIALS`, whose videos it looks at.
-        better: which way is better; `source`: the nearer to what the source itself has.
-        of: its figures of some videos, by what is true of their clips.
-        percent: figures are told in percent.
-        statistic: what figures are summed up by.
-        relative: figures are told in shares of what the clip itself has, through the autoencoder.
-        loses: figures that are missing are lost objects, which the table tells, not scenes of another pace.
-        needs: towers that it needs.
-        scenes: taken on synthetic scenes alone, as it needs what is known of them or the conditions made of them.
-    """
+    """One row of the table."""
 
     name: str
     label: str
-    trial: str
-    better: Literal["high", "low", "source"]
-    of: Callable[[Seen, Truth], Tensor]
-    percent: bool = False
-    statistic: Statistic = slope
-    relative: bool = False
-    loses: bool = False
-    needs: tuple[Literal["text", "image"], ...] = ()
-    scenes: bool = True
+    trial: str  # a key of `training.evaluate.trials.TRIALS`, whose videos it looks at
+    better: Literal["high", "low", "source"]  # which way is; `source`: the nearer to what the source itself has
+    of: Callable[[Seen, Truth], Tensor]  # its figures of some videos, by what is true of their clips
+    percent: bool = False  # how figures are told
+    statistic: Statistic = slope  # what they are summed up by
+    relative: bool = False  # they are told in shares of what the clip itself has, through the autoencoder
+    loses: bool = False  # those that are missing are lost objects, which the table tells, not scenes of another pace
+    needs: tuple[Literal["text", "image"], ...] = ()  # towers
+    scenes: bool = True  # it needs what is known of scenes alone, or the conditions that are made of them alone
 
 
 _, _MIDDLE, _FAST = PACES

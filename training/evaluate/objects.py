@@ -32,15 +32,10 @@ _FRAMES = 4  # a palette holds for the whole video, so a few frames tell it
 
 
 class Objects(NamedTuple):
-    """The object of each of B videos.
+    """The object of each of B videos."""
 
-    Attributes:
-        mask: (B, F, SEEN, SEEN) bool, where it is; nowhere in videos without one.
-        color: (B,) index into OBJECT_COLORS, or NOTHING.
-    """
-
-    mask: Tensor
-    color: Tensor
+    mask: Tensor  # (B, F, SEEN, SEEN) bool, where it is; nowhere in videos without one
+    color: Tensor  # (B,) index into OBJECT_COLORS, or NOTHING
 
 
 @cache

@@ -18,17 +18,12 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its confidence interval; None where nothing was measured, or for an interval of one clip alone.
+    """A figure and its confidence interval; None where nothing was measured, or for an interval of one clip alone."""
 
-    Attributes:
-        mean: the mean, or what else the statistic says.
-        missing: share of what was to be measured that is not there, as where objects were lost.
-    """
-
-    mean: float | None
+    mean: float | None  # or what else the statistic says
     low: float | None
     high: float | None
-    missing: float
+    missing: float  # share of what was to be measured that is not there, as where objects were lost
 
 
 def slope(sums: np.ndarray) -> np.ndarray:

@@ -8,6 +8,10 @@ from training.evaluate.evaluation import Evaluated, Row
 from training.evaluate.trials import TOGETHER
 
 
+def _alone(one: float | None, other: float | None) -> float | None:
+    return one
+
+
 def _ratio(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None or other <= 0 else one / other
 
@@ -16,19 +20,19 @@ def _less(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-HEADLINES: dict[str, tuple[str, Callable[[float | None, float | None], float | None] | None]] = {
-    "colour": ("colour", None),
-    "shape": ("shape", None),
-    "direction": ("direction", None),
-    "style_palette": ("style_palette", None),
+HEADLINES: dict[str, tuple[str, Callable[[float | None, float | None], float | None]]] = {
+    "colour": ("colour", _alone),
+    "shape": ("shape", _alone),
+    "direction": ("direction", _alone),
+    "style_palette": ("style_palette", _alone),
     "first_frame_ratio": ("first_frame", _ratio),
     "single_sketch_ratio": ("single_sketch_overlap", _ratio),
     "sketch_ratio": ("sketch_overlap", _ratio),
     "depth_ratio": ("depth_overlap", _ratio),
     "mask_ratio": ("mask_overlap", _ratio),
-    "motion_slope": ("motion_slope", None),
-    "motion_r2": ("motion_r2", None),
-    "sharpness": ("sharpness", None),
+    "motion_slope": ("motion_slope", _alone),
+    "motion_r2": ("motion_r2", _alone),
+    "sharpness": ("sharpness", _alone),
     "consistency": ("consistency", _less),
 }
 """The measure of each headline figure, and how it is told beside what the clips themselves have."""
@@ -45,7 +49,7 @@ def headline(result: Evaluated) -> dict[str, float]:
     for name, (measure, beside) in HEADLINES.items():
         if row := result.rows.get(measure):
             given, source = (row.estimates[arm].mean for arm in ("given", "source"))
-            found[name] = given if beside is None else beside(given, source)
+            found[name] = beside(given, source)
             kept.append(kept_together(row))
     found["together"] = min((share for share in kept if share is not None), default=None)
     return {name: figure for name, figure in found.items() if figure is not None}

@@ -21,16 +21,11 @@ ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class Judge:
-    """Both towers of a CLIP, and whose they are.
+    """Both towers of a CLIP, and whose they are."""
 
-    Attributes:
-        source: said in the table.
-        missing: for each tower that is not there, why.
-    """
-
-    source: str
+    source: str  # said in the table
     model: Any = field(default=None, repr=False)
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # for each tower that is not there, why
 
     @torch.no_grad()
     def images(self, images: Tensor, batch: int = 64) -> Tensor:

@@ -84,20 +84,15 @@ class Task:
 
     In arrays: they go to other processes as bytes, where tensors would take shared memory, of which containers have
     little.
-
-    Attributes:
-        text: one for each, or none for all.
-        conditions, style: of each, (B, ...).
-        seed: of the first one; each has the next one's.
     """
 
-    text: list[str] | str
-    style: np.ndarray | None
+    text: list[str] | str  # one for each, or none for all
+    style: np.ndarray | None  # of each, (B, ...)
     conditions: dict[str, np.ndarray]
     frames: int
     size: tuple[int, int]
     batch: int
-    seed: int
+    seed: int  # of the first one; each has the next one's
     how: Composing
 
     def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
