@@ -276,7 +276,7 @@ def test_processes_make_the_same_videos_in_the_same_order(tiny_checkpoint, tiny_
 
 @pytest.mark.slow
 def test_what_a_process_cannot_do_is_the_users_to_read(tiny_checkpoint):
-    task = Task("", None, {}, frames=0, size=(32, 32), batch=1, seed=0, how=FAST)
+    task = Task("", None, {}, {"frames": 0, "size": (32, 32)})
     with pytest.raises(UserError, match="0 frames"):
         list(run_in_processes(tiny_checkpoint, (), "cpu", 2)([task], None))
 

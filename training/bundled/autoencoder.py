@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.bundled.design import Part
-from training.data.synthetic import render, sample_scenes, scene_seeds
+from training.data.render import render
+from training.data.scenes import sample_scenes, scene_seeds
 from training.evaluate.objects import find_objects, shapes_of
 from training.muon import Muon
 from training.precision import fast_type

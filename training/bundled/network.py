@@ -15,8 +15,8 @@ from torch import Tensor
 from training.bundled.design import NetworkPart
 from training.bundled.replayed import Replayed
 from training.bundled.ring import Ring, padded, windows
-from training.data.cache import CAPTIONS, STILLS
-from training.data.synthetic import CLIP, DRAWN, spoiled, stored_for
+from training.data.scenes import CLIP_FRAMES
+from training.data.synthetic import CAPTIONS, DRAWN, STILLS, spoiled, stored_for
 from training.muon import Muon
 from training.objective import Objective, draw_kept, embed_conditions, make_context
 from training.precision import fast_attend, fast_type
@@ -98,7 +98,7 @@ class NetworkStep:
         """
         clips, device = given["clips"], self.empty.device
         batch = len(clips)
-        numbers, stride = windows(CLIP, frames, batch, device, generator)
+        numbers, stride = windows(CLIP_FRAMES, frames, batch, device, generator)
         latents = ring.take("latents", clips, numbers).float().transpose(1, 2) * self.scale
         text = self._one_of("text", CAPTIONS, ring, clips, generator)
         style = self._one_of("style", STILLS, ring, clips, generator)[:, None] if "style" in given else None
@@ -186,7 +186,7 @@ def train(
         # Of one length on all ranks, as they wait for each other.
         frames = part.lengths[int(torch.randint(len(part.lengths), (), generator=lots.manual_seed(step)))]
         seed = step * world.size + world.rank
-        batch = per_rank * CLIP // frames
+        batch = per_rank * CLIP_FRAMES // frames
         given = network_step.drawn(len(ring), batch, lots.manual_seed(seed))
         if replayed is None:
             generator.manual_seed(seed)
@@ -224,7 +224,7 @@ def held_out_loss(step: NetworkStep, ring: Ring) -> float:
     for number in range(8):
         generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
         given = {name: tensor.to(device) for name, tensor in step.drawn(len(ring), 8, lots).items()}
-        losses.append(step(ring, CLIP, given, generator))
+        losses.append(step(ring, CLIP_FRAMES, given, generator))
     return round(torch.stack(losses).mean().item(), 5)
 
 

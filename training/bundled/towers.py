@@ -16,9 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.bundled.design import Part, read_design
-from training.data.captions import caption_tokens, motion_class
-from training.data.scenes import BACKGROUNDS, COLOR_NAMES, DIRECTION_WORDS, OBJECT_COLORS, SHAPES, Scenes
-from training.data.synthetic import captions, render, sample_scenes, scene_seeds
+from training.data.captions import caption_tokens, captions, motion_class
+from training.data.render import render
+from training.data.scenes import (
+    BACKGROUNDS,
+    COLOR_NAMES,
+    DIRECTION_WORDS,
+    OBJECT_COLORS,
+    SHAPES,
+    Scenes,
+    sample_scenes,
+    scene_seeds,
+)
 from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
@@ -121,11 +130,6 @@ def text_features(towers: Towers, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(final @ towers.clip.text_projection, dim=-1), penultimate
 
 
-def readout_loss(towers: Towers, token: Tensor, targets: dict[str, Tensor]) -> Tensor:
-    losses = [F.cross_entropy(towers.readouts[name](token), target) for name, target in targets.items()]
-    return torch.stack(losses).mean()
-
-
 def image_readout_loss(towers: Towers, embedding: Tensor, targets: dict[str, Tensor]) -> Tensor:
     """Sums over the classes of what can occur together, so that the few that do are not drowned."""
     said = {name: head(embedding) for name, head in towers.image_readouts.items()}
@@ -187,7 +191,9 @@ def train(out: Path, minutes: float, part: Part, world: World, say: Callable[[st
         images = image_features(towers, frames)
         texts, token = text_features(towers, tokens)
         loss = contrast(F.normalize(images, dim=-1), texts, towers.clip.logit_scale.exp())
-        reading = readout_loss(towers, token, labels(scenes, motion, background))
+        targets = labels(scenes, motion, background)
+        read = [F.cross_entropy(towers.readouts[name](token), target) for name, target in targets.items()]
+        reading = torch.stack(read).mean()
         seeing = image_readout_loss(towers, images, image_labels(scenes))
         run.update(loss + 0.5 * reading + 0.5 * seeing)
         with torch.no_grad():

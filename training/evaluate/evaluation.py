@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.cache import as_bytes
 from training.data.folder import FolderClips
 from training.data.shards import ShardClips
 from training.evaluate.clips import Examples, held_out_clips
@@ -229,7 +228,7 @@ def _evaluate(
         about,
         rows,
         notes,
-        described(fvd, as_bytes(truth.video), arms),
+        described(fvd, (truth.video * 255).round().to(torch.uint8), arms),
         {} if first is None else beside(rows, first.rows, clips.keys, first.clips.keys),
         clips,
         videos,

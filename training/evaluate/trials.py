@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.cache import as_bytes
 from training.evaluate.clips import Examples
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
@@ -89,29 +89,14 @@ class Task:
     text: list[str] | str  # one for each, or none for all
     style: np.ndarray | None  # of each, (B, ...)
     conditions: dict[str, np.ndarray]
-    frames: int
-    size: tuple[int, int]
-    batch: int
-    seed: int  # of the first one; each has the next one's
-    how: Composing
+    options: dict[str, Any]  # of `vc_core.pipeline.compose`
 
     def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
         """The videos, (B, 3, F, H, W) uint8."""
-        video = compose(
-            composer,
-            self.text,
-            style=None if self.style is None else Style(torch.from_numpy(self.style)),
-            conditions=[Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()],
-            frames=self.frames,
-            size=self.size,
-            batch=self.batch,
-            seed=self.seed,
-            sampler=self.how.sampler,
-            steps=self.how.steps,
-            guidance=self.how.guidance,
-            progress=progress,
-        )
-        return as_bytes(video)
+        style = None if self.style is None else Style(torch.from_numpy(self.style))
+        conditions = [Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()]
+        video = compose(composer, self.text, style=style, conditions=conditions, progress=progress, **self.options)
+        return (video * 255).round().to(torch.uint8)
 
 
 Run = Callable[[Iterable[Task], Progress | None], Iterable[Tensor]]
@@ -158,9 +143,13 @@ def _task(clips: Examples, wiring: Wiring, rows: Tensor, seed: int, how: Composi
         style=clips.truth.style[taken["style"]].numpy() if "style" in taken else None,
         # In the table's order, not in that of a set, which is another one at every run: sums round differently.
         conditions={name: clips.conditions[name][taken[name]].numpy() for name in CONDITIONS if name in taken},
-        frames=video.shape[2],
-        size=tuple(video.shape[-2:]),
-        batch=len(rows),
-        seed=seed,
-        how=how,
+        options=dict(
+            frames=video.shape[2],
+            size=tuple(video.shape[-2:]),
+            batch=len(rows),
+            seed=seed,
+            sampler=how.sampler,
+            steps=how.steps,
+            guidance=how.guidance,
+        ),
     )
