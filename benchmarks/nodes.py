@@ -14,8 +14,6 @@ import re
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.network import seconds
 from tests.host.finding import NoHost
 from tests.host.graph import Graph
 from tests.host.scene import BUNDLED, TEXT, error
@@ -98,12 +97,6 @@ def graph_of(running: Host, case: Case, seed: int, cache: str | None = None) -> 
     )
     graph.add("SaveLatent", samples=sampled)
     return graph
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def peak(running: Host) -> float:
