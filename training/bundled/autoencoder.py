@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.bundled.design import Part
+from training.bundled.design import PartPlan
 from training.data.render import render
 from training.data.scenes import sample_scenes, scene_seeds
 from training.evaluate.objects import find_objects, shapes_of
@@ -169,16 +169,16 @@ def save_comparison(model: nn.Module, path: Path) -> None:
     write_contact_sheet(path, strips, columns=len(frames), cell=3 * SIZE)
 
 
-def train(out: Path, minutes: float, part: Part, world: World, say: Callable[[str], None] = print) -> TimedRun:
+def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable[[str], None] = print) -> TimedRun:
     """Trains for `minutes`, or goes on with what is in `out`.
 
     Once the time is up OUT/autoencoder.safetensors (TAESD's layout), OUT/report.json and OUT/comparison.png are there.
     """
-    device, batch = world.device, max(part.batch[world.device.type] // world.size, 1)
+    device, batch = world.device, max(plan.batch[world.device.type] // world.size, 1)
     torch.manual_seed(0)
     model = initialize(new_autoencoder()).to(device, memory_format=torch.channels_last).train()
     # In a budget of about 2000 steps Muon is worth 2 dB over AdamW.
-    optimizer = Muon(model.parameters(), part.learning_rate)
+    optimizer = Muon(model.parameters(), plan.learning_rate)
     run = TimedRun(out, model, optimizer, minutes, decay=0.999, world=world, say=say)
     for step in run:
         number = step * world.size + world.rank

@@ -26,7 +26,7 @@ _OF_TIME = ("shares", "most_minutes", "least_minutes")  # what a budget is share
 
 
 @dataclass(frozen=True)
-class Part:
+class PartPlan:
     """How a part is trained: `batch` frames or pairs in a step, of all ranks together, by the type of the device."""
 
     batch: dict[str, int]
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class NetworkPart:
+class NetworkPlan:
     """How the network is trained, of all ranks together; dictionaries are by the type of the device."""
 
     lengths: tuple[int, ...]  # numbers of frames of which each step draws one; shorter clips are as many more
@@ -53,9 +53,9 @@ class Design:
     """Everything of a run but its budget, its device and what it begins with."""
 
     config: str  # JSON of the checkpoint's `Config`, beside the recipe
-    autoencoder: Part
-    towers: Part
-    network: NetworkPart
+    autoencoder: PartPlan
+    towers: PartPlan
+    network: NetworkPlan
     shares: dict[str, float]  # of the budget, for the parts before the network, which gets the rest
     most_minutes: dict[str, float]  # that these parts take of however large a budget
     least_minutes: float  # of a budget, in which every part makes at least some steps on a CPU

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.bundled.design import NetworkPart
+from training.bundled.design import NetworkPlan
 from training.bundled.replayed import Replayed
 from training.bundled.ring import Ring, padded, windows
 from training.data.scenes import CLIP_FRAMES
@@ -53,13 +53,13 @@ class NetworkStep:
             not counting nothing: all steps of one number of frames have equal shapes then.
     """
 
-    def __init__(self, unet: UNet3D, config: Config, part: NetworkPart, empty: Tensor, fixed: bool = False):
-        self.unet, self.part, self.empty, self.fixed = unet, part, empty, fixed
-        self.objective = Objective(config.diffusion, Loss(moving_gain=part.moving_gain))
+    def __init__(self, unet: UNet3D, config: Config, plan: NetworkPlan, empty: Tensor, fixed: bool = False):
+        self.unet, self.plan, self.empty, self.fixed = unet, plan, empty, fixed
+        self.objective = Objective(config.diffusion, Loss(moving_gain=plan.moving_gain))
         self.objective.alphas_cumprod = self.objective.alphas_cumprod.to(empty.device)
         self.names = config.unet.conditions
         self.scale, self.timesteps = config.autoencoder.scale, config.diffusion.steps
-        often = draw_kept(MANY, torch.Generator().manual_seed(0), part.lone)
+        often = draw_kept(MANY, torch.Generator().manual_seed(0), plan.lone)
         self._shares = {name: often[name].float().mean().item() for name in self.names}
 
     def room(self, name: str, batch: int) -> int | None:
@@ -76,9 +76,9 @@ class NetworkStep:
             of each condition that any sample keeps the "rows" (n,) that do, what each "counts" (n,), see `padded`,
             and which of them are outlines as people draw them, "by hand" (n,).
         """
-        kept = draw_kept(batch, lots, self.part.lone)
+        kept = draw_kept(batch, lots, self.plan.lone)
         found = {"clips": torch.randint(scenes, (batch,), generator=lots), "text": kept["text"]}
-        if float(torch.rand((), generator=lots)) >= self.part.no_style:
+        if float(torch.rand((), generator=lots)) >= self.plan.no_style:
             found["style"] = kept["style"]
         for name in self.names:
             rows, counts = padded(kept[name].nonzero(as_tuple=True)[0], self.room(name, batch))
@@ -133,7 +133,7 @@ def train(
     out: Path,
     minutes: float,
     config: Config,
-    part: NetworkPart,
+    plan: NetworkPlan,
     autoencoder: Any,
     towers: Any,
     world: World,
@@ -154,12 +154,12 @@ def train(
         unet.load_state_dict(start.state_dict())
     # Convolutions of a GPU's tensor cores take channels last.
     unet = unet.to(device, memory_format=torch.channels_last if on_gpu else torch.preserve_format).train()
-    optimizer = Muon(unet.parameters(), part.learning_rate, weight_decay=part.weight_decay)
+    optimizer = Muon(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
 
-    per_rank = max(part.batch[device.type] // world.size, 1)
-    capacity = max(part.scenes[device.type] // world.size, per_rank)
-    due = per_rank / part.uses[device.type]  # new scenes a step
+    per_rank = max(plan.batch[device.type] // world.size, 1)
+    capacity = max(plan.scenes[device.type] // world.size, per_rank)
+    due = per_rank / plan.uses[device.type]  # new scenes a step
     drawn = int(run.more.get("drawn", run.step * due))
     make_ring = partial(Ring, autoencoder, towers, size=config.height, scale=config.extraction.condition_scale)
     ring = make_ring(TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size)
@@ -169,7 +169,7 @@ def train(
     held_out: Ring | None = None
     generator, lots = torch.Generator(device), torch.Generator()
     tested, seen, mark = run.used, 0, run.used
-    network_step = NetworkStep(unet, config, part, empty, fixed=on_gpu)
+    network_step = NetworkStep(unet, config, plan, empty, fixed=on_gpu)
     dtype = fast_type(device)
 
     def loss_of(frames: int, given: Mapping[str, Tensor]) -> Tensor:
@@ -184,7 +184,7 @@ def train(
         ring.keep_up(before + step * due)
         run.more["drawn"] = ring.drawn
         # Of one length on all ranks, as they wait for each other.
-        frames = part.lengths[int(torch.randint(len(part.lengths), (), generator=lots.manual_seed(step)))]
+        frames = plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots.manual_seed(step)))]
         seed = step * world.size + world.rank
         batch = per_rank * CLIP_FRAMES // frames
         given = network_step.drawn(len(ring), batch, lots.manual_seed(seed))
@@ -204,7 +204,7 @@ def train(
                 if held_out is None:  # scenes that are never trained on
                     held_out = make_ring(TEST_SEED, 32)
                     held_out.draw(32)
-                more["held_out"] = held_out_loss(NetworkStep(run.average, config, part, empty), held_out)
+                more["held_out"] = held_out_loss(NetworkStep(run.average, config, plan, empty), held_out)
                 tested = run.used
                 keep_best(run, more["held_out"])
             run.log(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.bundled.design import Part, read_design
+from training.bundled.design import PartPlan, read_design
 from training.data.captions import caption_tokens, captions, motion_class
 from training.data.render import render
 from training.data.scenes import (
@@ -166,7 +166,7 @@ def evaluate(towers: Towers, batches: int = 4, batch: int = 128) -> dict[str, fl
     } | {f"read_{name}": torch.stack(values).mean().item() for name, values in read.items()}
 
 
-def train(out: Path, minutes: float, part: Part, world: World, say: Callable[[str], None] = print) -> TimedRun:
+def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable[[str], None] = print) -> TimedRun:
     """Trains for `minutes`, or goes on with what is in `out`.
 
     Once the time is up OUT/towers.safetensors (open_clip's names, the config in the metadata) and OUT/report.json are
@@ -174,7 +174,7 @@ def train(out: Path, minutes: float, part: Part, world: World, say: Callable[[st
     """
     from open_clip.loss import ClipLoss
 
-    device, batch = world.device, max(part.batch[world.device.type] // world.size, 2)
+    device, batch = world.device, max(plan.batch[world.device.type] // world.size, 2)
     torch.manual_seed(0)
     towers, contrast = Towers().to(device), ClipLoss()
     # Adam, without decay, for embeddings, as most words are never seen, and for vectors.
@@ -182,7 +182,7 @@ def train(out: Path, minutes: float, part: Part, world: World, say: Callable[[st
     for name, parameter in towers.named_parameters():
         (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "orthogonal": False}]
-    run = TimedRun(out, towers, Muon(groups, lr=part.learning_rate), minutes, world=world, say=say)
+    run = TimedRun(out, towers, Muon(groups, lr=plan.learning_rate), minutes, world=world, say=say)
     for step in run:
         towers.train()
         motion, background = step % 2 == 0, step % 4 < 3
