@@ -1,6 +1,6 @@
 """Loading a checkpoint of the released size: peak memory and time, against reading it as the released code does.
 
-    ./vc python benchmarks/loading.py [--width 320] [--folder DIR]
+    ./vc bench loading [--width 320] [--folder DIR]
 
 Writes a released-size `.pth` of noise (5.7 GB; `--width 128` makes a sixth of it), loads it in fresh processes and
 prints ratios: peak memory by the file's size, time by that of `torch.load` into a network that was initialised first.

@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +28,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.network import seconds
 from vc_core.extract.motion import read_motion
 from vc_core.extract.vectors import exported
 from vc_core.video import FramePlan
@@ -137,12 +137,6 @@ def digest(path: str | Path) -> str:
 def released(path: str | Path, frames: int, mode: str = "released") -> None:
     """The map of so many frames of a file, from its beginning, at 4 a second."""
     read_motion(path, FramePlan(0.0, Fraction(4), frames), mode=mode)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def process(python: str, program: str, *arguments: object) -> object:

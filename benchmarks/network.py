@@ -1,6 +1,6 @@
 """What is not done twice: this network against the same network computing as the released code does.
 
-    ./vc python benchmarks/network.py
+    ./vc bench network
 
 Prints ratios of times taken in one run, alternating; sizes are a fraction of the released network's.
 """
@@ -24,16 +24,16 @@ FRAMES, LATENT, STEPS = 16, 16, 3
 CONFIG = UNetConfig(width=64, multipliers=(1, 2, 4), res_blocks=1, head_dim=32, temporal_in_heads=4)
 
 
-def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int = 5) -> float:
-    """The median over rounds of the time of `slow` by that of `fast`, run in turn."""
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    def seconds(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
 
-    slow(), fast()
-    return statistics.median(seconds(slow) / seconds(fast) for _ in range(rounds))
+def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 5) -> float:
+    """The median over rounds of the time of `one` by that of `other`, run in turn."""
+    one(), other()
+    return statistics.median(seconds(one) / seconds(other) for _ in range(rounds))
 
 
 def released_temporal_conv(block: TemporalConv, x: Tensor, frames: int) -> Tensor:
@@ -52,8 +52,10 @@ def main() -> None:
     size = (LATENT, LATENT)
     x, t = torch.randn(1, 4, FRAMES, *size), torch.tensor([500])
     context = torch.randn(1, 78, CONFIG.context_dim)
-    conditions = {"motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
-                  "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT)}  # fmt: skip
+    conditions = {
+        "motion": torch.randn(1, 2, FRAMES, 8 * LATENT, 8 * LATENT),
+        "depth": torch.randn(1, 1, FRAMES, 12 * LATENT, 12 * LATENT),
+    }
 
     def embedded() -> Tensor:
         return sum(unet.encode_condition(name, tensor, size) for name, tensor in conditions.items())

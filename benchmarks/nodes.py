@@ -14,8 +14,6 @@ import re
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.network import seconds
 from tests.host.finding import NoHost
 from tests.host.graph import Graph
 from tests.host.scene import BUNDLED, TEXT, error
@@ -67,22 +66,38 @@ def graph_of(running: Host, case: Case, seed: int, cache: str | None = None) -> 
     graph = running.graph()
     loaded = graph.add("VCCheckpointLoader", ckpt_name=BUNDLED)
     positive, negative = (graph.add("CLIPTextEncode", text=words, clip=loaded[1]) for words in (TEXT, ""))
-    stc = graph.add("STCEncode", model=loaded, positive=positive, negative=negative, width=case.size, height=case.size,
-                    frames=case.frames)  # fmt: skip
+    stc = graph.add(
+        "STCEncode",
+        model=loaded,
+        positive=positive,
+        negative=negative,
+        width=case.size,
+        height=case.size,
+        frames=case.frames,
+    )
     model = graph.add(cache, model=loaded) if cache else loaded
-    sampled = graph.add("VC3DUNetSampler", model=model, positive=stc[0], negative=stc[1], latent=stc[2], seed=seed,
-                        steps=case.steps, cfg=4.0)  # fmt: skip
+    sampled = graph.add(
+        "VC3DUNetSampler",
+        model=model,
+        positive=stc[0],
+        negative=stc[1],
+        latent=stc[2],
+        seed=seed,
+        steps=case.steps,
+        cfg=4.0,
+    )
     images = graph.add("VAEDecode", samples=sampled, vae=loaded[3])
-    graph.add("SaveAnimatedWEBP", images=images, filename_prefix="bench", fps=8.0, lossless=False, quality=80,
-              method="fastest")  # fmt: skip
+    graph.add(
+        "SaveAnimatedWEBP",
+        images=images,
+        filename_prefix="bench",
+        fps=8.0,
+        lossless=False,
+        quality=80,
+        method="fastest",
+    )
     graph.add("SaveLatent", samples=sampled)
     return graph
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def peak(running: Host) -> float:
@@ -104,8 +119,10 @@ def small(case: Case, rounds: int) -> str:
             nodes.append(running.run(graph_of(running, case, seed)).seconds)
             core.append(seconds(lambda seed=seed: compose(composer, TEXT, seed=seed, **settings)))
         ratio = statistics.median(a / b for a, b in zip(nodes, core, strict=True))
-        return (f"{case.what}: the first video {first:.1f} s, the next {statistics.median(nodes):.1f} s, "
-                f"{ratio:.2f} of compose(); {peak(running) - idle:.2f} GiB")  # fmt: skip
+        return (
+            f"{case.what}: the first video {first:.1f} s, the next {statistics.median(nodes):.1f} s, "
+            f"{ratio:.2f} of compose(); {peak(running) - idle:.2f} GiB"
+        )
 
 
 def cached(cache: str, case: Case, rounds: int) -> str:

@@ -22,7 +22,6 @@ SPEEDS = ((0.4, 16), (0.8, 16), (1.2, 16), (1.6, 16), (2.2, 10), (3.0, 8))
 """Pixels of 64 a frame, and frames: as many as the disc stays within the picture."""
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
-
 HEADER = ("speed, pixels of 64 a frame", "frames", "with the motion", "reversed", "worst", "sideways error", "lost")
 
 

@@ -1,6 +1,6 @@
 """What sampling costs beside the network: samplers, sides of the guidance, windows and batches.
 
-    ./vc python benchmarks/sampling.py
+    ./vc bench sampling
 
 Prints ratios of times taken in one run, alternating, of peak memory, and calls of the network; the network is a small
 one with random weights, so whatever is not the network weighs more here than with the released one.
@@ -8,16 +8,15 @@ one with random weights, so whatever is not the network weighs more here than wi
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.network import ratio
 from vc_core.config import DiffusionConfig, UNetConfig
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
 from vc_core.diffusion.samplers import SAMPLERS, Denoiser, Sampling, make_sampler, sample
@@ -54,18 +53,6 @@ def memory(name: str) -> float:
     """Peak memory of a run beside the network and the noise, in latents (Linux)."""
     done = subprocess.run([sys.executable, "-c", MEMORY, name], capture_output=True, text=True, check=True)
     return float(done.stdout)
-
-
-def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 3) -> float:
-    """The median over rounds of the time of `one` by that of `other`, run in turn."""
-
-    def seconds(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    one(), other()
-    return statistics.median(seconds(one) / seconds(other) for _ in range(rounds))
 
 
 @torch.inference_mode()

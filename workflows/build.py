@@ -30,8 +30,13 @@ FOLDER = Path(__file__).parent
 STRIPES = "a red circle on a background of blue and white stripes"
 GRADIENT = "a yellow circle on a blue and purple gradient"
 MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
-    "Model", "Inputs", "Text and style", "Conditions", "Sampling", "Video",
-)  # fmt: skip
+    "Model",
+    "Inputs",
+    "Text and style",
+    "Conditions",
+    "Sampling",
+    "Video",
+)
 STEPS = 12
 """Enough for the bundled checkpoint: twice as many make no difference to be seen."""
 RATE = 8.0
@@ -96,26 +101,64 @@ def start(graph: Graph, text: str) -> Start:
 
 def styled(begun: Start, image: Output) -> Start:
     """With the style of an image beside the text."""
-    node = begun.graph.add("StyleEmbed", TEXT, positive=begun.positive, negative=begun.negative,
-                           clip_vision=begun.loader["CLIP_VISION"], image=image)  # fmt: skip
+    node = begun.graph.add(
+        "StyleEmbed",
+        TEXT,
+        positive=begun.positive,
+        negative=begun.negative,
+        clip_vision=begun.loader["CLIP_VISION"],
+        image=image,
+    )
     return Start(begun.graph, begun.loader, node["positive"], node["negative"])
 
 
-def sample(begun: Start, seed: int, cfg: float = 0.0, windows: tuple[int, int] = (0, -1), latent: Output | None = None,
-           denoise: float = 1.0, **conditions: Node) -> tuple[Output, Output]:  # fmt: skip
+def sample(
+    begun: Start,
+    seed: int,
+    cfg: float = 0.0,
+    windows: tuple[int, int] = (0, -1),
+    latent: Output | None = None,
+    denoise: float = 1.0,
+    **conditions: Node,
+) -> tuple[Output, Output]:
     """Everything from the conditions, by STCEncode's sockets, to the images, enlarged, and their frames a second.
 
     cfg 0 is what the checkpoint recommends; windows are (length, overlap) in frames, see VC3DUNetSampler.
     """
     graph = begun.graph
-    encode = graph.add("STCEncode", SAMPLING, model=begun.model, positive=begun.positive, negative=begun.negative,
-                       **{name: node[0] for name, node in conditions.items()})  # fmt: skip
-    sampler = graph.add("VC3DUNetSampler", SAMPLING, model=begun.model, positive=encode["positive"],
-                        negative=encode["negative"], latent=latent or encode["latent"], seed=seed, steps=STEPS, cfg=cfg,
-                        denoise=denoise, context_length=windows[0], context_overlap=windows[1])  # fmt: skip
+    encode = graph.add(
+        "STCEncode",
+        SAMPLING,
+        model=begun.model,
+        positive=begun.positive,
+        negative=begun.negative,
+        **{name: node[0] for name, node in conditions.items()},
+    )
+    sampler = graph.add(
+        "VC3DUNetSampler",
+        SAMPLING,
+        model=begun.model,
+        positive=encode["positive"],
+        negative=encode["negative"],
+        latent=latent or encode["latent"],
+        seed=seed,
+        steps=STEPS,
+        cfg=cfg,
+        denoise=denoise,
+        context_length=windows[0],
+        context_overlap=windows[1],
+    )
     images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=begun.loader["VAE"])
-    larger = graph.add("ImageScale", VIDEO, title="Enlarge, to look at it", image=images[0], upscale_method="bicubic",
-                       width=256, height=256, crop="disabled")  # fmt: skip
+    larger = graph.add(
+        "ImageScale",
+        VIDEO,
+        title="Enlarge, to look at it",
+        image=images[0],
+        upscale_method="bicubic",
+        width=256,
+        height=256,
+        crop="disabled",
+    )
     return larger[0], encode["fps"]
 
 
@@ -153,8 +196,9 @@ def mask_of(begun: Start, clip: Node) -> Node:
 def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> Output:
     """An image of the clip's disc in a colour of its own."""
     color = graph.add("EmptyImage", INPUTS, title="Colour of the disc", width=256, height=256, color=disc)
-    return graph.add("ImageCompositeMasked", INPUTS, title=title, destination=ground, source=color[0],
-                     mask=clip["mask"])[0]  # fmt: skip
+    return graph.add(
+        "ImageCompositeMasked", INPUTS, title=title, destination=ground, source=color[0], mask=clip["mask"]
+    )[0]
 
 
 def style_image(graph: Graph, clip: Node, disc: int, ground: int) -> Output:
@@ -196,8 +240,7 @@ def image_motion_transfer(graph: Graph) -> None:
 def single_sketch_style(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the style image")
     white = graph.add("MaskToImage", INPUTS, mask=clip["mask"])
-    one = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0],
-                    batch_index=12)  # fmt: skip
+    one = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0], batch_index=12)
     begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
     sketch = begun.add("VCSingleSketch", image=one[0], method="edges")
     finish(begun, seed=6, cfg=4.0, single_sketch=sketch)
@@ -259,14 +302,23 @@ def restyled_video(graph: Graph) -> None:
     clip, begun = example(graph, title="The video to restyle"), start(graph, GRADIENT)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     frames = graph.add("ImageFromBatch", INPUTS, title="How many of its frames", image=parts["images"], length=16)
-    small = graph.add("ImageScale", INPUTS, title="The size of the result", image=frames[0], upscale_method="area",
-                      width=64, height=64, crop="center")  # fmt: skip
+    small = graph.add(
+        "ImageScale",
+        INPUTS,
+        title="The size of the result",
+        image=frames[0],
+        upscale_method="area",
+        width=64,
+        height=64,
+        crop="center",
+    )
     measured = graph.add("GetImageSize", INPUTS, image=small[0])
     size = {"frames": measured["batch_size"], "width": measured["width"], "height": measured["height"]}
     sketch = begun.add("VCSketchSequence", video=frames[0], **size)
     latent = graph.add("VAEEncode", SAMPLING, pixels=small[0], vae=begun.loader["VAE"])
-    images, _ = sample(begun, seed=1, cfg=6.0, latent=latent[0], denoise=0.6, sketch=sketch,
-                       depth=depth_of(begun, clip, **size))  # fmt: skip
+    images, _ = sample(
+        begun, seed=1, cfg=6.0, latent=latent[0], denoise=0.6, sketch=sketch, depth=depth_of(begun, clip, **size)
+    )
     save(graph, images, parts["fps"], audio=parts["audio"])
 
 
@@ -277,8 +329,13 @@ def more_frames_a_second(graph: Graph) -> None:
     network.models = [{"name": INTERPOLATION, "url": INTERPOLATION_URL, "directory": "frame_interpolation"}]
     times = graph.add("PrimitiveInt", VIDEO, title="Times as many frames", value=2)
     more = graph.add("FrameInterpolate", VIDEO, interp_model=network[0], images=images, multiplier=times[0])
-    rate = graph.add("ComfyMathExpression", VIDEO, title="Frames a second", expression="a * b",
-                     **{"values.a": fps, "values.b": times[0]})  # fmt: skip
+    rate = graph.add(
+        "ComfyMathExpression",
+        VIDEO,
+        title="Frames a second",
+        expression="a * b",
+        **{"values.a": fps, "values.b": times[0]},
+    )
     save(graph, more[0], rate[0])
 
 

@@ -159,8 +159,12 @@ def specs(info: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, Any]]
     Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`. Of
     one that grows there are the first two, named as `values.a`.
     """
-    return [one for kind in KINDS for name in info["input_order"].get(kind, ())
-            for one in with_inner(name, info["input"][kind][name], values)]  # fmt: skip
+    return [
+        one
+        for kind in KINDS
+        for name in info["input_order"].get(kind, ())
+        for one in with_inner(name, info["input"][kind][name], values)
+    ]
 
 
 def with_inner(name: str, spec: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -114,21 +114,26 @@ def test_a_design_with_unknown_keys_is_refused(tmp_path):
 def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
     ring = Ring(new_autoencoder().eval(), new_towers(SIZES).eval(), 1, capacity=3, size=32, scale=4)
     ring.draw(2)
-    first = ring.take("depth", torch.tensor([0, 1])).clone()
+    whole = torch.arange(16)[None]
+
+    def depth(ring: Ring, *clips: int) -> Tensor:
+        return ring.take("depth", torch.tensor(clips), whole)
+
+    first = depth(ring, 0, 1)
     ring.draw(2)
     assert len(ring) == 3 and ring.drawn == 4
-    kept = ring.take("depth", torch.arange(3))
+    kept = depth(ring, 0, 1, 2)
     assert torch.equal(kept[1], first[1]) and not torch.equal(kept[0], first[0])
     # Two ranks see what one would see, each its half; a resumed one goes on with scenes that it has not seen.
     options = {"size": 32, "scale": 4, "capacity": 4}
     halves = [Ring(ring.autoencoder, ring.towers, 1, rank=rank, ranks=2, **options) for rank in (0, 1)]
     for half in halves:
         half.draw(1)
-    assert torch.equal(halves[0].take("depth", torch.tensor([0])), first[:1])
-    assert torch.equal(halves[1].take("depth", torch.tensor([0])), first[1:])
+    assert torch.equal(depth(halves[0], 0), first[:1])
+    assert torch.equal(depth(halves[1], 0), first[1:])
     resumed = Ring(ring.autoencoder, ring.towers, 1, start=3, **options)
     resumed.draw(1)
-    assert torch.equal(resumed.take("depth", torch.tensor([0]))[0], kept[0])
+    assert torch.equal(depth(resumed, 0)[0], kept[0])
 
 
 def test_windows_lie_in_the_clip():

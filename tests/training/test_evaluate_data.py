@@ -15,20 +15,27 @@ from training.data.preparing import Options, prepare
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation
 from training.evaluate.data import covered, open_data, read_clips
-from training.evaluate.evaluation import Row, Settings, beside, evaluate
-from training.evaluate.fvd import Fvd
+from training.evaluate.evaluation import Evaluated, Row, Settings, beside, evaluate
 from training.evaluate.measures import MEASURES, Seen
-from training.evaluate.report import TOLD, as_table, sheet_rows
+from training.evaluate.report import TOLD, _notes, as_table, sheet_rows
 from training.evaluate.statistics import estimate
-from training.evaluate.towers import Clip
-from training.evaluate.trials import ARMS, TOGETHER, Sampling, Wiring
+from training.evaluate.towers import Judge
+from training.evaluate.trials import ARMS, TOGETHER, Composing, Wiring
 from vc_core.conditions import CONDITIONS
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
 
-GENERAL = ["consistency", "similarity", "style_palette", "style_palette_beside_text", "style_similarity", "first_frame",
-           "endpoint", "motion_consistency"]  # fmt: skip
-FAST = Sampling(seeds=2, steps=1)
+GENERAL = [
+    "consistency",
+    "similarity",
+    "style_palette",
+    "style_palette_beside_text",
+    "style_similarity",
+    "first_frame",
+    "endpoint",
+    "motion_consistency",
+]
+FAST = Composing(seeds=2, steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +178,11 @@ def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
     assert "Not measured, as it takes synthetic scenes: colour, shape, direction, sharpness," in table
     assert "2 clips of" in table and "held-out" not in table and "sketches" not in table
     labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
-    assert labels == [f"{clip + 1}: source" if row == "source" else row for clip in range(2)
-                      for row in ("source", "motion given", *ARMS)]  # fmt: skip
+    assert labels == [
+        f"{clip + 1}: source" if row == "source" else row
+        for clip in range(2)
+        for row in ("source", "motion given", *ARMS)
+    ]
 
 
 def test_measures_that_take_scenes_are_refused_where_nothing_is_left(folder):
@@ -201,8 +211,8 @@ def test_checkpoints_are_compared_on_the_clips_that_both_have():
 
 def test_fvd_needs_no_tower(folder, tiny_checkpoint, monkeypatch):
     missing = {name: f"the checkpoint brings no {name} tower" for name in ("text", "image")}
-    monkeypatch.setattr(evaluation, "load_clip", lambda *_: Clip("", None, missing))
-    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: Fvd(lambda real, made: 1.0, ""))
+    monkeypatch.setattr(evaluation, "load_judge", lambda *_: Judge("", None, missing))
+    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: lambda real, made: 1.0)
     told = []
     monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: told.append((real, arms)) or {})
     sampling = replace(FAST, seeds=1)
@@ -229,8 +239,10 @@ def test_the_command_tells_what_it_left_out(damaged, tiny_checkpoint, tmp_path, 
 
 
 def test_the_table_names_a_few_of_many_that_cannot_be_read(clips):
-    from training.evaluate.report import _skipped
-
-    (note,) = _skipped(replace(clips, skipped=[f"{number}.mp4: broken." for number in range(TOLD + 3)]))
+    skipped = [f"{number}.mp4: broken." for number in range(TOLD + 3)]
+    result = Evaluated(
+        "", {}, {}, [], {"note": "", "distances": {}}, {}, replace(clips, skipped=skipped), {}, None, Judge("")
+    )
+    _, note = _notes(Settings(), [result])
     assert f"{TOLD + 3} of {TOLD + 3 + len(clips)} clips" in note and "3 more" in note and "4.mp4" in note
-    assert "5.mp4" not in note and _skipped(clips) == []
+    assert "5.mp4" not in note and len(_notes(Settings(), [replace(result, clips=clips)])) == 1

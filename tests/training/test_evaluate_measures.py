@@ -8,7 +8,7 @@ import torch
 from training.data.render import render
 from training.data.scenes import DIRECTION_WORDS, SHAPES
 from training.evaluate.camera import camera_step, told_directions
-from training.evaluate.clips import held_out_clips, held_out_scenes, on_object
+from training.evaluate.clips import after_first, held_out_clips, held_out_scenes
 from training.evaluate.measures import (
     MEASURES,
     SLOWEST,
@@ -33,8 +33,8 @@ from training.evaluate.measures import (
     way,
 )
 from training.evaluate.objects import NOTHING, SEEN, find_objects, shapes_of
-from training.evaluate.statistics import R2, SLOPE, estimate
-from training.evaluate.towers import load_clip
+from training.evaluate.statistics import estimate, explained, slope
+from training.evaluate.towers import load_judge
 from vc_core.composer import VideoComposer
 
 COUNT = 12
@@ -54,7 +54,7 @@ def clips(composer):
 @pytest.fixture(scope="module")
 def seen(clips, composer):
     """The scenes themselves, seen as composed videos are."""
-    return Seen((clips.truth.video * 255).round().to(torch.uint8), clips.texts, load_clip(None, composer))
+    return Seen((clips.truth.video * 255).round().to(torch.uint8), clips.texts, load_judge(None, composer))
 
 
 PERFECT = {  # what the scenes themselves reach at least, or at most where low is better
@@ -71,7 +71,7 @@ PERFECT = {  # what the scenes themselves reach at least, or at most where low i
 @pytest.mark.parametrize("name", MEASURES)
 def test_scenes_themselves_score_as_well_as_can_be_and_those_of_others_badly(name, seen, clips):
     row = MEASURES[name]
-    another = Seen(seen.pixels, clips.texts[1:] + clips.texts[:1], seen.clip)  # what was found stays found
+    another = Seen(seen.pixels, clips.texts[1:] + clips.texts[:1], seen.judge)  # what was found stays found
     another.__dict__.update({key: value for key, value in seen.__dict__.items() if key not in ("texts", "pixels")})
     figures = row.of(seen, clips.truth), row.of(another, clips.truth.of(torch.arange(COUNT).roll(-1)))
     own, other = (estimate(each[:, None].numpy(), row.statistic).mean for each in figures)
@@ -127,8 +127,8 @@ def test_of_a_background_alone_nothing_is_found():
     found = find_objects(nothing)
     assert (found.color == NOTHING).all()
     seen = Seen(nothing, [""] * 8, None)
-    assert path(seen.mask).isnan().all()
-    assert shapes_of(seen.mask).tolist() == [NOTHING] * 8
+    assert path(seen.found.mask).isnan().all()
+    assert shapes_of(seen.found.mask).tolist() == [NOTHING] * 8
 
 
 def test_what_was_not_found_is_wrong_even_where_nothing_was_to_be_found():
@@ -195,12 +195,12 @@ def test_the_end_point_error_counts_where_it_is_asked_to():
     mask[:, :, 0] = True  # the upper half
     command = torch.zeros(1, 2, 2, 4, 4)
     command[0, 0, 1, :2] = 0.1
-    assert on_object(mask, (4, 4)).sum() == 8  # none of the first frame
+    assert after_first(mask, (4, 4)).sum() == 8  # none of the first frame
     made = torch.zeros_like(command)
     made[0, 1, 1] = 0.05
-    assert endpoint_error(made, command, on_object(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
-    assert endpoint_error(made, command, on_object(~mask, (4, 4))).item() == pytest.approx(0.05)
-    assert endpoint_error(made, command, on_object(mask & False, (4, 4))).isnan().all()
+    assert endpoint_error(made, command, after_first(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
+    assert endpoint_error(made, command, after_first(~mask, (4, 4))).item() == pytest.approx(0.05)
+    assert endpoint_error(made, command, after_first(mask & False, (4, 4))).isnan().all()
 
 
 def test_directions_are_told_from_the_first_frame_that_has_the_object_to_the_last():
@@ -219,7 +219,7 @@ def test_small_commands_do_not_count_and_lost_objects_are_missing():
     assert object_steps(told, block((8, 8), (8, 8))).isnan().all()
     missing = object_steps(lost, told)
     assert missing[0, :, 0].tolist() == [0.25, 0.0] and missing[0, :, 1].isnan().all()
-    assert estimate(missing[:, None].numpy(), SLOPE).missing == 1.0
+    assert estimate(missing[:, None].numpy(), slope).missing == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def camera_line(panned, video, mask=None):
     axes = told_directions(clean, there)
     step = camera_step(video, there if mask is None else mask)
     pairs = torch.stack([torch.einsum("bki,bi->bk", axes, one) for one in (scenes.background_velocity, step)], 2)
-    return estimate(pairs[:, None].numpy(), SLOPE).mean, estimate(pairs[:, None].numpy(), R2).mean
+    return estimate(pairs[:, None].numpy(), slope).mean, estimate(pairs[:, None].numpy(), explained).mean
 
 
 def test_the_cameras_way_is_seen_behind_objects_and_through_noise(panned):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.evaluate.statistics import R2, SLOPE, difference, estimate
+from training.evaluate.statistics import difference, estimate, explained, slope
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
@@ -44,21 +44,21 @@ def pairs_of(slope, noise, clips=30, seed=4):
 
 def test_lines_go_through_the_origin_and_say_how_much_they_explain():
     clean, noisy = pairs_of(0.7, 0.0), pairs_of(0.7, 0.7)
-    assert estimate(clean, SLOPE).mean == pytest.approx(0.7) and estimate(clean, R2).mean == pytest.approx(1.0)
-    slope, explained = estimate(noisy, SLOPE), estimate(noisy, R2)
-    assert slope.low < 0.7 < slope.high and 0.4 < explained.mean < 0.6 and explained.low < 0.5 < explained.high
+    assert estimate(clean, slope).mean == pytest.approx(0.7) and estimate(clean, explained).mean == pytest.approx(1.0)
+    line, share = estimate(noisy, slope), estimate(noisy, explained)
+    assert line.low < 0.7 < line.high and 0.4 < share.mean < 0.6 and share.low < 0.5 < share.high
     told, seen = noisy[..., 0].ravel(), noisy[..., 1].ravel()
-    left = np.sum((seen - slope.mean * told) ** 2)
-    assert explained.mean == pytest.approx(1 - left / np.sum(seen**2))
-    still = estimate(pairs_of(0.0, 0.0), R2)
-    assert still.mean is None and estimate(pairs_of(0.0, 0.0), SLOPE).mean == 0.0
+    left = np.sum((seen - line.mean * told) ** 2)
+    assert share.mean == pytest.approx(1 - left / np.sum(seen**2))
+    still = estimate(pairs_of(0.0, 0.0), explained)
+    assert still.mean is None and estimate(pairs_of(0.0, 0.0), slope).mean == 0.0
 
 
 def test_points_that_were_not_told_are_not_missing_and_lost_ones_are():
     values = pairs_of(0.5, 0.0, clips=4)
     values[0, 0] = np.nan  # three that were not told
     values[1, 1, 0, 1] = np.nan  # one of 21 that was not seen
-    found = estimate(values, SLOPE)
+    found = estimate(values, slope)
     assert found.mean == pytest.approx(0.5) and found.missing == pytest.approx(1 / 21)
 
 
@@ -66,9 +66,9 @@ def test_differences_of_lines_are_of_the_points_that_both_have():
     one, other = pairs_of(0.9, 0.1), pairs_of(0.9, 0.1)
     other[..., 1] -= 0.2 * other[..., 0]
     one[3], other[5, 1, 2] = np.nan, np.nan
-    found = difference(one, other, SLOPE)
+    found = difference(one, other, slope)
     assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
-    assert difference(one, one, R2).high == 0.0
+    assert difference(one, one, explained).high == 0.0
 
 
 def test_intervals_are_the_same_at_every_call():

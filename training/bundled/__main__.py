@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,9 +25,6 @@ from vc_core.config import Config
 from vc_core.disk import make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import run_program
-
-FROZEN = {"autoencoder": autoencoder.FILE, "towers": towers.FILE}
-"""The parts that are complete before the network begins, and the file of each."""
 
 WORK = "./vc train bundled"
 
@@ -53,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--minutes", type=float, required=True, help="of training, all starts of the run together")
     add("--out", type=Path, default=Path("runs/bundled"), help="folder of the run (default: runs/bundled)")
-    add("--start", type=Path, metavar="FILE", help="a checkpoint of this design: its autoencoder and towers are taken "
-        "as they are, and its network is trained on (default: everything from nothing)")  # fmt: skip
+    start = "a checkpoint of this design: its autoencoder and towers are taken as they are, and its network is trained "
+    add("--start", type=Path, metavar="FILE", help=start + "on (default: everything from nothing)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--ranks", type=int, metavar="N", help="processes of one thread each on a CPU (default: as many as cores)")
     add("--no-evaluation", action="store_true", help="end with the file")
@@ -96,7 +93,8 @@ def plan(options: argparse.Namespace) -> tuple[Design, Config, dict[str, float]]
         keep_design(out, design, config)
     elif out.is_dir() and any(path.name != lock.FILE for path in out.iterdir()):
         raise UserError(f"{out}: holds other files than a run's: give another folder with --out.")
-    done = {name for name, file in FROZEN.items() if options.start is not None or (out / name / file).exists()}
+    frozen = files.frozen_files(out).items()
+    done = [part for part, file in frozen if options.start is not None or file.exists()]
     return design, config, budget(design, options.minutes, used(out), done)
 
 
@@ -119,7 +117,7 @@ def train(options: argparse.Namespace) -> int:
             if world.main:
                 print(f"vc: {text}", flush=True)
 
-        out = options.out
+        out, frozen = options.out, files.frozen_files(options.out)
         design, config, minutes = plan(options)
         world.wait()  # for all to have seen the folder as it was
         start = None if options.start is None else opened(options.start, config)
@@ -127,20 +125,23 @@ def train(options: argparse.Namespace) -> int:
             keep_design(out, design, config)
             if start is not None:
                 files.take_frozen_parts(start, out)
-        world.wait()
         ranks = f"{world.size} rank{'s' if world.size > 1 else ''} ({world.device.type})"
-        for part, module in (("autoencoder", autoencoder), ("towers", towers)):
-            if not (out / part / module.FILE).exists():
-                say(f"{part}: {minutes[part]:.1f} minutes on {ranks}")
+        for part in PARTS:
+            world.wait()  # for the main one to have written what was made before
+            if part in frozen and frozen[part].exists():
+                continue
+            say(f"{part}: {minutes[part]:.1f} minutes on {ranks}")
+            if part == "network":
+                begun = None if start is None else load_unet(start)
+                coders = files.load_frozen_parts(out, config, world.device)
+                run = network.train(out / part, minutes[part], config, design.network, *coders, world, begun, say)
+            else:
+                module = {"autoencoder": autoencoder, "towers": towers}[part]
                 run = module.train(out / part, minutes[part], getattr(design, part), world, say)
-                if run.came:
-                    return stopped(run.came, out, say)
-                world.wait()
-        say(f"network: {minutes['network']:.1f} minutes on {ranks}")
-        frozen = files.load_frozen_parts(out, config, world.device)
-        begun = None if start is None else load_unet(start)
-        run = network.train(out / "network", minutes["network"], config, design.network, *frozen, world, begun, say)
-        return stopped(run.came, out, say) if run.came else 0
+            if run.came:
+                say(f"stopped; saved {out}. The same command goes on from there.")
+                return 128 + run.came
+        return 0
 
 
 def opened(path: Path, config: Config) -> Checkpoint:
@@ -150,15 +151,10 @@ def opened(path: Path, config: Config) -> Checkpoint:
         start.part(part)
     sections = ("unet", "diffusion", "extraction", "autoencoder", "towers")
     if any(getattr(start.config, name) != getattr(config, name) for name in sections):
-        raise UserError(f"{path}: its network is of another design: leave out --start, or give a file that this "
-                        "command wrote.")  # fmt: skip
+        raise UserError(
+            f"{path}: its network is of another design: leave out --start, or give a file that this command wrote."
+        )
     return start
-
-
-def stopped(signal: int, out: Path, say: Callable[[str], None]) -> int:
-    """The exit status after a signal."""
-    say(f"stopped; saved {out}. The same command goes on from there.")
-    return 128 + signal
 
 
 def finish(options: argparse.Namespace) -> int:

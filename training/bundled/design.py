@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from training.bundled import autoencoder, network, towers
 from training.recipe import tell
 from training.trainer import changed
 from vc_core.atomic import written_beside
@@ -28,23 +27,39 @@ _OF_TIME = ("shares", "most_minutes", "least_minutes")  # what a budget is share
 
 
 @checked(tell)
+class PartPlan:
+    """How a part is trained: `batch` frames or pairs in a step, of all ranks together, by the type of the device."""
+
+    batch: dict[str, int]
+    learning_rate: float
+
+
+@checked(tell)
+class NetworkPlan:
+    """How the network is trained, of all ranks together; dictionaries are by the type of the device."""
+
+    lengths: tuple[int, ...]  # numbers of frames of which each step draws one; shorter clips are as many more
+    batch: dict[str, int]  # clips of all 16 frames in a step
+    scenes: dict[str, int]  # that are kept at a time
+    uses: dict[str, float]  # clips' worth of frames that are taken of each scene, about; of the first ones more
+    learning_rate: float
+    weight_decay: float
+    lone: dict[str, float]  # by condition, see `training.objective.draw_kept`
+    moving_gain: float  # like `no_style`, see `training.recipe.Loss`
+    no_style: float
+
+
+@checked(tell)
 class Design:
-    """Everything of a run but its budget, its device and what it begins with.
+    """Everything of a run but its budget, its device and what it begins with."""
 
-    Attributes:
-        config: JSON of the checkpoint's `Config`, beside the recipe.
-        shares: of the budget, for the parts before the network, which gets the rest.
-        most_minutes: that these parts take of however large a budget.
-        least_minutes: of a budget, in which every part makes at least some steps on a CPU.
-    """
-
-    config: str
-    autoencoder: autoencoder.Settings
-    towers: towers.Settings
-    network: network.Settings
-    shares: dict[str, float]
-    most_minutes: dict[str, float]
-    least_minutes: float
+    config: str  # JSON of the checkpoint's `Config`, beside the recipe
+    autoencoder: PartPlan
+    towers: PartPlan
+    network: NetworkPlan
+    shares: dict[str, float]  # of the budget, for the parts before the network, which gets the rest
+    most_minutes: dict[str, float]  # that these parts take of however large a budget
+    least_minutes: float  # of a budget, in which every part makes at least some steps on a CPU
 
 
 def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
@@ -54,12 +69,10 @@ def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
         UserError: a file that cannot be read, unknown or missing keys, or values of another type.
     """
     try:
-        plain = parse_json(path.read_text(encoding="utf-8"))
-        design = build(Design, plain, tell)
-        config = Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
+        design = build(Design, parse_json(path.read_text(encoding="utf-8")), tell)
+        return design, Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # the last one names keys that are missing
         raise UserError(f"{path}: cannot be read as a design ({error}): expected JSON such as {RECIPE}.") from error
-    return design, config
 
 
 def keep_design(out: Path, design: Design, config: Config) -> None:
@@ -75,12 +88,12 @@ def keep_design(out: Path, design: Design, config: Config) -> None:
         with written_beside(path) as part:
             part.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         return
-    differs = changed(json.loads(path.read_text(encoding="utf-8")), plain)
-    differs = {name: values for name, values in differs.items() if not name.startswith(_OF_TIME)}
-    if differs:
-        name, (before, now) = next(iter(differs.items()))
-        raise UserError(f"{out} was begun with another design: {name} was {before} there and is {now} now; give "
-                        "another folder with --out.")  # fmt: skip
+    for name, (before, now) in changed(json.loads(path.read_text(encoding="utf-8")), plain).items():
+        if not name.startswith(_OF_TIME):
+            raise UserError(
+                f"{out} was begun with another design: {name} was {before} there and is {now} now; give another folder "
+                "with --out."
+            )
 
 
 def budget(design: Design, minutes: float, used: Mapping[str, float], done: Collection[str] = ()) -> dict[str, float]:
@@ -94,17 +107,19 @@ def budget(design: Design, minutes: float, used: Mapping[str, float], done: Coll
         UserError: the budget is too small; the message says what is enough.
     """
     if minutes < design.least_minutes:
-        raise UserError(f"A budget of {minutes:g} minutes is too small to finish the autoencoder, the towers and "
-                        f"the network: expected --minutes {design.least_minutes:g} or more.")  # fmt: skip
+        raise UserError(
+            f"A budget of {minutes:g} minutes is too small to finish the autoencoder, the towers and the network: "
+            f"expected --minutes {design.least_minutes:g} or more."
+        )
     parts = {}
     for name in PARTS[:-1]:
-        wanted = min(design.shares[name] * minutes, design.most_minutes[name])
-        parts[name] = used.get(name, 0.0) if name in done else max(wanted, used.get(name, 0.0))
-    parts["network"] = minutes - sum(parts.values())
-    least = design.least_minutes * (1 - sum(design.shares.values()))
-    enough = minutes - parts["network"] + used.get("network", least)
+        wanted = 0.0 if name in done else min(design.shares[name] * minutes, design.most_minutes[name])
+        parts[name] = max(wanted, used.get(name, 0.0))
+    before = sum(parts.values())
+    enough = before + used.get("network", design.least_minutes * (1 - sum(design.shares.values())))
     if minutes < enough - SLACK:
-        raise UserError(f"A budget of {minutes:g} minutes is too small to go on: the run has used "
-                        f"{sum(used.values()):.1f}; expected --minutes {math.ceil(10 * enough) / 10:g} or more."
-                        )  # fmt: skip
-    return parts
+        raise UserError(
+            f"A budget of {minutes:g} minutes is too small to go on: the run has used {sum(used.values()):.1f}; "
+            f"expected --minutes {math.ceil(10 * enough) / 10:g} or more."
+        )
+    return parts | {"network": minutes - before}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.bundled import autoencoder, towers
 from training.bundled.design import FILE as DESIGN
@@ -50,68 +49,51 @@ def export_run(run: Path, out: Path) -> None:
     if not state_path.is_file():
         raise UserError(f"{run}: its network was not begun yet: expected {state_path}; let the run go on.")
     state = torch.load(state_path, map_location="cpu", weights_only=True)
-    plain = json.loads((run / DESIGN).read_text(encoding="utf-8"))
-    config = Config.from_json(json.dumps(plain["config"]))
+    design = json.loads((run / DESIGN).read_text(encoding="utf-8"))
+    config = Config.from_json(json.dumps(design.pop("config")))
     unet = on_meta(config)
     unet.load_state_dict(state["average"], assign=True)
-    write(run, out, config, unet, state["step"], state["used"])
-
-
-def write(run: Path, out: Path, config: Config, unet: nn.Module, step: int, seconds: float) -> None:
-    """Writes the checkpoint of a network in training, with the run's autoencoder and towers."""
-    parts = frozen_parts(run)
-    plain = json.loads((run / DESIGN).read_text(encoding="utf-8"))
-    plain.pop("config")
-    said = {"step": step, "minutes": round(seconds / 60, 1), "weights": "averaged", "design": plain}
     with torch.no_grad():
-        model = {name: tensor.detach().cpu().contiguous() for name, tensor in to_released(unet).items()}
-    save_checkpoint(out, config, {"model": model, **parts}, torch.float16, {TRAINING: json.dumps(said)})
+        parts = {"model": {name: tensor.detach().contiguous() for name, tensor in to_released(unet).items()}}
+    for frozen in frozen_files(run).values():
+        parts |= {name: part.tensors.state() for name, part in read_checkpoint(frozen).parts.items()}
+    said = {"step": state["step"], "minutes": round(state["used"] / 60, 1), "weights": "averaged", "design": design}
+    save_checkpoint(out, config, parts, torch.float16, {TRAINING: json.dumps(said)})
 
 
-def frozen_parts(run: Path) -> dict[str, Mapping[str, Tensor]]:
-    """The tensors of a run's autoencoder and towers, by part. Raises `UserError` where they are not there yet."""
-    parts = [item for path in _frozen(run) for item in read_checkpoint(path).parts.items()]
-    return {name: part.tensors.state() for name, part in parts}
+def frozen_files(run: Path) -> dict[str, Path]:
+    """The files of the parts that are complete before a run's network begins."""
+    return {"autoencoder": run / "autoencoder" / autoencoder.FILE, "towers": run / "towers" / towers.FILE}
 
 
 def load_frozen_parts(run: Path, config: Config, device: torch.device) -> tuple[Any, Any]:
     """A run's autoencoder, in the fastest type, and towers, on the device."""
-    vae, clip = (read_checkpoint(path) for path in _frozen(run))
+    vae, clip = map(read_checkpoint, frozen_files(run).values())
     coder = load_autoencoder(vae.part("vae"), fast_type(device), device).to(memory_format=torch.channels_last)
     return coder, load_towers(config.towers, clip.part("text"), clip.part("image"), device=device)
 
 
-def _frozen(run: Path) -> tuple[Path, Path]:
-    return run / "autoencoder" / autoencoder.FILE, run / "towers" / towers.FILE
-
-
 def take_frozen_parts(checkpoint: Checkpoint, run: Path) -> None:
     """Puts the autoencoder and the towers of a checkpoint into a run that has none, as if it had trained them."""
-    for folder, file, names in (
-        ("autoencoder", autoencoder.FILE, ("vae",)),
-        ("towers", towers.FILE, ("text", "image")),
-    ):
-        path = run / folder / file
-        if path.exists():
-            continue
-        make_folder(path.parent)
-        config = Config(towers=checkpoint.config.towers)
-        save_checkpoint(path, config, {name: checkpoint.part(name).tensors.state() for name in names})
+    for path, names in zip(frozen_files(run).values(), (("vae",), ("text", "image")), strict=True):
+        if not path.exists():
+            make_folder(path.parent)
+            parts = {name: checkpoint.part(name).tensors.state() for name in names}
+            save_checkpoint(path, Config(towers=checkpoint.config.towers), parts)
 
 
 def split(checkpoint: Path, folder: Path) -> list[Path]:
     """Writes a checkpoint again as pieces of at most 16 MB, each with the whole metadata. Returns their paths."""
     tensors = open_tensors(checkpoint)
-    groups: list[dict[str, Tensor]] = [{}]
-    room, get = PIECE_BYTES, tensors.get()
+    groups: list[dict[str, Tensor]] = []
+    room, get = -1, tensors.get()
     for name in tensors.shapes:
         tensor = get(name)
-        size = tensor.numel() * tensor.element_size()
-        if size > room and groups[-1]:
+        if tensor.nbytes > room:
             groups.append({})
             room = PIECE_BYTES
         groups[-1][name] = tensor
-        room -= size
+        room -= tensor.nbytes
     make_folder(folder)
     paths = [folder / f"piece-{i + 1}-of-{len(groups)}.safetensors" for i in range(len(groups))]
     for path, group in zip(paths, groups, strict=True):
@@ -127,13 +109,12 @@ def join(folder: Path, out: Path) -> None:
     Raises:
         UserError: no pieces there, some are missing, or they are of different checkpoints.
     """
-    matches = {path: _PIECE.fullmatch(path.name) for path in sorted(folder.glob("piece-*.safetensors"))}
-    found = {path: match for path, match in matches.items() if match}
-    counts = {int(match[2]) for match in found.values()}
+    named = [(path, _PIECE.fullmatch(path.name)) for path in sorted(folder.glob("piece-*.safetensors"))]
+    found = {path: (int(match[1]), int(match[2])) for path, match in named if match}
     if not found:
         raise UserError(f"{folder}: holds no run and no pieces of one: name the folder of a run, or of its pieces.")
-    expected = max(counts)
-    if len(counts) > 1 or {int(match[1]) for match in found.values()} != set(range(1, expected + 1)):
+    expected = max(count for _, count in found.values())
+    if {*found.values()} != {(number + 1, expected) for number in range(expected)}:
         raise UserError(
             f"{folder}: holds {counted(len(found), 'piece')}, expected {expected} of one checkpoint: copy all of them."
         )

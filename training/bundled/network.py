@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.bundled.design import NetworkPlan
 from training.bundled.replayed import Replayed
 from training.bundled.ring import Ring, padded, windows
 from training.data.scenes import CLIP_FRAMES
@@ -41,32 +42,6 @@ LOG_EVERY, TEST_EVERY = 20, 300.0
 """Steps between lines of the log, and seconds, at most, between looks at held-out scenes."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the network is trained.
-
-    Attributes:
-        lengths: numbers of frames of which each step draws one; shorter clips are as many more.
-        batch: clips of all 16 frames in a step, of all ranks together, by the type of the device.
-        scenes: that are kept at a time, of all ranks together, by the type of the device.
-        uses: clips' worth of frames that are taken of each scene before it gives way, about, by the type of the
-            device; of the first ones more.
-        learning_rate, weight_decay: of Muon.
-        lone: see `training.objective.draw_kept`.
-        moving_gain, no_style: see `training.recipe.Loss`.
-    """
-
-    lengths: tuple[int, ...]
-    batch: dict[str, int]
-    scenes: dict[str, int]
-    uses: dict[str, float]
-    learning_rate: float
-    weight_decay: float
-    lone: dict[str, float]
-    moving_gain: float
-    no_style: float
-
-
 class NetworkStep:
     """The loss of a batch of scenes of a ring.
 
@@ -78,13 +53,13 @@ class NetworkStep:
             not counting nothing: all steps of one number of frames have equal shapes then.
     """
 
-    def __init__(self, unet: UNet3D, config: Config, settings: Settings, empty: Tensor, fixed: bool = False):
-        self.unet, self.settings, self.empty, self.fixed = unet, settings, empty, fixed
-        self.objective = Objective(config.diffusion, Loss(moving_gain=settings.moving_gain))
+    def __init__(self, unet: UNet3D, config: Config, plan: NetworkPlan, empty: Tensor, fixed: bool = False):
+        self.unet, self.plan, self.empty, self.fixed = unet, plan, empty, fixed
+        self.objective = Objective(config.diffusion, Loss(moving_gain=plan.moving_gain))
         self.objective.alphas_cumprod = self.objective.alphas_cumprod.to(empty.device)
         self.names = config.unet.conditions
         self.scale, self.timesteps = config.autoencoder.scale, config.diffusion.steps
-        often = draw_kept(MANY, torch.Generator().manual_seed(0), settings.lone)
+        often = draw_kept(MANY, torch.Generator().manual_seed(0), plan.lone)
         self._shares = {name: often[name].float().mean().item() for name in self.names}
 
     def room(self, name: str, batch: int) -> int | None:
@@ -101,9 +76,9 @@ class NetworkStep:
             of each condition that any sample keeps the "rows" (n,) that do, what each "counts" (n,), see `padded`,
             and which of them are outlines as people draw them, "by hand" (n,).
         """
-        kept = draw_kept(batch, lots, self.settings.lone)
+        kept = draw_kept(batch, lots, self.plan.lone)
         found = {"clips": torch.randint(scenes, (batch,), generator=lots), "text": kept["text"]}
-        if float(torch.rand((), generator=lots)) >= self.settings.no_style:
+        if float(torch.rand((), generator=lots)) >= self.plan.no_style:
             found["style"] = kept["style"]
         for name in self.names:
             rows, counts = padded(kept[name].nonzero(as_tuple=True)[0], self.room(name, batch))
@@ -134,8 +109,12 @@ class NetworkStep:
         conditions = {}
         for name, row in rows.items():
             own = numbers[row] if CONDITIONS[name].kind == "temporal" else numbers[row, :1]
-            made = self._condition(name, ring, clips[row], own, stride[row], given[f"{name} by hand"], generator)
-            conditions[name] = made.transpose(1, 2)
+            sketched = name in ("sketch", "single_sketch")
+            stored = ("outline", "edges") if sketched else stored_for(name)
+            taken = {each: ring.take(each, clips[row], own) for each in stored}
+            if sketched:
+                taken = {name: torch.where(given[f"{name} by hand"].view(-1, 1, 1, 1, 1), *taken.values())}
+            conditions[name] = spoiled(name, taken, stride[row], generator).transpose(1, 2)
         size = tuple(latents.shape[-2:])
         stc = embed_conditions(self.unet, conditions, rows, batch, size, frames, counts)
 
@@ -144,15 +123,6 @@ class NetworkStep:
         noise = torch.randn(latents.shape, device=device, generator=generator)
         noisy, target = self.objective.noised(latents, noise, timesteps)
         return self.objective.losses(self.unet(noisy, timesteps, context, stc), target, latents, timesteps).mean()
-
-    def _condition(self, name: str, ring: Ring, clips: Tensor, numbers: Tensor, stride: Tensor, by_hand: Tensor,
-                   generator: torch.Generator | None) -> Tensor:  # fmt: skip
-        if name in ("sketch", "single_sketch"):
-            outline, edges = (ring.take(stored, clips, numbers) for stored in ("outline", "edges"))
-            given = {name: torch.where(by_hand.view(-1, 1, 1, 1, 1), outline, edges)}
-        else:
-            given = {stored: ring.take(stored, clips, numbers) for stored in stored_for(name)}
-        return spoiled(name, given, stride, generator)
 
     def _one_of(self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None) -> Tensor:
         which = torch.randint(count, clips.shape, device=clips.device, generator=generator)
@@ -163,7 +133,7 @@ def train(
     out: Path,
     minutes: float,
     config: Config,
-    settings: Settings,
+    plan: NetworkPlan,
     autoencoder: Any,
     towers: Any,
     world: World,
@@ -176,33 +146,31 @@ def train(
         autoencoder, towers: frozen, on the device.
         start: the network to begin with, instead of fresh weights.
     """
-    device = world.device
+    device, on_gpu = world.device, world.device.type == "cuda"
     torch.manual_seed(0)
     unet = UNet3D(config.unet, attend=fast_attend(device))
     initialise(unet)
     if start is not None:
         unet.load_state_dict(start.state_dict())
     # Convolutions of a GPU's tensor cores take channels last.
-    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    unet = unet.to(device, memory_format=layout).train()
-    dtype = fast_type(device)
-    optimizer = Muon(unet.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    unet = unet.to(device, memory_format=torch.channels_last if on_gpu else torch.preserve_format).train()
+    optimizer = Muon(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
 
-    per_rank = max(settings.batch[device.type] // world.size, 1)
-    capacity = max(settings.scenes[device.type] // world.size, per_rank)
-    places = {"size": config.height, "scale": config.extraction.condition_scale}
-    due = per_rank / settings.uses[device.type]  # new scenes a step
+    per_rank = max(plan.batch[device.type] // world.size, 1)
+    capacity = max(plan.scenes[device.type] // world.size, per_rank)
+    due = per_rank / plan.uses[device.type]  # new scenes a step
     drawn = int(run.more.get("drawn", run.step * due))
-    ring = Ring(autoencoder, towers, TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size, **places)
+    make_ring = partial(Ring, autoencoder, towers, size=config.height, scale=config.extraction.condition_scale)
+    ring = make_ring(TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size)
     beginning = min(max(8 * per_rank, 64), capacity)
     before = drawn + beginning - run.step * due
     empty = encode_text(towers, [""]).float()
-    test: HeldOut | None = None
+    held_out: Ring | None = None
     generator, lots = torch.Generator(device), torch.Generator()
     tested, seen, mark = run.used, 0, run.used
-    on_gpu = device.type == "cuda"
-    network_step = NetworkStep(unet, config, settings, empty, fixed=on_gpu)
+    network_step = NetworkStep(unet, config, plan, empty, fixed=on_gpu)
+    dtype = fast_type(device)
 
     def loss_of(frames: int, given: Mapping[str, Tensor]) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -216,7 +184,7 @@ def train(
         ring.keep_up(before + step * due)
         run.more["drawn"] = ring.drawn
         # Of one length on all ranks, as they wait for each other.
-        frames = settings.lengths[int(torch.randint(len(settings.lengths), (), generator=lots.manual_seed(step)))]
+        frames = plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots.manual_seed(step)))]
         seed = step * world.size + world.rank
         batch = per_rank * CLIP_FRAMES // frames
         given = network_step.drawn(len(ring), batch, lots.manual_seed(seed))
@@ -233,33 +201,31 @@ def train(
             more = {"frames_per_second": round(seen / max(run.used - mark, 1e-9), 1)}
             seen, mark = 0, run.used
             if world.main and run.used - tested > min(TEST_EVERY, run.budget / 5):
-                test = test or HeldOut(autoencoder, towers, config, settings, empty, places)
-                held_out = test(run.average)
-                more["held_out"], tested = held_out, run.used
-                keep_best(run, held_out)
-            run.log(loss=round(loss.item(), 5), gradient=round(norm.item(), 4), scenes=ring.drawn * world.size,
-                    rate=float(optimizer.param_groups[0]["lr"]), **more)  # fmt: skip
+                if held_out is None:  # scenes that are never trained on
+                    held_out = make_ring(TEST_SEED, 32)
+                    held_out.draw(32)
+                more["held_out"] = held_out_loss(NetworkStep(run.average, config, plan, empty), held_out)
+                tested = run.used
+                keep_best(run, more["held_out"])
+            run.log(
+                loss=round(loss.item(), 5),
+                gradient=round(norm.item(), 4),
+                scenes=ring.drawn * world.size,
+                rate=float(optimizer.param_groups[0]["lr"]),
+                **more,
+            )
     return run
 
 
-class HeldOut:
-    """The averaged network's loss on scenes that are never trained on, always with the same noise."""
-
-    def __init__(self, autoencoder: Any, towers: Any, config: Config, settings: Settings, empty: Tensor,
-                 places: dict[str, Any], count: int = 32):  # fmt: skip
-        self.config, self.settings, self.empty = config, settings, empty
-        self.ring = Ring(autoencoder, towers, TEST_SEED, count, **places)
-        self.ring.draw(count)
-
-    @torch.no_grad()
-    def __call__(self, unet: UNet3D) -> float:
-        step = NetworkStep(unet, self.config, self.settings, self.empty)
-        device, losses = self.empty.device, []
-        for number in range(8):
-            generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
-            given = {name: tensor.to(device) for name, tensor in step.drawn(len(self.ring), 8, lots).items()}
-            losses.append(step(self.ring, CLIP_FRAMES, given, generator))
-        return round(torch.stack(losses).mean().item(), 5)
+@torch.no_grad()
+def held_out_loss(step: NetworkStep, ring: Ring) -> float:
+    """The loss on the scenes of a ring, always with the same noise."""
+    device, losses = step.empty.device, []
+    for number in range(8):
+        generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
+        given = {name: tensor.to(device) for name, tensor in step.drawn(len(ring), 8, lots).items()}
+        losses.append(step(ring, CLIP_FRAMES, given, generator))
+    return round(torch.stack(losses).mean().item(), 5)
 
 
 def keep_best(run: TimedRun, held_out: float) -> None:
@@ -275,6 +241,8 @@ def keep_best(run: TimedRun, held_out: float) -> None:
         run.on_disk(lambda: save_tensors(path, run.average.state_dict()))
     elif not held_out < APART * best:
         run.return_to(load_file(path))
-        raise UserError(f"{run.out}: the held-out loss was {best} at its best and is {held_out} now: the run has come "
-                        "apart. Its best weights are saved in place of the last ones: the same command goes on from "
-                        "them, and ./vc export writes them.")  # fmt: skip
+        raise UserError(
+            f"{run.out}: the held-out loss was {best} at its best and is {held_out} now: the run has come apart. Its "
+            "best weights are saved in place of the last ones: the same command goes on from them, and ./vc export "
+            "writes them."
+        )

@@ -13,6 +13,9 @@ from training.muon import Muon
 WARM_UP = 2
 """Steps before a kind of step is captured, for what is made once only, such as the optimizer's state."""
 
+CLIP = 1.0
+"""The most that the gradient's norm may be."""
+
 
 class Replayed:
     """Steps of learning, captured once for each kind of step and replayed ever after.
@@ -20,13 +23,10 @@ class Replayed:
     Args:
         loss: of a kind of step and its inputs, on the device; what it draws at random it draws from the device's own
             generator. It neither waits for the device nor asks it anything.
-        clip: the most that the gradient's norm may be.
     """
 
-    def __init__(
-        self, loss: Callable[[int, Mapping[str, Tensor]], Tensor], model: nn.Module, optimizer: Muon, clip: float = 1.0
-    ):
-        self.loss, self.model, self.optimizer, self.clip = loss, model, optimizer, clip
+    def __init__(self, loss: Callable[[int, Mapping[str, Tensor]], Tensor], model: nn.Module, optimizer: Muon):
+        self.loss, self.model, self.optimizer = loss, model, optimizer
         optimizer.make_capturable()
         self._kinds: dict[tuple[int | str, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -63,6 +63,6 @@ class Replayed:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(kind, inputs)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         return torch.stack([loss.detach(), norm])

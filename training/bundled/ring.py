@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,11 +31,22 @@ class Ring:
         drawn: number of this rank's scenes that were drawn.
     """
 
-    def __init__(self, autoencoder: Any, towers: Any, seed: int, capacity: int, *, start: int = 0, rank: int = 0,
-                 ranks: int = 1, size: int = 64, scale: int | None = None):  # fmt: skip
+    def __init__(
+        self,
+        autoencoder: Any,
+        towers: Any,
+        seed: int,
+        capacity: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        size: int = 64,
+        scale: int | None = None,
+    ):
         self.autoencoder, self.towers, self.seed, self.capacity = autoencoder, towers, seed, capacity
         self.rank, self.ranks, self.size, self.scale = rank, ranks, size, scale
-        self.drawn, self.there, self._next = start, 0, 0
+        self.start = self.drawn = start
         self._device = next(autoencoder.parameters()).device.type
         self._aside = torch.cuda.Stream() if self._device == "cuda" else None
         if self._aside is not None:
@@ -42,39 +54,31 @@ class Ring:
         self._kept: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        return self.there
+        return min(self.drawn - self.start, self.capacity)
 
     @torch.no_grad()
     def draw(self, count: int) -> None:
         """Takes in `count` new scenes, at most as many as are kept."""
-        first = self.rank + self.ranks * self.drawn
-        seeds = scene_seeds(self.seed, first, count * self.ranks)[:: self.ranks]
+        seeds = scene_seeds(self.seed, self.rank + self.ranks * self.drawn, count * self.ranks)[:: self.ranks]
         made = self._made(seeds)
         if not self._kept:
             self._kept = {name: t.new_empty(self.capacity, *t.shape[1:]) for name, t in made.items()}
-        slots = (torch.arange(self._next, self._next + count) % self.capacity).to(
-            made["latents"].device, non_blocking=True
-        )
+        slots = (self.drawn - self.start + torch.arange(count)) % self.capacity
+        slots = slots.to(made["latents"].device, non_blocking=True)
         for name, tensor in made.items():
             self._kept[name][slots] = tensor
-        self.drawn, self._next = self.drawn + count, (self._next + count) % self.capacity
-        self.there = min(self.there + count, self.capacity)
+        self.drawn += count
 
     def _made(self, seeds: Tensor) -> dict[str, Tensor]:
         """The scenes' tensors. Making them asks the device much; beside the stream of training it can wait for the
         answers while that has steps left to do."""
-
-        def make() -> dict[str, Tensor]:
+        with nullcontext() if self._aside is None else torch.cuda.stream(self._aside):
             batch = AT_ONCE[self._device]
-            return make_shard(seeds, self.autoencoder, self.towers, self.size, scale=self.scale, batch=batch)
-
-        if self._aside is None:
-            return make()
-        with torch.cuda.stream(self._aside):
-            made = make()
-        torch.cuda.current_stream().wait_stream(self._aside)
-        for tensor in made.values():
-            tensor.record_stream(torch.cuda.current_stream())
+            made = make_shard(seeds, self.autoencoder, self.towers, self.size, scale=self.scale, batch=batch)
+        if self._aside is not None:
+            torch.cuda.current_stream().wait_stream(self._aside)
+            for tensor in made.values():
+                tensor.record_stream(torch.cuda.current_stream())
         return made
 
     def keep_up(self, wanted: float) -> None:
@@ -82,10 +86,9 @@ class Ring:
         if (due := int(wanted) - self.drawn) >= min(CHUNK[self._device], self.capacity):
             self.draw(min(due, self.capacity))
 
-    def take(self, name: str, clips: Tensor, frames: Tensor | None = None) -> Tensor:
-        """One tensor of some clips (B,); of the frames (B, F) of each, or all that there is."""
-        kept = self._kept[name]
-        return kept[clips] if frames is None else kept[clips[:, None], frames]
+    def take(self, name: str, clips: Tensor, frames: Tensor) -> Tensor:
+        """One tensor of the frames (B, F) of some clips (B,)."""
+        return self._kept[name][clips[:, None], frames]
 
 
 def windows(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from training.bundled.design import PartPlan, read_design
 from training.data.captions import caption_tokens, captions, motion_class
 from training.data.render import render
 from training.data.scenes import (
@@ -32,14 +32,11 @@ from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
-from vc_core.config import Config, TowersConfig
+from vc_core.config import Config
 from vc_core.encoders.clip import new_towers, preprocess, text_layers, tokenize
 from vc_core.files import save_tensors
 
-SIZES = TowersConfig(
-    embed_dim=64, text_width=64, text_heads=4, text_layers=4, image_size=64, patch_size=8, image_width=128,
-    image_head_width=32, image_layers=4,
-)  # fmt: skip
+SIZES = read_design()[1].towers
 """The bundled small towers: 4.2 M parameters, of which 3.2 M are the token embedding."""
 
 TRAIN_SEED, TEST_SEED = 11, 12
@@ -56,18 +53,8 @@ READOUTS = {
     "background_second": len(COLOR_NAMES) + 1,
 }
 """What the text tokens must tell, with the number of classes; the last of most is "not said"."""
-
-
 IMAGE_READOUTS = {"objects": len(SHAPES) * len(COLOR_NAMES), "colors": len(COLOR_NAMES), "kind": len(BACKGROUNDS)}
 """What the image embedding must tell: the objects seen, the background's colours (any number each) and its kind."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the towers are trained: `batch` pairs in a step, of all ranks together, by the type of the device."""
-
-    batch: dict[str, int]
-    learning_rate: float
 
 
 class Towers(nn.Module):
@@ -76,38 +63,33 @@ class Towers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.clip = new_towers(SIZES)
-        width = SIZES.text_width
-        embedded = SIZES.embed_dim
-        self.readouts = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in READOUTS.items()})
-        self.image_readouts = nn.ModuleDict({name: nn.Linear(embedded, n) for name, n in IMAGE_READOUTS.items()})
+        self.readouts = nn.ModuleDict({name: nn.Linear(SIZES.text_width, n) for name, n in READOUTS.items()})
+        self.image_readouts = nn.ModuleDict({name: nn.Linear(SIZES.embed_dim, n) for name, n in IMAGE_READOUTS.items()})
         for name in ("objects", "colors"):
             nn.init.constant_(self.image_readouts[name].bias, -2.5)  # most are absent
 
 
-def labels(scenes: Scenes, motion: bool, background: bool) -> dict[str, torch.Tensor]:
+def labels(scenes: Scenes, motion: bool, background: bool) -> dict[str, Tensor]:
     """What a caption of these scenes says, as classes of READOUTS, each (N,)."""
     single = scenes.count == 1
-    direction, pace = motion_class(scenes) if motion else (None, None)
-    nothing = torch.zeros_like(scenes.count)
-
-    def said(values: torch.Tensor | None, classes: int) -> torch.Tensor:
-        return nothing + classes - 1 if values is None else values
-
-    first, second = scenes.background_color.unbind(1) if background else (None, None)
-    return {
+    direction, pace = motion_class(scenes)
+    found = {
         "shape": scenes.shape[:, 0],
         "color": scenes.color[:, 0],
         "other_shape": torch.where(single, len(SHAPES), scenes.shape[:, 1]),
         "other_color": torch.where(single, len(COLOR_NAMES), scenes.color[:, 1]),
-        "direction": said(direction, READOUTS["direction"]),
-        "pace": nothing if pace is None else pace,
-        "background": said(scenes.background_kind if background else None, READOUTS["background"]),
-        "background_first": said(first, READOUTS["background_first"]),
-        "background_second": said(second, READOUTS["background_second"]),
+        "direction": direction,
+        "pace": pace if motion else torch.zeros_like(pace),
+        "background": scenes.background_kind,
+        "background_first": scenes.background_color[:, 0],
+        "background_second": scenes.background_color[:, 1],
     }
+    unsaid = [] if background else [name for name in READOUTS if name.startswith("background")]
+    unsaid += [] if motion else ["direction"]
+    return found | {name: torch.full_like(found[name], READOUTS[name] - 1) for name in unsaid}
 
 
-def image_labels(scenes: Scenes) -> dict[str, torch.Tensor]:
+def image_labels(scenes: Scenes) -> dict[str, Tensor]:
     """What a frame of these scenes shows: "objects" and "colors" (N, classes) of 0 and 1, "kind" (N,)."""
     objects = F.one_hot(scenes.color * len(SHAPES) + scenes.shape, IMAGE_READOUTS["objects"]).float()
     objects = objects[:, 0] + objects[:, 1] * (scenes.count == 2)[:, None]
@@ -117,7 +99,7 @@ def image_labels(scenes: Scenes) -> dict[str, torch.Tensor]:
 
 def pairs(
     seed: int, start: int, count: int, motion: bool, background: bool, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor, Scenes]:
+) -> tuple[Tensor, Tensor, Scenes]:
     """Frames (N, 3, 64, 64) in [0, 1], tokens (N, L) cut after the longest caption, and the scenes."""
     seeds = scene_seeds(seed, start, count)
     told = sample_scenes(seeds)
@@ -127,20 +109,19 @@ def pairs(
     return frames, trim(tokens).to(device), scenes
 
 
-def trim(tokens: torch.Tensor) -> torch.Tensor:
+def trim(tokens: Tensor) -> Tensor:
     """Tokens (N, L) without the columns in which every caption has ended."""
     return tokens[:, : int(tokens.argmax(1).max()) + 1]
 
 
-def image_features(towers: Towers, frames: torch.Tensor) -> torch.Tensor:
+def image_features(towers: Towers, frames: Tensor) -> Tensor:
     """Embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; while training in the fastest type."""
-    size = SIZES.image_size
     dtype = fast_type(frames.device)
     with torch.autocast(frames.device.type, dtype, enabled=towers.training and dtype != torch.float32):
-        return towers.clip.visual(preprocess(frames, (size, size))).float()
+        return towers.clip.visual(preprocess(frames, (SIZES.image_size, SIZES.image_size))).float()
 
 
-def text_features(towers: Towers, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def text_features(towers: Towers, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised embeddings (N, D) of captions, and the penultimate layer's token at the end of each (N, D)."""
     ends = tokens.argmax(1)  # the end token has the highest number
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -148,12 +129,7 @@ def text_features(towers: Towers, tokens: torch.Tensor) -> tuple[torch.Tensor, t
     return F.normalize(final @ towers.clip.text_projection, dim=-1), penultimate
 
 
-def readout_loss(towers: Towers, token: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-    losses = [F.cross_entropy(towers.readouts[name](token), target) for name, target in targets.items()]
-    return torch.stack(losses).mean()
-
-
-def image_readout_loss(towers: Towers, embedding: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+def image_readout_loss(towers: Towers, embedding: Tensor, targets: dict[str, Tensor]) -> Tensor:
     """Sums over the classes of what can occur together, so that the few that do are not drowned."""
     said = {name: head(embedding) for name, head in towers.image_readouts.items()}
     together = [
@@ -189,16 +165,7 @@ def evaluate(towers: Towers, batches: int = 4, batch: int = 128) -> dict[str, fl
     } | {f"read_{name}": torch.stack(values).mean().item() for name, values in read.items()}
 
 
-def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Muon for the layers' matrices; Adam, without decay, for embeddings (most words are never seen) and vectors."""
-    matrices, others = [], []
-    for name, parameter in model.named_parameters():
-        (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "orthogonal": False}]
-    return Muon(groups, lr=learning_rate)
-
-
-def train(out: Path, minutes: float, settings: Settings, world: World, say: Callable[[str], None] = print) -> TimedRun:
+def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable[[str], None] = print) -> TimedRun:
     """Trains for `minutes`, or goes on with what is in `out`.
 
     Once the time is up OUT/towers.safetensors (open_clip's names, the config in the metadata) and OUT/report.json are
@@ -206,10 +173,15 @@ def train(out: Path, minutes: float, settings: Settings, world: World, say: Call
     """
     from open_clip.loss import ClipLoss
 
-    device, batch = world.device, max(settings.batch[world.device.type] // world.size, 2)
+    device, batch = world.device, max(plan.batch[world.device.type] // world.size, 2)
     torch.manual_seed(0)
     towers, contrast = Towers().to(device), ClipLoss()
-    run = TimedRun(out, towers, _optimizer(towers, settings.learning_rate), minutes, world=world, say=say)
+    # Adam, without decay, for embeddings, as most words are never seen, and for vectors.
+    matrices, others = [], []
+    for name, parameter in towers.named_parameters():
+        (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "orthogonal": False}]
+    run = TimedRun(out, towers, Muon(groups, lr=plan.learning_rate), minutes, world=world, say=say)
     for step in run:
         towers.train()
         motion, background = step % 2 == 0, step % 4 < 3
@@ -218,7 +190,9 @@ def train(out: Path, minutes: float, settings: Settings, world: World, say: Call
         images = image_features(towers, frames)
         texts, token = text_features(towers, tokens)
         loss = contrast(F.normalize(images, dim=-1), texts, towers.clip.logit_scale.exp())
-        reading = readout_loss(towers, token, labels(scenes, motion, background))
+        targets = labels(scenes, motion, background)
+        read = [F.cross_entropy(towers.readouts[name](token), target) for name, target in targets.items()]
+        reading = torch.stack(read).mean()
         seeing = image_readout_loss(towers, images, image_labels(scenes))
         run.update(loss + 0.5 * reading + 0.5 * seeing)
         with torch.no_grad():

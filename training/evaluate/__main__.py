@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from vc_core.atomic import check_folder, folder_beside
@@ -82,7 +81,7 @@ def program(
 ) -> None:
     from training.evaluate.evaluation import Settings, evaluate
     from training.evaluate.report import TABLE, as_table, write_report
-    from training.evaluate.trials import Sampling
+    from training.evaluate.trials import Composing
 
     check_replaceable(out)
     numbers = {"clips": clips, "seeds": seeds, "steps": steps}
@@ -95,7 +94,7 @@ def program(
         rate=rate,
         nominal_height=nominal_height,
         out=out,
-        sampling=replace(Sampling(), guidance=guidance, batch=batch, **numbers),
+        sampling=Composing(guidance=guidance, batch=batch, **numbers),
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,

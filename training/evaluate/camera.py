@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluate.objects import in_parts
 from vc_core.extract.sketch import blurred
 
 _APART = (1, 1, 1, 1, 2, 2, 4, 4)  # frames between those of a pair, step by step: the farther, the less noise counts
 _BLUR = 2.5  # pixels: grounds are smooth, and what is finer is noise, which makes motion look smaller
 _AROUND = 11  # pixels that a mask is grown to before what is outside of it counts, as the blur carries the object there
 _FLAT = 0.1  # a direction in which a background changes this much less than in the other one does not tell its motion
-
-_AT_ONCE = 8  # videos: more take memory for nothing
 
 
 def camera_step(video: Tensor, mask: Tensor) -> Tensor:
@@ -27,8 +26,7 @@ def camera_step(video: Tensor, mask: Tensor) -> Tensor:
         video: (B, 3, F, S, S) in [0, 1].
         mask: (B, F, S, S) bool, the object, which may be nowhere.
     """
-    parts = zip(video.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
-    return torch.cat([_step(*part) for part in parts]) / video.shape[-1]
+    return in_parts(_step, video, mask) / video.shape[-1]
 
 
 def _step(video: Tensor, mask: Tensor) -> Tensor:
@@ -41,7 +39,8 @@ def _step(video: Tensor, mask: Tensor) -> Tensor:
         where = there[:, :, :-apart] * (moved[:, -1:] > 0.99)
         change = (moved[:, :-1] - frames[:, :, :-apart]) * where
         slope = _gradient(moved[:, :-1]) * where[:, None]  # (B, 2, 3, F, S, S)
-        found = found - torch.linalg.solve(_tensor(slope), _against(slope, change)[..., None])[..., 0] / apart
+        against = torch.einsum("bkn,bn->bk", slope.flatten(2), change.flatten(1))
+        found = found - torch.linalg.solve(_tensor(slope), against[..., None])[..., 0] / apart
     return found
 
 
@@ -88,7 +87,3 @@ def _tensor(slope: Tensor) -> Tensor:
     flat = slope.flatten(2)
     tensor = flat @ flat.transpose(1, 2)
     return tensor + (1e-3 * tensor.diagonal(dim1=1, dim2=2).sum(1) + 1e-6)[:, None, None] * torch.eye(2)
-
-
-def _against(slope: Tensor, change: Tensor) -> Tensor:
-    return torch.einsum("bkn,bn->bk", slope.flatten(2), change.flatten(1))

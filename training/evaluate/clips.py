@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from vc_core.extract.mask import masked_video
 from vc_core.extract.reencode import NOMINAL
 from vc_core.extract.refit import refit
 from vc_core.extract.sources import extract_condition
-from vc_core.progress import Progress
+from vc_core.progress import Progress, reported
 from vc_core.video import FramePlan, write_video
 
 HELD_OUT = 2**32
@@ -48,87 +48,56 @@ FILMED = 256
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of N clips, and of scenes, one object each, what nobody knows of other clips.
+    """What is true of N clips, and of scenes, one object each, what nobody knows of other clips: from the mask on.
 
-    Attributes:
-        video: (N, 3, F, H, W) in [0, 1], at the size to be composed.
-        motion: (N, 2, F, H, W) in frame widths since the previous frame: of scenes exact, else as the
-            measures see it in the clip.
-        told: (N, F, H, W) bool, where that motion counts.
-        style: (N, 3, S, S), the style images.
-        other_style: the same, of the clips that others' conditions are taken from.
-        mask: (N, F, SEEN, SEEN) bool, where the object is to be seen; like all that follow, of scenes alone.
-        color, shape: (N,) indices into OBJECT_COLORS and SHAPES.
-        direction: (N,) what the caption says of the way, see `training.data.captions.direction_class`.
-        camera: (N, 2) how the background moves, x and y in frame widths a frame.
-        camera_axes: (N, 2, 2) in which directions that is to be seen, see `told_directions`.
-        keep: (N, 1, F, H, W) bool, what the mask condition keeps.
+    Motion is in frame widths a frame, x and y: of scenes exact, else as the measures see it in the clip.
     """
 
-    video: Tensor
-    motion: Tensor
-    told: Tensor
-    style: Tensor
-    other_style: Tensor | None = None
-    mask: Tensor | None = None
-    color: Tensor | None = None
-    shape: Tensor | None = None
-    direction: Tensor | None = None
-    camera: Tensor | None = None
-    camera_axes: Tensor | None = None
-    keep: Tensor | None = None
+    video: Tensor  # (N, 3, F, H, W) in [0, 1], at the size to be composed
+    motion: Tensor  # (N, 2, F, H, W)
+    told: Tensor  # (N, F, H, W) bool, where that motion counts
+    style: Tensor  # (N, 3, S, S), the style images
+    other_style: Tensor | None = None  # the same, of the clips that others' conditions are taken from
+    mask: Tensor | None = None  # (N, F, SEEN, SEEN) bool, where the object is to be seen
+    color: Tensor | None = None  # (N,) index into OBJECT_COLORS
+    shape: Tensor | None = None  # (N,) index into SHAPES
+    direction: Tensor | None = None  # (N,) what the caption says of the way, see `direction_class`
+    camera: Tensor | None = None  # (N, 2) how the background moves
+    camera_axes: Tensor | None = None  # (N, 2, 2) in which directions that is to be seen, see `told_directions`
+    keep: Tensor | None = None  # (N, 1, F, H, W) bool, what the mask condition keeps
 
     def of(self, rows: Tensor) -> Truth:
         """What is true of some of the clips, which may be the same one several times."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Truth(*(None if value is None else value[rows] for value in values))
+        return Truth(*(None if value is None else value[rows] for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
-class Clips:
-    """N clips, to compose by and to measure against.
+class Examples:
+    """N clips, to compose by and to measure against."""
 
-    Attributes:
-        keys: tell the clips, each another one.
-        texts: one caption each; of scenes, of the object, its motion and the background.
-        conditions: by name, (N, C, F or 1, H, W).
-        sketched: the method that drew the sketches, where there are any.
-        skipped: those that could not be read, each with the reason.
-    """
-
-    keys: list[str]
-    texts: list[str]
-    conditions: dict[str, Tensor]
+    keys: list[str]  # tell the clips, each another one
+    texts: list[str]  # one caption each; of scenes, of the object, its motion and the background
+    conditions: dict[str, Tensor]  # (N, C, F or 1, H, W)
     truth: Truth
-    sketched: str | None = None
-    skipped: list[str] = field(default_factory=list)
+    sketched: str | None = None  # the method that drew the sketches, where there are any
+    skipped: list[str] = field(default_factory=list)  # those that could not be read, each with the reason
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    @property
-    def made(self) -> list[str]:
-        """What a video can be composed from: text, style and the conditions."""
-        return ["text", "style", *self.conditions]
 
-
-def joined(clips: Sequence[Clips], skipped: Sequence[str] = ()) -> Clips:
+def joined(parts: Sequence[Examples], skipped: Sequence[str] = ()) -> Examples:
     """Clips of the same conditions one after the other, those that were skipped beside them."""
-    truths = ([getattr(one.truth, field.name) for one in clips] for field in fields(Truth))
+    truths = zip(*(vars(one.truth).values() for one in parts), strict=True)
     truth = Truth(*(None if values[0] is None else torch.cat(values) for values in truths))
-    return Clips(
-        [key for one in clips for key in one.keys],
-        [text for one in clips for text in one.texts],
-        {name: torch.cat([one.conditions[name] for one in clips]) for name in clips[0].conditions},
-        replace(truth, other_style=truth.style[other_clips(len(truth.style))]),
-        clips[0].sketched,
+    return Examples(
+        [key for one in parts for key in one.keys],
+        [text for one in parts for text in one.texts],
+        {name: torch.cat([one.conditions[name] for one in parts]) for name in parts[0].conditions},
+        replace(truth, other_style=truth.style.roll(-1, 0)),
+        parts[0].sketched,
         list(skipped),
     )
-
-
-def other_clips(count: int) -> Tensor:
-    """The clip that another's conditions are taken from, for each of N clips (N,): the next one."""
-    return (torch.arange(count) + 1) % count
 
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------
@@ -164,34 +133,29 @@ def _pool() -> tuple[Scenes, Tensor]:
     scenes = sample_scenes(scene_seeds(HELD_OUT, 0, POOL))
     pace = torch.bucketize(scenes.displacement()[:, 0].norm(dim=1) / (CLIP_FRAMES - 1), torch.tensor(PACES)) - 1
     centers = scenes.centers(torch.arange(CLIP_FRAMES))[:, 0]  # (N, F, 2)
-    reach = torch.tensor([reach_of(shape) for shape in SHAPES])[scenes.shape[:, 0]] * scenes.radius[:, 0]
+    reach = torch.tensor([_reach_of(shape) for shape in SHAPES])[scenes.shape[:, 0]] * scenes.radius[:, 0]
     far = (centers - 0.5).abs().amax(2)  # (N, F)
     seen = (far[:, 0] + reach <= 0.5) & (far.amax(1) + reach / 2 <= 0.5)
     (fit,) = ((scenes.count == 1) & seen & (pace >= 0)).nonzero(as_tuple=True)
     return scenes[fit], torch.stack([scenes.shape[:, 0], scenes.color[:, 0], pace], 1)[fit]
 
 
-@cache
-def reach_of(shape: str) -> float:
+def _reach_of(shape: str) -> float:
     """How far a shape of radius 1 reaches from its centre at most."""
     at = torch.linspace(-2, 2, 401)
     y, x = torch.meshgrid(at, at, indexing="ij")
     return float(torch.hypot(x, y)[unit_distance(shape, x, y) <= 0.02].max())
 
 
-def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Clips:
+def held_out_clips(count: int, config: Config, progress: Progress | None = None) -> Examples:
     """The scenes that a checkpoint of this config is evaluated on.
 
     Scenes are square and planned for CLIP_FRAMES frames: so are the clips, at the config's shorter side and at most
     that long.
     """
     scenes, frames = held_out_scenes(count), min(config.frames, CLIP_FRAMES)
-    made = []
-    for number in range(len(scenes)):
-        made.append(_clip(f"scene {number + 1}", scenes[number], config, frames))
-        if progress is not None:
-            progress("scenes", number + 1, len(scenes))
-    return joined(made)
+    numbers = reported("scenes", range(count), progress)
+    return joined([_clip(f"scene {number + 1}", scenes[number], config, frames) for number in numbers])
 
 
 def clip_size(config: Config) -> tuple[int, int]:
@@ -200,14 +164,14 @@ def clip_size(config: Config) -> tuple[int, int]:
     return side, side
 
 
-def on_object(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where the object of a mask (B, F, S, S) bool is after the first frame, before which nothing moves: at `size`."""
+def after_first(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (B, F, H, W) bool at `size`, but for the first frame, before which nothing moves."""
     there = F.interpolate(mask.float(), size, mode="nearest") > 0.5
     there[:, 0] = False
     return there
 
 
-def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
+def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
     size, extraction = clip_size(config), config.extraction
     large_size = drawing_size("depth", size)
     small = render(scene, size[0], frames, what=("video", "motion"))
@@ -230,7 +194,7 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
     truth = Truth(
         small.video,
         small.motion / size[1],
-        on_object(seen, size),
+        after_first(seen, size),
         small.video[:, :, frames // 2],
         mask=seen,
         color=scene.color[:, 0],
@@ -240,7 +204,7 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Clips:
         camera_axes=told_directions(as_seen(small.video), seen),
         keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Clips([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched.how["method"])
+    return Examples([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketched.how["method"])
 
 
 def motion_of_file(video: Tensor, config: Config) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.folder import FolderClips, read_captions
@@ -18,23 +17,16 @@ from training.data.making import Form
 from training.data.sample import BadSample
 from training.data.sampler import generator_for
 from training.data.shards import ShardClips, Shards, is_ours, shard_files
-from training.evaluate.clips import Clips, Truth, joined
+from training.evaluate.clips import Examples, Truth, after_first, joined
 from training.evaluate.measures import motion_of
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.folders import files_below
-from vc_core.progress import Progress
-
-MADE = ("text", "style", "single_image", "motion")
-"""What is made of each clip."""
+from vc_core.progress import Progress, reported
 
 
 def open_data(
-    path: Path,
-    config: Config,
-    rate: float | None = None,
-    nominal_height: int | None = None,
-    out: Path | None = None,
+    path: Path, config: Config, rate: float | None = None, nominal_height: int | None = None, out: Path | None = None
 ) -> FolderClips | ShardClips:
     """The clips of a folder, as a checkpoint of this config takes them.
 
@@ -54,20 +46,26 @@ def open_data(
     tars = [] if any(each.name.lower() in LISTS for each in path.iterdir()) else shard_files(path)
     if any(map(is_ours, tars)):
         if rate or nominal_height:
-            raise UserError(f"{path}: shards have the rate and nominal height that they were prepared with: leave out "
-                            "these options.")  # fmt: skip
+            raise UserError(
+                f"{path}: shards have the rate and nominal height that they were prepared with: leave out "
+                "these options."
+            )
         return ShardClips(Shards(path), form)
     if not any(each.suffix.lower() in {*READERS, *TEXTS} for each in files_below(path)) and not tars:
-        raise UserError(f"{path}: holds neither shards nor videos with captions: expected .tar files, {LISTS[0]} or "
-                        "another list of captions, or a .txt beside each video.")  # fmt: skip
+        raise UserError(
+            f"{path}: holds neither shards nor videos with captions: expected .tar files, {LISTS[0]} or "
+            "another list of captions, or a .txt beside each video."
+        )
     entries = read_captions(path, out=out)
     if form.frames > 1 and (image := next((entry for entry in entries if entry.is_image(path)), None)):
-        raise UserError(f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
-                        f"the videos alone in {LISTS[0]}.")  # fmt: skip
+        raise UserError(
+            f"{path}: {image.file} is an image, and clips of {form.frames} frames are evaluated on: list "
+            f"the videos alone in {LISTS[0]}."
+        )
     return FolderClips(path, entries, form, rate, nominal_height)
 
 
-def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | None = None) -> Clips:
+def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | None = None) -> Examples:
     """At most so many of the data's clips, evenly spread over it; those that cannot be read are left out and told.
 
     A clip's frames are drawn by its place in the data, so that they are the same for every checkpoint.
@@ -77,28 +75,28 @@ def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | 
     """
     count = min(count, len(data))
     made, skipped = [], []
-    for number in range(count):
+    for number in reported("clips", range(count), progress):
         try:
             made.append(_clip(data, number * len(data) // count))
         except BadSample as error:
             skipped.append(str(error))
-        if progress is not None:
-            progress("clips", number + 1, count)
     if len(made) < 2:
         why = f" ({'; '.join(reason.rstrip('.') for reason in skipped[:3])})" if skipped else ""
-        raise UserError(f"{len(made)} of {count} clips of --data can be read{why}: expected at least 2, as conditions "
-                        "are swapped.")  # fmt: skip
+        raise UserError(
+            f"{len(made)} of {count} clips of --data can be read{why}: expected at least 2, as conditions are swapped."
+        )
     return joined(made, skipped)
 
 
-def _clip(data: FolderClips | ShardClips, index: int) -> Clips:
-    sample = data.sample(index, MADE, generator_for("evaluate", index))
+def _clip(data: FolderClips | ShardClips, index: int) -> Examples:
+    made = ("text", "style", "single_image", "motion")
+    sample = data.sample(index, made, generator_for("evaluate", index))
     conditions, video = {name: tensor[None] for name, tensor in sample.conditions.items()}, sample.video[None]
     # Not the condition's own vectors: resizing has thinned those of points, and layouts have units of their own.
     motion = motion_of(video)
     told = covered(conditions["motion"], data.form.extraction.motion_layout, data.form.size)
     truth = Truth(video, motion, told, sample.style[None])
-    return Clips([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
+    return Examples([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
 
 
 def covered(command: Tensor, layout: str, size: tuple[int, int]) -> Tensor:
@@ -107,8 +105,5 @@ def covered(command: Tensor, layout: str, size: tuple[int, int]) -> Tensor:
     A dense one does everywhere but in the first frame, before which nothing moves. Points do where they stand: a zero
     is no point, nor does the network see it as one.
     """
-    if layout == "points":
-        return F.interpolate(command.any(1).float(), size, mode="nearest") > 0.5
-    told = torch.ones(len(command), command.shape[2], *size, dtype=torch.bool)
-    told[:, 0] = False
-    return told
+    there = command.any(1) if layout == "points" else torch.ones_like(command[:, 0], dtype=torch.bool)
+    return after_first(there, size)

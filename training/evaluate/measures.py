@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -21,17 +21,15 @@ from torch import Tensor
 from training.data.captions import direction_class
 from training.evaluate.camera import camera_step
 from training.evaluate.clips import PACES, Truth
-from training.evaluate.objects import NOTHING, Found, as_seen, find_objects, shapes_of
-from training.evaluate.statistics import MEAN, R2, SLOPE, Statistic
-from training.evaluate.towers import Clip
+from training.evaluate.objects import NOTHING, Objects, as_seen, find_objects, in_parts, shapes_of
+from training.evaluate.statistics import Statistic, explained, slope
+from training.evaluate.towers import Judge
 from vc_core.extract.motion import read_motion
 from vc_core.extract.sketch import REFERENCE, blurred, edges
 from vc_core.video import FramePlan, resize_crop
 
 FINE = 128
 """Pixels a side at which motion is looked for, at least: larger, the autoencoder's flicker is taken for motion too."""
-
-_AT_ONCE = 8  # videos that are looked at: what is made of many at once takes gigabytes
 SLOWEST = 0.5 / 64
 """The slowest commands that motion is held against, in frame widths a frame."""
 
@@ -132,8 +130,7 @@ def overlap(mask: Tensor, truth: Tensor) -> Tensor:
 
 def outlines(video: Tensor) -> Tensor:
     """The edges of videos (B, 3, F, H, W), (B, F, S, S) bool, at the size for which the edges' thresholds hold."""
-    parts = video.split(_AT_ONCE)
-    return torch.cat([edges(resize_crop(part, (REFERENCE, REFERENCE)))[:, 0] > 0.5 for part in parts])
+    return in_parts(lambda part: edges(resize_crop(part, (REFERENCE, REFERENCE)))[:, 0] > 0.5, video)
 
 
 def outline_overlap(lines: Tensor, truth: Tensor, tolerance: int = 1) -> Tensor:
@@ -154,17 +151,16 @@ def outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
     That is the mean over the pixels on both sides of the outline, of all frames. It falls where outlines blur; noise
     adds to it by squares alone.
     """
-    parts = zip(video.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True)
-    return torch.cat([_outline_gradient(*part) for part in parts])
 
+    def gradient(video: Tensor, mask: Tensor) -> Tensor:
+        there = mask.float()
+        across = torch.stack(torch.gradient(blurred(there.flatten(0, 1), 1.0, 2).view_as(there), dim=(2, 3)), 1)
+        across = F.normalize(across, dim=1)  # (B, 2, F, S, S), square to the outline
+        change = torch.stack(torch.gradient(video, dim=(3, 4)), 1)  # (B, 2, 3, F, S, S)
+        grown, shrunk = (sign * F.max_pool2d(sign * there, 3, stride=1, padding=1) for sign in (1, -1))
+        return _mean_over((change * across[:, :, None]).sum(1).norm(dim=1), grown > shrunk)
 
-def _outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
-    there = mask.float()
-    across = torch.stack(torch.gradient(blurred(there.flatten(0, 1), 1.0, 2).view_as(there), dim=(2, 3)), 1)
-    across = F.normalize(across, dim=1)  # (B, 2, F, S, S), square to the outline
-    change = torch.stack(torch.gradient(video, dim=(3, 4)), 1)  # (B, 2, 3, F, S, S)
-    grown, shrunk = (sign * F.max_pool2d(sign * there, 3, stride=1, padding=1) for sign in (1, -1))
-    return _mean_over((change * across[:, :, None]).sum(1).norm(dim=1), grown > shrunk)
+    return in_parts(gradient, video, mask)
 
 
 def equal(found: Tensor, truth: Tensor) -> Tensor:
@@ -226,16 +222,11 @@ def _mean_over(values: Tensor, where: Tensor) -> Tensor:
 
 @dataclass
 class Seen:
-    """What is seen in B videos, found out when it is asked for, and once.
+    """What is seen in B videos, found out when it is asked for, and once."""
 
-    Attributes:
-        pixels: (B, 3, F, H, W), in [0, 1] or as bytes.
-        texts: the captions of their clips.
-    """
-
-    pixels: Tensor
-    texts: list[str]
-    clip: Clip
+    pixels: Tensor  # (B, 3, F, H, W), in [0, 1] or as bytes
+    texts: list[str]  # the captions of their clips
+    judge: Judge
 
     @property
     def video(self) -> Tensor:
@@ -243,18 +234,13 @@ class Seen:
         return self.pixels if self.pixels.is_floating_point() else self.pixels.float() / 255
 
     @cached_property
-    def found(self) -> Found:
+    def found(self) -> Objects:
         return find_objects(self.video)
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """Where the object is, (B, F, SEEN, SEEN) bool; nowhere in videos without one."""
-        return self.found.mask & (self.found.color != NOTHING).view(-1, 1, 1, 1)
 
     @cached_property
     def camera(self) -> Tensor:
         """Steps of the background (B, 2), see `camera_step`."""
-        return camera_step(as_seen(self.video), self.mask)
+        return camera_step(as_seen(self.video), self.found.mask)
 
     @cached_property
     def motion(self) -> Tensor:
@@ -267,113 +253,108 @@ class Seen:
     @cached_property
     def frames(self) -> Tensor:
         """Embeddings (B, F, D)."""
-        return self.clip.images(self.video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(self.pixels), -1))
+        return self.judge.images(self.video.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(self.pixels), -1))
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table.
-
-    Attributes:
-        trial: a key of `training.evaluate.trials.TRIALS`, whose videos it looks at.
-        better: which way is better; `source`: the nearer to what the source itself has.
-        of: its figures of some videos, by what is true of their clips.
-        statistic: what figures are summed up by.
-        relative: figures are told in shares of what the clip itself has, through the autoencoder.
-        unit: what figures are multiplied by for the table, and its sign.
-        needs: towers that it needs.
-        scenes: taken on synthetic scenes alone, as it needs what is known of them or the conditions made of them.
-    """
+    """One row of the table."""
 
     name: str
     label: str
-    trial: str
-    better: Literal["high", "low", "source"]
-    of: Callable[[Seen, Truth], Tensor]
-    unit: tuple[float, str] = (1.0, "")
-    statistic: Statistic = MEAN
-    relative: bool = False
-    needs: tuple[Literal["text", "image"], ...] = ()
-    scenes: bool = False
+    trial: str  # a key of `training.evaluate.trials.TRIALS`, whose videos it looks at
+    better: Literal["high", "low", "source"]  # which way is; `source`: the nearer to what the source itself has
+    of: Callable[[Seen, Truth], Tensor]  # its figures of some videos, by what is true of their clips
+    percent: bool = False  # how figures are told
+    statistic: Statistic = slope  # what they are summed up by
+    relative: bool = False  # they are told in shares of what the clip itself has, through the autoencoder
+    loses: bool = False  # those that are missing are lost objects, which the table tells, not scenes of another pace
+    needs: tuple[Literal["text", "image"], ...] = ()  # towers
+    scenes: bool = True  # it needs what is known of scenes alone, or the conditions that are made of them alone
 
 
-_PERCENT = (100.0, "%")
 _, _MIDDLE, _FAST = PACES
 
 
-def _share(slowest: float, fastest: float, seen: Seen, truth: Truth) -> Tensor:
-    return displacement_share(seen.mask, truth.mask, slowest, fastest)
-
-
-def _both(seen: Seen, truth: Truth) -> Tensor:
-    return torch.cat([object_steps(seen.mask, truth.mask), camera_steps(seen.camera, truth)], dim=1)
+def _consistency(seen: Seen, truth: Truth) -> Tensor:
+    return neighbour_similarity(seen.frames)
 
 
 def _palette(seen: Seen, truth: Truth) -> Tensor:
     return nearer_palette(seen.video, truth.style, truth.other_style)
 
 
-_LINES = {
-    "motion": ("objects and camera", _both),
-    "object": ("objects alone", lambda seen, truth: object_steps(seen.mask, truth.mask)),
-    "camera": ("camera alone", lambda seen, truth: camera_steps(seen.camera, truth)),
-}
-"""The lines through commanded and seen motion."""
+def _overlap(seen: Seen, truth: Truth) -> Tensor:
+    return overlap(seen.found.mask, truth.mask)
 
+
+def _objects(seen: Seen, truth: Truth) -> Tensor:
+    return object_steps(seen.found.mask, truth.mask)
+
+
+def _camera(seen: Seen, truth: Truth) -> Tensor:
+    return camera_steps(seen.camera, truth)
+
+
+def _both(seen: Seen, truth: Truth) -> Tensor:
+    return torch.cat([_objects(seen, truth), _camera(seen, truth)], dim=1)
+
+
+_LINE = "commanded against seen motion, "
 _ROWS = (
-    Measure("consistency", "neighbouring frames alike (CLIP cosine)", "text", "source",
-            lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
+    Measure("consistency", "neighbouring frames alike (CLIP cosine)", "text", "source", _consistency,
+            needs=("image",), scenes=False),
     Measure("similarity", "like the text (CLIP cosine)", "text", "high",
-            lambda seen, truth: similarity(seen.frames, seen.clip.texts(seen.texts)), needs=("text", "image")),
+            lambda seen, truth: similarity(seen.frames, seen.judge.texts(seen.texts)),
+            needs=("text", "image"), scenes=False),
     Measure("colour", "object of the colour that the text says", "text", "high",
-            lambda seen, truth: equal(seen.found.color, truth.color), _PERCENT, scenes=True),
+            lambda seen, truth: equal(seen.found.color, truth.color), percent=True),
     Measure("shape", "object of the shape that the text says", "text", "high",
-            lambda seen, truth: equal(shapes_of(seen.mask), truth.shape), _PERCENT, scenes=True),
+            lambda seen, truth: equal(shapes_of(seen.found.mask), truth.shape), percent=True),
     Measure("direction", "object goes where the text says (of 8 directions)", "text", "high",
-            lambda seen, truth: equal(direction(seen.mask), truth.direction), _PERCENT, scenes=True),
+            lambda seen, truth: equal(direction(seen.found.mask), truth.direction), percent=True),
     Measure("sharpness", "gradient along the object's outline, of the source's", "text", "source",
-            lambda seen, truth: outline_gradient(as_seen(seen.video), seen.mask), relative=True, scenes=True),
-    Measure("style_palette", "colours nearer to the style image than to another", "style_alone", "high",
-            _palette, _PERCENT),
-    Measure("style_palette_beside_text", "colours nearer to the style image than to another", "style", "high",
-            _palette, _PERCENT),
+            lambda seen, truth: outline_gradient(as_seen(seen.video), seen.found.mask), relative=True, loses=True),
+    Measure("style_palette", "colours nearer to the style image than to another", "style_alone", "high", _palette,
+            percent=True, scenes=False),
+    Measure("style_palette_beside_text", "colours nearer to the style image than to another", "style", "high", _palette,
+            percent=True, scenes=False),
     Measure("style_similarity", "like the style image (CLIP cosine)", "style", "high",
-            lambda seen, truth: similarity(seen.frames, seen.clip.images(truth.style)), needs=("image",)),
+            lambda seen, truth: similarity(seen.frames, seen.judge.images(truth.style)),
+            needs=("image",), scenes=False),
     Measure("first_frame", "error of the first frame (RMS of RGB)", "single_image", "low",
-            lambda seen, truth: pixel_error(seen.video[:, :, :1], truth.video[:, :, :1]), _PERCENT),
+            lambda seen, truth: pixel_error(seen.video[:, :, :1], truth.video[:, :, :1]), percent=True, scenes=False),
     Measure("single_sketch_overlap", "overlap of the first frame's outlines (boundary F)", "single_sketch", "high",
-            lambda seen, truth: outline_overlap(seen.outlines[:, :1], outlines(truth.video[:, :, :1])), _PERCENT,
-            scenes=True),
+            lambda seen, truth: outline_overlap(seen.outlines[:, :1], outlines(truth.video[:, :, :1])), percent=True),
     Measure("outline_overlap", "overlap of the outlines (boundary F)", "sketch", "high",
-            lambda seen, truth: outline_overlap(seen.outlines, outlines(truth.video)), _PERCENT, scenes=True),
-    Measure("sketch_overlap", "overlap of the object (IoU)", "sketch", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
-    Measure("depth_overlap", "overlap of the object (IoU)", "depth", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
-    Measure("mask_overlap", "overlap of the object (IoU)", "mask", "high",
-            lambda seen, truth: overlap(seen.mask, truth.mask), _PERCENT, scenes=True),
+            lambda seen, truth: outline_overlap(seen.outlines, outlines(truth.video)), percent=True),
+    Measure("sketch_overlap", "overlap of the object (IoU)", "sketch", "high", _overlap, percent=True),
+    Measure("depth_overlap", "overlap of the object (IoU)", "depth", "high", _overlap, percent=True),
+    Measure("mask_overlap", "overlap of the object (IoU)", "mask", "high", _overlap, percent=True),
     Measure("kept", "error of what is kept (RMS of RGB)", "mask", "low",
-            lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), _PERCENT, scenes=True),
+            lambda seen, truth: pixel_error(seen.video, truth.video, truth.keep), percent=True),
     Measure("endpoint", "end-point error (widths a frame)", "motion", "low",
-            lambda seen, truth: endpoint_error(seen.motion, truth.motion, truth.told), _PERCENT),
-    *(Measure(f"{name}_{figure}", f"commanded against seen motion, {what}: {label}", "motion", better, of,
-              statistic=statistic, scenes=True)
-      for name, (what, of) in _LINES.items()
-      for figure, label, better, statistic in (("slope", "slope", "source", SLOPE), ("r2", "R²", "high", R2))),
+            lambda seen, truth: endpoint_error(seen.motion, truth.motion, truth.told), percent=True, scenes=False),
+    Measure("motion_slope", f"{_LINE}objects and camera: slope", "motion", "source", _both, loses=True),
+    Measure("motion_r2", f"{_LINE}objects and camera: R²", "motion", "high", _both, statistic=explained, loses=True),
+    Measure("object_slope", f"{_LINE}objects alone: slope", "motion", "source", _objects, loses=True),
+    Measure("object_r2", f"{_LINE}objects alone: R²", "motion", "high", _objects, statistic=explained, loses=True),
+    Measure("camera_slope", f"{_LINE}camera alone: slope", "motion", "source", _camera, loses=True),
+    Measure("camera_r2", f"{_LINE}camera alone: R²", "motion", "high", _camera, statistic=explained, loses=True),
     Measure("path", "error of the object's place, from where it began (widths)", "motion", "low",
-            lambda seen, truth: path_error(seen.mask, truth.mask), _PERCENT, scenes=True),
+            lambda seen, truth: path_error(seen.found.mask, truth.mask), percent=True, loses=True),
     Measure("displacement", "the same at the end of the clip (widths)", "motion", "low",
-            lambda seen, truth: displacement_error(seen.mask, truth.mask), _PERCENT, scenes=True),
+            lambda seen, truth: displacement_error(seen.found.mask, truth.mask), percent=True, loses=True),
     Measure("way", "share of the commanded way, all speeds", "motion", "source",
-            partial(_share, 0.0, math.inf), scenes=True),
+            lambda seen, truth: displacement_share(seen.found.mask, truth.mask), loses=True),
     Measure("way_slow", "share of the way, slower than 1 pixel of 64 a frame", "motion", "source",
-            partial(_share, 0.0, _MIDDLE), scenes=True),
+            lambda seen, truth: displacement_share(seen.found.mask, truth.mask, fastest=_MIDDLE)),
     Measure("way_middle", "share of the way, 1 to 2 pixels a frame", "motion", "source",
-            partial(_share, _MIDDLE, _FAST), scenes=True),
+            lambda seen, truth: displacement_share(seen.found.mask, truth.mask, _MIDDLE, _FAST)),
     Measure("way_fast", "share of the way, faster than 2 pixels a frame", "motion", "source",
-            partial(_share, _FAST, math.inf), scenes=True),
-    Measure("motion_consistency", "neighbouring frames alike (CLIP cosine)", "motion", "source",
-            lambda seen, truth: neighbour_similarity(seen.frames), needs=("image",)),
+            lambda seen, truth: displacement_share(seen.found.mask, truth.mask, slowest=_FAST)),
+    Measure("motion_consistency", "neighbouring frames alike (CLIP cosine)", "motion", "source", _consistency,
+            needs=("image",), scenes=False),
 )  # fmt: skip
 
 MEASURES: dict[str, Measure] = {row.name: row for row in _ROWS}

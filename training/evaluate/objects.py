@@ -8,9 +8,10 @@ nothing is known of the scene that was asked for: what is found can be held agai
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,37 +31,24 @@ _LEAST = 0.004  # share of the frame that an object covers at least: a disc of r
 _FRAMES = 4  # a palette holds for the whole video, so a few frames tell it
 
 
-@dataclass(frozen=True)
-class Found:
-    """The object of each of B videos.
+class Objects(NamedTuple):
+    """The object of each of B videos."""
 
-    Attributes:
-        mask: (B, F, SEEN, SEEN) bool, where it is.
-        color: (B,) index into OBJECT_COLORS, or NOTHING.
-    """
-
-    mask: Tensor
-    color: Tensor
-
-
-@dataclass(frozen=True)
-class _Palettes:
-    """All palettes that scenes have: backgrounds and, of each with each object, whether the two go together."""
-
-    backgrounds: Tensor  # (P, 2, 3) ends of the blends
-    objects: Tensor  # (K, 2, 3) darkest and brightest shade
-    possible: Tensor  # (P, K) bool
+    mask: Tensor  # (B, F, SEEN, SEEN) bool, where it is; nowhere in videos without one
+    color: Tensor  # (B,) index into OBJECT_COLORS, or NOTHING
 
 
 @cache
-def _palettes() -> _Palettes:
+def _palettes() -> tuple[Tensor, Tensor, Tensor]:
+    """All that scenes have: backgrounds (P, 2, 3), the ends of their blends; objects (K, 2, 3), the darkest and the
+    brightest shade; and which of these go together, (P, K) bool."""
     colors, objects = palette(), len(OBJECT_COLORS)
     pairs = [pair for pair in combinations(range(len(colors.muted)), 2) if not colors.alike[pair]]
     first, second = torch.tensor(pairs).unbind(1)
     pale = colors.pale[:objects].T  # (background, object)
     shades = torch.tensor(OBJECT_SHADES)[:, None] * colors.pure[:objects, None]
     grounds = torch.stack([colors.muted[first], colors.muted[second]], 1)
-    return _Palettes(grounds, shades, ~(pale[first] | pale[second]))
+    return grounds, shades, ~(pale[first] | pale[second])
 
 
 def _distance(pixels: Tensor, ends: Tensor) -> Tensor:
@@ -74,11 +62,10 @@ def _distance(pixels: Tensor, ends: Tensor) -> Tensor:
     return (far - 2 * t * along + t.square() * length).clamp_min_(0.0).sqrt_()
 
 
-def find_objects(video: Tensor) -> Found:
+def find_objects(video: Tensor) -> Objects:
     """The object of each video (B, 3, F, H, W) in [0, 1]."""
-    small = as_seen(video)
-    found = [_find(one) for one in small]
-    return Found(torch.stack([mask for mask, _ in found]), torch.tensor([color for _, color in found]))
+    masks, colors = zip(*map(_find, as_seen(video)), strict=True)
+    return Objects(torch.stack(masks), torch.tensor(colors))
 
 
 def as_seen(video: Tensor) -> Tensor:
@@ -86,24 +73,25 @@ def as_seen(video: Tensor) -> Tensor:
     return video if video.shape[-2:] == (SEEN, SEEN) else resize_crop(video, (SEEN, SEEN))
 
 
+def in_parts(function: Callable[..., Tensor], *videos: Tensor) -> Tensor:
+    """Of B videos, eight at a time: what is made of many at once takes gigabytes."""
+    return torch.cat([function(*part) for part in zip(*(each.split(8) for each in videos), strict=True)])
+
+
 def _find(video: Tensor) -> tuple[Tensor, int]:
     """The mask (F, SEEN, SEEN) and colour of the object of one video (3, F, SEEN, SEEN)."""
-    palettes, frames = _palettes(), video.shape[1]
+    (grounds, objects, possible), frames = _palettes(), video.shape[1]
     chosen = torch.linspace(0, frames - 1, min(_FRAMES, frames)).round().long()
     pixels = video[:, chosen].flatten(1)
-    to_ground, to_object = (_distance(pixels, ends) for ends in (palettes.backgrounds, palettes.objects))
-    to_ground, to_object = to_ground.clamp_max_(_CAP).square_(), to_object.clamp_max_(_CAP).square_()
+    to_ground, to_object = (_distance(pixels, ends).clamp_max_(_CAP).square_() for ends in (grounds, objects))
     cost = torch.stack([torch.minimum(to_ground, one).mean(1) for one in to_object], dim=1)  # (P, K)
-    best = int(torch.where(palettes.possible, cost, math.inf).argmin())
-    ground, color = divmod(best, len(OBJECT_COLORS))
-    mask = _mask(video, palettes.backgrounds[ground], palettes.objects[color])
-    return mask, color if float(mask[chosen].float().mean()) >= _LEAST else NOTHING
-
-
-def _mask(video: Tensor, ground: Tensor, surface: Tensor) -> Tensor:
-    """Where a video (3, F, H, W) is nearer to an object's colours than to the background's, both (2, 3)."""
-    apart = _distance(video.flatten(1), torch.stack([ground, surface])).unflatten(1, video.shape[1:])
-    return (apart[1] < apart[0]) & (apart[1] < _CAP)
+    ground, color = divmod(int(torch.where(possible, cost, math.inf).argmin()), len(OBJECT_COLORS))
+    ends = torch.stack([grounds[ground], objects[color]])
+    to_ground, to_object = _distance(video.flatten(1), ends).unflatten(1, video.shape[1:])
+    mask = (to_object < to_ground) & (to_object < _CAP)
+    if float(mask[chosen].float().mean()) < _LEAST:
+        return torch.zeros_like(mask), NOTHING
+    return mask, color
 
 
 # --- Shapes ---------------------------------------------------------------------------------------------------------

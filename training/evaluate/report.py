@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from training.evaluate.clips import Clips
-from training.evaluate.evaluation import Evaluated, Row, Settings, as_plain
-from training.evaluate.measures import MEASURES, SLOWEST, Measure
-from training.evaluate.objects import NOTHING, as_seen, find_objects
-from training.evaluate.statistics import MEAN, Estimate
+from training.evaluate.clips import HELD_OUT
+from training.evaluate.evaluation import Evaluated, Row, Settings
+from training.evaluate.measures import SLOWEST
+from training.evaluate.objects import as_seen, find_objects
+from training.evaluate.statistics import Estimate
 from training.evaluate.summary import headline, kept_together, verdicts
-from training.evaluate.trials import ARMS, TOGETHER, TRIALS, Wiring, arms_of
+from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
 from vc_core.extract.pictures import picture_of
 from vc_core.video import resize_crop, write_contact_sheet
 
@@ -32,11 +32,11 @@ TOLD = 5
 def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated]) -> None:
     """Writes the table, the JSON and one contact sheet for each trial of each checkpoint into a folder."""
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
-    (folder / JSON).write_text(json.dumps(as_mapping(settings, results), indent=1) + "\n", encoding="utf-8")
+    plain = json.dumps(as_mapping(settings, results), indent=1, default=str)  # paths
+    (folder / JSON).write_text(plain + "\n", encoding="utf-8")
     for result in results:
-        titles = {
-            MEASURES[name].trial: f"given, of another {settings.noun}, and absent (first seed)" for name in result.rows
-        }
+        arms = f"given, of another {settings.noun}, and absent (first seed)"
+        titles = {row.measure.trial: arms for row in result.rows.values()}
         if result.together is not None:
             titles[TOGETHER] = "all conditions given at once (first seed)"
         for trial, title in titles.items():
@@ -54,87 +54,85 @@ def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated])
 
 def as_table(settings: Settings, results: Sequence[Evaluated]) -> str:
     """The table of the measures, one row for each and each checkpoint, with what one has to know to read it."""
+    columns = _columns(results)
+    table = [[*columns], ["---"] * len(columns)]
+    for measure in settings.measures():
+        found = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
+        table += [[cell(*each) for cell in columns.values()] for each in found]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    told = [*_intro(settings, results), "", *lines, "", *_in_words(results), *_notes(settings, results)]
+    return "\n".join(told) + "\n"
+
+
+def _columns(results: Sequence[Evaluated]) -> dict[str, Callable[[Evaluated, Row], str]]:
+    """What the cells of each column say of a row of a checkpoint."""
     several = len(results) > 1
-    header = ["condition", "measure", *(["checkpoint"] if several else []), "better", *ARMS, "source", "over shuffled"]
-    header += ["together"] if any(result.together for result in results) else []
-    header += ["over the first"] if several else []
-    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-    for row in settings.measures():
-        for result in results:
-            if row.name in result.rows:
-                lines.append(f"| {' | '.join(_cells(row, result, several, 'together' in header))} |")
-    told = [*_intro(settings, results), "", *lines, "", *_compared(results), *_headlines(results)]
-    return "\n".join([*told, *_notes(settings, results)]) + "\n"
+    columns = {
+        "condition": lambda result, row: row.measure.trial.replace("_", " "),
+        "measure": lambda result, row: row.measure.label,
+        "checkpoint": (lambda result, row: result.name) if several else None,
+        "better": lambda result, row: {"source": "as the source"}.get(row.measure.better, row.measure.better),
+        **{arm: lambda result, row, arm=arm: _figure(row, row.estimates[arm], lost=True) for arm in ARMS},
+        "source": lambda result, row: _figure(row, row.estimates["source"], interval=False),
+        "over shuffled": lambda result, row: _figure(row, row.gains["shuffled"], "+"),
+        "together": _together if any(result.together for result in results) else None,
+        "over the first": (lambda result, row: _figure(row, result.beside.get(row.measure.name), "+"))
+        if several
+        else None,
+    }
+    return {name: cell for name, cell in columns.items() if cell is not None}
 
 
-def _cells(row: Measure, result: Evaluated, several: bool, together: bool) -> list[str]:
-    made = result.rows[row.name]
-    cells = [row.trial.replace("_", " "), row.label, *([result.name] if several else [])]
-    cells.append({"source": "as the source"}.get(row.better, row.better))
-    cells += [_figure(made.estimates[arm], row, lost=True) for arm in ARMS]
-    cells += [_figure(made.estimates["source"], row, interval=False)]
-    cells += [_figure(made.gains["shuffled"], row, sign=True)]
-    cells += [_together(made)] if together else []
-    if several:
-        cells += [_figure(result.beside[row.name], row, sign=True) if row.name in result.beside else ""]
-    return cells
-
-
-def _together(made: Row) -> str:
+def _together(result: Evaluated, row: Row) -> str:
     """For example `0.74 (95 % of its own)`."""
-    if TOGETHER not in made.estimates:
-        return ""
-    kept, text = kept_together(made), _figure(made.estimates[TOGETHER], made.measure, interval=False)
+    kept, text = kept_together(row), _figure(row, row.estimates.get(TOGETHER), interval=False)
     return text + ("" if kept is None else f" ({kept:.0%} of its own)")
 
 
-def _figure(estimate: Estimate, row: Measure, interval: bool = True, lost: bool = False, sign: bool = False) -> str:
-    """For example `0.78 [0.70, 0.85]`, and how many figures are missing where there are any."""
+def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
+    """For example `0.78 [0.70, 0.85]`, and how many figures are missing where they are lost objects."""
+    if estimate is None:
+        return ""
     if estimate.mean is None:
         return "none"
-    factor, unit = row.unit
-    form = ("+" if sign else "") + (".1f" if factor == 100 else ".3f")
-    text = f"{factor * estimate.mean:{form}}{unit and f' {unit}'}"
+    factor, form, unit = (100, f"{sign}.1f", " %") if row.measure.percent else (1, f"{sign}.3f", "")
+    text = f"{factor * estimate.mean:{form}}{unit}"
     if interval and estimate.low is not None:
         text += f" [{factor * estimate.low:{form}}, {factor * estimate.high:{form}}]"
-    return text + (f" ({estimate.missing:.0%} not found)" if lost and _loses(row) and estimate.missing else "")
-
-
-def _loses(row: Measure) -> bool:
-    """Whether missing figures are lost objects, not scenes of another pace."""
-    return row.name in ("path", "displacement", "way", "sharpness") or row.statistic is not MEAN
+    return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
 
 
 def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
-    sampling, noun = settings.sampling, settings.noun
+    how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
-    count = f"{max(counts)}" if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+    count = " to ".join(map(str, sorted({min(counts), max(counts)})))
     if settings.data is None:
         what, error = "held-out scenes", "of the object's motion"
     else:
         what = f"clips of {settings.data}, evenly spread over it"
         error = "from the clip's motion, where the condition tells any"
-    lines = [
-        f"{count} {what}, {sampling.seeds} seed{'s' if sampling.seeds > 1 else ''} each, {sampling.steps} steps of "
-        f"{sampling.sampler}. Means with 95 % confidence intervals, by a bootstrap over the {noun}s.",
-        "",
+    first = (
+        f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {how.steps} steps of {how.sampler}. "
+        f"Means with 95 % confidence intervals, by a bootstrap over the {noun}s."
+    )
+    reading = (
         f"*Given* is with the {noun}'s own condition, *shuffled* with another {noun}'s, *absent* without; all else is "
         f"the same, the noise included. *Source* is the {noun} itself through the checkpoint's autoencoder: what a "
         f"perfect network would reach. *Over shuffled* is given less shuffled, paired by {noun} and seed. *Together* "
         "is with all conditions at once, in shares of the measure's own trial: above 100 % is better than there. The "
-        f"end-point error is {error}.",
-        "",
-    ]
+        f"end-point error is {error}."
+    )
     if settings.data is None:
-        lines[2] += (
+        reading += (
             f" Lines of commanded against seen motion go through the origin and take all motions from {SLOWEST * 64:g} "
             "pixels of 64 a frame: objects' way over the clip, the camera's where the background shows it, x and y."
         )
     if len(results) > 1:
-        lines[2] += (
+        reading += (
             " *Over the first* is given less the first checkpoint's given, on the same clips with the same noise, "
             "pair by pair; CLIP's figures are those of one pair of towers for all."
         )
+    lines = [first, "", reading, ""]
     for result in results:
         about = result.about
         sketches = f" sketches: {about['sketches']};" if about["sketches"] else ""
@@ -145,41 +143,36 @@ def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
     return lines
 
 
-def _compared(results: Sequence[Evaluated]) -> list[str]:
-    """What is better and what is worse than the first checkpoint's, in words."""
+def _in_words(results: Sequence[Evaluated]) -> list[str]:
+    """What is better and what is worse than the first checkpoint's, and the headline figures."""
     lines = []
     for result in results[1:]:
         words = [f"{word}: {', '.join(names) or 'none'}" for word, names in verdicts(result, results[0]).items()]
         lines.append(f"- {result.name} beside {results[0].name}: {'; '.join(words)}.")
+    for result in results:
+        if found := headline(result):
+            figures = ", ".join(f"{name} {figure:.3f}" for name, figure in found.items())
+            lines.append(f"- {result.name} in short: {figures}.")
     return lines
 
 
-def _headlines(results: Sequence[Evaluated]) -> list[str]:
-    told = ((result.name, headline(result)) for result in results)
-    lines = ((name, ", ".join(f"{of} {figure:.3f}" for of, figure in found.items())) for name, found in told)
-    return [f"- {name} in short: {figures}." for name, figures in lines if figures]
-
-
 def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
-    lines = []
-    if left_out := settings.left_out():
-        lines.append(f"- Not measured, as it takes synthetic scenes: {', '.join(row.name for row in left_out)}.")
+    """What was not measured, and why."""
+    lines, measures = [], settings.measures()
+    if left_out := [row.name for row in settings.chosen() if row not in measures]:
+        lines.append(f"- Not measured, as it takes synthetic scenes: {', '.join(left_out)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
         told, note = result.fvd["distances"].items(), result.fvd["note"]
         figures = ", ".join(f"{arm} {value:.1f}" for arm, value in told)
         lines.append(f"- {before}FVD of text alone: {f'{figures} ({note}).' if figures else note}")
-        lines += [f"- {before}{note}" for note in [*_skipped(result.clips), *result.notes]]
+        if skipped := result.clips.skipped:
+            more = f"; and {len(skipped) - TOLD} more, which {JSON} names" if len(skipped) > TOLD else ""
+            reasons = "; ".join(reason.rstrip(".") for reason in skipped[:TOLD])
+            count = f"{len(skipped)} of {len(result.clips) + len(skipped)} clips"
+            lines.append(f"- {before}Left out, as they cannot be read, {count}: {reasons}{more}.")
+        lines += [f"- {before}{note}" for note in result.notes]
     return lines
-
-
-def _skipped(clips: Clips) -> list[str]:
-    """How many clips could not be read, and which; nothing where all could."""
-    if not (skipped := clips.skipped):
-        return []
-    more = f"; and {len(skipped) - TOLD} more, which {JSON} names" if len(skipped) > TOLD else ""
-    told = "; ".join(reason.rstrip(".") for reason in skipped[:TOLD])
-    return [f"Left out, as they cannot be read, {len(skipped)} of {len(clips) + len(skipped)} clips: {told}{more}."]
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -188,8 +181,12 @@ def _skipped(clips: Clips) -> list[str]:
 def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, Any]:
     """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none; of lines
     (clips, seeds, points, 2), what was told and what is seen."""
+    asked = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
+    del asked["out"]  # figures do not depend on where they are written
+    if settings.data is None:
+        asked["held_out_seed"] = HELD_OUT
     return {
-        "settings": as_plain(settings),
+        "settings": asked,
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
         },
@@ -201,7 +198,7 @@ def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, An
                 "notes": result.notes,
                 "fvd": result.fvd,
                 "headline": headline(result),
-                "results": {name: _row(result, name) for name in result.rows},
+                "results": {name: _plain(row, result.beside.get(name)) for name, row in result.rows.items()},
             }
             | ({"beside the first": verdicts(result, results[0])} if result.beside else {})
             for result in results
@@ -209,12 +206,10 @@ def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, An
     }
 
 
-def _row(result: Evaluated, name: str) -> dict[str, Any]:
-    row = result.rows[name]
-    return {arm: asdict(estimate) | {"values": _nulls(row.values[arm])} for arm, estimate in row.estimates.items()} | {
-        **{f"given less {arm}": asdict(gain) for arm, gain in row.gains.items()},
-        **({"given less the first's": asdict(result.beside[name])} if name in result.beside else {}),
-    }
+def _plain(row: Row, beside: Estimate | None) -> dict[str, Any]:
+    plain = {arm: asdict(estimate) | {"values": _nulls(row.values[arm])} for arm, estimate in row.estimates.items()}
+    plain |= {f"given less {arm}": asdict(gain) for arm, gain in row.gains.items()}
+    return plain | ({} if beside is None else {"given less the first's": asdict(beside)})
 
 
 def _nulls(values: np.ndarray) -> list[Any] | float | None:
@@ -229,23 +224,21 @@ def _nulls(values: np.ndarray) -> list[Any] | float | None:
 def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Tensor]]:
     """Strips of the first clips: the source, the condition, what was made of it in each arm, a scene's object found."""
     rows, clips = [], result.clips
+    arms = {"given": result.together} if trial == TOGETHER else arms_of(trial)
     for number in range(min(SHOWN, len(clips))):
-        caption = textwrap.shorten(clips.texts[number], 48, placeholder=" ...")
-        told = trial in ("text", TOGETHER)
-        rows.append((caption if told else f"{number + 1}: source", clips.truth.video[number]))
-        if not told:
+        if trial in ("text", TOGETHER):
+            caption = textwrap.shorten(clips.texts[number], 48, placeholder=" ...")
+            rows.append((caption, clips.truth.video[number]))
+        else:
             condition = TRIALS[trial].condition
+            rows.append((f"{number + 1}: source", clips.truth.video[number]))
             rows.append((f"{condition} given", _picture(result, condition, number)))
-        for arm, wiring in _shown(result, trial).items():
+        for arm, wiring in arms.items():
             video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
             if arm == "given" and clips.truth.mask is not None:
                 rows.append(("  object found", _found(video)))
     return rows
-
-
-def _shown(result: Evaluated, trial: str) -> dict[str, Wiring]:
-    return {"given": result.together} if trial == TOGETHER else arms_of(trial)
 
 
 def _picture(result: Evaluated, condition: str, number: int) -> Tensor:
@@ -258,6 +251,5 @@ def _picture(result: Evaluated, condition: str, number: int) -> Tensor:
 
 def _found(video: Tensor) -> Tensor:
     """A video (3, F, H, W) with all but its object darkened."""
-    found, seen = find_objects(video[None]), as_seen(video[None])[0]
-    mask = found.mask[0] if found.color[0] != NOTHING else found.mask[0] & False
+    mask, seen = find_objects(video[None]).mask[0], as_seen(video[None])[0]
     return resize_crop((seen * (0.2 + 0.8 * mask))[None], tuple(video.shape[-2:]), "nearest", antialias=False)[0]

@@ -20,17 +20,12 @@ ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Both towers, and whose they are.
+class Judge:
+    """Both towers of a CLIP, and whose they are."""
 
-    Attributes:
-        source: said in the table.
-        missing: for each tower that is not there, why.
-    """
-
-    source: str
+    source: str  # said in the table
     model: Any = field(default=None, repr=False)
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # for each tower that is not there, why
 
     @torch.no_grad()
     def images(self, images: Tensor, batch: int = 64) -> Tensor:
@@ -46,38 +41,35 @@ class Clip:
         return (last[torch.arange(len(tokens)), tokens.argmax(1)] @ projection).float().cpu()
 
 
-def load_clip(named: Path | None, composer: VideoComposer, parts: Collection[Path] = ()) -> Clip:
+def load_judge(named: Path | None, composer: VideoComposer, parts: Collection[Path] = ()) -> Judge:
     """The towers in a file or folder, else those of the checkpoint and of the parts that it was loaded with.
 
     Raises:
         UserError: what was named holds no OpenCLIP of ViT-H/14, or of the checkpoint's sizes.
     """
-    files = [composer.checkpoint.path, *parts] if named is None else _files(named)
-    found: dict[str, tuple[Part, TowersConfig]] = {}
-    for file in files:
+    found: dict[str, Part] = {}
+    configs: list[TowersConfig] = []
+    for file in [composer.checkpoint.path, *parts] if named is None else _files(named):
         checkpoint = read_checkpoint(file)
         config = checkpoint.config or (composer.config if named is None else None)
-        towers = config.towers if config is not None else TowersConfig()
-        for name in ("text", "image"):
-            if name in checkpoint.parts:
-                found.setdefault(name, (checkpoint.parts[name], towers))
-    if named is not None and len(found) < 2:
-        lacks = " and ".join(name for name in ("text", "image") if name not in found)
-        raise UserError(f"{named}: holds no {lacks} tower: name an OpenCLIP ViT-H/14, as one file or as a folder.")
+        for name in {"text", "image"} & {*checkpoint.parts} - {*found}:
+            found[name] = checkpoint.parts[name]
+            configs.append(config.towers if config is not None else TowersConfig())
+    lacks = [name for name in ("text", "image") if name not in found]
+    if named is not None and lacks:
+        raise UserError(
+            f"{named}: holds no {' and '.join(lacks)} tower: name an OpenCLIP ViT-H/14, as one file or as a folder."
+        )
     source = f"the checkpoint's own ({composer.config.name})" if named is None else str(named)
-    return _loaded(source, found, composer.device)
-
-
-def _loaded(source: str, found: dict[str, tuple[Part, TowersConfig]], device: torch.device) -> Clip:
-    missing = {name: f"the checkpoint brings no {name} tower" for name in ("text", "image") if name not in found}
-    text, image = (found[name][0] if name in found else None for name in ("text", "image"))
+    missing = {name: f"the checkpoint brings no {name} tower" for name in lacks}
     if not found:
-        return Clip(source, None, missing)
-    config = next(config for _, config in found.values())
+        return Judge(source, None, missing)
+    text = found.get("text")
     if text is not None and not {"text_projection", "text_projection.weight"} & set(text.tensors.shapes):
         missing["text"] = f"{text.tensors.source} has no text projection"
         text = None
-    return Clip(source, load_towers(config, text, image, device=device, whole=True), missing)
+    model = load_towers(configs[0], text, found.get("image"), device=composer.device, whole=True)
+    return Judge(source, model, missing)
 
 
 def _files(named: Path) -> list[Path]:

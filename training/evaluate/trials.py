@@ -5,17 +5,18 @@ The videos that are compared differ in one condition alone: all else is the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.clips import Clips, other_clips
+from training.evaluate.clips import Examples
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
-from vc_core.diffusion import samplers
+from vc_core.diffusion.samplers import Sampling
 from vc_core.pipeline import Style, compose
 from vc_core.progress import Progress
 
@@ -47,7 +48,7 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which conditions a video is composed from: the clip's own, and at most one of another clip."""
+    """Which conditions a video is composed from: the clip's own, and at most one of another clip, the next one."""
 
     own: frozenset[str]
     other: str | None = None
@@ -60,7 +61,7 @@ def arms_of(trial: str) -> dict[str, Wiring]:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Composing:
     """How videos are composed. `guidance` None is the checkpoint's.
 
     From 20 steps to 12 the bundled checkpoint's figures moved by less than 0.005, shapes by one of 24 videos.
@@ -84,36 +85,18 @@ class Task:
 
     In arrays: they go to other processes as bytes, where tensors would take shared memory, of which containers have
     little.
-
-    Attributes:
-        text: one for each, or none for all.
-        seed: of the first one; each has the next one's.
-        conditions, style: of each, (B, ...).
     """
 
-    text: list[str] | str
-    style: np.ndarray | None
+    text: list[str] | str  # one for each, or none for all
+    style: np.ndarray | None  # of each, (B, ...)
     conditions: dict[str, np.ndarray]
-    frames: int
-    size: tuple[int, int]
-    batch: int
-    seed: int
-    sampling: Sampling
+    options: dict[str, Any]  # of `vc_core.pipeline.compose`
 
     def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
         """The videos, (B, 3, F, H, W) uint8."""
-        video = compose(
-            composer,
-            self.text,
-            style=None if self.style is None else Style(torch.from_numpy(self.style)),
-            conditions=[Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()],
-            frames=self.frames,
-            size=self.size,
-            batch=self.batch,
-            seed=self.seed,
-            sampling=samplers.Sampling(self.sampling.sampler, self.sampling.steps, guidance=self.sampling.guidance),
-            progress=progress,
-        )
+        style = None if self.style is None else Style(torch.from_numpy(self.style))
+        conditions = [Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()]
+        video = compose(composer, self.text, style=style, conditions=conditions, progress=progress, **self.options)
         return (video * 255).round().to(torch.uint8)
 
 
@@ -127,7 +110,7 @@ def run_here(composer: VideoComposer) -> Run:
 
 
 def compose_wirings(
-    run: Run, clips: Clips, wirings: Iterable[Wiring], sampling: Sampling, progress: Progress | None = None
+    run: Run, clips: Examples, wirings: Iterable[Wiring], how: Composing, progress: Progress | None = None
 ) -> dict[Wiring, Tensor]:
     """The videos of each wiring, (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
 
@@ -136,38 +119,36 @@ def compose_wirings(
     Args:
         progress: called as `progress("composing", done, total)`, in steps of batches.
     """
-    rows, wirings = pairs(len(clips), sampling.seeds).tolist(), list(dict.fromkeys(wirings))
-    starts = range(0, len(rows), sampling.batch)
+    batches, wirings = pairs(len(clips), how.seeds).split(how.batch), list(dict.fromkeys(wirings))
     tasks = (
-        _task(clips, wiring, rows[start : start + sampling.batch], start, sampling)
-        for wiring in wirings
-        for start in starts
+        _task(clips, wiring, rows, number * how.batch, how) for wiring in wirings for number, rows in enumerate(batches)
     )
     videos: list[Tensor] = []
-    total = len(wirings) * len(starts) * sampling.steps
 
     def report(what: str, done: int, steps: int) -> None:
         if progress is not None and what == "sampling":
-            progress("composing", len(videos) * sampling.steps + done * sampling.steps // steps, total)
+            total = len(wirings) * len(batches) * how.steps
+            progress("composing", len(videos) * how.steps + done * how.steps // steps, total)
 
     for made in run(tasks, report):
         videos.append(made)
-    parts = len(starts)
+    parts = len(batches)
     return {wiring: torch.cat(videos[i * parts : (i + 1) * parts]) for i, wiring in enumerate(wirings)}
 
 
-def _task(clips: Clips, wiring: Wiring, chosen: Sequence[int], seed: int, sampling: Sampling) -> Task:
-    others = other_clips(len(clips))[list(chosen)].tolist()
-    taken = {name: list(chosen) for name in wiring.own} | ({wiring.other: others} if wiring.other else {})
+def _task(clips: Examples, wiring: Wiring, rows: Tensor, seed: int, how: Composing) -> Task:
+    taken = dict.fromkeys(wiring.own, rows) | ({wiring.other: (rows + 1) % len(clips)} if wiring.other else {})
     video = clips.truth.video
     return Task(
-        text=[clips.texts[i] for i in taken["text"]] if "text" in taken else "",
+        text=[clips.texts[row] for row in taken["text"]] if "text" in taken else "",
         style=clips.truth.style[taken["style"]].numpy() if "style" in taken else None,
         # In the table's order, not in that of a set, which is another one at every run: sums round differently.
         conditions={name: clips.conditions[name][taken[name]].numpy() for name in CONDITIONS if name in taken},
-        frames=video.shape[2],
-        size=tuple(video.shape[-2:]),
-        batch=len(chosen),
-        seed=seed,
-        sampling=sampling,
+        options=dict(
+            frames=video.shape[2],
+            size=tuple(video.shape[-2:]),
+            batch=len(rows),
+            seed=seed,
+            sampling=Sampling(how.sampler, how.steps, guidance=how.guidance),
+        ),
     )
