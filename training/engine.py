@@ -31,8 +31,7 @@ from training.ranks import Lane, World
 from training.recipe import Optimizer, Recipe, as_plain
 from training.start import parameter_groups
 from vc_core.disk import make_folder, writing
-from vc_core.errors import UserError
-from vc_core.layouts import shorten
+from vc_core.errors import UserError, shorten
 from vc_core.model.unet import UNet3D
 from vc_core.parsing import parse_json
 

@@ -22,9 +22,8 @@ from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
 from vc_core.checkpoint import TRAINING, on_meta, save_checkpoint
 from vc_core.config import Config
-from vc_core.errors import UserError
+from vc_core.errors import UserError, shorten
 from vc_core.files import SUFFIXES, check_target
-from vc_core.layouts import shorten
 from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import argument, option, parsed, run_program

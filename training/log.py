@@ -18,8 +18,7 @@ from torch import Tensor
 from training.data.sample import Batch
 from training.ranks import Lane, World
 from training.recipe import Domain, Recipe
-from vc_core.atomic import written_beside
-from vc_core.disk import append, writing
+from vc_core.disk import append, writing, written_beside
 
 QUARTERS = 4
 """Parts of the schedule whose losses are told apart: little noise tells of detail, much of content."""

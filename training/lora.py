@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from vc_core.checkpoint import on_meta
 from vc_core.config import Config
-from vc_core.errors import UserError, counted
+from vc_core.errors import UserError, counted, shorten
 from vc_core.files import StateDict, Tensors, open_tensors, save_tensors
-from vc_core.layouts import shorten
 from vc_core.model.unet import UNet3D
 
 PREFIX = "diffusion_model."

@@ -28,8 +28,7 @@ from training.recipe import Recipe, as_plain
 from training.start import begin
 from training.step import Step
 from training.validation import Stopped, validate
-from vc_core.atomic import written_beside
-from vc_core.disk import make_folder
+from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from .config import Config, unet_config_from_shapes
 from .encoders.layouts import FORMATS, find_parts
-from .encoders.layouts import find_prefix as find_prefix  # its old home
 from .errors import UserError
 from .files import Tensors, open_tensors, save_tensors
 from .layouts import fill

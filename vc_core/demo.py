@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .atomic import written_beside
 from .checkpoint import BUNDLED
 from .composer import VideoComposer
 from .conditions import Condition
-from .disk import make_folder
+from .disk import make_folder, written_beside
 from .extract.pictures import flow_picture
 from .extract.sources import Source, extract
 from .pipeline import compose

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .disk import check_place, written_beside
 from .errors import UserError
-from .folders import is_there as is_there  # its old home
 from .progress import Progress
 from .scales import unscaled
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folders import files_below
-from .folders import named_below as named_below  # its old home
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,8 @@ import folder_paths
 from ...vc_core.checkpoint import BUNDLED
 from ...vc_core.errors import UserError, spelled
 from ...vc_core.extract.networks import locate
-from ...vc_core.models import MODELS, named_below
+from ...vc_core.folders import named_below
+from ...vc_core.models import MODELS
 
 FOLDER = "videocomposer"
 """The model folder, `models/videocomposer` and whatever `extra_model_paths.yaml` names `videocomposer`."""

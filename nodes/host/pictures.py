@@ -12,8 +12,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ...vc_core.atomic import written_beside
-from ...vc_core.disk import make_folder
+from ...vc_core.disk import make_folder, written_beside
 
 SIDE, FRAMES = 256, 64
 """The most of an animation that is shown: the node is small, and what runs without a page has this written too."""

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ...vc_core.config import UNetConfig
-from ...vc_core.errors import UserError
-from ...vc_core.layouts import shorten
+from ...vc_core.errors import UserError, shorten
 from .running import say
 
 Inputs = Mapping[str, Any]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from training.recipe import tell
 from training.trainer import changed
-from vc_core.atomic import written_beside
 from vc_core.config import Config
 from vc_core.configuration import build, checked
-from vc_core.disk import make_folder
+from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 from vc_core.parsing import parse_json
 

@@ -20,9 +20,9 @@ from training.data.making import Form, make, no_motion, reading
 from training.data.sample import Sample
 from training.data.shards import is_ours
 from training.data.tars import TARS
-from vc_core.errors import UserError, counted
+from vc_core.errors import UserError, counted, shorten
 from vc_core.extract import Options, Source, extract
-from vc_core.folders import files_below, named
+from vc_core.folders import files_below
 from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
 
 # --- Captions -------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         return read_list(list_of)
     files = files_below(folder, without=[out] if out else [])
     if lists := _lists_below(folder, files):
-        names = named([path.relative_to(folder).as_posix() for path in lists])
+        names = shorten([path.relative_to(folder).as_posix() for path in lists], 3)
         warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=2)
         return [
             replace(entry, file=(path.parent.relative_to(folder) / entry.file).as_posix())
@@ -169,7 +169,7 @@ def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry
 
 def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
     if paths:
-        names = named([printable(path.relative_to(folder).as_posix()) for path in paths])
+        names = shorten([printable(path.relative_to(folder).as_posix()) for path in paths], 3)
         warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from training.data.lists import LONGEST, TEXTS, VIDEOS, Entry, beside
 from training.data.tars import Member, compression, members_of
-from vc_core.errors import UserError, counted
-from vc_core.folders import named, put_there_by_systems
+from vc_core.errors import UserError, counted, shorten
+from vc_core.folders import put_there_by_systems
 from vc_core.video import IMAGES
 
 
@@ -39,13 +39,13 @@ def read_shards(tars: Sequence[Path], folder: Path) -> list[Entry]:
     told = []
     if damaged:
         cut_off = counted(len(damaged), "shard is", "shards are")
-        told.append(f"{cut_off} cut off or damaged, and what comes before that is taken: {named(damaged)}.")
+        told.append(f"{cut_off} cut off or damaged, and what comes before that is taken: {shorten(damaged, 3)}.")
     if empty:
         few = counted(empty, "sample")
         told.append(f"leaves out {few} without a video or an image: as a rule, what could not be downloaded.")
     if beside_samples:
         few = counted(len(beside_samples), "member")
-        which = named(beside_samples)
+        which = shorten(beside_samples, 3)
         told.append(f"leaves out {few} without texts in samples of which others have some: {which}.")
     for each in told:
         warnings.warn(f"{folder}: {each}", stacklevel=2)
@@ -63,7 +63,7 @@ def warn_of_compressed(entries: Iterable[Entry]) -> None:
     if slow := sorted(tar.name for tar in tars if compression(tar) is not None):
         warnings.warn(
             f"{counted(len(slow), 'shard is', 'shards are')} compressed, which makes reading slow: gunzip them, or "
-            f"make shards of them by ./vc prepare: {named(slow)}.",
+            f"make shards of them by ./vc prepare: {shorten(slow, 3)}.",
             stacklevel=2,
         )
 

@@ -30,8 +30,7 @@ from training.data.sample import BadSample
 from training.data.sampler import generator_for
 from training.data.shards import read_header, shard_files, write_shard
 from training.lock import held
-from vc_core.atomic import written_beside
-from vc_core.disk import make_folder
+from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 from vc_core.extract.motion import block_vectors
 from vc_core.extract.reencode import REENCODE

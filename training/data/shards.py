@@ -43,9 +43,8 @@ from training.data.members import checked, unpack_image, unpack_latents, unpack_
 from training.data.sample import BadSample, Sample
 from training.data.sampler import draw_below
 from training.data.tars import DAMAGE, TARS, compression, first_name, members_of
-from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, drawing_size
-from vc_core.disk import WriteError
+from vc_core.disk import WriteError, written_beside
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
 from vc_core.extract.vectors import rasterise_dense, rasterise_points

@@ -19,9 +19,8 @@ from training.data.render import render
 from training.data.sample import Sample
 from training.data.sampler import draw_below
 from training.data.scenes import CLIP_FRAMES, Scenes, sample_scenes, scene_seeds
-from vc_core.atomic import written_beside
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
-from vc_core.disk import make_folder
+from vc_core.disk import make_folder, written_beside
 from vc_core.encoders.clip import encode_image, encode_tokens, fitted
 from vc_core.extract.sketch import edges
 from vc_core.progress import Progress

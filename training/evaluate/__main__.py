@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vc_core.atomic import check_folder, folder_beside
 from vc_core.checkpoint import BUNDLED
-from vc_core.disk import make_folder
+from vc_core.disk import check_folder, folder_beside, make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import argument, option, parsed, progress_bars, run_program
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..atomic import check_place
+from ..disk import check_place
 from ..errors import UserError, brief
 from .settings import DEFAULTS, EITHER, GOES_WITH, MOVES, SERVES, SETTINGS, Label, Settings, as_option
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import check_place
 from ..conditions import ANNOTATED, CONDITIONS
 from ..config import Config, as_mapping
+from ..disk import check_place
 from ..errors import UserError
 from ..extract.motion import block_vectors
 from ..extract.pictures import picture_of

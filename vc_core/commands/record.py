@@ -15,8 +15,8 @@ import torch
 from ..checkpoint import BUNDLED as BUNDLED_FILE
 from ..composer import DTYPES, choose_device, choose_dtypes
 from ..errors import UserError, brief, spelled
-from ..files import is_there, sha256
-from ..folders import files_below
+from ..files import sha256
+from ..folders import files_below, is_there
 from ..parsing import parse_json
 from ..progress import Progress
 from .settings import BUNDLED, Settings, about, as_option

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..atomic import check_place
 from ..checkpoint import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
 from ..config import Config
+from ..disk import check_place
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, plan_frames

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError, shown
+from ..errors import UserError, shorten, shown
 from ..files import StateDict, open_tensors
-from ..layouts import shorten
 from ..parsing import parse_json, read_text
 from ..progress import Progress
 from .depth_maps import HIGHEST, by_percentiles

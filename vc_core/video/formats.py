@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import check_folder
+from ..disk import check_folder
 from ..errors import UserError
 from ..folders import put_there_by_systems
 from ..parsing import parse_json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..atomic import folder_beside, written_beside
+from ..disk import folder_beside, written_beside
 from ..errors import UserError
 from ..progress import Progress
 from .formats import FOLDER, FORMATS, Clip, Format, as_bytes, check_replaceable
