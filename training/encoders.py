@@ -74,13 +74,13 @@ class Encoders:
 
     @cached_property
     def autoencoder(self) -> Any:
-        from vc_core.encoders.autoencoder import load_autoencoder
+        from vc_core.checkpoint_loading import load_autoencoder
 
         return load_autoencoder(self.part("vae"), self.dtype, self.device)
 
     @cached_property
     def towers(self) -> Any:
-        from vc_core.encoders.clip import load_towers
+        from vc_core.checkpoint_loading import load_towers
 
         parts = (self.part("text"), self.parts.get("image"))
         return load_towers(self.config.towers, *parts, self.dtype, self.device)

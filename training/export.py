@@ -20,7 +20,8 @@ from training.engine import checkpoints, read_state, read_weights
 from training.lora import alphas_of, merge_lora, network_of, save_lora
 from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
-from vc_core.checkpoint import TRAINING, on_meta, save_checkpoint
+from vc_core.checkpoint import TRAINING, save_checkpoint
+from vc_core.checkpoint_loading import on_meta
 from vc_core.config import Config
 from vc_core.errors import UserError, shorten
 from vc_core.files import SUFFIXES, check_target

@@ -21,10 +21,11 @@ from torch import nn
 from training.lora import add_lora, load_lora
 from training.recipe import Recipe
 from vc_core.checkpoint import LEFTOVERS, read_checkpoint
+from vc_core.checkpoint_tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.encoders.layouts import find_prefix
 from vc_core.errors import UserError, counted, shorten
-from vc_core.files import Tensors, open_tensors
+from vc_core.files import open_tensors
 from vc_core.layouts import Layout, Origin, check, unused, unused_note
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.layout import key_table, released_layout

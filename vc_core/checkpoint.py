@@ -6,23 +6,19 @@ metadata. A released `.pth` is read as it is, and so are the files that bring th
 autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.encoders.layouts`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checkpoint_tensors import Tensors
 from .config import Config, unet_config_from_shapes
 from .encoders.layouts import FORMATS, find_parts
 from .errors import UserError
-from .files import Tensors, open_tensors, save_tensors
-from .layouts import fill
-from .model.blocks import Attend, attend
-from .model.layout import released_layout, released_names
-from .model.unet import UNet3D
-from .progress import Progress
+from .files import open_tensors, save_tensors
+from .model.layout import released_names
 
 PARTS = {
     "model": "the network",
@@ -109,24 +105,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
 
 
-def load_unet(
-    checkpoint: Checkpoint,
-    operations: Any = nn,
-    attend: Attend = attend,
-    dtype: torch.dtype | Callable[[str, tuple[int, ...]], torch.dtype] = torch.float32,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
-) -> UNet3D:
-    """The network of a checkpoint, in eval mode. Built on meta, its weights mapped where type and device allow it.
-
-    For the arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing or of another shape.
-    """
-    part = checkpoint.part("model")
-    unet = on_meta(checkpoint.config, operations, attend)
-    fill(unet, released_layout(unet), part.tensors, "its network", dtype, device, progress)
-    return unet.eval().requires_grad_(False)
-
-
 def save_checkpoint(
     path: str | Path,
     config: Config,
@@ -140,12 +118,6 @@ def save_checkpoint(
     if dtype is not None:
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
-
-
-def on_meta(config: Config, operations: Any = nn, attend: Attend = attend) -> UNet3D:
-    """The network of a config, without memory for its weights."""
-    with torch.device("meta"):
-        return UNet3D(config.unet, operations, attend)
 
 
 def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import BUNDLED, PARTS, Checkpoint, Part, load_unet, read_checkpoint
+from .checkpoint import BUNDLED, PARTS, Checkpoint, Part, read_checkpoint
+from .checkpoint_loading import load_unet
+from .checkpoint_tensors import DTYPES
 from .config import Config
 from .errors import UserError
 from .layouts import unused_note
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-"""Names of the types that weights can be stored in. fp8 is a type to store in only."""
 
 _LAYOUTS = {"kl": ("ldm", "diffusers"), "taesd": ("taesd",)}
 """An autoencoder in the config -> layouts of files that bring it."""
@@ -77,8 +76,7 @@ class VideoComposer:
             UserError: no such file, a truncated or foreign one, a part that no file brings, or a device or type that
                 is not there.
         """
-        from .encoders.autoencoder import load_autoencoder
-        from .encoders.clip import load_towers
+        from .checkpoint_loading import load_autoencoder, load_towers
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)

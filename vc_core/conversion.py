@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from .checkpoint import PARTS, TRAINING, Part, read_checkpoint
-from .composer import DTYPES
+from .checkpoint_loading import SCALARS
+from .checkpoint_tensors import DTYPES, StateDict
 from .config import Config, unet_config_from_shapes
-from .encoders.autoencoder import SCALARS
 from .encoders.layouts import FORMATS, layout_of
 from .errors import UserError, shorten
-from .files import PICKLED, StateDict, check_target, save_tensors
+from .files import PICKLED, check_target, save_tensors
 from .inspection import FileInfo, check_part, inspect, network_of
 from .layouts import shapes_of
 from .progress import Progress

@@ -90,8 +90,3 @@ def files_below(
 def _is_link(path: Path) -> bool:
     """Of junctions too, which are what Windows has beside links."""
     return path.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(path)
-
-
-def named(names: Sequence[str]) -> str:
-    """The old name of `shorten` of three."""
-    return shorten(names, 3)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import PARTS, Checkpoint, Part, on_meta, read_checkpoint
+from .checkpoint import PARTS, Checkpoint, Part, read_checkpoint
+from .checkpoint_loading import on_meta
 from .config import Config, UNetConfig
 from .encoders.layouts import is_known_extra, layout_of
 from .errors import UserError, shorten
@@ -113,7 +114,7 @@ def _part_info(part: Part, layout: Layout) -> PartInfo:
 
 def check_part(part: Part, layout: Layout) -> None:
     """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
-    from .encoders.autoencoder import check_scalars
+    from .checkpoint_loading import check_scalars
 
     check(layout, part.tensors, PARTS[part.name])
     if part.name == "vae":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .checkpoint_tensors import StateDict, Tensors
 from .errors import UserError, counted, shorten
-from .files import StateDict, Tensors
 from .progress import Progress
 
 WINDOW = 2**28

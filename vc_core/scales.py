@@ -8,16 +8,14 @@ Two spellings are in use, `layer.scale_weight` (ComfyUI's older files, marked by
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint_tensors import Get, Tensors
 from .errors import UserError, counted
 from .parsing import parse_json
-
-if TYPE_CHECKING:
-    from .files import Get, Tensors
 
 Shape = tuple[int, ...]
 
@@ -37,7 +35,7 @@ _BLOCK = 128
 _GET = "get the file in fp32, fp16, bf16 or fp8"
 
 
-def unscaled(tensors: "Tensors") -> "Tensors":
+def unscaled(tensors: Tensors) -> Tensors:
     """A file's tensors with the scaled ones as what they stand for, in float32, and without scales and marks. Raises
     `UserError` for weights in a format that is not read here, or scales that do not fit them."""
     shapes, dtypes = tensors.shapes, tensors.dtypes
@@ -76,7 +74,7 @@ def unscaled(tensors: "Tensors") -> "Tensors":
     if len(kept) == len(shapes):
         return tensors
 
-    def get() -> "Get":
+    def get() -> Get:
         inner = tensors.get()
         return lambda name: scaled(inner(name), inner(scales[name])) if name in scales else inner(name)
 
@@ -126,7 +124,7 @@ def _wrong(weight: Shape, scale: Shape, kind: torch.dtype) -> str | None:
     return None if kind in _OF_SCALES else f"is of {str(kind).removeprefix('torch.')}, which is not read here"
 
 
-def _formats(tensors: "Tensors", marks: list[str]) -> dict[str, str]:
+def _formats(tensors: Tensors, marks: list[str]) -> dict[str, str]:
     """The formats of layers, as far as marks tell them."""
     told = _json(tensors.metadata.get(_MARK_IN_METADATA, "{}")).get("layers")
     layers = dict(told) if isinstance(told, dict) else {}
@@ -137,7 +135,7 @@ def _formats(tensors: "Tensors", marks: list[str]) -> dict[str, str]:
     return {layer: str(said.get("format", "?") if isinstance(said, dict) else "?") for layer, said in layers.items()}
 
 
-def _told_scaled(tensors: "Tensors", marks: list[str]) -> list[str]:
+def _told_scaled(tensors: Tensors, marks: list[str]) -> list[str]:
     """Layers in 8 bits that have scales as the older marks tell: those below a `scaled_fp8`, or with one for inputs."""
     tops = tuple(name.removesuffix(_MARK) for name in marks if name.endswith(_MARK))
     weights = [name for name, kind in tensors.dtypes.items() if kind in _EIGHT_BITS and len(tensors.shapes[name]) > 1]

@@ -16,7 +16,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint, on_meta
+from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint
+from ...vc_core.checkpoint_loading import on_meta
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config

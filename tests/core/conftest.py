@@ -37,7 +37,8 @@ def tiny_unet(tiny_config):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config, tiny_unet, tmp_path_factory):
     """A whole checkpoint file, with all parts."""
-    from vc_core.encoders.autoencoder import new_autoencoder, to_taesd_layout
+    from vc_core.checkpoint_loading import to_taesd_layout
+    from vc_core.encoders.autoencoder import new_autoencoder
     from vc_core.encoders.clip import new_towers
 
     torch.manual_seed(1)

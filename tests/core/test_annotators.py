@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.core.pictures import clip, depth, sketch
+from vc_core.checkpoint_tensors import Tensors
 from vc_core.errors import UserError
 from vc_core.extract.depth import MIDAS_UNIT, midas_model
 from vc_core.extract.midas import is_midas, midas_config, midas_state
 from vc_core.extract.pidinet import PiDiNet, fold_angular, fold_central, fold_radial, load_pidinet, released_layout
 from vc_core.extract.simplify import CHANNELS, Simplifier, load_simplifier
 from vc_core.extract.sketch import edges, released_sketch
-from vc_core.files import Tensors
 from vc_core.models import MODELS
 
 PIDINET, SIMPLIFIER = "table5_pidinet.pth", "sketch_simplification_gan.pth"

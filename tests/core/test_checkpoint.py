@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import BUNDLED, CONFIG_TENSOR, TRAINING, load_unet, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import BUNDLED, CONFIG_TENSOR, TRAINING, read_checkpoint, save_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.config import (
     AutoencoderConfig,
     Config,

@@ -8,7 +8,8 @@ import torch
 
 from tests.composing import composed
 from vc_core import Condition, Style, UserError, VideoComposer
-from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import read_checkpoint, save_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.composer import choose_device, choose_dtypes
 from vc_core.files import open_tensors, save_tensors
 from vc_core.model.blocks import SpatialTransformer

@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import load_unet, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import read_checkpoint, save_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.config import Config, TowersConfig, UNetConfig
 from vc_core.conversion import convert
 from vc_core.errors import UserError

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from tests.scaled import FP8, columns, quantised, row, rows, spans, tiles, whole
 from vc_core import cli
-from vc_core.checkpoint import load_unet, read_checkpoint
+from vc_core.checkpoint import read_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.composer import VideoComposer
 from vc_core.conversion import convert
 from vc_core.errors import UserError

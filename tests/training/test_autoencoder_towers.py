@@ -15,11 +15,11 @@ from training.data.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
 from training.timed import TimedRun
 from vc_core.checkpoint import Part
+from vc_core.checkpoint_tensors import Tensors
 from vc_core.config import TowersConfig
 from vc_core.encoders import autoencoder as ae_module
 from vc_core.encoders import clip as clip_module
 from vc_core.errors import UserError
-from vc_core.files import Tensors
 
 TINY = TowersConfig(24, 32, 2, 3, 28, 14, 32, 16, 2)
 

@@ -25,9 +25,10 @@ from training.bundled.towers import SIZES
 from training.muon import Muon
 from training.precision import MOST, SMALL, attend_in_full, attend_split
 from training.timed import TimedRun, rate
-from vc_core.checkpoint import BUNDLED, load_unet, read_checkpoint
+from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.checkpoint_loading import load_autoencoder, load_unet
 from vc_core.conditions import CONDITIONS
-from vc_core.encoders.autoencoder import load_autoencoder, new_autoencoder
+from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import encode_text, new_towers
 from vc_core.errors import UserError
 from vc_core.files import save_pickled

@@ -27,15 +27,16 @@ from training.data.sampler import Order, Share
 from training.data.shards import OWN, ShardClips, Shards, index_path, write_shard
 from training.recipe import Domain
 from vc_core.checkpoint import BUNDLED, Part, read_checkpoint, save_checkpoint
+from vc_core.checkpoint_loading import SCALARS, load_autoencoder
+from vc_core.checkpoint_tensors import Tensors
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import WriteError
-from vc_core.encoders.autoencoder import SCALARS, encode, load_autoencoder, new_autoencoder
+from vc_core.encoders.autoencoder import encode, new_autoencoder
 from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
 from vc_core.extract.motion import read_motion
 from vc_core.extract.sketch import edges
-from vc_core.files import Tensors
 from vc_core.layouts import part
 from vc_core.video import FramePlan, read_frames, resize_crop
 

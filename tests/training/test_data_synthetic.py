@@ -24,9 +24,10 @@ from training.data.synthetic import (
 )
 from training.recipe import Domain
 from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.checkpoint_loading import load_autoencoder
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
-from vc_core.encoders.autoencoder import encode, load_autoencoder
+from vc_core.encoders.autoencoder import encode
 from vc_core.errors import UserError
 
 

@@ -20,7 +20,8 @@ from training.ranks import Lane, World
 from training.recipe import Domain, Optimizer, Recipe, Start, Train
 from training.start import begin
 from training.step import Step
-from vc_core.checkpoint import load_unet, read_checkpoint
+from vc_core.checkpoint import read_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.conversion import convert

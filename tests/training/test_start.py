@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 import training.start as start_module
 from training.recipe import Domain, Loss, Recipe, Start
 from training.start import begin, diffusers_names, ldm_names
-from vc_core.checkpoint import on_meta, save_checkpoint
+from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint_loading import on_meta
+from vc_core.checkpoint_tensors import Tensors
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError
-from vc_core.files import Tensors
 from vc_core.model.layout import released_layout, to_released
 from vc_core.model.unet import UNet3D
 

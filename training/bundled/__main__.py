@@ -19,7 +19,8 @@ from training.bundled.design import FILE as DESIGN
 from training.bundled.design import PARTS, RECIPE, Design, budget, keep_design, read_design
 from training.launch import cores, launch
 from training.ranks import joined
-from vc_core.checkpoint import Checkpoint, load_unet, read_checkpoint
+from vc_core.checkpoint import Checkpoint, read_checkpoint
+from vc_core.checkpoint_loading import load_unet
 from vc_core.composer import choose_device
 from vc_core.config import Config
 from vc_core.disk import make_folder

@@ -17,7 +17,8 @@ from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
-from vc_core.encoders.autoencoder import decode_frames, new_autoencoder, to_taesd_layout
+from vc_core.checkpoint_loading import to_taesd_layout
+from vc_core.encoders.autoencoder import decode_frames, new_autoencoder
 from vc_core.files import save_tensors
 from vc_core.video import write_contact_sheet
 

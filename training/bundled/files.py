@@ -13,11 +13,10 @@ from torch import Tensor
 from training.bundled import autoencoder, towers
 from training.bundled.design import FILE as DESIGN
 from training.precision import fast_type
-from vc_core.checkpoint import TRAINING, Checkpoint, on_meta, read_checkpoint, save_checkpoint
+from vc_core.checkpoint import TRAINING, Checkpoint, read_checkpoint, save_checkpoint
+from vc_core.checkpoint_loading import load_autoencoder, load_towers, on_meta
 from vc_core.config import Config
 from vc_core.disk import make_folder
-from vc_core.encoders.autoencoder import load_autoencoder
-from vc_core.encoders.clip import load_towers
 from vc_core.errors import UserError, counted
 from vc_core.files import open_tensors, save_tensors
 from vc_core.model.layout import to_released

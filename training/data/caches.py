@@ -63,7 +63,8 @@ def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") 
     Raises:
         UserError: the file cannot be read or holds no autoencoder.
     """
-    from vc_core.encoders.autoencoder import encode, load_autoencoder
+    from vc_core.checkpoint_loading import load_autoencoder
+    from vc_core.encoders.autoencoder import encode
 
     read = read_checkpoint(checkpoint)
     vae = read.part("vae")

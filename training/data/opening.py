@@ -18,9 +18,8 @@ from training.data.shards import ShardClips, Shards, is_ours, shard_files
 from training.data.synthetic import ClipCache, DrawnScenes, SyntheticClips, build_cache
 from training.recipe import Domain
 from vc_core.checkpoint import PARTS, Part
+from vc_core.checkpoint_loading import load_autoencoder, load_towers
 from vc_core.config import Config
-from vc_core.encoders.autoencoder import load_autoencoder
-from vc_core.encoders.clip import load_towers
 from vc_core.errors import UserError
 from vc_core.progress import Progress
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vc_core.checkpoint import Part, read_checkpoint
+from vc_core.checkpoint_loading import load_towers
 from vc_core.composer import VideoComposer
 from vc_core.config import TowersConfig
-from vc_core.encoders.clip import encode_image, load_towers, text_layers, tokenize
+from vc_core.encoders.clip import encode_image, text_layers, tokenize
 from vc_core.errors import UserError
 
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

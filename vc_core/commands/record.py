@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..checkpoint import BUNDLED as BUNDLED_FILE
-from ..composer import DTYPES, choose_device, choose_dtypes
+from ..checkpoint_tensors import DTYPES
+from ..composer import choose_device, choose_dtypes
 from ..errors import UserError, brief, spelled
 from ..files import sha256
 from ..folders import files_below, is_there

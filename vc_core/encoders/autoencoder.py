@@ -16,16 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import UserError, counted, shorten
-from ..files import StateDict, Tensors
-from ..layouts import fill, names_of, part, unused
+from ..errors import UserError
 from ..progress import Progress
-from .layouts import is_known_extra, layout_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
-
-    from ..checkpoint import Part
 
     Autoencoder = AutoencoderTiny | AutoencoderKL
 
@@ -35,9 +30,6 @@ WIDTHS = (128, 256, 512, 512)
 """Channels of the levels of Stable Diffusion's autoencoder (83.7 M parameters, 248 tensors)."""
 MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
-
-SCALARS = {"vae_scale": 1.0, "vae_shift": 0.0}
-"""What TAESD files may ask for beside their parameters, and the values that nothing has to be done for."""
 
 
 def new_autoencoder(
@@ -57,52 +49,6 @@ def new_autoencoder(
             layers_per_block=2,
             latent_channels=CHANNELS,
         )
-
-
-def load_autoencoder(
-    source: Part,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    widths: tuple[int, ...] = WIDTHS,
-    progress: Progress | None = None,
-) -> Autoencoder:
-    """The autoencoder of a file's part `vae`, in evaluation mode, without gradients; views of the mapped file where
-    type and device allow it.
-
-    Raises `UserError` where tensors are missing, of another shape or of another model, or the file asks for another
-    scale or shift.
-    """
-    tensors = source.tensors
-    what = "TAESD's autoencoder" if source.layout == "taesd" else "Stable Diffusion's autoencoder"
-    model = new_autoencoder(source.layout, widths, "meta")
-    layout = layout_of("vae", source.layout, model, tensors.shapes)
-    modules = {name.split(".")[0] for name in names_of(layout)}
-    ignored = {name for name in tensors.shapes if is_known_extra("vae", name)}
-    extra = [name for name in unused(layout, tensors) if name.split(".")[0] in modules and name not in ignored]
-    if extra:
-        raise UserError(
-            f"{tensors.source} has {counted(len(extra), 'tensor')} that {what} has no place for "
-            f"({shorten(extra)}): the file is of another model."
-        )
-    check_scalars(tensors)
-    fill(model, layout, tensors, what, dtype, device, progress, ignored)
-    return model.eval().requires_grad_(False)
-
-
-def check_scalars(tensors: Tensors) -> None:
-    """Refuses a scale and a shift of latents, which TAESD files may ask for: nothing here applies them."""
-    for name, expected in SCALARS.items():
-        if name in tensors.shapes and abs((value := tensors.get()(name).item()) - expected) > 1e-6:
-            raise UserError(
-                f"{tensors.source} has a {name} of {value:g} where {expected:g} was expected: fold it into the weights "
-                "or give a TAESD file without it."
-            )
-
-
-def to_taesd_layout(model: AutoencoderTiny) -> StateDict:
-    """The weights under TAESD's names, with the scalars `vae_scale` = 1 and `vae_shift` = 0 that ComfyUI reads."""
-    state = part(model.state_dict(), layout_of("vae", "taesd", model))
-    return state | {name: torch.tensor(value) for name, value in SCALARS.items()}
 
 
 # --- Encoding and decoding ------------------------------------------------------------------------------------------

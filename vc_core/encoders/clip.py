@@ -16,18 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..config import TowersConfig
 from ..errors import UserError
-from ..layouts import fill, names_of
-from ..progress import Progress
-from .layouts import is_known_extra, layout_of
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
-    from ..checkpoint import Part
 
 LENGTH = 77
 """Tokens of a prompt."""
@@ -48,63 +43,6 @@ def new_towers(sizes: TowersConfig, device: str | torch.device = "cpu") -> CLIP:
             text_cfg={"context_length": LENGTH, "vocab_size": 49408, **text},
             vision_cfg={"image_size": sizes.image_size, "patch_size": sizes.patch_size, **image},
         )
-
-
-def load_towers(
-    config: TowersConfig,
-    text: Part | None,
-    image: Part | None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    whole: bool = False,
-    progress: Progress | None = None,
-) -> CLIP:
-    """The text and image towers of files' parts `text` and `image`, in evaluation mode, without gradients; views of
-    the mapped files where type and device allow it. One without a file is left out: `encode_text` or `encode_image`
-    then refuses.
-
-    Args:
-        whole: also what encoding never uses, the last text block, the text projection and the logit scale, as training
-            needs. Stable Diffusion 2.x's text encoder in transformers' layout comes without.
-
-    Raises `UserError` where tensors are missing or of another shape; the message lists them, and says so first where a
-    whole tower is of another width.
-    """
-    model = new_towers(config, "meta")
-    visual, model.visual = model.visual, None
-    unused: set[str] = set()  # names of what is left out on purpose; any other that has no place is warned of
-
-    def fill_tower(tower: nn.Module, part: Part, wide: str) -> None:
-        """`wide` is a parameter whose last dimension is the tower's width."""
-        tensors, name = part.tensors, part.name
-        layout = layout_of(name, part.layout, tower, tensors.shapes)
-        found, expected = tensors.shapes.get(layout[wide].names[0]), layout[wide].shape[-1]
-        if found and found[-1] != expected:
-            raise UserError(
-                f"{tensors.source} is of another model: its {name} tower is {found[-1]} wide, expected {expected} "
-                "(Stable Diffusion 1.x and SDXL have others); name a file of the tower that the checkpoint was trained "
-                "with, for the released network OpenCLIP's ViT-H/14."
-            )
-        ignored = {extra for extra in tensors.shapes if extra in unused or is_known_extra(name, extra)}
-        fill(tower, layout, tensors, f"the {name} tower", dtype, device, progress, ignored)
-
-    if text is not None:
-        unused = names_of(layout_of("text", text.layout, model, text.tensors.shapes))
-        if not whole:
-            del model.transformer.resblocks[-1]
-    left_out = [] if whole and text else ["text_projection", "logit_scale"]
-    left_out += [] if text else ["token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask"]
-    for name in left_out:  # modules, parameters and buffers, which torch counts as absent where they are None
-        setattr(model, name, None)
-    if text is not None:
-        fill_tower(model, text, "token_embedding.weight")
-        mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
-        model.attn_mask = mask.to(device, dtype)  # a token (row) attends to none (column) after it
-    if image is not None:
-        unused = set()
-        fill_tower(visual, image, "class_embedding")
-        model.visual = visual
-    return model.eval().requires_grad_(False)
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint_tensors import StateDict
 from ..errors import UserError, shorten, shown
-from ..files import StateDict, open_tensors
+from ..files import open_tensors
 from ..parsing import parse_json, read_text
 from ..progress import Progress
 from .depth_maps import HIGHEST, by_percentiles

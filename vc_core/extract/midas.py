@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..files import StateDict, Tensors
+from ..checkpoint_tensors import StateDict, Tensors
 from ..layouts import Layout, Origin, check
 
 _STAGES = range(1, 5)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +19,9 @@ from ..video.frames import pictures
 from ..video.opening import Media
 from ..video.packets import Index
 from ..video.showing import Picture, filtering, stored_picture
+from .clip import Clip
 from .reencode import REENCODE, reencoded
 from .vectors import NONE, BlockMeans, CellMap, PointMap, exported, fill, to_cells
-
-if TYPE_CHECKING:
-    from .motion import Clip
 
 CELL = 8  # decoders export no smaller blocks
 CODECS = ("h264", "mpeg4", "mpeg2video", "flv")

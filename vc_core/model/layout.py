@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..checkpoint_tensors import StateDict
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
-from ..files import StateDict
 from ..layouts import Layout, Origin, part, shapes_of
 from .unet import decoder_stages, encoder_stages, middle_stage
 
