@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from vc_core.checkpoint.files import save_tensors
+from vc_core.checkpoint.origins import WINDOW
+from vc_core.checkpoint.released import released_layout
 from vc_core.config import UNetConfig
-from vc_core.files import save_tensors
-from vc_core.layouts import WINDOW
-from vc_core.model.layout import released_layout
 from vc_core.model.unet import UNet3D
 
 # Peak memory is counted over what the libraries take, in bytes; resident pages of the mapped file count in full.

@@ -29,8 +29,8 @@ import av
 import numpy as np
 
 from benchmarks.network import seconds
-from vc_core.extract.motion import read_motion
-from vc_core.extract.vectors import exported
+from vc_core.extract.motion.from_video import read_motion
+from vc_core.extract.motion.vectors import exported
 from vc_core.video import FramePlan
 from vc_core.video.decoding import decode
 from vc_core.video.sequences import media

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.composer import VideoComposer
 from vc_core.demo import try_motion
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.errors import UserError
-from ..vc_core.extract.depth import RELEASED_FILE as MIDAS
+from ..vc_core.extract.depth.networks import RELEASED_FILE as MIDAS
 from ..vc_core.extract.refit import refit
-from ..vc_core.extract.sketch import RELEASED_FILES as PIDINET
+from ..vc_core.extract.sketch.methods import RELEASED_FILES as PIDINET
 from ..vc_core.extract.sources import Extracted, Options, extract_condition
 from .host import folders
 from .host.running import progress_bar

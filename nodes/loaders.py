@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..vc_core.checkpoint import PARTS, Checkpoint, read_checkpoint
-from ..vc_core.inspection import knows_scenes_only
-from ..vc_core.models import MODELS
+from ..vc_core.checkpoint.inspection import knows_scenes_only
+from ..vc_core.checkpoint.reading import PARTS, Checkpoint, read_checkpoint
+from ..vc_core.published import MODELS
 from .host import folders
 from .host.model import WEIGHT_TYPES, load_model
 from .host.running import say

@@ -10,10 +10,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vc_core.errors import UserError
-from ..vc_core.extract.camera import CameraMove, camera_field, condition_from_field
 from ..vc_core.extract.drawing import EASINGS
-from ..vc_core.extract.pictures import arrows_picture, flow_picture
-from ..vc_core.extract.tracks import (
+from ..vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
+from ..vc_core.extract.motion.tracks import (
     FALLOFFS,
     SPACINGS,
     Track,
@@ -22,6 +21,7 @@ from ..vc_core.extract.tracks import (
     tracks_field,
     tracks_to_native,
 )
+from ..vc_core.extract.pictures import arrows_picture, flow_picture
 from ..vc_core.video import resize_crop
 from .conditions import outputs
 from .host.pictures import animation, temporary

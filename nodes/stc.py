@@ -15,7 +15,7 @@ from ..vc_core.conditions import Condition, Schedule
 from ..vc_core.diffusion.guidance import Embedded
 from ..vc_core.errors import UserError
 from ..vc_core.extract.refit import refit
-from .host.embedding import CONDITIONS_KEY, STYLE_KEY
+from .host.carried import CONDITIONS_KEY, STYLE_KEY
 from .host.running import say
 from .inputs import CATEGORY, ConditionType, Made, Target, schedule_inputs, schema, size_inputs, target
 from .motion import checked

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from vc_core.files import open_tensors
+from vc_core.checkpoint.files import open_tensors
 
 FP8 = torch.float8_e4m3fn
 

@@ -14,18 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from training.bundled import files
-from training.encoders import gather_parts
+from training.bundled import export as files
 from training.engine import checkpoints, read_state, read_weights
+from training.frozen import gather_parts
 from training.lora import alphas_of, merge_lora, network_of, save_lora
 from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
-from vc_core.checkpoint import TRAINING, save_checkpoint
-from vc_core.checkpoint_loading import on_meta
+from vc_core.checkpoint.files import SUFFIXES, check_target
+from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.reading import TRAINING, save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.config import Config
 from vc_core.errors import UserError, shorten
-from vc_core.files import SUFFIXES, check_target
-from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import argument, option, parsed, run_program
 

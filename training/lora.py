@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.checkpoint_loading import on_meta
-from vc_core.checkpoint_tensors import StateDict, Tensors
+from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.tensors import StateDict, Tensors
 from vc_core.config import Config
 from vc_core.errors import UserError, counted, shorten
-from vc_core.files import open_tensors, save_tensors
 from vc_core.model.unet import UNet3D
 
 PREFIX = "diffusion_model."

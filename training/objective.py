@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from training.data.sampler import generator_for
+from training.data.order import generator_for
 from training.recipe import Domain, Loss, Recipe
 from vc_core.conditions import CONDITIONS
 from vc_core.config import LEAST, DiffusionConfig

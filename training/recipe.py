@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.conditions import CONDITIONS
 from vc_core.configuration import (
     MORE,

@@ -20,15 +20,15 @@ from torch import nn
 
 from training.lora import add_lora, load_lora
 from training.recipe import Recipe
-from vc_core.checkpoint import LEFTOVERS, read_checkpoint
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.formats import find_prefix
+from vc_core.checkpoint.origins import Layout, Origin, check, unused, unused_note
+from vc_core.checkpoint.reading import LEFTOVERS, read_checkpoint
+from vc_core.checkpoint.released import key_table, released_layout
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
-from vc_core.encoders.layouts import find_prefix
 from vc_core.errors import UserError, counted, shorten
-from vc_core.files import open_tensors
-from vc_core.layouts import Layout, Origin, check, unused, unused_note
 from vc_core.model.blocks import Attend, attend
-from vc_core.model.layout import key_table, released_layout
 from vc_core.model.unet import UNet3D
 from vc_core.parsing import read_text
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.data.order import generator_for
 from training.data.sample import Batch, Sample
-from training.data.sampler import generator_for
-from training.encoders import Encoders
+from training.frozen import Encoders
 from training.images import leave_out_for_images
 from training.objective import Objective, embed_conditions, make_context
 from training.recipe import Recipe

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from training.launch import StopSignals
 from training.muon import falling, follow
 from training.ranks import World
+from vc_core.checkpoint.files import save_pickled
 from vc_core.disk import FULL, WriteError, append, make_folder, written_beside
 from vc_core.errors import UserError
-from vc_core.files import save_pickled
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""

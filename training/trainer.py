@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from training.data.domains import lengths, open_clips
 from training.data.loading import load
-from training.data.opening import lengths, open_clips
+from training.data.order import Order, Share
 from training.data.sample import Clips
-from training.data.sampler import Order, Share
-from training.encoders import Encoders, gather_parts
 from training.engine import Engine, checkpoints, read_state, remove_remains, step_folder
+from training.frozen import Encoders, gather_parts
 from training.launch import StopSignals
 from training.lock import held_by
 from training.log import Log

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.data.order import generator_for
 from training.data.sample import BadSample, Clips
-from training.data.sampler import generator_for
-from training.encoders import Encoders
+from training.frozen import Encoders
 from training.launch import StopSignals
 from training.log import Log
 from training.lora import merge_lora, network_of
 from training.objective import possible_in
 from training.recipe import Recipe
-from vc_core.checkpoint import Checkpoint
+from vc_core.checkpoint.reading import Checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import ANNOTATED, Condition
 from vc_core.disk import make_folder

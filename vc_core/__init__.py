@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
-    from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint  # noqa: F401
+    from .checkpoint.reading import Checkpoint, read_checkpoint, save_checkpoint  # noqa: F401
     from .composer import VideoComposer  # noqa: F401
     from .conditions import CONDITIONS, Condition, ConditionSpec  # noqa: F401
     from .config import Config  # noqa: F401
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
 
 _HOME = {
     "CONDITIONS": "conditions",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint.reading",
     "Condition": "conditions",
     "ConditionSpec": "conditions",
     "Config": "config",
@@ -32,8 +32,8 @@ _HOME = {
     "VideoComposer": "composer",
     "Windows": "diffusion.windows",
     "compose": "pipeline",
-    "read_checkpoint": "checkpoint",
-    "save_checkpoint": "checkpoint",
+    "read_checkpoint": "checkpoint.reading",
+    "save_checkpoint": "checkpoint.reading",
 }
 __all__ = list(_HOME)
 

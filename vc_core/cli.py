@@ -134,8 +134,8 @@ def _info(
     file: argument(Path | None, "the file (default: the bundled checkpoint)", "FILE") = None,
     json: option(bool, "the same as JSON") = False,
 ) -> int:
-    from .checkpoint import BUNDLED
-    from .inspection import as_mapping, as_text, inspect
+    from .checkpoint.inspection import as_mapping, as_text, inspect
+    from .checkpoint.reading import BUNDLED
 
     with progress_bars() as progress:
         info = inspect(file or BUNDLED, progress)
@@ -155,8 +155,8 @@ def _convert(
     ) = None,
     dtype: option(str | None, "fp32, fp16, bf16 or fp8 (default: as it is)") = None,
 ) -> None:
-    from .conversion import convert
-    from .inspection import as_text
+    from .checkpoint.conversion import convert
+    from .checkpoint.inspection import as_text
 
     names = parts and [name.strip() for name in parts.split(",")]
     with progress_bars() as progress:

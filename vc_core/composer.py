@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import BUNDLED, PARTS, Checkpoint, Part, read_checkpoint
-from .checkpoint_loading import load_unet
-from .checkpoint_tensors import DTYPES
+from .checkpoint.loading import load_unet
+from .checkpoint.origins import unused_note
+from .checkpoint.reading import BUNDLED, PARTS, Checkpoint, Part, read_checkpoint
+from .checkpoint.tensors import DTYPES
 from .config import Config
 from .errors import UserError
-from .layouts import unused_note
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -76,7 +76,7 @@ class VideoComposer:
             UserError: no such file, a truncated or foreign one, a part that no file brings, or a device or type that
                 is not there.
         """
-        from .checkpoint_loading import load_autoencoder, load_towers
+        from .checkpoint.loading import load_autoencoder, load_towers
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)

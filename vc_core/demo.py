@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import BUNDLED
+from .checkpoint.reading import BUNDLED
 from .composer import VideoComposer
 from .conditions import Condition
 from .disk import make_folder, written_beside

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ...vc_core.checkpoint import BUNDLED
+from ...vc_core.checkpoint.reading import BUNDLED
 from ...vc_core.errors import UserError, spelled
-from ...vc_core.extract.networks import locate
+from ...vc_core.extract.annotators import locate
 from ...vc_core.folders import named_below
-from ...vc_core.models import MODELS
+from ...vc_core.published import MODELS
 
 FOLDER = "videocomposer"
 """The model folder, `models/videocomposer` and whatever `extra_model_paths.yaml` names `videocomposer`."""

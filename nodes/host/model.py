@@ -16,17 +16,17 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...vc_core.checkpoint import CONFIG_TENSOR, Checkpoint
-from ...vc_core.checkpoint_loading import on_meta
+from ...vc_core.checkpoint.loading import on_meta
+from ...vc_core.checkpoint.origins import check, names_of, part, unused_note
+from ...vc_core.checkpoint.reading import CONFIG_TENSOR, Checkpoint
+from ...vc_core.checkpoint.released import released_layout
 from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
-from ...vc_core.layouts import check, names_of, part, unused_note
-from ...vc_core.model.layout import released_layout
 from ...vc_core.model.memory import activation_elements
-from .embedding import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
+from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
 from .network import HostUNet
 from .preview import with_preview
 from .running import say

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...vc_core.config import Config
 from ...vc_core.model.unet import UNet3D
-from .embedding import Conditions, Styles
+from .carried import Conditions, Styles
 from .patches import OPTIONS, attend, open_to_patches, options_of, tell_unknown
 
 

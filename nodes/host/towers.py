@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 from torch import Tensor
 
-from ...vc_core.checkpoint import Part
+from ...vc_core.checkpoint.reading import Part
 from ...vc_core.config import TowersConfig
 from ...vc_core.disk import make_folder, writing
 from ...vc_core.errors import UserError, counted

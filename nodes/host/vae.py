@@ -9,7 +9,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...vc_core.checkpoint import Part
+from ...vc_core.checkpoint.reading import Part
 from ...vc_core.errors import UserError
 
 

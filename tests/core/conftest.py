@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint.reading import save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
-from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 
 
@@ -37,7 +37,7 @@ def tiny_unet(tiny_config):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config, tiny_unet, tmp_path_factory):
     """A whole checkpoint file, with all parts."""
-    from vc_core.checkpoint_loading import to_taesd_layout
+    from vc_core.checkpoint.loading import to_taesd_layout
     from vc_core.encoders.autoencoder import new_autoencoder
     from vc_core.encoders.clip import new_towers
 

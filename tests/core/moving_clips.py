@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vc_core.extract.motion import read_motion
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import FramePlan
 
 RATE = 12

@@ -5,11 +5,11 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 
-from vc_core.extract.depth import MIDAS_UNIT, DepthModel, load_depth_model
-from vc_core.extract.depth import depth as extracted_depth
+from vc_core.extract.annotators import per_frame
+from vc_core.extract.depth.networks import MIDAS_UNIT, DepthModel, load_depth_model
+from vc_core.extract.depth.networks import depth as extracted_depth
 from vc_core.extract.mask import load_mask, mask_of
-from vc_core.extract.networks import per_frame
-from vc_core.extract.sketch import load_sketcher
+from vc_core.extract.sketch.methods import load_sketcher
 from vc_core.video import FramePlan, is_image, probe, read_image
 
 

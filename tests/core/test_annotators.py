@@ -12,14 +12,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.core.pictures import clip, depth, sketch
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.errors import UserError
-from vc_core.extract.depth import MIDAS_UNIT, midas_model
-from vc_core.extract.midas import is_midas, midas_config, midas_state
-from vc_core.extract.pidinet import PiDiNet, fold_angular, fold_central, fold_radial, load_pidinet, released_layout
-from vc_core.extract.simplify import CHANNELS, Simplifier, load_simplifier
-from vc_core.extract.sketch import edges, released_sketch
-from vc_core.models import MODELS
+from vc_core.extract.depth.midas import is_midas, midas_config, midas_state
+from vc_core.extract.depth.networks import MIDAS_UNIT, midas_model
+from vc_core.extract.sketch.methods import edges, released_sketch
+from vc_core.extract.sketch.pidinet import (
+    PiDiNet,
+    fold_angular,
+    fold_central,
+    fold_radial,
+    load_pidinet,
+    released_layout,
+)
+from vc_core.extract.sketch.simplify import CHANNELS, Simplifier, load_simplifier
+from vc_core.published import MODELS
 
 PIDINET, SIMPLIFIER = "table5_pidinet.pth", "sketch_simplification_gan.pth"
 
@@ -185,7 +192,7 @@ def test_edges_are_kornias(size):
     """Blur and gradients in plain torch give what kornia's filters give."""
     from kornia.filters import gaussian_blur2d, spatial_gradient
 
-    from vc_core.extract.sketch import REFERENCE, _sobel, blurred
+    from vc_core.extract.sketch.methods import REFERENCE, _sobel, blurred
 
     planes = torch.rand(3, *size)
     scale = max(1.0, min(size) / REFERENCE)

@@ -11,8 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import BUNDLED, CONFIG_TENSOR, TRAINING, read_checkpoint, save_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.inspection import knows_scenes_only
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.origins import names_of
+from vc_core.checkpoint.reading import BUNDLED, CONFIG_TENSOR, TRAINING, read_checkpoint, save_checkpoint
+from vc_core.checkpoint.released import released_layout, released_names, to_released
 from vc_core.config import (
     AutoencoderConfig,
     Config,
@@ -22,9 +25,6 @@ from vc_core.config import (
     unet_config_from_shapes,
 )
 from vc_core.errors import UserError
-from vc_core.inspection import knows_scenes_only
-from vc_core.layouts import names_of
-from vc_core.model.layout import released_layout, released_names, to_released
 from vc_core.model.unet import UNet3D
 
 

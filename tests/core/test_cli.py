@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from vc_core import cli, pipeline, terminal
-from vc_core.commands import running
+from vc_core.commands import compose as running
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import TITLES, Settings, as_option
 from vc_core.demo import draw_clip
@@ -242,7 +242,7 @@ def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monke
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     (tmp_path / "folder.mp4").mkdir()
-    monkeypatch.setattr("vc_core.commands.running.load", None)  # all of this is found out before anything is loaded
+    monkeypatch.setattr("vc_core.commands.compose.load", None)  # all of this is found out before anything is loaded
     assert compose("-o", tmp_path / "mine") == 2
     assert "thesis.txt" in capsys.readouterr().err
     assert compose("-o", tmp_path / "folder.mp4") == 2

@@ -8,10 +8,10 @@ import torch
 
 from tests.composing import composed
 from vc_core import Condition, Style, UserError, VideoComposer
-from vc_core.checkpoint import read_checkpoint, save_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.composer import choose_device, choose_dtypes
-from vc_core.files import open_tensors, save_tensors
 from vc_core.model.blocks import SpatialTransformer
 
 CPU = torch.device("cpu")

@@ -9,19 +9,19 @@ import torch
 from tests.composing import composed
 from tests.core.moving_clips import OWN, encode, moving
 from vc_core import Condition, UserError
-from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.inspection import as_text, inspect
+from vc_core.checkpoint.reading import save_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size, drawing_size
 from vc_core.config import Config, ExtractionConfig
-from vc_core.conversion import convert
 from vc_core.demo import draw_clip
 from vc_core.extract import Options, Source, extract
-from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
 from vc_core.extract.mask import masked_video
+from vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
 from vc_core.extract.pictures import picture_of
 from vc_core.extract.refit import refit
-from vc_core.extract.sketch import edges
-from vc_core.inspection import as_text, inspect
+from vc_core.extract.sketch.methods import edges
 from vc_core.model.unet import UNet3D
 from vc_core.video import plan_frames, probe, read_frames, resize_crop, write_video
 
@@ -74,7 +74,7 @@ def test_other_sizes_are_refused(wrong):
 
 
 def test_info_shows_the_key_and_a_pth_cannot_hold_it(tiny_config, tiny_unet, tmp_path):
-    from vc_core.model.layout import to_released
+    from vc_core.checkpoint.released import to_released
 
     for scale in (None, 4):
         config = dataclasses.replace(tiny_config, extraction=dataclasses.replace(tiny_config.extraction,

@@ -7,14 +7,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vc_core.checkpoint import read_checkpoint, save_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.inspection import inspect
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.config import Config, TowersConfig, UNetConfig
-from vc_core.conversion import convert
 from vc_core.errors import UserError
-from vc_core.files import open_tensors, save_tensors
-from vc_core.inspection import inspect
-from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 
 RELEASED_LIKE = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), context_dim=24)
@@ -117,9 +117,9 @@ def test_both_towers_in_one_file(tiny_checkpoint, tmp_path):
 
 def test_a_stable_diffusion_checkpoint(tmp_path):
     """An SD 2.x checkpoint of the right names and shapes, zeros in half precision: its autoencoder comes out of it."""
+    from vc_core.checkpoint.formats import layout_of
+    from vc_core.checkpoint.origins import part
     from vc_core.encoders.autoencoder import new_autoencoder
-    from vc_core.encoders.layouts import layout_of
-    from vc_core.layouts import part
 
     with torch.device("meta"):
         module = new_autoencoder("ldm", device="meta")

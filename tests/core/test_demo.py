@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.core.moving_clips import extract_motion
-from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.demo import FRAMES, VELOCITY, displacement, draw_clip, reversed_motion, run_demo
 from vc_core.video import plan_frames, probe, write_video

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.core.pictures import plan
 from vc_core.errors import UserError
-from vc_core.extract.depth_maps import (
+from vc_core.extract.depth.maps import (
     HIGHEST,
     USUAL,
     by_percentiles,

@@ -9,9 +9,9 @@ import torch
 
 from tests.core.pictures import clip, depth
 from vc_core.errors import UserError
-from vc_core.extract.depth import load_depth_model
-from vc_core.extract.depth_maps import USUAL, by_percentiles
-from vc_core.models import MODELS
+from vc_core.extract.depth.maps import USUAL, by_percentiles
+from vc_core.extract.depth.networks import load_depth_model
+from vc_core.published import MODELS
 
 
 @pytest.fixture

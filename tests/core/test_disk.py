@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.disks import ADVICE, everything_in, files_up_to, full_disk
 from vc_core import cli
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.files import open_tensors, save_pickled, save_tensors
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.demo import draw_clip
 from vc_core.disk import (
     WriteError,
@@ -25,7 +26,6 @@ from vc_core.disk import (
     written_beside,
 )
 from vc_core.errors import UserError
-from vc_core.files import open_tensors, save_pickled, save_tensors
 from vc_core.terminal import run_program
 from vc_core.video import write_contact_sheet, write_video
 

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from vc_core import cli, models
+from vc_core import cli
+from vc_core import published as models
 from vc_core.commands import doctor
-from vc_core.models import KINDS, MODELS, find_models, model_folders
+from vc_core.published import KINDS, MODELS, find_models, model_folders
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_test_library_that_is_missing_does_not_stop_composing(monkeypatch):
 
     here, before = doctor._version, lacking()
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pytest" else here(name))
-    monkeypatch.setattr("vc_core.commands.running.run", lambda settings: None)
+    monkeypatch.setattr("vc_core.commands.compose.run", lambda settings: None)
     assert doctor.problem() is None
     assert lacking() - before == {"pytest"}
 
@@ -125,7 +126,7 @@ def test_what_fails_in_the_trial_is_told(monkeypatch, capsys):
     def broken(settings):
         raise OSError("no space left")
 
-    monkeypatch.setattr("vc_core.commands.running.run", broken)
+    monkeypatch.setattr("vc_core.commands.compose.run", broken)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().out.rstrip().endswith("failed with OSError: no space left")
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from vc_core.checkpoint.formats import FORMATS, find_parts, is_known_extra, layout_of
+from vc_core.checkpoint.origins import names_of
 from vc_core.config import TowersConfig, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
-from vc_core.encoders.layouts import FORMATS, find_parts, is_known_extra, layout_of
 from vc_core.errors import UserError
-from vc_core.layouts import names_of
 from vc_core.model.unet import UNet3D
 
 TINY = TowersConfig(16, 16, 2, 2, 28, 14, 16, 16, 1)

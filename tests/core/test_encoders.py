@@ -6,18 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vc_core.checkpoint import BUNDLED, Part
-from vc_core.checkpoint_loading import load_autoencoder, load_towers
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.formats import find_parts, layout_of
+from vc_core.checkpoint.loading import load_autoencoder, load_towers
+from vc_core.checkpoint.origins import part
+from vc_core.checkpoint.reading import BUNDLED, Part
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import TowersConfig
 from vc_core.encoders import autoencoder as autoencoders
 from vc_core.encoders import clip as towers
 from vc_core.encoders.autoencoder import decode, encode, new_autoencoder
 from vc_core.encoders.clip import encode_image, encode_text
-from vc_core.encoders.layouts import find_parts, layout_of
 from vc_core.errors import UserError
-from vc_core.files import open_tensors, save_tensors
-from vc_core.layouts import part
 
 WIDTHS = (32, 32, 64, 64)
 TINY = TowersConfig(

@@ -11,9 +11,9 @@ from tests.core.moving_clips import extract_motion
 from tests.core.pictures import read_mask
 from vc_core.errors import UserError
 from vc_core.extract.mask import masked_video
-from vc_core.extract.motion import block_vectors
-from vc_core.extract.sketch import as_sketch, edges
-from vc_core.extract.vectors import VECTOR, BlockVectors, rasterise_dense, rasterise_points
+from vc_core.extract.motion.from_video import block_vectors
+from vc_core.extract.motion.vectors import VECTOR, BlockVectors, rasterise_dense, rasterise_points
+from vc_core.extract.sketch.methods import as_sketch, edges
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, resize_crop, write_video
 
 PLAN = FramePlan(0.0, Fraction(8), 16)

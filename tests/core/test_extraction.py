@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from vc_core.checkpoint.files import open_tensors
 from vc_core.cli import main
-from vc_core.commands.extraction import KINDS, LEGIBLE, OPTIONS
+from vc_core.commands.extract import KINDS, LEGIBLE, OPTIONS
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import as_option
 from vc_core.config import ExtractionConfig
 from vc_core.demo import draw_clip
 from vc_core.extract.mask import random_mask
-from vc_core.extract.motion import block_vectors
-from vc_core.files import open_tensors
+from vc_core.extract.motion.from_video import block_vectors
 from vc_core.video import plan_frames, probe, read_frames, write_video
 
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.files import open_tensors, save_tensors, sha256
+from vc_core.checkpoint.origins import Origin, check, fill, part
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.errors import UserError
-from vc_core.files import open_tensors, save_tensors, sha256
-from vc_core.layouts import Origin, check, fill, part
 
 STATE = {"a": torch.arange(12.0).reshape(3, 4), "b.c": torch.ones(5, dtype=torch.float16), "n": torch.tensor(2.0)}
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.origins import fill
+from vc_core.checkpoint.released import released_layout
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig, UNetConfig, unet_config_from_shapes
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
 from vc_core.diffusion.samplers import Sampling, make_sampler, sample
-from vc_core.layouts import fill
-from vc_core.model.layout import released_layout
 from vc_core.model.unet import UNet3D
 
 DDIM = re.compile(r"ddim(\d+)")

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tests.core.moving_clips import extract_motion
-from vc_core.extract.motion import block_vectors
+from vc_core.extract.motion.from_video import block_vectors
 from vc_core.video import plan_frames, probe
 
 CLIPS = ("motion_transfer", "video_8800", "blackswan")

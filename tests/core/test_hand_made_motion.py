@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vc_core.errors import UserError
-from vc_core.extract.camera import CameraMove, camera_field
 from vc_core.extract.drawing import EASINGS, Rectangle, eased, place
-from vc_core.extract.tracks import Track, tracks_field
+from vc_core.extract.motion.camera import CameraMove, camera_field
+from vc_core.extract.motion.tracks import Track, tracks_field
 
 SIZE, FRAMES = (48, 64), 5
 quick = settings(max_examples=20, deadline=None)

@@ -9,7 +9,7 @@ import torch
 
 from tests.core.odd_files import deep_frame, hdr_video, told_by_the_container
 from vc_core import cli
-from vc_core.extract.motion import read_motion
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import FramePlan, hdr, plan_frames, probe, read_frames
 from vc_core.video.showing import as_sdr, rgb48
 

@@ -13,7 +13,7 @@ from tests.core.odd_files import animated, deep_png, float_tiff, hdr_video, heic
 from tests.core.pictures import plan
 from vc_core import cli
 from vc_core.errors import UserError
-from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.extract.depth.maps import read_depth_maps
 from vc_core.video import IMAGES, images, is_image, probe, read_image
 from vc_core.video.heif import layout
 

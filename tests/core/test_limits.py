@@ -15,10 +15,10 @@ from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_
 from tests.core.pictures import plan
 from vc_core import cli
 from vc_core.errors import UserError
-from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.extract.depth.maps import read_depth_maps
 from vc_core.extract.mask import load_mask
-from vc_core.extract.motion import block_vectors, read_motion
-from vc_core.extract.reencode import REENCODE
+from vc_core.extract.motion.from_video import block_vectors, read_motion
+from vc_core.extract.motion.reencode import REENCODE
 from vc_core.video import FramePlan, probe, read_frames, read_image
 from vc_core.video.limits import VARIABLE, check_pixels, most_pixels
 from vc_core.video.metadata import read_metadata

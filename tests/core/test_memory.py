@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import condition_size
 from vc_core.config import UNetConfig
-from vc_core.files import open_tensors
 from vc_core.model.memory import activation_elements
 from vc_core.model.unet import UNet3D
 
@@ -40,7 +40,7 @@ def test_a_conversion_while_loading_does_not_hold_the_file(loading, tmp_path, su
 @pytest.mark.slow
 def test_a_file_of_the_released_size(loading, tmp_path):
     """5.65 GB there and back, and never more than 1.15 times that in memory."""
-    from vc_core.conversion import convert
+    from vc_core.checkpoint.conversion import convert
 
     path = tmp_path / "non_ema.pth"
     loading.write_noise(path, UNetConfig())

@@ -25,9 +25,9 @@ from tests.core.moving_clips import (
     scene,
     sprite,
 )
-from vc_core.extract.motion import block_vectors, read_motion
-from vc_core.extract.stream import CELL, between_ticks, closed, follow, own_rows
-from vc_core.extract.vectors import VECTOR, CellMap, PointMap, exported
+from vc_core.extract.motion.from_video import block_vectors, read_motion
+from vc_core.extract.motion.stream import CELL, between_ticks, closed, follow, own_rows
+from vc_core.extract.motion.vectors import VECTOR, CellMap, PointMap, exported
 from vc_core.video import FramePlan, resize_crop
 from vc_core.video.decoding import decode
 from vc_core.video.frames import chosen_times, planned_index

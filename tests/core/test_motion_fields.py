@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.core.moving_clips import extract_motion
 from vc_core.config import ExtractionConfig
-from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
-from vc_core.extract.vectors import VECTOR, BlockVectors, rasterise_points
+from vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
+from vc_core.extract.motion.vectors import VECTOR, BlockVectors, rasterise_points
 from vc_core.video import FramePlan, resize_crop, write_video
 
 RELEASED = ExtractionConfig()

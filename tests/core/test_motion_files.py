@@ -24,8 +24,8 @@ from tests.core.moving_clips import (
     woven,
 )
 from vc_core.errors import UserError
-from vc_core.extract.motion import block_vectors, read_motion
-from vc_core.extract.stream import obstacle
+from vc_core.extract.motion.from_video import block_vectors, read_motion
+from vc_core.extract.motion.stream import obstacle
 from vc_core.video import FramePlan, plan_frames, probe, read_frames
 from vc_core.video.coded import references, sequence_headers
 from vc_core.video.decoding import segments

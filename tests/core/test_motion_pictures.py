@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vc_core.errors import UserError
-from vc_core.extract.camera import CameraMove, camera_field
 from vc_core.extract.drawing import Rectangle
+from vc_core.extract.motion.camera import CameraMove, camera_field
+from vc_core.extract.motion.tracks import Track, tracks_field
 from vc_core.extract.pictures import SMALLEST, arrows_picture, flow_picture
-from vc_core.extract.tracks import Track, tracks_field
 
 
 def single_vector(dx: float, dy: float, x: int = 32, y: int = 24) -> torch.Tensor:

@@ -18,7 +18,7 @@ from tests.core.pictures import plan
 from tests.hostile import OWN_PICTURES, hostile, made
 from tests.traced import needs_strace, traced
 from vc_core.errors import UserError
-from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.extract.depth.maps import read_depth_maps
 from vc_core.folders import named_below
 from vc_core.video import opening, plan_frames, probe, read_frames, read_image
 from vc_core.video.metadata import read_metadata

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vc_core.checkpoint.files import save_tensors
+from vc_core.checkpoint.inspection import inspect
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings, read_yaml
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.errors import LINE, UserError, brief, reason, shown, spelled
-from vc_core.extract.tracks import read_tracks
-from vc_core.files import save_tensors
-from vc_core.inspection import inspect
+from vc_core.extract.motion.tracks import read_tracks
 from vc_core.parsing import DEEPEST, LONGEST_YAML, parse_json, parse_yaml
 from vc_core.video import write_video
 
@@ -209,9 +209,9 @@ def test_pipes_and_devices_are_not_read(tmp_path, monkeypatch, read):
 
 
 def test_names_that_no_file_can_have(tmp_path):
+    from vc_core.checkpoint.files import open_tensors
     from vc_core.commands.checks import check_inputs
     from vc_core.commands.settings import as_option
-    from vc_core.files import open_tensors
     from vc_core.video import probe, read_image
     from vc_core.video.metadata import read_metadata
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vc_core.checkpoint import save_checkpoint
-from vc_core.files import open_tensors, save_tensors
+from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.reading import save_checkpoint
 from vc_core.video import probe, write_video
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vc_core import cli
-from vc_core.commands import running
+from vc_core.commands import compose as running
 from vc_core.commands.record import KEY, read_record
 from vc_core.demo import draw_clip
 from vc_core.video import write_video

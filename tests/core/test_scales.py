@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 
 from tests.scaled import FP8, columns, quantised, row, rows, spans, tiles, whole
 from vc_core import cli
-from vc_core.checkpoint import read_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.inspection import inspect
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint
+from vc_core.checkpoint.scales import blocks, scaled
 from vc_core.composer import VideoComposer
-from vc_core.conversion import convert
 from vc_core.errors import UserError
-from vc_core.files import open_tensors
-from vc_core.inspection import inspect
-from vc_core.scales import blocks, scaled
 
 ROUNDING = 2.0**-4
 """Of three bits after the first one, relative."""

@@ -14,7 +14,7 @@ from tests.core.odd_files import animated, of_streams
 from vc_core import cli
 from vc_core.errors import UserError
 from vc_core.extract.mask import load_mask
-from vc_core.extract.motion import read_motion
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import plan_frames, probe, read_frames, write_video
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)

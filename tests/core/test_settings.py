@@ -133,7 +133,9 @@ def test_any_settings_can_be_given_as_options(settings):
 
 
 def test_words_are_those_of_the_extractors():
-    from vc_core.extract import drawing, mask, motion, sketch
+    from vc_core.extract import drawing, mask
+    from vc_core.extract.motion import from_video as motion
+    from vc_core.extract.sketch import methods as sketch
 
     assert (tuple(drawing.EASINGS), tuple(sketch.METHODS), tuple(motion.MODES)) == (EASINGS, METHODS, MODES)
     assert (tuple(mask.POLARITIES), tuple(mask.RANDOM_MASKS)) == (WHITES, MASKS)

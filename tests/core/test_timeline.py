@@ -16,7 +16,7 @@ import torch
 from tests import needs
 from tests.core.moving_clips import scene
 from vc_core.errors import UserError
-from vc_core.extract.motion import read_motion
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
 from vc_core.video.coded import reader
 from vc_core.video.packets import Reader, number_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vc_core.errors import UserError
 from vc_core.extract.drawing import Rectangle
-from vc_core.extract.tracks import (
+from vc_core.extract.motion.tracks import (
     Track,
     native_to_tracks,
     parse_tracks,

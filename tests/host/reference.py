@@ -11,8 +11,8 @@ from tests.composing import composed
 from vc_core.composer import VideoComposer
 from vc_core.config import Config
 from vc_core.demo import draw_clip
-from vc_core.extract.camera import CameraMove, camera_field, condition_from_field
-from vc_core.extract.motion import read_motion
+from vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.extract.refit import refit
 from vc_core.video import FramePlan
 

@@ -11,12 +11,12 @@ from tests.host.reference import clip_motion, compose_latent, karras_sigmas, pan
 from tests.host.scene import BUNDLED as BUNDLED_NAME
 from tests.host.scene import TEXT, Scene, error, saved_latent
 from tests.host.test_conditions import SOURCES, source
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.conditions import Condition, condition_size
 from vc_core.config import Config
 from vc_core.demo import draw_clip
 from vc_core.extract.refit import refit
-from vc_core.extract.sketch import edges
+from vc_core.extract.sketch.methods import edges
 from vc_core.video import resize_crop
 
 ALLOWED, STEPS = 1e-4, 4

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.core.odd_files import of_streams, png_film_bomb
-from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
+from vc_core.checkpoint.reading import BUNDLED as BUNDLED_FILE
 from vc_core.demo import draw_clip
 from vc_core.video import write_video
 

@@ -59,7 +59,7 @@ import comfy.model_patcher as patchers
 class CoreModelPatcher(patchers.ModelPatcher):
     pass
 patchers.CoreModelPatcher = CoreModelPatcher
-core = module("vc_core.checkpoint")
+core = module("vc_core.checkpoint.reading")
 model = module("nodes.host.model").load_model(core.read_checkpoint(core.BUNDLED))
 assert type(model) is CoreModelPatcher
 again, arguments = model.cached_patcher_init

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from locales.english import ENGLISH, node_texts
-from vc_core.models import MODELS
+from vc_core.published import MODELS
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS, LOCALES = REPOSITORY / "web" / "docs", REPOSITORY / "locales"
@@ -16,7 +16,7 @@ HEADINGS = {
     "en": ("Inputs", "Outputs", "Example", "Good to know"),
     "zh": ("输入", "输出", "示例", "须知"),
 }
-# Nodes whose work needs files that users have to get -> the files of vc_core.models that their page has to name.
+# Nodes whose work needs files that users have to get -> the files of vc_core.published that their page has to name.
 FILES = {
     "VCCheckpointLoader": ("non_ema_228000.pth", "vae-ft-mse-840000-ema-pruned.safetensors",
                            "text_encoder/model.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"),

@@ -14,7 +14,7 @@ from tests.host.reference import (
 from tests.host.scene import TEXT, error
 from vc_core.conditions import Condition, drawing_size
 from vc_core.demo import draw_clip
-from vc_core.extract.depth_maps import depth_from_maps
+from vc_core.extract.depth.maps import depth_from_maps
 from vc_core.pipeline import Style
 from vc_core.video import resize_crop
 

@@ -7,17 +7,17 @@ import torch
 
 from tests.host.reference import compose_latent
 from tests.host.scene import TEXT, Scene, error
-from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint.files import save_tensors
+from vc_core.checkpoint.formats import layout_of
+from vc_core.checkpoint.origins import part
+from vc_core.checkpoint.reading import save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.composer import VideoComposer
 from vc_core.conditions import Condition, drawing_size
 from vc_core.config import Config, TowersConfig, UNetConfig
 from vc_core.demo import draw_clip
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
-from vc_core.encoders.layouts import layout_of
-from vc_core.files import save_tensors
-from vc_core.layouts import part
-from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
 from vc_core.pipeline import Style
 from vc_core.video import resize_crop

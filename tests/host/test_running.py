@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.host.scene import saved_latent
-from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
+from vc_core.checkpoint.reading import BUNDLED as BUNDLED_FILE
 
 PREVIEW = "videocomposer.preview"
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tests.host.reference import compose_latent, karras_sigmas, pan_motion
 from tests.host.scene import BUNDLED, TEXT, Scene, error
 from tests.scaled import quantised, whole
-from vc_core.checkpoint import BUNDLED as BUNDLED_FILE
+from vc_core.checkpoint.reading import BUNDLED as BUNDLED_FILE
 from vc_core.conditions import Condition
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from training.data.order import Order, Share, generator_for
 from training.data.sample import Batch, Sample
-from training.data.sampler import Order, Share, generator_for
 from training.engine import Engine, checkpoints
 from training.images import leave_out_for_images
 from training.ranks import joined, lanes_of

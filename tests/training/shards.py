@@ -7,10 +7,10 @@ import torch
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, make_folder
 from training.data.folder import read_captions
-from training.data.making import Form
-from training.data.preparing import Options, prepare
+from training.data.sample_fields import Form
+from training.data.shard_writing import Options, prepare
 from training.data.shards import ShardClips, Shards
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 
 LONG = 5
 """Frames that the shards have."""

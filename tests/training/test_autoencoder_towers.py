@@ -11,11 +11,11 @@ from torch import nn
 
 from training.bundled import autoencoder as autoencoder_training
 from training.bundled import towers as towers_training
-from training.data.scenes import DIRECTION_WORDS
+from training.data.synthetic.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
 from training.timed import TimedRun
-from vc_core.checkpoint import Part
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.reading import Part
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import TowersConfig
 from vc_core.encoders import autoencoder as ae_module
 from vc_core.encoders import clip as clip_module

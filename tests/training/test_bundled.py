@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training import export
-from training.bundled import files
+from training.bundled import export as files
 from training.bundled.__main__ import main, used
 from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
 from training.bundled.network import NetworkStep, keep_best
@@ -25,14 +25,14 @@ from training.bundled.towers import SIZES
 from training.muon import Muon
 from training.precision import MOST, SMALL, attend_in_full, attend_split
 from training.timed import TimedRun, rate
-from vc_core.checkpoint import BUNDLED, read_checkpoint
-from vc_core.checkpoint_loading import load_autoencoder, load_unet
+from vc_core.checkpoint.files import save_pickled
+from vc_core.checkpoint.inspection import knows_scenes_only
+from vc_core.checkpoint.loading import load_autoencoder, load_unet
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import encode_text, new_towers
 from vc_core.errors import UserError
-from vc_core.files import save_pickled
-from vc_core.inspection import knows_scenes_only
 from vc_core.model.blocks import attend
 from vc_core.model.unet import UNet3D
 

@@ -9,26 +9,26 @@ import torch
 from tests.core.pictures import Greys
 from tests.training.clips import EVERYTHING, FRAMES, SIZE, generator
 from tests.training.shards import LONG, keep_all
+from training.data.domains import open_clips
 from training.data.folder import FolderClips, read_captions
-from training.data.making import Form
-from training.data.opening import open_clips
-from training.data.preparing import Options, prepare
 from training.data.sample import Batch
+from training.data.sample_fields import Form
+from training.data.shard_writing import Options, prepare
 from training.data.shards import ShardClips, Shards
-from training.data.synthetic import DrawnScenes, SyntheticClips
-from training.encoders import Encoders, gather_parts
-from training.evaluate.clips import held_out_clips
-from training.evaluate.data import open_data, read_clips
+from training.data.synthetic.clips import DrawnScenes, SyntheticClips
+from training.evaluate.examples import held_out_clips
+from training.evaluate.own_clips import open_data, read_clips
+from training.frozen import Encoders, gather_parts
 from training.objective import Objective
 from training.recipe import Domain, Recipe, Start
 from training.start import begin
 from training.step import Step
-from vc_core.checkpoint import read_checkpoint, save_checkpoint
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, ExtractionConfig
 from vc_core.errors import UserError
 from vc_core.extract.refit import refit
-from vc_core.extract.sketch import edges
+from vc_core.extract.sketch.methods import edges
 from vc_core.video import resize_crop
 
 SCALES = (None, 4, 8, 12)

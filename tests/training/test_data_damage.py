@@ -9,11 +9,11 @@ import torch
 
 from tests.training.clips import EVERYTHING, FRAMES, generator
 from tests.training.shards import FORM, LONG, clips, keep_all
-from training.data import members as packing
+from training.data import packing
 from training.data import shards as module
 from training.data.loading import load
+from training.data.order import Order, Share
 from training.data.sample import BadSample
-from training.data.sampler import Order, Share
 from training.data.shards import Shards, index_path
 from vc_core.errors import UserError
 

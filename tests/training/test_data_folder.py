@@ -8,10 +8,10 @@ from PIL import Image
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, MOTIONS, SIZE, Spy, generator, make_folder, same
 from training.data import folder as module
-from training.data import making
+from training.data import sample_fields as making
 from training.data.folder import Entry, FolderClips, read_captions
-from training.data.making import Form
 from training.data.sample import BadSample
+from training.data.sample_fields import Form
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, generator, same
+from training.data.caption_lists import Entry
+from training.data.domains import open_clips
 from training.data.folder import FolderClips, read_captions
-from training.data.foreign import grouped, read_shards
-from training.data.lists import Entry
-from training.data.making import Form
-from training.data.opening import open_clips
+from training.data.other_shards import grouped, read_shards
 from training.data.prepare import main
-from training.data.preparing import Options, prepare
 from training.data.sample import BadSample
+from training.data.sample_fields import Form
+from training.data.shard_writing import Options, prepare
 from training.data.shards import ShardClips, Shards
 from training.data.tars import Member, first_name, members_of
 from training.recipe import Domain

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from training.data.caption_lists import CAPTION, FILE, LISTS, READERS, TEXTS, Entry, named_in, read_list
 from training.data.folder import read_captions, usable
-from training.data.lists import CAPTION, FILE, LISTS, READERS, TEXTS, Entry, named_in, read_list
 from vc_core.errors import UserError
 
 SWAN = "a black swan, swimming on a river, at dusk"

@@ -8,8 +8,8 @@ import torch
 
 from tests.training.clips import same
 from training.data.loading import ATTEMPTS, FEW, load
+from training.data.order import Order, Share, draw, generator_for, permuted
 from training.data.sample import BadSample, Sample
-from training.data.sampler import Order, Share, draw, generator_for, permuted
 from vc_core.errors import UserError
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 from tests import needs
 from tests.core.odd_files import animated, heic, of_streams
 from training.data.folder import FolderClips, read_captions
-from training.data.making import Form
-from training.data.members import unpack_image, unpack_maps, unpack_vectors
+from training.data.packing import unpack_image, unpack_maps, unpack_vectors
 from training.data.prepare import main
-from training.data.preparing import SUMMARY
+from training.data.sample_fields import Form
+from training.data.shard_writing import SUMMARY
 from training.data.shards import Shards
 from vc_core.errors import UserError
 from vc_core.video.limits import VARIABLE

@@ -12,13 +12,13 @@ import pytest
 
 from tests.disks import everything_in, files_up_to
 from tests.training.clips import FRAMES, MOTIONS, SIZE, make_folder
-from training.data import preparing
+from training.data import shard_writing as preparing
+from training.data.domains import open_clips
 from training.data.folder import read_captions
-from training.data.opening import open_clips
 from training.data.prepare import main
-from training.data.preparing import PLAN, SUMMARY, Options, prepare
+from training.data.shard_writing import PLAN, SUMMARY, Options, prepare
 from training.data.shards import Shards
-from training.evaluate.data import open_data
+from training.evaluate.own_clips import open_data
 from training.lock import FILE
 from training.recipe import Domain
 from vc_core.config import Config

@@ -15,29 +15,29 @@ import torch
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, MOTIONS, SIZE, Spy, generator, same
 from tests.training.shards import FORM, LONG, clips, keep_all
-from training.data import members as packing
+from training.data import packing
 from training.data import shards as module
-from training.data.caches import fingerprint
+from training.data.domains import open_clips
 from training.data.folder import read_captions
 from training.data.loading import load
-from training.data.making import Form
-from training.data.opening import open_clips
-from training.data.preparing import Options, prepare
-from training.data.sampler import Order, Share
+from training.data.order import Order, Share
+from training.data.precomputed import fingerprint
+from training.data.sample_fields import Form
+from training.data.shard_writing import Options, prepare
 from training.data.shards import OWN, ShardClips, Shards, index_path, write_shard
 from training.recipe import Domain
-from vc_core.checkpoint import BUNDLED, Part, read_checkpoint, save_checkpoint
-from vc_core.checkpoint_loading import SCALARS, load_autoencoder
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.formats import layout_of
+from vc_core.checkpoint.loading import SCALARS, load_autoencoder
+from vc_core.checkpoint.origins import part
+from vc_core.checkpoint.reading import BUNDLED, Part, read_checkpoint, save_checkpoint
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import Config, ExtractionConfig
 from vc_core.disk import WriteError
 from vc_core.encoders.autoencoder import encode, new_autoencoder
-from vc_core.encoders.layouts import layout_of
 from vc_core.errors import UserError
-from vc_core.extract.motion import read_motion
-from vc_core.extract.sketch import edges
-from vc_core.layouts import part
+from vc_core.extract.motion.from_video import read_motion
+from vc_core.extract.sketch.methods import edges
 from vc_core.video import FramePlan, read_frames, resize_crop
 
 

@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, Spy, generator, make_folder, same
-from training.data import synthetic as module
-from training.data.captions import captions
+from training.data.domains import SCENES, lengths, open_clips
 from training.data.folder import FolderClips, read_captions
-from training.data.opening import SCENES, lengths, open_clips
-from training.data.preparing import Options, prepare
-from training.data.scenes import CLIP_FRAMES, scene_seeds
+from training.data.shard_writing import Options, prepare
 from training.data.shards import ShardClips
-from training.data.synthetic import (
+from training.data.synthetic import clips as module
+from training.data.synthetic.captions import captions
+from training.data.synthetic.clips import (
     STILLS,
     ClipCache,
     DrawnScenes,
@@ -22,9 +21,10 @@ from training.data.synthetic import (
     make_shard,
     spoil_motion,
 )
+from training.data.synthetic.scenes import CLIP_FRAMES, scene_seeds
 from training.recipe import Domain
-from vc_core.checkpoint import BUNDLED, read_checkpoint
-from vc_core.checkpoint_loading import load_autoencoder
+from vc_core.checkpoint.loading import load_autoencoder
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.autoencoder import encode

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.scenes import OBJECT_COLORS, SHAPES
+from training.data.synthetic.scenes import OBJECT_COLORS, SHAPES
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation, fvd, trials
-from training.evaluate.clips import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
 from training.evaluate.evaluation import Settings, evaluate, names_of, possible, summed_up
+from training.evaluate.examples import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
+from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES
 from training.evaluate.processes import run_in_processes
 from training.evaluate.report import as_table, sheet_rows
 from training.evaluate.statistics import Estimate
 from training.evaluate.summary import HEADLINES, headline, kept_together, verdicts
-from training.evaluate.towers import Judge, load_judge
 from training.evaluate.trials import (
     ARMS,
     TOGETHER,
@@ -32,7 +32,7 @@ from training.evaluate.trials import (
     run_here,
 )
 from training.recipe import Recipe
-from vc_core.checkpoint import save_checkpoint
+from vc_core.checkpoint.reading import save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
 
@@ -232,7 +232,7 @@ def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_t
     settings, tiny_checkpoint, tiny_config, tiny_composer, tmp_path
 ):
     """Here one that brings neither, and composes at another size."""
-    from vc_core.model.layout import to_released
+    from vc_core.checkpoint.released import to_released
 
     part = tmp_path / "network.safetensors"
     config = replace(tiny_config, height=64, width=64)
@@ -295,7 +295,7 @@ def test_embeddings_are_open_clips(tiny_composer):
 
 
 def test_a_file_without_towers_is_refused(tiny_composer, tiny_config, tiny_unet, tmp_path):
-    from vc_core.model.layout import to_released
+    from vc_core.checkpoint.released import to_released
 
     save_checkpoint(tmp_path / "network.safetensors", tiny_config, {"model": to_released(tiny_unet)})
     with pytest.raises(UserError, match="no text and image tower"):

@@ -11,15 +11,15 @@ import torch
 from tests.training.clips import MOTIONS, make_folder
 from tests.training.test_data_foreign import write_tar
 from training.data.folder import read_captions
-from training.data.preparing import Options, prepare
+from training.data.shard_writing import Options, prepare
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation
-from training.evaluate.data import covered, open_data, read_clips
 from training.evaluate.evaluation import Evaluated, Row, Settings, beside, evaluate
+from training.evaluate.judge import Judge
 from training.evaluate.measures import MEASURES, Seen
+from training.evaluate.own_clips import covered, open_data, read_clips
 from training.evaluate.report import TOLD, _notes, as_table, sheet_rows
 from training.evaluate.statistics import estimate
-from training.evaluate.towers import Judge
 from training.evaluate.trials import ARMS, TOGETHER, Composing, Wiring
 from vc_core.conditions import CONDITIONS
 from vc_core.config import ExtractionConfig

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from training.data.render import render
-from training.data.scenes import DIRECTION_WORDS, SHAPES
+from training.data.synthetic.render import render
+from training.data.synthetic.scenes import DIRECTION_WORDS, SHAPES
 from training.evaluate.camera import camera_step, told_directions
-from training.evaluate.clips import after_first, held_out_clips, held_out_scenes
+from training.evaluate.examples import after_first, held_out_clips, held_out_scenes
+from training.evaluate.judge import load_judge
 from training.evaluate.measures import (
     MEASURES,
     SLOWEST,
@@ -34,7 +35,6 @@ from training.evaluate.measures import (
 )
 from training.evaluate.objects import NOTHING, SEEN, find_objects, shapes_of
 from training.evaluate.statistics import estimate, explained, slope
-from training.evaluate.towers import load_judge
 from vc_core.composer import VideoComposer
 
 COUNT = 12

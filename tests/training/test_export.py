@@ -11,23 +11,23 @@ from safetensors import safe_open
 
 from tests.disks import everything_in, files_up_to
 from training.data.sample import Batch, Sample
-from training.encoders import Encoders, gather_parts
 from training.engine import Engine
 from training.export import export, main
+from training.frozen import Encoders, gather_parts
 from training.lora import load_lora, merge_lora
 from training.objective import Objective, keep_for
 from training.ranks import Lane, World
 from training.recipe import Domain, Optimizer, Recipe, Start, Train
 from training.start import begin
 from training.step import Step
-from vc_core.checkpoint import read_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.inspection import as_mapping, as_text, inspect
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, condition_size
-from vc_core.conversion import convert
 from vc_core.diffusion.samplers import Sampling
 from vc_core.errors import UserError
-from vc_core.inspection import as_mapping, as_text, inspect
 from vc_core.pipeline import compose
 
 

@@ -18,15 +18,15 @@ from tests.training.shards import clips
 from training.data.folder import read_captions
 from training.data.shards import Shards, index_path
 from training.recipe import read_recipe
+from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.inspection import inspect
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings
 from vc_core.demo import draw_clip
-from vc_core.extract.depth import _settings
-from vc_core.extract.depth_maps import read_depth_maps
-from vc_core.extract.motion import read_motion
-from vc_core.extract.tracks import read_tracks
-from vc_core.files import open_tensors
-from vc_core.inspection import inspect
+from vc_core.extract.depth.maps import read_depth_maps
+from vc_core.extract.depth.networks import _settings
+from vc_core.extract.motion.from_video import read_motion
+from vc_core.extract.motion.tracks import read_tracks
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, read_image, write_video
 
 SECONDS, MEGABYTES = 10, 512  # for each case; the seconds are the processor's, of all threads

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from training import launch
-from training.data.sampler import Order, Share
+from training.data.order import Order, Share
 from training.launch import LAUNCHED
 from training.ranks import LARGE, dealt, ranks_for
 from training.recipe import from_plain

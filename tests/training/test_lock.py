@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from tests.training.clips import FRAMES, SIZE, make_folder
-from training.data import preparing
+from training.data import shard_writing as preparing
 from training.data.folder import read_captions
 from training.data.prepare import main as prepare_main
-from training.data.preparing import Options, prepare
+from training.data.shard_writing import Options, prepare
 from training.lock import FILE, held, held_by
 from training.ranks import World
 from vc_core.errors import UserError

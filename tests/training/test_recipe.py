@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.recipe import Recipe, as_plain, from_plain, read_recipe
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.errors import UserError
 
 

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 import training.start as start_module
 from training.recipe import Domain, Loss, Recipe, Start
 from training.start import begin, diffusers_names, ldm_names
-from vc_core.checkpoint import save_checkpoint
-from vc_core.checkpoint_loading import on_meta
-from vc_core.checkpoint_tensors import Tensors
+from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.reading import save_checkpoint
+from vc_core.checkpoint.released import released_layout, to_released
+from vc_core.checkpoint.tensors import Tensors
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError
-from vc_core.model.layout import released_layout, to_released
 from vc_core.model.unet import UNet3D
 
 SIZES = UNetConfig(width=32, multipliers=(1, 2, 2), res_blocks=2, attention_levels=(0, 1), head_dim=16,

@@ -8,7 +8,7 @@ import torch
 
 from tests.core.pictures import Greys
 from training.data.sample import Batch, Sample
-from training.encoders import Encoders, gather_parts
+from training.frozen import Encoders, gather_parts
 from training.images import leave_out_for_images
 from training.objective import NAMES, Objective, keep_for, kept_of
 from training.recipe import Domain, Loss, Recipe, Start

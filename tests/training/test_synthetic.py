@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.data.captions import caption_tokens, captions, direction_class, motion_class
-from training.data.render import EVERYTHING, OUTLINE_WIDTH, render
-from training.data.scenes import (
+from training.data.synthetic.captions import caption_tokens, captions, direction_class, motion_class
+from training.data.synthetic.render import EVERYTHING, OUTLINE_WIDTH, render
+from training.data.synthetic.scenes import (
     BACKGROUNDS,
     COLOR_NAMES,
     DIRECTION_WORDS,

@@ -28,10 +28,10 @@ from training.lora import add_lora, save_lora
 from training.ranks import Lane, World
 from training.recipe import Domain, as_plain, from_plain, read_recipe
 from training.trainer import changed, train
-from vc_core.checkpoint import read_checkpoint, save_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.config import AutoencoderConfig, Config, DiffusionConfig, ExtractionConfig, TowersConfig, UNetConfig
-from vc_core.conversion import convert
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 from vc_core.pipeline import compose
@@ -68,7 +68,7 @@ watch: {log_every: 1}
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory):
-    from vc_core.checkpoint_loading import to_taesd_layout
+    from vc_core.checkpoint.loading import to_taesd_layout
     from vc_core.encoders.autoencoder import new_autoencoder
     from vc_core.encoders.clip import new_towers
 

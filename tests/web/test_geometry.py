@@ -9,7 +9,7 @@ import pytest
 
 from vc_core.errors import UserError
 from vc_core.extract.drawing import place
-from vc_core.extract.tracks import parse_tracks
+from vc_core.extract.motion.tracks import parse_tracks
 
 HERE = Path(__file__).parent
 

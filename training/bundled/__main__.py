@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from training import lock
-from training.bundled import autoencoder, files, network, towers
+from training.bundled import autoencoder, network, towers
+from training.bundled import export as files
 from training.bundled.design import FILE as DESIGN
 from training.bundled.design import PARTS, RECIPE, Design, budget, keep_design, read_design
 from training.launch import cores, launch
 from training.ranks import joined
-from vc_core.checkpoint import Checkpoint, read_checkpoint
-from vc_core.checkpoint_loading import load_unet
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import Checkpoint, read_checkpoint
 from vc_core.composer import choose_device
 from vc_core.config import Config
 from vc_core.disk import make_folder

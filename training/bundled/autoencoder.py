@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.bundled.design import PartPlan
-from training.data.render import render
-from training.data.scenes import sample_scenes, scene_seeds
+from training.data.synthetic.render import render
+from training.data.synthetic.scenes import sample_scenes, scene_seeds
 from training.evaluate.objects import find_objects, shapes_of
 from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
-from vc_core.checkpoint_loading import to_taesd_layout
+from vc_core.checkpoint.files import save_tensors
+from vc_core.checkpoint.loading import to_taesd_layout
 from vc_core.encoders.autoencoder import decode_frames, new_autoencoder
-from vc_core.files import save_tensors
 from vc_core.video import write_contact_sheet
 
 SIZE = 64

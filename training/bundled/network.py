@@ -15,8 +15,8 @@ from torch import Tensor
 from training.bundled.design import NetworkPlan
 from training.bundled.replayed import Replayed
 from training.bundled.ring import Ring, padded, windows
-from training.data.scenes import CLIP_FRAMES
-from training.data.synthetic import CAPTIONS, DRAWN, STILLS, spoiled, stored_for
+from training.data.synthetic.clips import CAPTIONS, DRAWN, STILLS, spoiled, stored_for
+from training.data.synthetic.scenes import CLIP_FRAMES
 from training.muon import Muon
 from training.objective import Objective, draw_kept, embed_conditions, make_context
 from training.precision import fast_attend, fast_type
@@ -24,11 +24,11 @@ from training.ranks import World
 from training.recipe import Loss
 from training.start import initialise
 from training.timed import TimedRun
+from vc_core.checkpoint.files import save_tensors
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.clip import encode_text
 from vc_core.errors import UserError
-from vc_core.files import save_tensors
 from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321

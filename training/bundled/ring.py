@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.data.scenes import scene_seeds
-from training.data.synthetic import make_shard
+from training.data.synthetic.clips import make_shard
+from training.data.synthetic.scenes import scene_seeds
 
 CHUNK, AT_ONCE = {"cpu": 8, "cuda": 1024}, {"cpu": 64, "cuda": 1024}
 """Scenes that are drawn together, at least and at most, by the type of the device: starting the thousands of small

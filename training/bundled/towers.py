@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.bundled.design import PartPlan, read_design
-from training.data.captions import caption_tokens, captions, motion_class
-from training.data.render import render
-from training.data.scenes import (
+from training.data.synthetic.captions import caption_tokens, captions, motion_class
+from training.data.synthetic.render import render
+from training.data.synthetic.scenes import (
     BACKGROUNDS,
     COLOR_NAMES,
     DIRECTION_WORDS,
@@ -32,9 +32,9 @@ from training.muon import Muon
 from training.precision import fast_type
 from training.ranks import World
 from training.timed import TimedRun
+from vc_core.checkpoint.files import save_tensors
 from vc_core.config import Config
 from vc_core.encoders.clip import new_towers, preprocess, text_layers, tokenize
-from vc_core.files import save_tensors
 
 SIZES = read_design()[1].towers
 """The bundled small towers: 4.2 M parameters, of which 3.2 M are the token embedding."""

@@ -14,10 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.foreign import read_shards
-from training.data.lists import CAPTION, FILE, LISTS, TEXTS, VIDEOS, Entry, beside, has_captions, printable, read_list
-from training.data.making import Form, make, no_motion, reading
+from training.data.caption_lists import (
+    CAPTION,
+    FILE,
+    LISTS,
+    TEXTS,
+    VIDEOS,
+    Entry,
+    beside,
+    has_captions,
+    printable,
+    read_list,
+)
+from training.data.other_shards import read_shards
 from training.data.sample import Sample
+from training.data.sample_fields import Form, make, no_motion, reading
 from training.data.shards import is_ours
 from training.data.tars import TARS
 from vc_core.errors import UserError, counted, shorten
@@ -34,9 +45,9 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
     Links are followed; what is left out is said in warnings. An entry whose `fault` says something cannot be used.
 
     Args:
-        captions: a list, see `training.data.lists`. By default what is found in the folder, the first of these: one
-            of `LISTS`; `LISTS` in folders below it; texts beside files (`swan.txt` beside `swan.mp4`); shards of other
-            programs (see `training.data.foreign`).
+        captions: a list, see `training.data.caption_lists`. By default what is found in the folder, the first of these:
+            one of `LISTS`; `LISTS` in folders below it; texts beside files (`swan.txt` beside `swan.mp4`); shards of
+            other programs (see `training.data.other_shards`).
         out: of the folders below it, one that results go to.
 
     Raises:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from training.data.order import Order, Share, Slot, generator_for
 from training.data.sample import BadSample, Batch, Clips, Sample
-from training.data.sampler import Order, Share, Slot, generator_for
 from vc_core.errors import UserError
 
 try:

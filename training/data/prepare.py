@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from training.data.caption_lists import LISTS, TEXTS, printable
 from training.data.folder import read_captions, usable
-from training.data.lists import LISTS, TEXTS, printable
-from training.data.preparing import SUMMARY, Options, prepare
+from training.data.shard_writing import SUMMARY, Options, prepare
 from training.launch import cores
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
 from vc_core.configuration import Field
 from vc_core.errors import UserError

@@ -56,7 +56,7 @@ class Batch:
         numbers: of the samples in the order of the run, which everything random of them is a function of. No two
             samples of a run have the same, of whatever domains they are.
         after: how many samples of its domain, on all ranks, are taken once this batch's step is done: where a resumed
-            run goes on, see `training.data.sampler`.
+            run goes on, see `training.data.order`.
     """
 
     samples: Sequence[Sample]

@@ -1,4 +1,4 @@
-"""Shards: tar files in WebDataset's format, read as a map. (`training.data.members` says how members are stored.)
+"""Shards: tar files in WebDataset's format, read as a map. (`training.data.packing` says how members are stored.)
 
 A sample is what has one key, the members' name before the first dot:
 
@@ -38,16 +38,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.data.making import PICTURED, Form, make, no_motion, reading
-from training.data.members import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
+from training.data.order import draw_below
+from training.data.packing import checked, unpack_image, unpack_latents, unpack_maps, unpack_vectors, unpack_video
 from training.data.sample import BadSample, Sample
-from training.data.sampler import draw_below
+from training.data.sample_fields import PICTURED, Form, make, no_motion, reading
 from training.data.tars import DAMAGE, TARS, compression, first_name, members_of
 from vc_core.conditions import CONDITIONS, drawing_size
 from vc_core.disk import WriteError, written_beside
 from vc_core.encoders.autoencoder import CHANNELS, FACTOR
 from vc_core.errors import UserError
-from vc_core.extract.vectors import rasterise_dense, rasterise_points
+from vc_core.extract.motion.vectors import rasterise_dense, rasterise_points
 from vc_core.folders import files_below
 from vc_core.parsing import parse_json
 
@@ -279,8 +279,8 @@ class ShardClips:
     """The clips of shards that `./vc prepare` wrote; of fewer frames than they have, windows that begin at random.
 
     Attributes:
-        latents: fingerprint of the run's autoencoder (`training.data.caches.fingerprint`), which cached latents must be
-            of; None where they are not to be used.
+        latents: fingerprint of the run's autoencoder (`training.data.precomputed.fingerprint`), which cached latents
+            must be of; None where they are not to be used.
 
     Raises:
         UserError: the shards were prepared at another size, with too few frames, or for another kind of conditions.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vc_core.checkpoint import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED
 from vc_core.disk import check_folder, folder_beside, make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import argument, option, parsed, progress_bars, run_program

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.evaluate.objects import in_parts
-from vc_core.extract.sketch import blurred
+from vc_core.extract.sketch.methods import blurred
 
 _APART = (1, 1, 1, 1, 2, 2, 4, 4)  # frames between those of a pair, step by step: the farther, the less noise counts
 _BLUR = 2.5  # pixels: grounds are smooth, and what is finer is noise, which makes motion look smaller

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from training.data.folder import FolderClips
 from training.data.shards import ShardClips
-from training.evaluate.clips import Examples, held_out_clips
-from training.evaluate.data import open_data, read_clips
+from training.evaluate.examples import Examples, held_out_clips
 from training.evaluate.fvd import Distance, described, load_fvd
+from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES, Measure, Seen
+from training.evaluate.own_clips import open_data, read_clips
 from training.evaluate.processes import one_thread, run_in_processes
 from training.evaluate.statistics import Estimate, difference, estimate
-from training.evaluate.towers import Judge, load_judge
 from training.evaluate.trials import (
     ARMS,
     TOGETHER,
@@ -32,13 +32,13 @@ from training.evaluate.trials import (
     run_here,
 )
 from training.launch import cores
-from vc_core.checkpoint import BUNDLED, read_checkpoint
+from vc_core.checkpoint.files import sha256
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer, choose_device
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.autoencoder import decode, encode
 from vc_core.errors import UserError
-from vc_core.files import sha256
 from vc_core.progress import Progress, reported
 
 JOBS = 2

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vc_core.checkpoint.files import open_tensors
 from vc_core.errors import UserError
-from vc_core.files import open_tensors
 
 CUSTOMARY = 2048
 WEIGHTS = "i3d_pretrained_400.pt (github.com/songweige/TATS, folder tats/fvd)"

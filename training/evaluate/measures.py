@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.captions import direction_class
+from training.data.synthetic.captions import direction_class
 from training.evaluate.camera import camera_step
-from training.evaluate.clips import PACES, Truth
+from training.evaluate.examples import PACES, Truth
+from training.evaluate.judge import Judge
 from training.evaluate.objects import NOTHING, Objects, as_seen, find_objects, in_parts, shapes_of
 from training.evaluate.statistics import Statistic, explained, slope
-from training.evaluate.towers import Judge
-from vc_core.extract.motion import read_motion
-from vc_core.extract.sketch import REFERENCE, blurred, edges
+from vc_core.extract.motion.from_video import read_motion
+from vc_core.extract.sketch.methods import REFERENCE, blurred, edges
 from vc_core.video import FramePlan, resize_crop
 
 FINE = 128

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.render import OBJECT_SHADES, unit_distance
-from training.data.scenes import OBJECT_COLORS, SHAPES, palette, sample_scenes, scene_seeds
+from training.data.synthetic.render import OBJECT_SHADES, unit_distance
+from training.data.synthetic.scenes import OBJECT_COLORS, SHAPES, palette, sample_scenes, scene_seeds
 from vc_core.video import resize_crop
 
 SEEN = 64

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from training.evaluate.clips import HELD_OUT
 from training.evaluate.evaluation import Evaluated, Row, Settings
+from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
 from training.evaluate.objects import as_seen, find_objects
 from training.evaluate.statistics import Estimate

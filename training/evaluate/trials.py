@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.clips import Examples
+from training.evaluate.examples import Examples
 from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS, Condition
 from vc_core.diffusion.samplers import Sampling

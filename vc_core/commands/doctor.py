@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders
 from ..progress import Progress
+from ..published import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders
 
 Findings = dict[str, Any]
 """What was found, in values that JSON holds."""
@@ -116,7 +116,7 @@ def codecs() -> Findings:
 
 def models(hash: bool = False, progress: Progress | None = None) -> Findings:
     """The table of models, with what of it was found; sizes in bytes."""
-    from ..files import sha256
+    from ..checkpoint.files import sha256
 
     def describe(model: ModelFile, path: Path) -> Findings:
         right = sha256(path, progress) == model.sha256 if hash and model.sha256 else None
@@ -147,7 +147,7 @@ def problem() -> str | None:
     if missing:
         return f"{', '.join(missing)} are missing or of another version: run ./vc --setup, or install them with pip."
     try:
-        from .running import run
+        from .compose import run
         from .settings import Settings
 
         with tempfile.TemporaryDirectory() as folder:

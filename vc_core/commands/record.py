@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import BUNDLED as BUNDLED_FILE
-from ..checkpoint_tensors import DTYPES
+from ..checkpoint.files import sha256
+from ..checkpoint.reading import BUNDLED as BUNDLED_FILE
+from ..checkpoint.tensors import DTYPES
 from ..composer import choose_device, choose_dtypes
 from ..errors import UserError, brief, spelled
-from ..files import sha256
 from ..folders import files_below, is_there
 from ..parsing import parse_json
 from ..progress import Progress

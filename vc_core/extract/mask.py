@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError, counted
 from ..video import FramePlan, frame_files, is_image, read_frames, read_image, resize_crop
 from .drawing import Rectangle, Shape, Stroke, chosen, draw_shapes, half
-from .sketch import as_sketch
+from .sketch.methods import as_sketch
 
 POLARITIES = ("paint", "keep")
 """What a mask's white can mean: to be painted anew, as painting programs and ComfyUI have it, or to be kept."""

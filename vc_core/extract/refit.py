@@ -10,7 +10,7 @@ from torch import Tensor
 from ..conditions import CONDITIONS, condition_size
 from ..config import ExtractionConfig
 from ..video.frames import resize_crop
-from .vectors import covering_scale
+from .motion.vectors import covering_scale
 
 
 def refit(

@@ -16,7 +16,7 @@ from ..config import ExtractionConfig
 from ..errors import UserError
 from ..progress import Progress
 from ..video import FramePlan, read_frames, resize_crop
-from .networks import Folders
+from .annotators import Folders
 from .refit import refit
 
 
@@ -61,9 +61,9 @@ class Options:
         mask: what tells where to paint: an image, a video, a folder of images, or a mask `(1, 1 or 3, F or 1, H, W)`.
         mask_white: what its white means, one of `vc_core.extract.mask.POLARITIES`.
         mask_draw: instead of a file, a kind of `random_mask` to draw, or `any`; with `mask_seed`.
-        motion_mode: `released` or `stream`, see `vc_core.extract.motion`.
+        motion_mode: `released` or `stream`, see `vc_core.extract.motion.from_video`.
         nominal_height: the clip is scaled to this height before its motion is taken (None: as it is).
-        sketch_method: one of `vc_core.extract.sketch.METHODS`.
+        sketch_method: one of `vc_core.extract.sketch.methods.METHODS`.
         drawing: the frames are sketches already, whose lines are `bright` or `dark`.
         depth_model: file or folder of a depth network; None for the released one, found in `models`.
         depth_maps: maps from elsewhere instead of a network: a video, an image, a folder of images, or a tensor.
@@ -115,7 +115,7 @@ class Extracted:
 
 
 def _motion(source: Source, options: Options, progress: Progress | None) -> Extracted:
-    from .motion import read_motion
+    from .motion.from_video import read_motion
 
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
     size = drawing_size("motion", source.size)
@@ -146,7 +146,7 @@ def _mask(source: Source, options: Options, _: Progress | None) -> Extracted:
 
 
 def _depth(source: Source, options: Options, progress: Progress | None) -> Extracted:
-    from .depth import depth, load_depth_model
+    from .depth.networks import depth, load_depth_model
 
     if options.depth_maps is not None:
         return _depth_of_maps(source, options)
@@ -156,7 +156,7 @@ def _depth(source: Source, options: Options, progress: Progress | None) -> Extra
 
 
 def _depth_of_maps(source: Source, options: Options) -> Extracted:
-    from .depth_maps import PERCENTILES, USUAL, depth_from_maps, mapped_levels, read_depth_maps
+    from .depth.maps import PERCENTILES, USUAL, depth_from_maps, mapped_levels, read_depth_maps
 
     maps, near, scale = options.depth_maps, options.depth_near, options.depth_scale
     how = {"maps": "a tensor" if isinstance(maps, Tensor) else str(maps), "near": near, "scale": scale}
@@ -175,8 +175,8 @@ def _depth_of_maps(source: Source, options: Options) -> Extracted:
 
 
 def _sketch(name: str, source: Source, options: Options, progress: Progress | None) -> Extracted:
-    from .networks import per_frame
-    from .sketch import as_sketch, as_trained, load_sketcher
+    from .annotators import per_frame
+    from .sketch.methods import as_sketch, as_trained, load_sketcher
 
     frames = source.frames(name)
     if options.drawing is not None:

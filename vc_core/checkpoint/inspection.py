@@ -1,0 +1,171 @@
+"""What a file is, told without running it: `./vc info`."""
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config import Config, UNetConfig
+from ..errors import UserError, shorten
+from ..parsing import parse_json
+from ..progress import Progress
+from .files import sha256
+from .formats import is_known_extra, layout_of
+from .loading import on_meta
+from .origins import Layout, check, names_of, unused
+from .reading import PARTS, Checkpoint, Part, read_checkpoint
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One part of a file: its layout, sizes and types, and what is wrong with it (None: it is whole)."""
+
+    name: str
+    layout: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+    wrong: str | None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What `./vc info` says of a file; see `Checkpoint` for the rest."""
+
+    path: Path
+    nbytes: int
+    sha256: str
+    parts: tuple[PartInfo, ...]
+    config: Config | None
+    assumed: tuple[str, ...]
+    extra: tuple[str, ...]
+    training: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def whole(self) -> bool:
+        return all(part.wrong is None for part in self.parts)
+
+
+def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
+    """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
+    checkpoint = read_checkpoint(path)
+    infos, extra = [], list(checkpoint.extra)
+    for part in checkpoint.parts.values():
+        _, layout = network_of(part, checkpoint.config)
+        infos.append(_part_info(part, layout))
+        if part.name != "model":  # whose are in `checkpoint.extra`
+            extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
+    return FileInfo(
+        checkpoint.path,
+        checkpoint.path.stat().st_size,
+        sha256(path, progress),
+        tuple(infos),
+        checkpoint.config,
+        tuple(checkpoint.assumed),
+        tuple(extra),
+        _training(checkpoint.training),
+    )
+
+
+def _training(text: str | None) -> Any:
+    """What the metadata says of the training, as values; of a foreign program its text."""
+    try:
+        return None if text is None else parse_json(text)
+    except ValueError:
+        return text
+
+
+def knows_scenes_only(checkpoint: Checkpoint) -> bool:
+    """Whether a network is smaller than the released one and has seen nothing but drawn scenes, by what `training`
+    notes in every file that it writes: the design of a bundled checkpoint, or a recipe with the kinds of its data."""
+    said = _training(checkpoint.training)
+    if checkpoint.config is None or checkpoint.config.unet.width >= UNetConfig().width or not isinstance(said, dict):
+        return False
+    recipe = said.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    kinds = {one.get("kind") for one in data if isinstance(one, dict)} if isinstance(data, list) else set()
+    return "design" in said or kinds == {"synthetic"}
+
+
+def _part_info(part: Part, layout: Layout) -> PartInfo:
+    wrong = None
+    try:
+        check_part(part, layout)
+    except UserError as error:
+        wrong = str(error)
+    tensors, known = part.tensors, names_of(layout)
+    names = [name for name in tensors.shapes if name in known]
+    parameters, nbytes = (sum(map(count, names)) for count in (tensors.numel, tensors.nbytes))
+    kinds = Counter(
+        f"{tensors.packed[name]} with scales" if name in tensors.packed else str(tensors.dtypes[name]) for name in names
+    )
+    dtypes = tuple(kind.removeprefix("torch.") for kind, _ in kinds.most_common())
+    return PartInfo(part.name, part.layout, len(names), parameters, nbytes, dtypes, wrong)
+
+
+def check_part(part: Part, layout: Layout) -> None:
+    """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
+    from .loading import check_scalars
+
+    check(layout, part.tensors, PARTS[part.name])
+    if part.name == "vae":
+        check_scalars(part.tensors)
+
+
+def network_of(part: Part, config: Config | None) -> tuple[nn.Module, Layout]:
+    """The network that a part belongs to, on meta, and where its parameters lie in the file; what a text tower may
+    lack, and does, is left out, as nothing here reads it. Without a config the sizes are the released ones."""
+    from ..encoders.autoencoder import new_autoencoder
+    from ..encoders.clip import new_towers
+
+    shapes = part.tensors.shapes
+    if part.name in ("model", "vae"):
+        module = on_meta(config) if part.name == "model" else new_autoencoder(part.layout, device="meta")
+        return module, layout_of(part.name, part.layout, module, shapes)
+    module = new_towers((config or Config()).towers, "meta")
+    visual, module.visual = module.visual, None
+    if part.name == "image":
+        return visual, layout_of("image", part.layout, visual, shapes)
+    layout = dict(layout_of("text", part.layout, module, shapes))
+    last = f"transformer.resblocks.{module.transformer.layers - 1}."
+    optional = ["text_projection", "logit_scale"]
+    if layout[f"{last}ln_1.weight"].names[0] not in shapes:  # as in Stable Diffusion 2.x
+        del module.transformer.resblocks[-1]
+        layout = {name: origin for name, origin in layout.items() if not name.startswith(last)}
+    return module, {n: o for n, o in layout.items() if n not in optional or o.names[0] in shapes}
+
+
+def as_mapping(info: FileInfo) -> dict[str, Any]:
+    """The same in values that JSON holds."""
+    config = None if info.config is None else json.loads(info.config.to_json())
+    return {**dataclasses.asdict(info), "path": str(info.path), "config": config, "whole": info.whole}
+
+
+def as_text(info: FileInfo, brief: bool = False) -> str:
+    """The same for people; `brief` leaves the config out."""
+    name = "" if info.config is None or "model" not in info.names else f" {info.config.name},"
+    lines = [f"{info.path}:{name} {info.nbytes / 1e6:.1f} MB", f"  SHA-256 {info.sha256}"]
+    for part in info.parts:
+        lines.append(
+            f"  {part.name}: {PARTS[part.name]} in the layout {part.layout}, {part.parameters / 1e6:.1f} M parameters "
+            f"in {part.tensors} tensors, {part.nbytes / 1e6:.1f} MB of {' and '.join(part.dtypes)}"
+        )
+        if part.wrong:
+            lines.append(f"    NOT WHOLE: {part.wrong}")
+    lines += [f"  assumed: {sentence}" for sentence in info.assumed]
+    if info.extra:
+        lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")
+    if info.config is not None and not brief:
+        lines.append(json.dumps(json.loads(info.config.to_json()), indent=2))
+    if info.training is not None and not brief:
+        lines.append(f"  trained: {json.dumps(info.training, indent=2)}")
+    return "\n".join(lines)

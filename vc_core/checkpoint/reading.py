@@ -1,0 +1,141 @@
+"""Checkpoints: what a file is, told by the names and shapes in it; loading the network; saving.
+
+A file of this project is one `.safetensors`: the tensors of the network under `model.` (released names), of the bundled
+autoencoder under `vae.`, of the towers under `text.` and `image.` (OpenCLIP names), and the config as JSON in the
+metadata. A released `.pth` is read as it is, and so are the files that bring the other parts: Stable Diffusion's
+autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.checkpoint.formats`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import Config, unet_config_from_shapes
+from ..errors import UserError
+from .files import open_tensors, save_tensors
+from .formats import FORMATS, find_parts
+from .released import released_names
+from .tensors import Tensors
+
+PARTS = {
+    "model": "the network",
+    "vae": "the autoencoder",
+    "text": "the text tower",
+    "image": "the image tower",
+}
+# Tensors that are no loss: of some releases, which the network does not use, and of ComfyUI's save nodes, whose mark of
+# the prediction the config has too, and whose CLIPs carry a factor of their training.
+LEFTOVERS = ("canny_embedding", "fps_embedding", "zero_y", "black_image_feature", "v_pred")
+_LEFTOVER_OF_CLIP = "logit_scale"
+CONFIG_TENSOR = "videocomposer_config"
+"""The config's JSON as bytes, in files of programs that keep no metadata, such as ComfyUI's save nodes."""
+TRAINING = "training"
+"""Key of the metadata under which a file says how its network was trained."""
+BUNDLED = Path(__file__).parents[1] / "assets" / "videocomposer_small.safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network in a file: which part it is, in whose layout, and its tensors under that layout's names."""
+
+    name: str
+    layout: str
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds; nothing of it is in memory.
+
+    Attributes:
+        config: from the metadata, else read off the network's shapes; None for a file without a network.
+        parts: by name, see `PARTS`.
+        assumed: one sentence for each thing that neither said.
+        extra: names of tensors that nothing uses, of those of the network and beside the parts.
+        training: what a file of `./vc export` says of how its network was trained, as JSON.
+    """
+
+    path: Path
+    config: Config | None
+    parts: dict[str, Part]
+    assumed: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    training: str | None = None
+
+    def part(self, name: str) -> Part:
+        """One part. Raises `UserError` where the file has none."""
+        if name not in self.parts:
+            raise UserError(
+                f"{self.path} holds no '{name}' part, {PARTS[name]}: it has {', '.join(self.parts) or 'none at all'}; "
+                "name a file that has one."
+            )
+        return self.parts[name]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Finds out what a file is. Its tensors stay in the file. Raises `UserError` for no such file, a truncated or
+    foreign one, or a config that this version does not know."""
+    path = Path(path)
+    tensors = open_tensors(path)
+    found = find_parts(tensors.shapes, str(path))
+    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
+        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
+    if not found:
+        markers = FORMATS["model", "released"].markers[0]
+        raise UserError(
+            f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
+            f"expected {' and '.join(markers)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
+        )
+    prefixes = tuple(prefix for _, prefix in found.values())
+    parts = {}
+    for name in filter(found.__contains__, PARTS):
+        layout, prefix = found[name]
+        # What stands under a longer prefix is of another part (open_clip's `visual.`).
+        inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        parts[name] = Part(name, layout, tensors.below(prefix, inner))
+    config, assumed = _config(path, tensors, parts.get("model"))
+    extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
+    if "model" in parts and config is not None:
+        known = released_names(config.unet)
+        extra += [name for name in parts["model"].tensors.shapes if name not in known]
+    extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
+    return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
+
+
+def save_checkpoint(
+    path: str | Path,
+    config: Config,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a `.safetensors` with the config in its metadata; the file appears whole or not at all. `parts` are the
+    tensors by part, of `model` as `to_released` gives them; `dtype` is for floating-point ones, None leaves them."""
+    tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
+
+
+def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:
+    """The config of a file, and what of it was assumed."""
+    try:
+        if "config" in tensors.metadata:
+            return Config.from_json(tensors.metadata["config"]), []
+        if CONFIG_TENSOR in tensors.shapes:
+            text = tensors.get()(CONFIG_TENSOR).to(torch.uint8).flatten().numpy().tobytes()
+            return Config.from_json(text.decode(errors="replace")), []
+        if model is None:
+            return None, []
+        config = Config(unet=unet_config_from_shapes(model.tensors.shapes))
+        return config, ["no config in the metadata: head width 64 and all else that shapes cannot tell is as released"]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} does not describe a VideoComposer network ({type(error).__name__}: {error}): it is incomplete or "
+            "damaged; download or save it again."
+        ) from error

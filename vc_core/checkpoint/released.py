@@ -1,0 +1,117 @@
+"""The released layout of the 3D UNet: the code's names against those of the released files.
+
+The released names (those of Latent Diffusion, with the misspelt `temopral_conv`) and shapes are the file format.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..conditions import CONDITIONS
+from ..config import UNetConfig
+from ..model.unet import decoder_stages, encoder_stages, middle_stage
+from .origins import Layout, Origin, part, shapes_of
+from .tensors import StateDict
+
+# Our name -> released name, inside one module.
+_TEMPORAL_CONV = {
+    **{f"norms.{i}": f"conv{i + 1}.0" for i in range(4)},
+    **{f"convs.{i}": f"conv{i + 1}.{3 if i else 2}" for i in range(4)},  # all but the first come after a dropout
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+    **{f"temporal.{ours}": f"temopral_conv.{released}" for ours, released in _TEMPORAL_CONV.items()},
+}
+_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+_TRANSFORMER = {
+    "norm": "norm",
+    "proj_in": "proj_in",
+    "proj_out": "proj_out",
+    **{f"block.norm{i}": f"transformer_blocks.0.norm{i}" for i in (1, 2, 3)},
+    **{f"block.attn{i}.{k}": f"transformer_blocks.0.attn{i}.{v}" for i in (1, 2) for k, v in _ATTENTION.items()},
+    "block.ff.proj_in": "transformer_blocks.0.ff.net.0.proj",
+    "block.ff.proj_out": "transformer_blocks.0.ff.net.2",
+}
+# Convolutions over (f, 1, 1) there, over (f, h w) here; 1 x 1 convolutions there, linear layers here.
+_OVER_TIME = re.compile(r"(\.temporal\.convs\.\d|^temporal_in\.proj_(in|out)|\.temporal\.proj_(in|out))\.weight$")
+_WITHOUT_BIAS = ("to_q", "to_k", "to_v", "to_qkv")
+_STC_STEM = {"conv1": "0", "conv2": "3", "conv3": "5"}
+_STC_TEMPORAL = {
+    "norm": "layers.0.0.norm",
+    "to_qkv": "layers.0.0.fn.to_qkv",
+    "to_out": "layers.0.0.fn.to_out.0",
+    "ff_in": "layers.0.1.net.0.0",
+    "ff_out": "layers.0.1.net.2",
+}
+_TOP = {
+    "time_in": "time_embed.0",
+    "time_out": "time_embed.2",
+    "style_in": "pre_image_condition.0",
+    "style_out": "pre_image_condition.2",
+    "conv_in": "input_blocks.0.0",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def key_table(config: UNetConfig) -> dict[str, str]:
+    """Our module names -> released module names, for every module that holds parameters."""
+    table = dict(_TOP)
+
+    def add(ours: str, released: str, inner: Mapping[str, str]) -> None:
+        table.update({f"{ours}.{k}": f"{released}.{v}" for k, v in inner.items()})
+
+    for name in config.conditions:
+        stem, temporal = CONDITIONS[name].released
+        add(f"stc.{name}", stem, _STC_STEM)
+        add(f"stc.{name}.temporal", temporal, _STC_TEMPORAL)
+
+    add("temporal_in", "input_blocks.0.1", _TRANSFORMER)
+    stages = {
+        **{f"encoder.{i}": (f"input_blocks.{i + 1}", stage) for i, stage in enumerate(encoder_stages(config))},
+        "middle": ("middle_block", middle_stage(config)),
+        **{f"decoder.{i}": (f"output_blocks.{i}", stage) for i, stage in enumerate(decoder_stages(config))},
+    }
+    for ours, (released, stage) in stages.items():
+        if stage.resnet:
+            same = stage.in_channels == stage.channels
+            add(f"{ours}.resnet", f"{released}.0", {k: v for k, v in _RESNET.items() if k != "skip" or not same})
+        if stage.attention:
+            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
+            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+        if stage.resample and ours.startswith("encoder"):
+            table[f"{ours}.downsample.conv"] = f"{released}.op"
+        elif stage.resample:
+            table[f"{ours}.upsample.conv"] = f"{released}.{3 if stage.attention else 1}.conv"
+    add("middle_out", "middle_block.3", {k: v for k, v in _RESNET.items() if k != "skip"})
+    return table
+
+
+def released_names(config: UNetConfig) -> set[str]:
+    """The names of all tensors of a network in a released file."""
+    return {
+        f"{released}.{leaf}"
+        for ours, released in key_table(config).items()
+        for leaf in ("weight", "bias")
+        if leaf == "weight" or not ours.endswith(_WITHOUT_BIAS)
+    }
+
+
+def released_layout(unet: nn.Module) -> Layout:
+    """Where every parameter of a `UNet3D` (which may be on meta) lies in a released file."""
+    table, layout = key_table(unet.config), {}
+    for name, shape in shapes_of(unet).items():
+        module, _, leaf = name.rpartition(".")
+        layout[name] = Origin((f"{table[module]}.{leaf}",), (*shape, 1) if _OVER_TIME.search(name) else shape)
+    return layout
+
+
+def to_released(unet: nn.Module) -> StateDict:
+    """The network's parameters under their released names and shapes (views, no copies)."""
+    return part(dict(unet.named_parameters()), released_layout(unet))

@@ -1,0 +1,317 @@
+"""From settings to files: what `./vc compose` does, apart from the command line."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.reading import BUNDLED
+from ..composer import VideoComposer
+from ..conditions import Condition
+from ..config import Config
+from ..disk import check_place
+from ..errors import UserError
+from ..progress import Progress
+from ..video import FramePlan, plan_frames
+from .checks import check_inputs, check_settings, check_video_place
+from .conditions import frame_plan, make_conditions, probed
+from .record import (
+    KEY,
+    Record,
+    differences,
+    machine,
+    make_record,
+    read_record,
+    versions,
+    with_found_inputs,
+)
+from .settings import Label, Settings, about, as_key, as_option, read_yaml
+
+SETTINGS_FILES = (".yaml", ".yml", ".json")
+LOADING = ("device", "dtype", "compute", "offload", "compile")
+"""Settings that a composer is loaded by, besides its files."""
+
+
+# --- Settings, before anything runs ---------------------------------------------------------------------------------
+
+
+def gather(source: Path | None, options: Mapping[str, Any], progress: Progress | None = None) -> Settings:
+    """The settings of a file, of settings or produced, with options besides. Warns where a repetition may differ.
+
+    Raises:
+        UserError: settings that are not possible; inputs of a produced file that are missing or another; no new name
+            for the result.
+    """
+    if source is None:
+        settings = Settings().with_options(options)
+    elif source.suffix.lower() in SETTINGS_FILES and not source.is_dir():
+        settings = Settings.from_yaml(source).with_options(options)
+    else:
+        record = read_record(source)
+        settings = record.settings.with_options(options)
+        _check_new_name(settings, source)
+        replaced = [name for name in record.inputs if getattr(settings, name) != getattr(record.settings, name)]
+        settings = with_found_inputs(record, source, {*options, *replaced}, progress).with_options(options)
+        now = dataclasses.replace(record, versions=versions(), machine=machine(settings))
+        if differs := differences(record, now):
+            warnings.warn(f"{source}: the result may differ in its last bits ({'; '.join(differs)}).", stacklevel=2)
+    check_ready(settings)
+    return settings
+
+
+def _check_new_name(settings: Settings, source: Path) -> None:
+    if settings.out is None:
+        raise UserError(f"--from {source} needs a name for the new result: give -o.")
+    for path in filter(None, (settings.out, settings.sheet)):
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise UserError(f"{path} is the file that the settings come from: give the new result another name.")
+
+
+def gather_many(path: Path, options: Mapping[str, Any]) -> list[Settings]:
+    """The settings of many runs, all of them checked: a YAML list, or `runs:` with `defaults:` for all.
+
+    Raises:
+        UserError: the first run that is not possible; runs without `out`, or with the same.
+    """
+    runs, written = [], {}
+    for number, values in enumerate(_listed_runs(path), 1):
+        with about(path, f"run {number}"):
+            settings = Settings.from_mapping(values, path.parent).with_options(options)
+            check_ready(settings, as_key)
+            for output in outputs(settings):
+                key = os.path.realpath(output)
+                if key in written:
+                    raise UserError(f"{output} is written by run {written[key]} already: give each run its own 'out'.")
+                written[key] = number
+            runs.append(settings)
+    return runs
+
+
+def _listed_runs(path: Path) -> list[dict[str, Any]]:
+    data, expected = read_yaml(path), "expected a list of runs, or 'runs:' with 'defaults:' beside it"
+    defaults: Any = {}
+    if isinstance(data, Mapping):
+        if unknown := sorted(map(str, set(data) - {"runs", "defaults"})):
+            raise UserError(f"{path} has the keys {', '.join(unknown)}: {expected}.")
+        data, defaults = data.get("runs"), data.get("defaults") or {}
+    if not isinstance(data, list) or not data or not all(isinstance(run, Mapping) for run in [defaults, *data]):
+        raise UserError(f"{path} holds no runs: {expected}.")
+    return [{**defaults, **run} for run in data]
+
+
+def check_ready(settings: Settings, label: Label = as_option) -> None:
+    """Refuses what cannot run: contradictions, missing inputs, outputs that cannot be written. Raises `UserError`."""
+    check_settings(settings, label)
+    check_inputs(settings, label)
+    if settings.out is None:
+        raise UserError(f"There is no name for the result: give {label('out')}.")
+    read = {os.path.realpath(path): name for name, paths in settings.inputs().items() for path in paths}
+    for path in outputs(settings):
+        if name := read.get(os.path.realpath(path)):
+            raise UserError(f"{path} would overwrite what {label(name)} reads: give the result another name.")
+    _check_format(settings)
+
+
+def outputs(settings: Settings) -> list[Path]:
+    """Every path that a run writes."""
+    from ..video.writing import numbered
+
+    videos = numbered(settings.out, settings.batch_size) if settings.out else []
+    return [*videos, *([settings.sheet] if settings.sheet else [])]
+
+
+def _check_format(settings: Settings) -> None:
+    """Refuses now what writing would refuse after minutes of composing."""
+    from ..video.writing import check_format
+
+    form = check_format(settings.out, settings.fps)
+    if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
+        raise UserError(f"{settings.sheet} cannot be written: expected a name that ends in .png for a contact sheet.")
+    for path in outputs(settings):
+        if path == settings.sheet:
+            check_place(path)
+        else:
+            check_video_place(path, form)
+
+
+# --- One run --------------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, composer: VideoComposer | None = None, progress: Progress | None = None) -> list[str]:
+    """Composes and writes what the settings say. Returns lines on it: one for each file, and what was chosen.
+
+    Args:
+        composer: of the settings' checkpoint; by default it is loaded.
+
+    Raises:
+        UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
+    """
+    from ..diffusion.samplers import Sampling
+    from ..diffusion.windows import Windows
+    from ..extract.pictures import picture_of
+    from ..pipeline import compose
+
+    check_ready(settings)
+    composer = load(settings, progress) if composer is None else composer
+    full, plan = fill_in(settings, composer.config)
+    made = make_conditions(full, plan, composer.config, progress)
+    style, init = _style(full), _init(full, plan)
+    videos = compose(
+        composer,
+        full.text,
+        negative=full.negative,
+        style=style,
+        conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
+        init=init,
+        sampling=Sampling(
+            full.sampler,
+            full.steps,
+            full.denoise,
+            full.eta,
+            guidance=full.guidance,
+            condition_guidance=full.condition_guidance,
+            rescale=full.rescale,
+        ),
+        frames=full.frames,
+        size=full.size,
+        batch=full.batch_size,
+        seed=full.seed,
+        windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
+        chunk=full.chunk,
+        tile=full.tile,
+        progress=progress,
+    )
+    record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
+    shown = {
+        **{name: picture_of(name, each.tensor) for name, each in made.items()},
+        **({"style": style.image[:, :, None]} if style else {}),
+        **({"init": init} if full.init else {}),
+    }
+    notes = [each.note for each in made.values() if each.note]
+    chosen = _chosen(settings, full, plan, record)
+    return [*_write(full, record, videos, shown, progress), *notes, *([chosen] if chosen else [])]
+
+
+def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
+    """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
+    options = {name: getattr(settings, name) for name in LOADING}
+    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
+
+
+def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | None]:
+    """The settings with all that the checkpoint or the source decides, and the source's frame plan where there is one.
+
+    Raises:
+        UserError: a source that is unreadable or too short.
+    """
+    frames = settings.frames or config.frames
+    height, width = size = settings.size or (config.height, config.width)
+    plan = frame_plan(settings, frames)
+    window = settings.window or (config.frames if frames > config.frames else None)
+    full = dataclasses.replace(
+        settings,
+        frames=frames,
+        size=size,
+        fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
+        scale=settings.scale or max(1, 256 // min(height, width)),
+        guidance=config.guidance if settings.guidance is None else settings.guidance,
+        window=window,
+        overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
+    )
+    return full, plan
+
+
+def _style(settings: Settings) -> Any:
+    from ..pipeline import Style
+    from ..video import read_image
+
+    return None if settings.style is None else Style(read_image(settings.style), **_applied(settings, "style"))
+
+
+def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
+    """The video to begin from, `(1, 3, F, H, W)`; beside a source, at the source's rate, so that they stay in step."""
+    from ..video import read_frames
+
+    if settings.init is None:
+        return None
+    if settings.video is not None:
+        plan = plan_frames(probed(settings.init), settings.frames, plan.rate, settings.start)
+    return read_frames(settings.init, plan, settings.size)
+
+
+def _applied(settings: Settings, name: str) -> dict[str, float]:
+    """How a condition is applied: arguments of `Condition` and `Style`."""
+    start, end = settings.schedule.get(name, (0.0, 1.0))
+    return {"strength": settings.strength.get(name, 1.0), "start": start, "end": end}
+
+
+# What is told of settings that were not given: (setting, words from the filled-in settings).
+_CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
+    ("frames", lambda s: f"{s.frames} frames"),
+    ("size", lambda s: f"size {s.size[1]}x{s.size[0]}"),
+    ("window", lambda s: f"windows of {s.window} frames that share {s.overlap}"),
+    ("guidance", lambda s: f"guidance {s.guidance:g}"),
+    ("fps", lambda s: f"{s.fps:g} frames a second"),
+    ("scale", lambda s: f"every pixel enlarged {s.scale} times"),
+)
+
+
+def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Record) -> str:
+    """One sentence on what was chosen for the user; empty where nothing was."""
+    words = [
+        say(full)
+        for name, say in _CHOICES
+        if getattr(given, name) is None and getattr(full, name) is not None and (name, full.scale) != ("scale", 1)
+    ]
+    if given.takes_frames and given.rate is None:
+        words.append(f"{float(plan.rate):g} frames taken from each second of {(given.video or given.init).name}")
+    if given.device == "auto":
+        words.append(f"{record.machine['device']} in {record.machine['compute']}")
+    return f"chosen: {', '.join(words)}" if words else ""
+
+
+def _write(
+    settings: Settings,
+    record: Record,
+    videos: Tensor,
+    shown: Mapping[str, Tensor],
+    progress: Progress | None,
+) -> list[str]:
+    from ..video.writing import write_contact_sheet, write_videos
+
+    metadata = {KEY: record.to_json()}
+    height, width = (side * settings.scale for side in settings.size)
+    paths = write_videos(settings.out, videos, settings.fps, settings.scale, metadata, progress)
+    what = f"{settings.frames} frames of {width}x{height} at {settings.fps:g} a second"
+    summary = [f"{path}: {what}, seed {settings.seed + i}" for i, path in enumerate(paths)]
+    if settings.sheet is not None:
+        rows = list(shown.items())
+        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
+        summary.append(f"{settings.sheet}: what the network saw and what it made")
+    return summary
+
+
+# --- Many runs ------------------------------------------------------------------------------------------------------
+
+
+def run_all(
+    runs: Sequence[Settings], progress: Progress | None = None
+) -> Iterator[tuple[Settings, list[str] | Exception]]:
+    """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
+    rest; neighbours share what they load."""
+    composer, loaded = None, None
+    for settings in runs:
+        try:
+            wanted = [getattr(settings, name) for name in ("checkpoint", "parts", *LOADING)]
+            if composer is None or wanted != loaded:
+                composer = None  # given back before the next one is loaded
+                composer, loaded = load(settings, progress), wanted
+            outcome = run(settings, composer, progress)
+        except Exception as error:  # told by the caller, at the end
+            outcome = error
+        yield settings, outcome

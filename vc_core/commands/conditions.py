@@ -1,0 +1,115 @@
+"""From settings to conditions: what `./vc compose` and `./vc extract` share."""
+
+import dataclasses
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import Config
+from ..errors import UserError
+from ..progress import Progress
+from ..video import FramePlan, VideoInfo, plan_frames, probe
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..extract.sources import Extracted, Options
+
+
+def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
+    """The frame plan of the source, the video or else the one to begin from; None where there is neither.
+
+    Where the source's first frame is all that is taken, the plan is of that frame alone, the first of the `frames` that
+    a sequence would have; a clip may be too short for the sequence then.
+
+    Raises:
+        UserError: a source that is unreadable or too short.
+    """
+    source = settings.video or settings.init
+    if source is None:
+        return None
+    info = probed(source)
+    if settings.takes_frames:
+        return plan_frames(info, frames, settings.rate, settings.start)
+    there = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
+    plan = plan_frames(info, min(frames, there), settings.rate, settings.start)
+    return dataclasses.replace(plan, frames=1)
+
+
+def probed(path: Path) -> VideoInfo:
+    """`probe`, which warns of what is decided for the user, such as HDR's light."""
+    info = probe(path)
+    if info.note:
+        warnings.warn(info.note, stacklevel=2)
+    return info
+
+
+def options_of(settings: Settings) -> "Options":
+    """How conditions are made, by the settings of these names. Raises `UserError` for a device that is not there."""
+    from ..composer import choose_device
+    from ..extract.sources import Options
+
+    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Options) if hasattr(settings, f.name)}
+    return Options(**{**named, "models": settings.models or None, "device": str(choose_device(settings.device))})
+
+
+def make_conditions(
+    settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None = None
+) -> "dict[str, Extracted]":
+    """The conditions by name, made from the source, by hand, and from the images.
+
+    Args:
+        settings: with `frames` and `size` filled in.
+        plan: of the source, see `frame_plan`.
+        config: of the checkpoint whose kind of conditions they are.
+
+    Raises:
+        UserError: a file that is unreadable, or a network whose files are missing.
+    """
+    from ..extract.sources import Source, extract_condition
+    from ..video import read_image
+
+    plain = options_of(settings)
+
+    def make(name: str, clip: Any, options: "Options" = plain) -> "Extracted":
+        return extract_condition(name, Source(clip, plan, settings.size, config.extraction), options, progress)
+
+    made = {name: make(name, settings.video) for name in settings.use}
+    if settings.moves_by_hand:
+        made["motion"] = _motion_by_hand(settings, config)
+    if settings.image is not None:
+        made["single_image"] = make("single_image", read_image(settings.image)[:, :, None])
+    if settings.sketch is not None:
+        lines = None if settings.lines == "none" else settings.lines
+        options = dataclasses.replace(plain, drawing=lines)
+        drawn = make("single_sketch", read_image(settings.sketch)[:, :, None], options)
+        if lines and settings.sketch_lines is None:
+            note = (
+                f"single_sketch: {settings.sketch.name} is taken as a drawing with dark lines; --sketch-lines says "
+                "otherwise."
+            )
+            drawn = dataclasses.replace(drawn, note=note)
+        made["single_sketch"] = drawn
+    return made
+
+
+def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
+    """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
+    from ..extract.motion.camera import CameraMove, camera_field, condition_from_field
+    from ..extract.motion.tracks import read_tracks, tracks_field
+    from ..extract.sources import Extracted
+
+    move = CameraMove(settings.pan, settings.zoom, settings.roll, settings.easing)
+    field = camera_field(move, settings.frames, settings.size)
+    if settings.tracks is not None:
+        tracks = read_tracks(settings.tracks)
+        drawn = tracks_field(
+            tracks, settings.frames, settings.size, settings.canvas, settings.radius, easing=settings.easing
+        )
+        if not drawn.any():
+            raise UserError(
+                f"No track of {settings.tracks} moves anything in the video: give --canvas WIDTHxHEIGHT, the size of "
+                "what they were drawn on."
+            )
+        field = field + drawn
+    return Extracted(condition_from_field(field, config.extraction, settings.size), {"method": "by hand"})

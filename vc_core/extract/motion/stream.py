@@ -1,0 +1,219 @@
+"""The motion that a file already holds: its own block vectors at its own rate, followed along the frames that the plan
+skips. Where they do not tell it, the file is encoded anew at its own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
+from itertools import chain, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...progress import Progress
+from ...video.coded import references, sequence_headers
+from ...video.decoding import decode
+from ...video.frames import pictures
+from ...video.opening import Media
+from ...video.packets import Index
+from ...video.showing import Picture, filtering, stored_picture
+from .clip import Clip
+from .reencode import REENCODE, reencoded
+from .vectors import NONE, BlockMeans, CellMap, PointMap, exported, fill, to_cells
+
+CELL = 8  # decoders export no smaller blocks
+CODECS = ("h264", "mpeg4", "mpeg2video", "flv")
+"""Decoders that export block vectors; the others, such as HEVC's, VP9's and AV1's, silently export none."""
+
+TOGETHER = 32  # steps that are kept before they are followed and become one
+
+
+class Obstacle(Exception):
+    """Why a stream's own vectors do not tell the motion from each frame to the next."""
+
+
+def stream_field(
+    clip: Clip, size: tuple[int, int], layout: str, nominal_height: int | None, progress: Progress | None
+) -> tuple[Tensor, str | None]:
+    """The field (1, 2, F, h, w) of a clip, and why it is not of the file's own vectors, or None where it is."""
+    settings, table = REENCODE["steps"], clip.table
+    times = [*clip.times] if table is None else [at for at in table.times if clip.times[0] <= at <= clip.times[-1]]
+    position = {time: number for number, time in enumerate(times)}
+    counts = [position[b] - position[a] for a, b in pairwise(clip.times)]
+
+    def drawn(steps: Iterator[np.ndarray], picture: Picture, shown: tuple[int, int]) -> Tensor:
+        maps = _along(steps, counts, picture, shown, size, layout)
+        return fill(_told(maps, clip.plan.frames, progress), clip.plan.frames, size)
+
+    try:
+        if reason := obstacle(table):
+            raise Obstacle(reason)
+        picture = stored_picture(clip.video)
+        return drawn(
+            own_steps(clip.video, table, times, picture.size), picture, _at(nominal_height, picture.shown)
+        ), None
+    except Obstacle as error:
+        why = str(error)
+    rate, filters = clip.plan.rate, settings.filters(nominal_height)
+    if table is None:
+        frames = clip.shown(filters)
+    else:
+        rate = Fraction(max(1, round(1 / (table.step * table.time_base))))
+        frames = pictures(clip.video, table, times, filters)
+    first = next(frames)
+    source = first.height, first.width
+    found = reencoded(chain([first], frames), rate, sum(counts) + 1, settings, clip.name)
+    with closing(found):
+        next(found)  # of the first frame, before which there is none
+        steps = (closed(to_cells(rows, source, CELL)) for rows in found)
+        return drawn(steps, Picture(source, source), source), why
+
+
+def _at(nominal_height: int | None, shown: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that the filters for a nominal height make of a picture that is shown at (height, width)."""
+    if nominal_height is None:
+        return shown
+    height = nominal_height // 2 * 2
+    return height, 2 * round(height * shown[1] / shown[0] / 2)
+
+
+def _told(maps: Iterable, frames: int, progress: Progress | None) -> Iterator:
+    for number, each in enumerate(maps, 1):
+        yield each
+        if progress is not None:
+            progress("motion", number, frames)
+
+
+def _along(
+    steps: Iterator[np.ndarray],
+    counts: list[int],
+    picture: Picture,
+    shown: tuple[int, int],
+    size: tuple[int, int],
+    layout: str,
+) -> Iterator[Tensor]:
+    """The maps (2, h, w) of steps, so many of them from each of the plan's frames to the next; the first is zero.
+
+    The steps are those of the picture as it is stored; the maps are of it at the size `shown`, and upright.
+    """
+    turn = picture.turn
+    source, backward = turn.axes(picture.size), (turn.rows, turn.columns)
+    dense = CellMap(source, size, CELL, shown, backward)
+    points, blocks = PointMap(shown, size), BlockMeans(source, shown, CELL, backward)
+    down, right = (
+        (-to if reverse else to) / length for to, reverse, length in zip(shown, backward, source, strict=True)
+    )
+    scale = np.array([right, down], np.float32).reshape(2, 1, 1)
+    yield torch.zeros(2, *size)
+    for grid in between_ticks(steps, counts):
+        if grid is None:
+            yield torch.zeros(2, *size)
+            continue
+        grid = np.ascontiguousarray((grid[::-1].swapaxes(1, 2) if turn.transposed else grid) * scale)
+        yield dense.spread(grid) * dense.scale if layout == "dense" else points(blocks(grid))
+
+
+def obstacle(table: Index | None) -> str | None:
+    """Why the stream's own vectors do not tell the motion, as far as its headers say; None where they may."""
+    if table is None:
+        return "frames alone have no vectors"
+    if table.codec not in CODECS:
+        return f"{table.codec} gives no block vectors"
+    if table.reordered:
+        return "its frames refer to later ones (B-frames)"
+    if any(packet.coded.disposable for packet in table.packets[:-1]):
+        return "its frames do not always refer to the one before"
+    if table.codec == "h264":
+        try:
+            headers = [references(header) for header in sequence_headers(table.extradata)]
+        except (ValueError, IndexError):
+            headers = []
+        if not headers:
+            return "its headers do not say which frames are referred to"
+        if any(frames > 1 for frames, _ in headers):
+            return "its frames may refer to others than the one before"
+        if not all(whole for _, whole in headers):
+            return "it is interlaced"
+    return None
+
+
+def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple[int, str, np.ndarray]]:
+    """(time, kind, VECTOR rows) of the stream's frames at `times`, in order, exact.
+
+    Raises Obstacle at a frame whose vectors are not from the one before, UserError for a damaged file.
+    """
+    import av
+
+    for time, frame in decode(video, table, times, vectors=True):
+        letter = av.video.frame.PictureType(frame.pict_type).name
+        if letter not in "IP":
+            raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
+        if frame.interlaced_frame:
+            raise Obstacle("it is interlaced")
+        # Where the stream says that the frame before is shown on, its vectors have been told.
+        yield (time, letter, exported(frame)) if frame.pts == time else (time, "P", NONE)
+
+
+def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The grid (2, rows, columns) of each frame of `times` after the first: displacements since the one before.
+
+    Across an I-frame, which has no vectors, the two pictures are decoded and encoded for theirs.
+    """
+    settings, before = REENCODE["dense"], dict(pairwise(times[::-1]))
+    for time, letter, rows in own_rows(video, table, times[1:]):
+        if letter == "I":
+            run = filtering(video, settings.filters(), None, table.colour)
+            two = (run(frame) for _, frame in decode(video, table, (before[time], time)))
+            _, rows = reencoded(two, Fraction(25), 2, settings)
+        yield closed(to_cells(rows, source, CELL))
+
+
+def closed(grid: np.ndarray, rings: int = 8) -> np.ndarray:
+    """The grid with its holes, blocks coded without reference, filled from around them, so many cells far; else zero.
+
+    Each hole takes the mean of its known neighbours, ring by ring.
+    """
+    for _ in range(rings):
+        known = ~np.isnan(grid[0])
+        if known.all() or not known.any():
+            break
+        counts, sums = _neighbours(known.astype(np.float32)[None]), _neighbours(np.nan_to_num(grid))
+        new = ~known & (counts[0] > 0)
+        grid = np.where(new, sums / np.maximum(counts, 1), grid)
+    return np.nan_to_num(grid)
+
+
+def _neighbours(grid: np.ndarray) -> np.ndarray:
+    """The sum over each cell's 3 x 3 neighbourhood."""
+    padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)))
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+
+
+def follow(steps: Sequence[np.ndarray]) -> np.ndarray:
+    """The displacements (2, rows, columns) over several steps, at the cells of the last frame.
+
+    Each cell's content is followed backwards to where it was a frame before, and the vector found there added: what
+    a fixed place saw passing by is not summed. Content that came from outside keeps the border's motion.
+    """
+    _, rows, columns = steps[-1].shape
+    y, x = (np.mgrid[:rows, :columns].astype(np.float32) + 0.5) * CELL
+    total = np.zeros_like(steps[-1])
+    for step in reversed(steps):
+        at_y = np.floor((y - total[1]) / CELL).astype(np.intp).clip(0, rows - 1)
+        at_x = np.floor((x - total[0]) / CELL).astype(np.intp).clip(0, columns - 1)
+        total = total + step[:, at_y, at_x]
+    return total
+
+
+def between_ticks(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray | None]:
+    """One grid for each count: so many steps, followed; None for no steps. Memory does not grow with the count."""
+    for count in counts:
+        kept: list[np.ndarray] = []
+        for _ in range(count):
+            if len(kept) == TOGETHER:
+                kept = [follow(kept)]
+            kept.append(next(steps))
+        yield follow(kept) if kept else None

