@@ -5,11 +5,11 @@ Of a LoRA's run it is the LoRA, for ComfyUI's LoRA loaders; of another the netwo
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from vc_core.files import SUFFIXES, check_target
 from vc_core.layouts import shorten
 from vc_core.model.layout import to_released
 from vc_core.model.unet import UNet3D
-from vc_core.terminal import run_program
+from vc_core.terminal import argument, option, parsed, run_program
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -122,31 +122,29 @@ def trained_network(checkpoint: Path, recipe: Recipe, weights: Mapping[str, Tens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns its exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="vc export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors to write")
-    parser.add_argument("--raw", action="store_true", help="the last step's weights instead of the averaged ones")
-    parser.add_argument("--merge", action="store_true", help="of a LoRA's run the network with the LoRA in it")
-    parser.add_argument("--network-only", action="store_true", help="leave out the autoencoder and the towers")
-    parser.add_argument("--dtype", default="fp16", choices=list(DTYPES), help="of the file (default: fp16)")
-    given = parser.parse_args(arguments)
-    return run_program(lambda: _run(given))
+    return run_program(parsed(program, arguments, "vc export", __doc__))
 
 
-def _run(given: argparse.Namespace) -> None:
-    if not checkpoints(given.run) and files.holds_bundled(given.run):
-        if given.raw or given.merge or given.network_only or given.dtype != "fp16":
-            raise UserError(f"{given.run} is a run of the bundled checkpoint, whose file is whole, averaged and in "
-                            "fp16: leave out --raw, --merge, --network-only and --dtype.")  # fmt: skip
-        check_target(given.out)
-        files.export_run(given.run, given.out)
-        print(f"{given.out}: the bundled checkpoint of {given.run}")
+def program(
+    run: argument(Path, "folder of the run", "RUN"),
+    out: option(Path, "the .safetensors to write", "-o"),
+    raw: option(bool, "the last step's weights instead of the averaged ones") = False,
+    merge: option(bool, "of a LoRA's run the network with the LoRA in it") = False,
+    network_only: option(bool, "leave out the autoencoder and the towers") = False,
+    dtype: option(Literal["fp32", "fp16", "bf16"], "of the file (default: fp16)") = "fp16",
+) -> None:
+    if not checkpoints(run) and files.holds_bundled(run):
+        if raw or merge or network_only or dtype != "fp16":
+            raise UserError(
+                f"{run} is a run of the bundled checkpoint, whose file is whole, averaged and in fp16: leave out "
+                "--raw, --merge, --network-only and --dtype."
+            )
+        check_target(out)
+        files.export_run(run, out)
+        print(f"{out}: the bundled checkpoint of {run}")
         return
-    options = {"average": not given.raw, "merge": given.merge, "network_only": given.network_only, "dtype": given.dtype}
-    said = json.loads(export(given.run, given.out, **options)[TRAINING])
-    print(f"{given.out}: {said['weights']} weights of step {said['step']}")
+    said = json.loads(export(run, out, average=not raw, merge=merge, network_only=network_only, dtype=dtype)[TRAINING])
+    print(f"{out}: {said['weights']} weights of step {said['step']}")
 
 
 if __name__ == "__main__":

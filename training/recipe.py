@@ -19,6 +19,7 @@ from vc_core.conditions import CONDITIONS
 from vc_core.configuration import WHOLE, BeforeValidator, Field, Problem, bare, build, checked, limits, words
 from vc_core.errors import UserError, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
+from vc_core.terminal import parsed_by_tyro
 
 
 def _number(value: Any) -> Any:
@@ -314,16 +315,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such file, broken YAML, unknown keys, or values of another type or out of their range.
         SystemExit: of tyro, for options that are wrong (2) and for `--help` (0), which shows every field.
     """
-    import tyro
-
     path = Path(path)
-    recipe = tyro.cli(
-        Recipe,
-        prog=f"vc train {path}",
-        description=f"A training run by the recipe {path}, whose values are shown as the defaults.",
-        args=list(overrides),
-        default=_read_yaml(path),
-    )
+    described = f"A training run by the recipe {path}, whose values are shown as the defaults."
+    recipe = parsed_by_tyro(Recipe, list(overrides), f"vc train {path}", described, default=_read_yaml(path))
     return _with_files(recipe, None)
 
 

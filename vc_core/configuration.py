@@ -114,7 +114,7 @@ def build(kind: Any, plain: Any, tell: Tell, where: tuple[str | int, ...] = ()) 
 def words(hint: Any, ranges: bool = True) -> str:
     """What a value of a type is, as in `expected a whole number from 1 to 64`."""
     inner, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
-    for note in notes:
+    for note in reversed(notes):
         if isinstance(note, Spoken):
             return note.expected
     origin, arguments = get_origin(inner), get_args(inner)
@@ -136,7 +136,7 @@ def words(hint: Any, ranges: bool = True) -> str:
 
 def form(hint: Any) -> str:
     """What a help text shows in place of a value; empty for a switch."""
-    for note in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+    for note in reversed(get_args(hint)[1:] if get_origin(hint) is Annotated else ()):
         if isinstance(note, Spoken):
             return note.form
     if get_origin(hint) in (Annotated, Union, UnionType):

@@ -1,19 +1,107 @@
-"""What every program of the project does on a terminal: an exit status, a sentence for an error, progress bars."""
+"""What every program of the project does on a terminal: its options, an exit status, a sentence for an error, progress
+bars."""
 
+import functools
+import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import Annotated, Any
 
+from .configuration import form, words
 from .disk import WriteError, write_error
 from .errors import UserError
 
 USERS_ERROR, INTERRUPTED, UNHEARD = 2, 130, 141
 
 
-def run_program(work: Callable[[], int | None], interrupted: str = "interrupted", debug: bool = False) -> int:
+def option(hint: Any, help: str, *short: str, shown: str | None = None, name: str | None = None) -> Any:
+    """The annotation of a command's parameter, an option of the command line.
+
+    Args:
+        hint: its type; of a number with its range.
+        help: with the default, where there is one to tell.
+        short: further names.
+        shown: in the help, in place of the value.
+        name: another one than the parameter's.
+    """
+    import pydantic
+    from tyro.conf import FlagCreatePairsOff, arg
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    about = arg(name=name, metavar=shown, help=help, aliases=short or None, help_behavior_hint="", prefix_name=False)
+    if hint is bool:
+        hint = FlagCreatePairsOff[bool]
+    if form(hint) in ("NAME", ""):
+        return Annotated[hint, about]
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return pydantic.TypeAdapter(hint).validate_python(texts[0])
+        except ValueError:
+            raise ValueError(f"expected {words(hint)}") from None
+
+    return Annotated[
+        hint, PrimitiveConstructorSpec(1, form(hint), read, lambda _: True, lambda value: [str(value)]), about
+    ]
+
+
+def argument(hint: Any, help: str, shown: str) -> Any:
+    """As `option`, of what has no name before it."""
+    from tyro.conf import Positional
+
+    return Positional[option(hint, help, shown=shown)]
+
+
+def each(hint: Any) -> Any:
+    """The type of an option that may be repeated, of what it takes each time."""
+    from tyro.conf import UseAppendAction
+
+    return UseAppendAction[tuple[hint, ...]]
+
+
+def sentence(error: Exception) -> str:
+    """What is told of an error that ends a command."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where it came from)"
+
+
+def parsed(program: Callable[..., Any], argv: Sequence[str] | None, prog: str, description: str) -> Callable[[], Any]:
+    """A program, a function of its options, with what a command line says; none: this process's.
+
+    Raises:
+        SystemExit: of status 2 for what is wrong, which is told in a sentence, and of 0 after `--help`.
+    """
+    from tyro.conf import DisallowNone
+
+    taken = functools.wraps(program)(functools.partial(functools.partial, program))
+    return parsed_by_tyro(taken, argv, prog, description, config=(DisallowNone,))
+
+
+def parsed_by_tyro(kind: Any, argv: Sequence[str] | None, prog: str, description: str, **settings: Any) -> Any:
+    """`tyro.cli`, whose complaints become a sentence. Raises as `parsed`."""
+    import tyro
+
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
+    except SystemExit as left:
+        if left.code:
+            lines = [line.strip("│ ") for line in told.getvalue().splitlines()[1:-1]]
+            parts = [" ".join(part.split()) for part in "\n".join(lines).split("─" * 8)]
+            print("vc:", "; ".join(part.strip("─. ") for part in parts if part.strip("─ ")), file=sys.stderr)
+        raise
+
+
+debugging = False
+"""Whether errors rise that would be told in a sentence: `--debug`."""
+
+
+def run_program(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Does a program's work and returns its exit status: 2 for what the user can mend, 130 for Ctrl-C, 141 where nobody
     reads its output any more, else its own.
 
@@ -21,7 +109,6 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
 
     Args:
         interrupted: what is said after Ctrl-C.
-        debug: let users' errors rise too.
     """
     try:
         with warnings.catch_warnings():
@@ -36,12 +123,12 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
         print(f"vc: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except UserError as error:
-        if debug:
+        if debugging:
             raise
         print(f"vc: {error}", file=sys.stderr)
         return USERS_ERROR
     except Exception as error:
-        told = None if debug else write_error(error)
+        told = None if debugging else write_error(error)
         if told is None:
             raise
         with suppress(WriteError):

@@ -238,7 +238,7 @@ def named(path: Path) -> list[str]:
 def test_requirements_leave_a_comfyui_environments_torch_alone(repository):
     assert not {"torch", "torchvision", "torchaudio"} & set(named(repository / "requirements.txt"))
     # All that a stock ComfyUI 0.3.64 has installed, in any case: the nodes bring no package of their own.
-    stock = {"av", "einops", "kornia", "numpy", "pillow", "safetensors", "tqdm"}
+    stock = {"av", "einops", "kornia", "numpy", "pillow", "pydantic", "safetensors", "tqdm"}
     assert {name.lower() for name in named(repository / "requirements.txt")} <= stock
     assert "==" not in (repository / "requirements.txt").read_text()
 

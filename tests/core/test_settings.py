@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from vc_core.commands.checks import check_settings
 from vc_core.commands.record import Record
-from vc_core.commands.settings import SETTINGS, Settings, as_option
-from vc_core.commands.values import APPLIED, EASINGS, MASKS, METHODS, MODES, WHITES
+from vc_core.commands.settings import (
+    APPLIED,
+    EASINGS,
+    MASKS,
+    METHODS,
+    MODES,
+    SETTINGS,
+    TITLES,
+    WHITES,
+    Settings,
+    as_option,
+)
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.errors import UserError
@@ -103,8 +114,7 @@ def test_any_settings_survive_json(settings):
 def as_texts(settings):
     """Settings as a user types them."""
     texts = {}
-    for name, setting in SETTINGS.items():
-        value = setting.kind.plain(getattr(settings, name)) if getattr(settings, name) is not None else None
+    for name, value in {**settings.to_mapping(), "checkpoint": settings.checkpoint}.items():
         if isinstance(value, dict):
             value = [f"{k}={':'.join(map(repr, v)) if isinstance(v, list) else repr(v)}" for k, v in value.items()]
         elif name in ("use", "pan"):
@@ -248,7 +258,7 @@ DEPTH, MASK = ({"video": "a.mp4", "use": (name,)} for name in ("depth", "mask"))
 )
 def test_contradictions_and_what_has_no_effect(values, message):
     with pytest.raises(UserError) as error:
-        Settings(**values).check()
+        check_settings(Settings(**values))
     assert message in str(error.value)
 
 
@@ -271,12 +281,13 @@ def test_contradictions_and_what_has_no_effect(values, message):
     ],
 )
 def test_what_is_fine(values):
-    Settings(**values).check()
+    check_settings(Settings(**values))
 
 
 def test_every_setting_has_a_help_text_and_a_group():
-    for name, setting in SETTINGS.items():
-        assert setting.help and setting.group, name
+    assert set(TITLES) == set(SETTINGS)
+    for name, help in SETTINGS.items():
+        assert help and TITLES[name], name
         assert as_option(name).startswith("--") and "_" not in as_option(name)
 
 

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -56,7 +57,7 @@ def _tell(problem: Problem, label: Label = as_key, text: Any = None) -> str:
         expected = problem.said
     elif get_origin(hint) is Literal:
         expected += nearest(problem.value, get_args(hint))
-    elif get_origin(hint) is dict and isinstance(problem.value, list):  # an option's
+    elif get_origin(hint) is dict and isinstance(problem.value, list | tuple):  # an option's
         expected = f"expected {form(problem.hint)}"
     return f"{label(name)} {spelled(problem.value if text is None else text)} is not possible: {expected}."
 
@@ -397,7 +398,10 @@ SERVES: dict[str, tuple[str, ...]] = {
 }
 """Settings that are about single conditions -> those that are made in another way by them."""
 
-GROUPS = {
+SETTINGS: dict[str, str] = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
+"""The help text of each."""
+
+_FIRST = {
     "video": "conditions from a video",
     "tracks": "motion made by hand",
     "text": "text and images",
@@ -406,10 +410,8 @@ GROUPS = {
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",
 }
-"""Titles of the help; a setting that is not here belongs to the one before it."""
-
-SETTINGS: dict[str, str] = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
-"""The help text of each."""
+TITLES = dict(zip(SETTINGS, accumulate(map(_FIRST.get, SETTINGS), lambda last, own: own or last), strict=True))
+"""Of the groups of the help, by setting."""
 
 DEFAULTS = vars(Settings())
 

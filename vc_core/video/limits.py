@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -10,8 +9,9 @@ import struct
 import zlib
 from contextlib import suppress
 from fractions import Fraction
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+from ..configuration import Field, Spoken
 from ..errors import UserError
 
 SLOWEST, FASTEST = Fraction(1, 100), 1000
@@ -115,23 +115,15 @@ def decoder_options() -> dict[str, str]:
     return {"max_pixels": str(min(most_pixels() * 9 // 8 + 2**17, 2**31 - 1))}
 
 
-class MaxMegapixels(argparse.Action):
-    """The option of commands that read pictures; it holds for the processes that they start too."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        os.environ[VARIABLE] = values
-        try:
-            most_pixels()
-        except UserError:
-            parser.error(f"argument {option_string}: {values}: expected megapixels, above 0 to 2000")
+def allow(megapixels: float | None) -> None:
+    """Raises or lowers what is decoded, also in the processes that are started, as `--max-megapixels` says."""
+    if megapixels is not None:
+        os.environ[VARIABLE] = f"{megapixels:g}"
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Adds `--max-megapixels` to a command."""
-    parser.add_argument(
-        "--max-megapixels",
-        action=MaxMegapixels,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help=f"largest picture or frame that is decoded (default: {MEGAPIXELS:g}; also {VARIABLE})",
-    )
+def megapixels_option() -> Any:
+    """The annotation of `--max-megapixels`, a command's parameter."""
+    from ..terminal import option
+
+    help = f"largest picture or frame that is decoded (default: {MEGAPIXELS:g}; also {VARIABLE})"
+    return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels, above 0 to 2000", "N")] | None, help)
