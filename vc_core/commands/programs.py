@@ -92,8 +92,8 @@ def compose(
     if files.batch is not None:
         return _compose_many(files, options)
     with progress_bars() as progress:
-        result = run(gather(files.source, options, progress), progress=progress)
-    for line in result.summary:
+        told = run(gather(files.source, options, progress), progress=progress)
+    for line in told:
         print(line)
     return None
 
@@ -105,12 +105,13 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     runs = gather_many(files.batch, options)
     failed = []
     with progress_bars() as progress:
-        for number, outcome in enumerate(run_all(runs, progress), 1):
-            if outcome.error is not None:
-                failed.append(f"run {number}, {outcome.settings.out}: {sentence(outcome.error)}")
+        for number, (settings, outcome) in enumerate(run_all(runs, progress), 1):
+            if isinstance(outcome, Exception):
+                failed.append(f"run {number}, {settings.out}: {sentence(outcome)}")
                 if terminal.debugging:
-                    traceback.print_exception(outcome.error)
-            for line in outcome.result.summary if outcome.result else failed[-1:]:
+                    traceback.print_exception(outcome)
+                outcome = failed[-1:]
+            for line in outcome:
                 progress.write(f"[{number}/{len(runs)}] {line}")
     if failed:
         print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,8 @@ from .record import (
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run wrote, and what there is to say about it: a line for each file, and one for what was chosen."""
-
-    paths: list[Path]
-    summary: list[str]
+LOADING = ("device", "dtype", "compute", "offload", "compile")
+"""Settings that a composer is loaded by, besides its files."""
 
 
 # --- Settings, before anything runs ---------------------------------------------------------------------------------
@@ -148,8 +141,8 @@ def _check_format(settings: Settings) -> None:
 # --- One run --------------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, composer: VideoComposer | None = None, progress: Progress | None = None) -> Result:
-    """Composes and writes what the settings say.
+def run(settings: Settings, composer: VideoComposer | None = None, progress: Progress | None = None) -> list[str]:
+    """Composes and writes what the settings say. Returns lines on it: one for each file, and what was chosen.
 
     Args:
         composer: of the settings' checkpoint; by default it is loaded.
@@ -197,29 +190,13 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     }
     notes = [each.note for each in made.values() if each.note]
     chosen = _chosen(settings, full, plan, record)
-    result = _write(full, record, videos, shown, progress)
-    return Result(result.paths, [*result.summary, *notes, *([chosen] if chosen else [])])
+    return [*_write(full, record, videos, shown, progress), *notes, *([chosen] if chosen else [])]
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
-    return VideoComposer.load(
-        settings.checkpoint or BUNDLED,
-        settings.parts,
-        device=settings.device,
-        dtype=settings.dtype,
-        compute=settings.compute,
-        offload=settings.offload,
-        compile=settings.compile,
-        progress=progress,
-    )
-
-
-def _load_key(settings: Settings) -> tuple[Any, ...]:
-    """Equal for settings that `load` gives the same composer for."""
-    return tuple(
-        getattr(settings, name) for name in ("checkpoint", "parts", "device", "dtype", "compute", "offload", "compile")
-    )
+    options = {name: getattr(settings, name) for name in LOADING}
+    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
 
 
 def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | None]:
@@ -300,7 +277,7 @@ def _write(
     videos: Tensor,
     shown: Mapping[str, Tensor],
     progress: Progress | None,
-) -> Result:
+) -> list[str]:
     from ..video.writing import write_contact_sheet, write_videos
 
     metadata = {KEY: record.to_json()}
@@ -311,32 +288,27 @@ def _write(
     if settings.sheet is not None:
         rows = list(shown.items())
         rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        paths = [*paths, write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)]
+        write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
         summary.append(f"{settings.sheet}: what the network saw and what it made")
-    return Result(paths, summary)
+    return summary
 
 
 # --- Many runs ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one of many runs ended: with a result, or with the error that ended it."""
-
-    settings: Settings
-    result: Result | None = None
-    error: Exception | None = None
-
-
-def run_all(runs: Sequence[Settings], progress: Progress | None = None) -> Iterator[Outcome]:
-    """Runs one after the other; one that fails does not stop the rest. Neighbours share what they load."""
+def run_all(
+    runs: Sequence[Settings], progress: Progress | None = None
+) -> Iterator[tuple[Settings, list[str] | Exception]]:
+    """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
+    rest; neighbours share what they load."""
     composer, loaded = None, None
     for settings in runs:
         try:
-            if composer is None or _load_key(settings) != loaded:
+            wanted = [getattr(settings, name) for name in ("checkpoint", "parts", *LOADING)]
+            if composer is None or wanted != loaded:
                 composer = None  # given back before the next one is loaded
-                composer, loaded = load(settings, progress), _load_key(settings)
-            outcome = Outcome(settings, run(settings, composer, progress))
+                composer, loaded = load(settings, progress), wanted
+            outcome = run(settings, composer, progress)
         except Exception as error:  # told by the caller, at the end
-            outcome = Outcome(settings, error=error)
-        yield outcome
+            outcome = error
+        yield settings, outcome

@@ -4,7 +4,8 @@ the record inside a produced file, and every check of a value."""
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -328,12 +329,8 @@ class Settings:
 
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """These settings with a function applied to every path."""
-        changed: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, Path):
-                changed[name] = change(value)
-            elif name in ("models", "parts"):
-                changed[name] = tuple(map(change, value))
+        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in ("models", "parts")}
+        changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
     def inputs(self) -> dict[str, tuple[Path, ...]]:
@@ -375,19 +372,8 @@ GOES_WITH = (
 EITHER = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
 """Settings of which one leaves nothing for the other."""
 
-INPUTS = (
-    "video",
-    "depth_model",
-    "depth_maps",
-    "mask",
-    "tracks",
-    "image",
-    "sketch",
-    "style",
-    "init",
-    "checkpoint",
-    "parts",
-)
+_PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
+INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts")
 """Settings that name files which must be there."""
 
 SERVES: dict[str, tuple[str, ...]] = {
@@ -444,18 +430,16 @@ def _displaced(given: Collection[str]) -> dict[str, Any]:
 # --- Files of settings ----------------------------------------------------------------------------------------------
 
 
-class about:
+@contextmanager
+def about(path: str | Path, part: str = "") -> Iterator[None]:
     """Names a file, and what of it, in front of the message of any `UserError` from inside."""
-
-    def __init__(self, path: str | Path, part: str = ""):
-        self.prefix = f"{path}{part and ', ' + part}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError) and not str(error).startswith(self.prefix):
-            raise UserError(f"{self.prefix}: {error}") from error
+    prefix = f"{path}{part and ', ' + part}"
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(prefix):
+            raise
+        raise UserError(f"{prefix}: {error}") from error
 
 
 def read_yaml(path: str | Path) -> Any:
