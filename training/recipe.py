@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import CONDITIONS
-from vc_core.configuration import WHOLE, BeforeValidator, Field, Problem, bare, build, checked, limits, words
+from vc_core.configuration import WHOLE, BeforeValidator, Field, File, Problem, bare, build, checked, limits, words
 from vc_core.errors import UserError, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
 from vc_core.terminal import parsed_by_tyro
@@ -32,7 +32,6 @@ def _number(value: Any) -> Any:
 
 MORE = 10**30
 """Where a range has no end: beyond any number that is meant."""
-File = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) and value else value)]
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(ge=0)]
 AboveZero = Annotated[Number, Field(ge=1e-9)]
@@ -274,20 +273,29 @@ class Recipe:
         for i, domain in enumerate(self.data):
             for kind, name in [(kind, name) for kind, names in _ONLY.items() for name in names if kind != domain.kind]:
                 if getattr(domain, name) != (default := getattr(Domain, name)):
-                    raise UserError(f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
-                                    f"the kind {domain.kind}: leave it out, or at {default}.")  # fmt: skip
+                    raise UserError(
+                        f"The recipe's data.{i}.{name} is for data of the kind {kind}, and data.{i} is of "
+                        f"the kind {domain.kind}: leave it out, or at {default}."
+                    )
             if unknown := [name for name in domain.without if name not in ("text", "style", *CONDITIONS)]:
-                raise UserError(f"The recipe's data.{i}.without names {spelled(unknown, ', ')}: expected of text, "
-                                f"style, {', '.join(CONDITIONS)}.")  # fmt: skip
+                raise UserError(
+                    f"The recipe's data.{i}.without names {spelled(unknown, ', ')}: expected of text, "
+                    f"style, {', '.join(CONDITIONS)}."
+                )
         if unknown := [name for name in self.loss.lone if name not in ("text", *CONDITIONS)]:
-            raise UserError(f"The recipe's loss.lone names {spelled(unknown, ', ')}: expected of text, "
-                            f"{', '.join(CONDITIONS)}.")  # fmt: skip
+            raise UserError(
+                f"The recipe's loss.lone names {spelled(unknown, ', ')}: expected of text, {', '.join(CONDITIONS)}."
+            )
         if not all(share >= 0 for share in self.loss.lone.values()) or sum(self.loss.lone.values()) > 1:
-            raise UserError(f"The recipe's loss.lone is {shown(self.loss.lone)}: expected shares of 0 or more whose "
-                            "sum is at most 1.")  # fmt: skip
+            raise UserError(
+                f"The recipe's loss.lone is {shown(self.loss.lone)}: expected shares of 0 or more whose "
+                "sum is at most 1."
+            )
         if self.optimizer.kind == "muon" and self.engine.parallel != "ddp":
-            raise UserError("The recipe's optimizer muon needs whole matrices, and engine.parallel "
-                            f"{self.engine.parallel} shards them: take ddp, or adamw.")  # fmt: skip
+            raise UserError(
+                "The recipe's optimizer muon needs whole matrices, and engine.parallel "
+                f"{self.engine.parallel} shards them: take ddp, or adamw."
+            )
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 8:
             raise UserError(f"The recipe's size {self.width}x{self.height} is not possible: expected multiples of 8.")
         if self.start.kind != "scratch" and self.start.checkpoint is None:
@@ -295,8 +303,10 @@ class Recipe:
         if self.loss.text_dropout is not None and self.stage == 2:
             raise UserError("The recipe's loss.text_dropout is for stage 1: stage 2 drops text with the conditions.")
         if self.loss.zero_terminal_snr and self.loss.prediction == "epsilon":
-            raise UserError("The recipe's loss.zero_terminal_snr needs loss.prediction v_prediction: noise alone shows "
-                            "nothing of itself.")  # fmt: skip
+            raise UserError(
+                "The recipe's loss.zero_terminal_snr needs loss.prediction v_prediction: noise alone shows "
+                "nothing of itself."
+            )
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -325,8 +335,9 @@ def _read_yaml(path: Path) -> Recipe:
     try:
         plain = parse_yaml(read_text(path))
     except OSError as error:
-        raise UserError(f"The recipe {path} cannot be read ({error.strerror}): name one such as those in "
-                        "training/recipes.") from error  # fmt: skip
+        raise UserError(
+            f"The recipe {path} cannot be read ({error.strerror}): name one such as those in training/recipes."
+        ) from error
     except ValueError as error:
         raise UserError(f"The recipe {path} is no valid YAML: {error}.") from error
     try:
@@ -374,14 +385,10 @@ def as_plain(recipe: Recipe, whole_paths: bool = True) -> dict[str, Any]:
     """
 
     def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, tuple | list):
-            return [plain(v) for v in value]
         if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        if isinstance(value, Path):
-            return str(value) if whole_paths else value.name
-        return value
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return (str(value) if whole_paths else value.name) if isinstance(value, Path) else value
 
-    return plain(recipe)
+    return plain(dataclasses.asdict(recipe))

@@ -20,7 +20,6 @@ except ImportError:
     TypeAdapter = None
     BeforeValidator = Field = lambda *_, **__: None
 
-
 WHOLE = BeforeValidator(lambda value: value if type(value) is int else str(value))
 """Of a Literal of whole numbers: refuses 4.0 and True, which equal some."""
 
@@ -31,6 +30,13 @@ class Spoken:
 
     expected: str
     form: str = ""
+
+
+File = Annotated[
+    Path,
+    BeforeValidator(lambda value: Path(value) if isinstance(value, str) and value else value),
+    Spoken("a path", "FILE"),
+]
 
 
 @dataclasses.dataclass(frozen=True)

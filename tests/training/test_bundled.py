@@ -378,6 +378,19 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_the_design_is_read_with_little_installed(repository):
+    """Without pydantic nothing is checked, and lists become tuples all the same."""
+    read = (
+        "from training.bundled.design import read_design\n"
+        "design, config = read_design()\n"
+        "print(type(design.network.lengths), type(config.unet.multipliers), 'pydantic' in sys.modules)"
+    )
+    code = BLOCKED.replace("sys.exit(main(sys.argv[1:]))", read)
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=repository)
+    assert done.stdout == "<class 'tuple'> <class 'tuple'> False\n", done.stderr
+
+
 @pytest.mark.slow
 def test_a_minute_of_the_real_design_with_little_installed(repository, tmp_path):
     options = ["--out", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu", "--ranks", "1"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from ..conditions import CONDITIONS
-from ..configuration import Problem, Spoken, bare, checked, fitted, form, words
+from ..configuration import File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, shown, spelled
 from ..parsing import parse_json, parse_yaml
@@ -129,11 +129,6 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Mode, Method, Easing, White = Literal[MODES], Literal[METHODS], Literal[EASINGS], Literal[WHITES]
 Sampler = Literal[tuple(SAMPLERS)]
-File = Annotated[
-    Path,
-    BeforeValidator(lambda value: Path(value) if isinstance(value, str) and value else value),
-    Spoken("a path", "FILE"),
-]
 Files = Annotated[
     tuple[File, ...],
     Field(strict=False),
