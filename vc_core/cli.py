@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if not argv or argv[0] not in COMMANDS:
-        return _refused(
-            f"{argv[0] if argv else 'vc'}: expected one of the commands {', '.join([*HANDED_ON, *COMMANDS])}."
-        )
+        return _refused(f"expected one of the commands {', '.join([*HANDED_ON, *COMMANDS])}.")
     if not find_spec("tyro"):
         return _refused("the command line needs the library tyro, which is not installed: run pip install tyro.")
     load, summary = COMMANDS[argv[0]]

@@ -92,8 +92,9 @@ def parsed_by_tyro(kind: Any, argv: Sequence[str] | None, prog: str, description
     except SystemExit as left:
         if left.code:
             lines = [line.strip("│ ") for line in told.getvalue().splitlines()[1:-1]]
-            parts = [" ".join(part.split()) for part in "\n".join(lines).split("─" * 8)]
-            print("vc:", "; ".join(part.strip("─. ") for part in parts if part.strip("─ ")), file=sys.stderr)
+            parts = [" ".join(part.split()).strip("─. ") for part in "\n".join(lines).split("─" * 8)]
+            said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
+            print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
         raise
 
 
