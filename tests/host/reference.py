@@ -10,7 +10,6 @@ from torch import Tensor
 from vc_core.composer import VideoComposer
 from vc_core.config import Config
 from vc_core.demo import draw_clip
-from vc_core.diffusion.schedule import alphas_cumprod
 from vc_core.extract.camera import CameraMove, camera_field
 from vc_core.extract.fields import condition_from_field
 from vc_core.extract.motion import read_motion
@@ -57,5 +56,5 @@ def normal_sigmas(config: Config, steps: int) -> Tensor:
 
 
 def _levels(config: Config) -> Tensor:
-    alphas = alphas_cumprod(config.diffusion)
+    alphas = config.diffusion.alphas_cumprod
     return ((1 - alphas) / alphas).sqrt().float()
