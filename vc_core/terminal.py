@@ -4,6 +4,7 @@ bars."""
 import functools
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -91,8 +92,9 @@ def parsed_by_tyro(kind: Any, argv: Sequence[str] | None, prog: str, description
             return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
     except SystemExit as left:
         if left.code:
-            lines = [line.strip("│ ") for line in told.getvalue().splitlines()[1:-1]]
-            parts = [" ".join(part.split()).strip("─. ") for part in "\n".join(lines).split("─" * 8)]
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue())  # a box with rules in it, in colours on a terminal
+            lines = [line.strip("│ ") for line in plain.splitlines()[1:-1]]
+            parts = [" ".join(part.split()).strip("─. ") for part in re.split("[─-]{8,}", "\n".join(lines))]
             said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
             print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
         raise
