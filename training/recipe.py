@@ -16,7 +16,19 @@ from typing import Annotated, Any, Literal
 
 from vc_core.checkpoint import BUNDLED
 from vc_core.conditions import CONDITIONS
-from vc_core.configuration import WHOLE, BeforeValidator, Field, File, Problem, bare, build, checked, limits, words
+from vc_core.configuration import (
+    MORE,
+    WHOLE,
+    BeforeValidator,
+    Field,
+    File,
+    Problem,
+    bare,
+    build,
+    checked,
+    limits,
+    words,
+)
 from vc_core.errors import UserError, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
 from vc_core.terminal import parsed_by_tyro
@@ -30,8 +42,6 @@ def _number(value: Any) -> Any:
         return value
 
 
-MORE = 10**30
-"""Where a range has no end: beyond any number that is meant."""
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(ge=0)]
 AboveZero = Annotated[Number, Field(ge=1e-9)]

@@ -20,6 +20,9 @@ except ImportError:
     TypeAdapter = None
     BeforeValidator = Field = lambda *_, **__: None
 
+MORE = 10**30
+"""Highest of a range without an end: beyond any number that is meant."""
+
 WHOLE = BeforeValidator(lambda value: value if type(value) is int else str(value))
 """Of a Literal of whole numbers: refuses 4.0 and True, which equal some."""
 
@@ -159,6 +162,7 @@ def limits(hint: Any) -> dict[str, Any]:
 
 def bounds(ge: Any = None, le: Any = None, gt: Any = None) -> str:
     """A range in words, with a space in front."""
+    le = None if le == MORE else le
     low, high, above = (f"{limit:g}" if isinstance(limit, float) else str(limit) for limit in (ge, le, gt))
     if gt is not None:
         return f" above {above}" + (f", at most {high}" if le is not None else "")

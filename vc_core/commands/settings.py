@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from ..conditions import CONDITIONS
-from ..configuration import File, Problem, Spoken, bare, checked, fitted, form, words
+from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, shown, spelled
 from ..parsing import parse_json, parse_yaml
@@ -122,7 +122,7 @@ def _device(value: Any) -> Any:
 
 Text = Annotated[str, Spoken("text: put it in quotes", "TEXT")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MORE)]
 UpTo64 = Annotated[int, Field(ge=1, le=64)]
 Height = Annotated[int, Field(ge=16, le=8192)]
 Positive = Annotated[float, Field(gt=0)]
@@ -256,7 +256,9 @@ class Settings:
     )
     rescale: Fraction = _setting("against over-saturation by strong guidance, 0 to 1 (arXiv 2305.08891)", 0.0)
     window: Count | None = _setting("frames of a window of a long video (default: as the checkpoint was trained)")
-    overlap: Annotated[int, Field(ge=0)] | None = _setting("frames that neighbouring windows share (default: half)")
+    overlap: Annotated[int, Field(ge=0, le=MORE)] | None = _setting(
+        "frames that neighbouring windows share (default: half)"
+    )
     carry: Fraction = _setting("strength of the single image and sketch after the first window (default: 0.5)", 0.5)
 
     checkpoint: Checkpoint = _setting("another checkpoint than the bundled one")
@@ -269,7 +271,7 @@ class Settings:
     offload: bool = _setting("keep weights in main memory, on the device only when in use", False)
     compile: bool = _setting("compile the network first: slow to begin, then faster", False)
     chunk: Count = _setting("frames that are encoded or decoded at a time (default: 16)", 16)
-    tile: Annotated[int, Field(ge=64)] | None = _setting(
+    tile: Annotated[int, Field(ge=64, le=MORE)] | None = _setting(
         "pixels of a side that are encoded or decoded at a time (default: all)"
     )
 
