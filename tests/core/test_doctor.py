@@ -132,7 +132,18 @@ def test_what_fails_in_the_trial_is_told(monkeypatch, capsys):
 
 
 def test_doctor_speaks_without_torch(repository):
-    code = "import sys; sys.modules['torch'] = None; from vc_core.cli import main; sys.exit(main(['doctor']))"
+    code = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
+from vc_core.cli import main
+sys.exit(main(["doctor"]))
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr

@@ -1,0 +1,161 @@
+"""The commands whose options are settings: `./vc compose` and `./vc extract`."""
+
+import dataclasses
+import json as json_text
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from .. import terminal
+from ..configuration import bare, form
+from ..errors import UserError
+from ..terminal import argument, each, option, progress_bars, sentence
+from ..video.limits import allow, megapixels_option
+from .extraction import COLUMNS, KINDS, OPTIONS, SHORT, extract_file, request_of, save_extraction, summary
+from .extraction import preview as write_preview
+from .running import gather, gather_many, run, run_all
+from .settings import SETTINGS, TITLES, Settings, as_option
+
+_FILES = ("models", "parts")
+
+
+def _given(groups: Mapping[str, Sequence[str]], short: Mapping[str, str]) -> Any:
+    """The annotation of settings as options: dataclasses of the texts that were given, one for each group of the help.
+
+    Args:
+        groups: titles -> settings.
+        short: options' second names.
+    """
+
+    def one(name: str) -> tuple[str, Any, Any]:
+        hint, kind = Settings.__annotations__[name], bare(Settings.__annotations__[name])
+        many = name in _FILES or kind.__name__ == "dict"
+        taken = each(tuple[str, ...] if name in _FILES else str) if many else (bool if kind is bool else str) | None
+        names = [short[name]] if name in short else []
+        return name, option(taken, SETTINGS[name], *names, shown=form(hint)), () if many else None
+
+    made = {title: dataclasses.make_dataclass("Given", map(one, names)) for title, names in groups.items()}
+    fields = [
+        (f"group{i}", Annotated[kind, arg(name=title, prefix_name=False)])
+        for i, (title, kind) in enumerate(made.items())
+    ]
+    return dataclasses.make_dataclass("Given", fields)
+
+
+def _options(given: Any) -> dict[str, Any]:
+    """What was given, by setting."""
+    texts = {
+        name: text for group in vars(given).values() for name, text in vars(group).items() if text not in (None, ())
+    }
+    for name in texts.keys() & {*_FILES}:
+        if () in texts[name]:
+            raise UserError(f"{as_option(name)} needs a name: give it one, or leave it out.")
+        texts[name] = [path for paths in texts[name] for path in paths]
+    return texts
+
+
+def _by_title(titles: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Settings by the titles of the help, of pairs of a setting and its title."""
+    groups: dict[str, list[str]] = {}
+    for name, title in titles:
+        groups.setdefault(title, []).append(name)
+    return groups
+
+
+@dataclasses.dataclass
+class Sources:
+    """Options given besides override what the file says."""
+
+    source: option(
+        Path | None,
+        "a .yaml or .json of settings (keys are the options' names, paths are relative to it), or a video, folder or "
+        "sheet that this command wrote: the same again",
+        shown="FILE",
+        name="from",
+    ) = None
+    batch: option(Path | None, "a .yaml list of settings, or 'runs:' with 'defaults:': all of them", shown="RUNS") = (
+        None
+    )
+
+
+def compose(
+    files: Annotated[Sources, arg(name="settings from files")],
+    given: _given(_by_title(TITLES.items()), {"out": "-o"}),
+    max_megapixels: megapixels_option() = None,
+) -> int | None:
+    allow(max_megapixels)
+    options = _options(given)
+    if files.batch is not None:
+        return _compose_many(files, options)
+    with progress_bars() as progress:
+        told = run(gather(files.source, options, progress), progress=progress)
+    for line in told:
+        print(line)
+    return None
+
+
+def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
+    for name, given in (("--from", files.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
+        if given:
+            raise UserError(f"{name} does not go with --batch: write it into {files.batch}, in each run.")
+    runs = gather_many(files.batch, options)
+    failed = []
+    with progress_bars() as progress:
+        for number, (settings, outcome) in enumerate(run_all(runs, progress), 1):
+            if isinstance(outcome, Exception):
+                failed.append(f"run {number}, {settings.out}: {sentence(outcome)}")
+                if terminal.debugging:
+                    traceback.print_exception(outcome)
+                outcome = failed[-1:]
+            for line in outcome:
+                progress.write(f"[{number}/{len(runs)}] {line}")
+    if failed:
+        print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def extract(
+    kind: argument(Literal[KINDS], f"what to make: {', '.join(KINDS)}", "KIND"),
+    file: argument(Path, "a video; an image too for style, single_image and single_sketch", "FILE"),
+    out: option(
+        Path,
+        "a .safetensors: `condition` (1, C, F, H, W), and how it was made as JSON in its metadata",
+        "-o",
+        shown="OUT",
+    ),
+    given: _given(_by_title((name, f"for {', '.join(kinds)}") for name, kinds in OPTIONS.items()), SHORT),
+    preview: option(Path | None, "also something to look at: a .png, or a video", shown="OUT") = None,
+    json: option(bool, "print a summary as JSON") = False,
+    checkpoint: option(
+        Path | None,
+        "make it as this one was trained, or as the `bundled` one (default: as the released one)",
+        shown="FILE",
+    ) = None,
+    vectors: option(
+        bool,
+        f"for motion: also `vectors`, rows of {', '.join(COLUMNS)} (pixels of the source), the blocks of the released "
+        "path whatever the checkpoint; their layout, height, width and fps are in the metadata",
+    ) = False,
+    max_megapixels: megapixels_option() = None,
+) -> None:
+    allow(max_megapixels)
+    asked = {"kind": kind, "file": file, "out": out, "preview": preview, "checkpoint": checkpoint, "vectors": vectors}
+    with progress_bars() as progress:
+        made = extract_file(request_of({**asked, **_options(given)}), progress)
+        written = [save_extraction(made, out)]
+        if preview is not None:
+            written.append(write_preview(made, preview))
+    told = summary(made)
+    if json:
+        print(json_text.dumps(told, indent=2))
+        return
+    shape = " x ".join(map(str, told["shape"]))
+    print(f"{out}: {kind}, {shape}, from {told['least']:.3g} to {told['most']:.3g}")
+    for path in written[1:]:
+        print(f"{path}: to look at")
+    if told["note"]:
+        print(told["note"])
