@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..conditions import CONDITIONS, condition_size
 from ..config import ExtractionConfig
-from ..video.frames import resize_crop
-from .motion.vectors import covering_scale
+from ..video.frames import covering_scale, resize_crop
 
 
 def refit(

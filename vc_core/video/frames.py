@@ -221,3 +221,8 @@ def resize_crop(x: Tensor, size: tuple[int, int], mode: str = "bilinear", antial
         options = {"align_corners": False, "antialias": antialias} if mode in ("bilinear", "bicubic") else {}
         x = F.interpolate(x, size=scaled, mode=mode, **options)
     return x[..., top : top + h, left : left + w]
+
+
+def covering_scale(source: tuple[int, int], size: tuple[int, int]) -> float:
+    """One pixel of a source of (h, w) in pixels of `size` (h, w), which it is scaled to cover."""
+    return max(size[0] / source[0], size[1] / source[1])

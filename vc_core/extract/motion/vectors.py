@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...video.frames import covering
+from ...video.frames import covering, covering_scale
 
 # One row per block: the frame it was decoded in, the block's centre and extent, and the displacement of its content
 # from the previous frame to this one. Everything in source pixels.
@@ -130,11 +130,6 @@ class CellMap:
     def spread(self, grid: np.ndarray) -> Tensor:
         """(2, h, w) of a grid (2, rows, columns) of cells."""
         return self.y @ torch.from_numpy(grid) @ self.x.T
-
-
-def covering_scale(source: tuple[int, int], size: tuple[int, int]) -> float:
-    """One pixel of a source of (h, w) in pixels of `size` (h, w), which it is scaled to cover."""
-    return max(size[0] / source[0], size[1] / source[1])
 
 
 class BlockMeans:
