@@ -14,6 +14,7 @@ from training.bundled import towers as towers_training
 from training.data.synthetic.scenes import DIRECTION_WORDS
 from training.muon import Muon, orthogonalize
 from training.timed import TimedRun
+from vc_core.checkpoint import loading
 from vc_core.checkpoint.reading import Part
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import TowersConfig
@@ -78,7 +79,7 @@ def taesd_encoder() -> nn.Sequential:
 
 
 def test_the_file_is_what_a_taesd_reads(ae):
-    state = ae_module.to_taesd_layout(ae)
+    state = loading.to_taesd_layout(ae)
     assert state["vae_scale"] == 1.0 and state["vae_shift"] == 0.0
     video = torch.rand(1, 3, 2, 32, 32)
     parts = {}
@@ -119,15 +120,15 @@ def vae_part(state: dict[str, torch.Tensor]) -> Part:
 
 
 def test_an_autoencoder_survives_its_file(ae):
-    again = ae_module.load_autoencoder(vae_part(ae_module.to_taesd_layout(ae)))
+    again = loading.load_autoencoder(vae_part(loading.to_taesd_layout(ae)))
     assert not again.training
     for key, value in ae.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
 
 
 def test_wrong_autoencoder_files_are_named(ae):
-    state = ae_module.to_taesd_layout(ae)
-    load = ae_module.load_autoencoder
+    state = loading.to_taesd_layout(ae)
+    load = loading.load_autoencoder
     with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensor.*taesd_decoder.1.weight"):
         load(vae_part({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"}))
     with pytest.raises(UserError, match=r"has no place for \(taesd_decoder.surplus\)"):
@@ -293,7 +294,7 @@ def test_a_timed_run_resumes_where_it_was(tmp_path):
     run.log(loss=0.5)
     run.save()
     again = start()
-    assert again.step == 5 and again.used == 30.0 and again.done == 0.5
+    assert again.step == 5 and again.used == 30.0 and again.used / again.budget == 0.5
     for name in ("model", "average"):
         for key, value in getattr(run, name).state_dict().items():
             assert torch.equal(getattr(again, name).state_dict()[key], value)

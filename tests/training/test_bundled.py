@@ -28,7 +28,7 @@ from training.timed import TimedRun, rate
 from vc_core.checkpoint.files import save_pickled
 from vc_core.checkpoint.inspection import knows_scenes_only
 from vc_core.checkpoint.loading import load_autoencoder, load_unet
-from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import encode_text, new_towers
@@ -359,7 +359,11 @@ def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny,
     (tmp_path / "full" / "letter.txt").touch()
     assert main([*tiny, "1", "--out", str(tmp_path / "full"), "--minutes", "1"]) == 2
     assert "holds other files than a run's" in capsys.readouterr().err
-    assert main([*tiny, "1", "--out", str(tmp_path / "new"), "--minutes", "1", "--start", str(BUNDLED)]) == 2
+    bundled = read_checkpoint(BUNDLED)
+    config = replace(bundled.config, extraction=replace(bundled.config.extraction, condition_scale=8))
+    other_design = tmp_path / "other design.safetensors"
+    save_checkpoint(other_design, config, {name: part.tensors.state() for name, part in bundled.parts.items()})
+    assert main([*tiny, "1", "--out", str(tmp_path / "new"), "--minutes", "1", "--start", str(other_design)]) == 2
     assert "its network is of another design" in capsys.readouterr().err
 
 
