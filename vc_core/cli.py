@@ -178,7 +178,7 @@ def _doctor(
 
 def _of_settings(name: str) -> Callable[[], Any]:
     """One of the commands whose options are settings: these have to import torch."""
-    return lambda: getattr(import_module(f"{__package__}.commands.programs"), name)
+    return lambda: getattr(import_module(f"{__package__}.commands.options"), name)
 
 
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
