@@ -83,7 +83,7 @@ def compose(
         chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
         progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
             "decoding"; raise from it to cancel.
-        deprecated: names of earlier versions, with a DeprecationWarning: `video`, which is `init` now, and the fields of
+        deprecated: by names of earlier versions, with a DeprecationWarning: `video`, which is `init`, and the fields of
             `sampling`.
 
     Returns:
