@@ -290,6 +290,8 @@ NODES: list[Any] = [
     VCSingleImage,
     VCSingleSketch,
 ]
-for _name in TABLE.keys() - {node.NAME for node in NODES}:  # a row that says nothing of itself yet
-    _texts = {"NAME": _name, "TITLE": _name.title(), "WHAT": f"the {_name}", "SOCKET": "What it is of."}
-    NODES.append(type(f"VC{_name.title()}", (ConditionNode,), _texts))
+for _name in [name for name in TABLE if name not in {node.NAME for node in NODES}]:  # rows without a node of their own
+    _title = _name.replace("_", " ").title()
+    _texts = {"TITLE": _title, "WHAT": f"the {_title.lower()}", "SOCKET": "What it is taken from."}
+    _texts["TEXT"] = f"The {_title.lower()} of what is connected: {TABLE[_name].unit}."
+    NODES.append(type(f"VC{_title.replace(' ', '')}", (ConditionNode,), {"NAME": _name, **_texts}))

@@ -190,7 +190,7 @@ def condition_output(name: str, goal: Target, draw: Draw, strength: float, start
         table = TABLE[name]
         frames = goal.frames if table.kind == "temporal" else 1
         drawn = Drawn(torch.zeros(1, table.channels, frames, *goal.source().at(name)), ("Switched off by strength 0.",))
-        start, end, images = 0.0, 1.0, channels_last(drawn.tensor[:, :1])
+        images = channels_last(drawn.tensor[:, :1])
         value = Made(Condition(name, drawn.tensor, 0.0, video=goal.size), goal.config, goal.asked, drawn)
     else:
         draw = _remembering(draw) if goal.draft else draw

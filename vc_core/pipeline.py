@@ -1,7 +1,8 @@
 """`compose()`: conditions in, a video out. The one path that the command line, training and the tests share."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from typing import Any
 
@@ -82,7 +83,8 @@ def compose(
         chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
         progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
             "decoding"; raise from it to cancel.
-        deprecated: `video`, which is `init` now, and what `sampling` holds.
+        deprecated: by names of earlier versions, with a DeprecationWarning: `video`, which is `init`, and the fields of
+            `sampling`.
 
     Returns:
         `(B, 3, F, H, W)` float32 in [0, 1], on the CPU.
@@ -96,8 +98,9 @@ def compose(
     from .encoders.clip import encode_text
 
     config = composer.config
-    init = deprecated.pop("video", init)
-    sampling = replace(sampling or Sampling(), **deprecated)
+    if deprecated:
+        init, sampling = _renamed(init, sampling, deprecated)
+    sampling = sampling or Sampling()
     texts, negatives = _listed("text", text), _listed("negative", negative)
     if init is not None:
         _check_rgb("video", init, "batch", "frames", "height", "width")
@@ -216,7 +219,21 @@ def _as_trained(condition: Condition, size: tuple[int, int], frames: int, config
     return replace(condition, tensor=tensor, video=size)
 
 
-# --- Checks ---------------------------------------------------------------------------------------------------------
+# --- Arguments ------------------------------------------------------------------------------------------------------
+
+
+def _renamed(
+    init: Tensor | None, sampling: Sampling | None, deprecated: Mapping[str, Any]
+) -> tuple[Tensor | None, Sampling]:
+    """`init` and `sampling`, with what is given under the names of earlier versions. Warns of them."""
+    known = {field.name: f"sampling=Sampling({field.name}=...)" for field in fields(Sampling)} | {"video": "init=..."}
+    if unknown := [name for name in deprecated if name not in known]:
+        raise TypeError(f"compose() got an unexpected keyword argument {unknown[0]!r}")
+    now = ", ".join(f"{known[name]} in place of {name}=" for name in deprecated)
+    # Past this function, `compose` and the wrapper of `torch.inference_mode`.
+    warnings.warn(f"compose() takes other names now: give {now}.", DeprecationWarning, stacklevel=4)
+    values = dict(deprecated)
+    return values.pop("video", init), replace(sampling or Sampling(), **values)
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:

@@ -73,8 +73,8 @@ def read_motion(
 ) -> Motion:
     """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
-    The result is the same to the bit at every run. What moves is the picture as players
-    show it: with square pixels, turned and mirrored as the file asks for, deinterlaced.
+    The result is the same to the bit at every run. What moves is the picture as players show it: with square pixels,
+    turned and mirrored as the file asks for, deinterlaced.
 
     Args:
         source: a path, bytes, a binary file object, or the plan's frames themselves, (F, 3, H, W) or (1, 3, F, H, W)
