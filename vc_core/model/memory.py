@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import UNetConfig
 
 # Elements alive at once for each position of the latent, counted operation by operation on networks without memory:
-# 27 to 41 times the width in the UNet, whatever the size; 293 for each channel of an STC-encoder's first convolution
+# 21 to 41 times the width in the UNet, whatever the size; 293 for each channel of an STC-encoder's first convolution
 # where that runs at 12 times the latent's size, and else as the square of it. Attention is taken to need no memory of
 # the order of its matrix.
 UNET, STC = 45, 300
