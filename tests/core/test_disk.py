@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.disks import ADVICE, everything_in, files_up_to, full_disk
-from vc_core import cli
+from vc_core import cli, terminal
 from vc_core.checkpoint.files import open_tensors, save_pickled, save_tensors
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.demo import draw_clip
@@ -70,7 +70,7 @@ def test_errors_of_another_kind_are_left_alone():
         raise UserError("a sentence")
 
 
-def test_a_program_tells_what_nobody_has_told(capsys):
+def test_a_program_tells_what_nobody_has_told(capsys, monkeypatch):
     def work():
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
 
@@ -79,10 +79,11 @@ def test_a_program_tells_what_nobody_has_told(capsys):
         "vc: /some/file: cannot be read or written (Permission denied): change its permissions, or choose another "
         "place.\n"
     )
-    with pytest.raises(OSError):
-        run_program(work, debug=True)
     with pytest.raises(OSError):  # no disk's answer, but a mistake of ours
         run_program(lambda: (_ for _ in ()).throw(OSError("cannot identify image file")))
+    monkeypatch.setattr(terminal, "debugging", True)
+    with pytest.raises(OSError):
+        run_program(work)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")

@@ -43,7 +43,7 @@ def vc(*arguments):
     [
         ("motion", (), (1, 2, 16, 256, 256)),
         ("motion", ("--mode", "stream", "--rate", 4, "--frames", 4), (1, 2, 4, 256, 256)),
-        ("motion", ("--checkpoint", "bundled"), (1, 2, 16, 64, 64)),
+        ("motion", ("--checkpoint", "bundled"), (1, 2, 16, 32, 32)),
         ("sketch", ("--size", "64x80", "--frames", 3), (1, 1, 3, 120, 96)),
         ("single_image", (), (1, 3, 1, 384, 384)),
         ("single_sketch", (), (1, 1, 1, 384, 384)),
