@@ -2,7 +2,7 @@
 // [x, y, width, height] that goes along as a whole, or null; all in pixels of the canvas.
 
 /**
- * The tracks that a text holds, in any of the forms that vc_core/extract/tracks.py reads: one list of points or a list
+ * The tracks that a text holds, in any of the forms that vc_core/extract/motion/tracks.py reads: one list of points or a list
  * of tracks, which are such lists or {"box": {"x", "y", "width", "height"}, "path": points}; points as {"x": 1, "y": 2}
  * or [1, 2], Python's quotes, a list of texts. Null where it holds none of these; an empty list is no track yet.
  */
