@@ -131,7 +131,7 @@ def _demo(
 
 
 def _info(
-    file: argument(Path | None, "the file (default: the bundled checkpoint)", "FILE") = None,
+    file: argument(Path | None, "the file (default: the bundled checkpoint)", "[FILE]") = None,
     json: option(bool, "the same as JSON") = False,
 ) -> int:
     from .checkpoint.inspection import as_mapping, as_text, inspect

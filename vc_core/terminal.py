@@ -8,12 +8,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Annotated, Any
 
 from .configuration import form, words
 from .disk import WriteError, write_error
-from .errors import UserError
+from .errors import UserError, brief
 
 USERS_ERROR, INTERRUPTED, UNHEARD = 2, 130, 141
 
@@ -42,7 +42,7 @@ def option(hint: Any, help: str, *short: str, shown: str | None = None, name: st
         try:
             return pydantic.TypeAdapter(hint).validate_python(texts[0])
         except ValueError:
-            raise ValueError(f"expected {words(hint)}") from None
+            raise ValueError(f"{brief(texts[0])}: expected {words(hint)}") from None
 
     return Annotated[
         hint, PrimitiveConstructorSpec(1, form(hint), read, lambda _: True, lambda value: [str(value)]), about
@@ -79,24 +79,31 @@ def parsed(program: Callable[..., Any], argv: Sequence[str] | None, prog: str, d
     from tyro.conf import DisallowNone
 
     taken = functools.wraps(program)(functools.partial(functools.partial, program))
-    return parsed_by_tyro(taken, argv, prog, description, config=(DisallowNone,))
+    joined: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if joined and joined[-1].startswith("-") and re.match("-[^=]* ", word):  # no option, but what one says
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return parsed_by_tyro(taken, joined, prog, description, config=(DisallowNone,))
 
 
-def parsed_by_tyro(kind: Any, argv: Sequence[str] | None, prog: str, description: str, **settings: Any) -> Any:
-    """`tyro.cli`, whose complaints become a sentence. Raises as `parsed`."""
+def parsed_by_tyro(kind: Any, argv: Sequence[str], prog: str, description: str, **settings: Any) -> Any:
+    """`tyro.cli`, whose complaints become a sentence, and its help plain text. Raises as `parsed`."""
     import tyro
 
-    told = io.StringIO()
+    told = io.StringIO()  # neither a terminal nor UTF-8: no colours, and no boxes but rules
     try:
-        with redirect_stderr(told):
+        with redirect_stderr(told), redirect_stdout(told):
             return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
     except SystemExit as left:
+        text = re.sub(" +$", "", told.getvalue(), flags=re.MULTILINE)
         if left.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue())  # a box with rules in it, in colours on a terminal
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:-1]]
-            parts = [" ".join(part.split()).strip("─. ") for part in re.split("[─-]{8,}", "\n".join(lines))]
+            parts = [" ".join(part.split()).strip(". ") for part in re.split("-{8,}", text)[1:]]
             said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
             print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
+        else:
+            print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip())
         raise
 
 

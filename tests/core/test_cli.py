@@ -286,7 +286,8 @@ def test_help_lists_every_setting_in_groups(capsys):
     out = capsys.readouterr().out
     for name, title in TITLES.items():
         assert f"{as_option(name)} " in out or f"{as_option(name)}," in out
-        assert f" {title} options " in out
+        assert f"\n {title}\n" in out
+    assert "│" not in out and "\x1b" not in out
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------

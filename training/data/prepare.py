@@ -20,8 +20,7 @@ from training.data.shard_writing import SUMMARY, Options, prepare
 from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
-from vc_core.configuration import Field
-from vc_core.errors import UserError
+from vc_core.configuration import Field, Spoken
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
@@ -35,6 +34,10 @@ SHOWN = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for i, (word, after) in enumerate(zip(argv, [*argv[1:], "-"], strict=True)):
+        if word == "--sketch" and after.startswith("-"):
+            argv[i] = "--sketch=auto"
     work = parsed(program, argv, "vc prepare", DESCRIPTION)
     return run_program(work, "interrupted; the same command goes on after the last finished shard")
 
@@ -70,9 +73,8 @@ def program(
     ) = None,
     depth: option(Path | None, "also depth, by this network (a file or folder)", shown="MODEL") = None,
     sketch: option(
-        tuple[Method, ...] | None,
+        Annotated[Method | None, Spoken(f"one of {', '.join(METHODS)}", "[METHOD]")],
         f"also sketches; one of {', '.join(METHODS)} (auto: pidinet where its files are)",
-        shown="METHOD",
     ) = None,
     device: option(str, "where networks run (default: cpu)") = "cpu",
     jobs: option(Whole | None, "processes (default: as many as cores)") = None,
@@ -80,8 +82,6 @@ def program(
     per_shard: option(Whole, "clips of a shard (default: 256)") = 256,
 ) -> None:
     allow(max_megapixels)
-    if sketch is not None and len(sketch) > 1:
-        raise UserError(f"--sketch {' '.join(sketch)} is not possible: expected one of {', '.join(METHODS)}.")
     options = Options(
         folder,
         frames=frames,
@@ -93,7 +93,7 @@ def program(
         nominal_height=nominal_height,
         latents=BUNDLED if latents == Path("bundled") else latents,
         depth=depth,
-        sketch=None if sketch is None else (*sketch, "auto")[0],
+        sketch=sketch,
         device=device,
     )
     entries = read_captions(folder, captions, out)

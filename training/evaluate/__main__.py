@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program(
-    checkpoints: argument(tuple[Path, ...], "files (default: the bundled checkpoint)", "CHECKPOINT") = (),
+    checkpoints: argument(tuple[Path, ...], "files (default: the bundled checkpoint)", "[CHECKPOINT ...]") = (),
     out: option(Path, "folder for the results (default: evaluation)", "-o") = Path("evaluation"),
     data: option(
         Path | None,
@@ -64,7 +64,9 @@ def program(
         "only to see that it works: {clips} scenes or clips, {seeds} seed, {steps} steps where nothing else is "
         "given".format(**QUICK),
     ) = False,
-    parts: option(tuple[Path, ...], "files that bring autoencoder and towers", shown="FILE") = (),
+    parts: option(
+        tuple[Path, ...] | None, "files that bring autoencoder and towers", shown="FILE [FILE ...]"
+    ) = None,
     clip: option(
         Path | None,
         "file or folder of an OpenCLIP ViT-H/14 for the CLIP measures (default: the first checkpoint's own towers, for "
@@ -82,12 +84,14 @@ def program(
     from training.evaluate.report import TABLE, as_table, write_report
     from training.evaluate.trials import Composing
 
+    if parts == ():
+        raise UserError("--parts needs a name: give it one, or leave it out.")
     check_replaceable(out)
     numbers = {"clips": clips, "seeds": seeds, "steps": steps}
     numbers = {name: (QUICK if quick else DEFAULT)[name] if n is None else n for name, n in numbers.items()}
     settings = Settings(
         checkpoints=checkpoints or (BUNDLED,),
-        parts=parts,
+        parts=parts or (),
         clips=numbers.pop("clips"),
         data=data,
         rate=rate,

@@ -58,7 +58,7 @@ def _tell(problem: Problem, label: Label = as_key, text: Any = None) -> str:
         expected = problem.said
     elif get_origin(hint) is Literal:
         expected += nearest(problem.value, get_args(hint))
-    elif get_origin(hint) is dict and isinstance(problem.value, list | tuple):  # an option's
+    elif isinstance(text, list) and problem.value == text:  # an option's NAME=VALUE
         expected = f"expected {form(problem.hint)}"
     return f"{label(name)} {spelled(problem.value if text is None else text)} is not possible: {expected}."
 
@@ -133,7 +133,7 @@ Files = Annotated[
     tuple[File, ...],
     Field(strict=False),
     BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
-    Spoken("a list of paths", "FILE"),
+    Spoken("a list of paths", "FILE [FILE ...]"),
 ]
 Checkpoint = Annotated[File | None, BeforeValidator(lambda value: None if value == BUNDLED else value)]
 Conditions = Annotated[tuple[str, ...], BeforeValidator(_conditions), Spoken("names with commas", "NAMES")]
