@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.host.reference import clip_motion, compose_latent, karras_sigmas, pan_motion
-from tests.host.scene import BUNDLED as BUNDLED_NAME
 from tests.host.scene import TEXT, Scene, error, saved_latent
 from tests.host.test_conditions import SOURCES, source
 from vc_core.checkpoint.reading import BUNDLED
@@ -20,19 +19,21 @@ from vc_core.extract.sketch.methods import edges
 from vc_core.video import resize_crop
 
 ALLOWED, STEPS = 1e-4, 4
-NAME = "scale4.safetensors"
+NAME, RELEASED = "scale4.safetensors", "released_scale.safetensors"
 
 
 @pytest.fixture(scope="module")
 def scaled(host):
-    """The bundled network, told that it takes conditions at 4 times the latent; and in the core."""
+    """The bundled network, told that it takes conditions at 4 times the latent, and beside it one that takes them at
+    the table's size; the first in the core."""
     from vc_core.composer import VideoComposer
 
     with safe_open(BUNDLED, "pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     config = Config.from_json(metadata["config"])
-    config = replace(config, extraction=replace(config.extraction, condition_scale=4))
-    save_file(tensors, host.checkpoints / NAME, {**metadata, "config": config.to_json()})
+    for name, scale in ((NAME, 4), (RELEASED, None)):
+        told = replace(config, extraction=replace(config.extraction, condition_scale=scale))
+        save_file(tensors, host.checkpoints / name, {**metadata, "config": told.to_json()})
     return VideoComposer.load(host.checkpoints / NAME, device="cpu", dtype="fp32")
 
 
@@ -84,12 +85,12 @@ def test_motion_from_a_camera_is_in_pixels_of_the_video(scene, scaled):
 
 def test_conditions_for_another_checkpoint_are_brought_to_this_one_s_size_and_that_is_said(scene):
     """By STCEncode, and by the network where STCEncode served the other checkpoint too."""
-    bundled = scene.add("VCCheckpointLoader", ckpt_name=BUNDLED_NAME, weight_dtype="fp32")
+    other = scene.add("VCCheckpointLoader", ckpt_name=RELEASED, weight_dtype="fp32")
     own = scene.encode(**made_for(scene, scene.loader))
-    by_stc = scene.encode(**made_for(scene, bundled))
-    by_network = scene.encode(**made_for(scene, bundled), model=bundled)
+    by_stc = scene.encode(**made_for(scene, other))
+    by_network = scene.encode(**made_for(scene, other), model=other)
     samples = [scene.sample(stc, steps=STEPS) for stc in (own, by_stc, by_network)]
-    samples.append(scene.sample(by_network, steps=STEPS, model=bundled))
+    samples.append(scene.sample(by_network, steps=STEPS, model=other))
     saved = [scene.add("SaveLatent", samples=each) for each in samples]
     result = scene.host.run(scene.graph)
     right, after_stc, in_network, plain = (saved_latent(result, node) for node in saved)
@@ -102,10 +103,10 @@ def test_conditions_for_another_checkpoint_are_brought_to_this_one_s_size_and_th
 
 
 def test_motions_add_up_for_one_checkpoint_and_between_two(scene):
-    bundled = scene.add("VCCheckpointLoader", ckpt_name=BUNDLED_NAME, weight_dtype="fp32")
+    other = scene.add("VCCheckpointLoader", ckpt_name=RELEASED, weight_dtype="fp32")
     sums = [
         scene.add("VCCameraMotion", zoom=1.3, add_to=scene.add("VCCameraMotion", pan_right=0.3, model=model))
-        for model in (scene.loader, bundled)
+        for model in (scene.loader, other)
     ]
     one, two = scene.latents(*(scene.sample(scene.encode(motion=motion), steps=STEPS) for motion in sums))
     assert error(two, one) <= ALLOWED

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from tests.host.scene import error, saved_latent
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
+from vc_core.conditions import condition_size
 
 SOURCES = {
     "motion": ("VCCameraMotion", lambda clip: {"zoom": 2.0}),
@@ -15,6 +17,13 @@ SOURCES = {
     "single_image": ("VCSingleImage", lambda clip: {"image": clip[1]}),
     "single_sketch": ("VCSingleSketch", lambda clip: {"image": clip[2]}),
 }
+
+
+def side_of(name, video=64):
+    """Pixels of a side at which the bundled checkpoint takes a condition of a square video."""
+    scale = read_checkpoint(BUNDLED).config.extraction.condition_scale
+    return condition_size(name, (video, video), scale)[0]
+
 
 TRIM = "Video Slice"
 """The node by which newer ComfyUIs take a part of a VIDEO."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.host.test_conditions import SOURCES, source
+from tests.host.test_conditions import SOURCES, side_of, source
 
 
 def shown(result, node):
@@ -21,7 +21,7 @@ def test_each_condition_node_shows_what_the_network_sees(scene, name):
     path, moves = shown(result := scene.host.run(scene.graph), node)
     assert moves == (not name.startswith("single"))
     with Image.open(path) as picture:
-        assert picture.size == ((64, 64) if name == "motion" else (96, 96))
+        assert picture.size == (side_of(name), side_of(name))
         assert getattr(picture, "n_frames", 1) > 1 or not moves
         picture.seek(getattr(picture, "n_frames", 1) - 1)
         low, high = picture.convert("L").getextrema()
@@ -33,10 +33,9 @@ def test_each_condition_node_shows_what_the_network_sees(scene, name):
 
 def test_large_and_long_ones_are_shown_small_and_as_fast(scene):
     clip = scene.add("VCExampleClip", frames=130)
-    node = scene.add(
-        "VCSketchSequence", video=clip[0], frame_rate=8.0, frames=130, width=256, height=128, method="edges"
-    )
-    scene.add("PreviewAny", source=scene.encode(sketch=node)[3])
+    size = {"model": None, "frames": 130, "width": 256, "height": 128}  # without a model at the released 384 x 192
+    node = scene.add("VCSketchSequence", video=clip[0], frame_rate=8.0, method="edges", **size)
+    scene.add("PreviewAny", source=node[1])
     with Image.open(shown(scene.host.run(scene.graph), node)[0]) as picture:
         assert picture.size == (256, 128) and picture.n_frames <= 64
         lengths = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.host.scene import saved_latent
-from tests.host.test_conditions import SOURCES, source
+from tests.host.test_conditions import SOURCES, side_of, source
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -13,7 +13,7 @@ def test_a_condition_without_a_model_is_drawn_for_the_one_that_samples(scene, na
     saved = [scene.add("SaveLatent", samples=scene.sample(scene.encode(**{name: one}), steps=1)) for one in made]
     result = scene.host.run(scene.graph)
     assert torch.equal(*(saved_latent(result, node) for node in saved))
-    side, frames = (64 if name == "motion" else 96), (1 if name.startswith("single") else 16)
+    side, frames = side_of(name), 1 if name.startswith("single") else 16
     drawn = f"{name}: drawn anew for this model, {frames} x {side}x{side} (frames x width x height)."
     assert result.notes.count(drawn) == 1
 
@@ -70,4 +70,5 @@ def test_motion_of_one_checkpoint_still_says_where_it_does_not_belong(scene):
     made = source(scene, "sketch", width=128, height=128)
     scene.add("SaveLatent", samples=scene.encode(sketch=made, width=64, height=64)[2])
     notes = scene.host.run(scene.graph).notes
-    assert "sketch: resampled from 16 x 192x192 to 16 x 96x96 (frames x width x height)." in notes
+    large, small = side_of("sketch", 128), side_of("sketch")
+    assert f"sketch: resampled from 16 x {large}x{large} to 16 x {small}x{small} (frames x width x height)." in notes
