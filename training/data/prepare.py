@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,6 @@ from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
 from vc_core.configuration import Field
-from vc_core.errors import UserError
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
@@ -35,7 +35,11 @@ SHOWN = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    work = parsed(program, argv, "vc prepare", DESCRIPTION)
+    given = [*(sys.argv[1:] if argv is None else argv), "-"]
+    # Alone it stands for `auto`: tyro has no option that may be given with a value or without.
+    auto = (("auto",) if one == "--sketch" and after.startswith("-") else () for one, after in pairwise(given))
+    spelled = [word for one, more in zip(given, auto, strict=False) for word in (one, *more)]
+    work = parsed(program, spelled, "vc prepare", DESCRIPTION)
     return run_program(work, "interrupted; the same command goes on after the last finished shard")
 
 
@@ -70,7 +74,7 @@ def program(
     ) = None,
     depth: option(Path | None, "also depth, by this network (a file or folder)", shown="MODEL") = None,
     sketch: option(
-        tuple[Method, ...] | None,
+        Method | None,
         f"also sketches; one of {', '.join(METHODS)} (auto: pidinet where its files are)",
         shown="METHOD",
     ) = None,
@@ -80,8 +84,6 @@ def program(
     per_shard: option(Whole, "clips of a shard (default: 256)") = 256,
 ) -> None:
     allow(max_megapixels)
-    if sketch is not None and len(sketch) > 1:
-        raise UserError(f"--sketch {' '.join(sketch)} is not possible: expected one of {', '.join(METHODS)}.")
     options = Options(
         folder,
         frames=frames,
@@ -93,7 +95,7 @@ def program(
         nominal_height=nominal_height,
         latents=BUNDLED if latents == Path("bundled") else latents,
         depth=depth,
-        sketch=None if sketch is None else (*sketch, "auto")[0],
+        sketch=sketch,
         device=device,
     )
     entries = read_captions(folder, captions, out)
