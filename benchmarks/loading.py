@@ -30,16 +30,17 @@ MEASURE = """
 import json, sys, time
 import torch
 from torch import nn
-from vc_core import layouts
-from vc_core.checkpoint import load_unet, read_checkpoint
-from vc_core.model.layout import released_layout
+from vc_core.checkpoint import origins
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint
+from vc_core.checkpoint.released import released_layout
 from vc_core.model.operations import CastWeights
 from vc_core.model.unet import UNet3D
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 
-path, how, layouts.WINDOW = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, how, origins.WINDOW = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 before, start = peak(), time.perf_counter()
 if how == "plain":

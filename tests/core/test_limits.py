@@ -69,7 +69,7 @@ from fractions import Fraction
 from vc_core.errors import UserError
 from vc_core.video import probe, read_frames, read_image, FramePlan
 from vc_core.extract.mask import load_mask
-from vc_core.extract.depth_maps import read_depth_maps
+from vc_core.extract.depth.maps import read_depth_maps
 import av, PIL.Image
 PIL.Image.init()
 plan = FramePlan(0.0, Fraction(10), 2)
