@@ -68,7 +68,7 @@ def rate(step: int, steps: int, settings: Optimizer) -> float:
     return falling((step - settings.warmup) / max(steps - settings.warmup, 1), settings.final_rate)
 
 
-class Engine:
+class Learner:
     """A network in training on some ranks: `update` learns from batches, `save` and `load` keep all of it.
 
     Args:

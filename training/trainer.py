@@ -15,7 +15,7 @@ from training.data.domains import lengths, open_clips
 from training.data.loading import load
 from training.data.order import Order, Share
 from training.data.sample import Clips
-from training.engine import Engine, checkpoints, read_state, remove_remains, step_folder
+from training.engine import Learner, checkpoints, read_state, remove_remains, step_folder
 from training.frozen import Encoders, gather_parts
 from training.launch import StopSignals
 from training.lock import held_by
@@ -45,7 +45,7 @@ def train(recipe: Recipe) -> int:
         if recipe.engine.precision == "bf16" and world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # of what is not autocast, such as the frozen encoders
 
-        # --- Put together: the network and its data, the engine, and where an earlier start of this run left off ------
+        # --- Put together: the network and its data, the learner, and where an earlier start of this run left off -----
         out = make_folder(recipe.out)
         stack.enter_context(held_by(world, out, "./vc train"))
         own = dealt(recipe, world.size) if world.shared else recipe  # what this rank takes of each step
@@ -65,11 +65,11 @@ def train(recipe: Recipe) -> int:
         for domain in range(len(own.data)) if world.first_here else ():
             clips(domain)
         world.wait()
-        engine = Engine(unet, Step(unet, encoders, Objective(config.diffusion, own.loss), own), recipe, world)
-        state = resume(engine, recipe)
-        log = Log(out, recipe, world, config.diffusion.steps, engine.steps, state["seconds"])
+        learner = Learner(unet, Step(unet, encoders, Objective(config.diffusion, own.loss), own), recipe, world)
+        state = resume(learner, recipe)
+        log = Log(out, recipe, world, config.diffusion.steps, learner.steps, state["seconds"])
         stack.callback(log.leave)
-        tell_start(log, engine, state, started.fresh)
+        tell_start(log, learner, state, started.fresh)
 
         # How many samples of each domain were taken, by all ranks: with the seed, that is all there is to know of
         # the data, as every sample and all that is random of it is a function of its number.
@@ -87,31 +87,31 @@ def train(recipe: Recipe) -> int:
         came = 0
         log.skip_time()
         with StopSignals() as signals:
-            while engine.steps < recipe.steps and not came:
+            while learner.steps < recipe.steps and not came:
                 # One rank of several reads its domain; one that is alone reads all of them in turn.
                 batches = [(lane, next(streams[lane])) for lane in lanes for _ in range(own.optimizer.accumulate)]
-                norms, outcomes = engine.update(batches)
+                norms, outcomes = learner.update(batches)
                 for lane, batch in batches:
                     taken[lane.domain] = batch.after
                 log.take(batches, outcomes)
 
                 # A signal may reach one rank alone, or the ranks in different steps: all leave in the same one.
                 came = world.most(signals.came)
-                last = engine.steps == recipe.steps or came > 0
-                logs = last or engine.steps % recipe.watch.log_every == 0
-                saves = last or engine.steps % recipe.engine.save_every == 0
+                last = learner.steps == recipe.steps or came > 0
+                logs = last or learner.steps % recipe.watch.log_every == 0
+                saves = last or learner.steps % recipe.engine.save_every == 0
                 if logs or saves:
                     taken = [world.most(count) for count in taken]  # a rank knows it of its own domain alone
                 if logs:
-                    log.write(engine.steps, norms, engine.rates_now, samples=taken)
+                    log.write(learner.steps, norms, learner.rates_now, samples=taken)
                 if saves:
-                    engine.save(out, {"config": config.to_json(), "samples": taken, "seconds": log.seconds})
+                    learner.save(out, {"config": config.to_json(), "samples": taken, "seconds": log.seconds})
                     log.skip_time()
-                if recipe.watch.validate_every and engine.steps % recipe.watch.validate_every == 0 and not came:
-                    weights = engine.weights()  # of which all ranks have a part
+                if recipe.watch.validate_every and learner.steps % recipe.watch.validate_every == 0 and not came:
+                    weights = learner.weights()  # of which all ranks have a part
                     if world.main:
                         with suppress(Stopped):
-                            validate(own, encoders, weights, alphas, clips(0), engine.steps, log, signals)
+                            validate(own, encoders, weights, alphas, clips(0), learner.steps, log, signals)
                     world.wait()
                     log.skip_time()
 
@@ -133,9 +133,9 @@ def say_progress(what: str, done: int, total: int) -> None:
 # --- Going on -------------------------------------------------------------------------------------------------------
 
 
-def resume(engine: Engine, recipe: Recipe) -> dict[str, Any]:
+def resume(learner: Learner, recipe: Recipe) -> dict[str, Any]:
     """Loads the run's last checkpoint, where there is one. Returns what it says, or the same of a beginning."""
-    out, world, plain = Path(recipe.out), engine.world, as_plain(recipe)
+    out, world, plain = Path(recipe.out), learner.world, as_plain(recipe)
     if world.main:
         remove_remains(out)
     state = {"samples": [0] * len(recipe.data), "seconds": 0.0, "recipe": plain}
@@ -148,7 +148,7 @@ def resume(engine: Engine, recipe: Recipe) -> dict[str, Any]:
                 f"{out} is a run on {domains} domains, and the recipe has {len(recipe.data)}: give another folder with "
                 "--out."
             )
-        state = engine.load(folder)
+        state = learner.load(folder)
     if world.main:  # only now: a start that is refused changes nothing
         import yaml
 
@@ -158,18 +158,18 @@ def resume(engine: Engine, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def tell_start(log: Log, engine: Engine, state: Mapping[str, Any], fresh: Sequence[str] = ()) -> None:
+def tell_start(log: Log, learner: Learner, state: Mapping[str, Any], fresh: Sequence[str] = ()) -> None:
     """Says what is trained, from where, and by what of the recipe that is not as it was."""
-    recipe, world = engine.recipe, engine.world
-    trained, total = (sum(p.numel() for p in of) / 1e6 for of in (engine.trained.values(), engine.unet.parameters()))
+    recipe, world = learner.recipe, learner.world
+    trained, total = (sum(p.numel() for p in of) / 1e6 for of in (learner.trained.values(), learner.unet.parameters()))
     ranks = f"{world.size} ranks ({recipe.engine.parallel})" if world.size > 1 else "1 process"
     log.say(f"{trained:.4g} M of {total:.4g} M parameters train, on {ranks}, {world.device.type}")
-    if recipe.engine.precision == "bf16" and not engine.mixed:
+    if recipe.engine.precision == "bf16" and not learner.mixed:
         log.say(f"computing in fp32: bf16 is for CUDA, and this is {world.device.type}")
-    if fresh and not engine.steps:
+    if fresh and not learner.steps:
         log.say(f"starting fresh: {', '.join(fresh)}")
-    if engine.steps:
-        log.say(f"going on from step {engine.steps} in {recipe.out}")
+    if learner.steps:
+        log.say(f"going on from step {learner.steps} in {recipe.out}")
         for name, (before, now) in changed(state["recipe"], as_plain(recipe)).items():
             log.say(f"{name} was {before} until here, and is {now} now")
 

@@ -42,7 +42,7 @@ def validate(
     `validation/step-N/0-seed0.mp4` and `sample0-seed0.mp4`.
 
     Args:
-        weights: the network's, as `Engine.weights` gives them.
+        weights: the network's, as `Learner.weights` gives them.
         alphas: of its LoRA, see `training.lora.network_of`.
         clips: the first domain's; its first samples' conditions are used, but for those that a network has to make.
         signals: end it, within a step of sampling.

@@ -12,11 +12,10 @@ import torch
 
 from training.data.order import Order, Share, generator_for
 from training.data.sample import Batch, Sample
-from training.engine import Engine, checkpoints
+from training.engine import Learner, checkpoints
 from training.images import leave_out_for_images
 from training.ranks import joined, lanes_of
-from training.recipe import Domain, Optimizer, Recipe, Start
-from training.recipe import Engine as Settings
+from training.recipe import Domain, Engine, Optimizer, Recipe, Start
 from training.start import choose_parameters
 from vc_core.config import UNetConfig
 from vc_core.model.unet import UNet3D
@@ -36,7 +35,7 @@ def make_recipe(batches=(2,), frames=(3,), ranks=None, **optimizer):
             enumerate(zip(batches, frames, shares, strict=True))]  # fmt: skip
     settings = {"learning_rate": 1e-3, "warmup": 0, "ema": 0.9, **optimizer}
     return Recipe(start=Start(), steps=100, data=tuple(data), optimizer=Optimizer(**settings),
-                  engine=Settings(device="cpu"))  # fmt: skip
+                  engine=Engine(device="cpu"))  # fmt: skip
 
 
 def make_unet(dtype=torch.float64):
@@ -92,7 +91,7 @@ class Run:
         unet = make_unet(dtype)
         choose_parameters(unet, recipe)
         self.step = Step(unet, recipe.seed)
-        self.engine = Engine(unet, self.step, recipe, world)
+        self.engine = Learner(unet, self.step, recipe, world)
         self.recipe, self.dtype, self.clips = recipe, dtype, clips
         self.lanes = lanes_of(world.rank, world.size, [domain.ranks for domain in recipe.data])
         self.counts = [0] * len(recipe.data)

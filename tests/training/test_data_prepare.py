@@ -202,6 +202,16 @@ def test_options_that_are_wrong_are_refused(videos, tmp_path, wrong, capsys):
     assert caught.value.code == 2 and wrong[0] in told and ("expected" in told or "invalid choice" in told)
 
 
+@pytest.mark.parametrize(
+    "given", [["--sketch", "edges", "FOLDER"], ["FOLDER", "--sketch"], ["--sketch", "-o", "x", "FOLDER"]]
+)
+def test_a_sketch_has_its_method_behind_it_or_none(tmp_path, given, capsys):
+    """Whatever follows: with a method the folder, without one the end or another option."""
+    out = [] if "-o" in given else ["-o", str(tmp_path / "out")]
+    assert main([str(tmp_path / "nowhere") if word == "FOLDER" else word for word in [*out, *given]]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
 # --- Bad clips, and what lies about ---------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from tests.disks import everything_in, files_up_to
 from training.data.sample import Batch, Sample
-from training.engine import Engine
+from training.engine import Learner
 from training.export import export, main
 from training.frozen import Encoders, gather_parts
 from training.lora import load_lora, merge_lora
@@ -37,7 +37,7 @@ def run(recipe, steps=3):
     size = (recipe.height, recipe.width)
     encoders = Encoders(started.config, gather_parts(recipe), size)
     step = Step(started.unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
-    engine = Engine(started.unet, step, recipe, World())
+    engine = Learner(started.unet, step, recipe, World())
     keep = keep_for(recipe, recipe.data[0], started.config.unet.conditions)
     whole = {
         name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size))

@@ -35,6 +35,7 @@ SHOWN = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for what the user can mend, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Alone it stands for `auto`: tyro has no option that may be given with a value or without.
     for i, (word, after) in enumerate(zip(argv, [*argv[1:], "-"], strict=True)):
         if word == "--sketch" and after.startswith("-"):
             argv[i] = "--sketch=auto"

@@ -53,7 +53,7 @@ class Options:
     rate: float | None = None  # frames a second; None for the released rule
     clips: int = 1  # of each video
     seed: int = 0
-    layout: str = "points"  # of the motion, see `vc_core.extract.read_motion`
+    layout: str = "points"  # of the motion, see `read_motion`
     nominal_height: int | None = None  # likewise
     latents: Path | None = None  # checkpoint whose autoencoder makes them
     depth: Path | None = None  # file or folder of a network

@@ -28,8 +28,8 @@ def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
     size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
     def of(packet) -> Coded:
-        data = memoryview(packet)
         try:
+            data = memoryview(packet)
             told = read(data if size is None else units(data, size))
         except (ValueError, IndexError):  # too few bytes for a picture
             told = None
