@@ -64,9 +64,7 @@ def program(
         "only to see that it works: {clips} scenes or clips, {seeds} seed, {steps} steps where nothing else is "
         "given".format(**QUICK),
     ) = False,
-    parts: option(
-        tuple[Path, ...] | None, "files that bring autoencoder and towers", shown="FILE [FILE ...]"
-    ) = None,
+    parts: option(tuple[Path, ...] | None, "files that bring autoencoder and towers", shown="FILE [FILE ...]") = None,
     clip: option(
         Path | None,
         "file or folder of an OpenCLIP ViT-H/14 for the CLIP measures (default: the first checkpoint's own towers, for "
