@@ -58,7 +58,7 @@ def _tell(problem: Problem, label: Label = as_key, text: Any = None) -> str:
         expected = problem.said
     elif get_origin(hint) is Literal:
         expected += nearest(problem.value, get_args(hint))
-    elif isinstance(text, list) and problem.value == text:  # an option's NAME=VALUE
+    elif get_origin(hint) is dict and text is not None and problem.value is text:  # an option's
         expected = f"expected {form(problem.hint)}"
     return f"{label(name)} {spelled(problem.value if text is None else text)} is not possible: {expected}."
 
