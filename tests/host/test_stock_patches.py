@@ -76,14 +76,14 @@ PATCHES = {
     "VideoLinearCFGGuidance": Row(told="goes over the videos of a batch"),
     "VideoTriangleCFGGuidance": Row(told="goes over the videos of a batch"),
     # the network's layers
-    "FreeU": Row(told="FreeU: b2, s2 had no effect, as no layer of this network is 48 wide."),
-    "FreeU_V2": Row(told="FreeU_V2: b2, s2 had no effect"),
-    "HyperTile": Row({"tile_size": 32}),
+    "FreeU": Row(),
+    "FreeU_V2": Row(),
+    "HyperTile": Row({"tile_size": 32}, effect=False),  # of attention at the latent's own size, which there is none of
     "PatchModelAddDownscale": Row(),
     "SkipLayerGuidanceDiT": Row(SKIP, **NOWHERE),
     "SkipLayerGuidanceDiTSimple": Row(SKIP, **NOWHERE),
     "SkipLayerGuidanceSD3": Row(SKIP, **NOWHERE),
-    "TomePatchModel": Row(),
+    "TomePatchModel": Row(effect=False),  # of the same
     # weights
     "ModelComputeDtype": Row({"dtype": "bf16"}),
     "ModelMergeAdd": Row(MERGED),
@@ -107,8 +107,8 @@ PATCHES = {
     "ModelAttentionBackend": Row(effect=False),  # for time, not for another video
     "ModelSamplingContinuousEDM": Row(),
     "ModelSamplingContinuousV": Row(),
-    "ModelSamplingDiscrete": Row({"sampling": "v_prediction", "zsnr": True}),
-    "ModelSamplingDiscrete own": Row({"sampling": "v_prediction"}, effect=False),  # is the checkpoint's own
+    "ModelSamplingDiscrete": Row({"sampling": "v_prediction"}),
+    "ModelSamplingDiscrete own": Row({"sampling": "v_prediction", "zsnr": True}, effect=False),  # is the checkpoint's
     "TemporalScoreRescaling": Row(),
     "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
     # caches
@@ -210,7 +210,7 @@ def test_it_has_an_effect_or_is_told(host, made, name):
     row, found = ROWS[name], made[name]
     assert found.latent.isfinite().all()
     change = error(found.latent, found.plain)
-    assert change > 1e-4 if row.effect else change < 1e-5
+    assert change > 1e-4 if row.effect else change < 5e-5, change  # a further side in a batch rounds differently
     assert (row.told in found.told) if row.told else ("effect" not in found.told)
 
 
