@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from training.data.shard_writing import SUMMARY, Options, prepare
 from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
-from vc_core.configuration import Field
+from vc_core.configuration import Field, Spoken
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
@@ -35,11 +34,11 @@ SHOWN = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    given = [*(sys.argv[1:] if argv is None else argv), "-"]
-    # Alone it stands for `auto`: tyro has no option that may be given with a value or without.
-    auto = (("auto",) if one == "--sketch" and after.startswith("-") else () for one, after in pairwise(given))
-    spelled = [word for one, more in zip(given, auto, strict=False) for word in (one, *more)]
-    work = parsed(program, spelled, "vc prepare", DESCRIPTION)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for i, (word, after) in enumerate(zip(argv, [*argv[1:], "-"], strict=True)):
+        if word == "--sketch" and after.startswith("-"):
+            argv[i] = "--sketch=auto"
+    work = parsed(program, argv, "vc prepare", DESCRIPTION)
     return run_program(work, "interrupted; the same command goes on after the last finished shard")
 
 
@@ -74,9 +73,8 @@ def program(
     ) = None,
     depth: option(Path | None, "also depth, by this network (a file or folder)", shown="MODEL") = None,
     sketch: option(
-        Method | None,
+        Annotated[Method | None, Spoken(f"one of {', '.join(METHODS)}", "[METHOD]")],
         f"also sketches; one of {', '.join(METHODS)} (auto: pidinet where its files are)",
-        shown="METHOD",
     ) = None,
     device: option(str, "where networks run (default: cpu)") = "cpu",
     jobs: option(Whole | None, "processes (default: as many as cores)") = None,
