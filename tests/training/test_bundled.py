@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -359,6 +360,10 @@ def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny,
     (tmp_path / "full" / "letter.txt").touch()
     assert main([*tiny, "1", "--out", str(tmp_path / "full"), "--minutes", "1"]) == 2
     assert "holds other files than a run's" in capsys.readouterr().err
+    design = json.loads(Path(tiny[1]).read_text())
+    config = json.loads(Path(design["config"]).read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"diffusion": config["diffusion"] | {"beta_end": 0.013}}))
+    Path(tiny[1]).write_text(json.dumps(design | {"config": str(tmp_path / "config.json")}))
     assert main([*tiny, "1", "--out", str(tmp_path / "new"), "--minutes", "1", "--start", str(BUNDLED)]) == 2
     assert "its network is of another design" in capsys.readouterr().err
 
