@@ -82,7 +82,7 @@ def reversed_motion(field: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Trial:
+class MotionTrial:
     """The two videos composed from one clip, "motion" and "reversed". Displacements as `displacement` gives them."""
 
     videos: dict[str, Tensor]
@@ -98,7 +98,7 @@ def try_motion(
     frames: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Trial:
+) -> MotionTrial:
     """Writes the clip, extracts its conditions from the file, and composes along its motion and against it.
 
     The two videos differ in the motion field alone: text, single image, noise and settings are the same.
@@ -115,7 +115,7 @@ def try_motion(
         rows += [(f"{name}: field", flow_picture(field)), (f"{name}: result", videos[name])]
     moved = {"source": displacement(seen), **{name: displacement(video) for name, video in videos.items()}}
     commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
-    return Trial(videos, moved, commanded, rows)
+    return MotionTrial(videos, moved, commanded, rows)
 
 
 def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:

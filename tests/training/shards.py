@@ -8,7 +8,7 @@ import torch
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, make_folder
 from training.data.folder import read_captions
 from training.data.sample_fields import Form
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.data.shards import ShardClips, Shards
 from vc_core.checkpoint.reading import BUNDLED
 
@@ -27,7 +27,7 @@ def videos(tmp_path_factory):
 def prepared(videos, tmp_path_factory):
     """Five clips in three shards, with latents and sketches; not to be changed."""
     out = tmp_path_factory.mktemp("out") / "shards"
-    options = Options(videos, LONG, SIZE, rate=5, latents=BUNDLED, sketch="edges")
+    options = PrepareOptions(videos, LONG, SIZE, rate=5, latents=BUNDLED, sketch="edges")
     summary = prepare(options, read_captions(videos), out, per_shard=2)
     assert summary["clips"] == 5 and summary["shards"] == 3 and not summary["dropped"]
     return out

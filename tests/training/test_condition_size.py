@@ -13,7 +13,7 @@ from training.data.domains import open_clips
 from training.data.folder import FolderClips, read_captions
 from training.data.sample import Batch
 from training.data.sample_fields import Form
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.data.shards import ShardClips, Shards
 from training.data.synthetic.clips import DrawnScenes, SyntheticClips
 from training.evaluate.examples import held_out_clips
@@ -50,7 +50,7 @@ def form(scale, frames=FRAMES):
 def dense(videos, tmp_path_factory):
     """Shards of dense motion with sketches."""
     out = tmp_path_factory.mktemp("out") / "dense"
-    prepare(Options(videos, LONG, SIZE, rate=5, layout="dense", sketch="edges"), read_captions(videos)[:2], out)
+    prepare(PrepareOptions(videos, LONG, SIZE, rate=5, layout="dense", sketch="edges"), read_captions(videos)[:2], out)
     return out
 
 

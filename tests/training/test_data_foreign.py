@@ -25,7 +25,7 @@ from training.data.other_shards import grouped, read_shards
 from training.data.prepare import main
 from training.data.sample import BadSample
 from training.data.sample_fields import Form
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.data.shards import ShardClips, Shards
 from training.data.tars import Member, first_name, members_of
 from training.recipe import Domain
@@ -417,7 +417,7 @@ def test_shards_are_prepared_and_again_with_the_output_among_them(videos, tmp_pa
     sample = ShardClips(made, Form(SIZE, FRAMES, EDGES, 24)).sample(0, ("motion",), generator())
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.mp4").write_bytes(clip)
-    prepare(Options(tmp_path / "files", FRAMES, SIZE), [Entry("0.mp4", "x", {})], tmp_path / "of_files")
+    prepare(PrepareOptions(tmp_path / "files", FRAMES, SIZE), [Entry("0.mp4", "x", {})], tmp_path / "of_files")
     plan = json.loads(Shards(tmp_path / "of_files").read(0, ["json"])[1]["json"])["plan"]
     assert plan["rate"] == told[0]["plan"]["rate"] and sample.conditions["motion"].abs().max() > 1
 

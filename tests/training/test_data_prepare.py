@@ -16,7 +16,7 @@ from training.data import shard_writing as preparing
 from training.data.domains import open_clips
 from training.data.folder import read_captions
 from training.data.prepare import main
-from training.data.shard_writing import PLAN, SUMMARY, Options, prepare
+from training.data.shard_writing import PLAN, SUMMARY, PrepareOptions, prepare
 from training.data.shards import Shards
 from training.evaluate.own_clips import open_data
 from training.lock import FILE
@@ -36,7 +36,7 @@ def videos(tmp_path_factory):
 
 
 def options(videos, **others):
-    return Options(videos, FRAMES, SIZE, **{"sketch": "edges", **others})
+    return PrepareOptions(videos, FRAMES, SIZE, **{"sketch": "edges", **others})
 
 
 def made(folder):

@@ -23,7 +23,7 @@ from training.data.loading import load
 from training.data.order import Order, Share
 from training.data.precomputed import fingerprint
 from training.data.sample_fields import Form
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.data.shards import OWN, ShardClips, Shards, index_path, write_shard
 from training.recipe import Domain
 from vc_core.checkpoint.formats import layout_of
@@ -90,7 +90,7 @@ def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
     """To the bit, though only the blocks are stored, and in windows that begin anywhere."""
     unit = {"points": "source_pixels", "dense": "pixels"}[layout]
     extraction = ExtractionConfig(layout, unit)
-    options = Options(videos, LONG, SIZE, rate=5, layout=layout, nominal_height=48)
+    options = PrepareOptions(videos, LONG, SIZE, rate=5, layout=layout, nominal_height=48)
     prepare(options, read_captions(videos)[:1], tmp_path, per_shard=1)
     shards = Shards(tmp_path)
     plan, size = plan_of(about(shards, 0)), condition_size("motion", SIZE)
@@ -172,7 +172,7 @@ def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
         return read_checkpoint(tmp_path / name).part("vae")
 
     saved("whole.safetensors", state, torch.float32)
-    options = Options(videos, FRAMES, SIZE, latents=tmp_path / "whole.safetensors")
+    options = PrepareOptions(videos, FRAMES, SIZE, latents=tmp_path / "whole.safetensors")
     prepare(options, read_captions(videos)[:1], tmp_path / "shards")
     domain = Domain("shards", tmp_path / "shards", frames=FRAMES)
 
@@ -246,7 +246,7 @@ def test_images_are_stored_as_images(tmp_path):
     picture = np.linspace(0, 255, 80 * 100 * 3).reshape(80, 100, 3).astype(np.uint8)
     Image.fromarray(picture).save(folder / "a.png")
     (folder / "captions.jsonl").write_text('{"file": "a.png", "caption": "grey"}\n')
-    prepare(Options(folder, 1, SIZE), read_captions(folder), tmp_path / "out")
+    prepare(PrepareOptions(folder, 1, SIZE), read_captions(folder), tmp_path / "out")
     sample = clips(tmp_path / "out", Form(SIZE, 1, EDGES, 24)).sample(0, EVERYTHING, generator())
     assert sample.video.shape == (3, 1, *SIZE) and not sample.conditions["motion"].any()
     expected = resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255, (48, 60))

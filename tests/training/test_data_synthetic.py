@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tests.training.clips import EDGES, EVERYTHING, FRAMES, SIZE, Spy, generator, make_folder, same
 from training.data.domains import SCENES, lengths, open_clips
 from training.data.folder import FolderClips, read_captions
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.data.shards import ShardClips
 from training.data.synthetic import clips as module
 from training.data.synthetic.captions import captions
@@ -200,7 +200,7 @@ def test_domains_open_as_their_kind_says(tmp_path, bundled):
     scenes = open_clips(Domain(count=10**9), (64, 64), CONFIG, {})
     assert len(scenes[16]) == 10**9 and scenes[16].sample(10**9 - 1, (), generator()).video.shape == (3, 16, 64, 64)
 
-    prepare(Options(videos, FRAMES, SIZE, latents=BUNDLED), read_captions(videos), tmp_path / "shards")
+    prepare(PrepareOptions(videos, FRAMES, SIZE, latents=BUNDLED), read_captions(videos), tmp_path / "shards")
     shards = Domain("shards", tmp_path / "shards", frames=FRAMES)
     clips = open_clips(shards, SIZE, CONFIG, {})[FRAMES]  # a run without an autoencoder takes the latents as they are
     assert isinstance(clips, ShardClips) and clips.sample(0, (), generator()).latents is not None

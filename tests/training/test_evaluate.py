@@ -12,7 +12,7 @@ import torch
 from training.data.synthetic.scenes import OBJECT_COLORS, SHAPES
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation, fvd, trials
-from training.evaluate.evaluation import Settings, evaluate, names_of, possible, summed_up
+from training.evaluate.evaluation import EvaluationSettings, evaluate, names_of, possible, summed_up
 from training.evaluate.examples import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
 from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES
@@ -116,7 +116,7 @@ def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer)
 
 @pytest.fixture(scope="module")
 def settings(tiny_checkpoint):
-    return Settings((tiny_checkpoint,), clips=2, sampling=FAST, device="cpu", jobs=1)
+    return EvaluationSettings((tiny_checkpoint,), clips=2, sampling=FAST, device="cpu", jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +168,13 @@ def test_names_are_told_apart(tmp_path):
 )
 def test_settings_that_cannot_be_meant_are_refused(wrong, told):
     with pytest.raises(UserError, match=told):
-        Settings(**wrong)
+        EvaluationSettings(**wrong)
 
 
 def test_a_checkpoint_that_is_missing_is_told_before_the_others_are_evaluated(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_evaluate", None)
     with pytest.raises(UserError, match="gone"):
-        evaluate(Settings((tiny_checkpoint, tmp_path / "gone.safetensors"), clips=2))
+        evaluate(EvaluationSettings((tiny_checkpoint, tmp_path / "gone.safetensors"), clips=2))
 
 
 # --- Short words ----------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import torch
 from tests.training.clips import MOTIONS, make_folder
 from tests.training.test_data_foreign import write_tar
 from training.data.folder import read_captions
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation
-from training.evaluate.evaluation import Evaluated, Row, Settings, beside, evaluate
+from training.evaluate.evaluation import Evaluated, EvaluationSettings, Row, beside, evaluate
 from training.evaluate.judge import Judge
 from training.evaluate.measures import MEASURES, Seen
 from training.evaluate.own_clips import covered, open_data, read_clips
@@ -115,7 +115,7 @@ def test_the_folders_rate_and_nominal_height_are_trainings(folder, tiny_config):
 
 
 def test_shards_are_read_as_folders_are(folder, tiny_config, tmp_path):
-    options = Options(folder, 3, (tiny_config.height, tiny_config.width), layout="dense")
+    options = PrepareOptions(folder, 3, (tiny_config.height, tiny_config.width), layout="dense")
     prepare(options, read_captions(folder), tmp_path / "shards")
     found = read_clips(open_data(tmp_path / "shards", tiny_config), 8)
     assert len(found) == len(MOTIONS) and found.texts[0] == "a scene, right" and "shard-000000.tar" in found.keys[0]
@@ -164,7 +164,7 @@ def test_what_is_neither_a_folder_nor_shards_is_told(tiny_config, tmp_path):
 
 
 def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
-    settings = Settings((tiny_checkpoint,), clips=2, data=folder, sampling=FAST, device="cpu", jobs=1)
+    settings = EvaluationSettings((tiny_checkpoint,), clips=2, data=folder, sampling=FAST, device="cpu", jobs=1)
     (result,) = evaluate(settings)
     assert list(result.rows) == GENERAL and result.notes == []
     for row in result.rows.values():
@@ -186,17 +186,20 @@ def test_the_general_measures_are_taken_of_every_video(folder, tiny_checkpoint):
 
 
 def test_measures_that_take_scenes_are_refused_where_nothing_is_left(folder):
-    assert [row.name for row in Settings(data=folder, only=("text",)).measures()] == ["consistency", "similarity"]
+    assert [row.name for row in EvaluationSettings(data=folder, only=("text",)).measures()] == [
+        "consistency",
+        "similarity",
+    ]
     with pytest.raises(UserError, match="depth can be measured on synthetic scenes alone"):
-        Settings(data=folder, only=("depth",))
+        EvaluationSettings(data=folder, only=("depth",))
     with pytest.raises(UserError, match="--data"):
-        Settings(rate=4.0)
+        EvaluationSettings(rate=4.0)
 
 
 def test_data_that_do_not_fit_are_told_before_anything_is_composed(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_evaluate", None)
     with pytest.raises(UserError, match="gone"):
-        evaluate(Settings((tiny_checkpoint,), data=tmp_path / "gone"))
+        evaluate(EvaluationSettings((tiny_checkpoint,), data=tmp_path / "gone"))
 
 
 def test_checkpoints_are_compared_on_the_clips_that_both_have():
@@ -216,7 +219,9 @@ def test_fvd_needs_no_tower(folder, tiny_checkpoint, monkeypatch):
     told = []
     monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: told.append((real, arms)) or {})
     sampling = replace(FAST, seeds=1)
-    (result,) = evaluate(Settings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu", jobs=1))
+    (result,) = evaluate(
+        EvaluationSettings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu", jobs=1)
+    )
     ((real, arms),) = told
     palettes = ["style_palette", "style_palette_beside_text"]
     assert list(result.rows) == [*palettes, "first_frame", "endpoint"] and list(arms) == list(ARMS)
@@ -243,6 +248,6 @@ def test_the_table_names_a_few_of_many_that_cannot_be_read(clips):
     result = Evaluated(
         "", {}, {}, [], {"note": "", "distances": {}}, {}, replace(clips, skipped=skipped), {}, None, Judge("")
     )
-    _, note = _notes(Settings(), [result])
+    _, note = _notes(EvaluationSettings(), [result])
     assert f"{TOLD + 3} of {TOLD + 3 + len(clips)} clips" in note and "3 more" in note and "4.mp4" in note
-    assert "5.mp4" not in note and len(_notes(Settings(), [replace(result, clips=clips)])) == 1
+    assert "5.mp4" not in note and len(_notes(EvaluationSettings(), [replace(result, clips=clips)])) == 1

@@ -13,7 +13,7 @@ from tests.training.clips import FRAMES, SIZE, make_folder
 from training.data import shard_writing as preparing
 from training.data.folder import read_captions
 from training.data.prepare import main as prepare_main
-from training.data.shard_writing import Options, prepare
+from training.data.shard_writing import PrepareOptions, prepare
 from training.lock import FILE, held, held_by
 from training.ranks import World
 from vc_core.errors import UserError
@@ -91,7 +91,7 @@ def videos(tmp_path_factory):
 def test_a_second_prepare_leaves_the_first_ones_open_shard_alone(videos, tmp_path, monkeypatch, capsys):
     """The second starts while the first one writes its second shard; the first gives what it gives alone."""
     make, out, second = preparing.make_members, tmp_path / "shards", []
-    options, captions = Options(videos, FRAMES, SIZE), read_captions(videos)
+    options, captions = PrepareOptions(videos, FRAMES, SIZE), read_captions(videos)
     size = f"{SIZE[1]}x{SIZE[0]}"
     command = [videos, "-o", out, "--frames", FRAMES, "--size", size, "--per-shard", 2, "--jobs", 1]
 
@@ -114,5 +114,5 @@ def test_a_second_prepare_leaves_the_first_ones_open_shard_alone(videos, tmp_pat
 
 
 def test_the_processes_of_one_prepare_work_together(videos, tmp_path):
-    options = Options(videos, FRAMES, SIZE)
+    options = PrepareOptions(videos, FRAMES, SIZE)
     assert prepare(options, read_captions(videos), tmp_path / "two", per_shard=2, jobs=2)["clips"] == 5

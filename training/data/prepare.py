@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from training.data.caption_lists import LISTS, TEXTS, printable
 from training.data.folder import read_captions, usable
-from training.data.shard_writing import SUMMARY, Options, prepare
+from training.data.shard_writing import SUMMARY, PrepareOptions, prepare
 from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.settings import METHODS, Height, Method, Size
@@ -83,7 +83,7 @@ def program(
     per_shard: option(Whole, "clips of a shard (default: 256)") = 256,
 ) -> None:
     allow(max_megapixels)
-    options = Options(
+    options = PrepareOptions(
         folder,
         frames=frames,
         size=size,

@@ -44,7 +44,7 @@ AHEAD = 4  # clips that each process may be ahead of the one that is written nex
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What is to be prepared, in plain values that other processes can be sent."""
 
     folder: Path  # of the videos or images
@@ -82,7 +82,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipToPrepare:
     """One clip to be made: the number `part` of those of its file."""
 
     entry: Entry
@@ -93,7 +93,7 @@ class Clip:
 # --- One clip -------------------------------------------------------------------------------------------------------
 
 
-def make_members(clip: Clip, options: Options, caches: Sequence[Cache]) -> dict[str, bytes]:
+def make_members(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache]) -> dict[str, bytes]:
     """The members of a clip's sample, by their endings.
 
     Raises:
@@ -141,7 +141,7 @@ Outcome = dict[str, bytes] | str
 """The members of a clip, or why there are none."""
 
 
-def _outcome(clip: Clip, options: Options, caches: Sequence[Cache] | None = None) -> Outcome:
+def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache] | None = None) -> Outcome:
     try:
         return make_members(clip, options, _caches_of_worker(options) if caches is None else caches)
     except BadSample as error:
@@ -149,7 +149,7 @@ def _outcome(clip: Clip, options: Options, caches: Sequence[Cache] | None = None
 
 
 @lru_cache(maxsize=1)
-def _caches_of_worker(options: Options) -> Sequence[Cache]:
+def _caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
     """Which keeps the networks from one clip to the next."""
     return options.caches()
 
@@ -166,7 +166,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def outcomes(clips: Iterable[Clip], options: Options, caches: Sequence[Cache], jobs: int) -> Iterator[Outcome]:
+def outcomes(
+    clips: Iterable[ClipToPrepare], options: PrepareOptions, caches: Sequence[Cache], jobs: int
+) -> Iterator[Outcome]:
     """What became of each clip, in their order; with more than one job made by so many other processes, a few ahead.
 
     Raises:
@@ -201,7 +203,7 @@ def outcomes(clips: Iterable[Clip], options: Options, caches: Sequence[Cache], j
 
 
 def prepare(
-    options: Options,
+    options: PrepareOptions,
     entries: Sequence[Entry],
     out: Path,
     per_shard: int = 256,
@@ -221,7 +223,9 @@ def prepare(
     """
     caches = options.caches()
     settings = options.settings(caches)
-    clips = [Clip(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)]
+    clips = [
+        ClipToPrepare(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)
+    ]
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
     with held(make_folder(out), "./vc prepare"):
         _agree(out, {**plan, "entries": _listing(entries)})
@@ -234,7 +238,7 @@ def prepare(
         done = len(clips) - len(wanted)
         with closing(outcomes(wanted, options, caches, jobs)) as made:
 
-            def samples(of_shard: Sequence[Clip], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+            def samples(of_shard: Sequence[ClipToPrepare], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
                 """Keys and members of the clips that could be made; the others are told in `dropped`."""
                 nonlocal done
                 for clip in of_shard:

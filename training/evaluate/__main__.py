@@ -78,7 +78,7 @@ def program(
     ) = None,
     device: option(str, "auto, cpu, cuda, mps (default: auto)") = "auto",
 ) -> None:
-    from training.evaluate.evaluation import Settings, evaluate
+    from training.evaluate.evaluation import EvaluationSettings, evaluate
     from training.evaluate.report import TABLE, as_table, write_report
     from training.evaluate.trials import Composing
 
@@ -87,7 +87,7 @@ def program(
     check_replaceable(out)
     numbers = {"clips": clips, "seeds": seeds, "steps": steps}
     numbers = {name: (QUICK if quick else DEFAULT)[name] if n is None else n for name, n in numbers.items()}
-    settings = Settings(
+    settings = EvaluationSettings(
         checkpoints=checkpoints or (BUNDLED,),
         parts=parts or (),
         clips=numbers.pop("clips"),

@@ -46,7 +46,7 @@ JOBS = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What is evaluated and how."""
 
     checkpoints: tuple[Path, ...] = (BUNDLED,)  # their results are compared with the first one's
@@ -139,7 +139,7 @@ class Evaluated:
     judge: Judge = field(repr=False)
 
 
-def evaluate(settings: Settings, progress: Progress | None = None) -> list[Evaluated]:
+def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> list[Evaluated]:
     """Evaluates the checkpoints one after the other.
 
     Raises:
@@ -166,7 +166,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def _evaluate(
     path: Path,
     name: str,
-    settings: Settings,
+    settings: EvaluationSettings,
     fvd: Distance | None,
     first: Evaluated | None,
     progress: Progress | None,
@@ -237,7 +237,7 @@ def _evaluate(
     )
 
 
-def judge_of(settings: Settings, composer: VideoComposer, first: Evaluated | None) -> Judge:
+def judge_of(settings: EvaluationSettings, composer: VideoComposer, first: Evaluated | None) -> Judge:
     """The towers that measure: those that the settings name, else the first checkpoint's, for all; where it lacks one,
     each checkpoint's own.
 

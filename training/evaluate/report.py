@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from training.evaluate.evaluation import Evaluated, Row, Settings
+from training.evaluate.evaluation import Evaluated, EvaluationSettings, Row
 from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
 from training.evaluate.objects import as_seen, find_objects
@@ -29,7 +29,7 @@ TOLD = 5
 """Clips that could not be read that the table names; the JSON names all."""
 
 
-def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated]) -> None:
+def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[Evaluated]) -> None:
     """Writes the table, the JSON and one contact sheet for each trial of each checkpoint into a folder."""
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
     plain = json.dumps(as_mapping(settings, results), indent=1, default=str)  # paths
@@ -52,7 +52,7 @@ def write_report(folder: Path, settings: Settings, results: Sequence[Evaluated])
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-def as_table(settings: Settings, results: Sequence[Evaluated]) -> str:
+def as_table(settings: EvaluationSettings, results: Sequence[Evaluated]) -> str:
     """The table of the measures, one row for each and each checkpoint, with what one has to know to read it."""
     columns = _columns(results)
     table = [[*columns], ["---"] * len(columns)]
@@ -102,7 +102,7 @@ def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool 
     return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
 
 
-def _intro(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
+def _intro(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[str]:
     how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
     count = " to ".join(map(str, sorted({min(counts), max(counts)})))
@@ -156,7 +156,7 @@ def _in_words(results: Sequence[Evaluated]) -> list[str]:
     return lines
 
 
-def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
+def _notes(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[str]:
     """What was not measured, and why."""
     lines, measures = [], settings.measures()
     if left_out := [row.name for row in settings.chosen() if row not in measures]:
@@ -178,7 +178,7 @@ def _notes(settings: Settings, results: Sequence[Evaluated]) -> list[str]:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def as_mapping(settings: Settings, results: Sequence[Evaluated]) -> dict[str, Any]:
+def as_mapping(settings: EvaluationSettings, results: Sequence[Evaluated]) -> dict[str, Any]:
     """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none; of lines
     (clips, seeds, points, 2), what was told and what is seen."""
     asked = asdict(settings) | {"measures": [row.name for row in settings.measures()]}

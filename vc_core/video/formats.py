@@ -27,7 +27,7 @@ FOLDER = ""
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoToWrite:
     """What is written."""
 
     video: Tensor  # (3 or 1, F, H, W), in [0, 1] (clamped)
@@ -52,7 +52,7 @@ class Clip:
 class Format:
     """How a clip is written to a path."""
 
-    write: Callable[[Path, Clip], None]
+    write: Callable[[Path, VideoToWrite], None]
     fastest: int = 1000  # frames a second; beyond, players show every frame for a tenth of a second
     largest: int = 65535  # pixels of a side
     needs: str = ""  # what a build of a library may lack, in words
@@ -74,7 +74,7 @@ _LIMITED_RANGE = 1
 
 
 def _encode(
-    codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: Clip
+    codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: VideoToWrite
 ) -> None:
     """As 4:2:0, that is one colour for two by two pixels: an odd side is extended by its last line."""
     import av
@@ -132,7 +132,7 @@ def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[st
 # --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
 
 
-def _images(clip: Clip) -> Iterator[Any]:
+def _images(clip: VideoToWrite) -> Iterator[Any]:
     from PIL import Image
 
     for pixels in clip.frames():
@@ -140,7 +140,7 @@ def _images(clip: Clip) -> Iterator[Any]:
         clip.after_frame()
 
 
-def _write_gif(path: Path, clip: Clip) -> None:
+def _write_gif(path: Path, clip: VideoToWrite) -> None:
     """One palette of 256 colours for all frames, so that no colour flickers, and no dithering, which would crawl: those
     that stand for a sample of at most 65,536 pixels best.
 
@@ -157,7 +157,7 @@ def _write_gif(path: Path, clip: Clip) -> None:
     next(images).save(path, format="GIF", save_all=True, append_images=images, loop=0, **options)
 
 
-def _write_webp(path: Path, clip: Clip) -> None:
+def _write_webp(path: Path, clip: VideoToWrite) -> None:
     """Lossless: the one file that holds the very pixels. The effort is low: more costs ten times for a tenth less."""
     first, *others = _images(clip)
     options = {"duration": clip.durations(1), "lossless": True, "quality": 0, "method": 0}
@@ -177,7 +177,7 @@ DESCRIPTION = "video.json"
 """In a folder of pictures: its number of frames, and the rate as a number or a fraction, for instance `30000/1001`."""
 
 
-def _write_folder(folder: Path, clip: Clip) -> None:
+def _write_folder(folder: Path, clip: VideoToWrite) -> None:
     """The metadata goes into every picture, so that one which is taken out still says how it was made."""
     text = png_text(clip.metadata)
     for number, image in enumerate(_images(clip)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..disk import folder_beside, written_beside
 from ..errors import UserError
 from ..progress import Progress
-from .formats import FOLDER, FORMATS, Clip, Format, as_bytes, check_replaceable
+from .formats import FOLDER, FORMATS, Format, VideoToWrite, as_bytes, check_replaceable
 from .limits import SLOWEST
 from .metadata import Metadata, check_metadata, png_text
 
@@ -88,7 +88,7 @@ def write_videos(
             beside = folder_beside if form is FORMATS[FOLDER] else written_beside
             temporaries.append(stack.enter_context(beside(one)))
         for temporary, video in zip(temporaries, videos, strict=True):
-            form.write(temporary, Clip(video, exact, scale, metadata, after_frame))
+            form.write(temporary, VideoToWrite(video, exact, scale, metadata, after_frame))
     return paths
 
 
