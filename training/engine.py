@@ -53,7 +53,7 @@ class _Loss(nn.Module):
         losses, timesteps = self._loss_of[0](batch)
         # An STC-encoder that no sample of this rank keeps has a gradient all the same, of zeros: every rank takes part
         # in the same collectives. Parameters are looked up now, as FSDP2 gathers them for this forward; those of the
-        # blocks are always used, see `training.images`.
+        # blocks are always used, see `training.step.leave_out_for_images`.
         nothing = [self.unet.get_parameter(name).flatten()[0] for name in self._outside]
         loss = losses.mean() + (0.0 * torch.stack(nothing).sum() if nothing else 0.0)
         return loss, losses.detach(), timesteps

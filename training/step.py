@@ -12,15 +12,27 @@ from torch import Tensor
 from training.data.order import generator_for
 from training.data.sample import Batch, Sample
 from training.frozen import Encoders
-from training.images import leave_out_for_images
 from training.objective import Objective, embed_conditions, make_context
 from training.recipe import Recipe
 from vc_core.conditions import ANNOTATED, CONDITIONS, condition_size
 from vc_core.errors import UserError
+from vc_core.model.blocks import TemporalConv, TemporalTransformer
 from vc_core.model.unet import UNet3D
 
 _FORMS = {"latents": ("latents", "video"), "text": ("text_tokens", "text"), "style": ("style_embedding", "style")}
 """What is no condition -> the fields of a sample that bring it, and what it is made of."""
+
+
+def leave_out_for_images(unet: UNet3D) -> UNet3D:
+    """The network, with its temporal layers left out of batches of single frames, as in the paper's joint training.
+
+    The STC-encoders' temporal layers stay: they see single frames in videos too. It is a property of the network and
+    not of a call, as blocks may be computed again in the backward pass.
+    """
+    for module in unet.modules():
+        if isinstance(module, TemporalConv | TemporalTransformer):
+            module.without_on_images = True
+    return unet
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Inputs:
 
 class Step:
     """The loss of a batch. Everything random in it is a function of the recipe's seed and the samples' numbers. For
-    images temporal layers are left out, see `training.images`; what the samples do not bring the encoders make."""
+    images temporal layers are left out; what the samples do not bring the encoders make."""
 
     def __init__(self, unet: UNet3D, encoders: Encoders, objective: Objective, recipe: Recipe):
         self.unet = leave_out_for_images(unet)

@@ -13,10 +13,10 @@ import torch
 from training.data.order import Order, Share, generator_for
 from training.data.sample import Batch, Sample
 from training.engine import Learner, checkpoints
-from training.images import leave_out_for_images
 from training.ranks import joined, lanes_of
 from training.recipe import Domain, Engine, Optimizer, Recipe, Start
 from training.start import choose_parameters
+from training.step import leave_out_for_images
 from vc_core.config import UNetConfig
 from vc_core.model.unet import UNet3D
 

@@ -12,6 +12,7 @@ of the golden networks.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -102,8 +103,12 @@ class SpatialTransformer(Transformer):
 class TemporalTransformer(Transformer):
     """Attention among the frames at each position, twice (it has no context); no code tells the frames apart."""
 
+    without_on_images = False  # see `leave_out`
+
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x `((b f), c, h, w)`."""
+        if self.without_on_images and frames == 1:
+            return leave_out(self, x)
         h = x.shape[2]
         plane = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames)
         tokens = rearrange(self.norm(plane), "b c f s -> (b s) f c")
@@ -118,6 +123,8 @@ class TemporalConv(nn.Module):
     released (3, 1, 1) ones, with no copy around them and without the slower 3D kernels.
     """
 
+    without_on_images = False  # see `leave_out`
+
     def __init__(self, channels: int, dropout: float, ops: Any):
         super().__init__()
         self.dropout = dropout
@@ -126,11 +133,20 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x `((b f), c, h, w)`."""
+        if self.without_on_images and frames == 1:
+            return leave_out(self, x)
         plane = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames)
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             plane = F.silu(norm(plane))
             plane = conv(F.dropout(plane, self.dropout if i else 0.0, self.training))
         return x + rearrange(plane, "b c f (h w) -> (b f) c h w", h=x.shape[2])
+
+
+def leave_out(module: nn.Module, x: Tensor) -> Tensor:
+    """x as it is, where a temporal layer is left out in training on images. Parameters that train get gradients of
+    zeros instead of none, so that a rank with images takes part in the same collectives as those with videos."""
+    firsts = [parameter.flatten()[0] for parameter in module.parameters() if parameter.requires_grad]
+    return x + torch.stack(firsts).sum() * 0.0 if firsts else x
 
 
 class ResBlock(nn.Module):
