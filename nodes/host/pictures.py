@@ -16,6 +16,8 @@ from ...vc_core.disk import make_folder, written_beside
 
 SIDE, FRAMES = 256, 64
 """The most of an animation that is shown: the node is small, and what runs without a page has this written too."""
+LEAST = 96
+"""Pixels of its longer side at least: an older page shows pictures as large as they are."""
 
 
 def animation(images: Tensor, rate: float) -> dict[str, Any]:
@@ -27,6 +29,8 @@ def animation(images: Tensor, rate: float) -> dict[str, Any]:
     if (longer := max(height, width)) > SIDE:
         size = [max(1, round(side * SIDE / longer)) for side in (height, width)]
         images = torch.nn.functional.interpolate(images.movedim(-1, 1), size, mode="area").movedim(1, -1)
+    elif (times := -(-LEAST // longer)) > 1:
+        images = images.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
     where, rate = ("VideoComposer_seen", io.FolderType.temp, None), rate * len(images) / count
     saved = ui.ImageSaveHelper.save_animated_webp(images, *where, rate, lossless=False, quality=80, method=0)
     return ui.SavedImages([saved], is_animated=len(images) > 1).as_dict()

@@ -5,8 +5,8 @@ import json
 from tests.host.server import REPOSITORY
 from tests.host.test_templates import frozen_of, links_of
 
-SIDES = {"VCSketchSequence": 96, "MotionVectorExtract": 64, "VCSingleImage": 96, "VCCameraMotion": 64}
-"""Of the pictures of conditions for the bundled checkpoint."""
+SIDES = {"VCSketchSequence": 96, "MotionVectorExtract": 96, "VCSingleImage": 96, "VCCameraMotion": 96}
+"""Of the pictures of conditions for the bundled checkpoint, 32 pixels a side, enlarged."""
 SECONDS = "Seconds 0.00 to 3.75 of the clip, 4 frames a second."
 
 
