@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..config import UNetConfig
 
-# Elements alive at once for each position of the latent, counted operation by operation on networks without memory:
-# 21 to 41 times the width in the UNet, whatever the size; 293 for each channel of an STC-encoder's first convolution
-# where that runs at 12 times the latent's size, and else as the square of it. Attention is taken to need no memory of
-# the order of its matrix.
-UNET, STC = 45, 300
+# Elements alive at once for each position of the latent, counted operation by operation on networks without memory. In
+# the UNet most are in the first temporal Transformer, 19 times the width of its tokens and twice the level's; where they
+# are narrower than the level, elsewhere at the full size, at most 29 times the level's width. In an STC-encoder they are
+# 293 for each channel of its first convolution where that runs at 12 times the latent's size, and else as the square of
+# it. Attention is taken to need no memory of the order of its matrix.
+TOKENS, LEVEL, STC = 27, 3, 300
 
 
 def activation_elements(
@@ -21,4 +22,6 @@ def activation_elements(
     """
     stc = STC * (condition_scale or 12) ** 2 // 144
     positions = frames * height * width
-    return max(UNET * config.width * batch, stc * 4 * config.stc_channels) * positions
+    tokens = max(config.temporal_in_heads * config.head_dim, config.width)
+    unet = TOKENS * tokens + LEVEL * config.width
+    return max(unet * batch, stc * 4 * config.stc_channels) * positions
