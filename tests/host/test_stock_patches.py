@@ -210,7 +210,8 @@ def test_it_has_an_effect_or_is_told(host, made, name):
     row, found = ROWS[name], made[name]
     assert found.latent.isfinite().all()
     change = error(found.latent, found.plain)
-    assert change > 1e-4 if row.effect else change < 5e-5, change  # a further side in a batch rounds differently
+    same = 5e-5 if name.startswith("SkipLayer") else 1e-5  # it adds a side to the batch, which rounds differently
+    assert change > 1e-4 if row.effect else change < same, change
     assert (row.told in found.told) if row.told else ("effect" not in found.told)
 
 

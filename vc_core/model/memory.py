@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..config import UNetConfig
 
 # Elements alive at once for each position of the latent, counted operation by operation on networks without memory. In
-# the UNet most are in the first temporal Transformer, 19 times the width of its tokens and twice the level's; where they
-# are narrower than the level, elsewhere at the full size, at most 29 times the level's width. In an STC-encoder they are
-# 293 for each channel of its first convolution where that runs at 12 times the latent's size, and else as the square of
-# it. Attention is taken to need no memory of the order of its matrix.
+# the UNet most are in the first temporal Transformer, 19 times the width of its tokens and twice the level's; where
+# they are narrower than the level, elsewhere at the full size, at most 29 times the level's width. In an STC-encoder
+# they are 293 for each channel of its first convolution where that runs at 12 times the latent's size, and else as the
+# square of it. Attention is taken to need no memory of the order of its matrix.
 TOKENS, LEVEL, STC = 27, 3, 300
 
 
