@@ -1,8 +1,8 @@
 """A checkpoint made ready to compose: on which device, in which types, with which further files."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .checkpoint.reading import BUNDLED, PARTS, Checkpoint, Part, read_checkpoin
 from .checkpoint.tensors import DTYPES
 from .config import Config
 from .errors import UserError
+from .memory import advice, told_of_memory
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -28,23 +29,49 @@ _WHERE = {
 }
 
 
+KEPT = 2**30
+"""Bytes of the towers that stay loaded where nobody says whether they should."""
+
+
 @dataclass
 class VideoComposer:
     """A checkpoint, ready to compose: the network, the autoencoder and the towers.
 
     Attributes:
+        kept: the towers where they stay loaded; None where each comes when it is used and goes after it.
+        checkpoint: the file, with the parts that others brought.
         device: where the computation runs.
         dtype: the type it runs in; weights may be stored in another one, and on the CPU.
-        towers: the text tower, and the image tower where a file brought one.
+        offload: the network's weights are on the CPU, and each block's on the device while it runs.
     """
 
     config: Config
     unet: UNet3D = field(repr=False)
     autoencoder: Any = field(repr=False)
-    towers: Any = field(repr=False)
+    kept: Any = field(repr=False)
     checkpoint: Checkpoint = field(repr=False)
     device: torch.device
     dtype: torch.dtype
+    offload: bool = False
+
+    @property
+    def towers(self) -> Any:
+        """The text tower, and the image tower where a file brought one; loaded now where they are not kept."""
+        return self.load_towers("text", "image")
+
+    def load_towers(self, *names: str, progress: Progress | None = None) -> Any:
+        """`towers`, or some of them. They stay in memory for as long as the caller holds them, or are `kept`."""
+        from .checkpoint.loading import load_towers
+
+        if self.kept is not None:
+            return self.kept
+        text, image = (self.checkpoint.parts.get(name) if name in names else None for name in ("text", "image"))
+        return load_towers(self.config.towers, text, image, self.dtype, self.device, progress=progress)
+
+    def tower_bytes(self, name: str) -> int:
+        """Bytes of a tower in memory; 0 where no file brought it."""
+        part = self.checkpoint.parts.get(name)
+        return sum(map(part.tensors.numel, part.tensors.shapes)) * self.dtype.itemsize if part else 0
 
     @staticmethod
     def load(
@@ -56,6 +83,7 @@ class VideoComposer:
         compute: str = "auto",
         offload: bool = False,
         compile: bool = False,
+        keep: bool | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -70,6 +98,8 @@ class VideoComposer:
             compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
             offload: keep the network's weights on the CPU and bring them to the device block by block.
             compile: run the network through `torch.compile`; the first step then takes minutes.
+            keep: the towers stay in memory between uses, else each is read again when it is used, which its file's
+                being mapped makes quick; None: where both take less than a GiB, as the bundled checkpoint's.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -87,16 +117,16 @@ class VideoComposer:
         files = [parts] if isinstance(parts, (str, Path)) else parts
         found = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
-        autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
-        towers = load_towers(config.towers, found["text"], found.get("image"), computed, device, progress=progress)
-        unet = load_unet(
-            checkpoint,
-            operations=nn if stored == computed else CastWeights,
-            # Of fp8 what is large: norms and biases are small, and eight bits would spoil them.
-            dtype=(lambda _, shape: stored if len(shape) > 1 else computed) if stored == DTYPES["fp8"] else stored,
-            device="cpu" if offload else device,
-            progress=progress,
-        )
+        load_towers(config.towers, found["text"], found.get("image"), device="meta")  # refused now where they do not fit
+        with told_of_memory(device, advice(device, stored, offload)):
+            autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
+            unet = load_unet(
+                checkpoint,
+                operations=nn if stored == computed else CastWeights,
+                dtype=storage(stored, computed),
+                device="cpu" if offload else device,
+                progress=progress,
+            )
         if offload:  # each block's weights come to the device while it runs
             try:
                 from accelerate import cpu_offload
@@ -105,7 +135,19 @@ class VideoComposer:
             cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
         if compile:
             unet.compile()
-        return VideoComposer(config, unet, autoencoder, towers, checkpoint, device, computed)
+        checkpoint = replace(checkpoint, parts=found)
+        composer = VideoComposer(config, unet, autoencoder, None, checkpoint, device, computed, offload)
+        if keep or keep is None and composer.tower_bytes("text") + composer.tower_bytes("image") < KEPT:
+            composer.kept = composer.load_towers("text", "image", progress=progress)
+        return composer
+
+
+def storage(stored: torch.dtype, compute: torch.dtype) -> Callable[[str, tuple[int, ...]], torch.dtype]:
+    """The type that a parameter of a name and shape is stored in, of a network in these types.
+
+    Of fp8 what is large: norms and biases are small, and eight bits would spoil them.
+    """
+    return lambda _, shape: compute if stored == DTYPES["fp8"] and len(shape) == 1 else stored
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

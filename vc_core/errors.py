@@ -63,6 +63,12 @@ def reason(error: BaseException, named: bool = False) -> str:
     return brief(f"{name} {said}".rstrip() if named else said or name, 200)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python's or torch's says that memory was wanting; torch has no kind of its own for all."""
+    said = r"out of memory|(can't|not) allocate|not enough memory|STATUS_ALLOC_FAILED"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(said, str(error))))
+
+
 def _visible(text: str) -> str:
     """A text without what terminals obey, such as a file's name may hold, and without what no encoding has."""
     obeyed = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"

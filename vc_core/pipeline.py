@@ -16,6 +16,7 @@ from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
 from .errors import UserError, shown
+from .memory import advice_for_run, told_of_memory
 from .progress import Progress
 
 
@@ -56,7 +57,7 @@ def compose(
     batch: int = 1,
     seed: int = 0,
     windows: Windows | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
     **deprecated: Any,
@@ -80,7 +81,8 @@ def compose(
             a batch has the noise of `seed + i`: it is the one that is composed alone with that seed.
         windows: how more frames than a window's length are cut; by default windows of the frames that the checkpoint
             was trained for, which overlap by half. See `Windows`.
-        chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
+        chunk, tile: frames that are encoded and decoded at a time (None: 16, or fewer of large ones), and the side of
+            the tiles in pixels (None: whole).
         progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
             "decoding"; raise from it to cancel.
         deprecated: by names of earlier versions, with a DeprecationWarning: `video`, which is `init`, and the fields of
@@ -92,10 +94,9 @@ def compose(
     Raises:
         UserError: an option of another type or out of its range, an init of another shape or outside [0, 1], a
             condition given twice, of another length than the video or of another batch, or one that the checkpoint has
-            no STC-encoder for.
+            no STC-encoder for; not enough memory.
     """
     from .encoders.autoencoder import decode
-    from .encoders.clip import encode_text
 
     config = composer.config
     if deprecated:
@@ -116,26 +117,26 @@ def compose(
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 
-    shared = {
-        "text": encode_text(composer.towers, texts).to(composer.device, composer.dtype),
-        "negative": encode_text(composer.towers, negatives).to(composer.device, composer.dtype),
-        "style": style and Embedded(style_token(composer, style.image), style.schedule),
-        "no_style": style_token(composer, None),
-        "guidance": config.guidance if sampling.guidance is None else sampling.guidance,
-        "condition_guidance": sampling.condition_guidance,
-        "rescale": sampling.rescale,
-        "steps": config.diffusion.steps,
-    }
-    denoisers = [
-        GuidedDenoiser(composer.unet, stc=stc, **shared)
-        for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
-    ]
-    denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-    noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
-    source = None if init is None else encode_video(composer, init, (height, width), chunk, tile, progress)
-    latent = sample(denoiser, run.start(noise, source), run, generators, progress)
-    made = decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress)
+    with told_of_memory(composer.device, advice_for_run(composer, batch, chunk, tile)):
+        shared = {
+            **encode_texts(composer, {"text": texts, "negative": negatives}, progress),
+            "style": style and Embedded(style_token(composer, style.image, progress), style.schedule),
+            "no_style": style_token(composer, None),
+            "guidance": config.guidance if sampling.guidance is None else sampling.guidance,
+            "condition_guidance": sampling.condition_guidance,
+            "rescale": sampling.rescale,
+            "steps": config.diffusion.steps,
+        }
+        denoisers = [
+            GuidedDenoiser(composer.unet, stc=stc, **shared)
+            for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
+        ]
+        denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
+        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
+        source = None if init is None else encode_video(composer, init, (height, width), chunk, tile, progress)
+        latent = sample(denoiser, run.start(noise, source), run, generators, progress)
+        made = decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress)
     with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
         return made.to("cpu", torch.float32, copy=True)
 
@@ -145,14 +146,26 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
+def encode_texts(
+    composer: VideoComposer, prompts: Mapping[str, list[str]], progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """The context tokens `(B, 77, D)` of each of several lists of prompts."""
+    from .encoders.clip import encode_text
+
+    towers = composer.load_towers("text", progress=progress)
+    return {
+        name: encode_text(towers, texts).to(composer.device, composer.dtype) for name, texts in prompts.items()
+    }
+
+
+def style_token(composer: VideoComposer, image: Tensor | None, progress: Progress | None = None) -> Tensor:
     """The style token `(B, 1, D)` of an image `(B, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
     from .encoders.clip import encode_image
 
     if image is None:
         embedding = torch.zeros(1, 1, composer.config.unet.context_dim)
     else:
-        embedding = encode_image(composer.towers, image.to(composer.device))
+        embedding = encode_image(composer.load_towers("image", progress=progress), image.to(composer.device))
     return composer.unet.encode_style(embedding.to(composer.device, composer.dtype))
 
 
@@ -160,7 +173,7 @@ def encode_video(
     composer: VideoComposer,
     video: Tensor,
     size: tuple[int, int],
-    chunk: int = 16,
+    chunk: int | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:

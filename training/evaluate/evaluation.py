@@ -174,7 +174,7 @@ def _evaluate(
     composer, how = VideoComposer.load(path, settings.parts, device=settings.device), settings.sampling
     config, autoencoder, device = composer.config, composer.autoencoder, composer.device
     judge = judge_of(settings, composer, first)
-    style = () if composer.towers.visual is None else ("style",)
+    style = ("style",) if "image" in composer.checkpoint.parts else ()
     offered = ["text", *style, *(name for name in CONDITIONS if name in config.unet.conditions)]
     measures, notes = possible(settings.measures(), offered, judge)
     trials = dict.fromkeys(row.trial for row in measures)

@@ -103,12 +103,15 @@ def fill(
     Args:
         what: see `check`, which comes first.
         dtype: of the result; or a function of a parameter's name and shape.
+        device: of the result; on `meta` the file is checked and nothing is read.
         progress: called as `progress("loading", done, total)`, in MiB of the file.
         ignored: of the tensors that the layout has no place for, those that go without a warning; None: all of them.
     """
     check(layout, tensors, what)
     if ignored is not None and (extra := [name for name in unused(layout, tensors) if name not in ignored]):
         warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
+    if torch.device(device).type == "meta":
+        return
     shapes, filled, on_cpu = shapes_of(module), {}, torch.device(device).type == "cpu"
     # What is copied comes from a mapping of its own: one that views keep alive would give no pages back.
     views = tensors.get()

@@ -30,6 +30,9 @@ WIDTHS = (128, 256, 512, 512)
 """Channels of the levels of Stable Diffusion's autoencoder (83.7 M parameters, 248 tensors)."""
 MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
+AT_ONCE = 16, 2**18
+"""Frames, and pixels of all of them together, that are encoded or decoded at a time where nobody says how many: in fp32
+Stable Diffusion's autoencoder takes 0.8 GB for them."""
 
 
 def new_autoencoder(
@@ -61,7 +64,7 @@ _SIZES = {"encoding": (CHANNELS, (FACTOR, 1)), "decoding": (3, (1, FACTOR))}
 
 @torch.no_grad()
 def encode(
-    ae: Autoencoder, video: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
+    ae: Autoencoder, video: Tensor, chunk: int | None = None, tile: int | None = None, progress: Progress | None = None
 ) -> Tensor:
     """Video (B, 3, F, H, W), RGB in [0, 1], to its raw latent (B, 4, F, H/8, W/8).
 
@@ -69,7 +72,7 @@ def encode(
     Stable Diffusion's autoencoder it is the mode of the posterior, so nothing is random.
 
     Args:
-        chunk: frames at a time. Memory grows with it; the result does not depend on it.
+        chunk: frames at a time. Memory grows with it; the result does not depend on it. None: see `frames_at_once`.
         tile: side in pixels, rounded down to a multiple of 8, of overlapping tiles that frames are cut into to save
             memory; norms and attention see one tile at a time, so the result differs a little. None: whole frames.
         progress: called as `progress("encoding", done, total)` in frames, after every chunk.
@@ -86,7 +89,7 @@ def encode(
 
 @torch.no_grad()
 def decode(
-    ae: Autoencoder, latent: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
+    ae: Autoencoder, latent: Tensor, chunk: int | None = None, tile: int | None = None, progress: Progress | None = None
 ) -> Tensor:
     """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1]: the reverse of `encode`, see there.
 
@@ -97,6 +100,13 @@ def decode(
             f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
         )
     return _by_frames("decoding", partial(_decode_frames, ae), latent, chunk, tile, progress)
+
+
+def frames_at_once(size: tuple[int, int], tile: int | None = None) -> int:
+    """How many frames of (height, width) pixels are encoded or decoded at a time by default, see `AT_ONCE`."""
+    frames, pixels = AT_ONCE
+    height, width = (min(side, tile or side) for side in size)
+    return max(1, min(frames, pixels // (height * width)))
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
@@ -128,10 +138,10 @@ def _is_tiny(ae: Autoencoder) -> bool:
 
 
 def _by_frames(
-    what: str, function: Function, video: Tensor, chunk: int, tile: int | None, progress: Progress | None
+    what: str, function: Function, video: Tensor, chunk: int | None, tile: int | None, progress: Progress | None
 ) -> Tensor:
     """A function of frames (N, C, H, W), of one of `_SIZES`, applied to a video (B, C, F, H, W): (B, c, F, h, w)."""
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise UserError(f"The chunk is {chunk} frames: expected at least 1.")
     if tile is not None and tile < MIN_TILE:
         raise UserError(f"The tile is {tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
@@ -144,7 +154,8 @@ def _by_frames(
     source, target = video.transpose(1, 2), result.transpose(1, 2)
     places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
     done = 0
-    for piece in places.split(chunk):
+    pixels = tuple(side * FACTOR // scale[0] for side in video.shape[3:])
+    for piece in places.split(chunk or frames_at_once(pixels, tile)):
         b, f = piece.unbind(1)
         target[b, f] = function(source[b, f]).to(result)
         done += len(piece)

@@ -1,0 +1,135 @@
+"""Memory of a composition: what a run takes, and by count what cards need.
+
+    ./vc bench memory [--table] [--folder DIR]
+
+Without options it writes files of zeros with the names and shapes of the released network, of Stable Diffusion's
+autoencoder and of OpenCLIP's ViT-H/14 (sparse ones: they take no room on most disks), composes 16 frames of 256x256 with
+text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most memory that it had: in
+all, and without the pages of mapped files, which the system takes back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from vc_core.checkpoint.formats import FORMATS, layout_of
+from vc_core.checkpoint.origins import shapes_of
+from vc_core.config import Config
+from vc_core.encoders.autoencoder import new_autoencoder
+from vc_core.encoders.clip import new_towers
+from vc_core.model.unet import UNet3D
+
+# Two figures in bytes, of the process with all of its libraries: the kernel's own peak, and the most of samples.
+MEASURE = """
+import json, sys, threading, time
+import torch
+from vc_core import Condition, Sampling, Style, VideoComposer, compose
+
+def status(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+
+def watch():
+    while True:
+        now = status("RssAnon")
+        seen["anonymous"] = max(seen["anonymous"], now)
+        phases[where[-1]] = [max(a, b) for a, b in zip(phases.get(where[-1], [0, 0]), (status("VmRSS"), now))]
+        time.sleep(0.02)
+
+def progress(what, done, total):
+    where.append(what)
+
+torch.set_num_threads(1)
+seen, phases, where = {"anonymous": 0}, {}, ["start"]
+threading.Thread(target=watch, daemon=True).start()
+files, load, run = json.loads(sys.argv[1])
+composer = VideoComposer.load(files[0], files[1:], **load, progress=progress)
+config = composer.config
+frames, (height, width) = run.pop("frames", config.frames), run.pop("size", (config.height, config.width))
+for _ in range(run.pop("times", 1)):
+    start = time.perf_counter()
+    made = compose(
+        composer,
+        "a harbour at night",
+        conditions=[Condition("depth", torch.rand(1, 1, frames, height * 3 // 2, width * 3 // 2))],
+        style=Style(torch.rand(1, 3, height, width)),
+        sampling=Sampling(steps=1, **run.pop("sampling", {})),
+        frames=frames,
+        size=(height, width),
+        progress=progress,
+        **run,
+    )
+    assert torch.isfinite(made).all()
+    seconds = time.perf_counter() - start
+print(json.dumps({"peak": status("VmHWM"), **seen, "seconds": seconds, "phases": phases}))
+"""
+
+
+def write_zeros(path: Path, shapes: Mapping[str, Sequence[int]], dtype: str = "F32") -> None:
+    """A `.safetensors` of zeros, as a file with a hole in it, so that it takes no room where the system can do that."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * {"F32": 4, "F16": 2}[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + at)
+
+
+def write_files(folder: Path, config: Config, dtype: str = "F32") -> list[Path]:
+    """Files of the parts that a checkpoint of this config is composed with: network, autoencoder, both towers."""
+    with torch.device("meta"):
+        unet = UNet3D(config.unet)
+    towers = new_towers(config.towers, "meta")
+    kinds = {
+        "network": [("model", "released", unet)],
+        "autoencoder": [("vae", "ldm", new_autoencoder("ldm", device="meta"))],
+        "towers": [("image", "open_clip", towers.visual), ("text", "open_clip", towers)],
+    }
+    towers.visual = None
+    paths = []
+    for name, parts in kinds.items():
+        shapes = {}
+        for part, layout, module in parts:
+            origins = layout_of(part, layout, module, shapes_of(module)).values()
+            prefix = FORMATS[part, layout].prefix
+            shapes |= {prefix + name: origin.shape for origin in origins for name in origin.names}
+        paths.append(folder / f"{name}.safetensors")
+        write_zeros(paths[-1], shapes, dtype)
+    return paths
+
+
+def measure(files: Sequence[Path], load: Mapping[str, object] = {}, run: Mapping[str, object] = {}) -> dict:
+    """Bytes of a composition in a process of its own, its most memory as `peak`, and as `anonymous` without mapped
+    files, as far as samples of it tell.
+
+    Args:
+        load, run: arguments of `VideoComposer.load` and of `compose`.
+    """
+    arguments = json.dumps([[str(file) for file in files], {"device": "cpu", **load}, run])
+    done = subprocess.run([sys.executable, "-c", MEASURE, arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        result = measure(write_files(Path(folder), Config()))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

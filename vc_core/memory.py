@@ -1,0 +1,162 @@
+"""How much memory a composition takes, counted before it runs, and what is said where there was not enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .config import Config
+from .errors import UserError, out_of_memory
+from .model.memory import activation_elements
+from .model.unet import UNet3D
+
+if TYPE_CHECKING:
+    from .composer import VideoComposer
+
+PROGRAM = 600_000_000
+"""Bytes of the program without weights, by measurement on a CPU: torch, diffusers and open_clip. Counted for a GPU too,
+where CUDA's own part is of that size."""
+DECODING = {"kl": 770, "taesd": 200}
+"""Elements alive at once for each pixel of the frames that are decoded (or encoded, which takes less) at a time, counted
+operation by operation, by the config's autoencoder."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a composition takes on its device at most.
+
+    Attributes:
+        weights: of what stays there: the network, the autoencoder, and the towers where they are kept.
+        towers: of the largest of those that come and go, as far as it comes on top of the others' weights.
+        activations: of one prediction of the network.
+        decoding: of the frames that are decoded at a time.
+    """
+
+    weights: int
+    towers: int
+    activations: int
+    decoding: int
+
+    @property
+    def total(self) -> int:
+        return PROGRAM + self.weights + max(self.towers, self.activations, self.decoding)
+
+    def told(self, dtype: str, free: int, advice: Sequence[str]) -> str:
+        """A sentence of it.
+
+        Args:
+            dtype: how the network's weights are stored.
+            free: bytes that there are.
+            advice: what to lower where they are too few.
+        """
+        one_by_one = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in ("towers", "activations", "decoding"))
+        text = (
+            f"needs about {self.total / 1e9:.1f} GB of memory: weights {self.weights / 1e9:.1f} ({dtype}), the program "
+            f"{PROGRAM / 1e9:.1f}, and one after the other {one_by_one}; {free / 1e9:.1f} GB are free"
+        )
+        return f"{text}." if self.total <= free else f"{text}, which may be too few: try {', or '.join(advice)}."
+
+
+def needed(
+    config: Config,
+    weights: int,
+    towers: int,
+    compute: torch.dtype,
+    *,
+    size: tuple[int, int],
+    frames: int,
+    predictions: int = 2,
+    batch: int = 1,
+    chunk: int | None = None,
+    tile: int | None = None,
+) -> Need:
+    """What a composition needs.
+
+    Args:
+        weights, towers: see `Need`.
+        compute: type that is computed in.
+        size: (height, width) of the video.
+        frames: that the network sees at a time, a window of a long video.
+        predictions: sides of guidance, which are predicted together, 1 to 3.
+        batch: number of videos.
+        chunk, tile: see `vc_core.encoders.autoencoder.decode`.
+    """
+    from .encoders.autoencoder import frames_at_once
+
+    elements = activation_elements(
+        config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
+    )
+    pixels = math.prod(min(side, tile or side) for side in size) * (chunk or frames_at_once(size, tile))
+    decoding = DECODING[config.autoencoder.layout] * pixels
+    return Need(weights, towers, elements * compute.itemsize, decoding * compute.itemsize)
+
+
+def needed_by(composer: VideoComposer, style: bool, **run: Any) -> Need:
+    """What a run of `compose` needs; `run` are the keyword arguments of `needed`."""
+    unet, names = composer.unet, ("text", "image") if style else ("text",)
+    weights = network_bytes(unet, composer.dtype, composer.offload and composer.device.type != "cpu")
+    towers = max(map(composer.tower_bytes, names))
+    if composer.kept is not None:
+        weights, towers = weights + weight_bytes(composer.kept), 0
+    return needed(composer.config, weights + weight_bytes(composer.autoencoder), towers, composer.dtype, **run)
+
+
+def network_bytes(unet: UNet3D, compute: torch.dtype, by_blocks: bool = False) -> int:
+    """The most of a network's weights that is on its device at a time: all of them or, `by_blocks`, the largest block;
+    with the copy of the largest one in the type of the computation where it is stored in another."""
+    parts = unet.blocks() if by_blocks else [unet]
+    copies = [p.numel() * compute.itemsize for p in unet.parameters() if p.dtype != compute]
+    return max(map(weight_bytes, parts)) + max(copies, default=0)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process can still take on a device, those among them that it has already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    import psutil
+
+    own = psutil.Process().memory_info()
+    # Pages of mapped files are free to the system while it can read them again.
+    return psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)
+
+
+def advice(device: torch.device, stored: torch.dtype, offload: bool) -> list[str]:
+    """What takes less memory for the weights, from how they are stored and where."""
+    smaller = {torch.float32: "fp16", torch.float16: "fp8", torch.bfloat16: "fp8"}.get(stored)
+    elsewhere = [] if device.type == "cpu" else ["the device cpu"] if offload else ["offload"]
+    return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
+
+
+def advice_for_run(composer: VideoComposer, batch: int, chunk: int | None, tile: int | None) -> list[str]:
+    """The same, and what of a run's arguments takes less."""
+    stored = composer.unet.conv_in.weight.dtype
+    return [
+        *advice(composer.device, stored, composer.offload),
+        *(["fewer videos at a time"] if batch > 1 else []),
+        "a smaller size",
+        "fewer frames or a smaller window",
+        *([] if chunk == 1 else ["chunk 1"]),
+        *([] if tile else ["tile 256"]),
+    ]
+
+
+@contextmanager
+def told_of_memory(device: torch.device, advice: Sequence[str]) -> Iterator[None]:
+    """Makes a sentence of running out of memory, of what takes less. Raises `UserError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        where = "of the computer" if device.type == "cpu" else f"of the device '{device}'"
+        raise UserError(f"The memory {where} is not enough: try {', or '.join(advice)}.") from error
