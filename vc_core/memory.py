@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from .config import Config
+from .encoders.autoencoder import Tiling
 from .errors import UserError, out_of_memory
 from .model.memory import activation_elements
 from .model.unet import UNet3D
@@ -73,8 +73,7 @@ def needed(
     frames: int,
     predictions: int = 2,
     batch: int = 1,
-    chunk: int | None = None,
-    tile: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Need:
     """What a composition needs.
 
@@ -85,15 +84,13 @@ def needed(
         frames: that the network sees at a time, a window of a long video.
         predictions: sides of guidance, which are predicted together, 1 to 3.
         batch: number of videos.
-        chunk, tile: see `vc_core.encoders.autoencoder.decode`.
+        tiling: of decoding.
     """
-    from .encoders.autoencoder import frames_at_once
-
+    tiling = tiling or Tiling()
     elements = activation_elements(
         config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
     )
-    pixels = math.prod(min(side, tile or side) for side in size) * (chunk or frames_at_once(size, tile))
-    decoding = DECODING[config.autoencoder.layout] * pixels
+    decoding = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) * tiling.frames_of(size)
     return Need(weights, towers, elements * compute.itemsize, decoding * compute.itemsize)
 
 
@@ -137,16 +134,16 @@ def advice(device: torch.device, stored: torch.dtype, offload: bool) -> list[str
     return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
 
 
-def advice_for_run(composer: VideoComposer, batch: int, chunk: int | None, tile: int | None) -> list[str]:
+def advice_for_run(composer: VideoComposer, batch: int, tiling: Tiling | None) -> list[str]:
     """The same, and what of a run's arguments takes less."""
-    stored = composer.unet.conv_in.weight.dtype
+    stored, tiling = composer.unet.conv_in.weight.dtype, tiling or Tiling()
     return [
         *advice(composer.device, stored, composer.offload),
         *(["fewer videos at a time"] if batch > 1 else []),
         "a smaller size",
         "fewer frames or a smaller window",
-        *([] if chunk == 1 else ["chunk 1"]),
-        *([] if tile else ["tile 256"]),
+        *([] if tiling.chunk == 1 else ["chunk 1"]),
+        *([] if tiling.tile else ["tile 256"]),
     ]
 
 

@@ -2,15 +2,9 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..disk import check_place
 from ..errors import UserError, brief
 from .settings import DEFAULTS, EITHER, GOES_WITH, MOVES, SERVES, SETTINGS, Label, Settings, as_option
-
-if TYPE_CHECKING:
-    from ..video.formats import Format
 
 LONGEST_PATH = 300
 """Characters of a path that an error shows: a file of settings may hold any number."""
@@ -113,10 +107,3 @@ def check_inputs(settings: Settings, label: Label) -> None:
         there = brief(str(path), LONGEST_PATH)
         if not os.path.isdir(os.path.expanduser(path)):
             raise UserError(f"There is no folder at {there}, which {label('models')} names: check the path.")
-
-
-def check_video_place(path: Path, form: "Format") -> None:
-    """Refuses where no video of this format can be written: a device, a folder of other files. Raises `UserError`."""
-    from ..video.formats import FOLDER, FORMATS, check_replaceable
-
-    (check_replaceable if form is FORMATS[FOLDER] else check_place)(path)
