@@ -3,9 +3,9 @@
     ./vc bench memory [--table] [--folder DIR]
 
 Without options it writes files of zeros with the names and shapes of the released network, of Stable Diffusion's
-autoencoder and of OpenCLIP's ViT-H/14 (sparse ones: they take no room on most disks), composes 16 frames of 256x256 with
-text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most memory that it had: in
-all, and without the pages of mapped files, which the system takes back when it needs them.
+autoencoder and of OpenCLIP's ViT-H/14 (with a hole for the numbers: they take no room on most disks), composes 16 frames
+of 256x256 with text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most memory
+that it had: in all, and without the pages of mapped files, which the system takes back when it needs them.
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ class VideoComposer:
         files = [parts] if isinstance(parts, (str, Path)) else parts
         found = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
-        load_towers(config.towers, found["text"], found.get("image"), device="meta")  # refused now where they do not fit
+        load_towers(
+            config.towers, found["text"], found.get("image"), device="meta"
+        )  # refused now where they do not fit
         with told_of_memory(device, advice(device, stored, offload)):
             autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
             unet = load_unet(
@@ -137,7 +139,7 @@ class VideoComposer:
             unet.compile()
         checkpoint = replace(checkpoint, parts=found)
         composer = VideoComposer(config, unet, autoencoder, None, checkpoint, device, computed, offload)
-        if keep or keep is None and composer.tower_bytes("text") + composer.tower_bytes("image") < KEPT:
+        if keep or (keep is None and composer.tower_bytes("text") + composer.tower_bytes("image") < KEPT):
             composer.kept = composer.load_towers("text", "image", progress=progress)
         return composer
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .checkpoint.tensors import DTYPES
 from .config import Config
 from .encoders.autoencoder import Tiling
 from .errors import UserError, out_of_memory
@@ -23,8 +24,8 @@ PROGRAM = 600_000_000
 """Bytes of the program without weights, by measurement on a CPU: torch, diffusers and open_clip. Counted for a GPU too,
 where CUDA's own part is of that size."""
 DECODING = {"kl": 770, "taesd": 200}
-"""Elements alive at once for each pixel of the frames that are decoded (or encoded, which takes less) at a time, counted
-operation by operation, by the config's autoencoder."""
+"""Elements alive at once for each pixel of the frames that are decoded (or encoded) at a time, by the config's
+autoencoder, counted operation by operation."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,6 @@ class Need:
     @property
     def total(self) -> int:
         return PROGRAM + self.weights + max(self.towers, self.activations, self.decoding)
-
-    def told(self, dtype: str, free: int, advice: Sequence[str]) -> str:
-        """A sentence of it.
-
-        Args:
-            dtype: how the network's weights are stored.
-            free: bytes that there are.
-            advice: what to lower where they are too few.
-        """
-        one_by_one = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in ("towers", "activations", "decoding"))
-        text = (
-            f"needs about {self.total / 1e9:.1f} GB of memory: weights {self.weights / 1e9:.1f} ({dtype}), the program "
-            f"{PROGRAM / 1e9:.1f}, and one after the other {one_by_one}; {free / 1e9:.1f} GB are free"
-        )
-        return f"{text}." if self.total <= free else f"{text}, which may be too few: try {', or '.join(advice)}."
 
 
 def needed(
@@ -96,12 +82,29 @@ def needed(
 
 def needed_by(composer: VideoComposer, style: bool, **run: Any) -> Need:
     """What a run of `compose` needs; `run` are the keyword arguments of `needed`."""
-    unet, names = composer.unet, ("text", "image") if style else ("text",)
-    weights = network_bytes(unet, composer.dtype, composer.offload and composer.device.type != "cpu")
-    towers = max(map(composer.tower_bytes, names))
+    on_cpu, network = composer.device.type == "cpu", composer.checkpoint.part("model").tensors
+    weights = network_bytes(composer.unet, composer.dtype, composer.offload and not on_cpu)
+    towers = max(map(composer.tower_bytes, ("text", "image") if style else ("text",)))
     if composer.kept is not None:
         weights, towers = weights + weight_bytes(composer.kept), 0
+    elif on_cpu and network.mapped and {*network.dtypes.values()} == {p.dtype for p in composer.unet.parameters()}:
+        towers = max(0, towers - weights)  # pages of the file, which are not there until the network runs
     return needed(composer.config, weights + weight_bytes(composer.autoencoder), towers, composer.dtype, **run)
+
+
+def told(need: Need, composer: VideoComposer, batch: int = 1, tiling: Tiling | None = None) -> str:
+    """A sentence on what a run needs, what there is, and what to lower where it may be too little."""
+    free, stored = available(composer.device), _stored(composer)
+    weights = next(name for name, dtype in DTYPES.items() if dtype == stored) + ", offloaded" * composer.offload
+    parts = {"towers": need.towers, "activations": need.activations, "decoding": need.decoding}
+    text = (
+        f"needs about {need.total / 1e9:.1f} GB of memory: {need.weights / 1e9:.1f} for weights ({weights}), "
+        f"{PROGRAM / 1e9:.1f} for the program and, one after the other, "
+        f"{', '.join(f'{size / 1e9:.1f} for {name}' for name, size in parts.items() if size)}; "
+        f"{free / 1e9:.1f} GB are free"
+    )
+    enough = need.total <= free
+    return f"{text}." if enough else f"{text}, too few: try {', or '.join(advice_for_run(composer, batch, tiling))}."
 
 
 def network_bytes(unet: UNet3D, compute: torch.dtype, by_blocks: bool = False) -> int:
@@ -136,15 +139,20 @@ def advice(device: torch.device, stored: torch.dtype, offload: bool) -> list[str
 
 def advice_for_run(composer: VideoComposer, batch: int, tiling: Tiling | None) -> list[str]:
     """The same, and what of a run's arguments takes less."""
-    stored, tiling = composer.unet.conv_in.weight.dtype, tiling or Tiling()
+    tiling = tiling or Tiling()
     return [
-        *advice(composer.device, stored, composer.offload),
+        *advice(composer.device, _stored(composer), composer.offload),
         *(["fewer videos at a time"] if batch > 1 else []),
         "a smaller size",
         "fewer frames or a smaller window",
         *([] if tiling.chunk == 1 else ["chunk 1"]),
         *([] if tiling.tile else ["tile 256"]),
     ]
+
+
+def _stored(composer: VideoComposer) -> torch.dtype:
+    """The type that the network's matrices are stored in."""
+    return composer.unet.conv_in.weight.dtype
 
 
 @contextmanager

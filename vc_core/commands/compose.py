@@ -12,12 +12,14 @@ from .. import pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
+from ..diffusion.guidance import needed_sides
 from ..diffusion.samplers import Sampling
 from ..diffusion.windows import Windows
 from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
+from ..memory import needed_by, told
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
@@ -124,11 +126,17 @@ def outputs(settings: Settings) -> list[Path]:
 # --- One run --------------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, composer: VideoComposer | None = None, progress: Progress | None = None) -> list[str]:
+def run(
+    settings: Settings,
+    composer: VideoComposer | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> list[str]:
     """Composes and writes what the settings say. Returns lines on it: one for each file, and what was chosen.
 
     Args:
         composer: of the settings' checkpoint; by default it is loaded.
+        tell: called before anything is composed, with how much memory that needs.
 
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
@@ -136,6 +144,8 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
     full, plan = fill_in(settings, composer.config)
+    if tell is not None:
+        tell(_memory(full, composer))
     made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
     videos = pipeline.compose(
@@ -159,7 +169,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         size=full.size,
         batch=full.batch_size,
         seed=full.seed,
-        tiling=Tiling(full.chunk, full.tile),
+        tiling=_tiling(full),
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
@@ -177,6 +187,25 @@ def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
     return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
+
+
+def _memory(settings: Settings, composer: VideoComposer) -> str:
+    """One sentence on the memory that a run needs; the settings are filled in."""
+    sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
+    need = needed_by(
+        composer,
+        settings.style is not None,
+        size=settings.size,
+        frames=min(settings.frames, settings.window or settings.frames),
+        predictions=len(sides),
+        batch=settings.batch_size,
+        tiling=_tiling(settings),
+    )
+    return told(need, composer, settings.batch_size, _tiling(settings))
+
+
+def _tiling(settings: Settings) -> Tiling:
+    return Tiling(settings.chunk, settings.tile)
 
 
 def _style(settings: Settings) -> pipeline.Style | None:
@@ -247,7 +276,7 @@ def _write(
 
 
 def run_all(
-    runs: Sequence[Settings], progress: Progress | None = None
+    runs: Sequence[Settings], progress: Progress | None = None, tell: Callable[[str], None] | None = None
 ) -> Iterator[tuple[Settings, list[str] | Exception]]:
     """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
     rest; neighbours share what they load."""
@@ -258,7 +287,7 @@ def run_all(
             if composer is None or wanted != loaded:
                 composer = None  # given back before the next one is loaded
                 composer, loaded = load(settings, progress), wanted
-            outcome = run(settings, composer, progress)
+            outcome = run(settings, composer, progress, tell)
         except Exception as error:  # told by the caller, at the end
             outcome = error
         yield settings, outcome

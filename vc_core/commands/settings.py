@@ -267,7 +267,7 @@ class Settings:
     compute: Literal["auto", "fp32", "fp16", "bf16"] = _setting("what is computed in: auto, fp32, fp16, bf16", "auto")
     offload: bool = _setting("keep weights in main memory, on the device only when in use", False)
     compile: bool = _setting("compile the network first: slow to begin, then faster", False)
-    chunk: Count = _setting("frames that are encoded or decoded at a time (default: 16)", 16)
+    chunk: Count | None = _setting("frames that are encoded or decoded at a time (default: 16, fewer of large ones)")
     tile: Annotated[int, Field(ge=64, le=MORE)] | None = _setting(
         "pixels of a side that are encoded or decoded at a time (default: all)"
     )
