@@ -1,11 +1,13 @@
-"""Memory of a composition: what a run takes, and by count what cards need.
+"""Memory of a composition: what a run on the CPU takes, by measurement, and what one on a GPU takes, by count.
 
     ./vc bench memory [--table] [--folder DIR]
 
 Without options it writes files of zeros with the names and shapes of the released network, of Stable Diffusion's
-autoencoder and of OpenCLIP's ViT-H/14 (with a hole for the numbers: they take no room on most disks), composes 16 frames
-of 256x256 with text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most memory
-that it had: in all, and without the pages of mapped files, which the system takes back when it needs them.
+autoencoder and of OpenCLIP's ViT-H/14 (with a hole for the numbers: they take no room on most disks), composes 16
+frames of 256x256 with text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most
+memory that it had: in all, and without the pages of mapped files, which the system takes back when it needs them.
+
+With `--table` it prints the table of vc_core/README.md, which is counted.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from vc_core.checkpoint.formats import FORMATS, layout_of
+from vc_core.checkpoint.loading import on_meta
 from vc_core.checkpoint.origins import shapes_of
-from vc_core.config import Config
+from vc_core.composer import choose_dtypes, storage
+from vc_core.config import Config, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
+from vc_core.memory import Need, needed, network_bytes
 from vc_core.model.unet import UNet3D
 
 # Two figures in bytes, of the process with all of its libraries: the kernel's own peak, and the most of samples.
@@ -89,11 +95,9 @@ def write_zeros(path: Path, shapes: Mapping[str, Sequence[int]], dtype: str = "F
 
 def write_files(folder: Path, config: Config, dtype: str = "F32") -> list[Path]:
     """Files of the parts that a checkpoint of this config is composed with: network, autoencoder, both towers."""
-    with torch.device("meta"):
-        unet = UNet3D(config.unet)
     towers = new_towers(config.towers, "meta")
     kinds = {
-        "network": [("model", "released", unet)],
+        "network": [("model", "released", on_meta(config))],
         "autoencoder": [("vae", "ldm", new_autoencoder("ldm", device="meta"))],
         "towers": [("image", "open_clip", towers.visual), ("text", "open_clip", towers)],
     }
@@ -110,25 +114,75 @@ def write_files(folder: Path, config: Config, dtype: str = "F32") -> list[Path]:
     return paths
 
 
-def measure(files: Sequence[Path], load: Mapping[str, object] = {}, run: Mapping[str, object] = {}) -> dict:
+def measure(files: Sequence[Path], load: Mapping[str, object] | None = None, run: Mapping[str, object] | None = None):
     """Bytes of a composition in a process of its own, its most memory as `peak`, and as `anonymous` without mapped
     files, as far as samples of it tell.
 
     Args:
         load, run: arguments of `VideoComposer.load` and of `compose`.
     """
-    arguments = json.dumps([[str(file) for file in files], {"device": "cpu", **load}, run])
+    arguments = json.dumps([[str(file) for file in files], {"device": "cpu", **(load or {})}, run or {}])
     done = subprocess.run([sys.executable, "-c", MEASURE, arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
+
+
+# --- By count -------------------------------------------------------------------------------------------------------
+
+RELEASED, VGEN = Config(), Config(unet=UNetConfig(attention_levels=(1, 2, 3)))
+ROWS = (
+    ("released", RELEASED, (256, 256), 16),
+    ("TF-T2V, VideoLCM", VGEN, (256, 448), 16),
+    ("TF-T2V", VGEN, (256, 448), 32),
+    ("TF-T2V", VGEN, (512, 896), 16),
+)
+COLUMNS = (("fp16", False), ("fp8", False), ("fp16", True), ("fp8", True))
+"""How the network's weights are stored, and whether they are offloaded."""
+
+
+@cache
+def networks(config: Config) -> tuple[UNet3D, list[int]]:
+    """The network on meta, and the parameters of the autoencoder and of the two towers."""
+    towers = new_towers(config.towers, "meta")
+    modules = new_autoencoder("ldm", device="meta"), towers, towers.visual
+    autoencoder, both, image = (sum(p.numel() for p in module.parameters()) for module in modules)
+    return on_meta(config), [autoencoder, both - image, image]
+
+
+def count(config: Config, dtype: str, offload: bool, size: tuple[int, int], frames: int) -> Need:
+    """What a composition with text and style needs on a GPU, in bytes, by networks that are on meta."""
+    stored, compute = choose_dtypes(torch.device("cuda"), dtype, "auto")
+    unet, parameters = networks(config)
+    of = storage(stored, compute)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(of("", tuple(parameter.shape)))
+    autoencoder, *towers = (number * compute.itemsize for number in parameters)
+    weights = network_bytes(unet, compute, offload) + autoencoder
+    return needed(config, weights, max(towers), compute, size=size, frames=frames)
+
+
+def table() -> list[str]:
+    """The lines of a table in Markdown of `ROWS` and `COLUMNS`, in GB."""
+    columns = ("activations", "decoding", *(f"{dtype}{', offload' * offload}" for dtype, offload in COLUMNS))
+    lines = [f"| network | video | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
+    for name, config, size, frames in ROWS:
+        needs = [count(config, dtype, offload, size, frames) for dtype, offload in COLUMNS]
+        figures = (needs[0].activations, needs[0].decoding, *(need.total for need in needs))
+        cells = (name, f"{size[1]}x{size[0]}, {frames} frames", *(f"{figure / 1e9:.1f}" for figure in figures))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
+    parser.add_argument("--table", action="store_true", help="print the table of what is counted")
     arguments = parser.parse_args()
+    if arguments.table:
+        print("\n".join(table()))
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = measure(write_files(Path(folder), Config()))
-    print(json.dumps(result))
+    print(f"{result['peak'] / 1e9:.2f} GB at most, {result['anonymous'] / 1e9:.2f} without mapped files")
 
 
 if __name__ == "__main__":

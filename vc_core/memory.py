@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Need:
         weights: of what stays there: the network, the autoencoder, and the towers where they are kept.
         towers: of the largest of those that come and go, as far as it comes on top of the others' weights.
         activations: of one prediction of the network.
-        decoding: of the frames that are decoded at a time.
+        decoding: of the frames that are decoded at a time, and the video.
     """
 
     weights: int
@@ -72,12 +73,15 @@ def needed(
         batch: number of videos.
         tiling: of decoding.
     """
-    tiling = tiling or Tiling()
+    tiling, whole = tiling or Tiling(), math.prod(size)
     elements = activation_elements(
         config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
     )
-    decoding = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) * tiling.frames_of(size)
-    return Need(weights, towers, elements * compute.itemsize, decoding * compute.itemsize)
+    # Beside what a tile takes, of each of these frames the RGB that tiles are added up in, and that divided by weights.
+    a_frame = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) + 2 * 3 * whole
+    decoding = min(tiling.frames_of(size), batch * frames) * a_frame * compute.itemsize
+    video = batch * frames * 3 * whole * torch.float32.itemsize
+    return Need(weights, towers, elements * compute.itemsize, decoding + video)
 
 
 def needed_by(composer: VideoComposer, style: bool, **run: Any) -> Need:

@@ -188,6 +188,11 @@ class Bars:
         self.finish()
         print(line, flush=True)
 
+    def tell(self, line: str) -> None:
+        """A line on standard error, where what is no result goes."""
+        self.finish()
+        print(f"vc: {line}", file=sys.stderr, flush=True)
+
 
 @contextmanager
 def progress_bars() -> Iterator[Bars]:

@@ -78,7 +78,9 @@ def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
         assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
     assert frames_of(out).shape == (3, 64, 96, 3)
     assert probe(out).rate == 5  # the plan's: 3 frames of 0.75 s are no more than 3 at 4 a second
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert "vc: needs about 0." in said.err and " GB of memory: 0.0 for weights (fp32), 0.6 for the program" in said.err
+    lines = said.out.splitlines()
     assert lines[0] == f"{out}: 3 frames of 96x64 at 5 a second, seed 0"
     assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames a second, 5 frames taken from each second of " + (
         "a clip.mp4, cpu in fp32"

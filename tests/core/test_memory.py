@@ -1,28 +1,43 @@
-"""How much memory loading takes, measured in processes of their own on files of noise; and what predicting takes."""
+"""How much memory loading and composing take, measured in processes of their own; what is counted before; and what is
+said where there was too little."""
 
 import dataclasses
 import importlib.util
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import vc_core.checkpoint.loading
+from vc_core import Condition, Sampling, Style, UserError, VideoComposer, compose
 from vc_core.checkpoint.files import open_tensors
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import condition_size
-from vc_core.config import UNetConfig
+from vc_core.config import AutoencoderConfig, Config, UNetConfig
+from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
+from vc_core.encoders.clip import preprocess
+from vc_core.memory import Need, advice_for_run, available, needed, needed_by, told, weight_bytes
 from vc_core.model.memory import activation_elements
 from vc_core.model.unet import UNet3D
 
 
 @pytest.fixture(scope="module")
 def loading(repository):
+    needs_proc()
+    return benchmark(repository, "loading")
+
+
+def needs_proc():
     if not Path("/proc/self/status").exists():
         pytest.skip("this system has no /proc, which tells the most memory that a process had")
-    spec = importlib.util.spec_from_file_location("benchmark_loading", repository / "benchmarks" / "loading.py")
+
+
+def benchmark(repository, name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", repository / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -109,3 +124,142 @@ def test_activations_are_estimated(config, shape, scale):
             unet.encode_condition("depth", depth, (height, width))
     most = max(predicting.most, encoding.most) // 4
     assert most < activation_elements(config, *shape, scale) < 2 * most
+
+
+# --- A whole composition --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def memory(repository):
+    return benchmark(repository, "memory")
+
+
+def given(composer, style=True):
+    """Arguments of `compose` in which every part takes part."""
+    frames, seeded = composer.config.frames, torch.Generator().manual_seed(0)
+    depth = Condition("depth", torch.rand(1, 1, frames, 48, 60, generator=seeded))
+    return {
+        "conditions": [depth],
+        "style": Style(torch.rand(1, 3, 20, 20, generator=seeded)) if style else None,
+        "sampling": Sampling(steps=1),
+    }
+
+
+def test_each_tower_is_there_only_while_it_is_used(tiny_checkpoint, tiny_composer, monkeypatch):
+    """And the video is the same to the bit."""
+    towers, there = [], {}
+    load = vc_core.checkpoint.loading.load_towers
+
+    def spied(*args, **kwargs):
+        towers.append(weakref.ref(model := load(*args, **kwargs)))
+        return model
+
+    monkeypatch.setattr("vc_core.checkpoint.loading.load_towers", spied)
+    composer = VideoComposer.load(tiny_checkpoint, keep=False)
+    assert composer.kept is None
+
+    def look(where):
+        gone = [tower() is None for tower in towers]
+        there[where] = [i for i, each in enumerate(gone) if not each]
+
+    monkeypatch.setattr("vc_core.encoders.clip.preprocess", lambda *args: (look("style"), preprocess(*args))[1])
+    for name in ("unet", "autoencoder"):
+        module = getattr(composer, name)
+        (module if name == "unet" else module.decoder.layers[0]).register_forward_pre_hook(lambda *_, n=name: look(n))
+    made = [compose(each, "a circle", **given(each)) for each in (tiny_composer, composer)]
+    assert torch.equal(*made)
+    # The first was loaded to see whether the files fit; then that of the text, and that of the image.
+    assert len(towers) == 3 and there == {"style": [2], "unet": [], "autoencoder": []}
+    compose(composer, "a circle", **given(composer, style=False))
+    assert len(towers) == 4
+    assert composer.towers.visual is not None and composer.towers.transformer is not None
+
+
+def test_small_towers_are_kept(tiny_composer):
+    assert tiny_composer.kept is tiny_composer.towers is tiny_composer.towers
+
+
+@pytest.mark.parametrize("layout", ["kl", "taesd"])
+@pytest.mark.parametrize(("size", "tiling"), [((64, 128), None), ((512, 896), None), ((256, 256), Tiling(2, 64))])
+def test_decoding_is_estimated(layout, size, tiling):
+    config = Config(autoencoder=AutoencoderConfig(layout))
+    need = needed(config, 0, 0, torch.float32, size=size, frames=16, tiling=tiling)
+    with torch.device("meta"), torch.inference_mode():
+        autoencoder = new_autoencoder("ldm" if layout == "kl" else layout, device="meta")
+        latent, video = torch.empty(1, 4, 16, size[0] // 8, size[1] // 8), torch.empty(1, 3, 16, *size)
+        with Live(autoencoder.parameters()) as decoding:
+            decode(autoencoder, latent, tiling)
+        with Live(autoencoder.parameters()) as encoding:
+            encode(autoencoder, video, tiling)
+    most = max(decoding.most, encoding.most)
+    assert most < need.decoding < 1.2 * most
+
+
+def test_a_whole_composition_is_estimated(tiny_composer):
+    """Beside the weights, which are there before."""
+    modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.kept
+    with Live(p for module in modules for p in module.parameters()) as run:
+        compose(tiny_composer, "a circle", **given(tiny_composer), size=(64, 96))
+    need = needed_by(tiny_composer, True, size=(64, 96), frames=3)
+    most = max(need.towers, need.activations, need.decoding)
+    assert run.most < 1.1 * most and most < 4 * run.most
+    assert need.weights == sum(map(weight_bytes, modules)) and need.towers == 0
+
+
+def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
+    composer = VideoComposer.load(tiny_checkpoint, dtype="fp16")
+    errors = [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    ]  # fmt: skip
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(2**55)
+    for error in (*errors, of_torch.value):
+        monkeypatch.setattr(composer.unet, "forward", mock.Mock(side_effect=error))
+        with pytest.raises(UserError) as told:
+            compose(composer, ["a", "b"], tiling=Tiling(1, 64))
+        assert str(told.value) == (
+            "The memory of the computer is not enough: try dtype fp8, or fewer videos at a time, or a smaller size, or "
+            "fewer frames or a smaller window."
+        )
+    composer.device, composer.offload = torch.device("cuda"), True
+    assert advice_for_run(composer, 1, None)[:2] == ["dtype fp8", "the device cpu"]
+    composer.offload = False
+    assert advice_for_run(composer, 1, None) == [
+        "dtype fp8", "offload", "a smaller size", "fewer frames or a smaller window", "chunk 1", "tile 256",
+    ]  # fmt: skip
+    composer.device = torch.device("cpu")
+    monkeypatch.setattr(composer.unet, "forward", mock.Mock(side_effect=RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        compose(composer)
+
+
+def test_what_a_run_needs_is_told(tiny_composer, monkeypatch):
+    need = Need(6_000_000_000, 2_000_000_000, 1_500_000_000, 0)
+    assert need.total == 8_600_000_000
+    monkeypatch.setattr("vc_core.memory.available", lambda device: 8_600_000_000)
+    text = (
+        "needs about 8.6 GB of memory: 6.0 for weights (fp32), 0.6 for the program and, one after the other, 2.0 for "
+        "towers, 1.5 for activations; 8.6 GB are free"
+    )
+    assert told(need, tiny_composer) == f"{text}."
+    monkeypatch.setattr("vc_core.memory.available", lambda device: 8_500_000_000)
+    assert told(need, tiny_composer).startswith(text.replace("8.6 GB are", "8.5 GB are") + ", too few: try dtype fp16,")
+    assert 0 < available(torch.device("cpu")) < 2**50
+
+
+def test_offloaded_runs_fit_a_card_of_8_gb_by_count(memory, repository):
+    needs = {
+        (row, dtype): memory.count(*row[1:2], dtype, True, *row[2:]) for row in memory.ROWS for dtype in ("fp16", "fp8")
+    }
+    assert all(need.total < 8e9 for need in needs.values())
+    page = (repository / "vc_core" / "README.md").read_text()
+    assert "\n".join(memory.table()) in page
+
+
+@pytest.mark.slow
+def test_a_composition_of_the_released_size(memory, tmp_path):
+    """16 frames of 256x256 with text, style and depth in fp32: one step, in a process of its own."""
+    needs_proc()
+    peak = memory.measure(memory.write_files(tmp_path, memory.RELEASED))["peak"]
+    assert peak <= 8.5e9

@@ -81,7 +81,7 @@ def compose(
     if files.batch is not None:
         return _compose_many(files, options)
     with progress_bars() as progress:
-        told = run(gather(files.source, options, progress), progress=progress, tell=progress.write)
+        told = run(gather(files.source, options, progress), progress=progress, tell=progress.tell)
     for line in told:
         print(line)
     return None
@@ -94,7 +94,7 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     runs = gather_many(files.batch, options)
     failed = []
     with progress_bars() as progress:
-        for number, (settings, outcome) in enumerate(run_all(runs, progress, progress.write), 1):
+        for number, (settings, outcome) in enumerate(run_all(runs, progress, progress.tell), 1):
             if isinstance(outcome, Exception):
                 failed.append(f"run {number}, {settings.out}: {sentence(outcome)}")
                 if terminal.debugging:
