@@ -88,8 +88,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [not item.nodeid.startswith(f"tests/{folder}/") for folder in _FIRST])
 
 
+def pytest_generate_tests(metafunc):
+    """Every pair of reference files of a network is a test of its own, with the pair's name in its id."""
+    if "golden_pair" in metafunc.fixturenames:
+        folder = _folder("VC_GOLDEN", "golden")
+        files = sorted(folder.glob("unet_*.safetensors")) + sorted(folder.glob("vgen_*.safetensors"))
+        pairs = [file.stem for file in files if file.with_suffix(".json").exists()]
+        metafunc.parametrize("golden_pair", pairs or ["none"], scope="module")
+
+
+def _folder(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+
+
 def _shared_folder(variable: str, default: str) -> Path:
-    folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+    folder = _folder(variable, default)
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; {variable} names another folder")
     return folder
@@ -101,6 +114,7 @@ def pytest_terminal_summary(terminalreporter):
     for reason, count in Counter(one.longrepr[2].removeprefix("Skipped: ") for one in skips).items():
         terminalreporter.write_line(f"{count} skipped: {reason}")
     reports = [one for kind in ("passed", "failed", "error", "skipped") for one in terminalreporter.getreports(kind)]
+    reports = [one for one in reports if isinstance(one, pytest.TestReport)]
     asked = [(one, version) for one in reports for key, version in one.user_properties if key == "comfyui"]
     if asked:
         tested = dict.fromkeys(version for one, version in asked if version and not one.skipped)
