@@ -152,6 +152,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     """
     from ..diffusion.samplers import Sampling
     from ..diffusion.windows import Windows
+    from ..encoders.autoencoder import Tiling
     from ..extract.pictures import picture_of
     from ..pipeline import compose
 
@@ -175,14 +176,13 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
             guidance=full.guidance,
             condition_guidance=full.condition_guidance,
             rescale=full.rescale,
+            windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
         ),
         frames=full.frames,
         size=full.size,
         batch=full.batch_size,
         seed=full.seed,
-        windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
-        chunk=full.chunk,
-        tile=full.tile,
+        tiling=Tiling(full.chunk, full.tile),
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
