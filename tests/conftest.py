@@ -40,10 +40,16 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
+    """Each pair of reference files of a network is a test of its own, with the pair's name in its id.
 
+    Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
     Where none is found, what is wrong takes its place, and the fixture `comfyui` tells it.
     """
+    if "golden_pair" in metafunc.fixturenames:
+        files = [
+            file for kind in ("unet", "vgen") for file in _folder("VC_GOLDEN", "golden").glob(f"{kind}_*.safetensors")
+        ]
+        metafunc.parametrize("golden_pair", sorted(file.stem for file in files) or ["none"], scope="module")
     if "comfyui" not in metafunc.fixturenames:
         return
     try:
@@ -86,15 +92,6 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [not item.nodeid.startswith(f"tests/{folder}/") for folder in _FIRST])
-
-
-def pytest_generate_tests(metafunc):
-    """Every pair of reference files of a network is a test of its own, with the pair's name in its id."""
-    if "golden_pair" in metafunc.fixturenames:
-        folder = _folder("VC_GOLDEN", "golden")
-        files = sorted(folder.glob("unet_*.safetensors")) + sorted(folder.glob("vgen_*.safetensors"))
-        pairs = [file.stem for file in files if file.with_suffix(".json").exists()]
-        metafunc.parametrize("golden_pair", pairs or ["none"], scope="module")
 
 
 def _folder(variable: str, default: str) -> Path:

@@ -173,7 +173,7 @@ class UNet3D(nn.Module):
         return [*self.encoder, self.middle, self.middle_out, *self.decoder]
 
     def encode_style(self, image_embedding: Tensor) -> Tensor:
-        """The style tokens `(B, style_tokens, context_dim)` of an image embedding `(B, 1, context_dim)`, not normalised.
+        """The style tokens `(B, style_tokens, context_dim)` of an image embedding `(B, 1, context_dim)`, as it is.
 
         Raises:
             UserError: this network takes no style.
