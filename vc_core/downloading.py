@@ -44,7 +44,7 @@ HOSTS = {
         "HF_ENDPOINT",
         "/api/models/{repository}/tree/{revision}/{folder}",
         # An `oid` beside `lfs` is git's, of SHA-1.
-        lambda told: {file["path"]: (file.get("size"), file.get("lfs", {}).get("oid")) for file in told},
+        lambda told: {file["path"]: (file.get("size"), (file.get("lfs") or {}).get("oid")) for file in told},
         "HF_TOKEN",
     ),
     "www.modelscope.cn": Host(
@@ -91,9 +91,9 @@ def download(
     check_place(target)
     host = HOSTS[_SOURCE.match(source)["host"]]
     part, tried = target.with_name(f"{target.name}.part"), 0
+    most = _size(part)
     with _session(host) as session:
         while True:
-            before = _size(part)
             try:
                 wanted = _listed(session, source, host, Identity(size, sha256))
                 if target.is_file():
@@ -102,11 +102,12 @@ def download(
                 return _finished(part, target, wanted, progress)
             except requests.RequestException as error:
                 passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-                tried = 0 if _size(part) > before else tried + 1
+                came = _size(part)
+                most, tried = max(most, came), 0 if came > most else tried + 1
                 if not isinstance(error, passing) or tried > len(WAITS):
-                    came = f"; {amount(_size(part))} of it are kept in {part}" if _size(part) else ""
+                    kept = f"; {amount(came)} of it are kept in {part}" if came else ""
                     raise UserError(
-                        f"{source}: cannot be had ({reason(error, named=True)}){came}: look at the network, then run "
+                        f"{source}: cannot be had ({reason(error, named=True)}){kept}: look at the network, then run "
                         "the same command to go on."
                     ) from error
                 time.sleep(WAITS[max(0, tried - 1)])
@@ -186,15 +187,16 @@ def _receive(
     with _asked(session, _at(host, source), source, **headers) as answer:
         if "html" in answer.headers.get("Content-Type", ""):
             raise UserError(f"{source}: gives a web page and not the file: see with a browser what it asks for.")
-        if not answer.headers.get("Content-Range", "").startswith(f"bytes {come}-"):
+        goes_on = answer.headers.get("Content-Range", "").startswith(f"bytes {come}-")
+        if not goes_on:
             come = 0
             etag = answer.headers.get("ETag", "")
             mark = etag if not wanted.sha256 and not etag.startswith("W/") else None  # a weak one marks no bytes
             with writing(part):
                 part.unlink(missing_ok=True)
                 _note(part).write_text(json.dumps(asdict(replace(wanted, etag=mark or None))), encoding="utf-8")
-        if answer.status_code == 416:  # what had come is not of this file any more
-            raise requests.ConnectionError("the file has changed")
+        if answer.status_code in (206, 416) and not goes_on:  # not from the beginning either
+            raise requests.ConnectionError("the server does not go on where the last try ended")
         total = wanted.size or come + int(answer.headers.get("Content-Length", 0))
         for block in answer.iter_content(2**18):
             append(part, block)

@@ -36,6 +36,7 @@ class Server(ThreadingHTTPServer):
         self.content, self.sha256 = CONTENT, hashlib.sha256(CONTENT).hexdigest()
         self.cuts = 0  # so many further connections are cut
         self.ranges = self.lists = True
+        self.shift = 0  # bytes by which it misses where a range begins
         self.status, self.kind, self.sent_on = 200, "application/octet-stream", None
         self.asked = []  # headers of each request for a file
 
@@ -59,8 +60,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(302, Location=server.sent_on)
         mark = f'"{hashlib.md5(server.content).hexdigest()}"'
         begin = re.match(r"bytes=(\d+)-", headers.get("Range", "") if server.ranges else "")
-        begin = int(begin[1]) if begin and headers.get("If-Range", mark) == mark else 0
+        begin = int(begin[1]) + server.shift if begin and headers.get("If-Range", mark) == mark else 0
         length = len(server.content)
+        if begin >= length:
+            return self.answer(416, Content_Range=f"bytes */{length}")
         part = {"Content-Range": f"bytes {begin}-{length - 1}/{length}"} if begin else {}
         until, server.cuts = (begin + CUT if server.cuts else None), max(0, server.cuts - 1)
         self.answer(206 if begin else 200, server.content[begin:until], length - begin, ETag=mark, **part)
@@ -177,6 +180,13 @@ def test_a_server_without_ranges_begins_anew(server, vc_get, tmp_path):
     server.cuts, server.ranges = 1, False
     assert vc_get(NAMES["hub"])[0] == 0
     assert (tmp_path / NAMES["hub"]).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("shift", [1, len(CONTENT)])
+def test_a_server_that_gives_another_range_is_not_believed(shift, server, vc_get, tmp_path):
+    server.cuts, server.shift = 1, shift
+    assert vc_get(NAMES["hub"])[0] == 0
+    assert (tmp_path / NAMES["hub"]).read_bytes() == CONTENT and len(server.asked) == 3
 
 
 @pytest.mark.parametrize("hashed", [True, False])
