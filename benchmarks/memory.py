@@ -31,6 +31,7 @@ from vc_core.composer import choose_dtypes, storage
 from vc_core.config import Config, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
+from vc_core.families import assumed
 from vc_core.memory import Need, needed, network_bytes
 from vc_core.model.unet import UNet3D
 
@@ -128,13 +129,15 @@ def measure(files: Sequence[Path], load: Mapping[str, object] | None = None, run
 
 # --- By count -------------------------------------------------------------------------------------------------------
 
-RELEASED, VGEN = Config(), Config(unet=UNetConfig(attention_levels=(1, 2, 3)))
+RELEASED, VGEN = Config(), assumed(UNetConfig(attention_levels=(1, 2, 3), style_tokens=4))[0]
 ROWS = (
-    ("released", RELEASED, (256, 256), 16),
-    ("TF-T2V, VideoLCM", VGEN, (256, 448), 16),
-    ("TF-T2V", VGEN, (256, 448), 32),
-    ("TF-T2V", VGEN, (512, 896), 16),
+    ("released", RELEASED, (256, 256), 16, 2),
+    ("TF-T2V", VGEN, (256, 448), 16, 2),
+    ("TF-T2V", VGEN, (256, 448), 32, 2),
+    ("TF-T2V", VGEN, (512, 896), 16, 2),
+    ("VideoLCM, without guidance", VGEN, (256, 448), 16, 1),
 )
+"""Name, config, (height, width), frames, sides of guidance."""
 COLUMNS = (("fp16", False), ("fp8", False), ("fp16", True), ("fp8", True))
 """How the network's weights are stored, and whether they are offloaded."""
 
@@ -148,7 +151,7 @@ def networks(config: Config) -> tuple[UNet3D, list[int]]:
     return on_meta(config), [autoencoder, both - image, image]
 
 
-def count(config: Config, dtype: str, offload: bool, size: tuple[int, int], frames: int) -> Need:
+def count(config: Config, dtype: str, offload: bool, size: tuple[int, int], frames: int, predictions: int) -> Need:
     """What a composition with text and style needs on a GPU, in bytes, by networks that are on meta."""
     stored, compute = choose_dtypes(torch.device("cuda"), dtype, "auto")
     unet, parameters = networks(config)
@@ -157,15 +160,15 @@ def count(config: Config, dtype: str, offload: bool, size: tuple[int, int], fram
         parameter.data = parameter.data.to(of("", tuple(parameter.shape)))
     autoencoder, *towers = (number * compute.itemsize for number in parameters)
     weights = network_bytes(unet, compute, offload) + autoencoder
-    return needed(config, weights, max(towers), compute, size=size, frames=frames)
+    return needed(config, weights, max(towers), compute, size=size, frames=frames, predictions=predictions)
 
 
 def table() -> list[str]:
     """The lines of a table in Markdown of `ROWS` and `COLUMNS`, in GB."""
     columns = ("activations", "decoding", *(f"{dtype}{', offload' * offload}" for dtype, offload in COLUMNS))
     lines = [f"| network | video | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
-    for name, config, size, frames in ROWS:
-        needs = [count(config, dtype, offload, size, frames) for dtype, offload in COLUMNS]
+    for name, config, size, frames, predictions in ROWS:
+        needs = [count(config, dtype, offload, size, frames, predictions) for dtype, offload in COLUMNS]
         figures = (needs[0].activations, needs[0].decoding, *(need.total for need in needs))
         cells = (name, f"{size[1]}x{size[0]}, {frames} frames", *(f"{figure / 1e9:.1f}" for figure in figures))
         lines.append(f"| {' | '.join(cells)} |")
