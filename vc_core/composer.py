@@ -14,8 +14,9 @@ from .checkpoint.origins import unused_note
 from .checkpoint.reading import BUNDLED, PARTS, Checkpoint, Part, read_checkpoint
 from .checkpoint.tensors import DTYPES
 from .config import Config
+from .encoders.autoencoder import Tiling
 from .errors import UserError
-from .memory import advice, told_of_memory
+from .memory import Need, needed, network_bytes, smaller_runs, smaller_weights, told_of_memory, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -67,6 +68,27 @@ class VideoComposer:
             return self.kept
         text, image = (self.checkpoint.parts.get(name) if name in names else None for name in ("text", "image"))
         return load_towers(self.config.towers, text, image, self.dtype, self.device, progress=progress)
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The type that the network's matrices are stored in."""
+        return self.unet.conv_in.weight.dtype
+
+    def needs(self, style: bool, **run: Any) -> Need:
+        """What a run of `compose` needs, with a style or without; `run` are the keyword arguments of `needed`."""
+        on_cpu, network = self.device.type == "cpu", self.checkpoint.part("model").tensors
+        weights = network_bytes(self.unet, self.dtype, self.offload and not on_cpu)
+        towers = max(map(self.tower_bytes, ("text", "image") if style else ("text",)))
+        if self.kept is not None:
+            weights, towers = weights + weight_bytes(self.kept), 0
+        elif on_cpu and network.mapped and {*network.dtypes.values()} == {p.dtype for p in self.unet.parameters()}:
+            towers = max(0, towers - weights)  # pages of the file, which are not there until the network runs
+        return needed(self.config, weights + weight_bytes(self.autoencoder), towers, self.dtype, **run)
+
+    def advice(self, batch: int = 1, tiling: Tiling | None = None) -> list[str]:
+        """What to lower where a run does not fit the memory."""
+        weights = smaller_weights(self.device, self.stored, self.offload)
+        return [*weights, *smaller_runs(batch, tiling or Tiling())]
 
     def tower_bytes(self, name: str) -> int:
         """Bytes of a tower in memory; 0 where no file brought it."""
@@ -120,7 +142,7 @@ class VideoComposer:
         load_towers(
             config.towers, found["text"], found.get("image"), device="meta"
         )  # refused now where they do not fit
-        with told_of_memory(device, advice(device, stored, offload)):
+        with told_of_memory(device, smaller_weights(device, stored, offload)):
             autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
             unet = load_unet(
                 checkpoint,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,9 +16,6 @@ from .encoders.autoencoder import Tiling
 from .errors import UserError, out_of_memory
 from .model.memory import activation_elements
 from .model.unet import UNet3D
-
-if TYPE_CHECKING:
-    from .composer import VideoComposer
 
 PROGRAM = 600_000_000
 """Bytes of the program without weights, by measurement on a CPU: torch, diffusers and open_clip. Counted for a GPU too,
@@ -84,31 +80,23 @@ def needed(
     return Need(weights, towers, elements * compute.itemsize, decoding + video)
 
 
-def needed_by(composer: VideoComposer, style: bool, **run: Any) -> Need:
-    """What a run of `compose` needs; `run` are the keyword arguments of `needed`."""
-    on_cpu, network = composer.device.type == "cpu", composer.checkpoint.part("model").tensors
-    weights = network_bytes(composer.unet, composer.dtype, composer.offload and not on_cpu)
-    towers = max(map(composer.tower_bytes, ("text", "image") if style else ("text",)))
-    if composer.kept is not None:
-        weights, towers = weights + weight_bytes(composer.kept), 0
-    elif on_cpu and network.mapped and {*network.dtypes.values()} == {p.dtype for p in composer.unet.parameters()}:
-        towers = max(0, towers - weights)  # pages of the file, which are not there until the network runs
-    return needed(composer.config, weights + weight_bytes(composer.autoencoder), towers, composer.dtype, **run)
+def told(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
+    """A sentence on what a run needs.
 
-
-def told(need: Need, composer: VideoComposer, batch: int = 1, tiling: Tiling | None = None) -> str:
-    """A sentence on what a run needs, what there is, and what to lower where it may be too little."""
-    free, stored = available(composer.device), _stored(composer)
-    weights = next(name for name, dtype in DTYPES.items() if dtype == stored) + ", offloaded" * composer.offload
+    Args:
+        stored, offload: how the network's weights are kept.
+        free: bytes that there are.
+        advice: what to lower where they are too few.
+    """
+    kept = next(name for name, dtype in DTYPES.items() if dtype == stored) + ", offloaded" * offload
     parts = {"towers": need.towers, "activations": need.activations, "decoding": need.decoding}
     text = (
-        f"needs about {need.total / 1e9:.1f} GB of memory: {need.weights / 1e9:.1f} for weights ({weights}), "
+        f"needs about {need.total / 1e9:.1f} GB of memory: {need.weights / 1e9:.1f} for weights ({kept}), "
         f"{PROGRAM / 1e9:.1f} for the program and, one after the other, "
         f"{', '.join(f'{size / 1e9:.1f} for {name}' for name, size in parts.items() if size)}; "
         f"{free / 1e9:.1f} GB are free"
     )
-    enough = need.total <= free
-    return f"{text}." if enough else f"{text}, too few: try {', or '.join(advice_for_run(composer, batch, tiling))}."
+    return f"{text}." if need.total <= free else f"{text}, too few: try {', or '.join(advice)}."
 
 
 def network_bytes(unet: UNet3D, compute: torch.dtype, by_blocks: bool = False) -> int:
@@ -134,29 +122,22 @@ def available(device: torch.device) -> int:
     return psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)
 
 
-def advice(device: torch.device, stored: torch.dtype, offload: bool) -> list[str]:
-    """What takes less memory for the weights, from how they are stored and where."""
+def smaller_weights(device: torch.device, stored: torch.dtype, offload: bool) -> list[str]:
+    """What takes less memory for weights that are stored in this type, on the device or offloaded."""
     smaller = {torch.float32: "fp16", torch.float16: "fp8", torch.bfloat16: "fp8"}.get(stored)
     elsewhere = [] if device.type == "cpu" else ["the device cpu"] if offload else ["offload"]
     return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
 
 
-def advice_for_run(composer: VideoComposer, batch: int, tiling: Tiling | None) -> list[str]:
-    """The same, and what of a run's arguments takes less."""
-    tiling = tiling or Tiling()
+def smaller_runs(batch: int, tiling: Tiling) -> list[str]:
+    """What takes less memory for a run, of `compose()`'s arguments."""
     return [
-        *advice(composer.device, _stored(composer), composer.offload),
         *(["fewer videos at a time"] if batch > 1 else []),
         "a smaller size",
         "fewer frames or a smaller window",
         *([] if tiling.chunk == 1 else ["chunk 1"]),
         *([] if tiling.tile else ["tile 256"]),
     ]
-
-
-def _stored(composer: VideoComposer) -> torch.dtype:
-    """The type that the network's matrices are stored in."""
-    return composer.unet.conv_in.weight.dtype
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, shown
-from .memory import advice_for_run, told_of_memory
+from .memory import told_of_memory
 from .progress import Progress
 
 
@@ -113,7 +113,7 @@ def compose(
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 
-    with told_of_memory(composer.device, advice_for_run(composer, batch, tiling)):
+    with told_of_memory(composer.device, composer.advice(batch, tiling)):
         shared = {
             **encode_texts(composer, {"text": texts, "negative": negatives}, progress),
             "style": style and Embedded(style_token(composer, style.image, progress), style.schedule),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from .configuration import form, words
 from .disk import WriteError, write_error
-from .errors import UserError, brief
+from .errors import UserError, brief, out_of_memory
 
 USERS_ERROR, INTERRUPTED, UNHEARD = 2, 130, 141
 
@@ -67,6 +67,8 @@ def sentence(error: Exception) -> str:
     """What is told of an error that ends a command."""
     if isinstance(error, UserError):
         return str(error)
+    if out_of_memory(error):
+        return "The memory is not enough: try a smaller size or fewer frames, or end other programs."
     return f"unexpected {type(error).__name__}: {error} (--debug shows where it came from)"
 
 
@@ -138,7 +140,7 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
         print(f"vc: {error}", file=sys.stderr)
         return USERS_ERROR
     except Exception as error:
-        told = None if debugging else write_error(error)
+        told = None if debugging else write_error(error) or (sentence(error) if out_of_memory(error) else None)
         if told is None:
             raise
         with suppress(WriteError):

@@ -21,9 +21,10 @@ from vc_core.conditions import condition_size
 from vc_core.config import AutoencoderConfig, Config, UNetConfig
 from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import preprocess
-from vc_core.memory import Need, advice_for_run, available, needed, needed_by, told, weight_bytes
+from vc_core.memory import PROGRAM, Need, available, needed, told, weight_bytes
 from vc_core.model.memory import activation_elements
 from vc_core.model.unet import UNet3D
+from vc_core.terminal import run_program
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_a_whole_composition_is_estimated(tiny_composer):
     modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.kept
     with Live(p for module in modules for p in module.parameters()) as run:
         compose(tiny_composer, "a circle", **given(tiny_composer), size=(64, 96))
-    need = needed_by(tiny_composer, True, size=(64, 96), frames=3)
+    need = tiny_composer.needs(True, size=(64, 96), frames=3)
     most = max(need.towers, need.activations, need.decoding)
     assert run.most < 1.1 * most and most < 4 * run.most
     assert need.weights == sum(map(weight_bytes, modules)) and need.towers == 0
@@ -224,9 +225,9 @@ def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
             "fewer frames or a smaller window."
         )
     composer.device, composer.offload = torch.device("cuda"), True
-    assert advice_for_run(composer, 1, None)[:2] == ["dtype fp8", "the device cpu"]
+    assert composer.advice()[:2] == ["dtype fp8", "the device cpu"]
     composer.offload = False
-    assert advice_for_run(composer, 1, None) == [
+    assert composer.advice() == [
         "dtype fp8", "offload", "a smaller size", "fewer frames or a smaller window", "chunk 1", "tile 256",
     ]  # fmt: skip
     composer.device = torch.device("cpu")
@@ -235,17 +236,24 @@ def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
         compose(composer)
 
 
-def test_what_a_run_needs_is_told(tiny_composer, monkeypatch):
+def test_any_command_tells_of_memory_in_a_sentence(capsys):
+    def work():
+        raise MemoryError
+
+    assert run_program(work) == 2
+    assert capsys.readouterr().err.startswith("vc: The memory is not enough: try a smaller size")
+
+
+def test_what_a_run_needs_is_told():
     need = Need(6_000_000_000, 2_000_000_000, 1_500_000_000, 0)
     assert need.total == 8_600_000_000
-    monkeypatch.setattr("vc_core.memory.available", lambda device: 8_600_000_000)
     text = (
-        "needs about 8.6 GB of memory: 6.0 for weights (fp32), 0.6 for the program and, one after the other, 2.0 for "
-        "towers, 1.5 for activations; 8.6 GB are free"
+        "needs about 8.6 GB of memory: 6.0 for weights (fp16, offloaded), 0.6 for the program and, one after the "
+        "other, 2.0 for towers, 1.5 for activations; 8.6 GB are free"
     )
-    assert told(need, tiny_composer) == f"{text}."
-    monkeypatch.setattr("vc_core.memory.available", lambda device: 8_500_000_000)
-    assert told(need, tiny_composer).startswith(text.replace("8.6 GB are", "8.5 GB are") + ", too few: try dtype fp16,")
+    assert told(need, torch.float16, True, 8_600_000_000, ["a", "b"]) == f"{text}."
+    text = text.replace("8.6 GB are", "8.5 GB are")
+    assert told(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, too few: try a, or b."
     assert 0 < available(torch.device("cpu")) < 2**50
 
 
@@ -260,5 +268,7 @@ def test_offloaded_runs_fit_a_card_of_8_gb_by_count(memory, repository):
 def test_a_composition_of_the_released_size(memory, tmp_path):
     """16 frames of 256x256 with text, style and depth in fp32: one step, in a process of its own."""
     needs_proc()
-    peak = memory.measure(memory.write_files(tmp_path, memory.RELEASED))["peak"]
-    assert peak <= 8.5e9
+    seen = memory.measure(memory.write_files(tmp_path, memory.RELEASED))
+    assert seen["peak"] <= 8.5e9
+    need = needed(memory.RELEASED, 0, 0, torch.float32, size=(256, 256), frames=16)
+    assert seen["anonymous"] < PROGRAM + max(need.activations, need.decoding) < 1.5 * seen["anonymous"]

@@ -19,7 +19,7 @@ from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
-from ..memory import needed_by, told
+from ..memory import available, told
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
@@ -192,8 +192,7 @@ def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
 def _memory(settings: Settings, composer: VideoComposer) -> str:
     """One sentence on the memory that a run needs; the settings are filled in."""
     sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
-    need = needed_by(
-        composer,
+    need = composer.needs(
         settings.style is not None,
         size=settings.size,
         frames=min(settings.frames, settings.window or settings.frames),
@@ -201,7 +200,8 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
         batch=settings.batch_size,
         tiling=_tiling(settings),
     )
-    return told(need, composer, settings.batch_size, _tiling(settings))
+    advice = composer.advice(settings.batch_size, _tiling(settings))
+    return told(need, composer.stored, composer.offload, available(composer.device), advice)
 
 
 def _tiling(settings: Settings) -> Tiling:
