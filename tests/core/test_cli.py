@@ -65,6 +65,17 @@ def last_line(capsys):
 # --- compose --------------------------------------------------------------------------------------------------------
 
 
+def test_a_distilled_checkpoint_is_sampled_as_such(tiny_checkpoint, tmp_path, capsys):
+    out, again = tmp_path / "out.mp4", tmp_path / "again.mp4"
+    few = ["--checkpoint", tiny_checkpoint, "--few-steps", "yes", "--device", "cpu"]
+    assert cli.main(["compose", *map(str, [*few, "--text", "a", "-o", out])]) == 0
+    assert "4 steps of lcm, guidance 1" in capsys.readouterr().out
+    assert cli.main(["compose", "--from", str(out), "-o", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    record = read_record(out).settings
+    assert (record.few_steps, record.sampler, record.steps, record.guidance) == ("yes", "lcm", 4, 1.0)
+
+
 def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
     out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
     status = compose(
@@ -78,15 +89,26 @@ def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
         assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
     assert frames_of(out).shape == (3, 64, 96, 3)
     assert probe(out).rate == 5  # the plan's: 3 frames of 0.75 s are no more than 3 at 4 a second
-    said = capsys.readouterr()
-    assert "vc: needs about 0." in said.err and " GB of memory: 0.0 for weights (fp32), 0.6 for the program" in said.err
-    lines = said.out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{out}: 3 frames of 96x64 at 5 a second, seed 0"
     assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames a second, 5 frames taken from each second of " + (
         "a clip.mp4, cpu in fp32"
     )
     with Image.open(sheet) as image:  # a strip for each of the five conditions, the style and the result
         assert image.height > 7 * 128
+
+
+def test_compose_says_what_memory_it_needs(compose, tmp_path, capsys, monkeypatch):
+    words = "--text", "a", "--dtype", "fp16", "--offload", "--steps", "1", "-o"
+    assert compose(*words, tmp_path / "little.mp4") == 0
+    assert "memory" not in capsys.readouterr().err
+    monkeypatch.setattr("vc_core.commands.compose.TOLD", 0)
+    assert compose(*words, tmp_path / "much.mp4") == 0
+    said = "vc: needs about 0.6 GB of memory: 0.0 for weights (fp16, offloaded), 0.6 for the program and, one after "
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr("vc_core.commands.compose.available", lambda device: 10**8)
+    assert compose(*words, tmp_path / "too-much.mp4") == 0
+    assert "; 0.1 GB are free, too few: try dtype fp8, or a smaller size" in capsys.readouterr().err
 
 
 def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_composer, clip, picture, tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ from .settings import Label, Settings, about, as_key, as_option, read_yaml
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 LOADING = ("device", "dtype", "compute", "offload", "compile")
 """Settings that a composer is loaded by, besides its files."""
+TOLD = 10**9
+"""Bytes of memory that are told of before a run needs them, as are fewer where they are not free."""
 
 
 # --- Settings, before anything runs ---------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def run(
 
     Args:
         composer: of the settings' checkpoint; by default it is loaded.
-        tell: called before anything is composed, with how much memory that needs.
+        tell: called before anything is composed, with how much memory that needs, see `TOLD`.
 
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
@@ -144,8 +146,8 @@ def run(
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
     full, plan = fill_in(settings, composer.config)
-    if tell is not None:
-        tell(_memory(full, composer))
+    if tell is not None and (line := _memory(full, composer)):
+        tell(line)
     made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
     videos = pipeline.compose(
@@ -190,7 +192,7 @@ def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
 
 
 def _memory(settings: Settings, composer: VideoComposer) -> str:
-    """One sentence on the memory that a run needs; the settings are filled in."""
+    """One sentence on the memory that a run needs; empty where that is little. The settings are filled in."""
     sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
     need = composer.needs(
         settings.style is not None,
@@ -200,8 +202,9 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
         batch=settings.batch_size,
         tiling=_tiling(settings),
     )
-    advice = composer.advice(settings.batch_size, _tiling(settings))
-    return told(need, composer.stored, composer.offload, available(composer.device), advice)
+    free, advice = available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
+    little = need.total < min(TOLD, free)
+    return "" if little else told(need, composer.stored, composer.offload, free, advice)
 
 
 def _tiling(settings: Settings) -> Tiling:
