@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
-from .conditions import fill_in, make_conditions, probed
+from .conditions import fill_in, make_conditions, named_as, probed
 from .record import KEY, Record, differences, make_record, read_record, with_found_inputs
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
@@ -117,8 +117,7 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
 
 def outputs(settings: Settings) -> list[Path]:
     """Every path that a run writes."""
-    videos = numbered(settings.out, settings.batch_size) if settings.out else []
-    return [*videos, *([settings.sheet] if settings.sheet else [])]
+    return [*numbered(settings.out, settings.batch_size), *filter(None, [settings.sheet])]
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -138,6 +137,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     full, plan = fill_in(settings, composer.config)
     made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
+    windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
         full.text,
@@ -145,21 +145,12 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
-        sampling=Sampling(
-            full.sampler,
-            full.steps,
-            full.denoise,
-            full.eta,
-            guidance=full.guidance,
-            condition_guidance=full.condition_guidance,
-            rescale=full.rescale,
-            windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
-        ),
+        sampling=Sampling(**named_as(Sampling, full), windows=windows),
         frames=full.frames,
         size=full.size,
         batch=full.batch_size,
         seed=full.seed,
-        tiling=Tiling(full.chunk, full.tile),
+        tiling=Tiling(**named_as(Tiling, full)),
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
@@ -241,24 +232,3 @@ def _write(
         write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
         summary.append(f"{settings.sheet}: what the network saw and what it made")
     return summary
-
-
-# --- Many runs ------------------------------------------------------------------------------------------------------
-
-
-def run_all(
-    runs: Sequence[Settings], progress: Progress | None = None
-) -> Iterator[tuple[Settings, list[str] | Exception]]:
-    """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
-    rest; neighbours share what they load."""
-    composer, loaded = None, None
-    for settings in runs:
-        try:
-            wanted = [getattr(settings, name) for name in ("checkpoint", "parts", *LOADING)]
-            if composer is None or wanted != loaded:
-                composer = None  # given back before the next one is loaded
-                composer, loaded = load(settings, progress), wanted
-            outcome = run(settings, composer, progress)
-        except Exception as error:  # told by the caller, at the end
-            outcome = error
-        yield settings, outcome

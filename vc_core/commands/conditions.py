@@ -70,8 +70,13 @@ def probed(path: Path) -> VideoInfo:
 
 def options_of(settings: Settings) -> Options:
     """How conditions are made, by the settings of these names. Raises `UserError` for a device that is not there."""
-    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Options) if hasattr(settings, f.name)}
+    named = named_as(Options, settings)
     return Options(**{**named, "models": settings.models or None, "device": str(choose_device(settings.device))})
+
+
+def named_as(kind: type, settings: Settings) -> dict[str, Any]:
+    """The settings that have the names of a dataclass's fields, where they mean the same."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(kind) if hasattr(settings, f.name)}
 
 
 def make_conditions(
