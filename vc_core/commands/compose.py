@@ -154,14 +154,20 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
-    shown = {
-        **{name: picture_of(name, each.tensor) for name, each in made.items()},
-        **({"style": style.image[:, :, None]} if style else {}),
-        **({"init": init} if full.init else {}),
-    }
-    notes = [each.note for each in made.values() if each.note]
-    chosen = _chosen(settings, full, plan, record)
-    return [*_write(full, record, videos, shown, progress), *notes, *([chosen] if chosen else [])]
+    metadata = {KEY: record.to_json()}
+    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
+    height, width = (side * full.scale for side in full.size)
+    what = f"{full.frames} frames of {width}x{height} at {full.fps:g} a second"
+    told = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
+    if full.sheet is not None:
+        rows = [(name, picture_of(name, each.tensor)) for name, each in made.items()]
+        rows += [("style", style.image[:, :, None])] if style else []
+        rows += [] if init is None else [("init", init)]
+        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        told.append(f"{full.sheet}: what the network saw and what it made")
+    told += [each.note for each in made.values()]
+    return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
@@ -212,23 +218,3 @@ def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Rec
     if given.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
     return f"chosen: {', '.join(words)}" if words else ""
-
-
-def _write(
-    settings: Settings,
-    record: Record,
-    videos: Tensor,
-    shown: Mapping[str, Tensor],
-    progress: Progress | None,
-) -> list[str]:
-    metadata = {KEY: record.to_json()}
-    height, width = (side * settings.scale for side in settings.size)
-    paths = write_videos(settings.out, videos, settings.fps, settings.scale, metadata, progress)
-    what = f"{settings.frames} frames of {width}x{height} at {settings.fps:g} a second"
-    summary = [f"{path}: {what}, seed {settings.seed + i}" for i, path in enumerate(paths)]
-    if settings.sheet is not None:
-        rows = list(shown.items())
-        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
-        summary.append(f"{settings.sheet}: what the network saw and what it made")
-    return summary

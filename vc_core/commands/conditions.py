@@ -25,7 +25,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     """
     frames = settings.frames or config.frames
     height, width = size = settings.size or (config.height, config.width)
-    plan = frame_plan(settings, frames)
+    plan = _frame_plan(settings, frames)
     window = settings.window or (config.frames if frames > config.frames else None)
     full = dataclasses.replace(
         settings,
@@ -40,14 +40,11 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     return full, plan
 
 
-def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
+def _frame_plan(settings: Settings, frames: int) -> FramePlan | None:
     """The frame plan of the source, the video or else the one to begin from; None where there is neither.
 
     Where the source's first frame is all that is taken, the plan is of that frame alone, the first of the `frames` that
     a sequence would have; a clip may be too short for the sequence then.
-
-    Raises:
-        UserError: a source that is unreadable or too short.
     """
     source = settings.video or settings.init
     if source is None:
@@ -86,7 +83,7 @@ def make_conditions(
 
     Args:
         settings: with `frames` and `size` filled in.
-        plan: of the source, see `frame_plan`.
+        plan: of the source, see `fill_in`.
         config: of the checkpoint whose kind of conditions they are.
 
     Raises:
