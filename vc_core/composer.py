@@ -1,7 +1,7 @@
 """A checkpoint made ready to compose: on which device, in which types, with which further files."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ class VideoComposer:
         offload: bool = False,
         compile: bool = False,
         keep: bool | None = None,
+        said: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -122,6 +123,7 @@ class VideoComposer:
             compile: run the network through `torch.compile`; the first step then takes minutes.
             keep: the towers stay in memory between uses, else each is read again when it is used, which its file's
                 being mapped makes quick; None: where both take less than a GiB, as the bundled checkpoint's.
+            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -132,16 +134,14 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, **(said or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
         files = [parts] if isinstance(parts, (str, Path)) else parts
         found = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
-        load_towers(
-            config.towers, found["text"], found.get("image"), device="meta"
-        )  # refused now where they do not fit
+        load_towers(config.towers, found["text"], found.get("image"), device="meta")  # refused now, not when used
         with told_of_memory(device, smaller_weights(device, stored, offload)):
             autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
             unet = load_unet(

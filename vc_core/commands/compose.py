@@ -2,13 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .. import pipeline
+from .. import memory, pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
@@ -19,18 +19,19 @@ from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
-from ..memory import available, told
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
-from .conditions import fill_in, make_conditions, probed
+from .conditions import fill_in, make_conditions, named_as, probed
 from .record import KEY, Record, differences, make_record, read_record, with_found_inputs
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 LOADING = ("device", "dtype", "compute", "offload", "compile")
 """Settings that a composer is loaded by, besides its files."""
+SAID = ("few_steps", "prediction", "zero_terminal_snr")
+"""Settings that say what the checkpoint is, in place of its file."""
 TOLD = 10**9
 """Bytes of memory that are told of before a run needs them, as are fewer where they are not free."""
 
@@ -121,8 +122,7 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
 
 def outputs(settings: Settings) -> list[Path]:
     """Every path that a run writes."""
-    videos = numbered(settings.out, settings.batch_size) if settings.out else []
-    return [*videos, *([settings.sheet] if settings.sheet else [])]
+    return [*numbered(settings.out, settings.batch_size), *filter(None, [settings.sheet])]
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -150,6 +150,7 @@ def run(
         tell(line)
     made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
+    windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
         full.text,
@@ -157,16 +158,7 @@ def run(
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
-        sampling=Sampling(
-            full.sampler,
-            full.steps,
-            full.denoise,
-            full.eta,
-            guidance=full.guidance,
-            condition_guidance=full.condition_guidance,
-            rescale=full.rescale,
-            windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
-        ),
+        sampling=Sampling(**named_as(Sampling, full), windows=windows),
         frames=full.frames,
         size=full.size,
         batch=full.batch_size,
@@ -175,19 +167,27 @@ def run(
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
-    shown = {
-        **{name: picture_of(name, each.tensor) for name, each in made.items()},
-        **({"style": style.image[:, :, None]} if style else {}),
-        **({"init": init} if full.init else {}),
-    }
-    notes = [each.note for each in made.values() if each.note]
-    chosen = _chosen(settings, full, plan, record)
-    return [*_write(full, record, videos, shown, progress), *notes, *([chosen] if chosen else [])]
+    metadata = {KEY: record.to_json()}
+    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
+    height, width = (side * full.scale for side in full.size)
+    what = f"{full.frames} frames of {width}x{height} at {full.fps:g} a second"
+    told = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
+    if full.sheet is not None:
+        rows = [(name, picture_of(name, each.tensor)) for name, each in made.items()]
+        rows += [("style", style.image[:, :, None])] if style else []
+        rows += [] if init is None else [("init", init)]
+        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        told.append(f"{full.sheet}: what the network saw and what it made")
+    told += [each.note for each in made.values()]
+    return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
+    said = {name: getattr(settings, name) for name in SAID}
+    options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
     return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
 
 
@@ -202,13 +202,13 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
         batch=settings.batch_size,
         tiling=_tiling(settings),
     )
-    free, advice = available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
+    free, advice = memory.available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
     little = need.total < min(TOLD, free)
-    return "" if little else told(need, composer.stored, composer.offload, free, advice)
+    return "" if little else memory.told(need, composer.stored, composer.offload, free, advice)
 
 
 def _tiling(settings: Settings) -> Tiling:
-    return Tiling(settings.chunk, settings.tile)
+    return Tiling(**named_as(Tiling, settings))
 
 
 def _style(settings: Settings) -> pipeline.Style | None:
@@ -235,6 +235,7 @@ _CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
     ("frames", lambda s: f"{s.frames} frames"),
     ("size", lambda s: f"size {s.size[1]}x{s.size[0]}"),
     ("window", lambda s: f"windows of {s.window} frames that share {s.overlap}"),
+    ("steps", lambda s: f"{s.steps} steps of {s.sampler}"),
     ("guidance", lambda s: f"guidance {s.guidance:g}"),
     ("fps", lambda s: f"{s.fps:g} frames a second"),
     ("scale", lambda s: f"every pixel enlarged {s.scale} times"),
@@ -253,44 +254,3 @@ def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Rec
     if given.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
     return f"chosen: {', '.join(words)}" if words else ""
-
-
-def _write(
-    settings: Settings,
-    record: Record,
-    videos: Tensor,
-    shown: Mapping[str, Tensor],
-    progress: Progress | None,
-) -> list[str]:
-    metadata = {KEY: record.to_json()}
-    height, width = (side * settings.scale for side in settings.size)
-    paths = write_videos(settings.out, videos, settings.fps, settings.scale, metadata, progress)
-    what = f"{settings.frames} frames of {width}x{height} at {settings.fps:g} a second"
-    summary = [f"{path}: {what}, seed {settings.seed + i}" for i, path in enumerate(paths)]
-    if settings.sheet is not None:
-        rows = list(shown.items())
-        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
-        summary.append(f"{settings.sheet}: what the network saw and what it made")
-    return summary
-
-
-# --- Many runs ------------------------------------------------------------------------------------------------------
-
-
-def run_all(
-    runs: Sequence[Settings], progress: Progress | None = None, tell: Callable[[str], None] | None = None
-) -> Iterator[tuple[Settings, list[str] | Exception]]:
-    """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
-    rest; neighbours share what they load."""
-    composer, loaded = None, None
-    for settings in runs:
-        try:
-            wanted = [getattr(settings, name) for name in ("checkpoint", "parts", *LOADING)]
-            if composer is None or wanted != loaded:
-                composer = None  # given back before the next one is loaded
-                composer, loaded = load(settings, progress), wanted
-            outcome = run(settings, composer, progress, tell)
-        except Exception as error:  # told by the caller, at the end
-            outcome = error
-        yield settings, outcome

@@ -25,7 +25,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     """
     frames = settings.frames or config.frames
     height, width = size = settings.size or (config.height, config.width)
-    plan = frame_plan(settings, frames)
+    plan = _frame_plan(settings, frames, config.extraction.sampling_rate)
     window = settings.window or (config.frames if frames > config.frames else None)
     full = dataclasses.replace(
         settings,
@@ -33,6 +33,8 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
         size=size,
         fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
         scale=settings.scale or max(1, 256 // min(height, width)),
+        sampler=settings.sampler or config.sampler,
+        steps=settings.steps or config.steps,
         guidance=config.guidance if settings.guidance is None else settings.guidance,
         window=window,
         overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
@@ -40,23 +42,20 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     return full, plan
 
 
-def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
+def _frame_plan(settings: Settings, frames: int, usual: float) -> FramePlan | None:
     """The frame plan of the source, the video or else the one to begin from; None where there is neither.
 
     Where the source's first frame is all that is taken, the plan is of that frame alone, the first of the `frames` that
     a sequence would have; a clip may be too short for the sequence then.
-
-    Raises:
-        UserError: a source that is unreadable or too short.
     """
     source = settings.video or settings.init
     if source is None:
         return None
     info = probed(source)
     if settings.takes_frames:
-        return plan_frames(info, frames, settings.rate, settings.start)
+        return plan_frames(info, frames, settings.rate, settings.start, usual)
     there = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
-    plan = plan_frames(info, min(frames, there), settings.rate, settings.start)
+    plan = plan_frames(info, min(frames, there), settings.rate, settings.start, usual)
     return dataclasses.replace(plan, frames=1)
 
 
@@ -70,8 +69,13 @@ def probed(path: Path) -> VideoInfo:
 
 def options_of(settings: Settings) -> Options:
     """How conditions are made, by the settings of these names. Raises `UserError` for a device that is not there."""
-    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Options) if hasattr(settings, f.name)}
+    named = named_as(Options, settings)
     return Options(**{**named, "models": settings.models or None, "device": str(choose_device(settings.device))})
+
+
+def named_as(kind: type, settings: Settings) -> dict[str, Any]:
+    """The settings that have the names of a dataclass's fields, where they mean the same."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(kind) if hasattr(settings, f.name)}
 
 
 def make_conditions(
@@ -81,7 +85,7 @@ def make_conditions(
 
     Args:
         settings: with `frames` and `size` filled in.
-        plan: of the source, see `frame_plan`.
+        plan: of the source, see `fill_in`.
         config: of the checkpoint whose kind of conditions they are.
 
     Raises:

@@ -64,8 +64,6 @@ SHORT = {
 
 # What a still picture can give -> the setting of `./vc compose` that takes it for that.
 _STILLS = {"single_image": "image", "single_sketch": "sketch", "style": "style"}
-_OF_VIDEOS = ("start", "rate")
-_OF_STILLS = ("sketch_lines",)
 
 
 def run(
@@ -136,9 +134,10 @@ def _settings_of(kind: str, file: Path, options: Mapping[str, Any], vectors: boo
     still = is_image(file)
     if still and kind not in _STILLS:
         raise UserError(f"{file} is an image, and {kind} comes from a video: give one.")
-    for name in (name for name in (_OF_VIDEOS if still else _OF_STILLS) if name in options):
-        here, there = ("an image", "a video") if still else ("a video", "an image")
-        raise UserError(f"{as_option(name)} goes with {there}, and {file} is {here}: leave it out.")
+    here, there = ("an image", "a video") if still else ("a video", "an image")
+    for name in ("start", "rate") if still else ("sketch_lines",):
+        if name in options:
+            raise UserError(f"{as_option(name)} goes with {there}, and {file} is {here}: leave it out.")
     if vectors and (options.get("motion_mode", "released") != "released" or "nominal_height" in options):
         name = "nominal_height" if "nominal_height" in options else "motion_mode"
         raise UserError(

@@ -15,8 +15,8 @@ from ..configuration import bare, form
 from ..errors import UserError
 from ..terminal import argument, each, option, progress_bars, sentence
 from ..video.limits import allow, megapixels_option
+from . import compose as composing
 from . import extract as extracting
-from .compose import gather, gather_many, run, run_all
 from .extract import COLUMNS, KINDS, OPTIONS, SHORT
 from .settings import FILES, SETTINGS, TITLES, Settings, as_option
 
@@ -81,7 +81,8 @@ def compose(
     if files.batch is not None:
         return _compose_many(files, options)
     with progress_bars() as progress:
-        told = run(gather(files.source, options, progress), progress=progress, tell=progress.tell)
+        settings = composing.gather(files.source, options, progress)
+        told = composing.run(settings, progress=progress, tell=progress.tell)
     for line in told:
         print(line)
     return None
@@ -91,16 +92,24 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     for name, given in (("--from", files.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
         if given:
             raise UserError(f"{name} does not go with --batch: write it into {files.batch}, in each run.")
-    runs = gather_many(files.batch, options)
-    failed = []
+    runs = composing.gather_many(files.batch, options)
+    failed, composer, loaded = [], None, None
     with progress_bars() as progress:
-        for number, (settings, outcome) in enumerate(run_all(runs, progress, progress.tell), 1):
-            if isinstance(outcome, Exception):
-                failed.append(f"run {number}, {settings.out}: {sentence(outcome)}")
+        for number, settings in enumerate(runs, 1):
+            try:
+                wanted = [
+                    getattr(settings, name) for name in ("checkpoint", "parts", *composing.SAID, *composing.LOADING)
+                ]
+                if wanted != loaded:
+                    composer = loaded = None  # given back before the next one is loaded
+                    composer, loaded = composing.load(settings, progress), wanted
+                told = composing.run(settings, composer, progress, progress.tell)
+            except Exception as error:  # one run that fails does not stop the rest
                 if terminal.debugging:
-                    traceback.print_exception(outcome)
-                outcome = failed[-1:]
-            for line in outcome:
+                    traceback.print_exception(error)
+                told = [f"run {number}, {settings.out}: {sentence(error)}"]
+                failed += told
+            for line in told:
                 progress.write(f"[{number}/{len(runs)}] {line}")
     if failed:
         print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)

@@ -20,6 +20,7 @@ from ..errors import UserError, brief, spelled
 from ..folders import files_below, is_there
 from ..parsing import parse_json
 from ..progress import Progress
+from ..video.metadata import read_metadata
 from .settings import BUNDLED, Settings, about, as_option
 
 VERSION = "0.1.0"
@@ -75,21 +76,18 @@ class Record:
 def make_record(settings: Settings, made: Mapping[str, Mapping[str, Any]], progress: Progress | None = None) -> Record:
     """The record of a composition whose settings are filled in. Reads every input, for its SHA-256."""
     settings = dataclasses.replace(settings, out=None, sheet=None).with_paths(lambda path: Path(os.path.abspath(path)))
-    inputs = {
-        name: [{"path": str(path), "name": path.name, "sha256": file_hash(path, progress)} for path in paths]
-        for name, paths in settings.inputs().items()
-    }
+
+    def told(path: Path, place: str) -> dict[str, str]:
+        return {"path": place, "name": path.name, "sha256": file_hash(path, progress)}
+
+    inputs = {name: [told(path, str(path)) for path in paths] for name, paths in settings.inputs().items()}
     if settings.checkpoint is None:
-        inputs["checkpoint"] = [
-            {"path": BUNDLED, "name": BUNDLED_FILE.name, "sha256": file_hash(BUNDLED_FILE, progress)}
-        ]
+        inputs["checkpoint"] = [told(BUNDLED_FILE, BUNDLED)]
     return Record(settings, inputs, made, versions(), machine(settings))
 
 
 def read_record(path: str | Path) -> Record:
     """The record in a produced video, folder or sheet. Raises `UserError` where it has none."""
-    from ..video.metadata import read_metadata
-
     with about(path):
         found = read_metadata(path)
         if KEY not in found:
