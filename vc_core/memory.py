@@ -149,4 +149,5 @@ def told_of_memory(device: torch.device, advice: Sequence[str]) -> Iterator[None
         if not out_of_memory(error):
             raise
         where = "of the computer" if device.type == "cpu" else f"of the device '{device}'"
-        raise UserError(f"The memory {where} is not enough: try {', or '.join(advice)}.") from error
+        less = ", or ".join(advice) or "ending other programs"
+        raise UserError(f"The memory {where} is not enough: try {less}.") from error

@@ -21,10 +21,13 @@ from vc_core.conditions import condition_size
 from vc_core.config import AutoencoderConfig, Config, UNetConfig
 from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import preprocess
-from vc_core.memory import PROGRAM, Need, available, needed, told, weight_bytes
+from vc_core.memory import PROGRAM, Need, available, needed, told, told_of_memory, weight_bytes
 from vc_core.model.memory import activation_elements
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import run_program
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +227,15 @@ def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
             "The memory of the computer is not enough: try dtype fp8, or fewer videos at a time, or a smaller size, or "
             "fewer frames or a smaller window."
         )
+    with pytest.raises(UserError, match="try ending other programs"), told_of_memory(CPU, []):
+        raise MemoryError
     composer.device, composer.offload = torch.device("cuda"), True
     assert composer.advice()[:2] == ["dtype fp8", "the device cpu"]
     composer.offload = False
     assert composer.advice() == [
         "dtype fp8", "offload", "a smaller size", "fewer frames or a smaller window", "chunk 1", "tile 256",
     ]  # fmt: skip
-    composer.device = torch.device("cpu")
+    composer.device = CPU
     monkeypatch.setattr(composer.unet, "forward", mock.Mock(side_effect=RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         compose(composer)
@@ -254,7 +259,7 @@ def test_what_a_run_needs_is_told():
     assert told(need, torch.float16, True, 8_600_000_000, ["a", "b"]) == f"{text}."
     text = text.replace("8.6 GB are", "8.5 GB are")
     assert told(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, too few: try a, or b."
-    assert 0 < available(torch.device("cpu")) < 2**50
+    assert 0 < available(CPU) < 2**50
 
 
 def test_offloaded_runs_fit_a_card_of_8_gb_by_count(memory, repository):
