@@ -26,7 +26,6 @@ from vc_core.model.memory import activation_elements
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import run_program
 
-
 CPU = torch.device("cpu")
 
 
