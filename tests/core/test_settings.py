@@ -52,6 +52,7 @@ STRATEGIES = {
     "carry": FRACTIONS,
     "text": st.text(),
     "negative": st.text(),
+    "vgen_prompts": st.booleans(),
     "sketch_lines": st.none() | st.sampled_from(["bright", "dark", "none"]),
     "strength": st.dictionaries(st.sampled_from(APPLIED), st.floats(allow_nan=False, allow_infinity=False)),
     "schedule": st.dictionaries(

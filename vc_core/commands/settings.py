@@ -223,6 +223,7 @@ class Settings:
 
     text: Text = _setting("the prompt", "")
     negative: Text = _setting("the negative prompt", "")
+    vgen_prompts: bool = _setting("append what VGen appends to the prompts of TF-T2V and VideoLCM", False)
     image: File | None = _setting("the single image: how the video begins")
     sketch: File | None = _setting("the single sketch: a drawing, taken as it is")
     sketch_lines: Literal["bright", "dark", "none"] | None = _setting(
