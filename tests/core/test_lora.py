@@ -7,28 +7,38 @@ import torch
 from safetensors.torch import save_file
 
 from training.lora import add_lora, lora_layers, save_lora
+from vc_core.checkpoint.files import open_tensors, save_tensors
 from vc_core.checkpoint.loading import load_unet, on_meta
 from vc_core.checkpoint.lora import read_lora
-from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
+from vc_core.checkpoint.reading import Checkpoint, Part, read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import key_table, to_released
 from vc_core.composer import VideoComposer
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
 RANK, ALPHA = 2, 3.0
-MATRICES = ("encoder.0.spatial.block.attn1.to_q", "middle.spatial.block.attn2.to_out", "decoder.1.temporal.block.attn1.to_v")
+MATRICES = (
+    "encoder.0.spatial.block.attn1.to_q",
+    "middle.spatial.block.attn2.to_out",
+    "decoder.3.temporal.block.attn1.to_v",
+)
 LINEAR = (*MATRICES, "encoder.0.spatial.block.ff.proj_in", "temporal_in.proj_in", "style_out", "time_in")
-KERNELS = ("encoder.0.resnet.conv1", "encoder.0.resnet.temporal.convs.1", "conv_in", "decoder.3.upsample.conv")
+KERNELS = ("encoder.0.resnet.conv1", "encoder.0.resnet.temporal.convs.1", "conv_in", "decoder.1.upsample.conv")
+
+
+def diffusers(unet):
+    """Our modules' names -> diffusers' UNet3DConditionModel's."""
+    from training.start import diffusers_names
+
+    return diffusers_names(unet.config, temporal=True)
 
 
 def changes(unet, modules):
     """Random halves by module: (rank, in, *kernel) and (out, rank)."""
     generator = torch.Generator().manual_seed(5)
     weights = {name: unet.get_parameter(f"{name}.weight") for name in modules if f"{name}.weight" in unet.state_dict()}
-    return {
-        name: tuple(0.3 * torch.randn(*shape, generator=generator) for shape in ((RANK, *w.shape[1:]), (w.shape[0], RANK)))
-        for name, w in weights.items()
-    }  # fmt: skip
+    halves = {name: ((RANK, *weight.shape[1:]), (len(weight), RANK)) for name, weight in weights.items()}
+    return {name: tuple(0.3 * torch.randn(*s, generator=generator) for s in shapes) for name, shapes in halves.items()}
 
 
 def file_of(halves, name_of, down, up, alpha=None, before=""):
@@ -140,24 +150,19 @@ def kohya(tiny_unet, path, modules=LINEAR, more=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_weights_of_every_type_and_no_file_is_written_to(tiny_config, tiny_unet, tmp_path, suffix, dtype):
     path, lora = tmp_path / f"net.{suffix}", tmp_path / "lora.safetensors"
-    state = {name: tensor.half() for name, tensor in to_released(tiny_unet).items()}
-    if suffix == "pth":
-        torch.save(state, path)
-        checkpoint = read_checkpoint(path)
-        object.__setattr__(checkpoint, "config", tiny_config)
-    else:
-        save_checkpoint(path, tiny_config, {"model": state})
-        checkpoint = read_checkpoint(path)
+    save_tensors(path, {name: tensor.half() for name, tensor in to_released(tiny_unet).items()})
+    checkpoint = Checkpoint(path, tiny_config, {"model": Part("model", "released", open_tensors(path))})
     before = path.read_bytes()
     halves = kohya(tiny_unet, lora)
     found = load_unet(checkpoint, dtype=dtype, loras={lora: 2.0}).state_dict()
     plain = load_unet(checkpoint, dtype=dtype).state_dict()
-    wanted = expected(UNet3D(tiny_config.unet).requires_grad_(False), {})
     assert path.read_bytes() == before
     halved = {name: tensor.half().float() for name, tensor in tiny_unet.state_dict().items()}
     for module, (a, b) in halves.items():
         wanted = (halved[f"{module}.weight"] + 2.0 * ALPHA / RANK * b @ a).to(dtype)  # rounded once
-        torch.testing.assert_close(found[f"{module}.weight"].float(), wanted.float(), rtol=0.13 if dtype.itemsize < 2 else 1e-2, atol=1e-3)
+        torch.testing.assert_close(
+            found[f"{module}.weight"].float(), wanted.float(), rtol=0.13 if dtype.itemsize < 2 else 1e-2, atol=1e-3
+        )
     others = [name for name in plain if name.removesuffix(".weight") not in halves]
     assert all(torch.equal(found[name].float(), plain[name].float()) for name in others)
 
@@ -165,7 +170,9 @@ def test_weights_of_every_type_and_no_file_is_written_to(tiny_config, tiny_unet,
 def test_several_are_added(checkpoint, tiny_unet, tmp_path):
     first = kohya(tiny_unet, tmp_path / "a.safetensors")
     kohya(tiny_unet, tmp_path / "b.safetensors")
-    state = load_unet(checkpoint, loras={tmp_path / "a.safetensors": 1.0, tmp_path / "b.safetensors": -0.25}).state_dict()
+    state = load_unet(
+        checkpoint, loras={tmp_path / "a.safetensors": 1.0, tmp_path / "b.safetensors": -0.25}
+    ).state_dict()
     for name, tensor in expected(tiny_unet, first, strength=0.75).items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -173,11 +180,15 @@ def test_several_are_added(checkpoint, tiny_unet, tmp_path):
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_composer_with_loras(tiny_checkpoint, tiny_unet, tmp_path, offload):
     halves = kohya(tiny_unet, tmp_path / "x.safetensors")
-    composer = VideoComposer.load(tiny_checkpoint, loras={tmp_path / "x.safetensors": 1.0}, device="cpu", offload=offload)
+    composer = VideoComposer.load(
+        tiny_checkpoint, loras={tmp_path / "x.safetensors": 1.0}, device="cpu", offload=offload
+    )
     plain = VideoComposer.load(tiny_checkpoint, device="cpu")
     if not offload:
         module = next(iter(halves))
-        assert not torch.equal(composer.unet.get_parameter(f"{module}.weight"), plain.unet.get_parameter(f"{module}.weight"))
+        assert not torch.equal(
+            composer.unet.get_parameter(f"{module}.weight"), plain.unet.get_parameter(f"{module}.weight")
+        )
     x, context = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 7, 16)
     reference = UNet3D(plain.config.unet).eval()
     reference.load_state_dict(expected(tiny_unet, halves))
@@ -222,9 +233,13 @@ def test_what_is_not_used_is_a_note(checkpoint, tiny_unet, tmp_path):
     torch.testing.assert_close(state["time_in.weight"], expected(tiny_unet, halves)["time_in.weight"])
 
 
-@pytest.mark.parametrize("before", ["diffusion_model.blocks.0.self_attn.q", "lora_te_text_model_encoder_layers_0_mlp_fc1"])
+@pytest.mark.parametrize(
+    "before", ["diffusion_model.blocks.0.self_attn.q", "lora_te_text_model_encoder_layers_0_mlp_fc1"]
+)
 def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
-    save_file({f"{before}.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}, tmp_path / "x.safetensors")
+    save_file(
+        {f"{before}.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}, tmp_path / "x.safetensors"
+    )
     said = rf"x\.safetensors has no LoRA for this network: expected keys such as diffusion_model\..*, found {before}"
     with pytest.raises(UserError, match=said):
         read_lora(tmp_path / "x.safetensors", tiny_unet)
@@ -236,7 +251,10 @@ def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
         (lambda t, down, up: t | {down: t[down][:, 1:].contiguous()}, "is of another network"),
         (lambda t, down, up: t | {up: t[up][:, 1:].contiguous()}, "is of another network"),
         (lambda t, down, up: t | {down: t[down][0].contiguous()}, "is of another network"),
-        (lambda t, down, up: {k: v for k, v in t.items() if k != up}, r"lacks the up half of diffusion_model\.style_out"),
+        (
+            lambda t, down, up: {k: v for k, v in t.items() if k != up},
+            r"lacks the up half of diffusion_model\.style_out",
+        ),
         (lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.ones(2)}, "no single number"),
         (lambda t, down, up: {"a.weight": t[up]}, r"is no LoRA: expected keys that end in \.lora_down\.weight"),
     ],
