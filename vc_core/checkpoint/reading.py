@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import Config, unet_config_from_shapes
 from ..errors import UserError
 from .files import open_tensors, save_tensors
+from .foreign import only_pictures
 from .formats import FORMATS, find_parts
 from .released import released_names
 from .tensors import Tensors
@@ -68,6 +69,8 @@ class Checkpoint:
     def part(self, name: str) -> Part:
         """One part. Raises `UserError` where the file has none."""
         if name not in self.parts:
+            if name == "model" and (said := only_pictures(self.extra)):
+                raise UserError(f"{self.path} {said}.")
             raise UserError(
                 f"{self.path} holds no '{name}' part, {PARTS[name]}: it has {', '.join(self.parts) or 'none at all'}; "
                 "name a file that has one."
@@ -84,6 +87,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
         found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
     if not found:
+        if said := only_pictures(tensors.shapes):
+            raise UserError(f"{path} {said}.")
         markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
