@@ -224,11 +224,15 @@ def test_what_is_not_used_is_a_note(checkpoint, tiny_unet, tmp_path):
         "text_encoder.text_model.encoder.layers.1.self_attn.q_proj": 1,
     }
     more = {f"{key}.lora_{half}.weight": torch.zeros(2, 2) for key in foreign for half in ("down", "up")}
+    more["diffusion_model.time_in.lora_up.bias"] = torch.zeros(2)
     halves = kohya(tiny_unet, tmp_path / "x.safetensors", more=more)
     with pytest.warns(UserWarning) as told:
         state = load_unet(checkpoint, loras={tmp_path / "x.safetensors": 1.0}).state_dict()
     said = [str(one.message) for one in told]
-    assert any("the changes of 1 layer are not used (diffusion_model.blocks.7.self_attn.q)" in one for one in said)
+    assert any(
+        "of 2 layers are not used (diffusion_model.blocks.7.self_attn.q, diffusion_model.time_in.lora_up.bias)" in one
+        for one in said
+    )
     assert any("the changes of 2 layers are not used (lora_te" in one and "text encoder" in one for one in said)
     torch.testing.assert_close(state["time_in.weight"], expected(tiny_unet, halves)["time_in.weight"])
 
@@ -256,13 +260,17 @@ def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
             r"lacks the up half of diffusion_model\.style_out",
         ),
         (lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.ones(2)}, "no single number"),
+        (
+            lambda t, down, up: t | {key.replace("diffusion_model.", "unet."): t[key] for key in (down, up)},
+            "twice, also as",
+        ),
         (lambda t, down, up: {"a.weight": t[up]}, r"is no LoRA: expected keys that end in \.lora_down\.weight"),
     ],
 )
 def test_files_that_are_damaged_or_of_another_network(tiny_unet, tmp_path, change, said):
     tensors = file_of(changes(tiny_unet, LINEAR), str, **KOHYA, before="diffusion_model.")
     down, up = (f"diffusion_model.style_out.lora_{half}.weight" for half in ("down", "up"))
-    save_file(change(tensors, down, up), tmp_path / "x.safetensors")
+    save_tensors(tmp_path / "x.safetensors", change(tensors, down, up))
     with pytest.raises(UserError, match=said) as told:
         read_lora(tmp_path / "x.safetensors", tiny_unet)
     assert "x.safetensors" in str(told.value) and "\n" not in str(told.value)

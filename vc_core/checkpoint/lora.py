@@ -105,24 +105,27 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
                 f"{path} is {kind}, by its key {key}, and LoRA alone is read: get it as a LoRA, or merged into a "
                 "checkpoint."
             )
-    layers = _layers(tensors)
+    layers, strays = _layers(tensors)
     modules, weights = _modules(unet), _weights(unet)
     text = [layer for layer in layers if _OF_TEXT.match(_PREFIX.sub("", layer))]
     known = {layer: modules.get(_plain(layer)) for layer in layers if layer not in text}
     unmatched = [layer for layer, module in known.items() if module is None]
-    if len(unmatched) == len(known):
+    matched = {layer: module for layer, module in known.items() if module is not None}
+    if not matched:
         raise UserError(
             f"{path} has no LoRA for this network: expected keys such as diffusion_model.{next(iter(weights))}.{DOWN}, "
             f"found {shorten([*unmatched, *text], 3)}; it is of another network."
         )
     notes = [f"{path}: {_not_used(text)}, as they are of a text encoder, which stays as it is"] if text else []
     alpha_of, get, changes = _alphas(Path(path), tensors, notes), tensors.get(), {}
-    for layer, module in known.items():
-        if module is not None:
-            change = _low_rank(tensors, get, layer, layers[layer], alpha_of)
-            _check_fits(tensors.source, layer, change, weights[module])
-            changes[module] = replace(change, up=change.up.flatten(1))
-    return LoRA(tensors.source, {name: changes[name] for name in weights if name in changes}, unmatched, notes)
+    for layer, module in matched.items():
+        if module in changes:
+            raise UserError(f"{path} has the LoRA of {module} twice, also as {layer}: give a file that has it once.")
+        change = _low_rank(tensors, get, layer, layers[layer], alpha_of)
+        _check_fits(tensors.source, layer, change, weights[module])
+        changes[module] = replace(change, up=change.up.flatten(1))
+    changes = {name: changes[name] for name in weights if name in changes}
+    return LoRA(tensors.source, changes, [*unmatched, *strays], notes)
 
 
 def tell_unused(lora: LoRA) -> None:
@@ -186,19 +189,24 @@ def _plain(layer: str) -> str:
     return re.sub(r"to_out_0$", "to_out", name.replace("_processor_", "_"))
 
 
-def _layers(tensors: Tensors) -> dict[str, dict[str, str]]:
-    """The keys of a file by layer, as the file calls it, and kind. Raises `UserError` for one that is no LoRA."""
+def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The keys of a file by layer, as the file calls it, and kind; and those of no kind that is known. Raises
+    `UserError` for a file that is no LoRA."""
     layers: dict[str, dict[str, str]] = {}
+    strays = []
     for key in tensors.shapes:
-        for end, kind in _ENDS.items():
-            if found := end.search(key):
-                layers.setdefault(key[: found.start()], {})[kind] = key
+        found = ((end.search(key), kind) for end, kind in _ENDS.items())
+        where, kind = next((one for one in found if one[0]), (None, ""))
+        if where is None:
+            strays.append(key)
+        else:
+            layers.setdefault(key[: where.start()], {})[kind] = key
     if not layers:
         raise UserError(
             f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "
             f".lora_B.weight, found {shorten(tensors.shapes, 3)}."
         )
-    return layers
+    return layers, strays
 
 
 # --- Alpha ----------------------------------------------------------------------------------------------------------
