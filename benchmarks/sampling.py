@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks.network import ratio
 from vc_core.config import DiffusionConfig, UNetConfig
-from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
-from vc_core.diffusion.samplers import SAMPLERS, Denoiser, Sampling, make_sampler, sample
+from vc_core.diffusion.guidance import Denoiser, Embedded, GuidedDenoiser
+from vc_core.diffusion.samplers import SAMPLERS, Sampling, make_sampler, sample
 from vc_core.diffusion.windows import WindowedDenoiser, Windows
 from vc_core.model.unet import UNet3D
 

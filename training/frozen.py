@@ -92,9 +92,9 @@ class Encoders:
 
     def latents(self, video: Tensor) -> Tensor:
         """Scaled latents `(B, 4, F, h, w)` of videos `(B, 3, F, H, W)` in [0, 1]."""
-        from vc_core.encoders.autoencoder import encode
+        from vc_core.encoders.autoencoder import Tiling, encode
 
-        return encode(self.autoencoder, video.to(self.device), CHUNK) * self.config.autoencoder.scale
+        return encode(self.autoencoder, video.to(self.device), Tiling(CHUNK)) * self.config.autoencoder.scale
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Tokens `(B, 77, D)` of prompts."""

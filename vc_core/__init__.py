@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
     from .config import Config  # noqa: F401
     from .diffusion.samplers import SAMPLERS, Sampling  # noqa: F401
     from .diffusion.windows import Windows  # noqa: F401
+    from .encoders.autoencoder import Tiling  # noqa: F401
     from .errors import UserError  # noqa: F401
     from .pipeline import Style, compose  # noqa: F401
 
@@ -28,6 +29,7 @@ _HOME = {
     "SAMPLERS": "diffusion.samplers",
     "Sampling": "diffusion.samplers",
     "Style": "pipeline",
+    "Tiling": "encoders.autoencoder",
     "UserError": "errors",
     "VideoComposer": "composer",
     "Windows": "diffusion.windows",

@@ -15,6 +15,7 @@ from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
+from .encoders.autoencoder import Tiling
 from .errors import UserError, shown
 from .progress import Progress
 
@@ -55,9 +56,7 @@ def compose(
     size: tuple[int, int] | None = None,
     batch: int = 1,
     seed: int = 0,
-    windows: Windows | None = None,
-    chunk: int = 16,
-    tile: int | None = None,
+    tiling: Tiling | None = None,
     progress: Progress | None = None,
     **deprecated: Any,
 ) -> Tensor:
@@ -72,19 +71,17 @@ def compose(
         init: video to begin from, RGB `(B or 1, 3, F, H, W)` in [0, 1], that is changed rather than made from noise
             alone: resized and cropped to `size`, noised, and denoised over the share `sampling.denoise` of the
             schedule, which must be below 1 then, and 1 without.
-        sampling: sampler, steps and guidance, see `Sampling`.
+        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
         frames: of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, where `text` is not a list that says it.
         seed: of the noise, which is drawn on the CPU: the same seed gives the same video on every device. Video i of
             a batch has the noise of `seed + i`: it is the one that is composed alone with that seed.
-        windows: how more frames than a window's length are cut; by default windows of the frames that the checkpoint
-            was trained for, which overlap by half. See `Windows`.
-        chunk, tile: frames that are encoded and decoded at a time, and the side of the tiles in pixels (None: whole).
+        tiling: how much is encoded and decoded at a time, see `Tiling`.
         progress: called as `progress(what, done, total)` with "encoding", "sampling" (after every step) and
             "decoding"; raise from it to cancel.
         deprecated: by names of earlier versions, with a DeprecationWarning: `video`, which is `init`, and the fields of
-            `sampling`.
+            `sampling` and `tiling`.
 
     Returns:
         `(B, 3, F, H, W)` float32 in [0, 1], on the CPU.
@@ -99,7 +96,7 @@ def compose(
 
     config = composer.config
     if deprecated:
-        init, sampling = _renamed(init, sampling, deprecated)
+        init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
     sampling = sampling or Sampling()
     texts, negatives = _listed("text", text), _listed("negative", negative)
     if init is not None:
@@ -107,7 +104,7 @@ def compose(
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     height, width = size or (config.height, config.width)
-    windows = windows or Windows(config.frames)
+    windows = sampling.windows or Windows(config.frames)
     _check_video(init, sampling.denoise, frames, height, width)
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
@@ -133,9 +130,9 @@ def compose(
     denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
     noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
-    source = None if init is None else encode_video(composer, init, (height, width), chunk, tile, progress)
+    source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
     latent = sample(denoiser, run.start(noise, source), run, generators, progress)
-    made = decode(composer.autoencoder, latent / config.autoencoder.scale, chunk, tile, progress)
+    made = decode(composer.autoencoder, latent / config.autoencoder.scale, tiling, progress)
     with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
         return made.to("cpu", torch.float32, copy=True)
 
@@ -160,8 +157,7 @@ def encode_video(
     composer: VideoComposer,
     video: Tensor,
     size: tuple[int, int],
-    chunk: int = 16,
-    tile: int | None = None,
+    tiling: Tiling | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """The scaled latent `(B, 4, F, h, w)` float32 of a video `(B, 3, F, H, W)` in [0, 1], brought to `size` first."""
@@ -169,7 +165,7 @@ def encode_video(
     from .video import resize_crop
 
     resized = resize_crop(video.to(composer.device, torch.float32), size)
-    return encode(composer.autoencoder, resized, chunk, tile, progress) * composer.config.autoencoder.scale
+    return encode(composer.autoencoder, resized, tiling, progress) * composer.config.autoencoder.scale
 
 
 def encode_stc(
@@ -223,17 +219,22 @@ def _as_trained(condition: Condition, size: tuple[int, int], frames: int, config
 
 
 def _renamed(
-    init: Tensor | None, sampling: Sampling | None, deprecated: Mapping[str, Any]
-) -> tuple[Tensor | None, Sampling]:
-    """`init` and `sampling`, with what is given under the names of earlier versions. Warns of them."""
-    known = {field.name: f"sampling=Sampling({field.name}=...)" for field in fields(Sampling)} | {"video": "init=..."}
+    init: Tensor | None, sampling: Sampling | None, tiling: Tiling | None, deprecated: Mapping[str, Any]
+) -> tuple[Tensor | None, Sampling, Tiling]:
+    """`init`, `sampling` and `tiling`, with what is given under the names of earlier versions. Warns of them."""
+    homes = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
+    known = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in homes.items()}
+    known["video"] = "init=..."
     if unknown := [name for name in deprecated if name not in known]:
         raise TypeError(f"compose() got an unexpected keyword argument {unknown[0]!r}")
     now = ", ".join(f"{known[name]} in place of {name}=" for name in deprecated)
     # Past this function, `compose` and the wrapper of `torch.inference_mode`.
     warnings.warn(f"compose() takes other names now: give {now}.", DeprecationWarning, stacklevel=4)
-    values = dict(deprecated)
-    return values.pop("video", init), replace(sampling or Sampling(), **values)
+
+    def filled(given: Any) -> Any:
+        return replace(given, **{name: value for name, value in deprecated.items() if homes.get(name) is type(given)})
+
+    return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vc_core import cli, pipeline, terminal
+from vc_core import Tiling, Windows, cli, pipeline, terminal
 from vc_core.commands import compose as running
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import TITLES, Settings, as_option
@@ -132,12 +132,12 @@ def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
     assert compose(*[word for name, value in given.items() for word in (as_option(name), value)],
                    "-o", tmp_path / "out.mp4") == 0  # fmt: skip
     assert callable(seen.pop("progress"))
-    windows = seen.pop("windows")
-    assert (windows.length, windows.overlap) == (4, 1)
-    sampling = Sampling("ddim", 2, 1.0, 0.5, guidance=4, condition_guidance=2, rescale=0.5)
+    sampling = Sampling(
+        "ddim", 2, 1.0, 0.5, guidance=4, condition_guidance=2, rescale=0.5, windows=Windows(4, 1, carry=0.5)
+    )
     assert seen == {
         "text": "a", "negative": "b", "conditions": [], "style": None, "init": None, "sampling": sampling, "frames": 7,
-        "size": (16, 24), "batch": 2, "seed": 5, "chunk": 2, "tile": 64,
+        "size": (16, 24), "batch": 2, "seed": 5, "tiling": Tiling(2, 64),
     }  # fmt: skip
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".mp4"]) == 2
 

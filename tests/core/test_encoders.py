@@ -15,7 +15,7 @@ from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import TowersConfig
 from vc_core.encoders import autoencoder as autoencoders
 from vc_core.encoders import clip as towers
-from vc_core.encoders.autoencoder import decode, encode, new_autoencoder
+from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import encode_image, encode_text
 from vc_core.errors import UserError
 
@@ -368,17 +368,17 @@ def test_chunks_and_tiles_bound_what_is_computed_at_a_time(kind, request):
     ae = request.getfixturevalue(kind)
     first = ae.encoder.layers if kind == "tiny" else ae.encoder
     video, calls = torch.rand(1, 3, 3, 64, 80), []
-    chunked = seen_by(first, lambda: encode(ae, video, chunk=2, progress=lambda *call: calls.append(call)))
+    chunked = seen_by(first, lambda: encode(ae, video, tiling=Tiling(2), progress=lambda *call: calls.append(call)))
     assert [shape[0] for shape in chunked] == [2, 1]
     assert calls == [("encoding", 2, 3), ("encoding", 3, 3)]
-    tiled = seen_by(first, lambda: encode(ae, video, tile=64))
+    tiled = seen_by(first, lambda: encode(ae, video, tiling=Tiling(tile=64)))
     assert [shape[-2:] for shape in tiled] == [(64, 64)] * 2
-    latent = encode(ae, video, chunk=2)
+    latent = encode(ae, video, tiling=Tiling(2))
     torch.testing.assert_close(latent, encode(ae, video))
     whole = decode(ae, latent)
-    torch.testing.assert_close(decode(ae, latent, chunk=2), whole)
-    assert decode(ae, latent, tile=64).shape == video.shape
-    assert torch.equal(decode(ae, latent, tile=87), whole)  # one tile is the whole frame
+    torch.testing.assert_close(decode(ae, latent, tiling=Tiling(2)), whole)
+    assert decode(ae, latent, tiling=Tiling(tile=64)).shape == video.shape
+    assert torch.equal(decode(ae, latent, tiling=Tiling(tile=87)), whole)  # one tile is the whole frame
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 17), (23, 8), (30, 41)])
@@ -404,12 +404,11 @@ def test_tiles_change_a_picture_little():
     )
     video = (video / 2 + 0.5).clamp(0, 1)[None, :, None]
     latent = encode(ae, video)
-    assert (encode(ae, video, tile=80) - latent).abs().mean() < 0.05 * latent.abs().mean()
-    assert (decode(ae, latent, tile=80) - decode(ae, latent)).abs().mean() < 0.004
+    assert (encode(ae, video, tiling=Tiling(tile=80)) - latent).abs().mean() < 0.05 * latent.abs().mean()
+    assert (decode(ae, latent, tiling=Tiling(tile=80)) - decode(ae, latent)).abs().mean() < 0.004
 
 
 def test_wrong_videos_chunks_and_tiles_are_named(tiny):
-    video, latent = torch.rand(1, 3, 1, 16, 16), torch.rand(1, 4, 1, 2, 2)
     with pytest.raises(
         UserError, match=r"\(1, 3, 1, 16, 20\) where \(B, 3, F, H, W\) with sides that are multiples of 8"
     ):
@@ -417,9 +416,9 @@ def test_wrong_videos_chunks_and_tiles_are_named(tiny):
     with pytest.raises(UserError, match=r"\(1, 16, 1, 2, 2\) where \(B, 4, F, h, w\)"):
         decode(tiny, torch.rand(1, 16, 1, 2, 2))
     with pytest.raises(UserError, match="chunk is 0 frames"):
-        encode(tiny, video, chunk=0)
+        Tiling(chunk=0)
     with pytest.raises(UserError, match="tile is 32 pixels: expected at least 64"):
-        decode(tiny, latent, tile=32)
+        Tiling(tile=32)
 
 
 @pytest.mark.slow

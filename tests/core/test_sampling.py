@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.composing import composed
-from vc_core import Condition, Sampling, Style, UserError, compose
+from vc_core import Condition, Sampling, Style, Tiling, UserError, compose
 from vc_core.conditions import Schedule
 from vc_core.config import AutoencoderConfig, DiffusionConfig
 from vc_core.diffusion.guidance import (
@@ -242,12 +242,14 @@ def test_what_cannot_be_sampled(tiny_composer, settings, message):
 
 def test_the_names_of_earlier_versions_go_on_working(tiny_composer):
     video = torch.rand(1, 3, 3, 32, 40, generator=torch.Generator().manual_seed(0))
-    now = compose(tiny_composer, "a", init=video, sampling=Sampling("ddim", 3, 0.5, eta=0.5, guidance=3.0, rescale=0.5))
-    earlier = {"sampler": "ddim", "steps": 3, "denoise": 0.5, "eta": 0.5, "guidance": 3.0, "rescale": 0.5}
+    sampling = Sampling("ddim", 3, 0.5, eta=0.5, guidance=3.0, rescale=0.5)
+    now = compose(tiny_composer, "a", init=video, sampling=sampling, tiling=Tiling(1))
+    earlier = {"sampler": "ddim", "steps": 3, "denoise": 0.5, "eta": 0.5, "guidance": 3.0, "rescale": 0.5, "chunk": 1}
     with pytest.warns(DeprecationWarning) as told:
         assert torch.equal(now, compose(tiny_composer, "a", video=video, **earlier))
     assert len(told) == 1 and told[0].filename == __file__  # of whoever calls it
     message = str(told[0].message)
+    assert message.endswith("tiling=Tiling(chunk=...) in place of chunk=.")
     assert "init=... in place of video=" in message and "sampling=Sampling(steps=...) in place of steps=" in message
     with pytest.raises(TypeError, match=r"compose\(\) got an unexpected keyword argument 'stepps'"):
         compose(tiny_composer, "a", stepps=3, steps=2)

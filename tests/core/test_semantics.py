@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.composing import composed
-from vc_core import Condition, Sampling, Style, UserError
+from vc_core import Condition, Sampling, Style, Tiling, UserError
 from vc_core.conditions import CONDITIONS, Schedule
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser, summed
 from vc_core.diffusion.samplers import make_sampler
@@ -173,7 +173,7 @@ def test_progress_and_cancellation_at_every_step(tiny_composer):
 
 
 def test_decoding_in_chunks_changes_nothing(tiny_composer):
-    torch.testing.assert_close(run(tiny_composer, chunk=1), run(tiny_composer, chunk=16), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(tiny_composer, tiling=Tiling(1)), run(tiny_composer), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

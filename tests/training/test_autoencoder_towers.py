@@ -111,8 +111,8 @@ def test_diffusers_own_doors_agree(ae):
 def test_chunks_change_nothing(ae):
     video = torch.rand(1, 3, 5, 16, 16)
     latent = ae_module.encode(ae, video)
-    torch.testing.assert_close(ae_module.encode(ae, video, chunk=2), latent)
-    torch.testing.assert_close(ae_module.decode(ae, latent, chunk=2), ae_module.decode(ae, latent))
+    torch.testing.assert_close(ae_module.encode(ae, video, ae_module.Tiling(2)), latent)
+    torch.testing.assert_close(ae_module.decode(ae, latent, ae_module.Tiling(2)), ae_module.decode(ae, latent))
 
 
 def vae_part(state: dict[str, torch.Tensor]) -> Part:

@@ -3,7 +3,6 @@ the record inside a produced file, and every check of a value."""
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,17 +16,16 @@ from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, shown, spelled
+from ..extract import drawing
+from ..extract.mask import POLARITIES, RANDOM_MASKS
+from ..extract.motion.from_video import MODES
+from ..extract.sketch.methods import METHODS
 from ..parsing import parse_json, parse_yaml
 
 BUNDLED = "bundled"
 """What stands for the checkpoint that comes with this package."""
 
-MODES = ("released", "stream")
-METHODS = ("auto", "pidinet", "edges")
-EASINGS = ("linear", "ease_in", "ease_out", "ease_in_out")
-WHITES = ("paint", "keep")
-MASKS = ("strokes", "rectangles", "half")
-"""As `vc_core.extract` has them, which takes a second to import; the tests compare them."""
+EASINGS, WHITES, MASKS = tuple(drawing.EASINGS), tuple(POLARITIES), tuple(RANDOM_MASKS)
 
 APPLIED = (*CONDITIONS, "style")
 """What has a strength and a schedule."""
@@ -128,7 +126,6 @@ Height = Annotated[int, Field(ge=16, le=8192)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Mode, Method, Easing, White = Literal[MODES], Literal[METHODS], Literal[EASINGS], Literal[WHITES]
-Sampler = Literal[tuple(SAMPLERS)]
 Files = Annotated[
     tuple[File, ...],
     Field(strict=False),
@@ -247,7 +244,7 @@ class Settings:
     batch_size: UpTo64 = _setting("videos to compose together, with seeds from --seed on", 1)
 
     seed: Seed = _setting("of the noise", 0)
-    sampler: Sampler = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
+    sampler: Literal[SAMPLERS] = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
     steps: Count = _setting("sampling steps (default: 20)", 20)
     eta: Fraction = _setting("fresh noise in every step, for the ddim samplers", 0.0)
     guidance: float | None = _setting("guidance scale (default: the checkpoint's)")
@@ -294,17 +291,6 @@ class Settings:
         with about(path):
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
-    @staticmethod
-    def from_json(text: str) -> "Settings":
-        """What `to_json` wrote. Raises `UserError`."""
-        try:
-            return Settings.from_mapping(parse_json(text))
-        except ValueError as error:
-            raise UserError(f"The settings are no valid JSON ({error}): expected what was written by us.") from error
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_mapping(), indent=2)
-
     def to_mapping(self) -> dict[str, Any]:
         """All settings by name, in values that JSON and YAML hold; `from_mapping` gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
@@ -326,7 +312,7 @@ class Settings:
 
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """These settings with a function applied to every path."""
-        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in ("models", "parts")}
+        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in FILES}
         changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
@@ -368,6 +354,9 @@ GOES_WITH = (
 
 EITHER = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
 """Settings of which one leaves nothing for the other."""
+
+FILES = [name for name, hint in Settings.__annotations__.items() if hint is Files]
+"""Settings that are any number of paths."""
 
 _PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
 INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..conditions import Schedule
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
+
 NOTHING, CONDITIONED, EVERYTHING = range(3)
 """Sides of the guidance: with neither tokens nor conditions, with the conditions alone, with tokens and conditions."""
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from ..config import DiffusionConfig
 from ..errors import UserError, shown
 from ..progress import Progress
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
+from .guidance import Denoiser
+from .windows import Windows
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Sampling:
         condition_guidance: scale of a further guidance by the spatial-temporal conditions (not 1: a third network
             side at every step); 1, as released, has them on both sides. See `vc_core.diffusion.guidance.combine`.
         rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
+        windows: how more frames than a window's length are cut; None is windows of the frames that the checkpoint was
+            trained for, which overlap by half. See `Windows`.
 
     Raises:
         UserError: an unknown sampler, or a number of another type or out of its range.
@@ -51,6 +52,7 @@ class Sampling:
     guidance: float | None = None
     condition_guidance: float = 1.0
     rescale: float = 0.0
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         for name in ("guidance", "condition_guidance", "rescale"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .samplers import Denoiser
+from .guidance import Denoiser
 
 
 @dataclass(frozen=True)

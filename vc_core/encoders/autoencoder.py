@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
@@ -59,44 +60,60 @@ _SIZES = {"encoding": (CHANNELS, (FACTOR, 1)), "decoding": (3, (1, FACTOR))}
 """Channels of the result, and pixels of a side that a latent position has in the argument and in the result."""
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """How much is encoded or decoded at a time, to bound the memory that it takes.
+
+    Attributes:
+        chunk: frames at a time, at least 1. Memory grows with it; the result does not depend on it.
+        tile: side in pixels, at least `MIN_TILE`, rounded down to a multiple of 8, of overlapping tiles that frames are
+            cut into; norms and attention see one tile at a time, so the result differs a little. None: whole frames.
+
+    Raises:
+        UserError: a chunk or tile that is too small.
+    """
+
+    chunk: int = 16
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UserError(f"The chunk is {self.chunk} frames: expected at least 1.")
+        if self.tile is not None and self.tile < MIN_TILE:
+            raise UserError(f"The tile is {self.tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
+
+
 @torch.no_grad()
-def encode(
-    ae: Autoencoder, video: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
-) -> Tensor:
+def encode(ae: Autoencoder, video: Tensor, tiling: Tiling | None = None, progress: Progress | None = None) -> Tensor:
     """Video (B, 3, F, H, W), RGB in [0, 1], to its raw latent (B, 4, F, H/8, W/8).
 
     The computation runs in the autoencoder's type on its device; the result is float32 on the video's device. Of
     Stable Diffusion's autoencoder it is the mode of the posterior, so nothing is random.
 
     Args:
-        chunk: frames at a time. Memory grows with it; the result does not depend on it.
-        tile: side in pixels, rounded down to a multiple of 8, of overlapping tiles that frames are cut into to save
-            memory; norms and attention see one tile at a time, so the result differs a little. None: whole frames.
         progress: called as `progress("encoding", done, total)` in frames, after every chunk.
 
-    Raises `UserError` for a video of another shape or whose sides are no multiples of 8, a chunk or tile too small.
+    Raises `UserError` for a video of another shape or whose sides are no multiples of 8.
     """
     if video.dim() != 5 or video.shape[1] != 3 or video.shape[-1] % FACTOR or video.shape[-2] % FACTOR:
         raise UserError(
             f"The video has shape {tuple(video.shape)} where (B, 3, F, H, W) with sides that are multiples of "
             f"{FACTOR} was expected: resize or crop it first."
         )
-    return _by_frames("encoding", partial(_encode_frames, ae), video, chunk, tile, progress)
+    return _by_frames("encoding", partial(_encode_frames, ae), video, tiling, progress)
 
 
 @torch.no_grad()
-def decode(
-    ae: Autoencoder, latent: Tensor, chunk: int = 16, tile: int | None = None, progress: Progress | None = None
-) -> Tensor:
+def decode(ae: Autoencoder, latent: Tensor, tiling: Tiling | None = None, progress: Progress | None = None) -> Tensor:
     """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1]: the reverse of `encode`, see there.
 
-    Progress is called with "decoding". Raises `UserError` for a latent of another shape, a chunk or tile too small.
+    Progress is called with "decoding". Raises `UserError` for a latent of another shape.
     """
     if latent.dim() != 5 or latent.shape[1] != CHANNELS:
         raise UserError(
             f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
         )
-    return _by_frames("decoding", partial(_decode_frames, ae), latent, chunk, tile, progress)
+    return _by_frames("decoding", partial(_decode_frames, ae), latent, tiling, progress)
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
@@ -128,23 +145,19 @@ def _is_tiny(ae: Autoencoder) -> bool:
 
 
 def _by_frames(
-    what: str, function: Function, video: Tensor, chunk: int, tile: int | None, progress: Progress | None
+    what: str, function: Function, video: Tensor, tiling: Tiling | None, progress: Progress | None
 ) -> Tensor:
     """A function of frames (N, C, H, W), of one of `_SIZES`, applied to a video (B, C, F, H, W): (B, c, F, h, w)."""
-    if chunk < 1:
-        raise UserError(f"The chunk is {chunk} frames: expected at least 1.")
-    if tile is not None and tile < MIN_TILE:
-        raise UserError(f"The tile is {tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
-    channels, scale = _SIZES[what]
-    if tile is not None:
-        function = partial(_tiled, function, tile // FACTOR, scale=scale)
+    tiling, (channels, scale) = tiling or Tiling(), _SIZES[what]
+    if tiling.tile is not None:
+        function = partial(_tiled, function, tiling.tile // FACTOR, scale=scale)
     batch, frames = video.shape[0], video.shape[2]
     size = (side // scale[0] * scale[1] for side in video.shape[3:])
     result = torch.empty((batch, channels, frames, *size), device=video.device)
     source, target = video.transpose(1, 2), result.transpose(1, 2)
     places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
     done = 0
-    for piece in places.split(chunk):
+    for piece in places.split(tiling.chunk):
         b, f = piece.unbind(1)
         target[b, f] = function(source[b, f]).to(result)
         done += len(piece)

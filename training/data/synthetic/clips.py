@@ -51,7 +51,7 @@ def make_shard(
         outline (N, F, C, S, S) as bytes of 0..1, depth in half, object (the first object's mask) as bytes, at the
         conditions' size S; motion (N, F, 2, S', S') in half, in pixels of the video.
     """
-    from vc_core.encoders.autoencoder import encode
+    from vc_core.encoders.autoencoder import Tiling, encode
 
     device = next(autoencoder.parameters()).device
     drawn_size = drawing_size("depth", (size, size))[0]
@@ -69,7 +69,7 @@ def make_shard(
         shards.append(
             {
                 # In the autoencoder's own type, and on a CPU a few frames at a time.
-                "latents": encode(autoencoder, small, 16 if device.type == "cpu" else 1024).half(),
+                "latents": encode(autoencoder, small, Tiling(16 if device.type == "cpu" else 1024)).half(),
                 "text": encode_tokens(towers, tokens).unflatten(0, (CAPTIONS, -1)).transpose(0, 1).half(),
                 "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
                 "video": _as_bytes(resize_crop(large.video, wanted)),
