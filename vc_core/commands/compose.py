@@ -173,7 +173,8 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
-    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
+    checkpoint = settings.checkpoint or BUNDLED
+    return VideoComposer.load(checkpoint, settings.parts, loras=settings.lora, **options, progress=progress)
 
 
 def _style(settings: Settings) -> pipeline.Style | None:
