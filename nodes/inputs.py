@@ -270,7 +270,7 @@ def footage(video: Any, goal: Target, start_time: float, frame_rate: float) -> F
         count, rate = len(parts.images), Fraction(parts.frame_rate)
         height, width = parts.images.shape[1:3]
         info = VideoInfo(Path("The VIDEO"), width, height, count, rate, float(count / rate), "raw")
-    plan = plan_frames(info, goal.frames, frame_rate or None, start_time)
+    plan = plan_frames(info, goal.frames, frame_rate or None, start_time, goal.config.extraction.sampling_rate)
     # As ffmpeg's `fps` filter takes them of a video of even rate.
     ticks = (Fraction(plan.start) + (i + Fraction(1, 2)) / plan.rate for i in range(plan.frames))
     chosen = [max(0, min(info.frames - 1, math.ceil(tick * info.rate) - 1)) for tick in ticks]

@@ -40,10 +40,16 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
+    """Each pair of reference files of a network is a test of its own, with the pair's name in its id.
 
+    Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
     Where none is found, what is wrong takes its place, and the fixture `comfyui` tells it.
     """
+    if "golden_pair" in metafunc.fixturenames:
+        files = [
+            file for kind in ("unet", "vgen") for file in _folder("VC_GOLDEN", "golden").glob(f"{kind}_*.safetensors")
+        ]
+        metafunc.parametrize("golden_pair", sorted(file.stem for file in files) or ["none"], scope="module")
     if "comfyui" not in metafunc.fixturenames:
         return
     try:
@@ -88,8 +94,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [not item.nodeid.startswith(f"tests/{folder}/") for folder in _FIRST])
 
 
+def _folder(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+
+
 def _shared_folder(variable: str, default: str) -> Path:
-    folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
+    folder = _folder(variable, default)
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; {variable} names another folder")
     return folder
@@ -101,6 +111,7 @@ def pytest_terminal_summary(terminalreporter):
     for reason, count in Counter(one.longrepr[2].removeprefix("Skipped: ") for one in skips).items():
         terminalreporter.write_line(f"{count} skipped: {reason}")
     reports = [one for kind in ("passed", "failed", "error", "skipped") for one in terminalreporter.getreports(kind)]
+    reports = [one for one in reports if isinstance(one, pytest.TestReport)]
     asked = [(one, version) for one in reports for key, version in one.user_properties if key == "comfyui"]
     if asked:
         tested = dict.fromkeys(version for one, version in asked if version and not one.skipped)

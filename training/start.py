@@ -173,6 +173,7 @@ def _config_of(recipe: Recipe, config: Config) -> Config:
         unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
     if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
         unet = replace(unet, conditions=(), stc_channels=0)
+    unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
     prediction = recipe.loss.prediction or config.diffusion.prediction
     terminal = recipe.loss.zero_terminal_snr or config.diffusion.zero_terminal_snr

@@ -24,6 +24,7 @@ _Layers = Annotated[int, Field(ge=1, le=64)]
 _Dropout = Annotated[float, Field(ge=0.0, le=0.99)]
 _Beta = Annotated[float, Field(ge=1e-6, le=0.999)]
 _Scale = Annotated[Literal[4, 8, 12], WHOLE, Spoken("one of 4, 8, 12, or no such key")]
+_Rate = Annotated[float, Field(ge=1e-3, le=1e4)]
 _Text = Annotated[str, Spoken("a str")]
 _PerLevel = Annotated[tuple[T, ...], Field(strict=False, max_length=_LEVELS)]  # lists too
 
@@ -58,6 +59,7 @@ class UNetConfig:
         head_dim: width of one attention head. Shapes cannot tell it, so it is assumed where no metadata says it.
         temporal_in_heads: heads of the first temporal Transformer, right after the first convolution.
         context_dim: width of the text and style tokens.
+        style_tokens: tokens that a style image becomes: 1 as released, 4 in VGen's networks, 0 without style.
         stc_channels: channels of an STC embedding, concatenated with the noisy latent.
         stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
         conditions: rows of the condition table that this network has an STC-encoder for.
@@ -75,6 +77,7 @@ class UNetConfig:
     head_dim: _Width = 64
     temporal_in_heads: _Heads = 8
     context_dim: _Width = 1024
+    style_tokens: Annotated[int, Field(ge=0, le=64)] = 1
     stc_channels: Annotated[int, Field(ge=0, le=1024)] = 8  # none in a network without conditions
     stc_heads: _Heads = 2
     conditions: _PerLevel[_Text] = tuple(CONDITIONS)
@@ -158,6 +161,7 @@ class ExtractionConfig:
         depth: `midas` (released), or `relative` where any inverse depth in the table's range will do.
         condition_scale: height and width of all conditions as a multiple of the latent's; None: the condition table's
             own, as released, 8 for motion and 12 for the others.
+        sampling_rate: frames a second that a clip is sampled at where it is long enough, see `plan_frames`.
     """
 
     motion_layout: Literal["points", "dense"] = "points"
@@ -165,6 +169,7 @@ class ExtractionConfig:
     sketch: Literal["pidinet", "edges"] = "pidinet"
     depth: Literal["midas", "relative"] = "midas"
     condition_scale: _Scale | None = None
+    sampling_rate: _Rate = 4.0
 
     def __post_init__(self) -> None:
         if (self.motion_layout, self.motion_unit) not in (("points", "source_pixels"), ("dense", "pixels")):
@@ -224,6 +229,7 @@ class Config:
         name: shown to users.
         frames, height, width, rate: what the checkpoint was trained for; defaults of `compose()`.
         guidance: default guidance scale.
+        few_steps: the network was distilled (LCM, arXiv 2310.04378): its defaults are the sampler `lcm` and 4 steps.
 
     Raises:
         UserError: a value of another type or out of its range.
@@ -233,13 +239,24 @@ class Config:
     frames: Annotated[int, Field(ge=1, le=100_000)] = 16
     height: _Width = 256
     width: _Width = 256
-    rate: Annotated[float, Field(ge=1e-3, le=1e4)] = 8.0
+    rate: _Rate = 8.0
     guidance: Annotated[float, Field(ge=-1e4, le=1e4)] = 9.0
+    few_steps: Annotated[bool, Spoken("a bool")] = False
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
+
+    @property
+    def sampler(self) -> str:
+        """The default sampler."""
+        return "lcm" if self.few_steps else "dpmpp_2m"
+
+    @property
+    def steps(self) -> int:
+        """The default number of sampling steps."""
+        return 4 if self.few_steps else 20
 
     def to_json(self) -> str:
         return json.dumps(as_mapping(self))
@@ -260,10 +277,14 @@ class Config:
         return build(Config, data, _tell(""))
 
 
+_LATER = {"condition_scale": None, "style_tokens": 1, "sampling_rate": 4.0, "few_steps": False}
+"""Keys that earlier versions do not know, and what they do without them."""
+
+
 def as_mapping(config: Any) -> dict[str, Any]:
-    """A config or a section of one in values that JSON holds. Keys that are None are left out, as earlier versions do
-    not know them."""
-    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+    """A config or a section of one in values that JSON holds, without the keys that earlier versions do not know where
+    these do the same without."""
+    return dataclasses.asdict(config, dict_factory=lambda pairs: dict(p for p in pairs if p not in _LATER.items()))
 
 
 def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = 64) -> UNetConfig:
@@ -299,6 +320,7 @@ def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int =
         else:
             break
         index += 1
+    style = shapes.get("pre_image_condition.2.weight")
     cross = shapes.get("middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     stem = next((shapes[f"{CONDITIONS[n].released[0]}.5.weight"] for n in conditions), None)
     stc_channels = stem[0] if stem else in_channels - channels
@@ -312,6 +334,7 @@ def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int =
         head_dim=head_dim,
         temporal_in_heads=shapes["input_blocks.0.1.proj_in.weight"][0] // head_dim,
         context_dim=cross[1] if cross else 1024,
+        style_tokens=style[0] // style[1] if style else 0,
         stc_channels=stc_channels,
         stc_heads=qkv[0] // 3 // stc_channels if qkv else 2,
         conditions=conditions,

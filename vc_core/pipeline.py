@@ -97,7 +97,7 @@ def compose(
     config = composer.config
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
-    sampling = sampling or Sampling()
+    sampling = (sampling or Sampling()).filled(config)
     texts, negatives = _listed("text", text), _listed("negative", negative)
     if init is not None:
         _check_rgb("video", init, "batch", "frames", "height", "width")
@@ -117,8 +117,8 @@ def compose(
         "text": encode_text(composer.towers, texts).to(composer.device, composer.dtype),
         "negative": encode_text(composer.towers, negatives).to(composer.device, composer.dtype),
         "style": style and Embedded(style_token(composer, style.image), style.schedule),
-        "no_style": style_token(composer, None),
-        "guidance": config.guidance if sampling.guidance is None else sampling.guidance,
+        "no_style": style and style_token(composer, None),
+        "guidance": sampling.guidance,
         "condition_guidance": sampling.condition_guidance,
         "rescale": sampling.rescale,
         "steps": config.diffusion.steps,
@@ -143,7 +143,7 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 
 
 def style_token(composer: VideoComposer, image: Tensor | None) -> Tensor:
-    """The style token `(B, 1, D)` of an image `(B, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
+    """The style tokens `(B, n, D)` of an image `(B, 3, H, W)` in [0, 1]; of a zero embedding where there is none."""
     from .encoders.clip import encode_image
 
     if image is None:

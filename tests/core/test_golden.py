@@ -14,9 +14,10 @@ from vc_core.checkpoint.origins import fill
 from vc_core.checkpoint.released import released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.conditions import CONDITIONS
-from vc_core.config import DiffusionConfig, UNetConfig, unet_config_from_shapes
+from vc_core.config import UNetConfig, unet_config_from_shapes
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
 from vc_core.diffusion.samplers import Sampling, make_sampler, sample
+from vc_core.families import assumed
 from vc_core.model.unet import UNet3D
 
 DDIM = re.compile(r"ddim(\d+)")
@@ -45,19 +46,24 @@ class Run:
         self.reference = load_file(path.with_suffix(".safetensors"))
         shapes = self.spec["parameters"]
         config = unet_config_from_shapes(shapes, self.spec["net"].get("head_dim", 64))
+        self.diffusion = assumed(config)[0].diffusion
         with torch.device("meta"):
             unet = UNet3D(config)
         tensors = Tensors.of({name: value(name, shape) for name, shape in shapes.items()}, path.name)
         fill(unet, released_layout(unet), tensors, "the golden network")
         self.unet = unet.eval().requires_grad_(False)
         b, f = self.spec["batch"], self.spec["frames"]
-        self.x = self.input("x", (b, 4, f, 32, 32))
+        # VGen's runs name their size, which their conditions have too; the released ones are of 256 x 256.
+        width, height = self.spec.get("resolution_width_height", (256, 256))
+        self.size = height // 8, width // 8
+        self.x = self.input("x", (b, 4, f, *self.size))
         self.text = self.input("y", (b, 77, 1024))
         self.zero = self.input("zero_y", (1, 77, 1024)).expand(b, -1, -1)
         self.style = self.input("image", (b, 1, 1024))
         self.conditions = {}
-        for key, (channels, size) in self.spec["conditions"].items():
-            tensor = self.input(key, (b, channels, f, size, size))
+        for key, of in self.spec["conditions"].items():
+            channels, *size = (of, height, width) if isinstance(of, int) else (*of, of[1])
+            tensor = self.input(key, (b, channels, f, *size))
             if key == "masked":
                 tensor[:, -1] = (tensor[:, -1] > 0).float()
             self.conditions[key] = tensor
@@ -71,63 +77,82 @@ class Run:
         if "image" in (keys or ()):
             context = torch.cat([context, self.unet.encode_style(self.style)], dim=1)
         keys = [k for k in keys or () if k != "image"]
-        stc = [self.unet.encode_condition(OURS[k], self.conditions[k], (32, 32)) for k in keys]
+        stc = [self.unet.encode_condition(OURS[k], self.conditions[k], self.size) for k in keys]
         return self.unet(self.x, torch.tensor(self.spec["timesteps"]), context, sum(stc[1:], stc[0]) if stc else None)
 
 
 @pytest.fixture(scope="module")
-def runs(golden_dir):
-    runs = [Run(path) for path in sorted(golden_dir.glob("unet_*.json"))]
-    assert runs, f"no unet_*.json in {golden_dir}"
-    return runs
+def run(golden_dir, golden_pair):
+    path = golden_dir / f"{golden_pair}.json"
+    assert path.exists(), f"no unet_* and no vgen_* pair in {golden_dir}"
+    return Run(path)
 
 
 @torch.inference_mode()
-def test_single_forwards_and_stc_outputs(runs):
-    for run in runs:
-        for entry, reference in run.reference.items():
-            kind, _, name = entry.partition(".")
-            if kind == "eps":
-                out = run.forward(name)
-            elif kind == "stc":
-                out = run.unet.encode_condition(OURS[name], run.conditions[name], (32, 32))
-            else:
-                if kind not in ("alphas_cumprod", "q_sample") and not DDIM.fullmatch(kind):
-                    warnings.warn(f"no test knows the golden entry {entry}", stacklevel=1)
-                continue
-            assert relative(out, reference) <= 1e-4, entry
+def test_single_forwards_and_stc_outputs(run):
+    for entry, reference in run.reference.items():
+        kind, _, name = entry.partition(".")
+        if kind == "eps":
+            out = run.forward(name)
+        elif kind == "stc":
+            out = run.unet.encode_condition(OURS[name], run.conditions[name], run.size)
+        else:
+            if kind not in ("alphas_cumprod", "q_sample", "lcm", "lcm4") and not DDIM.fullmatch(kind):
+                warnings.warn(f"no test knows the golden entry {entry}", stacklevel=1)
+            continue
+        assert relative(out, reference) <= 1e-4, entry
 
 
 @pytest.mark.parametrize("length", [range(10), pytest.param(range(10, 1000), marks=pytest.mark.slow)])
 @torch.inference_mode()
-def test_whole_ddim_runs(runs, length):
+def test_whole_ddim_runs(run, length):
     """Text, style, motion and depth under guidance 9, by diffusers' DDIM on the released grid."""
-    for run in runs:
-        keys = ("motion", "depth")
-        stc = [Embedded(run.unet.encode_condition(k, run.conditions[k], (32, 32))) for k in keys]
-        style = Embedded(run.unet.encode_style(run.style))
-        no_style = run.unet.encode_style(torch.zeros_like(run.style))
-        denoiser = GuidedDenoiser(run.unet, run.text, run.zero, style, no_style, stc, guidance=9.0)
-        for entry, reference in run.reference.items():
-            if (match := DDIM.fullmatch(entry)) and int(match[1]) in length:
-                sampler = make_sampler(Sampling("ddim_released", int(match[1])), DiffusionConfig())
-                assert relative(sample(denoiser, sampler.start(run.x), sampler), reference) <= 1e-3, entry
+    stc = [Embedded(run.unet.encode_condition(k, run.conditions[k], run.size)) for k in ("motion", "depth")]
+    style = Embedded(run.unet.encode_style(run.style))
+    no_style = run.unet.encode_style(torch.zeros_like(run.style))
+    denoiser = GuidedDenoiser(run.unet, run.text, run.zero, style, no_style, stc, guidance=9.0)
+    for entry, reference in run.reference.items():
+        if (match := DDIM.fullmatch(entry)) and int(match[1]) in length:
+            sampler = make_sampler(Sampling("ddim_released", int(match[1])), run.diffusion)
+            assert relative(sample(denoiser, sampler.start(run.x), sampler), reference) <= 1e-3, entry
 
 
-def test_schedule(runs):
-    ours = DiffusionConfig().alphas_cumprod
-    for run in runs:
-        if "alphas_cumprod" in run.reference:
-            torch.testing.assert_close(ours, run.reference["alphas_cumprod"].to(ours.dtype), rtol=1e-6, atol=0)
-        if "q_sample" in run.reference:
-            alpha = ours.float()[torch.tensor(run.spec["timesteps"])].view(-1, 1, 1, 1, 1)
-            noised = alpha.sqrt() * run.x + (1 - alpha).sqrt() * run.input("noise", run.x.shape)
-            assert relative(noised, run.reference["q_sample"]) <= 1e-5
+@torch.inference_mode()
+def test_four_steps_of_a_distilled_network(run):
+    """As VideoLCM is sampled: text and depth, no guidance."""
+    if "lcm4" not in run.reference:
+        pytest.skip(f"no LCM run in {run.spec['tag']}")
+    stc = [Embedded(run.unet.encode_condition("depth", run.conditions["depth"], run.size))]
+    denoiser = GuidedDenoiser(run.unet, run.text, run.zero, None, None, stc, guidance=1.0)
+    sampler = make_sampler(Sampling("lcm", 4), run.diffusion)
+    assert sampler.timesteps.tolist() == run.reference["lcm4.timesteps"].tolist() == [999, 759, 499, 259]
+    made = sample(denoiser, sampler.start(run.x), sampler, [torch.Generator().manual_seed(0)])
+    assert relative(made, run.reference["lcm4"]) <= 1e-3
+    torch.testing.assert_close(
+        run.diffusion.alphas_cumprod, run.reference["lcm.alphas_cumprod"].double(), rtol=1e-5, atol=1e-7
+    )
 
 
-def test_released_names_and_shapes(golden_dir):
-    released = json.loads((golden_dir / "released_parameters.json").read_text())
+def test_schedule(run):
+    ours = run.diffusion.alphas_cumprod
+    if "alphas_cumprod" in run.reference:
+        torch.testing.assert_close(ours, run.reference["alphas_cumprod"].to(ours.dtype), rtol=1e-6, atol=1e-7)
+    if "q_sample" in run.reference:
+        alpha = ours.float()[torch.tensor(run.spec["timesteps"])].view(-1, 1, 1, 1, 1)
+        noised = alpha.sqrt() * run.x + (1 - alpha).sqrt() * run.input("noise", run.x.shape)
+        assert relative(noised, run.reference["q_sample"]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        ("released_parameters", UNetConfig()),
+        ("vgen_parameters", UNetConfig(attention_levels=(1, 2, 3), style_tokens=4)),
+    ],
+)
+def test_names_and_shapes_of_the_whole_networks(golden_dir, file, config):
+    there = json.loads((golden_dir / f"{file}.json").read_text())
     with torch.device("meta"):
-        layout = released_layout(UNet3D(UNetConfig()))
-    assert {origin.names[0]: list(origin.shape) for origin in layout.values()} == released
-    assert unet_config_from_shapes(released) == UNetConfig()
+        layout = released_layout(UNet3D(config))
+    assert {origin.names[0]: list(origin.shape) for origin in layout.values()} == there
+    assert unet_config_from_shapes(there) == config

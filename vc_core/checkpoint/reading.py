@@ -9,12 +9,14 @@ autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.checkpoint.f
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import Config, unet_config_from_shapes
 from ..errors import UserError
+from ..families import assumed, overridden
 from .files import open_tensors, save_tensors
 from .foreign import only_pictures
 from .formats import FORMATS, find_parts
@@ -78,9 +80,16 @@ class Checkpoint:
         return self.parts[name]
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Finds out what a file is. Its tensors stay in the file. Raises `UserError` for no such file, a truncated or
-    foreign one, or a config that this version does not know."""
+def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
+    """Finds out what a file is. Its tensors stay in the file.
+
+    Args:
+        said: what the user says of the network in place of the file, see `vc_core.families.overridden`.
+
+    Raises:
+        UserError: no such file, a truncated or foreign one, a config that this version does not know, or something
+            said that is not possible.
+    """
     path = Path(path)
     tensors = open_tensors(path)
     found = find_parts(tensors.shapes, str(path))
@@ -101,13 +110,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         # What stands under a longer prefix is of another part (open_clip's `visual.`).
         inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         parts[name] = Part(name, layout, tensors.below(prefix, inner))
-    config, assumed = _config(path, tensors, parts.get("model"))
+    config, unsaid = _config(path, tensors, parts.get("model"))
+    config = config and overridden(config, **said)
     extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
     if "model" in parts and config is not None:
         known = released_names(config.unet)
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
     extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
-    return Checkpoint(path, config, parts, assumed, extra, tensors.metadata.get(TRAINING))
+    return Checkpoint(path, config, parts, unsaid, extra, tensors.metadata.get(TRAINING))
 
 
 def save_checkpoint(
@@ -135,8 +145,8 @@ def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | 
             return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
-        config = Config(unet=unet_config_from_shapes(model.tensors.shapes))
-        return config, ["no config in the metadata: head width 64 and all else that shapes cannot tell is as released"]
+        config, sentence = assumed(unet_config_from_shapes(model.tensors.shapes))
+        return config, [sentence]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -62,7 +62,7 @@ _TOP = {
 
 def key_table(config: UNetConfig) -> dict[str, str]:
     """Our module names -> released module names, for every module that holds parameters."""
-    table = dict(_TOP)
+    table = {k: v for k, v in _TOP.items() if config.style_tokens or not k.startswith("style_")}
 
     def add(ours: str, released: str, inner: Mapping[str, str]) -> None:
         table.update({f"{ours}.{k}": f"{released}.{v}" for k, v in inner.items()})

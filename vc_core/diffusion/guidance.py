@@ -83,9 +83,9 @@ class GuidedDenoiser:
     Attributes:
         unet: a network's prediction of x, timesteps, context and stc, see `UNet3D`.
         text, negative: `(B or 1, tokens, D)`, in the type that the network computes in.
-        style: the style token `(B or 1, 1, D)`, or None where no style is wired, which is not the same as a token of
-            zeros: without a style there is no token on either side.
-        no_style: the token made from a zero embedding, `(B or 1, 1, D)`.
+        style: the style tokens `(B or 1, n, D)`, or None where no style is wired, which is not the same as tokens of
+            zeros: without a style there are none on either side.
+        no_style: the tokens made from a zero embedding, `(B or 1, n, D)`; None where there is no style.
         stc: STC embeddings `(B or 1, C, F or 1, h, w)`.
         guidance, condition_guidance, rescale: see `combine`.
         steps: of the noise schedule that the network was trained on.
@@ -95,7 +95,7 @@ class GuidedDenoiser:
     text: Tensor
     negative: Tensor
     style: Embedded | None
-    no_style: Tensor
+    no_style: Tensor | None
     stc: Sequence[Embedded]
     guidance: float
     condition_guidance: float = 1.0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DiffusionConfig
+from ..config import Config, DiffusionConfig
 from ..errors import UserError, shown
 from ..progress import Progress
 from .guidance import Denoiser
@@ -23,7 +23,8 @@ class Sampling:
 
     Attributes:
         sampler: one of `SAMPLERS`; `ddim_released` is the released loop, `lcm` is meant for networks distilled for it.
-        steps: that are run, 1 to the schedule's 1000.
+            None is the checkpoint's own.
+        steps: that are run, 1 to the schedule's 1000; None: the checkpoint's own number.
         denoise: share of the noise schedule that is run, in (0, 1]: below 1 for a given video, which is changed then.
             As in ComfyUI, the steps are the last `steps` of int(steps / denoise). `ddim_released` begins at the first
             timestep of its grid that is at most denoise times the schedule's last, and runs as many as follow, which
@@ -44,8 +45,8 @@ class Sampling:
         UserError: an unknown sampler, or a number of another type or out of its range.
     """
 
-    sampler: str = "dpmpp_2m"
-    steps: int = 20
+    sampler: str | None = None
+    steps: int | None = None
     denoise: float = 1.0
     eta: float = 0.0
     sigmas: Tensor | None = None
@@ -64,6 +65,8 @@ class Sampling:
         for name in ("rescale", "eta"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} {getattr(self, name)} is not possible: expected 0 to 1.")
+        if self.sampler is None:  # the rest is checked of the one that the checkpoint has
+            return
         if self.sampler not in SAMPLERS:
             raise UserError(f"Unknown sampler '{self.sampler}': expected one of {', '.join(SAMPLERS)}.")
         if self.eta and self.sampler not in _TAKE_ETA:
@@ -77,6 +80,15 @@ class Sampling:
                 f"{given} sigmas were given to '{self.sampler}' for {given - 1} steps at denoise {self.denoise}: "
                 f"expected one of {', '.join(_TAKE_SIGMAS)}, {given} sigmas and denoise 1."
             )
+
+    def filled(self, config: Config) -> "Sampling":
+        """The same with what is None as the checkpoint has it. Raises `UserError` where that does not go with it."""
+        return replace(
+            self,
+            sampler=self.sampler or config.sampler,
+            steps=config.steps if self.steps is None else self.steps,
+            guidance=config.guidance if self.guidance is None else self.guidance,
+        )
 
 
 @dataclass(frozen=True)
@@ -215,7 +227,7 @@ def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0
 
 
 def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
-    """A sampler for the schedule that a network was trained on.
+    """A sampler, see `Sampling.filled`, for the schedule that a network was trained on.
 
     Raises:
         UserError: a number of steps, or a share of the schedule, that the schedule does not have.

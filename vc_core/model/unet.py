@@ -120,8 +120,9 @@ class UNet3D(nn.Module):
         self.config = config
         self.time_in = ops.Linear(width, width * 4)
         self.time_out = ops.Linear(width * 4, width * 4)
-        self.style_in = ops.Linear(config.context_dim, config.context_dim)
-        self.style_out = ops.Linear(config.context_dim, config.context_dim)
+        if config.style_tokens:
+            self.style_in = ops.Linear(config.context_dim, config.context_dim)
+            self.style_out = ops.Linear(config.context_dim, config.context_dim * config.style_tokens)
         stc = config.stc_channels, config.stc_heads, config.stc_dropout, ops, attend
         self.stc = nn.ModuleDict({name: STCEncoder(CONDITIONS[name].channels, *stc) for name in config.conditions})
         self.conv_in = ops.Conv2d(config.channels + config.stc_channels, width, 3, padding=1)
@@ -139,7 +140,7 @@ class UNet3D(nn.Module):
         Args:
             x: noisy latent `(B, channels, F, h, w)`, any h and w.
             timesteps: `(B,)` in [0, 1000).
-            context: `(B, tokens, context_dim)`, the text tokens, then the style token if there is one.
+            context: `(B, tokens, context_dim)`, the text tokens, then the style tokens if there are any.
             stc: sum of STC embeddings `(B, stc_channels, F or 1, h, w)`; None where no condition is present.
 
         Returns:
@@ -172,8 +173,15 @@ class UNet3D(nn.Module):
         return [*self.encoder, self.middle, self.middle_out, *self.decoder]
 
     def encode_style(self, image_embedding: Tensor) -> Tensor:
-        """The style token `(B, 1, context_dim)` of an image embedding `(B, 1, context_dim)`, not normalised."""
-        return self.style_out(F.silu(self.style_in(image_embedding)))
+        """The style tokens `(B, style_tokens, context_dim)` of an image embedding `(B, 1, context_dim)`, as it is.
+
+        Raises:
+            UserError: this network takes no style.
+        """
+        if not self.config.style_tokens:
+            raise UserError("The checkpoint takes no style: it was trained without one; leave the style image out.")
+        tokens = self.style_out(F.silu(self.style_in(image_embedding)))
+        return rearrange(tokens, "b 1 (n d) -> b n d", n=self.config.style_tokens)
 
     def encode_condition(self, name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
         """The STC embedding `(B, stc_channels, F, h, w)` of a condition `(B, C, F, H, W)`, `size` = (h, w).

@@ -76,12 +76,16 @@ def probe(source: VideoSource) -> VideoInfo:
 
 
 def plan_frames(
-    info: VideoInfo, frames: int = 16, rate: float | Fraction | None = None, start: float = 0.0
+    info: VideoInfo,
+    frames: int = 16,
+    rate: float | Fraction | None = None,
+    start: float = 0.0,
+    usual: float = RELEASED_RATE,
 ) -> FramePlan:
     """The frame plan of a source.
 
-    Without `rate` it is the released rule (tools/videocomposer/datasets.py): 4 frames a second, or, where the clip
-    has no more than `frames` frames at 4, int(frames / duration) + 1; the released number of frames is 16 and its
+    Without `rate` it is the released rule (tools/videocomposer/datasets.py): `usual` frames a second, or, where the
+    clip has no more than `frames` frames at that, int(frames / duration) + 1; the released number of frames is 16, its
     duration is the number of frames over the average rate. `start` is in seconds. A plan of one frame takes the one
     that is shown at the start.
 
@@ -103,13 +107,13 @@ def plan_frames(
                 f"{info.path}: too short, {left} frames remain from {start:g} s on and at least {frames} ("
                 f"{frames / float(info.rate):.2f} s) are expected: use a longer clip, an earlier start or fewer frames."
             )
-        chosen = RELEASED_RATE if nominal * RELEASED_RATE > frames else int(frames / nominal) + 1
+        chosen = usual if nominal * usual > frames else int(frames / nominal) + 1
         if round(seconds * chosen) < frames:  # an average rate that is off (variable frame rates): go by the clock
             chosen = int(frames / seconds) + 1
         if frames == 1:
             chosen = min(chosen, FASTEST)
         check_rate(f"{info.path}: the released rule's rate for a clip so short", chosen)
-        return FramePlan(start, Fraction(chosen), frames)
+        return FramePlan(start, Fraction(chosen).limit_denominator(1001), frames)
     check_rate(f"{info.path}: the rate", rate)
     available = max(round(seconds * rate), 1 if seconds > 0 else 0)  # one frame is shown at the start itself
     if available < frames:
