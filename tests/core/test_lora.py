@@ -10,6 +10,7 @@ from training.lora import add_lora, lora_layers, save_lora
 from vc_core.checkpoint.files import open_tensors, save_tensors
 from vc_core.checkpoint.loading import load_unet, on_meta
 from vc_core.checkpoint.lora import read_lora
+from vc_core.checkpoint.names import diffusers_names
 from vc_core.checkpoint.reading import Checkpoint, Part, read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import key_table, to_released
 from vc_core.composer import VideoComposer
@@ -24,13 +25,6 @@ MATRICES = (
 )
 LINEAR = (*MATRICES, "encoder.0.spatial.block.ff.proj_in", "temporal_in.proj_in", "style_out", "time_in")
 KERNELS = ("encoder.0.resnet.conv1", "encoder.0.resnet.temporal.convs.1", "conv_in", "decoder.1.upsample.conv")
-
-
-def diffusers(unet):
-    """Our modules' names -> diffusers' UNet3DConditionModel's."""
-    from training.start import diffusers_names
-
-    return diffusers_names(unet.config, temporal=True)
 
 
 def changes(unet, modules):
@@ -99,7 +93,11 @@ OLD = {"down": ".down.weight", "up": ".up.weight"}
 def test_every_naming_changes_the_same_weights(
     checkpoint, tiny_unet, released, tmp_path, before, spelt, ends, modules, names
 ):
-    table = {"ours": {name: name for name in released}, "released": released, "diffusers": diffusers(tiny_unet)}[names]
+    table = {
+        "ours": {name: name for name in released},
+        "released": released,
+        "diffusers": diffusers_names(tiny_unet.config, temporal=True),
+    }[names]
     halves = changes(tiny_unet, [name for name in modules if name in table])
     assert len(halves) >= 3
     save_file(file_of(halves, lambda module: spelt(table[module]), **ends, before=before), tmp_path / "x.safetensors")

@@ -22,6 +22,7 @@ from ..errors import UserError, counted, reason, shorten
 from ..model.unet import UNet3D
 from ..parsing import parse_json, read_text
 from .files import open_tensors
+from .names import diffusers_names, ldm_names
 from .origins import Layout, Shape
 from .released import key_table
 from .tensors import Get, Tensors
@@ -178,8 +179,9 @@ def _weights(unet: UNet3D) -> dict[str, Shape]:
 def _modules(unet: UNet3D) -> dict[str, str]:
     """Our modules by all names that files have for them, see `_plain`."""
     released = key_table(unet.config)
-    tables = ({name: name for name in released}, released)
-    return {_plain(theirs): ours for table in tables for ours, theirs in table.items()}
+    ours = {name: name for name in released}
+    tables = (ours, released, ldm_names(unet.config), diffusers_names(unet.config, temporal=True))
+    return {_plain(theirs): module for table in reversed(tables) for module, theirs in table.items()}
 
 
 def _plain(layer: str) -> str:
