@@ -57,6 +57,7 @@ class VideoComposer:
         compute: str = "auto",
         offload: bool = False,
         compile: bool = False,
+        said: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -73,6 +74,7 @@ class VideoComposer:
             compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
             offload: keep the network's weights on the CPU and bring them to the device block by block.
             compile: run the network through `torch.compile`; the first step then takes minutes.
+            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -83,7 +85,7 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, **(said or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)

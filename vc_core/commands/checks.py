@@ -64,7 +64,7 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     for name in ("start", "rate"):
         if name in changed and not (s.video or s.init):
             yield f"{label(name)} {getattr(s, name)} is not used: it goes with {video} or {init}."
-    if s.eta > 0 and not s.sampler.startswith("ddim"):
+    if s.eta > 0 and not (s.sampler or "").startswith("ddim"):
         yield f"{label('eta')} {s.eta:g} goes with the ddim samplers: leave it out, or choose {label('sampler')} ddim."
     if None not in (s.window, s.overlap) and s.overlap >= s.window:
         window = f"{label('window')} {s.window}"

@@ -29,6 +29,8 @@ from .settings import Label, Settings, about, as_key, as_option, read_yaml
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 LOADING = ("device", "dtype", "compute", "offload", "compile")
 """Settings that a composer is loaded by, besides its files."""
+SAID = ("few_steps", "prediction", "zero_terminal_snr")
+"""Settings that say what the checkpoint is, in place of its file."""
 
 
 # --- Settings, before anything runs ---------------------------------------------------------------------------------
@@ -173,8 +175,10 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
-    checkpoint = settings.checkpoint or BUNDLED
-    return VideoComposer.load(checkpoint, settings.parts, loras=settings.lora, **options, progress=progress)
+    options["loras"] = settings.lora
+    said = {name: getattr(settings, name) for name in SAID}
+    options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
+    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
 
 
 def _style(settings: Settings) -> pipeline.Style | None:
@@ -201,6 +205,7 @@ _CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
     ("frames", lambda s: f"{s.frames} frames"),
     ("size", lambda s: f"size {s.size[1]}x{s.size[0]}"),
     ("window", lambda s: f"windows of {s.window} frames that share {s.overlap}"),
+    ("steps", lambda s: f"{s.steps} steps of {s.sampler}"),
     ("guidance", lambda s: f"guidance {s.guidance:g}"),
     ("fps", lambda s: f"{s.fps:g} frames a second"),
     ("scale", lambda s: f"every pixel enlarged {s.scale} times"),

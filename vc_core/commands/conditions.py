@@ -25,7 +25,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     """
     frames = settings.frames or config.frames
     height, width = size = settings.size or (config.height, config.width)
-    plan = _frame_plan(settings, frames)
+    plan = _frame_plan(settings, frames, config.extraction.sampling_rate)
     window = settings.window or (config.frames if frames > config.frames else None)
     full = dataclasses.replace(
         settings,
@@ -33,6 +33,8 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
         size=size,
         fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
         scale=settings.scale or max(1, 256 // min(height, width)),
+        sampler=settings.sampler or config.sampler,
+        steps=settings.steps or config.steps,
         guidance=config.guidance if settings.guidance is None else settings.guidance,
         window=window,
         overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
@@ -40,7 +42,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
     return full, plan
 
 
-def _frame_plan(settings: Settings, frames: int) -> FramePlan | None:
+def _frame_plan(settings: Settings, frames: int, usual: float) -> FramePlan | None:
     """The frame plan of the source, the video or else the one to begin from; None where there is neither.
 
     Where the source's first frame is all that is taken, the plan is of that frame alone, the first of the `frames` that
@@ -51,9 +53,9 @@ def _frame_plan(settings: Settings, frames: int) -> FramePlan | None:
         return None
     info = probed(source)
     if settings.takes_frames:
-        return plan_frames(info, frames, settings.rate, settings.start)
+        return plan_frames(info, frames, settings.rate, settings.start, usual)
     there = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
-    plan = plan_frames(info, min(frames, there), settings.rate, settings.start)
+    plan = plan_frames(info, min(frames, there), settings.rate, settings.start, usual)
     return dataclasses.replace(plan, frames=1)
 
 

@@ -96,7 +96,10 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     with progress_bars() as progress:
         for number, settings in enumerate(runs, 1):
             try:
-                wanted = [getattr(settings, name) for name in ("checkpoint", "parts", "lora", *composing.LOADING)]
+                wanted = [
+                    getattr(settings, name)
+                    for name in ("checkpoint", "parts", "lora", *composing.SAID, *composing.LOADING)
+                ]
                 if wanted != loaded:
                     composer = loaded = None  # given back before the next one is loaded
                     composer, loaded = composing.load(settings, progress), wanted

@@ -170,6 +170,11 @@ Schedules = Annotated[
     BeforeValidator(_by_condition),
     Spoken("a mapping such as {style: [0, 0.6]}", "NAME=START:END"),
 ]
+Answer = Annotated[
+    Literal["yes", "no"],
+    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),  # YAML's own yes and no
+    Spoken("yes or no", "yes|no"),
+]
 Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
 
 
@@ -264,8 +269,8 @@ class Settings:
     batch_size: UpTo64 = _setting("videos to compose together, with seeds from --seed on", 1)
 
     seed: Seed = _setting("of the noise", 0)
-    sampler: Literal[SAMPLERS] = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
-    steps: Count = _setting("sampling steps (default: 20)", 20)
+    sampler: Literal[SAMPLERS] | None = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m; lcm with --few-steps)")
+    steps: Count | None = _setting("sampling steps (default: 20; 4 with --few-steps)")
     eta: Fraction = _setting("fresh noise in every step, for the ddim samplers", 0.0)
     guidance: float | None = _setting("guidance scale (default: the checkpoint's)")
     condition_guidance: float = _setting(
@@ -281,6 +286,14 @@ class Settings:
     checkpoint: Checkpoint = _setting("another checkpoint than the bundled one")
     parts: Files = _setting("files of what the checkpoint lacks: autoencoder, text and image towers", ())
     lora: Loras = _setting("a LoRA for the network and its strength (default: 1); may be repeated", {})
+    few_steps: Answer | None = _setting(
+        "yes: the checkpoint was distilled for few steps and no guidance, as VideoLCM, whose file does not say so; "
+        "no: it was not"
+    )
+    prediction: Literal["epsilon", "v_prediction"] | None = _setting(
+        "what the checkpoint predicts, epsilon or v_prediction, where ./vc info shows that it is taken for another"
+    )
+    zero_terminal_snr: Answer | None = _setting("whether its schedule ends in noise alone, in the same case")
     device: Device = _setting("auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = _setting(
         "how weights are kept: auto, fp32, fp16, bf16, fp8", "auto"
