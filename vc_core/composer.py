@@ -61,7 +61,7 @@ class VideoComposer:
         """Loads a checkpoint, by default the bundled small one.
 
         Args:
-            path: a `.safetensors` of this project or a released `.pth`.
+            path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
             parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
                 holds is found out from its tensors. Without an image tower, only style cannot be used.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.

@@ -18,7 +18,6 @@ from ..progress import Progress
 from .formats import is_known_extra, layout_of
 from .origins import fill, names_of, part, unused
 from .reading import Checkpoint, Part
-from .released import released_layout
 from .tensors import StateDict, Tensors
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ def load_unet(
     """
     part = checkpoint.part("model")
     unet = on_meta(checkpoint.config, operations, attend)
-    fill(unet, released_layout(unet), part.tensors, "its network", dtype, device, progress)
+    layout = layout_of("model", part.layout, unet, part.tensors.shapes)
+    fill(unet, layout, part.tensors, "its network", dtype, device, progress)
     return unet.eval().requires_grad_(False)
 
 

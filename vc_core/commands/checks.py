@@ -95,8 +95,8 @@ def _contradictions(s: Settings, label: Label) -> Iterable[tuple[bool, str]]:
     )
 
 
-FOLDERS = ("video", "init", "mask", "depth_model", "depth_maps")
-"""Inputs that may be folders: of pictures, or of a network."""
+FOLDERS = ("checkpoint", "parts", "video", "init", "mask", "depth_model", "depth_maps")
+"""Inputs that may be folders: of pictures, or of networks."""
 
 
 def check_inputs(settings: Settings, label: Label) -> None:
