@@ -63,7 +63,7 @@ class VideoComposer:
         """Loads a checkpoint, by default the bundled small one.
 
         Args:
-            path: a `.safetensors` of this project or a released `.pth`.
+            path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
             parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
                 holds is found out from its tensors. Without an image tower, only style cannot be used.
             loras: files of LoRAs for the network, and the strength of each, any number; kohya's, peft's, diffusers' and

@@ -19,8 +19,9 @@ TINY = TowersConfig(16, 16, 2, 2, 28, 14, 16, 16, 1)
 def names_like(part_name, layout, prefix):
     """Names of a part in a layout at a tiny size, under a prefix."""
     if part_name == "model":
+        text_alone = {"style_tokens": 0, "conditions": (), "stc_channels": 0} if layout == "diffusers" else {}
         with torch.device("meta"):
-            module = UNet3D(UNetConfig(width=32, multipliers=(1,), head_dim=16, attention_levels=(0,)))
+            module = UNet3D(UNetConfig(width=32, multipliers=(1,), head_dim=16, attention_levels=(0,), **text_alone))
     elif part_name == "vae":
         module = new_autoencoder(layout, (32, 32, 32, 32), "meta")
     else:

@@ -7,12 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.formats import layout_of
 from vc_core.checkpoint.loading import load_unet, on_meta
 from vc_core.checkpoint.lora import read_lora
 from vc_core.checkpoint.names import diffusers_names
+from vc_core.checkpoint.origins import part
 from vc_core.checkpoint.reading import Checkpoint, Part, read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import key_table, to_released
 from vc_core.composer import VideoComposer
+from vc_core.config import UNetConfig
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
@@ -106,6 +109,22 @@ def test_every_naming_changes_the_same_weights(
     state = load_unet(checkpoint, loras={tmp_path / "x.safetensors": 0.5}).state_dict()
     for name, tensor in expected(tiny_unet, halves, alpha, 0.5).items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_network_in_diffusers_layout_takes_them_too(tmp_path):
+    """ModelScope's, whose convolutions over time and matrices have other shapes in the file."""
+    text_alone = {"conditions": (), "stc_channels": 0, "style_tokens": 0}
+    unet = UNet3D(
+        UNetConfig(width=32, multipliers=(1,), res_blocks=1, attention_levels=(0,), head_dim=16, **text_alone)
+    )
+    unet.requires_grad_(False)
+    save_tensors(tmp_path / "net.safetensors", part(unet.state_dict(), layout_of("model", "diffusers", unet)))
+    halves = kohya(unet, tmp_path / "x.safetensors", ("temporal_in.proj_in", "encoder.0.resnet.temporal.convs.1"))
+    found = load_unet(
+        read_checkpoint(tmp_path / "net.safetensors"), loras={tmp_path / "x.safetensors": 1.0}
+    ).state_dict()
+    for name, tensor in expected(unet, halves).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_convolution_in_three_parts(tiny_unet, tmp_path):

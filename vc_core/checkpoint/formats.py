@@ -17,6 +17,7 @@ from ..errors import UserError
 from .foreign import foreign_family
 from .origins import Layout, Origin, Shape, Shapes, shapes_of
 from .released import released_layout
+from .text_to_video import diffusers_layout
 
 # --- Autoencoders ---------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,10 @@ FORMATS: dict[tuple[str, str], Format] = {
     # The second name tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
     ("model", "released"): Format(
         (("out.2.weight", "input_blocks.0.1.proj_in.weight"),), lambda module, file: released_layout(module), "released"
+    ),
+    # ModelScope's text-to-video network, which is that of VideoComposer for text alone.
+    ("model", "diffusers"): Format(
+        (("conv_norm_out.weight", "transformer_in.proj_in.weight"),), diffusers_layout, "released"
     ),
     ("vae", "taesd"): Format((("taesd_encoder.0.weight", "taesd_decoder.1.weight"),), _taesd, "taesd"),
     ("vae", "ldm"): Format(

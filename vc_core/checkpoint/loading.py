@@ -20,7 +20,6 @@ from .formats import is_known_extra, layout_of
 from .lora import read_lora, tell_unused, with_changes
 from .origins import check, fill, names_of, part, unused
 from .reading import Checkpoint, Part
-from .released import released_layout
 from .tensors import StateDict, Tensors
 
 if TYPE_CHECKING:
@@ -45,8 +44,9 @@ def load_unet(
     them is not used. For the other arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing
     or of another shape, and as `read_lora` does.
     """
-    unet, tensors = on_meta(checkpoint.config, operations, attend), checkpoint.part("model").tensors
-    layout = released_layout(unet)
+    part = checkpoint.part("model")
+    unet, tensors = on_meta(checkpoint.config, operations, attend), part.tensors
+    layout = layout_of("model", part.layout, unet, tensors.shapes)
     if loras:
         check(layout, tensors, "its network")
         read = [(read_lora(path, unet), strength) for path, strength in loras.items()]

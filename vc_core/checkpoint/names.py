@@ -2,8 +2,12 @@
 ModelScope's text-to-video UNet, which is the released network without STC-encoders and style."""
 
 import re
+from collections.abc import Mapping
+
+from torch import nn
 
 from ..config import UNetConfig
+from .origins import Layout, Origin, shapes_of
 from .released import key_table
 
 _BLOCK = {"time_proj": "time_emb_proj", "skip": "conv_shortcut"}
@@ -72,3 +76,14 @@ def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str
         for inner, name in inside.items():
             table[f"{place}.{inner}"] = f"{theirs}.{name.removeprefix(start) if start else _BLOCK.get(inner, inner)}"
     return table
+
+
+def named_layout(unet: nn.Module, names: Mapping[str, str]) -> Layout:
+    """Where the parameters of those of our modules lie that a file has other names for. Convolutions over (f, 1) are
+    such over (f, 1, 1) there."""
+    layout = {}
+    for name, shape in shapes_of(unet).items():
+        module, _, leaf = name.rpartition(".")
+        if module in names:
+            layout[name] = Origin((f"{names[module]}.{leaf}",), (*shape, 1) if shape[2:] == (3, 1) else shape)
+    return layout
