@@ -122,9 +122,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
     for layer, module in matched.items():
         if module in changes:
             raise UserError(f"{path} has the LoRA of {module} twice, also as {layer}: give a file that has it once.")
-        change = _low_rank(tensors, get, layer, layers[layer], alpha_of)
-        _check_fits(tensors.source, layer, change, weights[module])
-        changes[module] = replace(change, up=change.up.flatten(1))
+        changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
     changes = {name: changes[name] for name in weights if name in changes}
     return LoRA(tensors.source, changes, [*unmatched, *strays], notes)
 
@@ -246,32 +244,27 @@ def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
 # --- One layer ------------------------------------------------------------------------------------------------------
 
 
-def _low_rank(tensors: Tensors, get: Get, layer: str, keys: Mapping[str, str], alpha_of: Alphas) -> LowRank:
+def _low_rank(
+    tensors: Tensors, get: Get, layer: str, keys: Mapping[str, str], weight: Shape, alpha_of: Alphas
+) -> LowRank:
+    """The change of a layer whose weight has this shape. Raises `UserError` where it does not fit or is not whole."""
     if missing := [kind for kind in ("down", "up") if kind not in keys]:
         raise UserError(
             f"{tensors.source} lacks the {' and '.join(missing)} half of {layer}: it is incomplete; save it again."
         )
-    down, up = get(keys["down"]), get(keys["up"])
-    if "mid" in keys:  # LyCORIS' form for convolutions: 1 x 1, then the kernel at the rank, then 1 x 1
-        mid = get(keys["mid"])
-        if mid.ndim < 3 or mid.shape[1] != len(down):
-            raise UserError(f"{tensors.source}: the shapes of {layer} do not fit each other: it is damaged.")
+    there = {kind: get(key) for kind, key in keys.items()}
+    down, up, mid = there["down"], there["up"], there.get("mid")
+    if mid is not None and mid.ndim > 2 and down.ndim > 1 and mid.shape[1] == len(down):
+        # LyCORIS' form for convolutions: 1 x 1, then the kernel at the rank, then 1 x 1.
         down = torch.einsum("ab...,bc->ac...", mid.float(), down.float().flatten(1))
-    alpha = alpha_of(layer, len(down)) if down.ndim > 1 else math.nan
-    if "alpha" in keys:
-        if tensors.numel(keys["alpha"]) != 1:
-            raise UserError(f"{tensors.source}: {keys['alpha']} is no single number: the file is damaged.")
-        alpha = float(get(keys["alpha"]))
-    return LowRank(down, up, alpha)
-
-
-def _check_fits(source: str, layer: str, change: LowRank, weight: Shape) -> None:
-    """Raises `UserError` where a change is not of a weight's shape."""
-    down, up = tuple(change.down.shape), tuple(change.up.shape)
-    kernel = math.prod(weight[2:])
-    fits = len(down) > 1 and len(up) > 1 and (down[1], math.prod(down[2:])) == (weight[1], kernel)
-    if not fits or (up[0], up[1], math.prod(up[2:])) != (weight[0], down[0], 1):
+    kernel, shapes = math.prod(weight[2:]), (tuple(down.shape), tuple(up.shape))
+    fits = min(map(len, shapes)) > 1 and (down.shape[1], math.prod(down.shape[2:])) == (weight[1], kernel)
+    if not fits or (len(up), up.numel()) != (weight[0], weight[0] * len(down)):
         raise UserError(
-            f"{source}: the LoRA of {layer} is {down} and {up}, and the layer is {weight[:2]}"
+            f"{tensors.source}: the LoRA of {layer} is {shapes[0]} and {shapes[1]}, and the layer is {weight[:2]}"
             f"{f' with a kernel of {kernel}' if kernel > 1 else ''}: it is of another network."
         )
+    if "alpha" in there and there["alpha"].numel() != 1:
+        raise UserError(f"{tensors.source}: {keys['alpha']} is no single number: the file is damaged.")
+    alpha = float(there["alpha"]) if "alpha" in there else alpha_of(layer, len(down))
+    return LowRank(down, up.flatten(1), alpha)
