@@ -176,6 +176,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
+    options["loras"] = settings.lora
     said = {name: getattr(settings, name) for name in SAID}
     options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
     return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
