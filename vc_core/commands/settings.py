@@ -327,11 +327,11 @@ class Settings:
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
     def to_mapping(self) -> dict[str, Any]:
-        """All settings by name, in values that JSON and YAML hold; `from_mapping` gives the same settings back."""
+        """All settings by name, in values that JSON and YAML hold, but those of `LATER` that say nothing; `from_mapping`
+        gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
-        if not self.lora:
-            del plain["lora"]  # which version 0.1 does not know
-        return {**plain, "checkpoint": plain["checkpoint"] or BUNDLED}
+        said = {name: value for name, value in plain.items() if value or name not in LATER}
+        return {**said, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
         """These settings with some replaced by options, as the command line gave their texts. Raises `UserError`.
@@ -375,6 +375,9 @@ class Settings:
         """Whether more than its first frame is taken from the source."""
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
+
+LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr")
+"""Settings that version 0.1 does not know, which refuses such names in a record."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings that make motion by hand."""
