@@ -100,6 +100,7 @@ class VideoComposer:
         path: str | Path = BUNDLED,
         parts: str | Path | Sequence[str | Path] = (),
         *,
+        loras: Mapping[str | Path, float] | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         compute: str = "auto",
@@ -112,9 +113,11 @@ class VideoComposer:
         """Loads a checkpoint, by default the bundled small one.
 
         Args:
-            path: a `.safetensors` of this project or a released `.pth`.
+            path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
             parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
                 holds is found out from its tensors. Without an image tower, only style cannot be used.
+            loras: files of LoRAs for the network, and the strength of each, any number; kohya's, peft's, diffusers' and
+                our own are read.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
             dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
                 `auto`: fp16 on CUDA, else fp32.
@@ -150,6 +153,7 @@ class VideoComposer:
                 dtype=storage(stored, computed),
                 device="cpu" if offload else device,
                 progress=progress,
+                loras=loras,
             )
         if offload:  # each block's weights come to the device while it runs
             try:

@@ -71,8 +71,8 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
         yield f"{label('overlap')} {s.overlap} is not possible with {window}: expected fewer frames."
 
 
-FOLDERS = ("video", "init", "mask", "depth_model", "depth_maps")
-"""Inputs that may be folders: of pictures, or of a network."""
+FOLDERS = ("checkpoint", "parts", "video", "init", "mask", "depth_model", "depth_maps")
+"""Inputs that may be folders: of pictures, or of networks."""
 
 
 def check_inputs(settings: Settings, label: Label) -> None:
