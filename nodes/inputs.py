@@ -29,7 +29,7 @@ ConditionType = io.Custom("VC_CONDITION")
 MAX_SIDE = 16384
 AUTOMATIC = {
     **dict.fromkeys(("frame_rate", "frames", "width", "height", "nominal_height", "depth_scale", "radius"), 0),
-    **dict.fromkeys(("canvas_width", "canvas_height", "cfg", "context_length"), 0),
+    **dict.fromkeys(("canvas_width", "canvas_height", "steps", "cfg", "context_length"), 0),
     "context_overlap": -1,
 }
 """The value of an input that leaves it to the node, where it may have that: web/auto.js shows `auto` in its place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
 from ...vc_core.model.memory import activation_elements
 from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
+from .grids import distilled_sampling
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
@@ -41,6 +42,9 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
+
+MOST_OF_FEW = 8
+"""So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):
@@ -95,7 +99,10 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> VideoComposerModel:
         kind = self.model_type(state_dict, prefix)
-        return VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
+        model = VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
+        if model.videocomposer.few_steps:
+            model.model_sampling = distilled_sampling(self, model.videocomposer.diffusion)
+        return model
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under the released names, with the config beside them: what stock save nodes write loads again."""
@@ -175,6 +182,11 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
 
 def check_style(style: Embedded, noise: Tensor, config: Config) -> None:
     """Refuses a style, see `STYLE_KEY`, that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    if not config.unet.style_tokens:
+        raise UserError(
+            f"The checkpoint '{config.name}' takes no style, and the conditioning has been through StyleEmbed: bypass "
+            "that node, or load another checkpoint."
+        )
     if style.embedding is None:
         return
     count, width = len(style.embedding), style.embedding.shape[-1]
@@ -235,8 +247,26 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=N
     """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
     model = executor.class_obj.model_patcher.model
     tell_unused(model)
+    say(*odd_settings(model.videocomposer, noise.shape, len(sigmas) - 1, getattr(executor.class_obj, "cfg", 1.0)))
     callback = with_preview(callback, model)
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+
+
+def odd_settings(config: Config, shape: Sequence[int], steps: int, cfg: float) -> Iterator[str]:
+    """Sentences on a run of latents `(B, 4, F, h, w)` that a checkpoint was not made for."""
+    height, width = (8 * side for side in shape[-2:])
+    changes = [height / config.height, width / config.width, height * width / (config.height * config.width)]
+    if not all(0.5 <= change <= 2.0 for change in changes):
+        yield (
+            f"{width}x{height} is far from {config.width}x{config.height}, which the network was made for as far as "
+            "is known: it repeats or loses things at sizes that it did not learn."
+        )
+    if config.few_steps and (steps > MOST_OF_FEW or cfg > 1.0):
+        yield (
+            f"The network was distilled for few steps without guidance, and {steps} at cfg {cfg:g} spoil the video: "
+            f"take {config.steps} at cfg 1 with the sampler {config.sampler}, or set few_steps of the loader to no "
+            "if it is another network."
+        )
 
 
 def config_of(model: Any) -> Config:
