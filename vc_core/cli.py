@@ -114,7 +114,7 @@ HANDED_ON: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 """By the command: the folder that it needs, what runs it, and what it is for."""
 
 
-# --- demo, info, convert, doctor ------------------------------------------------------------------------------------
+# --- demo, info, convert, doctor, get -------------------------------------------------------------------------------
 
 
 def _demo(
@@ -181,6 +181,19 @@ def _of_settings(name: str) -> Callable[[], Any]:
     return lambda: getattr(import_module(f"{__package__}.commands.options"), name)
 
 
+def _get(
+    names: argument(tuple[str, ...], "files by their names; without any, those that there are", "[NAME ...]") = (),
+    to: option(Path | None, "folder for them (default: that of ./vc doctor, where the nodes read them)") = None,
+) -> None:
+    from .commands.get import as_text, get
+
+    if not names:
+        print(as_text())
+        return
+    with progress_bars() as progress:
+        get(names, to, progress)
+
+
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "demo": (lambda: _demo, "compose two small videos that obey a clip's motion, and measure them"),
     "compose": (_of_settings("compose"), "compose videos from conditions, again from a video, or many"),
@@ -188,5 +201,6 @@ COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "info": (lambda: _info, "say what a file holds and whether it is whole"),
     "convert": (lambda: _convert, "write networks under other names, in another type, or as one file"),
     "doctor": (lambda: _doctor, "say what works here, what is missing and where to get it"),
+    "get": (lambda: _get, "download files that ./vc doctor lists"),
 }
 """By the command: what gives the function of its options, and what it is for."""
