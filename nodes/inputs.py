@@ -73,8 +73,8 @@ def plan_inputs() -> list[io.Input]:
     """The frame plan: which frames of a video are used. Equal plans speak of equal frames."""
     return numbers(
         ("start_time", 0.0, 0.0, 1e6, 0.01, "Second of the VIDEO at which the frames begin. 0 for an IMAGE batch."),
-        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames taken from a second of the VIDEO; 0 is as released: 4, and more "
-         "of a clip that is too short for that. 0 for an IMAGE batch."),
+        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames taken from a second of the VIDEO; 0 is as the checkpoint was "
+         "trained, 4 as released, and more of a clip that is too short for that. 0 for an IMAGE batch."),
     )  # fmt: skip
 
 
