@@ -14,7 +14,7 @@ def test_the_nodes_say_which_numbers_may_be_automatic(browser):
     assert found["MotionVectorExtract"] == {**size, "frame_rate": 0, "nominal_height": 0}
     assert found["DepthSequence"] == {**size, "frame_rate": 0, "depth_scale": 0}
     assert found["VCMotionFromTracks"] == {**size, "canvas_width": 0, "canvas_height": 0, "radius": 0}
-    assert found["VC3DUNetSampler"] == {"cfg": 0, "context_length": 0, "context_overlap": -1}
+    assert found["VC3DUNetSampler"] == {"steps": 0, "cfg": 0, "context_length": 0, "context_overlap": -1}
     assert found["VCExampleClip"] == {}
 
 
