@@ -40,7 +40,7 @@ GROWS = {
 }
 """By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
-NOTE_LINE, NOTE_LETTERS = 20, 48
+NOTE_LINE, NOTE_LETTERS = 20, 66
 """Height of a note's line, and how many letters it holds; a note of 18 lines, with the empty ones, fits `NOTE`."""
 BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
 
