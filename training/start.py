@@ -8,7 +8,6 @@ frame, exactly what that gives; and stage 2 begins with exactly the text-to-vide
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ from training.lora import add_lora, load_lora
 from training.recipe import Recipe
 from vc_core.checkpoint.files import open_tensors
 from vc_core.checkpoint.formats import find_prefix
+from vc_core.checkpoint.names import diffusers_names, kind_of, ldm_names
 from vc_core.checkpoint.origins import Layout, Origin, check, unused, unused_note
 from vc_core.checkpoint.reading import LEFTOVERS, read_checkpoint
-from vc_core.checkpoint.released import key_table, released_layout
+from vc_core.checkpoint.released import released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError, counted, shorten
@@ -79,15 +79,6 @@ def initialise(unet: nn.Module) -> None:
 
 
 # --- Which parameters train -----------------------------------------------------------------------------------------
-
-
-def kind_of(name: str) -> str:
-    """What a parameter is of, by its name: `stc` or `style`, else `temporal` or `spatial` layers."""
-    if name.startswith("stc."):
-        return "stc"
-    if name.startswith("style_"):
-        return "style"
-    return "temporal" if re.search(r"(^|\.)temporal(_in)?\.", name) else "spatial"
 
 
 def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
@@ -264,73 +255,11 @@ def _words(name: str) -> str:
     return words.get(kind, f"the {kind} layers")
 
 
-# --- Names in other layouts -----------------------------------------------------------------------------------------
-
 _OF_UNET = (
     *("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out."),
     *("conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj."),
 )
 """Starts of a UNet's names, where nothing stands before them that would tell it from other networks."""
-
-_BLOCK = {"time_proj": "time_emb_proj", "skip": "conv_shortcut"}
-"""Our modules' names inside of a residual block -> diffusers', where they differ."""
-_TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
-
-
-def ldm_names(config: UNetConfig) -> dict[str, str]:
-    """Our spatial modules' names -> LDM's: the released ones, but for what comes after a temporal Transformer, and for
-    the downsampling, which is one of a sequence there."""
-    table = {}
-    for ours, released in key_table(config).items():
-        if kind_of(f"{ours}.") == "spatial":
-            if ours.startswith("middle_out."):
-                released = released.replace("middle_block.3.", "middle_block.2.")
-            if ours.endswith(".upsample.conv"):
-                released = released.replace(".3.conv", ".2.conv")
-            if ours.endswith(".downsample.conv"):
-                released = released.replace(".op", ".0.op")
-            table[ours] = released
-    return table
-
-
-def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str]:
-    """Our modules' names -> those of diffusers' UNet2DConditionModel; with the temporal layers, of its
-    UNet3DConditionModel."""
-    there = ldm_names(config)
-    if temporal:
-        there |= {ours: name for ours, name in key_table(config).items() if kind_of(f"{ours}.") == "temporal"}
-    places = {
-        "temporal_in": "transformer_in",
-        "middle.resnet": "mid_block.resnets.0",
-        "middle.resnet.temporal": "mid_block.temp_convs.0",
-        "middle.spatial": "mid_block.attentions.0",
-        "middle.temporal": "mid_block.temp_attentions.0",
-        "middle_out": "mid_block.resnets.1",
-        "middle_out.temporal": "mid_block.temp_convs.1",
-    }
-    for i in range((config.res_blocks + 1) * len(config.multipliers)):
-        level, block = divmod(i, config.res_blocks + 1)
-        for ours, theirs in ((f"encoder.{i}", f"down_blocks.{level}"), (f"decoder.{i}", f"up_blocks.{level}")):
-            places[f"{ours}.resnet"] = f"{theirs}.resnets.{block}"
-            places[f"{ours}.resnet.temporal"] = f"{theirs}.temp_convs.{block}"
-            places[f"{ours}.spatial"] = f"{theirs}.attentions.{block}"
-            places[f"{ours}.temporal"] = f"{theirs}.temp_attentions.{block}"
-            places[f"{ours}.downsample"] = f"{theirs}.downsamplers.0"
-            places[f"{ours}.upsample"] = f"{theirs}.upsamplers.0"
-    table = {ours: _TOP.get(ours, ours) for ours in there if "." not in ours}
-    for place, theirs in places.items():
-        inside = {
-            ours.removeprefix(f"{place}."): name
-            for ours, name in there.items()
-            if ours.startswith(f"{place}.") and not ours.startswith(f"{place}.temporal.")
-        }
-        # Inside of Transformers and of convolutions over time LDM's names serve, elsewhere ours.
-        start = inside.get("proj_in", inside.get("convs.0", "")).removesuffix("proj_in").removesuffix("conv1.2")
-        for inner, name in inside.items():
-            table[f"{place}.{inner}"] = f"{theirs}.{name.removeprefix(start) if start else _BLOCK.get(inner, inner)}"
-    return table
-
-
 _KINDS_2D = {
     ("out.2.weight", "input_blocks.1.0.in_layers.0.weight"): ldm_names,
     ("conv_norm_out.weight", "down_blocks.0.resnets.0.norm1.weight"): diffusers_names,

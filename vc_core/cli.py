@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import terminal
-from .terminal import USERS_ERROR, argument, each, option, parsed, progress_bars, run_program, sentence
+from .terminal import USERS_ERROR, argument, option, parsed, progress_bars, run_program, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +114,7 @@ HANDED_ON: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 """By the command: the folder that it needs, what runs it, and what it is for."""
 
 
-# --- demo, info, convert, doctor, get -------------------------------------------------------------------------------
+# --- demo, doctor, get ----------------------------------------------------------------------------------------------
 
 
 def _demo(
@@ -130,40 +130,6 @@ def _demo(
         print(line)
 
 
-def _info(
-    file: argument(Path | None, "the file (default: the bundled checkpoint)", "[FILE]") = None,
-    json: option(bool, "the same as JSON") = False,
-) -> int:
-    from .checkpoint.inspection import as_mapping, as_text, inspect
-    from .checkpoint.reading import BUNDLED
-
-    with progress_bars() as progress:
-        info = inspect(file or BUNDLED, progress)
-    print(json_text.dumps(as_mapping(info), indent=2) if json else as_text(info))
-    return 0 if info.whole else 2
-
-
-def _convert(
-    source: argument(Path, "a file that ./vc info knows", "IN"),
-    out: argument(Path, "a .safetensors, or a .pth as released", "OUT"),
-    add: option(each(Path), "a file that brings further parts; may be repeated", shown="FILE") = (),
-    parts: option(str | None, "what to write, with commas: model, vae, text, image", shown="NAMES") = None,
-    layout: option(
-        str | None,
-        "whose names: videocomposer, released, taesd, ldm, diffusers, open_clip, transformers (default: released for a "
-        ".pth of a network, else videocomposer)",
-    ) = None,
-    dtype: option(str | None, "fp32, fp16, bf16 or fp8 (default: as it is)") = None,
-) -> None:
-    from .checkpoint.conversion import convert
-    from .checkpoint.inspection import as_text
-
-    names = parts and [name.strip() for name in parts.split(",")]
-    with progress_bars() as progress:
-        info = convert(source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress)
-    print(as_text(info, brief=True))
-
-
 def _doctor(
     json: option(bool, "the same as JSON") = False,
     hash: option(bool, "also compare the SHA-256 of the models that are found") = False,
@@ -176,9 +142,9 @@ def _doctor(
     return 0 if findings["works"] else 2
 
 
-def _of_settings(name: str) -> Callable[[], Any]:
-    """One of the commands whose options are settings: these have to import torch."""
-    return lambda: getattr(import_module(f"{__package__}.commands.options"), name)
+def _of(module: str, name: str) -> Callable[[], Any]:
+    """One of the commands whose options need torch to be imported."""
+    return lambda: getattr(import_module(f"{__package__}.commands.{module}"), name)
 
 
 def _get(
@@ -196,10 +162,10 @@ def _get(
 
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "demo": (lambda: _demo, "compose two small videos that obey a clip's motion, and measure them"),
-    "compose": (_of_settings("compose"), "compose videos from conditions, again from a video, or many"),
-    "extract": (_of_settings("extract"), "make a condition of a video or an image, and look at it"),
-    "info": (lambda: _info, "say what a file holds and whether it is whole"),
-    "convert": (lambda: _convert, "write networks under other names, in another type, or as one file"),
+    "compose": (_of("options", "compose"), "compose videos from conditions, again from a video, or many"),
+    "extract": (_of("options", "extract"), "make a condition of a video or an image, and look at it"),
+    "info": (_of("networks", "info"), "say what a file holds and whether it is whole"),
+    "convert": (_of("networks", "convert"), "write networks under other names, in another type, or as one file"),
     "doctor": (lambda: _doctor, "say what works here, what is missing and where to get it"),
     "get": (lambda: _get, "download files that ./vc doctor lists"),
 }

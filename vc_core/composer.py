@@ -1,7 +1,7 @@
 """A checkpoint made ready to compose: on which device, in which types, with which further files."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,25 +51,30 @@ class VideoComposer:
         path: str | Path = BUNDLED,
         parts: str | Path | Sequence[str | Path] = (),
         *,
+        loras: Mapping[str | Path, float] | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         compute: str = "auto",
         offload: bool = False,
         compile: bool = False,
+        said: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
 
         Args:
-            path: a `.safetensors` of this project or a released `.pth`.
+            path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
             parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
                 holds is found out from its tensors. Without an image tower, only style cannot be used.
+            loras: files of LoRAs for the network, and the strength of each, any number; kohya's, peft's, diffusers' and
+                our own are read.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
             dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
                 `auto`: fp16 on CUDA, else fp32.
             compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
             offload: keep the network's weights on the CPU and bring them to the device block by block.
             compile: run the network through `torch.compile`; the first step then takes minutes.
+            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -80,7 +85,7 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, **(said or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
@@ -96,6 +101,7 @@ class VideoComposer:
             dtype=(lambda _, shape: stored if len(shape) > 1 else computed) if stored == DTYPES["fp8"] else stored,
             device="cpu" if offload else device,
             progress=progress,
+            loras=loras,
         )
         if offload:  # each block's weights come to the device while it runs
             try:

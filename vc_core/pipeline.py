@@ -106,6 +106,8 @@ def compose(
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
     _check_video(init, sampling.denoise, frames, height, width)
+    if style is not None:
+        composer.unet.check_style()
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     given = {"text": texts, "negative": negatives, "style": style and style.image, "video": init}

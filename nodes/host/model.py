@@ -16,6 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...vc_core.checkpoint.formats import layout_of
 from ...vc_core.checkpoint.loading import on_meta
 from ...vc_core.checkpoint.origins import check, names_of, part, unused_note
 from ...vc_core.checkpoint.reading import CONFIG_TENSOR, Checkpoint
@@ -214,8 +215,9 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
         UserError: tensors that are missing or of another shape; the message lists them.
     """
     mm = comfy.model_management
-    plain, tensors = on_meta(checkpoint.config), checkpoint.part("model").tensors
-    layout = released_layout(plain)
+    plain, network = on_meta(checkpoint.config), checkpoint.part("model")
+    tensors = network.tensors
+    layout = layout_of("model", network.layout, plain, tensors.shapes)
     check(layout, tensors, "its network")
     if checkpoint.extra:
         logging.warning("%s: %s", checkpoint.path, unused_note(checkpoint.extra))

@@ -15,7 +15,7 @@ from vc_core.checkpoint.inspection import knows_scenes_only
 from vc_core.checkpoint.loading import load_unet
 from vc_core.checkpoint.origins import names_of
 from vc_core.checkpoint.reading import BUNDLED, CONFIG_TENSOR, TRAINING, read_checkpoint, save_checkpoint
-from vc_core.checkpoint.released import released_layout, released_names, to_released
+from vc_core.checkpoint.released import key_table, released_layout, tensor_names, to_released
 from vc_core.config import (
     AutoencoderConfig,
     Config,
@@ -132,7 +132,7 @@ def test_shapes_tell_the_config(data):
     with torch.device("meta"):
         layout = released_layout(UNet3D(config))
     assert len(names_of(layout)) == len(layout)
-    assert released_names(config) == names_of(layout)
+    assert tensor_names(key_table(config)) == names_of(layout)
     assert unet_config_from_shapes({origin.names[0]: origin.shape for origin in layout.values()}) == config
 
 

@@ -52,6 +52,7 @@ STRATEGIES = {
     "carry": FRACTIONS,
     "text": st.text(),
     "negative": st.text(),
+    "vgen_prompts": st.booleans(),
     "sketch_lines": st.none() | st.sampled_from(["bright", "dark", "none"]),
     "strength": st.dictionaries(st.sampled_from(APPLIED), st.floats(allow_nan=False, allow_infinity=False)),
     "schedule": st.dictionaries(
@@ -64,8 +65,8 @@ STRATEGIES = {
     "scale": st.none() | st.integers(1, 64),
     "batch_size": st.integers(1, 64),
     "seed": st.integers(0, 2**63 - 1),
-    "sampler": st.sampled_from(SAMPLERS),
-    "steps": st.integers(1, 1000),
+    "sampler": st.none() | st.sampled_from(SAMPLERS),
+    "steps": st.none() | st.integers(1, 1000),
     "eta": FRACTIONS,
     "guidance": st.none() | st.floats(-100, 100),
     "condition_guidance": st.floats(-100, 100),
@@ -73,6 +74,10 @@ STRATEGIES = {
     "window": st.none() | st.integers(1, 999),
     "overlap": st.none() | st.integers(0, 999),
     "parts": st.lists(PATHS).map(tuple),
+    "lora": st.dictionaries(PATHS, st.floats(allow_nan=False, allow_infinity=False)),
+    "few_steps": st.sampled_from([None, "yes", "no"]),
+    "prediction": st.sampled_from([None, "epsilon", "v_prediction"]),
+    "zero_terminal_snr": st.sampled_from([None, "yes", "no"]),
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "mps"]),
     "dtype": st.sampled_from(["auto", "fp32", "fp16", "bf16", "fp8"]),
     "compute": st.sampled_from(["auto", "fp32", "fp16", "bf16"]),
@@ -104,7 +109,7 @@ STRATEGIES = {
 @given(st.fixed_dictionaries(STRATEGIES).map(lambda values: Settings(**values)))
 def test_any_settings_survive_json(settings):
     assert set(STRATEGIES) == set(SETTINGS)
-    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.from_mapping(json.loads(json.dumps(settings.to_mapping()))) == settings
     inputs = {"image": [{"path": "/a", "name": "a", "sha256": "0"}]}
     record = Record(settings, inputs, {"sketch": {"method": "edges"}}, {"torch": "1"}, {"threads": 2})
     assert record.to_json().isascii() and "\n" not in record.to_json()
@@ -173,6 +178,23 @@ def test_options_override_and_mappings_join():
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("lora: a.safetensors", {"a.safetensors": 1.0}),
+        ("lora: a.safetensors=0.5", {"a.safetensors": 0.5}),
+        ("lora: [a.safetensors=-0.5, b=c.pth]", {"a.safetensors": -0.5, "b=c.pth": 1.0}),
+        ("lora: {a.safetensors: 0.5, sub/b.pth: 1}", {"a.safetensors": 0.5, "sub/b.pth": 1.0}),
+    ],
+)
+def test_loras_and_their_strengths(tmp_path, content, expected):
+    (tmp_path / "a.yaml").write_text(content)
+    settings = Settings.from_yaml(tmp_path / "a.yaml")
+    assert settings.lora == {tmp_path / name: strength for name, strength in expected.items()}
+    assert settings.inputs()["lora"] == tuple(settings.lora)
+    assert settings.with_options({"lora": ["x.pth=2"]}).lora == {Path("x.pth"): 2.0}  # in place of them
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("guidence: 3", "there is no setting 'guidence' (is 'guidance' meant?)"),
@@ -192,6 +214,9 @@ def test_options_override_and_mappings_join():
         ("size: 30x30", "expected multiples of 8"),
         ("strength: 0.5", "expected a mapping such as {motion: 0.5}"),
         ("strength: {motoin: 1}", "is 'motion' meant?"),
+        ("lora: 0.5", "expected paths, or a mapping of paths to strengths"),
+        ("lora: {a.safetensors: much}", "'lora'"),
+        ("lora: {a.safetensors: .inf}", "'lora'"),
         ("schedule: {style: 0:0.6}", "'schedule'"),  # which YAML takes for 0.6
         ("schedule: {style: [0.6, 0]}", "expected 0 <= start <= end <= 1"),
         ("device: gpu", "expected auto, cpu, cuda"),

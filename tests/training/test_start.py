@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 import training.start as start_module
 from training.recipe import Domain, Loss, Recipe, Start
-from training.start import begin, diffusers_names, ldm_names
+from training.start import begin
 from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.names import diffusers_names, ldm_names
 from vc_core.checkpoint.reading import save_checkpoint
 from vc_core.checkpoint.released import released_layout, to_released
 from vc_core.checkpoint.tensors import Tensors

@@ -1,22 +1,27 @@
 """The same numbers under other names, in another type, in one file: `./vc convert`."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import Config, unet_config_from_shapes
+from ..config import Config
+from ..disk import check_folder, folder_beside
 from ..errors import UserError, shorten
+from ..families import assumed
 from ..progress import Progress
-from .files import PICKLED, check_target, save_tensors
+from .files import DIFFUSERS, PICKLED, check_target, save_tensors
 from .formats import FORMATS, layout_of
 from .inspection import FileInfo, check_part, inspect, network_of
-from .loading import SCALARS
+from .loading import SCALARS, on_meta
 from .origins import shapes_of
-from .reading import PARTS, TRAINING, Part, read_checkpoint
+from .reading import PARTS, TRAINING, Part, as_said, read_checkpoint, sizes_in
 from .tensors import DTYPES, StateDict
+from .text_to_video import diffusers_config, no_place
 
 OURS = "videocomposer"
 """The layout of this project's own files: every part under its prefix, the config in the metadata."""
@@ -27,6 +32,7 @@ _ROOM = {
 }
 """Layout of a file -> the parts that it has room for."""
 LAYOUTS = tuple(_ROOM)
+_DIFFUSERS, _DIFFUSERS_CONFIG = "diffusers", "config.json"
 
 
 def convert(
@@ -38,33 +44,41 @@ def convert(
     layout: str | None = None,
     dtype: str | None = None,
     progress: Progress | None = None,
+    **said: Any,
 ) -> FileInfo:
     """Writes a file's parts into another one.
 
     Args:
-        out: a `.safetensors`, or a `.pth` as torch saves it.
+        out: a `.safetensors`, or a `.pth` as torch saves it; of a network in the layout `diffusers` also a folder, by a
+            name without an ending, which diffusers' `from_pretrained` takes.
         add: files that bring further parts; the first file that brings a part gives it.
         parts: which parts to write (`model`, `vae`, `text`, `image`); by default all that the layout has room for.
         layout: one of `LAYOUTS`; by default `released` for a `.pth` of a network, else `videocomposer`.
         dtype: `fp32`, `fp16`, `bf16` or `fp8` (the network's matrices; the rest in bf16); by default as it is.
+        said: of the network in place of what its file says, see `vc_core.families.overridden`; the file that is written
+            says it.
 
     Raises `UserError` for a source that cannot be read or is incomplete, or parts that the layout has no room for.
     """
     out, parts = Path(out), [parts] if isinstance(parts, str) else parts
-    check_target(out)
+    folder = layout == _DIFFUSERS and not out.suffix
+    (_check_folder if folder else check_target)(out)
     files = [read_checkpoint(path) for path in (source, *add)]
     found = {name: part for file in reversed(files) for name, part in file.parts.items()}
     configs = [file.config for file in sorted(files, key=lambda file: "model" not in file.parts)]
     config = next(filter(None, configs), None)  # the network's own, where there is one
+    config = as_said(config, found, source, said)
     pickled = out.suffix.lower() in PICKLED
     layout = layout or ("released" if pickled and "model" in found else OURS)
     if dtype not in (None, *DTYPES):
         raise UserError(f"The dtype '{dtype}' is unknown: expected one of {', '.join(DTYPES)}.")
     if layout == OURS and pickled:
         raise UserError(f"{out} has no room for the config: give a name that ends in .safetensors, or another layout.")
-    chosen = _chosen(layout, found, parts)
+    chosen = _chosen(layout, found, parts, config)
     if pickled and "model" in chosen:
-        _check_tellable(out, found["model"], config)
+        _check_tellable(out, layout, config)
+    if folder and "model" not in chosen:
+        raise UserError(f"{out} would be a folder, which is for a network: give a name that ends in .safetensors.")
     tensors: StateDict = {}
     for part in (found[name] for name in chosen):
         ours = FORMATS[part.name, part.layout].ours
@@ -83,11 +97,25 @@ def convert(
     metadata = {} if config is None else {"config": config.to_json()}
     if "model" in chosen and (training := next(file.training for file in files if "model" in file.parts)):
         metadata[TRAINING] = training
-    save_tensors(out, tensors, metadata)
+    if folder:
+        with folder_beside(out) as beside:
+            save_tensors(beside / DIFFUSERS, tensors, metadata)
+            (beside / _DIFFUSERS_CONFIG).write_text(json.dumps(diffusers_config(config), indent=2), encoding="utf-8")
+    else:
+        save_tensors(out, tensors, metadata)
     return inspect(out, progress)
 
 
-def _chosen(layout: str, found: Mapping[str, Part], parts: Sequence[str] | None) -> list[str]:
+def _check_folder(out: Path) -> None:
+    """Refuses a folder to write that has other files than those of an earlier one. Raises `UserError`."""
+    check_folder(out)
+    if out.exists() and (others := {path.name for path in out.iterdir()} - {DIFFUSERS, _DIFFUSERS_CONFIG}):
+        raise UserError(f"{out} has other files ({shorten(sorted(others))}): give the name of a new folder.")
+
+
+def _chosen(
+    layout: str, found: Mapping[str, Part], parts: Sequence[str] | None, config: Config | None
+) -> Sequence[str]:
     """The parts to write. Raises `UserError` for one that is not there, or that the layout has no room for."""
     if layout not in _ROOM:
         raise UserError(f"The layout '{layout}' is unknown: expected one of {', '.join(LAYOUTS)}.")
@@ -100,17 +128,23 @@ def _chosen(layout: str, found: Mapping[str, Part], parts: Sequence[str] | None)
     chosen = [name for name in _ROOM[layout] if name in found] if parts is None else list(parts)
     if not chosen:
         raise UserError(f"The layout '{layout}' has no room for what the files have, {there}: it holds {room}.")
+    if layout == _DIFFUSERS and len(chosen) > 1:
+        if parts is not None:
+            raise UserError(f"The layout '{layout}' has each network in a file of its own: give one of {room} alone.")
+        chosen = ["model" if no_place(config.unet) is None else "vae"]
     return chosen
 
 
-def _check_tellable(out: Path, model: Part, config: Config) -> None:
+def _check_tellable(out: Path, layout: str, config: Config) -> None:
     """Refuses to write a network without its config where the names and shapes alone would make it another one."""
+    origins = layout_of("model", layout, on_meta(config)).values()
     try:
-        told = Config(unet=unet_config_from_shapes(model.tensors.shapes))
+        told, _ = assumed(sizes_in(layout, {origin.names[0]: origin.shape for origin in origins}))
     except UserError:  # the released head width does not even divide this network's
         differing = [f"unet.head_dim is {config.unet.head_dim}"]
     else:
-        differing = [
+        differing = ["few_steps is True"] if config.few_steps else []
+        differing += [
             f"{section}.{name} is {value!r}"
             for section in ("unet", "diffusion", "extraction", "autoencoder", "towers")
             for name, value in dataclasses.asdict(getattr(config, section)).items()

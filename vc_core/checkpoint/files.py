@@ -24,9 +24,35 @@ from .tensors import Get, StateDict, Tensors
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
+DIFFUSERS = "diffusion_pytorch_model.safetensors"
+"""What diffusers calls the file of a network in its folder."""
+_SUBFOLDERS = ("", "unet", "vae", "text_encoder", "image_encoder")
+_IN_FOLDERS = [
+    f"{stem}{variant}{suffix}"
+    for suffix in (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+    for variant in ("", ".fp16")
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+]
+"""Of one network the first that is there is taken."""
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The files of tensors at a path: itself; of a folder as diffusers writes it those of its network, or of its
+    pipeline's networks, the UNet's first. Raises `UserError` for a folder without any."""
+    path = Path(path)
+    if not os.path.isdir(path):
+        return [path]
+    places = ([path / name / file for file in _IN_FOLDERS] for name in _SUBFOLDERS)
+    found = [next(filter(os.path.isfile, files), None) for files in places]
+    if not any(found):
+        raise UserError(
+            f"{path} is a folder, and a checkpoint was expected: name the file in it, or a folder of diffusers' with "
+            f"{DIFFUSERS} or unet/{DIFFUSERS}."
+        )
+    return [file for file in found if file is not None]
 
 
 def open_tensors(path: str | Path) -> Tensors:
@@ -158,14 +184,16 @@ _STAND_IN = (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckp
 
 
 def sha256(path: str | Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest, done, total = hashlib.sha256(), 0, os.path.getsize(path)
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-            done += len(block)
-            if progress is not None:
-                progress("hashing", done // 2**20, total // 2**20)
+    """The SHA-256 of a file, in hexadecimal; of a folder, see `files_of`, that of its files, joined."""
+    files = files_of(path)
+    digest, done, total = hashlib.sha256(), 0, sum(map(os.path.getsize, files))
+    for each in files:
+        with open(each, "rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+                done += len(block)
+                if progress is not None:
+                    progress("hashing", done // 2**20, total // 2**20)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from ..config import Config, UNetConfig
 from ..errors import UserError, shorten
 from ..parsing import parse_json
 from ..progress import Progress
-from .files import sha256
+from .files import files_of, sha256
 from .formats import is_known_extra, layout_of
 from .loading import on_meta
 from .origins import Layout, check, names_of, unused
@@ -55,9 +55,10 @@ class FileInfo:
         return all(part.wrong is None for part in self.parts)
 
 
-def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
-    """Everything that can be said of a file without running it. Raises `UserError` as `read_checkpoint` does."""
-    checkpoint = read_checkpoint(path)
+def inspect(path: str | Path, progress: Progress | None = None, **said: Any) -> FileInfo:
+    """Everything that can be said of a file, or of diffusers' folder, without running it. For what is `said`, and the
+    `UserError` that is raised, see `read_checkpoint`."""
+    checkpoint = read_checkpoint(path, **said)
     infos, extra = [], list(checkpoint.extra)
     for part in checkpoint.parts.values():
         _, layout = network_of(part, checkpoint.config)
@@ -66,7 +67,7 @@ def inspect(path: str | Path, progress: Progress | None = None) -> FileInfo:
             extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
     return FileInfo(
         checkpoint.path,
-        checkpoint.path.stat().st_size,
+        sum(file.stat().st_size for file in files_of(path)),
         sha256(path, progress),
         tuple(infos),
         checkpoint.config,

@@ -2,25 +2,31 @@
 
 A file of this project is one `.safetensors`: the tensors of the network under `model.` (released names), of the bundled
 autoencoder under `vae.`, of the towers under `text.` and `image.` (OpenCLIP names), and the config as JSON in the
-metadata. A released `.pth` is read as it is, and so are the files that bring the other parts: Stable Diffusion's
-autoencoder and OpenCLIP's towers in any of their layouts (`vc_core.checkpoint.formats`).
+metadata. A released `.pth` is read as it is, and so are ModelScope's text-to-video network in diffusers' layout and the
+files that bring the other parts: Stable Diffusion's autoencoder and OpenCLIP's towers in any of their layouts
+(`vc_core.checkpoint.formats`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import Config, unet_config_from_shapes
+from ..config import Config, UNetConfig, unet_config_from_shapes
 from ..errors import UserError
 from ..families import assumed, overridden
-from .files import open_tensors, save_tensors
+from .files import files_of, open_tensors, save_tensors
+from .foreign import only_pictures
 from .formats import FORMATS, find_parts
-from .released import released_names
+from .names import diffusers_names
+from .origins import Shapes
+from .released import key_table, tensor_names
 from .tensors import Tensors
+from .text_to_video import unet_config_from_diffusers
 
 PARTS = {
     "model": "the network",
@@ -41,11 +47,13 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "videocomposer_small.safetensor
 
 @dataclass(frozen=True)
 class Part:
-    """One network in a file: which part it is, in whose layout, and its tensors under that layout's names."""
+    """One network in a file: which part it is, in whose layout, its tensors under that layout's names, and what stands
+    before these in the file."""
 
     name: str
     layout: str
     tensors: Tensors
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ class Checkpoint:
     def part(self, name: str) -> Part:
         """One part. Raises `UserError` where the file has none."""
         if name not in self.parts:
+            if name == "model" and (told := only_pictures(self.extra)):
+                raise UserError(f"{self.path} {told}.")
             raise UserError(
                 f"{self.path} holds no '{name}' part, {PARTS[name]}: it has {', '.join(self.parts) or 'none at all'}; "
                 "name a file that has one."
@@ -78,7 +88,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
-    """Finds out what a file is. Its tensors stay in the file.
+    """Finds out what a file is, or a folder as diffusers writes it. Its tensors stay in the file.
 
     Args:
         said: what the user says of the network in place of the file, see `vc_core.families.overridden`.
@@ -88,31 +98,69 @@ def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
             said that is not possible.
     """
     path = Path(path)
-    tensors = open_tensors(path)
-    found = find_parts(tensors.shapes, str(path))
-    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
-        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
-    if not found:
+    opened = [open_tensors(file) for file in files_of(path)]
+    parts = {name: part for tensors in reversed(opened) for name, part in _parts(tensors, str(path)).items()}
+    if not parts:
+        if told := only_pictures(opened[0].shapes):
+            raise UserError(f"{path} {told}.")
         markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
-            f"expected {' and '.join(markers)} among the names, found {', '.join(list(tensors.shapes)[:3])}."
+            f"expected {' and '.join(markers)} among the names, found {', '.join(list(opened[0].shapes)[:3])}."
         )
+    config, unsaid = _config(path, opened[0], parts.get("model"))
+    config = as_said(config, parts, path, said)
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    extra = _extra(opened[0], parts, config)
+    return Checkpoint(path, config, parts, unsaid, extra, opened[0].metadata.get(TRAINING))
+
+
+def as_said(
+    config: Config | None, parts: Collection[str], source: str | Path, said: Mapping[str, Any]
+) -> Config | None:
+    """A config with what the user says in place of the file's, see `read_checkpoint`. Raises `UserError` where there is
+    no network among the parts that it could be said of."""
+    if all(value is None for value in said.values()):
+        return config
+    if "model" not in parts:
+        raise UserError(f"{source} holds no network, of which {', '.join(said)} could be said: leave these out.")
+    return overridden(config, **said)
+
+
+def _parts(tensors: Tensors, source: str) -> dict[str, Part]:
+    """The parts in one file; none where it has none."""
+    found = find_parts(tensors.shapes, source)
+    if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
+        found.setdefault("model", ("released", "model."))  # ours, however damaged, and to be told what it lacks
     prefixes = tuple(prefix for _, prefix in found.values())
     parts = {}
-    for name in filter(found.__contains__, PARTS):
-        layout, prefix = found[name]
+    for name, (layout, prefix) in found.items():
         # What stands under a longer prefix is of another part (open_clip's `visual.`).
         inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-        parts[name] = Part(name, layout, tensors.below(prefix, inner))
-    config, unsaid = _config(path, tensors, parts.get("model"))
-    config = config and overridden(config, **said)
+        parts[name] = Part(name, layout, tensors.below(prefix, inner), prefix)
+    return parts
+
+
+def _extra(tensors: Tensors, parts: Mapping[str, Part], config: Config | None) -> list[str]:
+    """The names of a file's tensors that no part nor its network has a place for."""
+    prefixes = tuple(part.prefix for part in parts.values() if part.tensors.source == tensors.source)
     extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
     if "model" in parts and config is not None:
-        known = released_names(config.unet)
+        known = tensor_names(_NETWORKS[parts["model"].layout][1](config.unet))
         extra += [name for name in parts["model"].tensors.shapes if name not in known]
-    extra = [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
-    return Checkpoint(path, config, parts, unsaid, extra, tensors.metadata.get(TRAINING))
+    return [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
+
+
+_NETWORKS = {
+    "released": (unet_config_from_shapes, key_table),
+    "diffusers": (unet_config_from_diffusers, partial(diffusers_names, temporal=True)),
+}
+"""Layout of a network -> what reads its sizes off shapes, and the names there of modules of such sizes."""
+
+
+def sizes_in(layout: str, shapes: Shapes) -> UNetConfig:
+    """The sizes of a network in a layout. Raises `UserError`, or what missing names make."""
+    return _NETWORKS[layout][0](shapes)
 
 
 def save_checkpoint(
@@ -140,7 +188,7 @@ def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | 
             return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
-        config, sentence = assumed(unet_config_from_shapes(model.tensors.shapes))
+        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes))
         return config, [sentence]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -93,11 +93,11 @@ def key_table(config: UNetConfig) -> dict[str, str]:
     return table
 
 
-def released_names(config: UNetConfig) -> set[str]:
-    """The names of all tensors of a network in a released file."""
+def tensor_names(table: Mapping[str, str]) -> set[str]:
+    """The names of the tensors of our modules in a file that has these names for them."""
     return {
-        f"{released}.{leaf}"
-        for ours, released in key_table(config).items()
+        f"{theirs}.{leaf}"
+        for ours, theirs in table.items()
         for leaf in ("weight", "bias")
         if leaf == "weight" or not ours.endswith(_WITHOUT_BIAS)
     }

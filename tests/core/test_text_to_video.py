@@ -1,0 +1,244 @@
+"""ModelScope's text-to-video network: diffusers' own output from its files, both ways, and what it does not take."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.files import open_tensors, sha256
+from vc_core.checkpoint.inspection import inspect
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
+from vc_core.checkpoint.released import to_released
+from vc_core.cli import main
+from vc_core.config import Config, UNetConfig
+from vc_core.errors import UserError
+from vc_core.model.unet import UNet3D
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def of_diffusers(widths, attention, head_dim):
+    """diffusers' UNet of these sizes; nothing in it is zero."""
+    from diffusers import UNet3DConditionModel
+
+    kinds = ["CrossAttn" if level in attention else "" for level in range(len(widths))]
+    torch.manual_seed(4)
+    unet = UNet3DConditionModel(
+        block_out_channels=widths, layers_per_block=1, cross_attention_dim=24, attention_head_dim=head_dim,
+        down_block_types=tuple(f"{kind}DownBlock3D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock3D" for kind in reversed(kinds)),
+    ).eval().requires_grad_(False)  # fmt: skip
+    for parameter in unet.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    return unet
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 4, 3, 8, 16, generator=generator)
+    return x, torch.tensor([3, 700]), torch.randn(2, 77, 24, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return of_diffusers((32, 64), (0,), 16)
+
+
+@pytest.fixture(scope="module")
+def folder(theirs, tmp_path_factory):
+    """A pipeline's folder."""
+    path = tmp_path_factory.mktemp("pipeline")
+    theirs.save_pretrained(path / "unet")
+    return path
+
+
+def agrees(unet, theirs):
+    expected = theirs(*inputs()).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(unet(*inputs()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("widths", "attention", "head_dim"), [((32, 64), (0,), 16), ((32, 64, 128, 128), (0, 1, 2), 32)]
+)
+@torch.no_grad()
+def test_it_equals_diffusers(tmp_path, widths, attention, head_dim):
+    theirs = of_diffusers(widths, attention, head_dim)
+    theirs.save_pretrained(tmp_path / "unet")
+    torch.save(theirs.state_dict(), tmp_path / "unet.bin")
+    for path in (tmp_path, tmp_path / "unet", tmp_path / "unet" / WEIGHTS, tmp_path / "unet.bin"):
+        checkpoint = read_checkpoint(path)
+        unet = checkpoint.config.unet
+        assert (unet.width, unet.head_dim, unet.attention_levels) == (32, head_dim, attention)
+        assert not unet.conditions and not unet.style_tokens and not checkpoint.extra
+        agrees(load_unet(checkpoint), theirs)
+
+
+@torch.no_grad()
+def test_there_and_back(folder, theirs, tmp_path):
+    from diffusers import UNet3DConditionModel
+
+    info = convert(folder, tmp_path / "ours.safetensors")
+    assert info.config.name == "ModelScope text-to-video" and not info.assumed and info.whole
+    agrees(load_unet(read_checkpoint(tmp_path / "ours.safetensors")), theirs)
+    info = convert(tmp_path / "ours.safetensors", tmp_path / "back", layout="diffusers")
+    assert [(part.layout, part.wrong) for part in info.parts] == [("diffusers", None)]
+    back = UNet3DConditionModel.from_pretrained(tmp_path / "back")
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert torch.equal(back.eval()(*inputs()).sample, theirs(*inputs()).sample)
+    convert(tmp_path / "ours.safetensors", tmp_path / "again.safetensors", layout="diffusers")
+    assert set(load_file(tmp_path / "again.safetensors")) == set(theirs.state_dict())
+    (tmp_path / "back" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"back has other files \(notes\.txt\): give the name of a new folder"):
+        convert(tmp_path / "ours.safetensors", tmp_path / "back", layout="diffusers")
+
+
+@torch.no_grad()
+def test_modelscopes_own_file_and_zeroscopes(tmp_path):
+    """LDM's names, which are the released ones without STC-encoders and style; ZeroScope's have the same."""
+    sizes = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0,), context_dim=24,
+                       conditions=(), stc_channels=0, style_tokens=0)  # fmt: skip
+    unet = UNet3D(sizes).eval()
+    torch.save(to_released(unet), tmp_path / "text2video_pytorch_model.pth")
+    checkpoint = read_checkpoint(tmp_path / "text2video_pytorch_model.pth")
+    assert checkpoint.config.unet == sizes and "ZeroScope" in checkpoint.assumed[0]
+    torch.testing.assert_close(load_unet(checkpoint)(*inputs()), unet(*inputs()))
+    options = {"size": (320, 576), "frames": 24, "rate": 10.0, "guidance": 15.0}
+    info = convert(tmp_path / "text2video_pytorch_model.pth", tmp_path / "zeroscope.safetensors", **options)
+    config = info.config
+    assert (config.height, config.width, config.frames, config.rate, config.guidance) == (320, 576, 24, 10.0, 15.0)
+
+
+def test_a_network_that_diffusers_has_no_place_for_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(UserError, match="layout diffusers is for networks of text alone, and has no place for STC-enc"):
+        convert(tiny_checkpoint, tmp_path / "out", layout="diffusers", parts=["model"])
+    heads = UNetConfig(width=32, multipliers=(1,), res_blocks=1, attention_levels=(0,), head_dim=16, context_dim=24,
+                       temporal_in_heads=1, conditions=(), stc_channels=0, style_tokens=0)  # fmt: skip
+    save_checkpoint(tmp_path / "x.safetensors", Config(unet=heads), {"model": to_released(UNet3D(heads))})
+    with pytest.raises(UserError, match="1 heads in the first temporal Transformer, which has 8 there"):
+        convert(tmp_path / "x.safetensors", tmp_path / "out", layout="diffusers")
+    with pytest.raises(UserError, match="each network in a file of its own: give one of model, vae alone"):
+        convert(tiny_checkpoint, tmp_path / "out", layout="diffusers", parts=["model", "vae"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_metadata_say_another_network_is_told(folder, tiny_config, tmp_path):
+    """Neither style nor conditions in the file, and both in what it says of itself."""
+    save_file(load_file(folder / "unet" / WEIGHTS), tmp_path / "x.safetensors", {"config": tiny_config.to_json()})
+    with pytest.raises(UserError, match="no place for STC-encoders and a style"):
+        load_unet(read_checkpoint(tmp_path / "x.safetensors"))
+    ours = convert(folder, tmp_path / "ours.safetensors").config
+    wrong = dataclasses.replace(ours, unet=dataclasses.replace(ours.unet, style_tokens=1))
+    state = open_tensors(tmp_path / "ours.safetensors").below("model.").state()
+    save_checkpoint(tmp_path / "y.safetensors", wrong, {"model": state})
+    with pytest.raises(UserError, match=r"lacks 4 tensors of its network \(pre_image_condition"):
+        load_unet(read_checkpoint(tmp_path / "y.safetensors"))
+
+
+def test_what_is_no_such_file_is_told(folder, tmp_path):
+    state = load_file(folder / "unet" / WEIGHTS)
+    cut = {name: tensor for name, tensor in state.items() if name != "up_blocks.1.temp_convs.0.conv1.2.weight"}
+    save_file(cut, tmp_path / "cut.safetensors")
+    assert "up_blocks.1.temp_convs.0.conv1.2.weight" in inspect(tmp_path / "cut.safetensors").parts[0].wrong
+    save_file({n: t for n, t in state.items() if not n.startswith("mid_block")}, tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match=r"half\.safetensors does not describe a VideoComposer network"):
+        read_checkpoint(tmp_path / "half.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"empty is a folder, and a checkpoint was expected.*unet/{WEIGHTS}"):
+        read_checkpoint(tmp_path / "empty")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "b"}}))
+    with pytest.raises(UserError, match="index of a sharded checkpoint"):
+        read_checkpoint(tmp_path / "shards")
+
+
+def test_a_pipelines_folder_brings_its_other_parts(folder, tmp_path):
+    """And its SHA-256 is one of all of its files."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    assert sha256(folder) == sha256(folder / "unet" / WEIGHTS)
+    (tmp_path / "unet").symlink_to(folder / "unet")
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    CLIPTextModel(text).save_pretrained(tmp_path / "text_encoder")
+    checkpoint = read_checkpoint(tmp_path)
+    assert {name: part.layout for name, part in checkpoint.parts.items()} == {
+        "model": "diffusers", "text": "transformers",
+    }  # fmt: skip
+    assert not checkpoint.extra and sha256(tmp_path) != sha256(folder)
+
+
+# --- What the user says ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_is_kept_in_the_converted_file(tmp_path, capsys):
+    """VideoLCM's file has TF-T2V's shapes: what it is has to be said once."""
+    sizes = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), context_dim=24, style_tokens=4)
+    torch.save(to_released(UNet3D(sizes)), tmp_path / "videolcm.pth")
+    video_lcm, out = str(tmp_path / "videolcm.pth"), str(tmp_path / "x.safetensors")
+    assert main(["info", video_lcm]) == 0
+    assert "assumed: four style tokens" in (said := capsys.readouterr().out) and "few_steps" not in said
+    assert main(["info", video_lcm, "--few-steps", "yes"]) == 0
+    assert '"few_steps": true' in capsys.readouterr().out
+    assert main(["convert", video_lcm, out, "--few-steps", "yes", "--size", "512x320", "--frames", "8"]) == 0
+    config = read_checkpoint(out).config
+    assert (config.few_steps, config.guidance, config.sampler, config.steps) == (True, 1.0, "lcm", 4)
+    assert (config.width, config.height, config.frames, config.rate) == (512, 320, 8, 3.0)
+    assert config.diffusion.zero_terminal_snr and config.extraction.condition_scale == 8
+    with pytest.raises(UserError, match=r"x\.pth would lose what a \.pth cannot say of this network \(few_steps is Tr"):
+        convert(out, tmp_path / "x.pth")
+    options = ["--few-steps", "no", "--prediction", "epsilon", "--zero-terminal-snr", "no", "--rate", "4"]
+    assert main(["convert", out, str(tmp_path / "y.safetensors"), *options]) == 0
+    config = read_checkpoint(tmp_path / "y.safetensors").config
+    assert (config.few_steps, config.guidance, config.rate) == (False, 9.0, 4.0)
+    assert (config.diffusion.prediction, config.diffusion.zero_terminal_snr) == ("epsilon", False)
+    convert(video_lcm, tmp_path / "z.pth")  # as TF-T2V, which a .pth says by its shapes
+
+
+def test_what_cannot_be_said_is_refused(tiny_checkpoint, tmp_path, capsys):
+    for options, message in (
+        (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr goes with the prediction v_pre"),
+        (["--size", "6x3"], "WIDTHxHEIGHT"),
+        (["--few-steps", "maybe"], "expected yes or no"),
+    ):
+        try:
+            status = main(["info", str(tiny_checkpoint), *options])
+        except SystemExit as left:
+            status = left.code
+        assert status == 2 and message in capsys.readouterr().err
+    convert(tiny_checkpoint, tmp_path / "vae.safetensors", layout="taesd")
+    for call in (lambda **said: read_checkpoint(tmp_path / "vae.safetensors", **said),
+                 lambda **said: convert(tmp_path / "vae.safetensors", tmp_path / "x.safetensors", **said)):  # fmt: skip
+        with pytest.raises(UserError, match="holds no network, of which few_steps could be said"):
+            call(few_steps=True)
+
+
+# --- Composing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_composer(tiny_config, tiny_checkpoint, tmp_path_factory):
+    from vc_core.composer import VideoComposer
+
+    unet = dataclasses.replace(tiny_config.unet, conditions=(), stc_channels=0, style_tokens=0)
+    path = tmp_path_factory.mktemp("text") / "text.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, dataclasses.replace(tiny_config, unet=unet), {"model": to_released(UNet3D(unet))})
+    return VideoComposer.load(path, tiny_checkpoint, device="cpu")
+
+
+def test_text_alone_is_composed_and_all_else_refused(text_composer):
+    from vc_core.conditions import Condition
+    from vc_core.diffusion.samplers import Sampling
+    from vc_core.pipeline import Style, compose
+
+    sampling = Sampling(steps=2)
+    video = compose(text_composer, "a cat", sampling=sampling)
+    assert video.shape == (1, 3, 3, 32, 40) and not torch.equal(video, compose(text_composer, "", sampling=sampling))
+    with pytest.raises(UserError, match="takes no style: it was trained without one; leave the style image out"):
+        compose(text_composer, style=Style(torch.rand(1, 3, 8, 8)), sampling=sampling)
+    with pytest.raises(UserError, match="has no STC-encoder for 'single_image': it was trained with none"):
+        compose(text_composer, conditions=[Condition("single_image", torch.rand(1, 3, 1, 32, 40))], sampling=sampling)
