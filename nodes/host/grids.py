@@ -60,10 +60,11 @@ def released_sigmas(model_sampling: Any, config: Config, steps: int, denoise: fl
 def lcm_sigmas(model_sampling: Any, config: Config, steps: int, denoise: float = 1.0) -> Tensor:
     """The noise levels of VideoLCM's timesteps, and 0; none at a denoise of 0. Raises `UserError` for a number of steps
     that the schedule does not have."""
+    levels = model_sampling.sigmas.float()  # of all timesteps, or of those of the distillation
     if denoise <= 0.0:
-        return torch.zeros(0)
-    timesteps = lcm_timesteps(config.diffusion, steps, denoise)
-    return torch.cat([model_sampling.sigma(timesteps).float().cpu(), torch.zeros(1)])
+        return levels[:0]
+    told = lcm_timesteps(config.diffusion, steps, denoise) + 1
+    return torch.cat([levels[(told * len(levels) // config.diffusion.steps - 1).clamp(min=0)], levels.new_zeros(1)])
 
 
 def _sample_lcm(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **settings: Any) -> Tensor:

@@ -108,9 +108,9 @@ def wired(host, composer, files):
     return lambda name, few=None: Wired(host, composer, files, name, few)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_each_file_runs_in_the_stock_sampler_in_ours_and_with_lcm_as_in_the_core(wired, name):
-    one = wired(name)
+@pytest.mark.parametrize(("name", "few"), [*((name, None) for name in FILES), ("non_ema_228000.pth", "yes")])
+def test_each_file_runs_in_the_stock_sampler_in_ours_and_with_lcm_as_in_the_core(wired, name, few):
+    one = wired(name, few)
     scene, config = one.scene, one.config
     stock = scene.stock_sample(one.stc, steps=4, scheduler="sgm_uniform" if config.few_steps else "normal",
                                sampler_name="lcm" if config.few_steps else "euler")  # fmt: skip
