@@ -170,9 +170,12 @@ def test_few_steps_and_the_usual_size_are_told_where_a_run_has_others(wired):
     one = wired(VIDEOLCM)
     for settings in (LCM, {**LCM, "steps": 20}, {**LCM, "cfg": 7.0}):
         one.scene.add("SaveLatent", samples=one.scene.sample(one.stc, **settings))
+    text = one.scene.add("VCCheckpointLoader", ckpt_name=TEXT_ONLY)
+    one.scene.add("SaveLatent", samples=one.scene.encode(model=text, **VIDEO)[2])
     notes = one.scene.host.run(one.scene.graph).notes
-    (assumed,) = [note for note in notes if "few_steps yes" in note]
-    assert "v-prediction with zero terminal SNR" in assumed and "--" not in assumed
+    (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
+    assert assumed.endswith("VideoLCM has the same shapes: for it set few_steps to yes")
+    assert any(note.endswith("for it set STCEncode to 576x320 and 24 frames") for note in notes)
     assert sorted(note.split(":")[0].split(", and ")[1] for note in notes if "was distilled" in note) == [
         "20 at cfg 1 spoil the video", "4 at cfg 7 spoil the video",
     ]  # fmt: skip
