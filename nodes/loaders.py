@@ -40,16 +40,6 @@ def scenes_note(checkpoint: Checkpoint) -> str:
     )
 
 
-def _in_widgets(assumed: str) -> str:
-    """A sentence on what was assumed of a file, with the widgets' names in place of the command line's options."""
-    for option, widget in (
-        ("say --few-steps yes", "set few_steps to yes"),
-        ("say --size 576x320 --frames 24", "set STCEncode to 576x320 and 24 frames"),
-    ):
-        assumed = assumed.replace(option, widget)
-    return assumed
-
-
 class VCCheckpointLoader(io.ComfyNode):
     """Loads a checkpoint."""
 
@@ -103,7 +93,7 @@ class VCCheckpointLoader(io.ComfyNode):
         colors = latent_colors(vae) if "vae" in parts and checkpoint.config.autoencoder.layout != "kl" else None
         say(
             scenes_note(checkpoint),
-            *map(_in_widgets, checkpoint.assumed),
+            *checkpoint.assumed,
             *(str(each) for name, each in missing.items() if name not in parts),
         )
         return io.NodeOutput(load_model(checkpoint, weight_dtype, colors), clip, vision, vae)

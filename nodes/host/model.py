@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
+from ...vc_core.families import odd_settings
 from ...vc_core.model.memory import activation_elements
 from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
 from .grids import distilled_sampling
@@ -43,9 +44,6 @@ WEIGHT_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
-
-MOST_OF_FEW = 8
-"""So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):
@@ -249,26 +247,10 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=N
     """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
     model = executor.class_obj.model_patcher.model
     tell_unused(model)
-    say(*odd_settings(model.videocomposer, noise.shape, len(sigmas) - 1, getattr(executor.class_obj, "cfg", 1.0)))
+    size, cfg = (8 * noise.shape[-2], 8 * noise.shape[-1]), getattr(executor.class_obj, "cfg", 1.0)
+    say(*odd_settings(model.videocomposer, size, len(sigmas) - 1, cfg))
     callback = with_preview(callback, model)
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
-
-
-def odd_settings(config: Config, shape: Sequence[int], steps: int, cfg: float) -> Iterator[str]:
-    """Sentences on a run of latents `(B, 4, F, h, w)` that a checkpoint was not made for."""
-    height, width = (8 * side for side in shape[-2:])
-    changes = [height / config.height, width / config.width, height * width / (config.height * config.width)]
-    if not all(0.5 <= change <= 2.0 for change in changes):
-        yield (
-            f"{width}x{height} is far from {config.width}x{config.height}, which the network was made for as far as "
-            "is known: it repeats or loses things at sizes that it did not learn."
-        )
-    if config.few_steps and (steps > MOST_OF_FEW or cfg > 1.0):
-        yield (
-            f"The network was distilled for few steps without guidance, and {steps} at cfg {cfg:g} spoil the video: "
-            f"take {config.steps} at cfg 1 with the sampler {config.sampler}, or set few_steps of the loader to no "
-            "if it is another network."
-        )
 
 
 def config_of(model: Any) -> Config:

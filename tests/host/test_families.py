@@ -174,10 +174,10 @@ def test_few_steps_and_the_usual_size_are_told_where_a_run_has_others(wired):
     one.scene.add("SaveLatent", samples=one.scene.encode(model=text, **VIDEO)[2])
     notes = one.scene.host.run(one.scene.graph).notes
     (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
-    assert assumed.endswith("VideoLCM has the same shapes: for it set few_steps to yes")
-    assert any(note.endswith("for it set STCEncode to 576x320 and 24 frames") for note in notes)
+    assert assumed.endswith("VideoLCM has the same shapes: say few_steps yes for it")
+    assert any(note.endswith("take 576x320 and 24 frames for it") for note in notes)
     assert sorted(note.split(":")[0].split(", and ")[1] for note in notes if "was distilled" in note) == [
-        "20 at cfg 1 spoil the video", "4 at cfg 7 spoil the video",
+        "20 with a guidance of 1 spoil the video", "4 with a guidance of 7 spoil the video",
     ]  # fmt: skip
     assert len([note for note in notes if note.startswith("64x64 is far from 448x256")]) == 3
 
