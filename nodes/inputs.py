@@ -29,7 +29,7 @@ ConditionType = io.Custom("VC_CONDITION")
 MAX_SIDE = 16384
 AUTOMATIC = {
     **dict.fromkeys(("frame_rate", "frames", "width", "height", "nominal_height", "depth_scale", "radius"), 0),
-    **dict.fromkeys(("canvas_width", "canvas_height", "cfg", "context_length"), 0),
+    **dict.fromkeys(("canvas_width", "canvas_height", "steps", "cfg", "context_length"), 0),
     "context_overlap": -1,
 }
 """The value of an input that leaves it to the node, where it may have that: web/auto.js shows `auto` in its place."""
@@ -73,8 +73,8 @@ def plan_inputs() -> list[io.Input]:
     """The frame plan: which frames of a video are used. Equal plans speak of equal frames."""
     return numbers(
         ("start_time", 0.0, 0.0, 1e6, 0.01, "Second of the VIDEO at which the frames begin. 0 for an IMAGE batch."),
-        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames taken from a second of the VIDEO; 0 is as released: 4, and more "
-         "of a clip that is too short for that. 0 for an IMAGE batch."),
+        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames taken from a second of the VIDEO; 0 is as the checkpoint was "
+         "trained, 4 as released, and more of a clip that is too short for that. 0 for an IMAGE batch."),
     )  # fmt: skip
 
 

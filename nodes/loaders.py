@@ -14,9 +14,10 @@ from .host.model import WEIGHT_TYPES, load_model
 from .host.running import say
 from .host.towers import Missing, load_clip, load_clip_vision
 from .host.vae import framewise, latent_colors, load_vae
-from .inputs import CATEGORY, schema
+from .inputs import CATEGORY, advanced, schema
 
 LOADERS_CATEGORY = f"{CATEGORY}/loaders"
+FEW_STEPS = {"auto": None, "yes": True, "no": False}
 
 # A part that a file may lack -> what to do then.
 _INSTEAD = {
@@ -56,6 +57,12 @@ class VCCheckpointLoader(io.ComfyNode):
                                        "with the nodes."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_TYPES), default="default",
                                tooltip="Type that the network's weights are kept in; fp8 halves the memory of fp16."),
+                *advanced(
+                    io.Combo.Input("few_steps", options=list(FEW_STEPS), default="auto", optional=True,
+                                   tooltip="Whether the network was distilled for few steps without guidance. auto is "
+                                           "as the file says; VideoLCM's own does not say it, and looks like "
+                                           "TF-T2V's: choose yes for it."),
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The network, for any sampler."),
@@ -67,14 +74,14 @@ class VCCheckpointLoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name: str, weight_dtype: str) -> Any:
+    def fingerprint_inputs(cls, ckpt_name: str, weight_dtype: str, few_steps: str = "auto") -> Any:
         """A file that was replaced is loaded again."""
         found = folders.checkpoint_path(ckpt_name).stat()
         return found.st_mtime_ns, found.st_size
 
     @classmethod
-    def execute(cls, ckpt_name, weight_dtype) -> io.NodeOutput:
-        checkpoint = read_checkpoint(folders.checkpoint_path(ckpt_name))
+    def execute(cls, ckpt_name, weight_dtype, few_steps="auto") -> io.NodeOutput:
+        checkpoint = read_checkpoint(folders.checkpoint_path(ckpt_name), few_steps=FEW_STEPS[few_steps])
         checkpoint.part("model")
         parts, towers = checkpoint.parts, checkpoint.config.towers
         missing = {

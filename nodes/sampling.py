@@ -12,9 +12,12 @@ from comfy_api.latest import io
 
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
-from .host.grids import RELEASED, ReleasedSampler, released_sigmas, with_windows
+from .host.grids import GRIDS, LCM_RELEASED, arranged, with_windows
 from .host.model import config_of
 from .inputs import CATEGORY, advanced, schema
+
+AUTO = "auto"
+"""A sampler or scheduler that leaves it to the checkpoint."""
 
 
 class VC3DUNetSampler(io.ComfyNode):
@@ -36,15 +39,19 @@ class VC3DUNetSampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The 5-D latent from STCEncode, or a video's from VAEEncode."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                              tooltip="Of the noise: the same seed gives the same video."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Steps of the sampler."),
+                io.Int.Input("steps", default=20, min=0, max=1000,
+                             tooltip="Steps of the sampler; 0 is what the checkpoint recommends (the released one 20, "
+                                     "VideoLCM 4)."),
                 io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1,
                                tooltip="Scale of the guidance by text and style; 1 is none, 0 is what the checkpoint "
-                                       "recommends (the released one 9)."),
-                io.Combo.Input("sampler_name", options=list(comfy.samplers.SAMPLER_NAMES), default="dpmpp_2m",
-                               tooltip="How the noise is removed."),
-                io.Combo.Input("scheduler", options=[*comfy.samplers.SCHEDULER_NAMES, RELEASED], default="karras",
+                                       "recommends (the released one 9, VideoLCM 1)."),
+                io.Combo.Input("sampler_name", options=[*comfy.samplers.SAMPLER_NAMES, AUTO], default="dpmpp_2m",
+                               tooltip="How the noise is removed; auto is what the checkpoint recommends (dpmpp_2m, "
+                                       "VideoLCM lcm)."),
+                io.Combo.Input("scheduler", options=[*comfy.samplers.SCHEDULER_NAMES, *GRIDS, AUTO], default="karras",
                                tooltip="The noise levels of the steps. ddim_released is the released code's grid, "
-                                       "meant for the sampler ddim."),
+                                       "meant for the sampler ddim; lcm_released VideoLCM's, for lcm; auto is what "
+                                       "the checkpoint recommends (karras, VideoLCM lcm_released)."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the noise schedule that is run; below 1 a given video is changed."),
                 *advanced(
@@ -62,6 +69,9 @@ class VC3DUNetSampler(io.ComfyNode):
         cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: int
     ) -> io.NodeOutput:
         config = config_of(model)
+        steps, cfg = steps or config.steps, cfg or config.guidance
+        sampler_name = config.sampler if sampler_name == AUTO else sampler_name
+        scheduler = (LCM_RELEASED if config.few_steps else "karras") if scheduler == AUTO else scheduler
         image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         if latent["samples"].ndim != 5 or image.shape[1] != config.unet.channels:
             raise UserError(
@@ -80,10 +90,9 @@ class VC3DUNetSampler(io.ComfyNode):
             "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED,
             "seed": seed,
         }
-        cfg = cfg or config.guidance
-        if scheduler == RELEASED:
-            sampler = ReleasedSampler(comfy.samplers.sampler_object(sampler_name), whole=denoise >= 1.0)
-            sigmas = released_sigmas(model.get_model_object("model_sampling"), config, steps, denoise)
+        if scheduler in GRIDS:
+            sampling = model.get_model_object("model_sampling")
+            sampler, sigmas = arranged(scheduler, sampler_name, sampling, config, steps, denoise)
             samples = comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, **shared)
         else:
             samples = comfy.sample.sample(

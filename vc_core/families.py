@@ -1,6 +1,6 @@
 """Networks of VideoComposer's kind, told by their parameters' names and shapes, and what their files leave unsaid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,14 +36,14 @@ FAMILIES = (
             "extraction": ExtractionConfig(condition_scale=8, sampling_rate=3.0),
         },
         "four style tokens, so a network of VGen's: v-prediction with zero terminal SNR, 448x256, 3 frames a second, "
-        "conditions at the video's own size, many steps; VideoLCM has the same shapes: for it say --few-steps yes",
+        "conditions at the video's own size, many steps; VideoLCM has the same shapes: say few_steps yes for it",
     ),
     Family(
         "ModelScope text-to-video",
         lambda unet: not unet.style_tokens and not unet.conditions,
         {},
         "no STC-encoders and no style, so a text-to-video network such as ModelScope's: noise prediction, 256x256, 16 "
-        "frames; ZeroScope has the same shapes: for it say --size 576x320 --frames 24",
+        "frames; ZeroScope has the same shapes: take 576x320 and 24 frames for it",
     ),
     Family(
         "VideoComposer",
@@ -97,3 +97,24 @@ def overridden(
     given = {key: value for key, value in changed.items() if value is not None}
     inner = {key: value for key, value in diffusion.items() if value is not None}
     return replace(config, diffusion=replace(config.diffusion, **inner), **given)
+
+
+MOST_OF_FEW = 8
+"""So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
+
+
+def odd_settings(config: Config, size: tuple[int, int], steps: int, guidance: float) -> Iterator[str]:
+    """Sentences on a run that a checkpoint was not made for; `size` is (height, width) in pixels."""
+    height, width = size
+    changes = [height / config.height, width / config.width, height * width / (config.height * config.width)]
+    if not all(0.5 <= change <= 2.0 for change in changes):
+        yield (
+            f"{width}x{height} is far from {config.width}x{config.height}, which the network was made for as far as "
+            "is known: it repeats or loses things at sizes that it did not learn."
+        )
+    if config.few_steps and (steps > MOST_OF_FEW or guidance > 1.0):
+        yield (
+            f"The network was distilled for few steps without guidance, and {steps} with a guidance of {guidance:g} "
+            f"spoil the video: take {config.steps} steps of {config.sampler} and a guidance of 1, or say few_steps no "
+            "if it is another network."
+        )

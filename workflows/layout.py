@@ -36,10 +36,12 @@ GROWS = {
     **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),
     "VCCheckpointLoader": 125,
     "GetImageSize": 70,
-    "FrameInterpolationModelLoader": 40,
+    **dict.fromkeys(("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader"), 40),
 }
 """By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
+NOTE_LINE, NOTE_LETTERS = 20, 66
+"""Height of a note's line, and how many letters it holds; a note of 18 lines, with the empty ones, fits `NOTE`."""
 BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
 
 
@@ -224,7 +226,8 @@ def prompt(graph: Graph) -> dict[str, Any]:
 
 def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
     """The graph as the page saves and loads it, version 0.4, laid out, with a note at the top left."""
-    groups = arrange(graph)
+    size = note_size(note)
+    groups = arrange(graph, size[1])
     types = {Output(n.number, i): kind for n in graph.nodes for i, kind in enumerate(n.info["output"])}
     links, ins = [], {}
     for node in graph.nodes:
@@ -240,7 +243,7 @@ def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
         "revision": 0,
         "last_node_id": last,
         "last_link_id": len(links),
-        "nodes": [note_node(last, note), *nodes],
+        "nodes": [note_node(last, note, size), *nodes],
         "links": links,
         "groups": groups,
         "config": {},
@@ -287,12 +290,17 @@ def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list
     }
 
 
-def note_node(number: int, text: str) -> dict[str, Any]:
+def note_size(text: str) -> tuple[int, int]:
+    lines = sum(len(line) // NOTE_LETTERS + 1 for line in text.split("\n"))
+    return NOTE[0], NOTE[1] + NOTE_LINE * max(0, lines - 18)
+
+
+def note_node(number: int, text: str, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": list(NOTE),
+        "size": list(size),
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -310,14 +318,14 @@ def note_node(number: int, text: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def arrange(graph: Graph) -> list[dict[str, Any]]:
+def arrange(graph: Graph, note: int) -> list[dict[str, Any]]:
     """Places the nodes, group by group from left to right, each in columns; returns the groups' boxes.
 
-    The first group stands below the note.
+    The first group stands below the note, which is so high.
     """
     boxes, left = [], 0
     for title in graph.groups:
-        top = 0 if boxes else NOTE[1] + GAP + HEADING
+        top = 0 if boxes else note + GAP + HEADING
         right, low = left - GAP, top
         for column in columns([node for node in graph.nodes if node.group == title], TALLEST - top):
             right, y = right + GAP, top

@@ -104,7 +104,7 @@ class Styles:
         return replace(self.images[0].schedule, strength=1.0)  # which is each side's own
 
     def tokens(self, unet: UNet3D, like: Tensor) -> Tensor:
-        """The style tokens `(sides * batch, 1, D)`; the side without an image has the token made from zeros."""
+        """The style tokens `(sides * batch, n, D)`; the side without an image has the token made from zeros."""
         return torch.cat([self._token(unet, image, like) for image in self.images])
 
     def _token(self, unet: UNet3D, image: Embedded, like: Tensor) -> Tensor:

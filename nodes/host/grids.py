@@ -1,22 +1,42 @@
-"""What sampling needs beside ComfyUI's own samplers: the released DDIM grid, and the core's context windows."""
+"""What sampling needs beside ComfyUI's own samplers: the grids of DDIM and LCM as released, what LCM makes of a
+prediction, and the core's context windows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import comfy.context_windows
+import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
+from comfy.k_diffusion.sampling import sample_lcm
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscreteDistilled
 from torch import Tensor
 
-from ...vc_core.config import Config
-from ...vc_core.diffusion.samplers import released_timesteps
+from ...vc_core.config import Config, DiffusionConfig
+from ...vc_core.diffusion.samplers import LCM_TIMESTEPS, lcm_scaling, lcm_timesteps, released_timesteps
 from ...vc_core.diffusion.windows import Windows
 from ...vc_core.errors import UserError
 
 RELEASED = "ddim_released"
 """The scheduler of the released code: DDIM's timesteps 1, 1 + k, 1 + 2 k, ..., down to the schedule's first one."""
+
+LCM_RELEASED = "lcm_released"
+"""The scheduler of VideoLCM: of the 50 timesteps of the distillation every 12th or so, 999, 759, 499 and 259 in 4
+steps."""
+GRIDS = (RELEASED, LCM_RELEASED)
+
+
+def arranged(
+    scheduler: str, sampler_name: str, model_sampling: Any, config: Config, steps: int, denoise: float
+) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
+    """What one of `GRIDS` runs: a stock sampler made fit for it, and the noise levels."""
+    if scheduler == RELEASED:
+        sampler = ReleasedSampler(comfy.samplers.sampler_object(sampler_name), whole=denoise >= 1.0)
+        return sampler, released_sigmas(model_sampling, config, steps, denoise)
+    own = comfy.samplers.KSAMPLER(_sample_lcm) if sampler_name == "lcm" else comfy.samplers.sampler_object(sampler_name)
+    return own, lcm_sigmas(model_sampling, config, steps, denoise)
 
 
 def released_sigmas(model_sampling: Any, config: Config, steps: int, denoise: float = 1.0) -> Tensor:
@@ -28,12 +48,55 @@ def released_sigmas(model_sampling: Any, config: Config, steps: int, denoise: fl
     levels = model_sampling.sigmas.float()
     if len(levels) != config.diffusion.steps:
         raise UserError(
-            f"The model's schedule was changed to {len(levels)} noise levels, and {RELEASED} is a grid of the "
-            f"checkpoint's own {config.diffusion.steps}: choose another scheduler, or remove the node that changed it."
+            f"The model's schedule has {len(levels)} noise levels, and {RELEASED} is a grid of "
+            f"{config.diffusion.steps}: choose another scheduler, remove the node that changed the schedule, or load a "
+            "network of few steps with few_steps 'no'."
         )
     if denoise <= 0.0:
         return levels[:0]
     return torch.cat([levels[released_timesteps(config.diffusion, steps, denoise)], levels[:1]])
+
+
+def lcm_sigmas(model_sampling: Any, config: Config, steps: int, denoise: float = 1.0) -> Tensor:
+    """The noise levels of VideoLCM's timesteps, and 0; none at a denoise of 0. Raises `UserError` for a number of steps
+    that the schedule does not have."""
+    levels = model_sampling.sigmas.float()  # of all timesteps, or of those of the distillation
+    if denoise <= 0.0:
+        return levels[:0]
+    told = lcm_timesteps(config.diffusion, steps, denoise) + 1
+    return torch.cat([levels[(told * len(levels) // config.diffusion.steps - 1).clamp(min=0)], levels.new_zeros(1)])
+
+
+def _sample_lcm(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **settings: Any) -> Tensor:
+    """ComfyUI's LCM with the noise of the core's: what the seed gives after the noise that the run begins with.
+
+    ComfyUI's own depends on the device, and of older versions is the noise of the beginning once more, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(extra_args["seed"])
+    torch.randn(x.shape, generator=generator)
+
+    def fresh(*levels: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x)
+
+    return sample_lcm(model, x, sigmas, extra_args, noise_sampler=fresh, **settings)
+
+
+def distilled_sampling(model_config: Any, config: DiffusionConfig) -> Any:
+    """What ComfyUI's ModelSamplingDiscrete makes for "lcm", for networks that predict noise or v: a schedule of the
+    timesteps of the distillation, and LCM's boundary condition (arXiv 2310.04378, equation 9)."""
+    prediction = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION}
+
+    class Distilled(ModelSamplingDiscreteDistilled, prediction[config.prediction]):
+        original_timesteps = config.steps if config.steps % LCM_TIMESTEPS else LCM_TIMESTEPS
+
+        def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+            denoised = super().calculate_denoised(sigma, model_output, model_input)
+            at, sigma = (comfy.model_sampling.reshape_sigma(v, denoised.ndim) for v in (self.timestep(sigma), sigma))
+            scaled = lcm_scaling(config) * at
+            skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+            return out * denoised + skip * model_input / (sigma**2 + 1) ** 0.5
+
+    return Distilled(model_config)
 
 
 class ReleasedSampler(comfy.samplers.KSAMPLER):

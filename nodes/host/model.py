@@ -26,8 +26,10 @@ from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
+from ...vc_core.families import odd_settings
 from ...vc_core.model.memory import activation_elements
 from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
+from .grids import distilled_sampling
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
@@ -96,7 +98,10 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> VideoComposerModel:
         kind = self.model_type(state_dict, prefix)
-        return VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
+        model = VideoComposerModel(self, kind, device=device, unet_model=HostUNet)
+        if model.videocomposer.few_steps:
+            model.model_sampling = distilled_sampling(self, model.videocomposer.diffusion)
+        return model
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under the released names, with the config beside them: what stock save nodes write loads again."""
@@ -176,6 +181,11 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
 
 def check_style(style: Embedded, noise: Tensor, config: Config) -> None:
     """Refuses a style, see `STYLE_KEY`, that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    if not config.unet.style_tokens:
+        raise UserError(
+            f"The checkpoint '{config.name}' takes no style, and the conditioning has been through StyleEmbed: bypass "
+            "that node, or load another checkpoint."
+        )
     if style.embedding is None:
         return
     count, width = len(style.embedding), style.embedding.shape[-1]
@@ -237,6 +247,8 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=N
     """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
     model = executor.class_obj.model_patcher.model
     tell_unused(model)
+    size, cfg = (8 * noise.shape[-2], 8 * noise.shape[-1]), getattr(executor.class_obj, "cfg", 1.0)
+    say(*odd_settings(model.videocomposer, size, len(sigmas) - 1, cfg))
     callback = with_preview(callback, model)
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
 

@@ -99,6 +99,16 @@ def _to_out(*widgets: str) -> Rule:
     return rule
 
 
+def _prediction(kind: str, inputs: Inputs, model: Any) -> str:
+    """What guides to LCM in ComfyUI name is for networks that predict noise."""
+    if model.videocomposer.diffusion.prediction != "v_prediction" or inputs.get("sampling") not in ("eps", "lcm"):
+        return ""
+    return (
+        f"{kind}: '{inputs['sampling']}' takes what the network predicts for noise, and it is v: remove that node, as "
+        "the loader sets prediction and schedule, and those of few steps by few_steps."
+    )
+
+
 def _mixing(kind: str, inputs: Inputs, model: Any) -> str:
     """Older versions add what they keep of each side of the guidance to all sides."""
     from comfy_extras.nodes_easycache import EasyCacheHolder
@@ -124,6 +134,7 @@ _RULES: dict[str, Rule] = {
     "EasyCache": _mixing,
     "FreeU": _freeu,
     "FreeU_V2": _freeu,
+    "ModelSamplingDiscrete": _prediction,
     "UNetCrossAttentionMultiply": _to_out("out"),
     "UNetSelfAttentionMultiply": _to_out("out"),
     "UNetTemporalAttentionMultiply": _to_out("self_structural", "self_temporal", "cross_structural", "cross_temporal"),

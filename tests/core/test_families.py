@@ -14,7 +14,7 @@ from vc_core.checkpoint.released import to_released
 from vc_core.config import Config, DiffusionConfig, ExtractionConfig, UNetConfig
 from vc_core.diffusion.samplers import make_sampler, sample
 from vc_core.errors import UserError
-from vc_core.families import assumed, overridden
+from vc_core.families import assumed, odd_settings, overridden
 from vc_core.model.unet import UNet3D
 from vc_core.video import VideoInfo, plan_frames
 
@@ -128,3 +128,19 @@ def test_keys_of_later_versions_are_written_only_where_they_say_something():
 def test_a_clip_is_sampled_at_the_rate_of_the_checkpoint(tmp_path):
     info = VideoInfo(tmp_path, 64, 64, 600, Fraction(30), 20.0, "h264")
     assert plan_frames(info, 16).rate == 4 and plan_frames(info, 16, usual=3.0).rate == 3
+
+
+@pytest.mark.parametrize(
+    ("few_steps", "size", "steps", "guidance", "said"),
+    [
+        (False, (256, 256), 50, 9.0, []),
+        (False, (512, 448), 50, 9.0, ["448x512 is far from 256x256"]),
+        (False, (120, 256), 50, 9.0, ["256x120 is far from 256x256"]),
+        (True, (256, 256), 4, 1.0, []),
+        (True, (256, 256), 20, 1.0, ["distilled for few steps"]),
+        (True, (256, 256), 4, 9.0, ["distilled for few steps"]),
+    ],
+)
+def test_what_a_checkpoint_was_not_made_for_is_said(few_steps, size, steps, guidance, said):
+    sentences = list(odd_settings(Config(few_steps=few_steps), size, steps, guidance))
+    assert len(sentences) == len(said) and all(part in one for part, one in zip(said, sentences, strict=True))

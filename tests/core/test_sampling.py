@@ -20,7 +20,7 @@ from vc_core.diffusion.guidance import (
     combine,
     needed_sides,
 )
-from vc_core.diffusion.samplers import SAMPLERS, make_sampler, released_timesteps, sample
+from vc_core.diffusion.samplers import SAMPLERS, lcm_timesteps, make_sampler, released_timesteps, sample
 from vc_core.pipeline import draw_noise, encode_video
 
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -372,6 +372,15 @@ def test_noise_of_the_steps_comes_from_the_seed_alone(tiny_composer, sampler, et
     state = torch.get_rng_state()
     assert torch.equal(first, made(1)) and not torch.equal(first, made(2))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("schedule", [{}, SHORT, {"steps": 120, "beta_end": 0.1}])
+def test_the_timesteps_of_lcm_can_be_had_without_diffusers(schedule):
+    config = DiffusionConfig(**schedule)
+    for steps, denoise in ((4, 1.0), (4, 0.5), (1, 1.0), (7, 1.0), (33, 0.9), (50, 1.0), (51, 1.0), (60, 0.6)):
+        told = make_sampler(Sampling("lcm", steps, denoise), config).timesteps
+        assert lcm_timesteps(config, steps, denoise).tolist() == told.tolist()
+    assert lcm_timesteps(DiffusionConfig(), 4).tolist() == [999, 759, 499, 259]
 
 
 def test_fresh_noise_is_not_the_first_noise_again():

@@ -109,6 +109,9 @@ PATCHES = {
     "ModelSamplingContinuousV": Row(),
     "ModelSamplingDiscrete": Row({"sampling": "v_prediction"}),
     "ModelSamplingDiscrete own": Row({"sampling": "v_prediction", "zsnr": True}, effect=False),  # is the checkpoint's
+    "ModelSamplingDiscrete lcm": Row(
+        {"sampling": "lcm", "zsnr": True}, told="'lcm' takes what the network predicts for"
+    ),
     "TemporalScoreRescaling": Row(),
     "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
     # caches

@@ -23,8 +23,13 @@ from torch import Tensor
 
 from tests.host.finding import find_comfyuis
 from tests.host.graph import DYNAMIC, brought, default
+from tests.host.scene import BUNDLED
 from tests.host.server import REPOSITORY, Host, environment
+from vc_core.checkpoint.released import to_released
+from vc_core.config import UNetConfig
 from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
+from vc_core.model.unet import UNet3D
+from vc_core.published import MODELS
 from vc_core.video import plan_frames, probe, read_frames
 
 WORKFLOWS = REPOSITORY / "workflows"
@@ -32,6 +37,8 @@ FROZEN = Path(__file__).with_name("templates.json")
 NOTES = ("MarkdownNote", "Note")  # the page's own, of which the server knows nothing
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 GROWING = "COMFY_AUTOGROW_V3"
+LARGE = "15 Large network with the style of an image"
+"""The template whose network is to be downloaded."""
 LATE = {"FrameInterpolationModelLoader", "FrameInterpolate", "ComfyMathExpression"}
 """ComfyUI's own nodes that 0.3.64 has not yet."""
 
@@ -249,7 +256,7 @@ def interpolation(host, nodes, comfyui):
 
 def test_every_template_is_frozen_has_a_picture_and_a_note(nodes):
     files = templates()
-    assert set(files) == set(VERSIONS) == set(PROMISES)
+    assert set(files) == set(VERSIONS) == {*PROMISES, LARGE}
     for name, workflow in files.items():
         assert lacking(types_of(workflow), nodes) or same(frozen_of(workflow, nodes), VERSIONS[name][-1]), (
             f"{name} changed: see this file's first lines"
@@ -293,7 +300,7 @@ def test_what_the_builder_makes_is_understood(nodes, monkeypatch):
         assert as_understood(frozen_of(saved, nodes), nodes) == told, name
 
 
-@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("name", PROMISES)
 def test_template_runs_and_shows_what_it_promises(name, host, nodes, interpolation):
     promise = PROMISES[name]
     for saved in known(name, nodes):
@@ -301,6 +308,49 @@ def test_template_runs_and_shows_what_it_promises(name, host, nodes, interpolati
         info = probe(path)
         assert info.rate == Fraction(RATE) * promise.times
         check(read_frames(path, plan_frames(info, info.frames, float(info.rate)))[:, :, :: promise.times], promise)
+
+
+def test_the_page_offers_the_files_of_the_large_network_and_the_note_names_its_command():
+    workflow = templates()[LARGE]
+    published = {model.source: model for model in MODELS}
+    offered = [file for node in workflow["nodes"] for file in node["properties"].get("models", ())]
+    assert sorted(file["directory"] for file in offered) == ["clip_vision", "text_encoders", "vae"]
+    for file in offered:
+        model = published[file["url"]]
+        assert (Path(model.name).name, model.folder) == (file["name"], file["directory"])
+        assert file["name"].endswith(".safetensors")
+    nodes = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    network, (note,) = nodes["VCCheckpointLoader"][0], nodes["MarkdownNote"]
+    assert f"./vc get {network}`" in note and network in {model.name for model in MODELS}
+    assert {file["name"] for file in offered} == {nodes[f"{kind}Loader"][0] for kind in ("CLIP", "VAE", "CLIPVision")}
+
+
+@pytest.mark.parametrize("few", ["auto", "yes"])
+def test_the_large_network_s_template_runs(host, nodes, few):
+    """On a small network of its kind under its name, smaller frames, and the bundled parts in place of the others."""
+    small = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), temporal_in_heads=1,
+                       context_dim=64, style_tokens=4)  # fmt: skip
+    parts = {"CLIPLoader": ["bundled", 1], "CLIPVisionLoader": ["bundled", 2], "VCVideoVAE": ["bundled", 3]}
+    others = {"STCEncode": {"width": 64, "height": 64}, "VCCheckpointLoader": {"few_steps": few}}
+    for saved in VERSIONS[LARGE]:
+        graph = as_understood(saved, nodes)
+        bundled = {number: parts[node["class_type"]] for number, node in graph.items() if node["class_type"] in parts}
+        for node in graph.values():
+            told = node["inputs"]
+            told |= others.get(node["class_type"], {})
+            told |= {name: bundled.get(value[0], value) for name, value in told.items() if is_link(value)}
+            if node["class_type"] == "VCCheckpointLoader":
+                torch.save(to_released(UNet3D(small)), host.checkpoints / told["ckpt_name"])
+        graph = {number: node for number, node in graph.items() if number not in bundled}
+        graph["bundled"] = {
+            "class_type": "VCCheckpointLoader",
+            "inputs": {"ckpt_name": BUNDLED, "weight_dtype": "fp32"},
+        }
+        result = host.run(graph)
+        (path,) = [file for file in result.files if file.suffix == ".mp4"]
+        info = probe(path)
+        assert (info.frames, info.rate, info.width, info.height) == (16, 3, 64, 64)
+        assert {"auto": 20, "yes": 4}[few] in [data["max"] for kind, data in result.events if kind == "progress"]
 
 
 def test_a_restyled_video_keeps_its_sound(host, nodes):

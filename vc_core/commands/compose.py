@@ -19,7 +19,7 @@ from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
-from ..families import APPENDED, NEGATIVE
+from ..families import APPENDED, NEGATIVE, odd_settings
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
@@ -181,6 +181,7 @@ def run(
         write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
         told.append(f"{full.sheet}: what the network saw and what it made")
     told += [each.note for each in made.values()]
+    told += odd_settings(composer.config, full.size, full.steps, full.guidance)
     return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 

@@ -16,6 +16,9 @@ from ..progress import Progress
 from .guidance import Denoiser
 from .windows import Windows
 
+LCM_TIMESTEPS = 50
+"""Timesteps that networks of few steps are distilled on."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -194,14 +197,20 @@ def _released_grid(config: DiffusionConfig, steps: int) -> Tensor:
 
 
 def _lcm(make: Callable, config: DiffusionConfig, steps: int) -> Arranged:
-    """Multistep consistency sampling on the 50 timesteps of the distillation (arXiv 2310.04378, section 4.3), where
-    the run fits on them; else on all timesteps."""
-    original = 50 if steps <= 50 and config.steps % 50 == 0 else config.steps
-    # c_skip and c_out are functions of the place in the schedule, so of 1000 timesteps.
-    scheduler = make(original_inference_steps=original, timestep_scaling=10.0 * 1000 / config.steps)
+    """Multistep consistency sampling, see `lcm_timesteps`."""
+    scheduler = make(original_inference_steps=_distilled(config, steps), timestep_scaling=lcm_scaling(config))
     scheduler.alphas_cumprod = config.alphas_cumprod.float()
     scheduler.set_timesteps(steps)
     return scheduler, scheduler.timesteps
+
+
+def _distilled(config: DiffusionConfig, steps: int) -> int:
+    return LCM_TIMESTEPS if steps <= LCM_TIMESTEPS and config.steps % LCM_TIMESTEPS == 0 else config.steps
+
+
+def lcm_scaling(config: DiffusionConfig) -> float:
+    """What a timestep is multiplied by in c_skip and c_out of `lcm`: functions of the place in a schedule of 1000."""
+    return 10.0 * 1000 / config.steps
 
 
 # A sampler -> diffusers' class, its settings, and what sets up its steps.
@@ -224,6 +233,18 @@ def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0
     """The timesteps that `ddim_released` runs, descending, whole numbers; see `make_sampler`, which raises the same."""
     grid = _released_grid(config, _total(config, steps, denoise))
     return grid[_released_begin(grid, config, denoise) :]
+
+
+def lcm_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
+    """The timesteps that `lcm` runs, descending, whole numbers; see `make_sampler`, which raises the same.
+
+    Those of the distillation (arXiv 2310.04378, section 4.3), of which `steps` are taken evenly from the last one down,
+    for 4 of them 999, 759, 499, 259; of all, where there are more steps.
+    """
+    total = _total(config, steps, denoise)
+    count = _distilled(config, total)
+    taken = np.linspace(0, count, num=total, endpoint=False).astype(np.int64)
+    return torch.from_numpy((count - taken) * (config.steps // count) - 1)[total - steps :]
 
 
 def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
