@@ -84,6 +84,11 @@ class UNetConfig:
     dropout: _Dropout = 0.1
     stc_dropout: _Dropout = 0.05
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the network can be told: text, style where it takes one, and its conditions."""
+        return ("text", *(("style",) if self.style_tokens else ()), *self.conditions)
+
     def __post_init__(self) -> None:
         unknown = [name for name in self.conditions if name not in tuple(CONDITIONS)]
         if unknown:

@@ -38,7 +38,7 @@ def run(recipe, steps=3):
     encoders = Encoders(started.config, gather_parts(recipe), size)
     step = Step(started.unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
     engine = Learner(started.unet, step, recipe, World())
-    keep = keep_for(recipe, recipe.data[0], started.config.unet.conditions)
+    keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
     whole = {
         name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size))
         for name, spec in CONDITIONS.items()
