@@ -39,8 +39,9 @@ def run(recipe, steps=3):
     step = Step(started.unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
     engine = Learner(started.unet, step, recipe, World())
     keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
+    scale = started.config.extraction.condition_scale
     whole = {
-        name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size))
+        name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size, scale))
         for name, spec in CONDITIONS.items()
     }
     for number in range(steps):
