@@ -45,7 +45,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(ge=0)]
 AboveZero = Annotated[Number, Field(ge=1e-9)]
-Share = Annotated[Number, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 Decay = Annotated[Number, Field(ge=0, le=1 - 1e-9)]
 Count = Annotated[int, Field(ge=1, le=MORE)]
 Amount = Annotated[int, Field(ge=0, le=MORE)]
@@ -129,7 +129,7 @@ class Domain:
     for it is at hand."""
     count: Count = 2560
     """Number of synthetic clips; folders and shards give all that they have."""
-    max_bad: Share = 0.01
+    max_bad: Fraction = 0.01
     """Share of samples that may be unreadable; more stop the run."""
 
 
@@ -152,14 +152,14 @@ class Loss:
     dropout: Literal["independent", "released"] = "independent"
     """independent: each sample keeps all with 0.1, drops all with 0.1, else drops each condition with 0.5; released:
     the released code's draw of a count for the whole batch, which biases it."""
-    text_dropout: Share | None = None
+    text_dropout: Fraction | None = None
     """Stage 1: share of samples without their text, for guidance; none in stage 2, whose dropout drops text too."""
     lone: dict[str, Number] = field(default_factory=dict)
     """Shares of samples that show a condition without the others that would tell as much, beyond the paper's rule, for
     instance motion 0.35; see `training.objective.draw_kept`."""
     moving_gain: Positive = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
-    no_style: Share = 0.0
+    no_style: Fraction = 0.0
     """Share of the steps that have no style token at all, as when no style is wired; the paper's is 0."""
 
 
@@ -185,7 +185,7 @@ class Optimizer:
     """Steps over which the learning rate rises from 0."""
     decay: Literal["cosine", "constant"] = "cosine"
     """How the learning rate falls after the warm-up: to `final_rate` by a cosine, or not at all."""
-    final_rate: Share = 0.1
+    final_rate: Fraction = 0.1
     """Factor of the learning rate at the end."""
     ema: Decay = 0.9999
     """Decay of the averaged weights; 0 keeps none."""

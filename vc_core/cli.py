@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import terminal
-from .terminal import USERS_ERROR, option, parsed, progress_bars, run_program, sentence
+from .terminal import USERS_ERROR, argument, option, parsed, progress_bars, run_program, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +114,7 @@ HANDED_ON: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 """By the command: the folder that it needs, what runs it, and what it is for."""
 
 
-# --- demo, doctor ---------------------------------------------------------------------------------------------------
+# --- demo, doctor, get ----------------------------------------------------------------------------------------------
 
 
 def _demo(
@@ -147,6 +147,19 @@ def _of(module: str, name: str) -> Callable[[], Any]:
     return lambda: getattr(import_module(f"{__package__}.commands.{module}"), name)
 
 
+def _get(
+    names: argument(tuple[str, ...], "files by their names; without any, those that there are", "[NAME ...]") = (),
+    to: option(Path | None, "folder for them (default: that of ./vc doctor, where the nodes read them)") = None,
+) -> None:
+    from .commands.get import as_text, get
+
+    if not names:
+        print(as_text())
+        return
+    with progress_bars() as progress:
+        get(names, to, progress)
+
+
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "demo": (lambda: _demo, "compose two small videos that obey a clip's motion, and measure them"),
     "compose": (_of("options", "compose"), "compose videos from conditions, again from a video, or many"),
@@ -154,5 +167,6 @@ COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "info": (_of("networks", "info"), "say what a file holds and whether it is whole"),
     "convert": (_of("networks", "convert"), "write networks under other names, in another type, or as one file"),
     "doctor": (lambda: _doctor, "say what works here, what is missing and where to get it"),
+    "get": (lambda: _get, "download files that ./vc doctor lists"),
 }
 """By the command: what gives the function of its options, and what it is for."""

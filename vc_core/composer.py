@@ -1,7 +1,7 @@
 """A checkpoint made ready to compose: on which device, in which types, with which further files."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class VideoComposer:
         compute: str = "auto",
         offload: bool = False,
         compile: bool = False,
+        said: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -70,6 +71,7 @@ class VideoComposer:
             compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
             offload: keep the network's weights on the CPU and bring them to the device block by block.
             compile: run the network through `torch.compile`; the first step then takes minutes.
+            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -80,7 +82,7 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, **(said or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)

@@ -96,11 +96,11 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
-def append(path: str | os.PathLike, text: str) -> None:
-    """Appends to a text file, all of it or nothing. Raises `WriteError`."""
+def append(path: str | os.PathLike, content: str | bytes) -> None:
+    """Appends to a file, all of it or nothing. Raises `WriteError`."""
     with writing(path), open(path, "ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        data = memoryview(text.encode())
+        data = memoryview(content.encode() if isinstance(content, str) else content)
         try:
             while data:
                 data = data[file.write(data) :]

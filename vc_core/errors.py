@@ -32,6 +32,13 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def amount(size: int) -> str:
+    """So many bytes: `5.7 GB`, `335 MB`, `787 bytes`."""
+    if size < 1e6:
+        return counted(size, "byte")
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 def shorten(items: Collection[str], most: int = 5) -> str:
     """The first items of a list, and how many more there are: `a, b, c and 4 more`."""
     items = list(items)

@@ -75,7 +75,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Start:
+class Loaded:
     """The loader, and what the sampler is told."""
 
     graph: Graph
@@ -92,14 +92,14 @@ class Start:
         return self.graph.add(kind, CONDITIONS, model=self.model, **inputs)
 
 
-def start(graph: Graph, text: str) -> Start:
+def start(graph: Graph, text: str) -> Loaded:
     loader = graph.add("VCCheckpointLoader", MODEL)
     positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=loader["CLIP"], text=text)
     negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=loader["CLIP"], text="")
-    return Start(graph, loader, positive[0], negative[0])
+    return Loaded(graph, loader, positive[0], negative[0])
 
 
-def styled(begun: Start, image: Output) -> Start:
+def styled(begun: Loaded, image: Output) -> Loaded:
     """With the style of an image beside the text."""
     node = begun.graph.add(
         "StyleEmbed",
@@ -109,11 +109,11 @@ def styled(begun: Start, image: Output) -> Start:
         clip_vision=begun.loader["CLIP_VISION"],
         image=image,
     )
-    return Start(begun.graph, begun.loader, node["positive"], node["negative"])
+    return Loaded(begun.graph, begun.loader, node["positive"], node["negative"])
 
 
 def sample(
-    begun: Start,
+    begun: Loaded,
     seed: int,
     cfg: float = 0.0,
     windows: tuple[int, int] = (0, -1),
@@ -167,7 +167,7 @@ def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
     graph.add("SaveVideo", VIDEO, video=video[0], filename_prefix="video/VideoComposer")
 
 
-def finish(begun: Start, seed: int, **more: Any) -> None:
+def finish(begun: Loaded, seed: int, **more: Any) -> None:
     """Everything from the conditions to the saved video; see `sample`."""
     save(begun.graph, *sample(begun, seed, **more))
 
@@ -176,19 +176,19 @@ def example(graph: Graph, direction: str = "right", frames: int = 16, title: str
     return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames)
 
 
-def motion_of(begun: Start, clip: Node) -> Node:
+def motion_of(begun: Loaded, clip: Node) -> Node:
     return begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
 
 
-def depth_of(begun: Start, clip: Node, **size: Output) -> Node:
+def depth_of(begun: Loaded, clip: Node, **size: Output) -> Node:
     return begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright", **size)
 
 
-def sketch_of(begun: Start, clip: Node) -> Node:
+def sketch_of(begun: Loaded, clip: Node) -> Node:
     return begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
 
 
-def mask_of(begun: Start, clip: Node) -> Node:
+def mask_of(begun: Loaded, clip: Node) -> Node:
     wider = begun.graph.add("GrowMask", CONDITIONS, mask=clip["mask"], expand=12)
     return begun.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
 
@@ -267,7 +267,7 @@ def inpainting_moving_mask(graph: Graph) -> None:
     finish(begun, seed=6, cfg=4.0, mask=mask_of(begun, clip))
 
 
-def drawn_motion(graph: Graph, begun: Start, clip: Node, points: str, **more: Any) -> Node:
+def drawn_motion(graph: Graph, begun: Loaded, clip: Node, points: str, **more: Any) -> Node:
     drawn = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
     node = begun.add("VCMotionFromTracks", **drawn, spacing="length", **more)
     graph.add("VCMotionPreview", CONDITIONS, title="The motion that was drawn", motion=node[0], images=clip["images"])

@@ -65,6 +65,17 @@ def last_line(capsys):
 # --- compose --------------------------------------------------------------------------------------------------------
 
 
+def test_a_distilled_checkpoint_is_sampled_as_such(tiny_checkpoint, tmp_path, capsys):
+    out, again = tmp_path / "out.mp4", tmp_path / "again.mp4"
+    few = ["--checkpoint", tiny_checkpoint, "--few-steps", "yes", "--device", "cpu"]
+    assert cli.main(["compose", *map(str, [*few, "--text", "a", "-o", out])]) == 0
+    assert "4 steps of lcm, guidance 1" in capsys.readouterr().out
+    assert cli.main(["compose", "--from", str(out), "-o", str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+    record = read_record(out).settings
+    assert (record.few_steps, record.sampler, record.steps, record.guidance) == ("yes", "lcm", 4, 1.0)
+
+
 def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
     out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
     status = compose(

@@ -64,8 +64,8 @@ STRATEGIES = {
     "scale": st.none() | st.integers(1, 64),
     "batch_size": st.integers(1, 64),
     "seed": st.integers(0, 2**63 - 1),
-    "sampler": st.sampled_from(SAMPLERS),
-    "steps": st.integers(1, 1000),
+    "sampler": st.none() | st.sampled_from(SAMPLERS),
+    "steps": st.none() | st.integers(1, 1000),
     "eta": FRACTIONS,
     "guidance": st.none() | st.floats(-100, 100),
     "condition_guidance": st.floats(-100, 100),
@@ -73,6 +73,9 @@ STRATEGIES = {
     "window": st.none() | st.integers(1, 999),
     "overlap": st.none() | st.integers(0, 999),
     "parts": st.lists(PATHS).map(tuple),
+    "few_steps": st.sampled_from([None, "yes", "no"]),
+    "prediction": st.sampled_from([None, "epsilon", "v_prediction"]),
+    "zero_terminal_snr": st.sampled_from([None, "yes", "no"]),
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1", "mps"]),
     "dtype": st.sampled_from(["auto", "fp32", "fp16", "bf16", "fp8"]),
     "compute": st.sampled_from(["auto", "fp32", "fp16", "bf16"]),
@@ -104,7 +107,7 @@ STRATEGIES = {
 @given(st.fixed_dictionaries(STRATEGIES).map(lambda values: Settings(**values)))
 def test_any_settings_survive_json(settings):
     assert set(STRATEGIES) == set(SETTINGS)
-    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.from_mapping(json.loads(json.dumps(settings.to_mapping()))) == settings
     inputs = {"image": [{"path": "/a", "name": "a", "sha256": "0"}]}
     record = Record(settings, inputs, {"sketch": {"method": "edges"}}, {"torch": "1"}, {"threads": 2})
     assert record.to_json().isascii() and "\n" not in record.to_json()

@@ -177,7 +177,7 @@ comfy.options.enable_args_parsing()
 spec = importlib.util.spec_from_file_location("pack", pack + "/__init__.py", submodule_search_locations=[pack])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 from pack.nodes.host.model import load_model
-from pack.vc_core.checkpoint import read_checkpoint
+from pack.vc_core.checkpoint.reading import read_checkpoint
 model = load_model(read_checkpoint(path))
 print(model.model.videocomposer.frames, sum(p.numel() for p in model.model.diffusion_model.parameters()))
 """

@@ -1,39 +1,36 @@
 """From settings to files: what `./vc compose` does, apart from the command line."""
 
-import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from .. import pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
-from ..config import Config
+from ..diffusion.samplers import Sampling
+from ..diffusion.windows import Windows
 from ..disk import check_place
+from ..encoders.autoencoder import Tiling
 from ..errors import UserError
+from ..extract.pictures import picture_of
 from ..progress import Progress
-from ..video import FramePlan, plan_frames
-from .checks import check_inputs, check_settings, check_video_place
-from .conditions import frame_plan, make_conditions, probed
-from .record import (
-    KEY,
-    Record,
-    differences,
-    machine,
-    make_record,
-    read_record,
-    versions,
-    with_found_inputs,
-)
+from ..video import FramePlan, plan_frames, read_frames, read_image
+from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
+from .checks import check_inputs, check_settings
+from .conditions import fill_in, make_conditions, named_as, probed
+from .record import KEY, Record, differences, make_record, read_record, with_found_inputs
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 LOADING = ("device", "dtype", "compute", "offload", "compile")
 """Settings that a composer is loaded by, besides its files."""
+SAID = ("few_steps", "prediction", "zero_terminal_snr")
+"""Settings that say what the checkpoint is, in place of its file."""
 
 
 # --- Settings, before anything runs ---------------------------------------------------------------------------------
@@ -54,10 +51,8 @@ def gather(source: Path | None, options: Mapping[str, Any], progress: Progress |
         record = read_record(source)
         settings = record.settings.with_options(options)
         _check_new_name(settings, source)
-        replaced = [name for name in record.inputs if getattr(settings, name) != getattr(record.settings, name)]
-        settings = with_found_inputs(record, source, {*options, *replaced}, progress).with_options(options)
-        now = dataclasses.replace(record, versions=versions(), machine=machine(settings))
-        if differs := differences(record, now):
+        settings = with_found_inputs(settings, record, source, options, progress)
+        if differs := differences(record, settings):
             warnings.warn(f"{source}: the result may differ in its last bits ({'; '.join(differs)}).", stacklevel=2)
     check_ready(settings)
     return settings
@@ -113,29 +108,18 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
     for path in outputs(settings):
         if name := read.get(os.path.realpath(path)):
             raise UserError(f"{path} would overwrite what {label(name)} reads: give the result another name.")
-    _check_format(settings)
+    check_videos(settings.out, settings.batch_size, settings.fps)
+    if settings.sheet is not None:
+        if settings.sheet.suffix.lower() != ".png":
+            raise UserError(
+                f"{settings.sheet} cannot be written: expected a name that ends in .png for a contact sheet."
+            )
+        check_place(settings.sheet)
 
 
 def outputs(settings: Settings) -> list[Path]:
     """Every path that a run writes."""
-    from ..video.writing import numbered
-
-    videos = numbered(settings.out, settings.batch_size) if settings.out else []
-    return [*videos, *([settings.sheet] if settings.sheet else [])]
-
-
-def _check_format(settings: Settings) -> None:
-    """Refuses now what writing would refuse after minutes of composing."""
-    from ..video.writing import check_format
-
-    form = check_format(settings.out, settings.fps)
-    if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
-        raise UserError(f"{settings.sheet} cannot be written: expected a name that ends in .png for a contact sheet.")
-    for path in outputs(settings):
-        if path == settings.sheet:
-            check_place(path)
-        else:
-            check_video_place(path, form)
+    return [*numbered(settings.out, settings.batch_size), *filter(None, [settings.sheet])]
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -150,92 +134,58 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     Raises:
         UserError: see `check_ready`; sources that are unreadable or too short; whatever `compose` refuses.
     """
-    from ..diffusion.samplers import Sampling
-    from ..diffusion.windows import Windows
-    from ..encoders.autoencoder import Tiling
-    from ..extract.pictures import picture_of
-    from ..pipeline import compose
-
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
     full, plan = fill_in(settings, composer.config)
     made = make_conditions(full, plan, composer.config, progress)
     style, init = _style(full), _init(full, plan)
-    videos = compose(
+    windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
+    videos = pipeline.compose(
         composer,
         full.text,
         negative=full.negative,
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
-        sampling=Sampling(
-            full.sampler,
-            full.steps,
-            full.denoise,
-            full.eta,
-            guidance=full.guidance,
-            condition_guidance=full.condition_guidance,
-            rescale=full.rescale,
-            windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
-        ),
+        sampling=Sampling(**named_as(Sampling, full), windows=windows),
         frames=full.frames,
         size=full.size,
         batch=full.batch_size,
         seed=full.seed,
-        tiling=Tiling(full.chunk, full.tile),
+        tiling=Tiling(**named_as(Tiling, full)),
         progress=progress,
     )
     record = make_record(full, {name: each.how for name, each in made.items() if each.how}, progress)
-    shown = {
-        **{name: picture_of(name, each.tensor) for name, each in made.items()},
-        **({"style": style.image[:, :, None]} if style else {}),
-        **({"init": init} if full.init else {}),
-    }
-    notes = [each.note for each in made.values() if each.note]
-    chosen = _chosen(settings, full, plan, record)
-    return [*_write(full, record, videos, shown, progress), *notes, *([chosen] if chosen else [])]
+    metadata = {KEY: record.to_json()}
+    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
+    height, width = (side * full.scale for side in full.size)
+    what = f"{full.frames} frames of {width}x{height} at {full.fps:g} a second"
+    told = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
+    if full.sheet is not None:
+        rows = [(name, picture_of(name, each.tensor)) for name, each in made.items()]
+        rows += [("style", style.image[:, :, None])] if style else []
+        rows += [] if init is None else [("init", init)]
+        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        told.append(f"{full.sheet}: what the network saw and what it made")
+    told += [each.note for each in made.values()]
+    return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
+    said = {name: getattr(settings, name) for name in SAID}
+    options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
     return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
 
 
-def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | None]:
-    """The settings with all that the checkpoint or the source decides, and the source's frame plan where there is one.
-
-    Raises:
-        UserError: a source that is unreadable or too short.
-    """
-    frames = settings.frames or config.frames
-    height, width = size = settings.size or (config.height, config.width)
-    plan = frame_plan(settings, frames)
-    window = settings.window or (config.frames if frames > config.frames else None)
-    full = dataclasses.replace(
-        settings,
-        frames=frames,
-        size=size,
-        fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
-        scale=settings.scale or max(1, 256 // min(height, width)),
-        guidance=config.guidance if settings.guidance is None else settings.guidance,
-        window=window,
-        overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
-    )
-    return full, plan
-
-
-def _style(settings: Settings) -> Any:
-    from ..pipeline import Style
-    from ..video import read_image
-
-    return None if settings.style is None else Style(read_image(settings.style), **_applied(settings, "style"))
+def _style(settings: Settings) -> pipeline.Style | None:
+    return None if settings.style is None else pipeline.Style(read_image(settings.style), **_applied(settings, "style"))
 
 
 def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
     """The video to begin from, `(1, 3, F, H, W)`; beside a source, at the source's rate, so that they stay in step."""
-    from ..video import read_frames
-
     if settings.init is None:
         return None
     if settings.video is not None:
@@ -254,6 +204,7 @@ _CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
     ("frames", lambda s: f"{s.frames} frames"),
     ("size", lambda s: f"size {s.size[1]}x{s.size[0]}"),
     ("window", lambda s: f"windows of {s.window} frames that share {s.overlap}"),
+    ("steps", lambda s: f"{s.steps} steps of {s.sampler}"),
     ("guidance", lambda s: f"guidance {s.guidance:g}"),
     ("fps", lambda s: f"{s.fps:g} frames a second"),
     ("scale", lambda s: f"every pixel enlarged {s.scale} times"),
@@ -272,46 +223,3 @@ def _chosen(given: Settings, full: Settings, plan: FramePlan | None, record: Rec
     if given.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
     return f"chosen: {', '.join(words)}" if words else ""
-
-
-def _write(
-    settings: Settings,
-    record: Record,
-    videos: Tensor,
-    shown: Mapping[str, Tensor],
-    progress: Progress | None,
-) -> list[str]:
-    from ..video.writing import write_contact_sheet, write_videos
-
-    metadata = {KEY: record.to_json()}
-    height, width = (side * settings.scale for side in settings.size)
-    paths = write_videos(settings.out, videos, settings.fps, settings.scale, metadata, progress)
-    what = f"{settings.frames} frames of {width}x{height} at {settings.fps:g} a second"
-    summary = [f"{path}: {what}, seed {settings.seed + i}" for i, path in enumerate(paths)]
-    if settings.sheet is not None:
-        rows = list(shown.items())
-        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(settings.sheet, rows, title=settings.text, metadata=metadata)
-        summary.append(f"{settings.sheet}: what the network saw and what it made")
-    return summary
-
-
-# --- Many runs ------------------------------------------------------------------------------------------------------
-
-
-def run_all(
-    runs: Sequence[Settings], progress: Progress | None = None
-) -> Iterator[tuple[Settings, list[str] | Exception]]:
-    """Runs one after the other, and how each ended: what `run` says, or the error. One that fails does not stop the
-    rest; neighbours share what they load."""
-    composer, loaded = None, None
-    for settings in runs:
-        try:
-            wanted = [getattr(settings, name) for name in ("checkpoint", "parts", *LOADING)]
-            if composer is None or wanted != loaded:
-                composer = None  # given back before the next one is loaded
-                composer, loaded = load(settings, progress), wanted
-            outcome = run(settings, composer, progress)
-        except Exception as error:  # told by the caller, at the end
-            outcome = error
-        yield settings, outcome

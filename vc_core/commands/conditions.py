@@ -4,35 +4,58 @@ import dataclasses
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..composer import choose_device
 from ..config import Config
 from ..errors import UserError
+from ..extract.motion.camera import CameraMove, camera_field, condition_from_field
+from ..extract.motion.tracks import read_tracks, tracks_field
+from ..extract.sources import Extracted, Options, Source, extract_condition
 from ..progress import Progress
-from ..video import FramePlan, VideoInfo, plan_frames, probe
+from ..video import FramePlan, VideoInfo, plan_frames, probe, read_image
 from .settings import Settings
 
-if TYPE_CHECKING:
-    from ..extract.sources import Extracted, Options
+
+def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | None]:
+    """The settings with all that the checkpoint or the source decides, and the source's frame plan where there is one.
+
+    Raises:
+        UserError: a source that is unreadable or too short.
+    """
+    frames = settings.frames or config.frames
+    height, width = size = settings.size or (config.height, config.width)
+    plan = _frame_plan(settings, frames, config.extraction.sampling_rate)
+    window = settings.window or (config.frames if frames > config.frames else None)
+    full = dataclasses.replace(
+        settings,
+        frames=frames,
+        size=size,
+        fps=settings.fps or float(plan.rate if settings.takes_frames else config.rate),
+        scale=settings.scale or max(1, 256 // min(height, width)),
+        sampler=settings.sampler or config.sampler,
+        steps=settings.steps or config.steps,
+        guidance=config.guidance if settings.guidance is None else settings.guidance,
+        window=window,
+        overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
+    )
+    return full, plan
 
 
-def frame_plan(settings: Settings, frames: int) -> FramePlan | None:
+def _frame_plan(settings: Settings, frames: int, usual: float) -> FramePlan | None:
     """The frame plan of the source, the video or else the one to begin from; None where there is neither.
 
     Where the source's first frame is all that is taken, the plan is of that frame alone, the first of the `frames` that
     a sequence would have; a clip may be too short for the sequence then.
-
-    Raises:
-        UserError: a source that is unreadable or too short.
     """
     source = settings.video or settings.init
     if source is None:
         return None
     info = probed(source)
     if settings.takes_frames:
-        return plan_frames(info, frames, settings.rate, settings.start)
+        return plan_frames(info, frames, settings.rate, settings.start, usual)
     there = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
-    plan = plan_frames(info, min(frames, there), settings.rate, settings.start)
+    plan = plan_frames(info, min(frames, there), settings.rate, settings.start, usual)
     return dataclasses.replace(plan, frames=1)
 
 
@@ -44,34 +67,33 @@ def probed(path: Path) -> VideoInfo:
     return info
 
 
-def options_of(settings: Settings) -> "Options":
+def options_of(settings: Settings) -> Options:
     """How conditions are made, by the settings of these names. Raises `UserError` for a device that is not there."""
-    from ..composer import choose_device
-    from ..extract.sources import Options
-
-    named = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Options) if hasattr(settings, f.name)}
+    named = named_as(Options, settings)
     return Options(**{**named, "models": settings.models or None, "device": str(choose_device(settings.device))})
+
+
+def named_as(kind: type, settings: Settings) -> dict[str, Any]:
+    """The settings that have the names of a dataclass's fields, where they mean the same."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(kind) if hasattr(settings, f.name)}
 
 
 def make_conditions(
     settings: Settings, plan: FramePlan | None, config: Config, progress: Progress | None = None
-) -> "dict[str, Extracted]":
+) -> dict[str, Extracted]:
     """The conditions by name, made from the source, by hand, and from the images.
 
     Args:
         settings: with `frames` and `size` filled in.
-        plan: of the source, see `frame_plan`.
+        plan: of the source, see `fill_in`.
         config: of the checkpoint whose kind of conditions they are.
 
     Raises:
         UserError: a file that is unreadable, or a network whose files are missing.
     """
-    from ..extract.sources import Source, extract_condition
-    from ..video import read_image
-
     plain = options_of(settings)
 
-    def make(name: str, clip: Any, options: "Options" = plain) -> "Extracted":
+    def make(name: str, clip: Any, options: Options = plain) -> Extracted:
         return extract_condition(name, Source(clip, plan, settings.size, config.extraction), options, progress)
 
     made = {name: make(name, settings.video) for name in settings.use}
@@ -93,12 +115,8 @@ def make_conditions(
     return made
 
 
-def _motion_by_hand(settings: Settings, config: Config) -> "Extracted":
+def _motion_by_hand(settings: Settings, config: Config) -> Extracted:
     """The motion of tracks and of a camera, summed, in the layout that the checkpoint was trained on."""
-    from ..extract.motion.camera import CameraMove, camera_field, condition_from_field
-    from ..extract.motion.tracks import read_tracks, tracks_field
-    from ..extract.sources import Extracted
-
     move = CameraMove(settings.pan, settings.zoom, settings.roll, settings.easing)
     field = camera_field(move, settings.frames, settings.size)
     if settings.tracks is not None:

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..errors import amount
 from ..progress import Progress
-from ..published import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders
+from ..published import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders, place_of
 
 Findings = dict[str, Any]
 """What was found, in values that JSON holds."""
@@ -127,7 +128,10 @@ def models(hash: bool = False, progress: Progress | None = None) -> Findings:
     found = find_models(folders)
     return {
         "folders": [{"path": str(folder), "exists": folder.is_dir()} for folder in folders],
-        "files": [{**vars(model), "found": [describe(model, path) for path in found[model]]} for model in MODELS],
+        "files": [
+            {**vars(model), "place": str(place_of(model)), "found": [describe(model, path) for path in found[model]]}
+            for model in MODELS
+        ],
     }
 
 
@@ -173,7 +177,7 @@ def as_text(findings: Findings) -> str:
         lines += ["", title, *(f"  {line}" for line in ([found] if isinstance(found, str) else describe(found)))]
     no_compiler = "no C++ compiler, so --compile works on CUDA alone: install g++"
     lines += ["", f"torch.compile: {findings['compiler'] or no_compiler}"]
-    lines += [f"{item['what']}: {_amount(item['free'])} free in {item['path']}" for item in findings["disk"]]
+    lines += [f"{item['what']}: {amount(item['free'])} free in {item['path']}" for item in findings["disk"]]
     problem = findings["problem"]
     lines += ["", "Composing with the bundled checkpoint works." if problem is None else f"It does not work: {problem}"]
     return "\n".join(lines)
@@ -192,7 +196,7 @@ def _device_lines(found: list[Findings]) -> Iterator[str]:
     for item in found:
         threads = f", {item['threads']} threads of {item['cores']}" if "threads" in item else ""
         capability = f", compute capability {item['capability']}" if "capability" in item else ""
-        memory = f", {_amount(item['memory'])}, {_amount(item['free'])} free" if "memory" in item else ""
+        memory = f", {amount(item['memory'])}, {amount(item['free'])} free" if "memory" in item else ""
         weights = f"weights in {' or '.join(item['dtypes'])}"
         yield f"{item['name']}: {item['what']}{threads}{capability}{memory}; {weights}"
 
@@ -209,17 +213,13 @@ def _model_lines(found: Findings) -> Iterator[str]:
         yield f"searched: {folder['path']}{'' if folder['exists'] else ' (no such folder)'}"
     for model in found["files"]:
         yield f"{'found' if model['found'] else 'missing'}: {model['name']}, {model['purpose']}"
-        size = _amount(model["size"])
+        size = amount(model["size"]) if model["size"] else "its size is unknown,"
         wrong = f", SHA-256 WRONG: get it again from {model['source']}"
         for item in model["found"]:
             cut = "" if item["right_size"] else f", not the published {size}: halved, or cut off"
             verdict = {True: ", SHA-256 right", False: wrong, None: ""}[item["right"]]
-            yield f"  {item['path']} ({_amount(item['size'])}{cut}{verdict})"
+            yield f"  {item['path']} ({amount(item['size'])}{cut}{verdict})"
         if not model["found"]:
-            yield f"  {size} from {model['source']}"
-            place, use = found["folders"][0]["path"], KINDS[model["kind"]]
-            yield f"  put it into {place}; {use}; SHA-256 {model['sha256'] or 'unknown'}"
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+            yield f"  {size} from {model['source']}; ./vc get {model['name']}"
+            use = KINDS[model["kind"]]
+            yield f"  put it into {model['place']}; {use}; SHA-256 {model['sha256'] or 'unknown'}"

@@ -4,7 +4,7 @@ import dataclasses
 import json as json_text
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,33 +15,30 @@ from ..configuration import bare, form
 from ..errors import UserError
 from ..terminal import argument, each, option, progress_bars, sentence
 from ..video.limits import allow, megapixels_option
-from .compose import gather, gather_many, run, run_all
-from .extract import COLUMNS, KINDS, OPTIONS, SHORT, extract_file, request_of, save_extraction, summary
-from .extract import preview as write_preview
-from .settings import SETTINGS, TITLES, Settings, as_option
-
-_FILES = ("models", "parts")
+from . import compose as composing
+from . import extract as extracting
+from .extract import COLUMNS, KINDS, OPTIONS, SHORT
+from .settings import FILES, SETTINGS, TITLES, Settings, as_option
 
 
-def _given(groups: Mapping[str, Sequence[str]], short: Mapping[str, str]) -> Any:
+def _given(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
     """The annotation of settings as options: dataclasses of the texts that were given, one for each group of the help.
 
     Args:
-        groups: titles -> settings.
+        titles: of the groups, by setting.
         short: options' second names.
     """
-
-    def one(name: str) -> tuple[str, Any, Any]:
+    groups: dict[str, list[tuple[str, Any, Any]]] = {}
+    for name, title in titles.items():
         hint, kind = Settings.__annotations__[name], bare(Settings.__annotations__[name])
-        many = name in _FILES or kind.__name__ == "dict"
-        taken = each(tuple[str, ...] if name in _FILES else str) if many else (bool if kind is bool else str) | None
+        many = name in FILES or kind.__name__ == "dict"
+        taken = each(tuple[str, ...] if name in FILES else str) if many else (bool if kind is bool else str) | None
         names = [short[name]] if name in short else []
-        return name, option(taken, SETTINGS[name], *names, shown=form(hint)), () if many else None
-
-    made = {title: dataclasses.make_dataclass("Given", map(one, names)) for title, names in groups.items()}
+        annotation = option(taken, SETTINGS[name], *names, shown=form(hint))
+        groups.setdefault(title, []).append((name, annotation, () if many else None))
     fields = [
-        (f"group{i}", Annotated[kind, arg(name=title, prefix_name=False)])
-        for i, (title, kind) in enumerate(made.items())
+        (f"group{i}", Annotated[dataclasses.make_dataclass("Given", options), arg(name=title, prefix_name=False)])
+        for i, (title, options) in enumerate(groups.items())
     ]
     return dataclasses.make_dataclass("Given", fields)
 
@@ -51,19 +48,11 @@ def _options(given: Any) -> dict[str, Any]:
     texts = {
         name: text for group in vars(given).values() for name, text in vars(group).items() if text not in (None, ())
     }
-    for name in texts.keys() & {*_FILES}:
+    for name in texts.keys() & {*FILES}:
         if () in texts[name]:
             raise UserError(f"{as_option(name)} needs a name: give it one, or leave it out.")
         texts[name] = [path for paths in texts[name] for path in paths]
     return texts
-
-
-def _by_title(titles: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Settings by the titles of the help, of pairs of a setting and its title."""
-    groups: dict[str, list[str]] = {}
-    for name, title in titles:
-        groups.setdefault(title, []).append(name)
-    return groups
 
 
 @dataclasses.dataclass
@@ -84,7 +73,7 @@ class Sources:
 
 def compose(
     files: Annotated[Sources, arg(name="settings from files")],
-    given: _given(_by_title(TITLES.items()), {"out": "-o"}),
+    given: _given(TITLES, {"out": "-o"}),
     max_megapixels: megapixels_option() = None,
 ) -> int | None:
     allow(max_megapixels)
@@ -92,7 +81,7 @@ def compose(
     if files.batch is not None:
         return _compose_many(files, options)
     with progress_bars() as progress:
-        told = run(gather(files.source, options, progress), progress=progress)
+        told = composing.run(composing.gather(files.source, options, progress), progress=progress)
     for line in told:
         print(line)
     return None
@@ -102,16 +91,24 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     for name, given in (("--from", files.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
         if given:
             raise UserError(f"{name} does not go with --batch: write it into {files.batch}, in each run.")
-    runs = gather_many(files.batch, options)
-    failed = []
+    runs = composing.gather_many(files.batch, options)
+    failed, composer, loaded = [], None, None
     with progress_bars() as progress:
-        for number, (settings, outcome) in enumerate(run_all(runs, progress), 1):
-            if isinstance(outcome, Exception):
-                failed.append(f"run {number}, {settings.out}: {sentence(outcome)}")
+        for number, settings in enumerate(runs, 1):
+            try:
+                wanted = [
+                    getattr(settings, name) for name in ("checkpoint", "parts", *composing.SAID, *composing.LOADING)
+                ]
+                if wanted != loaded:
+                    composer = loaded = None  # given back before the next one is loaded
+                    composer, loaded = composing.load(settings, progress), wanted
+                told = composing.run(settings, composer, progress)
+            except Exception as error:  # one run that fails does not stop the rest
                 if terminal.debugging:
-                    traceback.print_exception(outcome)
-                outcome = failed[-1:]
-            for line in outcome:
+                    traceback.print_exception(error)
+                told = [f"run {number}, {settings.out}: {sentence(error)}"]
+                failed += told
+            for line in told:
                 progress.write(f"[{number}/{len(runs)}] {line}")
     if failed:
         print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)
@@ -127,7 +124,7 @@ def extract(
         "-o",
         shown="OUT",
     ),
-    given: _given(_by_title((name, f"for {', '.join(kinds)}") for name, kinds in OPTIONS.items()), SHORT),
+    given: _given({name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT),
     preview: option(Path | None, "also something to look at: a .png, or a video", shown="OUT") = None,
     json: option(bool, "print a summary as JSON") = False,
     checkpoint: option(
@@ -143,19 +140,14 @@ def extract(
     max_megapixels: megapixels_option() = None,
 ) -> None:
     allow(max_megapixels)
-    asked = {"kind": kind, "file": file, "out": out, "preview": preview, "checkpoint": checkpoint, "vectors": vectors}
     with progress_bars() as progress:
-        made = extract_file(request_of({**asked, **_options(given)}), progress)
-        written = [save_extraction(made, out)]
-        if preview is not None:
-            written.append(write_preview(made, preview))
-    told = summary(made)
+        told = extracting.run(kind, file, out, _options(given), preview, checkpoint, vectors, progress)
     if json:
         print(json_text.dumps(told, indent=2))
         return
     shape = " x ".join(map(str, told["shape"]))
     print(f"{out}: {kind}, {shape}, from {told['least']:.3g} to {told['most']:.3g}")
-    for path in written[1:]:
-        print(f"{path}: to look at")
+    if preview is not None:
+        print(f"{preview}: to look at")
     if told["note"]:
         print(told["note"])

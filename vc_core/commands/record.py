@@ -20,6 +20,7 @@ from ..errors import UserError, brief, spelled
 from ..folders import files_below, is_there
 from ..parsing import parse_json
 from ..progress import Progress
+from ..video.metadata import read_metadata
 from .settings import BUNDLED, Settings, about, as_option
 
 VERSION = "0.1.0"
@@ -75,21 +76,18 @@ class Record:
 def make_record(settings: Settings, made: Mapping[str, Mapping[str, Any]], progress: Progress | None = None) -> Record:
     """The record of a composition whose settings are filled in. Reads every input, for its SHA-256."""
     settings = dataclasses.replace(settings, out=None, sheet=None).with_paths(lambda path: Path(os.path.abspath(path)))
-    inputs = {
-        name: [{"path": str(path), "name": path.name, "sha256": file_hash(path, progress)} for path in paths]
-        for name, paths in settings.inputs().items()
-    }
+
+    def told(path: Path, place: str) -> dict[str, str]:
+        return {"path": place, "name": path.name, "sha256": file_hash(path, progress)}
+
+    inputs = {name: [told(path, str(path)) for path in paths] for name, paths in settings.inputs().items()}
     if settings.checkpoint is None:
-        inputs["checkpoint"] = [
-            {"path": BUNDLED, "name": BUNDLED_FILE.name, "sha256": file_hash(BUNDLED_FILE, progress)}
-        ]
+        inputs["checkpoint"] = [told(BUNDLED_FILE, BUNDLED)]
     return Record(settings, inputs, made, versions(), machine(settings))
 
 
 def read_record(path: str | Path) -> Record:
     """The record in a produced video, folder or sheet. Raises `UserError` where it has none."""
-    from ..video.metadata import read_metadata
-
     with about(path):
         found = read_metadata(path)
         if KEY not in found:
@@ -98,26 +96,24 @@ def read_record(path: str | Path) -> Record:
 
 
 def with_found_inputs(
-    record: Record, source: Path, changed: Collection[str] = (), progress: Progress | None = None
+    settings: Settings, record: Record, source: Path, given: Collection[str], progress: Progress | None = None
 ) -> Settings:
-    """The record's settings with its inputs where they are now: at their old place, or beside the produced file.
+    """Settings with a record's inputs where they are now: at their old place, or beside the produced file, `source`.
 
     Args:
-        source: the produced file.
-        changed: settings that are replaced anyway, so that their old inputs are not looked for.
+        settings: the record's, some of them changed: what is another input now is not looked for.
+        given: nor is what was given anew, if only the same.
 
     Raises:
         UserError: an input that is missing or has another content, by its name.
     """
     found: dict[str, Any] = {}
     for name, files in record.inputs.items():
-        if name in changed:
-            continue
-        paths = tuple(_find(name, file, source, progress) for file in files)
-        found[name] = paths if isinstance(getattr(record.settings, name), tuple) else paths[0]
-    if found.get("checkpoint") == BUNDLED_FILE:
-        found["checkpoint"] = None
-    return dataclasses.replace(record.settings, **found)
+        was = getattr(record.settings, name)
+        if name not in given and getattr(settings, name) == was:
+            paths = tuple(_find(name, file, source, progress) for file in files)
+            found[name] = paths if isinstance(was, tuple) else was and paths[0]  # None: the bundled checkpoint
+    return dataclasses.replace(settings, **found)
 
 
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
@@ -138,11 +134,11 @@ def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress |
     )
 
 
-def differences(before: Record, now: Record) -> list[str]:
-    """What is another than it was, in words; empty where a repetition gives the same bytes."""
+def differences(record: Record, settings: Settings) -> list[str]:
+    """What is another than it was, in words; empty where a repetition by these settings gives the same bytes."""
     return [
         f"{name} {old} before, {new.get(name, 'none')} now"
-        for olds, new in ((before.versions, now.versions), (before.machine, now.machine))
+        for olds, new in ((record.versions, versions()), (record.machine, machine(settings)))
         for name, old in olds.items()
         if new.get(name) != old
     ]

@@ -3,7 +3,6 @@ the record inside a produced file, and every check of a value."""
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,17 +16,16 @@ from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, shown, spelled
+from ..extract import drawing
+from ..extract.mask import POLARITIES, RANDOM_MASKS
+from ..extract.motion.from_video import MODES
+from ..extract.sketch.methods import METHODS
 from ..parsing import parse_json, parse_yaml
 
 BUNDLED = "bundled"
 """What stands for the checkpoint that comes with this package."""
 
-MODES = ("released", "stream")
-METHODS = ("auto", "pidinet", "edges")
-EASINGS = ("linear", "ease_in", "ease_out", "ease_in_out")
-WHITES = ("paint", "keep")
-MASKS = ("strokes", "rectangles", "half")
-"""As `vc_core.extract` has them, which takes a second to import; the tests compare them."""
+EASINGS, WHITES, MASKS = tuple(drawing.EASINGS), tuple(POLARITIES), tuple(RANDOM_MASKS)
 
 APPLIED = (*CONDITIONS, "style")
 """What has a strength and a schedule."""
@@ -128,7 +126,6 @@ Height = Annotated[int, Field(ge=16, le=8192)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Mode, Method, Easing, White = Literal[MODES], Literal[METHODS], Literal[EASINGS], Literal[WHITES]
-Sampler = Literal[tuple(SAMPLERS)]
 Files = Annotated[
     tuple[File, ...],
     Field(strict=False),
@@ -152,6 +149,11 @@ Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
     BeforeValidator(_by_condition),
     Spoken("a mapping such as {style: [0, 0.6]}", "NAME=START:END"),
+]
+Answer = Annotated[
+    Literal["yes", "no"],
+    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),  # YAML's own yes and no
+    Spoken("yes or no", "yes|no"),
 ]
 Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
 
@@ -247,8 +249,8 @@ class Settings:
     batch_size: UpTo64 = _setting("videos to compose together, with seeds from --seed on", 1)
 
     seed: Seed = _setting("of the noise", 0)
-    sampler: Sampler = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m)", "dpmpp_2m")
-    steps: Count = _setting("sampling steps (default: 20)", 20)
+    sampler: Literal[SAMPLERS] | None = _setting(f"{', '.join(SAMPLERS)} (default: dpmpp_2m; lcm with --few-steps)")
+    steps: Count | None = _setting("sampling steps (default: 20; 4 with --few-steps)")
     eta: Fraction = _setting("fresh noise in every step, for the ddim samplers", 0.0)
     guidance: float | None = _setting("guidance scale (default: the checkpoint's)")
     condition_guidance: float = _setting(
@@ -263,6 +265,14 @@ class Settings:
 
     checkpoint: Checkpoint = _setting("another checkpoint than the bundled one")
     parts: Files = _setting("files of what the checkpoint lacks: autoencoder, text and image towers", ())
+    few_steps: Answer | None = _setting(
+        "yes: the checkpoint was distilled for few steps and no guidance, as VideoLCM, whose file does not say so; "
+        "no: it was not"
+    )
+    prediction: Literal["epsilon", "v_prediction"] | None = _setting(
+        "what the checkpoint predicts, epsilon or v_prediction, where ./vc info shows that it is taken for another"
+    )
+    zero_terminal_snr: Answer | None = _setting("whether its schedule ends in noise alone, in the same case")
     device: Device = _setting("auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = _setting(
         "how weights are kept: auto, fp32, fp16, bf16, fp8", "auto"
@@ -294,17 +304,6 @@ class Settings:
         with about(path):
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
-    @staticmethod
-    def from_json(text: str) -> "Settings":
-        """What `to_json` wrote. Raises `UserError`."""
-        try:
-            return Settings.from_mapping(parse_json(text))
-        except ValueError as error:
-            raise UserError(f"The settings are no valid JSON ({error}): expected what was written by us.") from error
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_mapping(), indent=2)
-
     def to_mapping(self) -> dict[str, Any]:
         """All settings by name, in values that JSON and YAML hold; `from_mapping` gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
@@ -326,7 +325,7 @@ class Settings:
 
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """These settings with a function applied to every path."""
-        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in ("models", "parts")}
+        changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in FILES}
         changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
@@ -368,6 +367,9 @@ GOES_WITH = (
 
 EITHER = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
 """Settings of which one leaves nothing for the other."""
+
+FILES = [name for name, hint in Settings.__annotations__.items() if hint is Files]
+"""Settings that are any number of paths."""
 
 _PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
 INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts")

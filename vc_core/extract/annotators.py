@@ -57,7 +57,8 @@ def what_to_get(names: Sequence[str], folders: Folders = None) -> str:
         f"{files[name].source}"
         for name in names
     ]
-    return f"get {' and '.join(told)} and put {'it' if len(told) == 1 else 'them'} into {as_folders(folders)[0]}"
+    folder, them = as_folders(folders)[0], "it" if len(told) == 1 else "them"
+    return f"get {' and '.join(told)} and put {them} into {folder}, as ./vc get {' '.join(names)} --to {folder} does"
 
 
 @torch.no_grad()

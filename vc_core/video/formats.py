@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..disk import check_folder
+from ..disk import check_folder, check_place, folder_beside, written_beside
 from ..errors import UserError
 from ..folders import put_there_by_systems
 from ..parsing import parse_json
@@ -49,7 +50,7 @@ class VideoToWrite:
 
 
 @dataclass(frozen=True)
-class Format:
+class VideoFormat:
     """How a clip is written to a path."""
 
     write: Callable[[Path, VideoToWrite], None]
@@ -57,6 +58,8 @@ class Format:
     largest: int = 65535  # pixels of a side
     needs: str = ""  # what a build of a library may lack, in words
     present: Callable[[], bool] = lambda: True  # whether it is there
+    check: Callable[[Path], None] = check_place  # refuses places where it cannot be written
+    beside: Callable[[Path], AbstractContextManager[Path]] = written_beside
 
 
 def as_bytes(video: Tensor) -> np.ndarray:
@@ -116,7 +119,7 @@ def _x264_options() -> dict[str, str]:
     return {**options, "x264-params": "asm=avx2"} if has_avx2 else options
 
 
-def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> Format:
+def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> VideoFormat:
     def present() -> bool:
         import av
 
@@ -126,7 +129,7 @@ def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[st
             return False
 
     write = partial(_encode, codec, options, container_options)
-    return Format(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", present=present)
+    return VideoFormat(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", present=present)
 
 
 # --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def check_replaceable(folder: Path) -> None:
 
 # --- The table ------------------------------------------------------------------------------------------------------
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, VideoFormat] = {
     # use_metadata_tags keeps every key under its own name, as ComfyUI's video nodes write and its page reads them;
     # otherwise only the keys that iTunes knows survive.
     ".mp4": _coded("libx264", _x264_options(), {"movflags": "+faststart+use_metadata_tags"}),
@@ -216,7 +219,9 @@ FORMATS: dict[str, Format] = {
     ".webm": _coded(
         "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "4", "row-mt": "0"}, {}
     ),
-    ".gif": Format(_write_gif, fastest=50),
-    ".webp": Format(_write_webp, fastest=90, largest=16383, needs="a build of Pillow with WebP", present=_has_webp),
-    FOLDER: Format(_write_folder),
+    ".gif": VideoFormat(_write_gif, fastest=50),
+    ".webp": VideoFormat(
+        _write_webp, fastest=90, largest=16383, needs="a build of Pillow with WebP", present=_has_webp
+    ),
+    FOLDER: VideoFormat(_write_folder, check=check_replaceable, beside=folder_beside),
 }

@@ -16,7 +16,7 @@ STILLS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif
 
 
 @dataclass(frozen=True)
-class Layout:
+class PictureLayout:
     """How the primary picture is put together.
 
     Attributes:
@@ -57,7 +57,7 @@ def is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in STILLS
 
 
-def layout(data: bytes) -> Layout:
+def layout(data: bytes) -> PictureLayout:
     """The layout of a file's primary picture, from its bytes (the boxes before its pictures will do).
 
     Raises ValueError for boxes that are missing or damaged, or a picture that is no grid but derived in another way.
@@ -78,7 +78,7 @@ def layout(data: bytes) -> Layout:
             tiles = dict(_references(meta[b"iref"], b"dimg"))[primary]
             if size is None or not tiles:
                 raise KeyError(primary)
-        return Layout(size, tiles, turns)
+        return PictureLayout(size, tiles, turns)
     except (struct.error, IndexError, KeyError) as error:
         raise ValueError("its boxes are damaged") from error
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..disk import folder_beside, written_beside
+from ..disk import written_beside
 from ..errors import UserError
 from ..progress import Progress
-from .formats import FOLDER, FORMATS, Format, VideoToWrite, as_bytes, check_replaceable
+from .formats import FOLDER, FORMATS, VideoFormat, VideoToWrite, as_bytes
 from .limits import SLOWEST
 from .metadata import Metadata, check_metadata, png_text
 
@@ -83,10 +83,8 @@ def write_videos(
     with ExitStack() as stack:  # all are written before the first is renamed
         temporaries = []
         for one in paths:
-            if form is FORMATS[FOLDER]:
-                check_replaceable(one)
-            beside = folder_beside if form is FORMATS[FOLDER] else written_beside
-            temporaries.append(stack.enter_context(beside(one)))
+            form.check(one)
+            temporaries.append(stack.enter_context(form.beside(one)))
         for temporary, video in zip(temporaries, videos, strict=True):
             form.write(temporary, VideoToWrite(video, exact, scale, metadata, after_frame))
     return paths
@@ -102,7 +100,7 @@ def numbered(path: str | os.PathLike, videos: int) -> list[Path]:
     return [named.with_name(f"{named.name.removesuffix(ending)}_{i}{ending}") for i in range(videos)]
 
 
-def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) -> Format:
+def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) -> VideoFormat:
     """The format that a path asks for, checked to be there and to play at this rate. Raises `UserError`."""
     path = Path(path)
     form = FORMATS.get(path.suffix.lower()) or (FORMATS[FOLDER] if path.is_dir() else None)
@@ -119,6 +117,13 @@ def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) 
             f"{path}: {float(rate):g} frames a second cannot be kept in {what}: give from 0.01 to {form.fastest}."
         )
     return form
+
+
+def check_videos(path: Path, videos: int = 1, rate: float | None = None) -> None:
+    """Refuses now what `write_videos` would refuse of a path and a rate in the end. Raises `UserError`."""
+    form = check_format(path, rate)
+    for one in numbered(path, videos):
+        form.check(one)
 
 
 def write_contact_sheet(

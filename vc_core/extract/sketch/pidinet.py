@@ -55,7 +55,7 @@ _FOLDS: tuple[Callable[[Tensor], Tensor], ...] = (fold_central, fold_angular, fo
 _KERNELS = (3, 3, 5, 3)
 
 
-class Block(nn.Module):
+class SeparableBlock(nn.Module):
     """A depthwise and a pointwise convolution with a residual; the first block of a stage may halve the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, halves: bool):
@@ -105,7 +105,7 @@ class PiDiNet(nn.Module):
         for stage, (outputs, blocks) in enumerate(zip(channels, _BLOCKS, strict=True)):
             self.stages.append(nn.Sequential())
             for block in range(blocks):
-                self.stages[-1].append(Block(inputs, outputs, _KERNELS[number % 4], stage > 0 and block == 0))
+                self.stages[-1].append(SeparableBlock(inputs, outputs, _KERNELS[number % 4], stage > 0 and block == 0))
                 inputs, number = outputs, number + 1
             self.sides.append(Side(outputs, side_width))
         self.fuse = nn.Conv2d(4, 1, 1)

@@ -1,0 +1,130 @@
+"""Networks of the family: told by their shapes, and composed with what is assumed of them."""
+
+import dataclasses
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+
+from vc_core import Condition, Sampling, Style, compose
+from vc_core.checkpoint.files import save_tensors
+from vc_core.checkpoint.reading import read_checkpoint
+from vc_core.checkpoint.released import to_released
+from vc_core.config import Config, DiffusionConfig, ExtractionConfig, UNetConfig
+from vc_core.diffusion.samplers import make_sampler, sample
+from vc_core.errors import UserError
+from vc_core.families import assumed, overridden
+from vc_core.model.unet import UNet3D
+from vc_core.video import VideoInfo, plan_frames
+
+SMALL = UNetConfig(
+    width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(1,), context_dim=16, temporal_in_heads=1
+)
+FAMILIES = {
+    "released": SMALL,
+    "vgen": dataclasses.replace(SMALL, style_tokens=4),
+    "text alone": dataclasses.replace(SMALL, style_tokens=0, conditions=(), stc_channels=0),
+}
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request, tmp_path_factory):
+    """A family's name, a small network of it, and its file, which says nothing but its tensors."""
+    torch.manual_seed(0)
+    unet = UNet3D(FAMILIES[request.param]).eval().requires_grad_(False)
+    path = tmp_path_factory.mktemp("family") / "network.pth"
+    save_tensors(path, to_released(unet))
+    return request.param, unet, path
+
+
+def test_shapes_tell_the_family(family):
+    name, unet, path = family
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.config
+    assert config.unet == unet.config
+    assert len(checkpoint.assumed) == 1 and not checkpoint.extra
+    vgen = name == "vgen"
+    assert config.diffusion == (
+        DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True) if vgen else DiffusionConfig()
+    )
+    assert (config.width, config.height, config.rate) == ((448, 256, 3.0) if vgen else (256, 256, 8.0))
+    assert config.extraction == (ExtractionConfig(condition_scale=8, sampling_rate=3.0) if vgen else ExtractionConfig())
+    assert not config.few_steps and config.guidance == 9.0
+
+
+def test_a_network_of_each_family_composes(family, tiny_composer, tiny_config):
+    name, unet, path = family
+    config = dataclasses.replace(tiny_config, unet=unet.config, diffusion=read_checkpoint(path).config.diffusion)
+    composer = dataclasses.replace(tiny_composer, unet=unet, config=config)
+    video = compose(composer, "a", sampling=Sampling(steps=2))
+    assert video.shape == (1, 3, 3, 32, 40) and video.isfinite().all()
+    style = Style(torch.rand(1, 3, 32, 32))
+    image = Condition("single_image", torch.rand(1, 3, 1, 48, 60))
+    if name == "text alone":
+        with pytest.raises(UserError, match="no STC-encoder for 'single_image'"):
+            compose(composer, "a", conditions=[image], sampling=Sampling(steps=2))
+        with pytest.raises(UserError, match="takes no style"):
+            compose(composer, "a", style=style, sampling=Sampling(steps=2))
+    else:
+        changed = [
+            compose(composer, "a", sampling=Sampling(steps=2), **one)
+            for one in ({"style": style}, {"conditions": [image]})
+        ]
+        assert all(not torch.equal(video, other) for other in changed)
+
+
+@pytest.mark.parametrize("sampler", ["ddim_released", "ddim", "dpmpp_2m", "euler", "unipc", "lcm"])
+def test_zero_terminal_snr_samples_from_noise_alone(sampler):
+    """A network that always knows the clean latent leads to it, though nothing of it is in the first step's input."""
+    diffusion = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 4, 3, 4, 5, generator=generator) for _ in range(2))
+
+    def denoiser(x, t):
+        between = t.double() % 1
+        alpha = diffusion.alphas_cumprod[[int(t.floor()), int(t.ceil())]]
+        alpha = alpha[0].lerp(alpha[1], between)
+        left = (x.double() - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return (alpha.sqrt() * left - (1 - alpha).sqrt() * clean).float()
+
+    run = make_sampler(Sampling(sampler, 8), diffusion)
+    assert run.timesteps[0] == (876 if sampler == "ddim_released" else 999)  # as released, 1 + 7 * 125
+    made = sample(denoiser, run.start(noise), run, [generator])
+    # The released loop ends at the first timestep, which has 3 % of noise; between timesteps, levels are a little off.
+    torch.testing.assert_close(made, clean, rtol=0, atol=0.15 if sampler == "ddim_released" else 0.01)
+
+
+def test_what_the_user_says_takes_the_place_of_what_is_assumed(family):
+    _, _, path = family
+    config = read_checkpoint(path, prediction="epsilon", size=(320, 576), frames=24, guidance=7.5).config
+    assert config.diffusion == DiffusionConfig() and (config.height, config.width, config.frames) == (320, 576, 24)
+    assert config.guidance == 7.5
+    with pytest.raises(UserError, match="zero_terminal_snr"):
+        read_checkpoint(path, prediction="epsilon", zero_terminal_snr=True)
+
+
+def test_few_steps_bring_their_sampler_and_no_guidance(family, tiny_composer, tiny_config):
+    _, _, path = family
+    config = read_checkpoint(path, few_steps=True).config
+    assert (config.sampler, config.steps, config.guidance) == ("lcm", 4, 1.0)
+    assert overridden(config, few_steps=False) == read_checkpoint(path).config
+    assert overridden(config, few_steps=True, guidance=2.0).guidance == 2.0
+    assert Config.from_json(config.to_json()) == config
+    filled = Sampling(steps=6).filled(config)
+    assert (filled.sampler, filled.steps, filled.guidance) == ("lcm", 6, 1.0)
+    composer = dataclasses.replace(tiny_composer, config=dataclasses.replace(tiny_config, few_steps=True))
+    steps = []
+    compose(composer, "a", progress=lambda what, done, total: steps.append(total) if what == "sampling" else None)
+    assert steps == [4] * 4
+
+
+def test_keys_of_later_versions_are_written_only_where_they_say_something():
+    assert not {"few_steps", "style_tokens", "sampling_rate"} & set(str(json.loads(Config().to_json())).split("'"))
+    config, _ = assumed(FAMILIES["vgen"])
+    assert Config.from_json(config.to_json()) == config and '"style_tokens": 4' in config.to_json()
+
+
+def test_a_clip_is_sampled_at_the_rate_of_the_checkpoint(tmp_path):
+    info = VideoInfo(tmp_path, 64, 64, 600, Fraction(30), 20.0, "h264")
+    assert plan_frames(info, 16).rate == 4 and plan_frames(info, 16, usual=3.0).rate == 3
