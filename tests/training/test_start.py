@@ -224,8 +224,8 @@ def test_every_tensor_of_diffusers_unet_has_one_place(tmp_path, three_dimensiona
     del state["up_blocks.1.temp_attentions.0.proj_in.bias"]
     with pytest.raises(UserError, match=r"up_blocks\.1\.temp_attentions\.0\.proj_in\.bias"):
         from_diffusers_3d(tmp_path, state)
-    state = {**three_dimensional.state_dict(), "motion_modules.0.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"motion_modules\.0\.weight.*another model than ModelScope's"):
+    state = {**three_dimensional.state_dict(), "another_module.0.weight": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"another_module\.0\.weight.*another model than ModelScope's"):
         from_diffusers_3d(tmp_path, state)
 
 
