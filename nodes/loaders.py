@@ -20,9 +20,11 @@ LOADERS_CATEGORY = f"{CATEGORY}/loaders"
 
 # A part that a file may lack -> what to do then.
 _INSTEAD = {
-    "vae": "load Stable Diffusion's VAE with 'Load VAE' and pass it through 'Video VAE (VideoComposer)'",
-    "text": "load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type stable_diffusion",
-    "image": "load OpenCLIP ViT-H/14 with 'Load CLIP Vision'",
+    "vae": "load Stable Diffusion's VAE with 'Load VAE' (of v2-1_512-ema-pruned.ckpt with 'Load Checkpoint') and pass "
+    "it through 'Video VAE (VideoComposer)'",
+    "text": "load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type stable_diffusion (of "
+    "v2-1_512-ema-pruned.ckpt with 'Load Checkpoint')",
+    "image": "load OpenCLIP ViT-H/14 (open_clip_pytorch_model.bin, as it is) with 'Load CLIP Vision'",
 }
 
 

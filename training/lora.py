@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vc_core.checkpoint.files import open_tensors, save_tensors
+from vc_core.checkpoint.files import save_tensors
 from vc_core.checkpoint.loading import on_meta
-from vc_core.checkpoint.tensors import StateDict, Tensors
+from vc_core.checkpoint.lora import ALPHA, DOWN, UP, read_lora, tell_unused
+from vc_core.checkpoint.tensors import StateDict
 from vc_core.config import Config
 from vc_core.errors import UserError, counted, shorten
 from vc_core.model.unet import UNet3D
 
 PREFIX = "diffusion_model."
-DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 class LoRALinear(nn.Linear):
@@ -80,28 +80,24 @@ def add_lora(unet: nn.Module, rank: int, alpha: float | None, on: Collection[str
     return names
 
 
-def load_lora(unet: nn.Module, path: str | Path) -> list[str]:
+def load_lora(unet: UNet3D, path: str | Path) -> list[str]:
     """Gives the layers that a file has a LoRA for these LoRAs, to be trained on or merged. Returns their names.
 
-    Raises `UserError` for a key that no linear layer of the network matches, one that is missing beside another, or a
-    tensor of another shape.
+    For the names that keys may have see `vc_core.checkpoint.lora`. Raises `UserError` for a key that no linear layer of
+    the network matches, one that is missing beside another, or a tensor of another shape; warns of text encoders'.
     """
-    tensors, linear = open_tensors(path), _linear(unet)
-    get, layers = tensors.get(), {}
-    for name in _names_in(tensors, linear):
-        down, up = (get(f"{PREFIX}{name}.{leaf}") for leaf in (DOWN, UP))
-        layer, rank = linear[name], down.shape[0]
-        expected = ((rank, layer.in_features), (layer.out_features, rank))
-        if (tuple(down.shape), tuple(up.shape)) != expected:
-            raise UserError(
-                f"{path}: the LoRA of {name} is {tuple(down.shape)} and {tuple(up.shape)}, expected {expected[0]} and "
-                f"{expected[1]}: it is of another network."
-            )
-        alpha = f"{PREFIX}{name}.{ALPHA}"
-        layers[name] = LoRALinear(layer, rank, float(get(alpha)) if alpha in tensors.shapes else rank)
-        with torch.no_grad():
-            layers[name].lora_down.weight.copy_(down)
-            layers[name].lora_up.weight.copy_(up)
+    lora, linear = read_lora(path, unet), _linear(unet)
+    if unmatched := [*lora.unmatched, *(name for name in lora.changes if name not in linear)]:
+        raise UserError(
+            f"{path} changes {counted(len(unmatched), 'layer')} that no linear layer of the network matches "
+            f"({shorten(unmatched)}), and training goes on with linear layers alone: give a LoRA of those."
+        )
+    tell_unused(lora)
+    layers = {name: LoRALinear(linear[name], low.rank, low.alpha) for name, low in lora.changes.items()}
+    with torch.no_grad():
+        for name, low in lora.changes.items():
+            layers[name].lora_down.weight.copy_(low.down.flatten(1))
+            layers[name].lora_up.weight.copy_(low.up)
     _give(unet, layers, f"{path} is loaded")
     return list(layers)
 
@@ -117,23 +113,6 @@ def _give(unet: nn.Module, layers: Mapping[str, LoRALinear], what: str) -> None:
     unet.requires_grad_(False)
     for name, layer in layers.items():
         unet.set_submodule(name, layer)
-
-
-def _names_in(tensors: Tensors, linear: Collection[str]) -> list[str]:
-    """The layers that a LoRA's file is for. Raises `UserError` for keys that no layer matches, or that are missing."""
-    known = {f"{PREFIX}{name}.{leaf}": name for name in linear for leaf in (DOWN, UP, ALPHA)}
-    if unmatched := [key for key in tensors.shapes if key not in known]:
-        raise UserError(
-            f"{tensors.source} has {counted(len(unmatched), 'key')} that no linear layer of the network matches "
-            f"({shorten(unmatched)}): expected such as {PREFIX}{next(iter(linear), 'layer')}.{DOWN}; it is a LoRA of "
-            "another network or in another format."
-        )
-    found = {known[key] for key in tensors.shapes}
-    names = [name for name in linear if name in found]
-    halves = [f"{PREFIX}{name}.{leaf}" for name in names for leaf in (DOWN, UP)]
-    if missing := [key for key in halves if key not in tensors.shapes]:
-        raise UserError(f"{tensors.source} lacks {shorten(missing)}: the file is incomplete; save it again.")
-    return names
 
 
 def network_of(config: Config, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> UNet3D:

@@ -51,6 +51,7 @@ class VideoComposer:
         path: str | Path = BUNDLED,
         parts: str | Path | Sequence[str | Path] = (),
         *,
+        loras: Mapping[str | Path, float] | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         compute: str = "auto",
@@ -65,6 +66,8 @@ class VideoComposer:
             path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
             parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
                 holds is found out from its tensors. Without an image tower, only style cannot be used.
+            loras: files of LoRAs for the network, and the strength of each, any number; kohya's, peft's, diffusers' and
+                our own are read.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
             dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
                 `auto`: fp16 on CUDA, else fp32.
@@ -98,6 +101,7 @@ class VideoComposer:
             dtype=(lambda _, shape: stored if len(shape) > 1 else computed) if stored == DTYPES["fp8"] else stored,
             device="cpu" if offload else device,
             progress=progress,
+            loras=loras,
         )
         if offload:  # each block's weights come to the device while it runs
             try:

@@ -53,6 +53,13 @@ FAMILIES = (
     ),
 )
 
+APPENDED = ", cinematic, High Contrast, highly detailed, no blur, 4k render"
+NEGATIVE = (
+    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
+    "Ugly faces, incomplete arms"
+)
+"""What VGen adds to every prompt of TF-T2V, and its negative prompt (VideoLCM's alike); used only where asked for."""
+
 
 def assumed(unet: UNetConfig) -> tuple[Config, str]:
     """The config of a network of which nothing but its sizes is known, and a sentence on what was assumed."""

@@ -119,6 +119,7 @@ def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_composer, cli
         "rescale": {"text": "a", "rescale": 1},
         "guidance": {"condition_guidance": 3, "image": picture},
         "eta": {"sampler": "ddim", "eta": 1},
+        "prompts": {"text": "a", "vgen_prompts": True},
     }
     for values in variants.values():
         running.run(Settings(**values, steps=2, scale=1, out=tmp_path / "out.mp4"), tiny_composer)

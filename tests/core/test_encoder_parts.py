@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from vc_core.checkpoint.files import save_tensors
 from vc_core.checkpoint.formats import FORMATS, find_parts, is_known_extra, layout_of
 from vc_core.checkpoint.origins import names_of
+from vc_core.checkpoint.reading import read_checkpoint
 from vc_core.config import TowersConfig, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
@@ -17,8 +19,9 @@ TINY = TowersConfig(16, 16, 2, 2, 28, 14, 16, 16, 1)
 def names_like(part_name, layout, prefix):
     """Names of a part in a layout at a tiny size, under a prefix."""
     if part_name == "model":
+        text_alone = {"style_tokens": 0, "conditions": (), "stc_channels": 0} if layout == "diffusers" else {}
         with torch.device("meta"):
-            module = UNet3D(UNetConfig(width=32, multipliers=(1,), head_dim=16, attention_levels=(0,)))
+            module = UNet3D(UNetConfig(width=32, multipliers=(1,), head_dim=16, attention_levels=(0,), **text_alone))
     elif part_name == "vae":
         module = new_autoencoder(layout, (32, 32, 32, 32), "meta")
     else:
@@ -88,6 +91,90 @@ def test_an_sdxl_checkpoint_does_not_pass():
     )
     with pytest.raises(UserError, match=r"sd_xl\.safetensors is an SDXL checkpoint, whose latents have another scale"):
         found_in(names, "sd_xl.safetensors")
+
+
+VIDEO = "a network of another kind than VideoComposer's: load it with nodes that are made for it"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        # Beside all names of a network of ours, as VGen builds the others on the same code.
+        (
+            ["local_image_concat.0.weight", "local_temporal_encoder.layers.0.0.norm.weight"],
+            f"VGen's I2VGen-XL, {VIDEO}",
+        ),
+        (["asim_embedding.0.weight", "img_embedding.weight"], f"VGen's HiGen, {VIDEO}"),
+        (["input_blocks.1.1.transformer_blocks.0.ff_adapter.down_linear.weight"], f"VGen's DreamVideo, {VIDEO}"),
+        (
+            ["input_blocks.1.1.transformer_blocks.0.attn1.to_q_lora.down_linear.weight"],
+            f"VGen's InstructVideo, {VIDEO}",
+        ),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_other_networks_of_vgen_do_not_pass_for_videocomposers(names, said, prefix):
+    names = [prefix + name for name in names] + names_like("model", "released", prefix)
+    with pytest.raises(UserError, match=f"net.pth is {said}"):
+        found_in(names, "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("image_latents_proj_in.0.weight", f"I2VGen-XL in diffusers' layout, {VIDEO}"),
+        ("blocks.0.self_attn.q.weight", f"Wan, {VIDEO}"),
+        ("model.diffusion_model.blocks.39.self_attn.o.weight", f"Wan, {VIDEO}"),
+        ("condition_embedder.time_embedder.linear_1.weight", f"Wan, {VIDEO}"),
+        ("module.down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", "a motion module of AnimateDiff"),
+        ("down_blocks.0.motion_modules.0.norm.weight", "a motion module of AnimateDiff"),
+        ("model.diffusion_model.input_blocks.1.0.time_stack.in_layers.0.weight", "Stable Video Diffusion"),
+        ("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight", "Stable Video Diffusion"),
+        ("model.diffusion_model.init_attn.0.norm.weight", "VideoCrafter or DynamiCrafter"),
+        ("model.diffusion_model.patchify_proj.weight", "LTX-Video"),
+        ("txt_in.individual_token_refiner.blocks.0.norm1.weight", "HunyuanVideo"),
+        ("patch_embed.text_proj.weight", "CogVideoX"),
+        ("lora_unet_middle_block_1_proj_in.lora_down.weight", "a LoRA, which changes a network and is none"),
+        ("base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA"),
+        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight", "a LoRA"),
+        ("lora_unet_middle_block_1_proj_in.hada_w1_a", "a LoRA"),
+    ],
+)
+def test_files_of_other_families_are_named_for_what_they_are(tmp_path, name, said):
+    save_tensors(tmp_path / "x.safetensors", {name: torch.zeros(2)})
+    with pytest.raises(UserError, match=rf"x\.safetensors is {said}") as told:
+        read_checkpoint(tmp_path / "x.safetensors")
+    assert "name" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_stable_video_diffusion_is_not_taken_for_sdxl():
+    names = [
+        "conditioner.embedders.0.open_clip.model.logit_scale",
+        "model.diffusion_model.input_blocks.1.0.time_mixer.x",
+    ]
+    with pytest.raises(UserError, match="is Stable Video Diffusion"):
+        found_in(names)
+
+
+LDM_2D = ("time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.2.weight")
+DIFFUSERS_2D = ("time_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.norm1.weight")
+
+
+@pytest.mark.parametrize("names", [LDM_2D, [f"model.diffusion_model.{name}" for name in LDM_2D], DIFFUSERS_2D])
+def test_a_unet_of_pictures_is_no_network_but_can_be_trained_from(tmp_path, names):
+    save_tensors(tmp_path / "x.safetensors", {name: torch.zeros(2) for name in names})
+    said = r"x\.safetensors has a UNet that makes pictures.*name a VideoComposer network.*start\.kind stable_diffusion"
+    with pytest.raises(UserError, match=said):
+        read_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_of_stable_diffusion_brings_parts_but_no_network(tmp_path):
+    names = [f"model.diffusion_model.{name}" for name in LDM_2D] + names_like("vae", "ldm", "first_stage_model.")
+    save_tensors(tmp_path / "sd.safetensors", {name: torch.zeros(2) for name in names})
+    checkpoint = read_checkpoint(tmp_path / "sd.safetensors")
+    assert set(checkpoint.parts) == {"vae"}
+    with pytest.raises(UserError, match=r"sd\.safetensors has a UNet that makes pictures"):
+        checkpoint.part("model")
 
 
 def test_known_extras():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vc_core import cli
 from vc_core.commands import compose as running
@@ -58,6 +59,29 @@ def last_line(capsys):
 
 
 # --- The same again -------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_is_applied_recorded_and_found_again(compose, tiny_composer, tmp_path, capsys):
+    """By its strength, at its old place or beside the video, and told where it is gone."""
+    weight = tiny_composer.unet.get_parameter("conv_out.weight")
+    halves = {
+        "lora_down.weight": torch.randn(2, *weight.shape[1:]),
+        "lora_up.weight": torch.randn(len(weight), 2, 1, 1),
+    }
+    lora = tmp_path / "style.safetensors"
+    save_file({f"lora_unet_conv_out.{end}": half for end, half in halves.items()}, lora)
+    plain, first, again = tmp_path / "plain.mp4", tmp_path / "first.mp4", tmp_path / "again.mp4"
+    assert compose("-o", plain) == 0 and compose("--lora", f"{lora}=0.5", "-o", first) == 0
+    assert not np.array_equal(frames_of(plain), frames_of(first))
+    assert made_by(first).lora == {lora: 0.5} and "lora" not in json.loads(read_metadata(plain)[KEY])["settings"]
+    (tmp_path / "kept").mkdir()
+    moved, kept = lora.rename(tmp_path / "kept" / lora.name), shutil.copy(first, tmp_path / "kept" / "first.mp4")
+    assert vc("compose", "--from", kept, "-o", again) == 0
+    assert again.read_bytes() != plain.read_bytes() and np.array_equal(frames_of(again), frames_of(first))
+    assert vc("compose", "--from", first, "-o", again) == 2
+    assert "style.safetensors is missing" in last_line(capsys) and moved.is_file()
+    assert compose("--lora", tmp_path / "none.safetensors", "-o", again) == 2
+    assert "which --lora names" in last_line(capsys)
 
 
 def test_the_same_again_from_a_produced_file(picture, clip, tmp_path, capsys):

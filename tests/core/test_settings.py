@@ -52,6 +52,7 @@ STRATEGIES = {
     "carry": FRACTIONS,
     "text": st.text(),
     "negative": st.text(),
+    "vgen_prompts": st.booleans(),
     "sketch_lines": st.none() | st.sampled_from(["bright", "dark", "none"]),
     "strength": st.dictionaries(st.sampled_from(APPLIED), st.floats(allow_nan=False, allow_infinity=False)),
     "schedule": st.dictionaries(
@@ -73,6 +74,7 @@ STRATEGIES = {
     "window": st.none() | st.integers(1, 999),
     "overlap": st.none() | st.integers(0, 999),
     "parts": st.lists(PATHS).map(tuple),
+    "lora": st.dictionaries(PATHS, st.floats(allow_nan=False, allow_infinity=False)),
     "few_steps": st.sampled_from([None, "yes", "no"]),
     "prediction": st.sampled_from([None, "epsilon", "v_prediction"]),
     "zero_terminal_snr": st.sampled_from([None, "yes", "no"]),
@@ -176,6 +178,23 @@ def test_options_override_and_mappings_join():
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("lora: a.safetensors", {"a.safetensors": 1.0}),
+        ("lora: a.safetensors=0.5", {"a.safetensors": 0.5}),
+        ("lora: [a.safetensors=-0.5, b=c.pth]", {"a.safetensors": -0.5, "b=c.pth": 1.0}),
+        ("lora: {a.safetensors: 0.5, sub/b.pth: 1}", {"a.safetensors": 0.5, "sub/b.pth": 1.0}),
+    ],
+)
+def test_loras_and_their_strengths(tmp_path, content, expected):
+    (tmp_path / "a.yaml").write_text(content)
+    settings = Settings.from_yaml(tmp_path / "a.yaml")
+    assert settings.lora == {tmp_path / name: strength for name, strength in expected.items()}
+    assert settings.inputs()["lora"] == tuple(settings.lora)
+    assert settings.with_options({"lora": ["x.pth=2"]}).lora == {Path("x.pth"): 2.0}  # in place of them
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("guidence: 3", "there is no setting 'guidence' (is 'guidance' meant?)"),
@@ -195,6 +214,9 @@ def test_options_override_and_mappings_join():
         ("size: 30x30", "expected multiples of 8"),
         ("strength: 0.5", "expected a mapping such as {motion: 0.5}"),
         ("strength: {motoin: 1}", "is 'motion' meant?"),
+        ("lora: 0.5", "expected paths, or a mapping of paths to strengths"),
+        ("lora: {a.safetensors: much}", "'lora'"),
+        ("lora: {a.safetensors: .inf}", "'lora'"),
         ("schedule: {style: 0:0.6}", "'schedule'"),  # which YAML takes for 0.6
         ("schedule: {style: [0.6, 0]}", "expected 0 <= start <= end <= 1"),
         ("device: gpu", "expected auto, cpu, cuda"),

@@ -1,6 +1,8 @@
 """The released checkpoint's case: a network without parts, and what stock loaders bring of Stable Diffusion 2.1's."""
 
 import dataclasses
+import re
+import zlib
 
 import pytest
 import torch
@@ -96,5 +98,111 @@ def test_stock_loaders_serve_the_released_checkpoint(host, files):
     image = Condition("single_image", resize_crop(first, drawing_size("single_image", (64, 64))))
     seen = Style((first[:, :, 0] * 255).round() / 255, 0.8, 0.0, 0.6)
     expected = compose_latent(composer, TEXT, style=seen, conditions=[image], seed=3, steps=4, sampler="ddim_released")
+    assert error(found, expected) <= 1e-4
+    assert encoded.shape == found.shape == (1, 4, 4, 8, 8)
+
+
+# --- The three files that the official instructions name ------------------------------------------------------------
+
+NETWORK, TOWERS, STABLE_DIFFUSION = "non_ema_228000.pth", "open_clip_pytorch_model.bin", "v2-1_512-ema-pruned.ckpt"
+SMALL = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), temporal_in_heads=2)
+"""A network whose file says all of this by its shapes."""
+
+
+class Weights:
+    """Weights of any shape as views of one small storage, so that a file of a whole tower has a few MB."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.noise = 0.04 * torch.randn(2**19).half()
+        self.near_one = 1.0 + self.noise
+
+    def state(self, shapes):
+        return {name: self.view(name, tuple(shape)) for name, shape in shapes.items()}
+
+    def view(self, name, shape):
+        source = self.near_one if len(shape) == 1 and name.endswith("weight") else self.noise
+        strides = (37, 17, 7, 3, 1)[5 - len(shape) :]
+        return source.as_strided(shape, strides, zlib.crc32(name.encode()) % 2**16)
+
+
+def shapes_in(module, part_name, layout):
+    return {n: one.shape for one in layout_of(part_name, layout, module, {}).values() for n in one.names}
+
+
+def shapes_of_sd_unet():
+    """A UNet of one level in LDM's names, as wide as Stable Diffusion 2.1's, which ComfyUI knows it by."""
+    with torch.device("meta"):
+        unet = UNet3D(
+            UNetConfig(width=320, multipliers=(1,), res_blocks=1, attention_levels=(0,), stc_channels=0, conditions=())
+        )
+    over_time = re.compile(r"^input_blocks\.0\.1|temopral|_blocks\.\d+\.2\.|^middle_block\.2\.|^pre_image")
+    named = {name: one.shape for name, one in to_released(unet).items() if not over_time.search(name)}
+    return {name.replace("middle_block.3.", "middle_block.2."): shape for name, shape in named.items()}
+
+
+def write_official(models):
+    """Files of the three names and layouts, where ComfyUI looks for them; the SD file's text tower is OpenCLIP's."""
+    weights = Weights()
+    with torch.device("meta"):
+        network = to_released(UNet3D(SMALL))
+    towers = new_towers(TowersConfig(), "meta")
+    visual, towers.visual = towers.visual, None
+    text = weights.state(shapes_in(towers, "text", "open_clip"))
+    image = weights.state(shapes_in(visual, "image", "open_clip"))
+    vae = weights.state(shapes_in(new_autoencoder("ldm", device="meta"), "vae", "ldm"))
+    unet = weights.state(shapes_of_sd_unet())
+    prefixes = {"model.diffusion_model.": unet, "first_stage_model.": vae, "cond_stage_model.model.": text}
+    state = {prefix + name: one for prefix, part_of in prefixes.items() for name, one in part_of.items()}
+    contents = {
+        f"videocomposer/{NETWORK}": weights.state({name: one.shape for name, one in network.items()}),
+        f"checkpoints/{STABLE_DIFFUSION}": {"state_dict": {**state, "betas": torch.zeros(1000)}, "global_step": 220000},
+        f"clip_vision/{TOWERS}": {**text, **{f"visual.{name}": one for name, one in image.items()}},
+    }
+    contents[f"text_encoders/{TOWERS}"] = contents[f"clip_vision/{TOWERS}"]
+    for name, content in contents.items():
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, models / name)
+    return [models / name for name in contents]
+
+
+@pytest.mark.slow
+def test_the_files_of_the_official_instructions_work_as_they_are(host):
+    """Network, text, style, sampler and frames: each file in the node that takes it, and the video is the core's."""
+    network, diffusion, *towers = paths = write_official(host.folder / "models")
+    try:
+        assert max(path.stat().st_size for path in paths) < 2**23
+        scene = Scene.__new__(Scene)
+        scene.host, scene.graph = host, host.graph()
+        scene.loader = scene.graph.add("VCCheckpointLoader", ckpt_name=NETWORK, weight_dtype="fp32")
+        stable = scene.add("CheckpointLoaderSimple", ckpt_name=STABLE_DIFFUSION)
+        text = scene.add("CLIPLoader", clip_name=TOWERS, type="stable_diffusion")  # in place of the other's
+        vision = scene.add("CLIPVisionLoader", clip_name=TOWERS)
+        vae = scene.add("VCVideoVAE", vae=stable[2])
+        example = scene.add("VCExampleClip", size=224, frames=1)
+        style = scene.add(
+            "StyleEmbed",
+            positive=scene.add("CLIPTextEncode", text=TEXT, clip=stable[1]),
+            negative=scene.add("CLIPTextEncode", text="", clip=text),
+            clip_vision_output=scene.add("CLIPVisionEncode", clip_vision=vision, image=example[1], crop="center"),
+        )
+        image = scene.add("VCSingleImage", image=example[1], width=64, height=64)
+        stc = scene.add(
+            "STCEncode", positive=style[0], negative=style[1], single_image=image, width=64, height=64, frames=4
+        )
+        samples = scene.sample(stc, sampler_name="ddim", scheduler="ddim_released", steps=4, cfg=3.0, seed=3)
+        again = scene.add("VAEEncode", pixels=scene.add("VAEDecode", samples=samples, vae=vae), vae=vae)
+        found, encoded = scene.latents(samples, again)
+
+        composer = VideoComposer.load(network, [diffusion, towers[0]], device="cpu", dtype="fp32")
+    finally:
+        for path in paths:
+            path.unlink()
+    first = draw_clip(size=224, frames=1)
+    image = Condition("single_image", resize_crop(first, drawing_size("single_image", (64, 64))))
+    expected = compose_latent(
+        composer, TEXT, style=Style((first[:, :, 0] * 255).round() / 255), conditions=[image], seed=3, steps=4,
+        sampler="ddim_released", guidance=3.0, frames=4, size=(64, 64),
+    )  # fmt: skip
     assert error(found, expected) <= 1e-4
     assert encoded.shape == found.shape == (1, 4, 4, 8, 8)

@@ -11,6 +11,10 @@ from safetensors.torch import load_file, save_file
 from training.lora import LoRALinear, add_lora, load_lora, lora_layers, merge_lora, save_lora
 from training.recipe import Optimizer, Recipe, Train
 from training.start import choose_parameters, parameter_groups
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.names import diffusers_names
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
@@ -87,6 +91,39 @@ def test_a_lora_is_loaded_again(unet, tmp_path):
     assert load_lora(bare, tmp_path / "lora.safetensors") == names
     assert torch.equal(output(bare), output(unet))
     assert isinstance(bare.get_submodule(names[0]), LoRALinear)
+
+
+def test_the_core_adds_what_training_saved(unet, tiny_config, tmp_path):
+    save_checkpoint(tmp_path / "net.safetensors", tiny_config, {"model": to_released(unet)})
+    trained(unet)
+    save_lora(tmp_path / "lora.safetensors", unet)
+    found = load_unet(read_checkpoint(tmp_path / "net.safetensors"), loras={tmp_path / "lora.safetensors": 1.0})
+    torch.testing.assert_close(output(found), output(unet), rtol=1e-4, atol=1e-5)
+
+
+def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
+    """In diffusers' names, by peft, with a text encoder's beside them; not of convolutions, which would not train."""
+    names = diffusers_names(unet.config, temporal=True)
+    other = copy.deepcopy(unet)
+    files = {}
+    for name in trained(other, alpha=4.0):
+        layer = lora_layers(other)[name]
+        files[f"unet.{names[name]}.lora_A.weight"] = layer.lora_down.weight.detach()
+        files[f"unet.{names[name]}.lora_B.weight"] = layer.lora_up.weight.detach()
+    text = {f"text_encoder.text_model.layers.0.fc1.lora_{end}.weight": torch.zeros(2, 2) for end in "AB"}
+    save_file({**files, **text}, tmp_path / "peft.safetensors")
+    with pytest.warns(UserWarning, match="the changes of 1 layer are not used .text_encoder"):
+        load_lora(unet, tmp_path / "peft.safetensors")
+    assert torch.equal(output(unet), output(other))
+    merge_lora(unet)
+    width = unet.conv_out.in_channels
+    conv = {
+        "unet.conv_out.lora_A.weight": torch.zeros(4, width, 3, 3),
+        "unet.conv_out.lora_B.weight": torch.zeros(4, 4, 1, 1),
+    }
+    save_file({**files, **conv}, tmp_path / "conv.safetensors")
+    with pytest.raises(UserError, match=r"1 layer that no linear layer of the network matches \(conv_out\)"):
+        load_lora(unet, tmp_path / "conv.safetensors")
 
 
 def test_keys_that_match_nothing_are_errors(unet, tmp_path):

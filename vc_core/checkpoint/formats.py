@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import UserError
+from .foreign import foreign_family
 from .origins import Layout, Origin, Shape, Shapes, shapes_of
 from .released import released_layout
 from .text_to_video import diffusers_layout
@@ -216,12 +217,6 @@ def layout_of(part: str, layout: str, module: nn.Module, file: Shapes | None = N
 
 # --- Finding parts --------------------------------------------------------------------------------------------------
 
-# What holds parts of the same names and shapes that mean something else.
-_FOREIGN = {
-    "conditioner.embedders.": "is an SDXL checkpoint, whose latents have another scale and whose text towers are "
-    "others: name a Stable Diffusion 1.x or 2.x file for the autoencoder, and a 2.x or OpenCLIP ViT-H/14 file for the "
-    "towers"
-}
 _IGNORED = re.compile(r"(^|\.)(position_ids|attn_mask|logit_scale|logit_bias)$|^(loss|model_ema)\.")
 # A file of both towers in transformers' layout has no prefix that would part them; TAESD's constants are checked.
 _BELONGS_ELSEWHERE = {
@@ -233,11 +228,10 @@ _BELONGS_ELSEWHERE = {
 
 def find_parts(names: Collection[str], source: str = "The file") -> dict[str, tuple[str, str]]:
     """The parts among the names of a file: part -> its layout, and what stands before its names. A standalone SDXL
-    autoencoder passes for Stable Diffusion's. Raises `UserError`, which calls the file `source`, where parts only look
-    like the ones that fit."""
-    for start, reason in _FOREIGN.items():
-        if any(name.startswith(start) for name in names):
-            raise UserError(f"{source} {reason}.")
+    autoencoder passes for Stable Diffusion's. Raises `UserError`, which calls the file `source`, for one of another
+    family, whose parts may only look like the ones that fit."""
+    if said := foreign_family(names):
+        raise UserError(f"{source} is {said}.")
     found: dict[str, tuple[str, str]] = {}
     for (part, layout), kind in FORMATS.items():
         for prefix in (find_prefix(names, markers) for markers in kind.markers):

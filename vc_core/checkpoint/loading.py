@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from ..model.blocks import Attend, attend
 from ..model.unet import UNet3D
 from ..progress import Progress
 from .formats import is_known_extra, layout_of
-from .origins import fill, names_of, part, unused
+from .lora import read_lora, tell_unused, with_changes
+from .origins import check, fill, names_of, part, unused
 from .reading import Checkpoint, Part
 from .tensors import StateDict, Tensors
 
@@ -34,15 +36,24 @@ def load_unet(
     dtype: torch.dtype | Callable[[str, tuple[int, ...]], torch.dtype] = torch.float32,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    loras: Mapping[str | Path, float] | None = None,
 ) -> UNet3D:
     """The network of a checkpoint, in eval mode. Built on meta, its weights mapped where type and device allow it.
 
-    For the arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing or of another shape.
+    `loras`: files of LoRAs whose changes are added to the weights, and their strengths, any numbers; warns of what in
+    them is not used. For the other arguments see `UNet3D` and `fill`. Raises `UserError` for tensors that are missing
+    or of another shape, and as `read_lora` does.
     """
     part = checkpoint.part("model")
-    unet = on_meta(checkpoint.config, operations, attend)
-    layout = layout_of("model", part.layout, unet, part.tensors.shapes)
-    fill(unet, layout, part.tensors, "its network", dtype, device, progress)
+    unet, tensors = on_meta(checkpoint.config, operations, attend), part.tensors
+    layout = layout_of("model", part.layout, unet, tensors.shapes)
+    if loras:
+        check(layout, tensors, "its network")
+        read = [(read_lora(path, unet), strength) for path, strength in loras.items()]
+        for lora, _ in read:
+            tell_unused(lora)
+        tensors = with_changes(tensors, layout, read)
+    fill(unet, layout, tensors, "its network", dtype, device, progress)
     return unet.eval().requires_grad_(False)
 
 

@@ -20,6 +20,7 @@ from ..config import Config, UNetConfig, unet_config_from_shapes
 from ..errors import UserError
 from ..families import assumed, overridden
 from .files import files_of, open_tensors, save_tensors
+from .foreign import only_pictures
 from .formats import FORMATS, find_parts
 from .names import diffusers_names
 from .origins import Shapes
@@ -77,6 +78,8 @@ class Checkpoint:
     def part(self, name: str) -> Part:
         """One part. Raises `UserError` where the file has none."""
         if name not in self.parts:
+            if name == "model" and (told := only_pictures(self.extra)):
+                raise UserError(f"{self.path} {told}.")
             raise UserError(
                 f"{self.path} holds no '{name}' part, {PARTS[name]}: it has {', '.join(self.parts) or 'none at all'}; "
                 "name a file that has one."
@@ -98,6 +101,8 @@ def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
     opened = [open_tensors(file) for file in files_of(path)]
     parts = {name: part for tensors in reversed(opened) for name, part in _parts(tensors, str(path)).items()}
     if not parts:
+        if told := only_pictures(opened[0].shapes):
+            raise UserError(f"{path} {told}.")
         markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "

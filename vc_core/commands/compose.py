@@ -18,6 +18,7 @@ from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
+from ..families import APPENDED, NEGATIVE
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
@@ -142,8 +143,8 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
     windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
-        full.text,
-        negative=full.negative,
+        full.text + APPENDED * full.vgen_prompts,
+        negative=", ".join(filter(None, [full.negative, NEGATIVE * full.vgen_prompts])),
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
@@ -175,6 +176,7 @@ def run(settings: Settings, composer: VideoComposer | None = None, progress: Pro
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
     options = {name: getattr(settings, name) for name in LOADING}
+    options["loras"] = settings.lora
     said = {name: getattr(settings, name) for name in SAID}
     options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
     return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)

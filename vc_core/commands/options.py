@@ -97,7 +97,8 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
         for number, settings in enumerate(runs, 1):
             try:
                 wanted = [
-                    getattr(settings, name) for name in ("checkpoint", "parts", *composing.SAID, *composing.LOADING)
+                    getattr(settings, name)
+                    for name in ("checkpoint", "parts", "lora", *composing.SAID, *composing.LOADING)
                 ]
                 if wanted != loaded:
                     composer = loaded = None  # given back before the next one is loaded

@@ -112,7 +112,10 @@ def with_found_inputs(
         was = getattr(record.settings, name)
         if name not in given and getattr(settings, name) == was:
             paths = tuple(_find(name, file, source, progress) for file in files)
-            found[name] = paths if isinstance(was, tuple) else was and paths[0]  # None: the bundled checkpoint
+            if isinstance(was, dict):
+                found[name] = dict(zip(paths, was.values(), strict=True))
+            else:
+                found[name] = paths if isinstance(was, tuple) else was and paths[0]  # None: the bundled checkpoint
     return dataclasses.replace(settings, **found)
 
 

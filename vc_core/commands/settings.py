@@ -89,6 +89,21 @@ def _by_condition(value: Any) -> Any:
     return value
 
 
+def _by_file(value: Any) -> Any:
+    """Strengths by file, of FILE or FILE=STRENGTH or a list of these."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    strengths = {}
+    for text in texts:
+        path, _, factor = text.rpartition("=")
+        try:
+            strengths[path or text] = float(factor) if path else 1.0
+        except ValueError:  # a name with = in it
+            strengths[text] = 1.0
+    return strengths
+
+
 def _sides(value: Any) -> Any:
     """(height, width) of WIDTHxHEIGHT. A tuple was read already; a file's list would leave the order open."""
     if not isinstance(value, str):
@@ -144,6 +159,11 @@ Size = Annotated[Canvas, AfterValidator(_eights), Spoken("WIDTHxHEIGHT, for inst
 Pair = Annotated[tuple[float, float], Field(strict=False), Spoken("two numbers, for instance 0.2,0", "X,Y")]
 Strengths = Annotated[
     dict[str, float], BeforeValidator(_by_condition), Spoken("a mapping such as {motion: 0.5}", "NAME=FACTOR")
+]
+Loras = Annotated[
+    dict[File, Annotated[float, Field(allow_inf_nan=False)]],
+    BeforeValidator(_by_file),
+    Spoken("paths, or a mapping of paths to strengths", "FILE[=STRENGTH]"),
 ]
 Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
@@ -223,6 +243,7 @@ class Settings:
 
     text: Text = _setting("the prompt", "")
     negative: Text = _setting("the negative prompt", "")
+    vgen_prompts: bool = _setting("append what VGen appends to the prompts of TF-T2V and VideoLCM", False)
     image: File | None = _setting("the single image: how the video begins")
     sketch: File | None = _setting("the single sketch: a drawing, taken as it is")
     sketch_lines: Literal["bright", "dark", "none"] | None = _setting(
@@ -265,6 +286,7 @@ class Settings:
 
     checkpoint: Checkpoint = _setting("another checkpoint than the bundled one")
     parts: Files = _setting("files of what the checkpoint lacks: autoencoder, text and image towers", ())
+    lora: Loras = _setting("a LoRA for the network and its strength (default: 1); may be repeated", {})
     few_steps: Answer | None = _setting(
         "yes: the checkpoint was distilled for few steps and no guidance, as VideoLCM, whose file does not say so; "
         "no: it was not"
@@ -305,9 +327,11 @@ class Settings:
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
     def to_mapping(self) -> dict[str, Any]:
-        """All settings by name, in values that JSON and YAML hold; `from_mapping` gives the same settings back."""
+        """All settings by name, in values that JSON and YAML hold, but those of `LATER` that say nothing; `from_mapping`
+        gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
-        return {**plain, "checkpoint": plain["checkpoint"] or BUNDLED}
+        said = {name: value for name, value in plain.items() if value or name not in LATER}
+        return {**said, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
         """These settings with some replaced by options, as the command line gave their texts. Raises `UserError`.
@@ -318,7 +342,7 @@ class Settings:
         for name, text in texts.items():
             tell = partial(_tell, label=as_option, text=text)
             value = fitted(Settings, name, _from_text(name, text), tell)
-            changed[name] = {**getattr(self, name), **value} if isinstance(value, dict) else value
+            changed[name] = {**getattr(self, name), **value} if name in ("strength", "schedule") else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
@@ -326,13 +350,14 @@ class Settings:
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """These settings with a function applied to every path."""
         changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in FILES}
+        changed["lora"] = {change(path): strength for path, strength in self.lora.items()}
         changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
     def inputs(self) -> dict[str, tuple[Path, ...]]:
         """The files that this reads, by setting; the bundled checkpoint is not among them."""
         values = {name: getattr(self, name) for name in INPUTS}
-        return {n: v if isinstance(v, tuple) else (v,) for n, v in values.items() if v}
+        return {n: tuple(v) if isinstance(v, tuple | dict) else (v,) for n, v in values.items() if v}
 
     @property
     def moves_by_hand(self) -> bool:
@@ -350,6 +375,9 @@ class Settings:
         """Whether more than its first frame is taken from the source."""
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
+
+LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr")
+"""Settings that version 0.1 does not know, which refuses such names in a record."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings that make motion by hand."""
@@ -372,7 +400,7 @@ FILES = [name for name, hint in Settings.__annotations__.items() if hint is File
 """Settings that are any number of paths."""
 
 _PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
-INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts")
+INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts", "lora")
 """Settings that name files which must be there."""
 
 SERVES: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,270 @@
+"""LoRA files (arXiv 2106.09685) as kohya's scripts, peft, diffusers, LyCORIS and `./vc export` write them: changes of a
+network's weights, of low rank.
+
+A layer's change is alpha / rank * up @ down. Which layer it is of, a key tells by our name of the module, the released
+one or diffusers', with dots or, as kohya writes it, underscores. Those of Stable Diffusion 2.1's UNet fit too: its
+layers are this network's spatial ones.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, counted, reason, shorten
+from ..model.unet import UNet3D
+from ..parsing import parse_json, read_text
+from .files import open_tensors
+from .names import diffusers_names, ldm_names
+from .origins import Layout, Shape
+from .released import key_table
+from .tensors import Get, Tensors
+
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+"""Ends of the keys that `./vc export` writes."""
+
+# What a key ends in -> which tensor of a layer's it is; before it stands the layer's name.
+_ENDS = {
+    re.compile(rf"(?:{end})$"): kind
+    for kind, end in {
+        "down": r"\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.down\.weight",
+        "up": r"\.lora_up\.weight|\.lora_B(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.up\.weight",
+        "mid": r"\.lora_mid\.weight",
+        "alpha": r"(?:[._]lora)?\.alpha",
+    }.items()
+}
+_OTHER_KINDS = {
+    re.compile(end): kind
+    for end, kind in {
+        r"\.hada_[wt]\d": "LoHa",
+        r"\.lokr_[wt]\d": "LoKr",
+        r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
+        r"\.oft_(blocks|diag|R)": "OFT",
+        r"\.on_input$": "IA3",
+        r"\.lora_E\b": "AdaLoRA",
+        r"\.(diff|diff_b|w_norm|b_norm)$": "a file of whole differences of weights",
+    }.items()
+}
+_PREFIX = re.compile(r"^(?:(?:base_model|model|diffusion_model|unet|lora_unet|lycoris)[._])+")
+_OF_TEXT = re.compile(r"^(?:lora_te|lora_prior_te|text_encoder|text_model|te\d?_)")
+_PEFT = "base_model.model."
+_PEFT_CONFIG = "adapter_config.json"
+_DIFFUSERS_CONFIG = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change of one layer's weight: `down` is (rank, in, *kernel), `up` (out, rank)."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def change(self) -> Tensor:
+        """What is added to the weight, (out, in * kernel), in float32."""
+        return self.alpha / self.rank * self.up.float() @ self.down.float().flatten(1)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What a file changes.
+
+    Attributes:
+        changes: by our name of the module, in the network's order.
+        unmatched: layers, as the file calls them, that the network has not.
+        notes: a sentence each on what else in the file is not used, or was assumed.
+    """
+
+    source: str
+    changes: Mapping[str, LowRank]
+    unmatched: Sequence[str]
+    notes: Sequence[str]
+
+
+def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
+    """The changes in a file for a network, which may be on meta.
+
+    A file of peft takes its alpha from the `adapter_config.json` beside it. Raises `UserError` for a file that cannot
+    be read, is of another kind (LoHa, LoKr, DoRA) or incomplete, matches nothing of the network, or has tensors of
+    another shape.
+    """
+    tensors = open_tensors(path)
+    for end, kind in _OTHER_KINDS.items():
+        if (key := next(filter(end.search, tensors.shapes), None)) is not None:
+            raise UserError(
+                f"{path} is {kind}, by its key {key}, and LoRA alone is read: get it as a LoRA, or merged into a "
+                "checkpoint."
+            )
+    layers, strays = _layers(tensors)
+    modules, weights = _modules(unet), _weights(unet)
+    text = [layer for layer in layers if _OF_TEXT.match(_PREFIX.sub("", layer))]
+    known = {layer: modules.get(_plain(layer)) for layer in layers if layer not in text}
+    unmatched = [layer for layer, module in known.items() if module is None]
+    matched = {layer: module for layer, module in known.items() if module is not None}
+    if not matched:
+        raise UserError(
+            f"{path} has no LoRA for this network: expected keys such as diffusion_model.{next(iter(weights))}.{DOWN}, "
+            f"found {shorten([*unmatched, *text], 3)}; it is of another network."
+        )
+    notes = [f"{path}: {_not_used(text)}, as they are of a text encoder, which stays as it is"] if text else []
+    alpha_of, get, changes = _alphas(Path(path), tensors, notes), tensors.get(), {}
+    for layer, module in matched.items():
+        if module in changes:
+            raise UserError(f"{path} has the LoRA of {module} twice, also as {layer}: give a file that has it once.")
+        changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
+    changes = {name: changes[name] for name in weights if name in changes}
+    return LoRA(tensors.source, changes, [*unmatched, *strays], notes)
+
+
+def tell_unused(lora: LoRA) -> None:
+    """Warns of what in a file is not used."""
+    unmatched = [f"{lora.source}: {_not_used(lora.unmatched)}, as the network has none such"] if lora.unmatched else []
+    for note in (*lora.notes, *unmatched):
+        warnings.warn(note, stacklevel=2)
+
+
+def _not_used(layers: Sequence[str]) -> str:
+    return f"the changes of {counted(len(layers), 'layer')} are not used ({shorten(layers, 3)})"
+
+
+def with_changes(tensors: Tensors, layout: Layout, loras: Sequence[tuple[LoRA, float]]) -> Tensors:
+    """A network's tensors, in a layout, with the changes of LoRAs, each times its strength, added when they are asked
+    for. Those that change are float32, whatever the file has; what is mapped is not written to."""
+    changes: dict[str, list[tuple[float, LowRank]]] = {}
+    for lora, strength in loras:
+        for module, low_rank in lora.changes.items():
+            changes.setdefault(layout[f"{module}.weight"].names[0], []).append((strength, low_rank))
+
+    def get() -> Get:
+        inner = tensors.get()
+
+        def changed(name: str) -> Tensor:
+            weight = inner(name)
+            for strength, low_rank in changes.get(name, ()):
+                weight = weight.float() + strength * low_rank.change().reshape(weight.shape)
+            return weight
+
+        return changed
+
+    return replace(
+        tensors,
+        dtypes={**tensors.dtypes, **dict.fromkeys(changes, torch.float32)},
+        packed={**{name: tensors.dtypes[name] for name in changes}, **tensors.packed},
+        get=get,
+    )
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def _weights(unet: UNet3D) -> dict[str, Shape]:
+    """The shapes of matrices and kernels by module."""
+    named = ((name, tuple(p.shape)) for name, p in unet.named_parameters() if p.ndim > 1)
+    return {name.removesuffix(".weight"): shape for name, shape in named}
+
+
+def _modules(unet: UNet3D) -> dict[str, str]:
+    """Our modules by all names that files have for them, see `_plain`."""
+    released = key_table(unet.config)
+    ours = {name: name for name in released}
+    tables = (ours, released, ldm_names(unet.config), diffusers_names(unet.config, temporal=True))
+    return {_plain(theirs): module for table in reversed(tables) for module, theirs in table.items()}
+
+
+def _plain(layer: str) -> str:
+    """A layer's name without what programs write in different ways: prefixes, dots or underscores, diffusers' old
+    processors, and the dropout beside the last matrix of an attention."""
+    name = _PREFIX.sub("", layer).replace(".", "_")
+    return re.sub(r"to_out_0$", "to_out", name.replace("_processor_", "_"))
+
+
+def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The keys of a file by layer, as the file calls it, and kind; and those of no kind that is known. Raises
+    `UserError` for a file that is no LoRA."""
+    layers: dict[str, dict[str, str]] = {}
+    strays = []
+    for key in tensors.shapes:
+        found = ((end.search(key), kind) for end, kind in _ENDS.items())
+        where, kind = next((one for one in found if one[0]), (None, ""))
+        if where is None:
+            strays.append(key)
+        else:
+            layers.setdefault(key[: where.start()], {})[kind] = key
+    if not layers:
+        raise UserError(
+            f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "
+            f".lora_B.weight, found {shorten(tensors.shapes, 3)}."
+        )
+    return layers, strays
+
+
+# --- Alpha ----------------------------------------------------------------------------------------------------------
+
+Alphas = Callable[[str, int], float]
+"""From a layer, as its file calls it, and the rank to the alpha of a layer that has none beside it."""
+
+
+def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
+    """As peft's config says: in the file beside it, or in the metadata where diffusers puts it. Adds to `notes`."""
+    place, text, lacks_alpha = path.with_name(_PEFT_CONFIG), None, not any(k.endswith(".alpha") for k in tensors.shapes)
+    if text := tensors.metadata.get(_DIFFUSERS_CONFIG):
+        place = path
+    elif lacks_alpha and any(key.startswith(_PEFT) for key in tensors.shapes):
+        if place.is_file():
+            text = read_text(place)
+        else:
+            notes.append(f"{path}: no {_PEFT_CONFIG} is beside it, which says alpha, so each is taken to be the rank")
+    try:
+        said = parse_json(text or "{}")
+        said = {key.removeprefix("unet."): value for key, value in said.items()}
+        patterns = {key: float(value) for key, value in (said.get("alpha_pattern") or {}).items()}
+        usual = None if said.get("lora_alpha") is None else float(said["lora_alpha"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{place} does not say the LoRA's alpha ({reason(error)}): save it again.") from error
+
+    def alpha_of(layer: str, rank: int) -> float:
+        own = next((value for end, value in patterns.items() if f".{layer}".endswith(f".{end}")), usual)
+        alpha = rank if own is None else own
+        return alpha * math.sqrt(rank) if said.get("use_rslora") else alpha
+
+    return alpha_of
+
+
+# --- One layer ------------------------------------------------------------------------------------------------------
+
+
+def _low_rank(
+    tensors: Tensors, get: Get, layer: str, keys: Mapping[str, str], weight: Shape, alpha_of: Alphas
+) -> LowRank:
+    """The change of a layer whose weight has this shape. Raises `UserError` where it does not fit or is not whole."""
+    if missing := [kind for kind in ("down", "up") if kind not in keys]:
+        raise UserError(
+            f"{tensors.source} lacks the {' and '.join(missing)} half of {layer}: it is incomplete; save it again."
+        )
+    there = {kind: get(key) for kind, key in keys.items()}
+    down, up, mid = there["down"], there["up"], there.get("mid")
+    if mid is not None and mid.ndim > 2 and down.ndim > 1 and mid.shape[1] == len(down):
+        # LyCORIS' form for convolutions: 1 x 1, then the kernel at the rank, then 1 x 1.
+        down = torch.einsum("ab...,bc->ac...", mid.float(), down.float().flatten(1))
+    kernel, shapes = math.prod(weight[2:]), (tuple(down.shape), tuple(up.shape))
+    fits = min(map(len, shapes)) > 1 and (down.shape[1], math.prod(down.shape[2:])) == (weight[1], kernel)
+    if not fits or (len(up), up.numel()) != (weight[0], weight[0] * len(down)):
+        raise UserError(
+            f"{tensors.source}: the LoRA of {layer} is {shapes[0]} and {shapes[1]}, and the layer is {weight[:2]}"
+            f"{f' with a kernel of {kernel}' if kernel > 1 else ''}: it is of another network."
+        )
+    if "alpha" in there and there["alpha"].numel() != 1:
+        raise UserError(f"{tensors.source}: {keys['alpha']} is no single number: the file is damaged.")
+    alpha = float(there["alpha"]) if "alpha" in there else alpha_of(layer, len(down))
+    return LowRank(down, up.flatten(1), alpha)
