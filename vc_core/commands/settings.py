@@ -327,8 +327,8 @@ class Settings:
             return Settings.from_mapping(read_yaml(path), Path(path).parent)
 
     def to_mapping(self) -> dict[str, Any]:
-        """All settings by name, in values that JSON and YAML hold, but those of `LATER` that say nothing; `from_mapping`
-        gives the same settings back."""
+        """The settings by name, in values that JSON and YAML hold, without those of `LATER` that say nothing;
+        `from_mapping` gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
         said = {name: value for name, value in plain.items() if value or name not in LATER}
         return {**said, "checkpoint": plain["checkpoint"] or BUNDLED}
