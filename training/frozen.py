@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from training.recipe import Recipe
-from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.files import files_of, open_tensors
 from vc_core.checkpoint.formats import find_parts
 from vc_core.checkpoint.reading import PARTS, Part, read_checkpoint
 from vc_core.composer import choose_dtypes
@@ -32,7 +32,8 @@ def gather_parts(recipe: Recipe) -> dict[str, Part]:
     start, found = recipe.start, {}
     for path in filter(None, (start.checkpoint, *start.parts)):
         # A 2D UNet's own file, which no reader of ours knows, holds no parts and need not.
-        if path != start.checkpoint or find_parts(open_tensors(path).shapes, str(path)):
+        opened = map(open_tensors, files_of(path))
+        if path != start.checkpoint or any(find_parts(tensors.shapes, str(path)) for tensors in opened):
             found = {**read_checkpoint(path).parts, **found}
     return {name: found[name] for name in PARTS if name in found and name != "model"}
 

@@ -48,10 +48,10 @@ def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: 
     return noise + offset * torch.stack(constant)
 
 
-def possible_in(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> set[str]:
-    """Those of `NAMES` that a sample of a recipe's domain can keep, where its network has encoders for `conditions`:
-    in stage 1 the text alone, in an image no motion."""
-    possible = {"text"} if recipe.stage == 1 else {"text", "style", *conditions}
+def possible_in(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> set[str]:
+    """Those of `NAMES` that a sample of a recipe's domain can keep, of its network's `inputs`, see `UNetConfig`: in
+    stage 1 the text alone, in an image no motion."""
+    possible = {"text"} if recipe.stage == 1 else {*inputs}
     if max(domain.lengths or (domain.frames,)) == 1:
         possible -= {"motion"}
     return possible - set(domain.without)
@@ -76,9 +76,9 @@ def kept_of(
     return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
 
 
-def keep_for(recipe: Recipe, domain: Domain, conditions: Collection[str]) -> Callable[[Sequence[int]], dict]:
-    """`kept_of` for a domain of a recipe and the conditions of the network: a function of a batch's numbers alone."""
-    possible = possible_in(recipe, domain, conditions)
+def keep_for(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> Callable[[Sequence[int]], dict]:
+    """`kept_of` for a domain of a recipe and the inputs of the network: a function of a batch's numbers alone."""
+    possible = possible_in(recipe, domain, inputs)
     return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
 
 
@@ -209,10 +209,10 @@ def embed_conditions(
 
 
 def make_context(unet: UNet3D, text: Tensor, empty: Tensor, style: Tensor | None, kept: dict[str, Tensor]) -> Tensor:
-    """Text and style tokens `(B, 77 [+ 1], D)`: dropped text is the empty prompt, dropped style the token of zeros.
+    """Text and style tokens `(B, 77 [+ n], D)`: dropped text is the empty prompt, dropped style the tokens of zeros.
 
-    `text` is `(B, 77, D)`, `empty` `(1, 77, D)`; `style` image embeddings `(B, 1, D)`, or None for a batch without a
-    style token, as when nothing is wired.
+    `text` is `(B, 77, D)`, `empty` `(1, 77, D)`; `style` image embeddings `(B, 1, D)`, or None for a batch without
+    style tokens, as when nothing is wired.
     """
 
     def chosen(name: str, given: Tensor, otherwise: Tensor) -> Tensor:

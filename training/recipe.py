@@ -79,13 +79,14 @@ def _joined(*where: str | int) -> str:
 class Start:
     """What the run begins from."""
 
-    kind: Literal["scratch", "stable_diffusion", "modelscope", "videocomposer"] = "scratch"
+    kind: Literal["scratch", "stable_diffusion", "checkpoint", "modelscope", "videocomposer"] = "scratch"
     """scratch: fresh weights; stable_diffusion: a 2D UNet of SD 2.1, whose weights become the 3D network's spatial
-    layers, the temporal ones the identity; modelscope: ModelScope's text-to-video UNet, in its own layout or
-    diffusers'; videocomposer: a checkpoint of this project or the released one. Entering stage 2 the first convolution
-    keeps its channels and gets zero ones."""
+    layers, the temporal ones the identity; checkpoint: any that `./vc info` knows, of this project, VideoComposer's,
+    VGen's, and ModelScope's text-to-video UNet or ZeroScope in their own layout or diffusers'; modelscope and
+    videocomposer are other names of the same. Entering stage 2 the first convolution keeps its channels and gets zero
+    ones."""
     checkpoint: File | None = None
-    """File of the network that the run begins from; none for scratch."""
+    """File of the network that the run begins from, or diffusers' folder; none for scratch."""
     parts: tuple[File, ...] = ()
     """Files that bring the autoencoder and the towers, where the checkpoint has none."""
     network: File | None = None

@@ -19,15 +19,16 @@ from torch import nn
 
 from training.lora import add_lora, load_lora
 from training.recipe import Recipe
-from vc_core.checkpoint.files import open_tensors
+from vc_core.checkpoint.files import files_of, open_tensors
 from vc_core.checkpoint.formats import find_prefix
-from vc_core.checkpoint.names import diffusers_names, kind_of, ldm_names
+from vc_core.checkpoint.names import diffusers_names, kind_of, ldm_names, named_layout
 from vc_core.checkpoint.origins import Layout, Origin, check, unused, unused_note
-from vc_core.checkpoint.reading import LEFTOVERS, read_checkpoint
+from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
 from vc_core.checkpoint.released import released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError, counted, shorten
+from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D
 from vc_core.parsing import read_text
@@ -48,22 +49,22 @@ def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     Raises `UserError` for a file that cannot be read, is of another model or size, or has tensors that have no place;
     and where nothing would be learned, see `choose_parameters`.
     """
-    config, tensors = _source(recipe)
+    config, part = _source(recipe)
+    if config.few_steps:
+        warnings.warn(
+            f"{recipe.start.checkpoint} was distilled for few steps, of which this training's loss knows nothing: the "
+            "more it learns, the worse are videos of few steps. Better train from a network that takes many.",
+            stacklevel=2,
+        )
     config = _config_of(recipe, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         unet = UNet3D(config.unet, attend=attend)
         initialise(unet)
     fresh = ["everything"]
-    if tensors is not None:
-        if recipe.start.kind == "stable_diffusion":
-            layout = _layout_2d(unet, tensors)
-        elif _is_diffusers_3d(tensors):
-            names = diffusers_names(unet.config, temporal=True)
-            layout = _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
-        else:
-            layout = _layout_3d(unet, tensors)
-        _fill(unet, layout, tensors)
+    if part is not None:
+        layout = _LAYOUTS[part.layout](unet, part.tensors)
+        _fill(unet, layout, part.tensors)
         fresh = [_words(name) for name, _ in unet.named_parameters() if name not in layout]
     choose_parameters(unet, recipe)
     return Started(unet, config, tuple(dict.fromkeys(fresh)))
@@ -131,18 +132,17 @@ def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-def _source(recipe: Recipe) -> tuple[Config, Tensors | None]:
-    """The config that a recipe's files tell, and the tensors of the network, under the names of its file."""
+def _source(recipe: Recipe) -> tuple[Config, Part | None]:
+    """The config that a recipe's files tell, and the network's part of them, in one of `_LAYOUTS`."""
     start = recipe.start
     told = None if start.network is None else _read_config(start.network)
     if start.kind == "scratch":
         return told or Config(), None
     if start.kind == "stable_diffusion":
-        return told or Config(), open_tensors(start.checkpoint)
-    if start.kind == "modelscope" and _is_diffusers_3d(tensors := open_tensors(start.checkpoint)):
-        return told or Config(unet=replace(UNetConfig(), conditions=(), stc_channels=0)), tensors
+        return told or Config(), Part("model", start.kind, open_tensors(files_of(start.checkpoint)[0]))
     checkpoint = read_checkpoint(start.checkpoint)
-    return told or checkpoint.config, checkpoint.part("model").tensors
+    part = checkpoint.part("model")
+    return told or checkpoint.config, part
 
 
 def _read_config(path: Path) -> Config:
@@ -157,24 +157,24 @@ def _read_config(path: Path) -> Config:
 
 
 def _config_of(recipe: Recipe, config: Config) -> Config:
-    """The config of the network that a recipe trains, of the one that it begins from: stage 2 adds all conditions to a
-    network that has none, and in stage 1 such a one gets none."""
+    """The config of the network that a recipe trains, of the one that it begins from: stage 2 adds all conditions and
+    the style to a network that has none, but for a LoRA, which goes with that network; stage 1 adds none."""
     unet, released = config.unet, UNetConfig()
-    if recipe.stage == 2 and not unet.conditions:
-        unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
+    if recipe.stage == 2 and recipe.train.what != "lora":
+        unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
+        if not unet.conditions:
+            unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
+            if config.name == assumed(config.unet)[0].name:
+                config = replace(config, name=Config.name)  # it is one of text alone no more
     if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
         unet = replace(unet, conditions=(), stc_channels=0)
-    unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
-    prediction = recipe.loss.prediction or config.diffusion.prediction
-    terminal = recipe.loss.zero_terminal_snr or config.diffusion.zero_terminal_snr
     return replace(
-        config,
+        overridden(config, recipe.loss.prediction, recipe.loss.zero_terminal_snr or None),
         frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
         height=recipe.height,
         width=recipe.width,
         unet=unet,
-        diffusion=replace(config.diffusion, prediction=prediction, zero_terminal_snr=terminal),
     )
 
 
@@ -189,9 +189,10 @@ def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
     return _first_convolution(layout, unet, tensors)
 
 
-def _is_diffusers_3d(tensors: Tensors) -> bool:
-    """Whether a file holds ModelScope's text-to-video UNet in diffusers' layout."""
-    return all(name in tensors.shapes for name in ("conv_norm_out.weight", "transformer_in.proj_in.weight"))
+def _layout_diffusers(unet: UNet3D, tensors: Tensors) -> Layout:
+    """Where parameters lie in a file of ModelScope's text-to-video UNet in diffusers' layout."""
+    names = diffusers_names(unet.config, temporal=True)
+    return _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
 
 
 def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
@@ -210,15 +211,7 @@ def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
 
 def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
     """Where the parameters of those of our modules lie that a file has other `names` for; `what` names its network."""
-    layout = {}
-    for name, parameter in unet.named_parameters():
-        module, _, leaf = name.rpartition(".")
-        if module in names:
-            shape = tuple(parameter.shape)
-            if shape[2:] == (3, 1):  # a convolution over time, which is a 3D one there
-                shape = (*shape, 1)
-            layout[name] = Origin((f"{names[module]}.{leaf}",), shape)
-    layout = _first_convolution(layout, unet, tensors)
+    layout = _first_convolution(named_layout(unet, names), unet, tensors)
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(
@@ -226,6 +219,9 @@ def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what
             f"({shorten(extra)}): it is another model than {what}."
         )
     return layout
+
+
+_LAYOUTS = {"released": _layout_3d, "diffusers": _layout_diffusers, "stable_diffusion": _layout_2d}
 
 
 def _first_convolution(layout: Layout, unet: UNet3D, tensors: Tensors) -> Layout:

@@ -74,7 +74,8 @@ class Step:
             style = text.new_zeros(len(text), 1, text.shape[-1])
             # Of the step, so that it does not depend on how its samples are shared among ranks and batches.
             lot = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
-            if self.recipe.stage == 1 or lot < self.recipe.loss.no_style:
+            styled = self.recipe.stage == 2 and make.config.unet.style_tokens
+            if not styled or lot < self.recipe.loss.no_style:
                 style = None
             conditions = {}
             for name in ("text", "style", *CONDITIONS):

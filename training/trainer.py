@@ -54,7 +54,7 @@ def train(recipe: Recipe) -> int:
         parts, size = gather_parts(own), (own.height, own.width)
         encoders = Encoders(config, parts, size, world.device, own.depth_model)
         # Told now, and not by the first sample that keeps a style: only the cache of the scenes brings embeddings.
-        if any(d.kind != "synthetic" and "style" in possible_in(own, d, config.unet.conditions) for d in own.data):
+        if any(d.kind != "synthetic" and "style" in possible_in(own, d, config.unet.inputs) for d in own.data):
             encoders.part("image")
 
         @cache
@@ -80,7 +80,7 @@ def train(recipe: Recipe) -> int:
             frames = lengths(domain)
             order = Order(own.seed, len(of[frames[0]]), lane.domain, len(own.data))
             share = Share(order, frames, domain.batch, lane.rank, lane.ranks, own.optimizer.accumulate)
-            keep = keep_for(own, domain, config.unet.conditions)
+            keep = keep_for(own, domain, config.unet.inputs)
             streams[lane] = load(of, share, keep, taken[lane.domain], own.engine.workers, domain.max_bad)
 
         # --- Learn ----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def validate(
     folder = make_folder(recipe.out / "validation" / f"step-{step:08d}")
     wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)
-    possible = possible_in(recipe, recipe.data[0], config.unet.conditions) - set(ANNOTATED)
+    possible = possible_in(recipe, recipe.data[0], config.unet.inputs) - set(ANNOTATED)
     for index in range(min(watch.samples, len(clips[longest]))):
         try:
             sample = clips[longest].sample(index, possible, generator_for(recipe.seed, index, "validation"))

@@ -84,6 +84,22 @@ class UNetConfig:
     dropout: _Dropout = 0.1
     stc_dropout: _Dropout = 0.05
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the network can be told: text, style where it takes one, and its conditions."""
+        return ("text", *(("style",) if self.style_tokens else ()), *self.conditions)
+
+    def check_takes(self, name: str) -> None:
+        """Raises `UserError` where the network takes no style, or has no STC-encoder for a condition of this name."""
+        if name in self.inputs:
+            return
+        if name == "style":
+            raise UserError("The checkpoint takes no style: it was trained without one; leave the style image out.")
+        raise UserError(
+            f"The checkpoint has no STC-encoder for '{name}': it was trained with "
+            f"{', '.join(self.conditions) or 'none'}; leave that condition out."
+        )
+
     def __post_init__(self) -> None:
         unknown = [name for name in self.conditions if name not in tuple(CONDITIONS)]
         if unknown:

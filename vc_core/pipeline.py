@@ -106,8 +106,8 @@ def compose(
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
     _check_video(init, sampling.denoise, frames, height, width)
-    if style is not None:
-        composer.unet.check_style()
+    for name in (*(condition.name for condition in conditions), *(["style"] if style else [])):
+        config.unet.check_takes(name)
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     given = {"text": texts, "negative": negatives, "style": style and style.image, "video": init}

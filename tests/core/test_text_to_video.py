@@ -242,3 +242,20 @@ def test_text_alone_is_composed_and_all_else_refused(text_composer):
         compose(text_composer, style=Style(torch.rand(1, 3, 8, 8)), sampling=sampling)
     with pytest.raises(UserError, match="has no STC-encoder for 'single_image': it was trained with none"):
         compose(text_composer, conditions=[Condition("single_image", torch.rand(1, 3, 1, 32, 40))], sampling=sampling)
+
+
+def test_what_a_network_does_not_take_is_refused_before_anything_is_made(text_composer, monkeypatch, tmp_path):
+    """Else a network for depth would be asked for, which is of no use."""
+    from vc_core.commands.conditions import make_conditions
+    from vc_core.commands.settings import Settings
+
+    monkeypatch.setattr("vc_core.commands.conditions.options_of", None)
+    for name, given in (
+        ("depth", {"video": tmp_path / "a.mp4", "use": ("depth",)}),
+        ("motion", {"pan": (0.1, 0.0)}),
+        ("single_image", {"image": tmp_path / "a.png"}),
+    ):
+        with pytest.raises(UserError, match=f"has no STC-encoder for '{name}'.*leave that condition out"):
+            make_conditions(Settings(**given), None, text_composer.config)
+    with pytest.raises(UserError, match="takes no style"):
+        make_conditions(Settings(style=tmp_path / "a.png"), None, text_composer.config)

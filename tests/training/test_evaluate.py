@@ -152,7 +152,7 @@ def test_what_a_checkpoint_lacks_is_said_and_not_measured(settings):
     found, notes = possible(settings.measures(), ["text", "motion", "depth"], towers)
     names = {row.name for row in found}
     assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
-    assert "style_palette: not measured, as the checkpoint has no image tower to see a style with." in notes
+    assert "style_palette: not measured, as the checkpoint has no style, or no image tower to see one with." in notes
     assert "endpoint" not in names  # its image cannot be given
     assert len(found) + len(notes) == len(MEASURES)
     assert "kept: not measured, as the checkpoint has no mask condition." in notes

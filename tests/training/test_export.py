@@ -38,9 +38,10 @@ def run(recipe, steps=3):
     encoders = Encoders(started.config, gather_parts(recipe), size)
     step = Step(started.unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
     engine = Learner(started.unet, step, recipe, World())
-    keep = keep_for(recipe, recipe.data[0], started.config.unet.conditions)
+    keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
+    scale = started.config.extraction.condition_scale
     whole = {
-        name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size))
+        name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size, scale))
         for name, spec in CONDITIONS.items()
     }
     for number in range(steps):
@@ -176,7 +177,7 @@ comfy.options.enable_args_parsing()
 spec = importlib.util.spec_from_file_location("pack", pack + "/__init__.py", submodule_search_locations=[pack])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 from pack.nodes.host.model import load_model
-from pack.vc_core.checkpoint import read_checkpoint
+from pack.vc_core.checkpoint.reading import read_checkpoint
 model = load_model(read_checkpoint(path))
 print(model.model.videocomposer.frames, sum(p.numel() for p in model.model.diffusion_model.parameters()))
 """

@@ -1,5 +1,7 @@
 """The objective: schedule, target and weights against diffusers, dropout by its frequencies, a sample's own chance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_the_released_rule_counts_by_batches():
 
 def test_stage_1_drops_the_text_alone():
     kept = kept_of(
-        range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_in(Recipe(stage=1), Domain(), CONDITIONS)
+        range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_in(Recipe(stage=1), Domain(), NAMES)
     )
     dropped = (~kept["text"]).sum().double()
     assert chi_square(torch.stack([dropped, 8000 - dropped]), torch.tensor([800.0, 7200.0]).double()) > 0.001
@@ -82,14 +84,16 @@ def test_stage_1_drops_the_text_alone():
 
 
 def test_what_cannot_be_kept_is_dropped():
-    assert possible_in(Recipe(), Domain(frames=1), ("motion", "depth")) == {"text", "style", "depth"}
-    kept = kept_of(range(200), 0, Loss(), possible=possible_in(Recipe(), Domain(), ("depth", "motion")))
+    assert possible_in(Recipe(), Domain(frames=1), ("text", "style", "motion", "depth")) == {"text", "style", "depth"}
+    kept = kept_of(
+        range(200), 0, Loss(), possible=possible_in(Recipe(), Domain(), ("text", "style", "depth", "motion"))
+    )
     assert kept["motion"].any() and kept["style"].any() and not kept["sketch"].any()
 
 
 def test_a_domain_goes_without_what_it_lacks():
     recipe = Recipe(data=(Domain(without=("depth", "text")), Domain()), seed=3)
-    first, second = (keep_for(recipe, domain, tuple(CONDITIONS))(range(100)) for domain in recipe.data)
+    first, second = (keep_for(recipe, domain, NAMES)(range(100)) for domain in recipe.data)
     for name in NAMES:
         assert torch.equal(first[name], torch.zeros(100).bool() if name in ("depth", "text") else second[name]), name
     assert second["depth"].any() and second["text"].any()
@@ -263,3 +267,16 @@ def test_dropped_tokens_are_the_empty_prompt_and_the_token_of_zeros(unet):
     torch.testing.assert_close(context[0:1, 77:], unet.encode_style(torch.zeros(1, 1, 64)))
     torch.testing.assert_close(context[1:2, 77:], unet.encode_style(style[1:2]))
     assert make_context(unet, text, empty, None, kept).shape == (2, 77, 64)
+
+
+def test_a_network_of_several_style_tokens_has_them_all_and_one_of_none_takes_text_alone(unet):
+    four = UNet3D(replace(unet.config, style_tokens=4))
+    text, empty, style = torch.randn(2, 77, 64), torch.randn(1, 77, 64), torch.randn(2, 1, 64)
+    kept = {"text": torch.tensor([True, False]), "style": torch.tensor([False, True])}
+    context = make_context(four, text, empty, style, kept)
+    assert context.shape == (2, 81, 64)
+    torch.testing.assert_close(context[0:1, 77:], four.encode_style(torch.zeros(1, 1, 64)))
+    torch.testing.assert_close(context[1:2, 77:], four.encode_style(style[1:2]))
+    alone = replace(unet.config, style_tokens=0, conditions=(), stc_channels=0)
+    assert possible_in(Recipe(), Domain(), alone.inputs) == {"text"}
+    assert not keep_for(Recipe(), Domain(), alone.inputs)(range(20))["style"].any()

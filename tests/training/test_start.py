@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import training.start as start_module
-from training.recipe import Domain, Loss, Recipe, Start
+from training.recipe import Domain, Loss, Recipe, Start, Train
 from training.start import begin
+from vc_core.checkpoint.conversion import convert
 from vc_core.checkpoint.loading import on_meta
 from vc_core.checkpoint.names import diffusers_names, ldm_names
 from vc_core.checkpoint.reading import save_checkpoint
 from vc_core.checkpoint.released import released_layout, to_released
-from vc_core.checkpoint.tensors import Tensors
+from vc_core.checkpoint.text_to_video import diffusers_layout, unet_config_from_diffusers
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError
@@ -159,7 +159,13 @@ def test_modelscopes_unet_has_neither_style_nor_conditions(tmp_path):
     start = Start("modelscope", tmp_path / "text2video_pytorch_model.pth")
     for stage in (1, 2):
         started = begin(Recipe(stage=stage, start=start))
-        assert "the style's layers" in started.fresh and "the temporal layers" not in started.fresh
+        assert (
+            (started.fresh == ())
+            if stage == 1
+            else {"the style's layers", "the STC-encoder of mask"} <= set(started.fresh)
+        )
+        assert "the temporal layers" not in started.fresh
+        assert started.config.name == ("ModelScope text-to-video" if stage == 1 else "VideoComposer")
         x, t, context = inputs()
         stc = torch.randn(2, 8, 3, 8, 16) if stage == 2 else None
         torch.testing.assert_close(started.unet.eval()(x, t, context, stc), unet(x, t, context), rtol=1e-6, atol=1e-6)
@@ -189,10 +195,8 @@ def three_dimensional():
 
 
 def from_diffusers_3d(folder, state, stage=2):
-    (folder / "three.json").write_text(Config(unet=DIFFUSERS_3D).to_json())
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    start = Start("modelscope", folder / "diffusion_pytorch_model.safetensors", network=folder / "three.json")
-    return begin(Recipe(stage=stage, start=start))
+    return begin(Recipe(stage=stage, start=Start("modelscope", folder)))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -206,8 +210,8 @@ def test_modelscopes_unet_of_diffusers_gives_its_own_output(tmp_path, three_dime
     torch.testing.assert_close(started.unet.eval()(x, t, context, stc), expected, rtol=1e-5, atol=1e-5)
     still = three_dimensional(x[:, :, [0, 0, 0]], t, context).sample
     assert (still - expected)[:, :, 0].abs().max() > 0.01  # frames see each other
-    conditions = {f"the STC-encoder of {name}" for name in CONDITIONS} if stage == 2 else set()
-    assert set(started.fresh) == {"the style's layers", *conditions}
+    added = {"the style's layers", *(f"the STC-encoder of {name}" for name in CONDITIONS)}
+    assert set(started.fresh) == (added if stage == 2 else set())
 
 
 def test_every_tensor_of_diffusers_unet_has_one_place(tmp_path, three_dimensional):
@@ -220,30 +224,23 @@ def test_every_tensor_of_diffusers_unet_has_one_place(tmp_path, three_dimensiona
     del state["up_blocks.1.temp_attentions.0.proj_in.bias"]
     with pytest.raises(UserError, match=r"up_blocks\.1\.temp_attentions\.0\.proj_in\.bias"):
         from_diffusers_3d(tmp_path, state)
-    state = {**three_dimensional.state_dict(), "motion_modules.0.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"motion_modules\.0\.weight.*another model than ModelScope's"):
+    state = {**three_dimensional.state_dict(), "another_module.0.weight": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"another_module\.0\.weight.*another model than ModelScope's"):
         from_diffusers_3d(tmp_path, state)
 
 
-def test_diffusers_file_of_modelscopes_unet_has_the_released_sizes(monkeypatch):
+def test_diffusers_file_of_modelscopes_unet_has_the_released_sizes():
     """The tensors of diffusers' default, which is ModelScope's, are those of our network's default, to the shape."""
     from diffusers import UNet3DConditionModel
 
     with torch.device("meta"):
         theirs = {name: tuple(t.shape) for name, t in UNet3DConditionModel().state_dict().items()}
-    monkeypatch.setattr(start_module, "open_tensors", lambda path: shapes_alone(theirs))
-    config, tensors = start_module._source(Recipe(start=Start("modelscope", Path("unet.safetensors"))))
-    assert config.unet.conditions == () and config.unet.stc_channels == 0
-    unet = on_meta(config)
-    layout = start_module._layout_named(unet, tensors, diffusers_names(config.unet, temporal=True), "it")
+    sizes = unet_config_from_diffusers(theirs)
+    assert sizes == dataclasses.replace(UNetConfig(), conditions=(), stc_channels=0, style_tokens=0)
+    unet = on_meta(Config(unet=sizes))
+    layout = diffusers_layout(unet, theirs)
     assert {o.names[0]: o.shape for o in layout.values()} == theirs
-    assert {name for name, _ in unet.named_parameters() if name not in layout} == {
-        f"style_{end}.{leaf}" for end in ("in", "out") for leaf in ("weight", "bias")
-    }
-
-
-def shapes_alone(shapes):
-    return Tensors("a file", shapes, dict.fromkeys(shapes, torch.float32), None)
+    assert {name for name, _ in unet.named_parameters()} == set(layout)
 
 
 def test_the_released_names_less_stc_and_style_are_modelscopes():
@@ -287,3 +284,48 @@ def test_a_schedule_and_a_network_that_cannot_be_are_refused():
         begin(Recipe(loss=Loss(zero_terminal_snr=True)))
     with pytest.raises(UserError, match=r"start\.network nowhere\.json"):
         begin(Recipe(start=Start(network=Path("nowhere.json"))))
+
+
+# --- Every checkpoint of the family ---------------------------------------------------------------------------------
+
+
+def small(**changes):
+    return dataclasses.replace(UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,),
+                                          temporal_in_heads=1, context_dim=24), **changes)  # fmt: skip
+
+
+TEXT_ALONE = {"conditions": (), "stc_channels": 0, "style_tokens": 0}
+
+
+def saved(path, **changes):
+    torch.manual_seed(3)
+    torch.save({name: t.clone() for name, t in to_released(UNet3D(small(**changes))).items()}, path)
+    return path
+
+
+def test_vgens_network_keeps_its_tokens_and_its_schedule(tmp_path):
+    path = saved(tmp_path / "tft2v.pth", style_tokens=4)
+    started = begin(Recipe(start=Start("checkpoint", path), height=256, width=448))
+    config = started.config
+    assert started.fresh == () and config.unet.style_tokens == 4 and config.name == "TF-T2V"
+    assert (config.diffusion.prediction, config.diffusion.zero_terminal_snr) == ("v_prediction", True)
+    assert (config.extraction.condition_scale, config.rate, config.extraction.sampling_rate) == (8, 3.0, 3.0)
+    noise = begin(Recipe(start=Start("checkpoint", path), loss=Loss(prediction="epsilon"))).config.diffusion
+    assert (noise.prediction, noise.zero_terminal_snr) == ("epsilon", False)
+
+
+def test_a_lora_goes_with_the_network_that_it_begins_from(tmp_path):
+    """One of text alone stays so, or the LoRA would have learned beside layers that the network has not."""
+    path = saved(tmp_path / "text2video_pytorch_model.pth", **TEXT_ALONE)
+    started = begin(Recipe(start=Start("checkpoint", path), train=Train(what="lora", lora_rank=2)))
+    assert started.config.unet == small(**TEXT_ALONE) and started.fresh == ()
+    assert started.config.unet.inputs == ("text",)
+    assert all("lora" in name for name, p in started.unet.named_parameters() if p.requires_grad)
+
+
+def test_training_from_a_network_for_few_steps_is_noted(tmp_path):
+    path = saved(tmp_path / "videolcm.pth", style_tokens=4)
+    convert(path, tmp_path / "lcm.safetensors", few_steps=True)
+    with pytest.warns(UserWarning, match=r"lcm\.safetensors was distilled for few steps"):
+        started = begin(Recipe(start=Start("checkpoint", tmp_path / "lcm.safetensors")))
+    assert started.config.few_steps and started.config.guidance == 1.0

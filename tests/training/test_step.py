@@ -176,7 +176,7 @@ def test_stage_1_has_text_alone(recipe, tiny_config):
     started = begin(recipe)
     step = Step(started.unet, Encoders(started.config, gather_parts(recipe), SIZE),
                 Objective(started.config.diffusion), recipe)  # fmt: skip
-    keep = keep_for(recipe, recipe.data[0], started.config.unet.conditions)
+    keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
     given = batch([1, 2], keep([1, 2]))
     assert step.inputs(given).style is None and step.inputs(given).conditions == {}
     step(given)[0].mean().backward()

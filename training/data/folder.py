@@ -35,6 +35,7 @@ from vc_core.errors import UserError, counted, shorten
 from vc_core.extract import Options, Source, extract
 from vc_core.folders import files_below
 from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
+from vc_core.video.frames import RELEASED_RATE
 
 # --- Captions -------------------------------------------------------------------------------------------------------
 
@@ -188,7 +189,12 @@ def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
 
 
 def clip_of(
-    entry: Entry, folder: Path, frames: int, rate: float | None, generator: torch.Generator
+    entry: Entry,
+    folder: Path,
+    frames: int,
+    rate: float | None,
+    generator: torch.Generator,
+    usual: float = RELEASED_RATE,
 ) -> tuple[Path | Media, FramePlan | None, str]:
     """What a clip is read from; its plan, see `plan_frames`, that starts at random, anywhere from where all its frames
     are there, or None of an image; and what was decided for the user, see `VideoInfo.note`.
@@ -201,7 +207,7 @@ def clip_of(
         return source, None, ""
     with _decoding(source):
         info = probe(source)
-        plan = plan_frames(info, frames, rate)
+        plan = plan_frames(info, frames, rate, usual=usual)
         spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
         start = float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item()
     return source, replace(plan, start=start), info.note
@@ -232,7 +238,7 @@ class FolderClips:
 
     Attributes:
         folder: where relative files are.
-        rate: frames a second of clips; None for the released rule, see `plan_frames`.
+        rate: frames a second of clips; None for the released rule, see `plan_frames`, with the network's usual rate.
         nominal_height: videos are scaled to this height before their motion is taken, see `read_motion`.
 
     Raises:
@@ -262,7 +268,9 @@ class FolderClips:
         """See `training.data.sample.Clips`."""
         entry, form = self.entries[index], self.form
         with reading(entry.name(self.folder)):
-            source, plan, _ = clip_of(entry, self.folder, form.frames, self.rate, generator)
+            source, plan, _ = clip_of(
+                entry, self.folder, form.frames, self.rate, generator, form.extraction.sampling_rate
+            )
             made = make(pictures_of(source, plan), form, kept, generator)
             if "motion" in kept:
                 made["conditions"]["motion"] = no_motion(form) if form.frames == 1 else self._motion(source, plan)

@@ -51,7 +51,9 @@ def program(
         shown="PIXELS",
     ) = None,
     seeds: option(int | None, f"videos of each scene or clip and wiring (default: {DEFAULT['seeds']})") = None,
-    steps: option(int | None, f"of the sampler (default: {DEFAULT['steps']})") = None,
+    steps: option(
+        int | None, f"of the sampler (default: {DEFAULT['steps']}, or 4 of a checkpoint for few steps)"
+    ) = None,
     guidance: option(float | None, "scale of the guidance (default: each checkpoint's)") = None,
     only: option(
         str,
@@ -85,8 +87,8 @@ def program(
     if parts == ():
         raise UserError("--parts needs a name: give it one, or leave it out.")
     check_replaceable(out)
-    numbers = {"clips": clips, "seeds": seeds, "steps": steps}
-    numbers = {name: (QUICK if quick else DEFAULT)[name] if n is None else n for name, n in numbers.items()}
+    usual = QUICK if quick else DEFAULT
+    numbers = {name: usual[name] if n is None else n for name, n in (("clips", clips), ("seeds", seeds))}
     settings = EvaluationSettings(
         checkpoints=checkpoints or (BUNDLED,),
         parts=parts or (),
@@ -95,7 +97,7 @@ def program(
         rate=rate,
         nominal_height=nominal_height,
         out=out,
-        sampling=Composing(guidance=guidance, batch=batch, **numbers),
+        sampling=Composing(steps=steps, guidance=guidance, batch=batch, many=usual["steps"], **numbers),
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,

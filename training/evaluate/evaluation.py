@@ -35,7 +35,6 @@ from training.launch import cores
 from vc_core.checkpoint.files import sha256
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer, choose_device
-from vc_core.conditions import CONDITIONS
 from vc_core.config import Config
 from vc_core.encoders.autoencoder import decode, encode
 from vc_core.errors import UserError
@@ -67,7 +66,7 @@ class EvaluationSettings:
         if self.clips < 2:
             raise UserError(f"{self.clips} clips are too few: expected at least 2, as conditions are swapped.")
         for name in ("seeds", "steps", "batch"):
-            if (number := getattr(self.sampling, name)) < 1:
+            if (number := getattr(self.sampling, name)) is not None and number < 1:
                 raise UserError(f"The number of {name} is {number}: expected at least 1.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"The number of jobs is {self.jobs}: expected at least 1.")
@@ -171,11 +170,11 @@ def _evaluate(
     first: Evaluated | None,
     progress: Progress | None,
 ) -> Evaluated:
-    composer, how = VideoComposer.load(path, settings.parts, device=settings.device), settings.sampling
+    composer = VideoComposer.load(path, settings.parts, device=settings.device)
+    how = settings.sampling.of(composer.config)
     config, autoencoder, device = composer.config, composer.autoencoder, composer.device
     judge = judge_of(settings, composer, first)
-    style = ("style",) if "image" in composer.checkpoint.parts else ()
-    offered = ["text", *style, *(name for name in CONDITIONS if name in config.unet.conditions)]
+    offered = [name for name in config.unet.inputs if name != "style" or "image" in composer.checkpoint.parts]
     measures, notes = possible(settings.measures(), offered, judge)
     trials = dict.fromkeys(row.trial for row in measures)
     if fvd is not None and any(row.trial == "text" for row in settings.measures()):
@@ -218,7 +217,8 @@ def _evaluate(
         "width": truth.video.shape[-1],
         "height": truth.video.shape[-2],
         "frames": truth.video.shape[2],
-        "guidance": config.guidance if how.guidance is None else how.guidance,
+        "guidance": how.guidance,
+        "sampling": f"{how.steps} steps of {how.sampler}",
         "towers": judge.source,
         "sketches": clips.sketched,
         "device": str(device),
@@ -254,7 +254,7 @@ def possible(measures: Sequence[Measure], offered: Sequence[str], judge: Judge) 
     for row in measures:
         reasons = [judge.missing[tower] for tower in row.needs if tower in judge.missing]
         for name in sorted({TRIALS[row.trial].condition, *TRIALS[row.trial].beside} - {*offered}):
-            lacks = "image tower to see a style with" if name == "style" else f"{name} condition"
+            lacks = "style, or no image tower to see one with" if name == "style" else f"{name} condition"
             reasons.append(f"the checkpoint has no {lacks}")
         if reasons:
             notes.append(f"{row.name}: not measured, as {' and '.join(reasons)}.")

@@ -106,13 +106,14 @@ def _intro(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[s
     how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
     count = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    sampling = " or ".join(dict.fromkeys(result.about["sampling"] for result in results))
     if settings.data is None:
         what, error = "held-out scenes", "of the object's motion"
     else:
         what = f"clips of {settings.data}, evenly spread over it"
         error = "from the clip's motion, where the condition tells any"
     first = (
-        f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {how.steps} steps of {how.sampler}. "
+        f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {sampling}. "
         f"Means with 95 % confidence intervals, by a bootstrap over the {noun}s."
     )
     reading = (

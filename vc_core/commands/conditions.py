@@ -89,8 +89,12 @@ def make_conditions(
         config: of the checkpoint whose kind of conditions they are.
 
     Raises:
-        UserError: a file that is unreadable, or a network whose files are missing.
+        UserError: a file that is unreadable, a network whose files are missing, or a condition or style that the
+            checkpoint does not take.
     """
+    given = {"motion": settings.moves_by_hand, "single_image": settings.image, "single_sketch": settings.sketch}
+    for name in (*settings.use, *filter(given.get, given), *(["style"] if settings.style else [])):
+        config.unet.check_takes(name)
     plain = options_of(settings)
 
     def make(name: str, clip: Any, options: Options = plain) -> Extracted:

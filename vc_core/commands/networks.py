@@ -13,9 +13,8 @@ from ..checkpoint.inspection import as_mapping, as_text, inspect
 from ..checkpoint.reading import BUNDLED
 from ..configuration import Spoken
 from ..terminal import argument, each, option, progress_bars
-from .settings import Count, Positive, Size
+from .settings import Answer, Count, Positive, Size
 
-_Answer = Annotated[Literal["yes", "no"], Spoken("yes or no", "yes|no")] | None
 _Prediction = (
     Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")] | None
 )
@@ -26,8 +25,8 @@ class Said:
     """What tensors cannot tell. By default what the file's metadata say, else what is assumed of its family."""
 
     prediction: option(_Prediction, "what it predicts: epsilon is the noise") = None
-    zero_terminal_snr: option(_Answer, "whether its schedule ends in noise alone") = None
-    few_steps: option(_Answer, "whether it was distilled for few steps, as VideoLCM") = None
+    zero_terminal_snr: option(Answer | None, "whether its schedule ends in noise alone") = None
+    few_steps: option(Answer | None, "whether it was distilled for few steps, as VideoLCM") = None
     size: option(Size | None, "of the videos that it was trained on") = None
     frames: option(Count | None, "of these videos") = None
     rate: option(Positive | None, "of these videos, in frames a second", shown="FPS") = None

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
-from ..errors import UserError
 from .blocks import Attend, Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, attend
 from .stc import STCEncoder
 
@@ -172,18 +171,13 @@ class UNet3D(nn.Module):
         """What most of the work is done in: the units that are sharded, recomputed and compiled."""
         return [*self.encoder, self.middle, self.middle_out, *self.decoder]
 
-    def check_style(self) -> None:
-        """Raises `UserError` where this network takes no style."""
-        if not self.config.style_tokens:
-            raise UserError("The checkpoint takes no style: it was trained without one; leave the style image out.")
-
     def encode_style(self, image_embedding: Tensor) -> Tensor:
         """The style tokens `(B, style_tokens, context_dim)` of an image embedding `(B, 1, context_dim)`, as it is.
 
         Raises:
             UserError: this network takes no style.
         """
-        self.check_style()
+        self.config.check_takes("style")
         tokens = self.style_out(F.silu(self.style_in(image_embedding)))
         return rearrange(tokens, "b 1 (n d) -> b n d", n=self.config.style_tokens)
 
@@ -196,10 +190,7 @@ class UNet3D(nn.Module):
         Raises:
             UserError: this network has no STC-encoder of that name.
         """
-        if name not in self.stc:
-            raise UserError(
-                f"The checkpoint has no STC-encoder for '{name}': it was trained with {', '.join(self.stc) or 'none'}."
-            )
+        self.config.check_takes(name)
         return self.stc[name](tensor, size)
 
 
