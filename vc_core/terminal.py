@@ -104,8 +104,12 @@ def parsed_by_tyro(kind: Any, argv: Sequence[str], prog: str, description: str, 
             parts = [" ".join(part.split()).strip(". ") for part in re.split("-{8,}", text)[1:]]
             said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
             print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
-        else:
-            print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip())
+            raise
+        try:
+            print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip(), flush=True)
+        except BrokenPipeError:
+            _mute()
+            raise SystemExit(UNHEARD) from None
         raise
 
 
