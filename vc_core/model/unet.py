@@ -179,7 +179,7 @@ class UNet3D(nn.Module):
         """
         self.config.check_takes("style")
         tokens = self.style_out(F.silu(self.style_in(image_embedding)))
-        return rearrange(tokens, "b 1 (n d) -> b n d", n=self.config.style_tokens)
+        return rearrange(tokens, "b i (n d) -> b (i n) d", n=self.config.style_tokens)
 
     def encode_condition(self, name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
         """The STC embedding `(B, stc_channels, F, h, w)` of a condition `(B, C, F, H, W)`, `size` = (h, w).
