@@ -126,7 +126,7 @@ def _session(host: Host) -> requests.Session:
     if (other := _at(host, "https://host/")).startswith("http://"):
         session.mount(other, HTTPAdapter())
     session.headers["Accept-Encoding"] = "identity"  # the file's own bytes, which a range counts
-    if token := os.environ.get(host.token):
+    if token := os.environ.get(host.token, "").strip():
         session.headers["Authorization"] = f"Bearer {token}"  # requests leaves it out where it is sent on to others
     return session
 
@@ -154,7 +154,8 @@ def _listed(session: requests.Session, source: str, host: Host, known: Identity)
     try:
         with _asked(session, address, source) as answer:
             files = host.files(answer.json())
-    except (KeyError, TypeError, AttributeError, requests.exceptions.JSONDecodeError):  # a server without such lists
+    except (UserError, KeyError, TypeError, AttributeError, requests.exceptions.JSONDecodeError):
+        # A server without such lists; what is true of the file too, its own answer will say.
         return known
     if place["path"] not in files:
         page = source.partition("/resolve/")[0]
@@ -199,6 +200,8 @@ def _receive(
             raise requests.ConnectionError("the server does not go on where the last try ended")
         total = wanted.size or come + int(answer.headers.get("Content-Length", 0))
         for block in answer.iter_content(2**18):
+            if _size(part) != come:
+                raise UserError(f"{part}: another process downloads it too: wait until that has ended.")
             append(part, block)
             come += len(block)
             if progress is not None:

@@ -199,6 +199,21 @@ def test_decoding_is_estimated(layout, size, tiling):
     assert most < need.decoding < 1.2 * most
 
 
+def test_all_frames_of_a_long_video_are_counted():
+    seen = {"size": (64, 64), "frames": 16, "tiling": Tiling(8)}
+    short, long = (needed(Config(), 0, 0, torch.float32, length=length, **seen) for length in (None, 100))
+    assert long.activations == short.activations  # of a window
+    assert long.decoding - short.decoding == (100 - 16) * 3 * 64 * 64 * 4
+
+
+def test_a_container_has_what_it_may_take(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("vc_core.memory._CONTAINER", (tmp_path / "not there", limit))
+    for content, expected in (("max\n", 2**20), ("12345678\n", 12345678)):
+        limit.write_text(content)
+        assert (available(CPU) == expected) == (content != "max\n") and available(CPU) >= expected
+
+
 def test_a_whole_composition_is_estimated(tiny_composer):
     """Beside the weights, which are there before."""
     modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.kept
