@@ -91,6 +91,8 @@ def download(
     check_place(target)
     host = HOSTS[_SOURCE.match(source)["host"]]
     part, tried = target.with_name(f"{target.name}.part"), 0
+    if part.exists() and not _note(part).exists():
+        raise UserError(f"{part}: is there, and not of this command: rename or delete it, or name a folder with --to.")
     most = _size(part)
     with _session(host) as session:
         while True:
@@ -160,7 +162,8 @@ def _listed(session: requests.Session, source: str, host: Host, known: Identity)
     if place["path"] not in files:
         page = source.partition("/resolve/")[0]
         raise UserError(f"{source}: is not in its host's list of files any more: see what {page} has.")
-    size, sha256 = files[place["path"]]
+    told = zip(files[place["path"]], (int, str), strict=True)
+    size, sha256 = (value if isinstance(value, kind) else None for value, kind in told)
     if known.sha256 and sha256 and sha256.lower() != known.sha256:
         warnings.warn(f"{source}: its host has replaced the file that this project knows.", stacklevel=2)
     return Identity(known.size if size is None else size, sha256 or known.sha256)

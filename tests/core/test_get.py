@@ -226,6 +226,18 @@ def test_a_server_that_knows_of_no_lists_may_have_the_file(server, vc_get, tmp_p
     assert is_refused(vc_get(NAMES["hub"], "--to", tmp_path / "again"), "is not there (status 404)")
 
 
+def test_a_list_of_values_of_other_kinds_tells_nothing(server, vc_get, monkeypatch):
+    monkeypatch.setattr(server, "sha256", 5)
+    assert "not verified" in vc_get(NAMES["scope"])[1]
+
+
+def test_a_part_of_another_program_is_left_alone(server, vc_get, tmp_path):
+    part = tmp_path / f"{NAMES['hub']}.part"
+    part.write_bytes(b"mine")
+    assert is_refused(vc_get(NAMES["hub"]), f"{part}: is there, and not of this command: rename or delete it")
+    assert part.read_bytes() == b"mine" and server.asked == []
+
+
 def test_two_processes_do_not_mix_what_comes(server, vc_get, tmp_path, monkeypatch):
     part = tmp_path / f"{NAMES['hub']}.part"
 
