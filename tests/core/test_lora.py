@@ -273,6 +273,7 @@ def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
             lambda t, down, up: t | {key.replace("diffusion_model.", "unet."): t[key] for key in (down, up)},
             "twice, also as",
         ),
+        (lambda t, down, up: t | {up.replace("lora_up", "lora_B.other"): t[up]}, r"style_out twice \(.*lora_B\.other"),
         (lambda t, down, up: {"a.weight": t[up]}, r"is no LoRA: expected keys that end in \.lora_down\.weight"),
     ],
 )

@@ -200,7 +200,11 @@ def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
         if where is None:
             strays.append(key)
         else:
-            layers.setdefault(key[: where.start()], {})[kind] = key
+            layer = key[: where.start()]
+            if (one := layers.setdefault(layer, {}).setdefault(kind, key)) != key:  # as of two of peft's adapters
+                raise UserError(
+                    f"{tensors.source} has the LoRA of {layer} twice ({one}, {key}): give one that has it once."
+                )
     if not layers:
         raise UserError(
             f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "
