@@ -225,6 +225,16 @@ def test_a_whole_composition_is_estimated(tiny_composer):
     assert need.weights == sum(map(weight_bytes, modules)) and need.towers == 0
 
 
+def test_the_video_is_there_once(tiny_composer, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "vc_core.encoders.autoencoder.decode", lambda *args: decoded.append(decode(*args)) or decoded[0]
+    )
+    made = compose(tiny_composer, sampling=Sampling(steps=1))
+    assert made.data_ptr() == decoded[0].data_ptr()
+    made.mul_(0.5)  # as any tensor
+
+
 def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
     composer = VideoComposer.load(tiny_checkpoint, dtype="fp16")
     errors = [
