@@ -91,6 +91,8 @@ def download(
     check_place(target)
     host = HOSTS[_SOURCE.match(source)["host"]]
     part, tried = target.with_name(f"{target.name}.part"), 0
+    if part.exists() and not _note(part).exists():
+        raise UserError(f"{part}: is there, and not of this command: rename or delete it, or name a folder with --to.")
     most = _size(part)
     with _session(host) as session:
         while True:
@@ -126,7 +128,7 @@ def _session(host: Host) -> requests.Session:
     if (other := _at(host, "https://host/")).startswith("http://"):
         session.mount(other, HTTPAdapter())
     session.headers["Accept-Encoding"] = "identity"  # the file's own bytes, which a range counts
-    if token := os.environ.get(host.token):
+    if token := os.environ.get(host.token, "").strip():
         session.headers["Authorization"] = f"Bearer {token}"  # requests leaves it out where it is sent on to others
     return session
 
@@ -154,12 +156,14 @@ def _listed(session: requests.Session, source: str, host: Host, known: Identity)
     try:
         with _asked(session, address, source) as answer:
             files = host.files(answer.json())
-    except (KeyError, TypeError, AttributeError, requests.exceptions.JSONDecodeError):  # a server without such lists
+    except (UserError, KeyError, TypeError, AttributeError, requests.exceptions.JSONDecodeError):
+        # A server without such lists; what is true of the file too, its own answer will say.
         return known
     if place["path"] not in files:
         page = source.partition("/resolve/")[0]
         raise UserError(f"{source}: is not in its host's list of files any more: see what {page} has.")
-    size, sha256 = files[place["path"]]
+    told = zip(files[place["path"]], (int, str), strict=True)
+    size, sha256 = (value if isinstance(value, kind) else None for value, kind in told)
     if known.sha256 and sha256 and sha256.lower() != known.sha256:
         warnings.warn(f"{source}: its host has replaced the file that this project knows.", stacklevel=2)
     return Identity(known.size if size is None else size, sha256 or known.sha256)
@@ -199,6 +203,8 @@ def _receive(
             raise requests.ConnectionError("the server does not go on where the last try ended")
         total = wanted.size or come + int(answer.headers.get("Content-Length", 0))
         for block in answer.iter_content(2**18):
+            if _size(part) != come:
+                raise UserError(f"{part}: another process downloads it too: wait until that has ended.")
             append(part, block)
             come += len(block)
             if progress is not None:

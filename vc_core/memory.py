@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -54,6 +55,7 @@ def needed(
     *,
     size: tuple[int, int],
     frames: int,
+    length: int | None = None,
     predictions: int = 2,
     batch: int = 1,
     tiling: Tiling | None = None,
@@ -65,18 +67,19 @@ def needed(
         compute: type that is computed in.
         size: (height, width) of the video.
         frames: that the network sees at a time, a window of a long video.
+        length: frames of all of that video; None: no more than these.
         predictions: sides of guidance, which are predicted together, 1 to 3.
         batch: number of videos.
         tiling: of decoding.
     """
-    tiling, whole = tiling or Tiling(), math.prod(size)
+    tiling, whole, length = tiling or Tiling(), math.prod(size), batch * (length or frames)
     elements = activation_elements(
         config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
     )
     # Beside what a tile takes, of each of these frames the RGB that tiles are added up in, and that divided by weights.
     a_frame = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) + 2 * 3 * whole
-    decoding = min(tiling.frames_of(size), batch * frames) * a_frame * compute.itemsize
-    video = batch * frames * 3 * whole * torch.float32.itemsize
+    decoding = min(tiling.frames_of(size), length) * a_frame * compute.itemsize
+    video = length * 3 * whole * torch.float32.itemsize
     return Need(weights, towers, elements * compute.itemsize, decoding + video)
 
 
@@ -119,7 +122,17 @@ def available(device: torch.device) -> int:
 
     own = psutil.Process().memory_info()
     # Pages of mapped files are free to the system while it can read them again.
-    return psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)
+    return min([psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0), *_limits()])
+
+
+_CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may take: cgroups of version 2, and of version 1."""
+
+
+def _limits() -> Iterator[int]:
+    for place in map(Path, _CONTAINER):
+        with suppress(OSError, ValueError):  # it is not there, or says "max"
+            yield int(place.read_text())
 
 
 def smaller_weights(device: torch.device, stored: torch.dtype, offload: bool) -> list[str]:

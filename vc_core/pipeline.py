@@ -133,10 +133,9 @@ def compose(
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
         noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
         source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
-        latent = sample(denoiser, run.start(noise, source), run, generators, progress)
-        made = decode(composer.autoencoder, latent / config.autoencoder.scale, tiling, progress)
-    with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
-        return made.to("cpu", torch.float32, copy=True)
+        latent = sample(denoiser, run.start(noise, source), run, generators, progress) / config.autoencoder.scale
+        with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
+            return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:

@@ -137,6 +137,7 @@ def test_other_networks_of_vgen_do_not_pass_for_videocomposers(names, said, pref
         ("lora_unet_middle_block_1_proj_in.lora_down.weight", "a LoRA, which changes a network and is none"),
         ("base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA"),
         ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight", "a LoRA"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_linear_layer.down.weight", "a LoRA"),
         ("lora_unet_middle_block_1_proj_in.hada_w1_a", "a LoRA"),
     ],
 )

@@ -16,6 +16,7 @@ from tests.core.test_imports import imported
 from tests.disks import ADVICE, everything_in, files_up_to
 from vc_core import cli, downloading, published, terminal
 from vc_core.commands import get
+from vc_core.disk import append
 from vc_core.published import MODELS, ModelFile, model_folders, place_of
 
 CONTENT = random.Random(0).randbytes(1_500_000)
@@ -71,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     def list(self):
         server, address = self.server, urlsplit(self.path)
         if not server.lists:
-            return self.answer(200, b"<html>")
+            return self.answer(404 if server.lists is None else 200, b"<html>")
         if address.path == "/api/models/us/hub/tree/main/in/here":
             entry = {"path": f"in/here/{NAMES['hub']}", "size": len(server.content), "oid": "1" * 40}
             told = [{"type": "directory", "path": "in/here/more"}, entry]
@@ -218,6 +219,38 @@ def test_a_recorded_hash_counts_where_the_host_lists_none(server, vc_get, tmp_pa
         assert vc_get("a.pth", "--to", tmp_path / sha256)[0] == status
 
 
+def test_a_server_that_knows_of_no_lists_may_have_the_file(server, vc_get, tmp_path):
+    server.lists = None
+    assert vc_get(NAMES["hub"])[0] == 0 and (tmp_path / NAMES["hub"]).read_bytes() == CONTENT
+    server.status = 404
+    assert is_refused(vc_get(NAMES["hub"], "--to", tmp_path / "again"), "is not there (status 404)")
+
+
+def test_a_list_of_values_of_other_kinds_tells_nothing(server, vc_get, monkeypatch):
+    monkeypatch.setattr(server, "sha256", 5)
+    assert "not verified" in vc_get(NAMES["scope"])[1]
+
+
+def test_a_part_of_another_program_is_left_alone(server, vc_get, tmp_path):
+    part = tmp_path / f"{NAMES['hub']}.part"
+    part.write_bytes(b"mine")
+    assert is_refused(vc_get(NAMES["hub"]), f"{part}: is there, and not of this command: rename or delete it")
+    assert part.read_bytes() == b"mine" and server.asked == []
+
+
+def test_two_processes_do_not_mix_what_comes(server, vc_get, tmp_path, monkeypatch):
+    part = tmp_path / f"{NAMES['hub']}.part"
+
+    def of_another(path, block):
+        append(path, block)
+        append(path, b"another's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(downloading, "append", of_another)
+        assert is_refused(vc_get(NAMES["hub"]), f"{part}: another process downloads it too: wait until that has ended")
+    assert part.is_file() and len(server.asked) == 1
+
+
 def test_a_wrong_hash_leaves_nothing(server, vc_get, tmp_path):
     server.sha256 = "0" * 64
     assert is_refused(vc_get(NAMES["hub"]), "SHA-256", "0" * 64, "was deleted: try again")
@@ -285,7 +318,7 @@ def test_a_web_page_is_not_taken_for_the_file(server, vc_get, tmp_path):
 
 
 def test_a_token_goes_to_its_host_alone(server, vc_get, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
     assert vc_get(*NAMES.values())[0] == 0
     assert [headers.get("Authorization") for headers in server.asked] == ["Bearer hf_secret", None]
 

@@ -263,11 +263,17 @@ def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
             lambda t, down, up: {k: v for k, v in t.items() if k != up},
             r"lacks the up half of diffusion_model\.style_out",
         ),
-        (lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.ones(2)}, "no single number"),
+        (lambda t, down, up: t | {down: t[down][:0].clone(), up: t[up][:, :0].clone()}, "is of another network"),
+        (
+            lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.ones(2)},
+            "no single, finite number",
+        ),
+        (lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.tensor(torch.nan)}, "finite number"),
         (
             lambda t, down, up: t | {key.replace("diffusion_model.", "unet."): t[key] for key in (down, up)},
             "twice, also as",
         ),
+        (lambda t, down, up: t | {up.replace("lora_up", "lora_B.other"): t[up]}, r"style_out twice \(.*lora_B\.other"),
         (lambda t, down, up: {"a.weight": t[up]}, r"is no LoRA: expected keys that end in \.lora_down\.weight"),
     ],
 )

@@ -199,6 +199,21 @@ def test_decoding_is_estimated(layout, size, tiling):
     assert most < need.decoding < 1.2 * most
 
 
+def test_all_frames_of_a_long_video_are_counted():
+    seen = {"size": (64, 64), "frames": 16, "tiling": Tiling(8)}
+    short, long = (needed(Config(), 0, 0, torch.float32, length=length, **seen) for length in (None, 100))
+    assert long.activations == short.activations  # of a window
+    assert long.decoding - short.decoding == (100 - 16) * 3 * 64 * 64 * 4
+
+
+def test_a_container_has_what_it_may_take(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("vc_core.memory._CONTAINER", (tmp_path / "not there", limit))
+    for content, expected in (("max\n", 2**20), ("12345678\n", 12345678)):
+        limit.write_text(content)
+        assert (available(CPU) == expected) == (content != "max\n") and available(CPU) >= expected
+
+
 def test_a_whole_composition_is_estimated(tiny_composer):
     """Beside the weights, which are there before."""
     modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.kept
@@ -208,6 +223,16 @@ def test_a_whole_composition_is_estimated(tiny_composer):
     most = max(need.towers, need.activations, need.decoding)
     assert run.most < 1.1 * most and most < 4 * run.most
     assert need.weights == sum(map(weight_bytes, modules)) and need.towers == 0
+
+
+def test_the_video_is_there_once(tiny_composer, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "vc_core.encoders.autoencoder.decode", lambda *args: decoded.append(decode(*args)) or decoded[0]
+    )
+    made = compose(tiny_composer, sampling=Sampling(steps=1))
+    assert made.data_ptr() == decoded[0].data_ptr()
+    made.mul_(0.5)  # as any tensor
 
 
 def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):

@@ -217,6 +217,7 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
         ("lora: 0.5", "expected paths, or a mapping of paths to strengths"),
         ("lora: {a.safetensors: much}", "'lora'"),
         ("lora: {a.safetensors: .inf}", "'lora'"),
+        ("lora: [a.pth, ./a.pth=2]", "expected each file once"),
         ("schedule: {style: 0:0.6}", "'schedule'"),  # which YAML takes for 0.6
         ("schedule: {style: [0.6, 0]}", "expected 0 <= start <= end <= 1"),
         ("device: gpu", "expected auto, cpu, cuda"),

@@ -29,8 +29,8 @@ _FAMILIES = {
     r"(^|\.)patchify_proj\.weight$": f"LTX-Video, {_VIDEO}",
     r"\.individual_token_refiner\.|(^|\.)context_embedder\.token_refiner\.": f"HunyuanVideo, {_VIDEO}",
     r"(^|\.)patch_embed\.text_proj\.": f"CogVideoX, {_VIDEO}",
-    r"\.(lora_(down|up|mid|A|B)\b|hada_w\d|lokr_w\d)|[._]lora\.(down|up)\.": "a LoRA, which changes a network and is "
-    "none: name it with --lora beside the checkpoint, in ComfyUI load it with 'Load LoRA (Model)'",
+    r"\.(lora_(down|up|mid|A|B)\b|hada_w\d|lokr_w\d)|[._]lora(_linear_layer)?\.(down|up)\.": "a LoRA, which changes a "
+    "network and is none: name it with --lora beside the checkpoint, in ComfyUI load it with 'Load LoRA (Model)'",
 }
 _PICTURES = re.compile(r"(^|\.)(time_embed\.0|time_embedding\.linear_1)\.weight$")
 _OVER_TIME = re.compile(r"temopral_conv|temp_convs|transformer_in\.")

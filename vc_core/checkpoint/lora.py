@@ -200,7 +200,11 @@ def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
         if where is None:
             strays.append(key)
         else:
-            layers.setdefault(key[: where.start()], {})[kind] = key
+            layer = key[: where.start()]
+            if (one := layers.setdefault(layer, {}).setdefault(kind, key)) != key:  # as of two of peft's adapters
+                raise UserError(
+                    f"{tensors.source} has the LoRA of {layer} twice ({one}, {key}): give one that has it once."
+                )
     if not layers:
         raise UserError(
             f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "
@@ -258,13 +262,14 @@ def _low_rank(
         # LyCORIS' form for convolutions: 1 x 1, then the kernel at the rank, then 1 x 1.
         down = torch.einsum("ab...,bc->ac...", mid.float(), down.float().flatten(1))
     kernel, shapes = math.prod(weight[2:]), (tuple(down.shape), tuple(up.shape))
-    fits = min(map(len, shapes)) > 1 and (down.shape[1], math.prod(down.shape[2:])) == (weight[1], kernel)
+    fits = min(map(len, shapes)) > 1 and len(down) > 0
+    fits = fits and (down.shape[1], math.prod(down.shape[2:])) == (weight[1], kernel)
     if not fits or (len(up), up.numel()) != (weight[0], weight[0] * len(down)):
         raise UserError(
             f"{tensors.source}: the LoRA of {layer} is {shapes[0]} and {shapes[1]}, and the layer is {weight[:2]}"
             f"{f' with a kernel of {kernel}' if kernel > 1 else ''}: it is of another network."
         )
-    if "alpha" in there and there["alpha"].numel() != 1:
-        raise UserError(f"{tensors.source}: {keys['alpha']} is no single number: the file is damaged.")
+    if "alpha" in there and not (there["alpha"].numel() == 1 and math.isfinite(there["alpha"])):
+        raise UserError(f"{tensors.source}: {keys['alpha']} is no single, finite number: the file is damaged.")
     alpha = float(there["alpha"]) if "alpha" in there else alpha_of(layer, len(down))
     return LowRank(down, up.flatten(1), alpha)

@@ -201,6 +201,7 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
         settings.style is not None,
         size=settings.size,
         frames=min(settings.frames, settings.window or settings.frames),
+        length=settings.frames,
         predictions=len(sides),
         batch=settings.batch_size,
         tiling=_tiling(settings),

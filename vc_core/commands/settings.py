@@ -101,6 +101,8 @@ def _by_file(value: Any) -> Any:
             strengths[path or text] = float(factor) if path else 1.0
         except ValueError:  # a name with = in it
             strengths[text] = 1.0
+    if len({*map(Path, strengths)}) < len(texts):
+        raise ValueError("expected each file once")
     return strengths
 
 
