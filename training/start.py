@@ -19,18 +19,18 @@ from torch import nn
 
 from training.lora import add_lora, load_lora
 from training.recipe import Recipe
+from vc_core.checkpoint.diffusers_unet import diffusers_names
 from vc_core.checkpoint.files import files_of, open_tensors
 from vc_core.checkpoint.formats import find_prefix
-from vc_core.checkpoint.names import diffusers_names, kind_of, ldm_names, named_layout
 from vc_core.checkpoint.origins import Layout, Origin, check, unused, unused_note
 from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
-from vc_core.checkpoint.released import released_layout
+from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError, counted, shorten
 from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
-from vc_core.model.unet import UNet3D
+from vc_core.model.unet import UNet3D, kind_of
 from vc_core.parsing import read_text
 
 
@@ -211,7 +211,7 @@ def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
 
 def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
     """Where the parameters of those of our modules lie that a file has other `names` for; `what` names its network."""
-    layout = _first_convolution(named_layout(unet, names), unet, tensors)
+    layout = _first_convolution(named_layout(unet, names, OVER_TIME), unet, tensors)
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(

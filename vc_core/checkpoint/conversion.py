@@ -14,6 +14,7 @@ from ..disk import check_folder, folder_beside
 from ..errors import UserError, shorten
 from ..families import assumed
 from ..progress import Progress
+from .diffusers_unet import diffusers_config, no_place
 from .files import DIFFUSERS, PICKLED, check_target, save_tensors
 from .formats import FORMATS, layout_of
 from .inspection import FileInfo, check_part, inspect, network_of
@@ -21,7 +22,6 @@ from .loading import SCALARS, on_meta
 from .origins import shapes_of
 from .reading import PARTS, TRAINING, Part, as_said, read_checkpoint, sizes_in
 from .tensors import DTYPES, StateDict
-from .text_to_video import diffusers_config, no_place
 
 OURS = "videocomposer"
 """The layout of this project's own files: every part under its prefix, the config in the metadata."""

@@ -21,10 +21,10 @@ from torch import Tensor
 from ..errors import UserError, counted, reason, shorten
 from ..model.unet import UNet3D
 from ..parsing import parse_json, read_text
+from .diffusers_unet import diffusers_names
 from .files import open_tensors
-from .names import diffusers_names, ldm_names
 from .origins import Layout, Shape
-from .released import key_table
+from .released import key_table, ldm_names
 from .tensors import Get, Tensors
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"

@@ -19,14 +19,13 @@ from torch import Tensor
 from ..config import Config, UNetConfig, unet_config_from_shapes
 from ..errors import UserError
 from ..families import assumed, overridden
+from .diffusers_unet import diffusers_names, unet_config_from_diffusers
 from .files import files_of, open_tensors, save_tensors
 from .foreign import only_pictures
 from .formats import FORMATS, find_parts
-from .names import diffusers_names
 from .origins import Shapes
 from .released import key_table, tensor_names
 from .tensors import Tensors
-from .text_to_video import unet_config_from_diffusers
 
 PARTS = {
     "model": "the network",
