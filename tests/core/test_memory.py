@@ -21,8 +21,7 @@ from vc_core.conditions import condition_size
 from vc_core.config import AutoencoderConfig, Config, UNetConfig
 from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import preprocess
-from vc_core.memory import PROGRAM, Need, available, needed, told, told_of_memory, weight_bytes
-from vc_core.model.memory import activation_elements
+from vc_core.memory import PROGRAM, Need, activation_elements, available, needed, told, told_of_memory, weight_bytes
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import run_program
 
