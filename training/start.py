@@ -170,7 +170,7 @@ def _config_of(recipe: Recipe, config: Config) -> Config:
         unet = replace(unet, conditions=(), stc_channels=0)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
     return replace(
-        overridden(config, recipe.loss.prediction, recipe.loss.zero_terminal_snr or None),
+        overridden(config, prediction=recipe.loss.prediction, zero_terminal_snr=recipe.loss.zero_terminal_snr or None),
         frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
         height=recipe.height,
         width=recipe.width,

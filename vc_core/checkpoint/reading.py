@@ -119,7 +119,8 @@ def as_said(
 ) -> Config | None:
     """A config with what the user says in place of the file's, see `read_checkpoint`. Raises `UserError` where there is
     no network among the parts that it could be said of."""
-    if all(value is None for value in said.values()):
+    said = {name: value for name, value in said.items() if value is not None}
+    if not said:
         return config
     if "model" not in parts:
         raise UserError(f"{source} holds no network, of which {', '.join(said)} could be said: leave these out.")

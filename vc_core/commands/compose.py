@@ -29,10 +29,6 @@ from .record import KEY, Record, differences, make_record, read_record, with_fou
 from .settings import Label, Settings, about, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
-LOADING = ("device", "dtype", "compute", "offload", "compile")
-"""Settings that a composer is loaded by, besides its files."""
-SAID = ("few_steps", "prediction", "zero_terminal_snr")
-"""Settings that say what the checkpoint is, in place of its file."""
 TOLD = 10**9
 """Bytes of memory that are told of before a run needs them, as are fewer where they are not free."""
 
@@ -187,11 +183,19 @@ def run(
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
-    options = {name: getattr(settings, name) for name in LOADING}
-    options["loras"] = settings.lora
-    said = {name: getattr(settings, name) for name in SAID}
-    options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
-    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
+    return VideoComposer.load(**loading(settings), progress=progress)
+
+
+def loading(settings: Settings) -> dict[str, Any]:
+    """The arguments of `VideoComposer.load` by which a composer is loaded."""
+    alike = ("parts", "device", "dtype", "compute", "offload", "compile")
+    said = ("few_steps", "prediction", "zero_terminal_snr")
+    return {
+        "path": settings.checkpoint or BUNDLED,
+        "loras": settings.lora,
+        "said": {name: getattr(settings, name) for name in said},
+        **{name: getattr(settings, name) for name in alike},
+    }
 
 
 def _memory(settings: Settings, composer: VideoComposer) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import json as json_text
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from tyro.conf import arg
 
@@ -11,31 +11,21 @@ from ..checkpoint.conversion import LAYOUTS
 from ..checkpoint.conversion import convert as write_converted
 from ..checkpoint.inspection import as_mapping, as_text, inspect
 from ..checkpoint.reading import BUNDLED
-from ..configuration import Spoken
 from ..terminal import argument, each, option, progress_bars
-from .settings import Answer, Count, Positive, Size
-
-_Prediction = (
-    Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")] | None
-)
+from .settings import Answer, Count, Positive, Prediction, Size
 
 
 @dataclasses.dataclass
 class Said:
     """What tensors cannot tell. By default what the file's metadata say, else what is assumed of its family."""
 
-    prediction: option(_Prediction, "what it predicts: epsilon is the noise") = None
+    prediction: option(Prediction | None, "what it predicts: epsilon is the noise") = None
     zero_terminal_snr: option(Answer | None, "whether its schedule ends in noise alone") = None
     few_steps: option(Answer | None, "whether it was distilled for few steps, as VideoLCM") = None
     size: option(Size | None, "of the videos that it was trained on") = None
     frames: option(Count | None, "of these videos") = None
     rate: option(Positive | None, "of these videos, in frames a second", shown="FPS") = None
     guidance: option(float | None, "the default scale of the guidance") = None
-
-    def given(self) -> dict[str, Any]:
-        """What was given, for `vc_core.families.overridden`."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return {name: value == "yes" if value in ("yes", "no") else value for name, value in given.items()}
 
 
 _OfNetwork = Annotated[Said, arg(name="of the network, in place of what its file says", prefix_name=False)]
@@ -47,7 +37,7 @@ def info(
     json: option(bool, "the same as JSON") = False,
 ) -> int:
     with progress_bars() as progress:
-        found = inspect(file or BUNDLED, progress, **said.given())
+        found = inspect(file or BUNDLED, progress, **vars(said))
     print(json_text.dumps(as_mapping(found), indent=2) if json else as_text(found))
     return 0 if found.whole else 2
 
@@ -72,6 +62,6 @@ def convert(
     names = parts and [name.strip() for name in parts.split(",")]
     with progress_bars() as progress:
         made = write_converted(
-            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **said.given()
+            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **vars(said)
         )
     print(as_text(made, brief=True))

@@ -171,10 +171,12 @@ Schedules = Annotated[
     Spoken("a mapping such as {style: [0, 0.6]}", "NAME=START:END"),
 ]
 Answer = Annotated[
-    Literal["yes", "no"],
-    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),  # YAML's own yes and no
+    bool,
+    Field(strict=True),
+    BeforeValidator(lambda value: value == "yes" if value in ("yes", "no") else value),
     Spoken("yes or no", "yes|no"),
 ]
+Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
 
 
@@ -291,8 +293,8 @@ class Settings:
         "yes: the checkpoint was distilled for few steps and no guidance, as VideoLCM, whose file does not say so; "
         "no: it was not"
     )
-    prediction: Literal["epsilon", "v_prediction"] | None = _setting(
-        "what the checkpoint predicts, epsilon or v_prediction, where ./vc info shows that it is taken for another"
+    prediction: Prediction | None = _setting(
+        "what the checkpoint predicts, where ./vc info shows that it is taken for another"
     )
     zero_terminal_snr: Answer | None = _setting("whether its schedule ends in noise alone, in the same case")
     device: Device = _setting("auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
@@ -330,7 +332,7 @@ class Settings:
         """The settings by name, in values that JSON and YAML hold, without those of `LATER` that say nothing;
         `from_mapping` gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
-        said = {name: value for name, value in plain.items() if value or name not in LATER}
+        said = {name: value for name, value in plain.items() if name not in LATER or value != DEFAULTS[name]}
         return {**said, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
