@@ -107,7 +107,7 @@ class VideoComposer:
         offload: bool = False,
         compile: bool = False,
         keep: bool | None = None,
-        said: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -126,7 +126,7 @@ class VideoComposer:
             compile: run the network through `torch.compile`; the first step then takes minutes.
             keep: the towers stay in memory between uses, else each is read again when it is used, which its file's
                 being mapped makes quick; None: where both take less than a GiB, as the bundled checkpoint's.
-            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
+            overrides: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -137,7 +137,7 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path, **(said or {}))
+        checkpoint = read_checkpoint(path, **(overrides or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)

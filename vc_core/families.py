@@ -67,27 +67,27 @@ def assumed(unet: UNetConfig) -> tuple[Config, str]:
     return Config(name=family.name, unet=unet, **family.config), family.assumed
 
 
-def overridden(config: Config, *, size: tuple[int, int] | None = None, **said: Any) -> Config:
+def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrides: Any) -> Config:
     """A config with what a user says of the network in place of what its file says; None leaves a key as it is.
 
     Args:
         size: (height, width) in pixels.
-        said: `prediction` and `zero_terminal_snr` of `DiffusionConfig`; `few_steps`, `frames`, `rate` and `guidance`
-            of `Config`. The prediction `epsilon` takes a zero terminal SNR away where that is not said too, as the two
-            exclude each other; and few steps bring no guidance, many the released one again.
+        overrides: `prediction` and `zero_terminal_snr` of `DiffusionConfig`; `few_steps`, `frames`, `rate`, `guidance`.
+            The prediction `epsilon` takes a zero terminal SNR away where that is not given too, as the two exclude each
+            other; few steps bring no guidance, many the released one again.
 
     Raises:
         UserError: a value that is not possible.
     """
-    said = {name: value for name, value in said.items() if value is not None}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     if size is not None:
-        said["height"], said["width"] = size
-    if said.get("prediction") == "epsilon":
-        said.setdefault("zero_terminal_snr", False)
-    if said.get("few_steps", config.few_steps) != config.few_steps:
-        said.setdefault("guidance", 1.0 if said["few_steps"] else Config.guidance)
-    diffusion = {name: said.pop(name) for name in ("prediction", "zero_terminal_snr") if name in said}
-    return replace(config, diffusion=replace(config.diffusion, **diffusion), **said)
+        overrides["height"], overrides["width"] = size
+    if overrides.get("prediction") == "epsilon":
+        overrides.setdefault("zero_terminal_snr", False)
+    if overrides.get("few_steps", config.few_steps) != config.few_steps:
+        overrides.setdefault("guidance", 1.0 if overrides["few_steps"] else Config.guidance)
+    diffusion = {name: overrides.pop(name) for name in ("prediction", "zero_terminal_snr") if name in overrides}
+    return replace(config, diffusion=replace(config.diffusion, **diffusion), **overrides)
 
 
 MOST_OF_FEW = 8

@@ -118,13 +118,13 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             f"found {shorten([*unmatched, *text], 3)}; it is of another network."
         )
     notes = [f"{path}: {_not_used(text)}, as they are of a text encoder, which stays as it is"] if text else []
-    alpha_of, get, changes = _alphas(Path(path), tensors, notes), tensors.get(), {}
+    (alpha_of, assumed), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
     for layer, module in matched.items():
         if module in changes:
             raise UserError(f"{path} has the LoRA of {module} twice, also as {layer}: give a file that has it once.")
         changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
     changes = {name: changes[name] for name in weights if name in changes}
-    return LoRA(tensors.source, changes, [*unmatched, *strays], notes)
+    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *assumed])
 
 
 def tell_unused(lora: LoRA) -> None:
@@ -215,16 +215,17 @@ Alphas = Callable[[str, int], float]
 """From a layer, as its file calls it, and the rank to the alpha of a layer that has none beside it."""
 
 
-def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
-    """As peft's config says: in the file beside it, or in the metadata where diffusers puts it. Adds to `notes`."""
-    place, text, lacks_alpha = path.with_name(_PEFT_CONFIG), None, not any(k.endswith(".alpha") for k in tensors.shapes)
-    if text := tensors.metadata.get(_DIFFUSERS_CONFIG):
-        place = path
-    elif lacks_alpha and any(key.startswith(_PEFT) for key in tensors.shapes):
+def _alphas(path: Path, tensors: Tensors) -> tuple[Alphas, list[str]]:
+    """As peft's config says: in the file beside it, or in the metadata where diffusers puts it; and a note where it is
+    missing."""
+    place, text, notes = path, tensors.metadata.get(_DIFFUSERS_CONFIG), []
+    lacks_alpha = not any(key.endswith(".alpha") for key in tensors.shapes)
+    if not text and lacks_alpha and any(key.startswith(_PEFT) for key in tensors.shapes):
+        place = path.with_name(_PEFT_CONFIG)
         if place.is_file():
             text = read_text(place)
         else:
-            notes.append(f"{path}: no {_PEFT_CONFIG} is beside it, which says alpha, so each is taken to be the rank")
+            notes = [f"{path}: no {_PEFT_CONFIG} is beside it, which says alpha, so each is taken to be the rank"]
     try:
         said = parse_json(text or "{}")
         said = {key.removeprefix("unet."): value for key, value in said.items()}
@@ -238,7 +239,7 @@ def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
         alpha = rank if own is None else own
         return alpha * math.sqrt(rank) if said.get("use_rslora") else alpha
 
-    return alpha_of
+    return alpha_of, notes
 
 
 # --- One layer ------------------------------------------------------------------------------------------------------

@@ -189,11 +189,11 @@ def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
 def loading(settings: Settings) -> dict[str, Any]:
     """The arguments of `VideoComposer.load` by which a composer is loaded."""
     alike = ("parts", "device", "dtype", "compute", "offload", "compile")
-    said = ("few_steps", "prediction", "zero_terminal_snr")
+    overrides = ("few_steps", "prediction", "zero_terminal_snr")
     return {
         "path": settings.checkpoint or BUNDLED,
         "loras": settings.lora,
-        "said": {name: getattr(settings, name) for name in said},
+        "overrides": {name: getattr(settings, name) for name in overrides},
         **{name: getattr(settings, name) for name in alike},
     }
 

@@ -16,7 +16,7 @@ from .settings import Answer, Count, Positive, Prediction, Size
 
 
 @dataclasses.dataclass
-class Said:
+class Overrides:
     """What tensors cannot tell. By default what the file's metadata say, else what is assumed of its family."""
 
     prediction: option(Prediction | None, "what it predicts: epsilon is the noise") = None
@@ -28,16 +28,16 @@ class Said:
     guidance: option(float | None, "the default scale of the guidance") = None
 
 
-_OfNetwork = Annotated[Said, arg(name="of the network, in place of what its file says", prefix_name=False)]
+_Overrides = Annotated[Overrides, arg(name="of the network, in place of what its file says", prefix_name=False)]
 
 
 def info(
-    said: _OfNetwork,
+    overrides: _Overrides,
     file: argument(Path | None, "the file, or diffusers' folder (default: the bundled checkpoint)", "[FILE]") = None,
     json: option(bool, "the same as JSON") = False,
 ) -> int:
     with progress_bars() as progress:
-        found = inspect(file or BUNDLED, progress, **vars(said))
+        found = inspect(file or BUNDLED, progress, **vars(overrides))
     print(json_text.dumps(as_mapping(found), indent=2) if json else as_text(found))
     return 0 if found.whole else 2
 
@@ -50,7 +50,7 @@ def convert(
         "an ending",
         "OUT",
     ),
-    said: _OfNetwork,
+    overrides: _Overrides,
     add: option(each(Path), "a file that brings further parts; may be repeated", shown="FILE") = (),
     parts: option(str | None, "what to write, with commas: model, vae, text, image", shown="NAMES") = None,
     layout: option(
@@ -62,6 +62,6 @@ def convert(
     names = parts and [name.strip() for name in parts.split(",")]
     with progress_bars() as progress:
         made = write_converted(
-            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **vars(said)
+            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **vars(overrides)
         )
     print(as_text(made, brief=True))
