@@ -16,7 +16,7 @@ from .checkpoint.tensors import DTYPES
 from .config import Config
 from .encoders.autoencoder import Tiling
 from .errors import UserError
-from .memory import Need, needed, network_bytes, smaller_runs, smaller_weights, told_of_memory, weight_bytes
+from .memory import Need, needed, network_bytes, smaller_weights, told_of_memory, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -87,8 +87,15 @@ class VideoComposer:
 
     def advice(self, batch: int = 1, tiling: Tiling | None = None) -> list[str]:
         """What to lower where a run does not fit the memory."""
-        weights = smaller_weights(self.device, self.stored, self.offload)
-        return [*weights, *smaller_runs(batch, tiling or Tiling())]
+        tiling = tiling or Tiling()
+        return [
+            *smaller_weights(self.device, self.stored, self.offload),
+            *(["fewer videos at a time"] if batch > 1 else []),
+            "a smaller size",
+            "fewer frames or a smaller window",
+            *([] if tiling.chunk == 1 else ["chunk 1"]),
+            *([] if tiling.tile else ["tile 256"]),
+        ]
 
     def tower_bytes(self, name: str) -> int:
         """Bytes of a tower in memory; 0 where no file brought it."""

@@ -100,7 +100,7 @@ def activation_elements(
     return max(unet * batch, stc * 4 * config.stc_channels) * positions
 
 
-def told(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
+def as_text(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
     """A sentence on what a run needs.
 
     Args:
@@ -147,17 +147,6 @@ def smaller_weights(device: torch.device, stored: torch.dtype, offload: bool) ->
     smaller = {torch.float32: "fp16", torch.float16: "fp8", torch.bfloat16: "fp8"}.get(stored)
     elsewhere = [] if device.type == "cpu" else ["the device cpu"] if offload else ["offload"]
     return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
-
-
-def smaller_runs(batch: int, tiling: Tiling) -> list[str]:
-    """What takes less memory for a run, of `compose()`'s arguments."""
-    return [
-        *(["fewer videos at a time"] if batch > 1 else []),
-        "a smaller size",
-        "fewer frames or a smaller window",
-        *([] if tiling.chunk == 1 else ["chunk 1"]),
-        *([] if tiling.tile else ["tile 256"]),
-    ]
 
 
 @contextmanager

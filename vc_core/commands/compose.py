@@ -146,7 +146,8 @@ def run(
     if tell is not None and (line := _memory(full, composer)):
         tell(line)
     made = make_conditions(full, plan, composer.config, progress)
-    style, init = _style(full), _init(full, plan)
+    style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
+    init = _init(full, plan)
     windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
@@ -211,15 +212,11 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
     )
     free, advice = memory.available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
     little = need.total < min(TOLD, free)
-    return "" if little else memory.told(need, composer.stored, composer.offload, free, advice)
+    return "" if little else memory.as_text(need, composer.stored, composer.offload, free, advice)
 
 
 def _tiling(settings: Settings) -> Tiling:
     return Tiling(**named_as(Tiling, settings))
-
-
-def _style(settings: Settings) -> pipeline.Style | None:
-    return None if settings.style is None else pipeline.Style(read_image(settings.style), **_applied(settings, "style"))
 
 
 def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:

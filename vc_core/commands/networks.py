@@ -3,7 +3,7 @@
 import dataclasses
 import json as json_text
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -11,15 +11,18 @@ from ..checkpoint.conversion import LAYOUTS
 from ..checkpoint.conversion import convert as write_converted
 from ..checkpoint.inspection import as_mapping, as_text, inspect
 from ..checkpoint.reading import BUNDLED
+from ..configuration import Spoken
 from ..terminal import argument, each, option, progress_bars
-from .settings import Answer, Count, Positive, Prediction, Size
+from .settings import Answer, Count, Positive, Size
+
+_Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 
 
 @dataclasses.dataclass
 class Overrides:
     """What tensors cannot tell. By default what the file's metadata say, else what is assumed of its family."""
 
-    prediction: option(Prediction | None, "what it predicts: epsilon is the noise") = None
+    prediction: option(_Prediction | None, "what it predicts: epsilon is the noise") = None
     zero_terminal_snr: option(Answer | None, "whether its schedule ends in noise alone") = None
     few_steps: option(Answer | None, "whether it was distilled for few steps, as VideoLCM") = None
     size: option(Size | None, "of the videos that it was trained on") = None

@@ -176,7 +176,6 @@ Answer = Annotated[
     BeforeValidator(lambda value: value == "yes" if value in ("yes", "no") else value),
     Spoken("yes or no", "yes|no"),
 ]
-Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
 
 
@@ -293,8 +292,8 @@ class Settings:
         "yes: the checkpoint was distilled for few steps and no guidance, as VideoLCM, whose file does not say so; "
         "no: it was not"
     )
-    prediction: Prediction | None = _setting(
-        "what the checkpoint predicts, where ./vc info shows that it is taken for another"
+    prediction: Literal["epsilon", "v_prediction"] | None = _setting(
+        "what the checkpoint predicts, epsilon or v_prediction, where ./vc info shows that it is taken for another"
     )
     zero_terminal_snr: Answer | None = _setting("whether its schedule ends in noise alone, in the same case")
     device: Device = _setting("auto, cpu, cuda, cuda:1, mps (default: auto)", "auto")
