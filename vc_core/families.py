@@ -53,8 +53,8 @@ FAMILIES = (
     ),
 )
 
-APPENDED = ", cinematic, High Contrast, highly detailed, no blur, 4k render"
-NEGATIVE = (
+VGEN_SUFFIX = ", cinematic, High Contrast, highly detailed, no blur, 4k render"
+VGEN_NEGATIVE = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
     "Ugly faces, incomplete arms"
 )

@@ -30,27 +30,23 @@ from .tensors import Get, Tensors
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 """Ends of the keys that `./vc export` writes."""
 
-# What a key ends in -> which tensor of a layer's it is; before it stands the layer's name.
-_ENDS = {
-    re.compile(rf"(?:{end})$"): kind
-    for kind, end in {
-        "down": r"\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.down\.weight",
-        "up": r"\.lora_up\.weight|\.lora_B(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.up\.weight",
-        "mid": r"\.lora_mid\.weight",
-        "alpha": r"(?:[._]lora)?\.alpha",
-    }.items()
-}
+# A layer's name, and, by what a key ends in, which tensor of that layer's it is.
+_KEY = re.compile(
+    r"(?P<layer>.*?)(?:"
+    r"(?P<down>\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.down\.weight)|"
+    r"(?P<up>\.lora_up\.weight|\.lora_B(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.up\.weight)|"
+    r"(?P<mid>\.lora_mid\.weight)|"
+    r"(?P<alpha>(?:[._]lora)?\.alpha))$",
+    re.DOTALL,
+)
 _OTHER_KINDS = {
-    re.compile(end): kind
-    for end, kind in {
-        r"\.hada_[wt]\d": "LoHa",
-        r"\.lokr_[wt]\d": "LoKr",
-        r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
-        r"\.oft_(blocks|diag|R)": "OFT",
-        r"\.on_input$": "IA3",
-        r"\.lora_E\b": "AdaLoRA",
-        r"\.(diff|diff_b|w_norm|b_norm)$": "a file of whole differences of weights",
-    }.items()
+    r"\.hada_[wt]\d": "LoHa",
+    r"\.lokr_[wt]\d": "LoKr",
+    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
+    r"\.oft_(blocks|diag|R)": "OFT",
+    r"\.on_input$": "IA3",
+    r"\.lora_E\b": "AdaLoRA",
+    r"\.(diff|diff_b|w_norm|b_norm)$": "a file of whole differences of weights",
 }
 _PREFIX = re.compile(r"^(?:(?:base_model|model|diffusion_model|unet|lora_unet|lycoris)[._])+")
 _OF_TEXT = re.compile(r"^(?:lora_te|lora_prior_te|text_encoder|text_model|te\d?_)")
@@ -101,7 +97,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
     """
     tensors = open_tensors(path)
     for end, kind in _OTHER_KINDS.items():
-        if (key := next(filter(end.search, tensors.shapes), None)) is not None:
+        if (key := next(filter(re.compile(end).search, tensors.shapes), None)) is not None:
             raise UserError(
                 f"{path} is {kind}, by its key {key}, and LoRA alone is read: get it as a LoRA, or merged into a "
                 "checkpoint."
@@ -195,12 +191,10 @@ def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
     layers: dict[str, dict[str, str]] = {}
     strays = []
     for key in tensors.shapes:
-        found = ((end.search(key), kind) for end, kind in _ENDS.items())
-        where, kind = next((one for one in found if one[0]), (None, ""))
-        if where is None:
-            strays.append(key)
+        if found := _KEY.match(key):
+            layers.setdefault(found["layer"], {})[found.lastgroup] = key
         else:
-            layers.setdefault(key[: where.start()], {})[kind] = key
+            strays.append(key)
     if not layers:
         raise UserError(
             f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "

@@ -19,7 +19,7 @@ from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError
 from ..extract.pictures import picture_of
-from ..families import APPENDED, NEGATIVE, odd_settings
+from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
@@ -151,8 +151,8 @@ def run(
     windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
-        full.text + APPENDED * full.vgen_prompts,
-        negative=", ".join(filter(None, [full.negative, NEGATIVE * full.vgen_prompts])),
+        full.text + VGEN_SUFFIX * full.vgen_prompts,
+        negative=", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
