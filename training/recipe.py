@@ -29,7 +29,7 @@ from vc_core.configuration import (
     limits,
     words,
 )
-from vc_core.errors import UserError, shown, spelled
+from vc_core.errors import UserError, about, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
 from vc_core.terminal import parsed_by_tyro
 
@@ -351,10 +351,8 @@ def _read_yaml(path: Path) -> Recipe:
         ) from error
     except ValueError as error:
         raise UserError(f"The recipe {path} is no valid YAML: {error}.") from error
-    try:
+    with about(path):
         return _with_files(from_plain(plain or {}), path.parent)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def from_plain(plain: Any) -> Recipe:

@@ -27,7 +27,7 @@ from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
 from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError, counted, shorten
+from vc_core.errors import UserError, about, counted, shorten
 from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
@@ -147,13 +147,13 @@ def _source(recipe: Recipe) -> tuple[Config, Part | None]:
 
 def _read_config(path: Path) -> Config:
     try:
-        return Config.from_json(read_text(path))
+        text = read_text(path)
     except OSError as error:
         raise UserError(
             f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a network's config."
         ) from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    with about(path):
+        return Config.from_json(text)
 
 
 def _config_of(recipe: Recipe, config: Config) -> Config:

@@ -17,7 +17,7 @@ from ..diffusion.samplers import Sampling
 from ..diffusion.windows import Windows
 from ..disk import check_place
 from ..encoders.autoencoder import Tiling
-from ..errors import UserError
+from ..errors import UserError, about
 from ..extract.pictures import picture_of
 from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
@@ -26,7 +26,7 @@ from ..video.writing import check_videos, numbered, write_contact_sheet, write_v
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, named_as, probed
 from .record import KEY, Record, differences, make_record, read_record, with_found_inputs
-from .settings import Label, Settings, about, as_key, as_option, read_yaml
+from .settings import Label, Settings, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 TOLD = 10**9

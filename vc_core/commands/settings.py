@@ -3,8 +3,7 @@ the record inside a produced file, and every check of a value."""
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
-from ..errors import UserError, shown, spelled
+from ..errors import UserError, about, shown, spelled
 from ..extract import drawing
 from ..extract.mask import POLARITIES, RANDOM_MASKS
 from ..extract.motion.from_video import MODES
@@ -456,18 +455,6 @@ def _displaced(given: Collection[str]) -> dict[str, Any]:
 
 
 # --- Files of settings ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def about(path: str | Path, part: str = "") -> Iterator[None]:
-    """Names a file, and what of it, in front of the message of any `UserError` from inside."""
-    prefix = f"{path}{part and ', ' + part}"
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(prefix):
-            raise
-        raise UserError(f"{prefix}: {error}") from error
 
 
 def read_yaml(path: str | Path) -> Any:
