@@ -12,8 +12,8 @@ from comfy_api.latest import io
 
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
-from .host.grids import GRIDS, LCM_RELEASED, arranged, with_windows
 from .host.model import config_of
+from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_windows
 from .inputs import CATEGORY, advanced, schema
 
 AUTO = "auto"

@@ -25,7 +25,7 @@ from vc_core.checkpoint.loading import on_meta
 from vc_core.checkpoint.reading import TRAINING, save_checkpoint
 from vc_core.checkpoint.released import to_released
 from vc_core.config import Config
-from vc_core.errors import UserError, shorten
+from vc_core.errors import UserError, about, shorten
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import argument, option, parsed, run_program
 
@@ -84,10 +84,8 @@ def recipe_of(state: Mapping[str, object], checkpoint: Path) -> Recipe:
             f"{checkpoint} does not say by which recipe it was made: it is of another version; train on from it, and "
             "export then."
         )
-    try:
+    with about(checkpoint):
         return from_plain(state["recipe"])
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from error
 
 
 def trained_network(

@@ -29,7 +29,7 @@ from vc_core.configuration import (
     limits,
     words,
 )
-from vc_core.errors import UserError, shown, spelled
+from vc_core.errors import UserError, about, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
 from vc_core.terminal import parsed_by_tyro
 
@@ -43,8 +43,8 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Number, Field(ge=0)]
-AboveZero = Annotated[Number, Field(ge=1e-9)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(ge=1e-9)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Decay = Annotated[Number, Field(ge=0, le=1 - 1e-9)]
 Count = Annotated[int, Field(ge=1, le=MORE)]
@@ -122,7 +122,7 @@ class Domain:
     quarters and one quarter)."""
     batch: Count = 1
     """Samples for each rank and step."""
-    weight: Positive = 1.0
+    weight: NonNegative = 1.0
     """Of its loss beside the other domains'."""
     without: tuple[str, ...] = ()
     """Conditions that none of its samples keep (text and style may be among them), for instance depth where no network
@@ -145,9 +145,9 @@ class Loss:
     """What the network predicts; by default what the checkpoint says."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its last step is noise alone (arXiv 2305.08891); needs v_prediction."""
-    min_snr_gamma: Positive | None = None
+    min_snr_gamma: NonNegative | None = None
     """Weights of Min-SNR (arXiv 2303.09556), for instance 5; none by default."""
-    offset_noise: Positive = 0.0
+    offset_noise: NonNegative = 0.0
     """Strength of a noise that is constant over each frame, for instance 0.1; 0 is none."""
     dropout: Literal["independent", "released"] = "independent"
     """independent: each sample keeps all with 0.1, drops all with 0.1, else drops each condition with 0.5; released:
@@ -157,7 +157,7 @@ class Loss:
     lone: dict[str, Number] = field(default_factory=dict)
     """Shares of samples that show a condition without the others that would tell as much, beyond the paper's rule, for
     instance motion 0.35; see `training.objective.draw_kept`."""
-    moving_gain: Positive = 0.0
+    moving_gain: NonNegative = 0.0
     """How much more moving content counts, see `training.objective.moving_weight`."""
     no_style: Fraction = 0.0
     """Share of the steps that have no style token at all, as when no style is wired; the paper's is 0."""
@@ -169,15 +169,15 @@ class Optimizer:
 
     kind: Literal["adamw", "muon"] = "adamw"
     """adamw: fused; muon: see `training.muon`."""
-    learning_rate: Positive = 5e-5
+    learning_rate: NonNegative = 5e-5
     """Of the spatial layers and all that is not temporal."""
-    temporal_learning_rate: Positive | None = None
+    temporal_learning_rate: NonNegative | None = None
     """Of the temporal layers and the STC-encoders; by default the same."""
-    weight_decay: Positive = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's."""
-    clip: AboveZero = 1.0
+    clip: Positive = 1.0
     """Largest norm of the gradient."""
     accumulate: Count = 1
     """Batches of each rank whose gradients are summed for one step."""
@@ -201,7 +201,7 @@ class Train:
     """A LoRA's file to train on, whose rank, scale and layers hold; by default a new one."""
     lora_rank: Count = 16
     """Rank of the LoRA's matrices."""
-    lora_alpha: AboveZero | None = None
+    lora_alpha: Positive | None = None
     """Scale of the LoRA times its rank; by default the rank."""
     lora_on: tuple[str, ...] = ("spatial.block", "temporal.block")
     """Parts of module names whose linear layers get a LoRA; one that matches nothing is an error."""
@@ -351,10 +351,8 @@ def _read_yaml(path: Path) -> Recipe:
         ) from error
     except ValueError as error:
         raise UserError(f"The recipe {path} is no valid YAML: {error}.") from error
-    try:
+    with about(path):
         return _with_files(from_plain(plain or {}), path.parent)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def from_plain(plain: Any) -> Recipe:

@@ -19,18 +19,18 @@ from torch import nn
 
 from training.lora import add_lora, load_lora
 from training.recipe import Recipe
+from vc_core.checkpoint.diffusers_unet import diffusers_names
 from vc_core.checkpoint.files import files_of, open_tensors
 from vc_core.checkpoint.formats import find_prefix
-from vc_core.checkpoint.names import diffusers_names, kind_of, ldm_names, named_layout
 from vc_core.checkpoint.origins import Layout, Origin, check, unused, unused_note
 from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
-from vc_core.checkpoint.released import released_layout
+from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError, counted, shorten
+from vc_core.errors import UserError, about, counted, shorten
 from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
-from vc_core.model.unet import UNet3D
+from vc_core.model.unet import UNet3D, kind_of
 from vc_core.parsing import read_text
 
 
@@ -147,13 +147,13 @@ def _source(recipe: Recipe) -> tuple[Config, Part | None]:
 
 def _read_config(path: Path) -> Config:
     try:
-        return Config.from_json(read_text(path))
+        text = read_text(path)
     except OSError as error:
         raise UserError(
             f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a network's config."
         ) from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    with about(path):
+        return Config.from_json(text)
 
 
 def _config_of(recipe: Recipe, config: Config) -> Config:
@@ -170,7 +170,7 @@ def _config_of(recipe: Recipe, config: Config) -> Config:
         unet = replace(unet, conditions=(), stc_channels=0)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
     return replace(
-        overridden(config, recipe.loss.prediction, recipe.loss.zero_terminal_snr or None),
+        overridden(config, prediction=recipe.loss.prediction, zero_terminal_snr=recipe.loss.zero_terminal_snr or None),
         frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
         height=recipe.height,
         width=recipe.width,
@@ -211,7 +211,7 @@ def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
 
 def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
     """Where the parameters of those of our modules lie that a file has other `names` for; `what` names its network."""
-    layout = _first_convolution(named_layout(unet, names), unet, tensors)
+    layout = _first_convolution(named_layout(unet, names, OVER_TIME), unet, tensors)
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(

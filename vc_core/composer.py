@@ -16,7 +16,7 @@ from .checkpoint.tensors import DTYPES
 from .config import Config
 from .encoders.autoencoder import Tiling
 from .errors import UserError
-from .memory import Need, needed, network_bytes, smaller_runs, smaller_weights, told_of_memory, weight_bytes
+from .memory import Need, needed, network_bytes, smaller_weights, told_of_memory, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
@@ -87,8 +87,15 @@ class VideoComposer:
 
     def advice(self, batch: int = 1, tiling: Tiling | None = None) -> list[str]:
         """What to lower where a run does not fit the memory."""
-        weights = smaller_weights(self.device, self.stored, self.offload)
-        return [*weights, *smaller_runs(batch, tiling or Tiling())]
+        tiling = tiling or Tiling()
+        return [
+            *smaller_weights(self.device, self.stored, self.offload),
+            *(["fewer videos at a time"] if batch > 1 else []),
+            "a smaller size",
+            "fewer frames or a smaller window",
+            *([] if tiling.chunk == 1 else ["chunk 1"]),
+            *([] if tiling.tile else ["tile 256"]),
+        ]
 
     def tower_bytes(self, name: str) -> int:
         """Bytes of a tower in memory; 0 where no file brought it."""
@@ -107,7 +114,7 @@ class VideoComposer:
         offload: bool = False,
         compile: bool = False,
         keep: bool | None = None,
-        said: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
         """Loads a checkpoint, by default the bundled small one.
@@ -126,7 +133,7 @@ class VideoComposer:
             compile: run the network through `torch.compile`; the first step then takes minutes.
             keep: the towers stay in memory between uses, else each is read again when it is used, which its file's
                 being mapped makes quick; None: where both take less than a GiB, as the bundled checkpoint's.
-            said: what the network is, in place of what its file says, see `vc_core.families.overridden`.
+            overrides: what the network is, in place of what its file says, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
@@ -137,7 +144,7 @@ class VideoComposer:
 
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
-        checkpoint = read_checkpoint(path, **(said or {}))
+        checkpoint = read_checkpoint(path, **(overrides or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)

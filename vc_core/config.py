@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
+from itertools import count
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -322,20 +323,15 @@ def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int =
     width, in_channels = first[0], first[1]
     channels = shapes["out.2.weight"][0]
 
-    multipliers, attention, res_blocks, blocks_here = [], [], 0, 0
-    index = 1
-    while True:
+    levels: list[list[int]] = [[]]  # of the way down, the numbers of their residual blocks
+    for index in count(1):
         if f"input_blocks.{index}.op.weight" in shapes:
-            res_blocks, blocks_here = blocks_here, 0
-        elif (conv := shapes.get(f"input_blocks.{index}.0.in_layers.2.weight")) is not None:
-            if blocks_here == 0:
-                multipliers.append(conv[0] // width)
-                if f"input_blocks.{index}.1.norm.weight" in shapes:
-                    attention.append(len(multipliers) - 1)
-            blocks_here += 1
+            levels.append([])
+        elif f"input_blocks.{index}.0.in_layers.2.weight" in shapes:
+            levels[-1].append(index)
         else:
             break
-        index += 1
+    firsts = [blocks[0] for blocks in levels if blocks]
     style = shapes.get("pre_image_condition.2.weight")
     cross = shapes.get("middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     stem = next((shapes[f"{CONDITIONS[n].released[0]}.5.weight"] for n in conditions), None)
@@ -344,9 +340,9 @@ def unet_config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int =
     return UNetConfig(
         channels=channels,
         width=width,
-        multipliers=tuple(multipliers),
-        res_blocks=res_blocks or blocks_here,
-        attention_levels=tuple(attention),
+        multipliers=tuple(shapes[f"input_blocks.{first}.0.in_layers.2.weight"][0] // width for first in firsts),
+        res_blocks=len(levels[0]),
+        attention_levels=tuple(i for i, first in enumerate(firsts) if f"input_blocks.{first}.1.norm.weight" in shapes),
         head_dim=head_dim,
         temporal_in_heads=shapes["input_blocks.0.1.proj_in.weight"][0] // head_dim,
         context_dim=cross[1] if cross else 1024,

@@ -85,7 +85,7 @@ def download(
         UserError: the host has no such file, does not give it, gives another one, or stays away; the disk is full. What
             has come stays for another try, but where it is not the file.
     """
-    if size is not None and target.is_file() and target.stat().st_size == size:
+    if _size(target) == size:
         return "is already there"
     make_folder(target.parent)
     check_place(target)

@@ -1,8 +1,10 @@
 """The one exception that speaks to users, and words for it."""
 
+import os
 import re
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -25,6 +27,18 @@ class UserError(Exception):
     def __init__(self, message: object = ""):
         text = _visible(str(message))
         super().__init__(text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 500]} ... {text[-450:]}")
+
+
+@contextmanager
+def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
+    """Names a file, and what of it, in front of the message of any `UserError` from inside."""
+    prefix = f"{path}{part and ', ' + part}"
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(prefix):
+            raise
+        raise UserError(f"{prefix}: {error}") from error
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from .config import Config, DiffusionConfig, ExtractionConfig, UNetConfig
 
@@ -53,8 +53,8 @@ FAMILIES = (
     ),
 )
 
-APPENDED = ", cinematic, High Contrast, highly detailed, no blur, 4k render"
-NEGATIVE = (
+VGEN_SUFFIX = ", cinematic, High Contrast, highly detailed, no blur, 4k render"
+VGEN_NEGATIVE = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
     "Ugly faces, incomplete arms"
 )
@@ -67,36 +67,27 @@ def assumed(unet: UNetConfig) -> tuple[Config, str]:
     return Config(name=family.name, unet=unet, **family.config), family.assumed
 
 
-def overridden(
-    config: Config,
-    prediction: Literal["epsilon", "v_prediction"] | None = None,
-    zero_terminal_snr: bool | None = None,
-    few_steps: bool | None = None,
-    size: tuple[int, int] | None = None,
-    **others: Any,
-) -> Config:
+def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrides: Any) -> Config:
     """A config with what a user says of the network in place of what its file says; None leaves a key as it is.
 
     Args:
-        prediction: `epsilon` takes a zero terminal SNR away where that is not given too, as the two exclude each other.
-        few_steps: whether the network was distilled for few steps; the default guidance is none then, or the released
-            one again.
         size: (height, width) in pixels.
-        others: `frames`, `rate`, `guidance`.
+        overrides: `prediction` and `zero_terminal_snr` of `DiffusionConfig`; `few_steps`, `frames`, `rate`, `guidance`.
+            The prediction `epsilon` takes a zero terminal SNR away where that is not given too, as the two exclude each
+            other; few steps bring no guidance, many the released one again.
 
     Raises:
         UserError: a value that is not possible.
     """
-    if prediction == "epsilon" and zero_terminal_snr is None:
-        zero_terminal_snr = False
-    height, width = size or (None, None)
-    diffusion = {"prediction": prediction, "zero_terminal_snr": zero_terminal_snr}
-    changed = {"few_steps": few_steps, "height": height, "width": width, **others}
-    if few_steps not in (None, config.few_steps) and changed.get("guidance") is None:
-        changed["guidance"] = 1.0 if few_steps else Config.guidance
-    given = {key: value for key, value in changed.items() if value is not None}
-    inner = {key: value for key, value in diffusion.items() if value is not None}
-    return replace(config, diffusion=replace(config.diffusion, **inner), **given)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if size is not None:
+        overrides["height"], overrides["width"] = size
+    if overrides.get("prediction") == "epsilon":
+        overrides.setdefault("zero_terminal_snr", False)
+    if overrides.get("few_steps", config.few_steps) != config.few_steps:
+        overrides.setdefault("guidance", 1.0 if overrides["few_steps"] else Config.guidance)
+    diffusion = {name: overrides.pop(name) for name in ("prediction", "zero_terminal_snr") if name in overrides}
+    return replace(config, diffusion=replace(config.diffusion, **diffusion), **overrides)
 
 
 MOST_OF_FEW = 8

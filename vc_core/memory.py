@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from .checkpoint.tensors import DTYPES
-from .config import Config
+from .config import Config, UNetConfig
 from .encoders.autoencoder import Tiling
 from .errors import UserError, out_of_memory
-from .model.memory import activation_elements
 from .model.unet import UNet3D
 
 PROGRAM = 600_000_000
@@ -24,6 +23,12 @@ where CUDA's own part is of that size."""
 DECODING = {"kl": 770, "taesd": 200}
 """Elements alive at once for each pixel of the frames that are decoded (or encoded) at a time, by the config's
 autoencoder, counted operation by operation."""
+# Elements alive at once for each position of the latent, counted operation by operation on networks without memory. In
+# the UNet most are in the first temporal Transformer, 19 times the width of its tokens and twice the level's; where
+# they are narrower than the level, elsewhere at the full size, at most 29 times the level's width. In an STC-encoder
+# they are 293 for each channel of its first convolution where that runs at 12 times the latent's size, and else as the
+# square of it. Attention is taken to need no memory of the order of its matrix.
+TOKENS, LEVEL, STC = 27, 3, 300
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,22 @@ def needed(
     return Need(weights, towers, elements * compute.itemsize, decoding + video)
 
 
-def told(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
+def activation_elements(
+    config: UNetConfig, batch: int, frames: int, height: int, width: int, condition_scale: int | None = None
+) -> int:
+    """Elements that a prediction of latents `(batch, 4, frames, height, width)` holds at most, weights left out.
+
+    The conditions, one video's, are embedded one after the other and before the UNet runs; `condition_scale` is the
+    checkpoint's `ExtractionConfig.condition_scale`.
+    """
+    stc = STC * (condition_scale or 12) ** 2 // 144
+    positions = frames * height * width
+    tokens = max(config.temporal_in_heads * config.head_dim, config.width)
+    unet = TOKENS * tokens + LEVEL * config.width
+    return max(unet * batch, stc * 4 * config.stc_channels) * positions
+
+
+def as_text(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
     """A sentence on what a run needs.
 
     Args:
@@ -140,17 +160,6 @@ def smaller_weights(device: torch.device, stored: torch.dtype, offload: bool) ->
     smaller = {torch.float32: "fp16", torch.float16: "fp8", torch.bfloat16: "fp8"}.get(stored)
     elsewhere = [] if device.type == "cpu" else ["the device cpu"] if offload else ["offload"]
     return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
-
-
-def smaller_runs(batch: int, tiling: Tiling) -> list[str]:
-    """What takes less memory for a run, of `compose()`'s arguments."""
-    return [
-        *(["fewer videos at a time"] if batch > 1 else []),
-        "a smaller size",
-        "fewer frames or a smaller window",
-        *([] if tiling.chunk == 1 else ["chunk 1"]),
-        *([] if tiling.tile else ["tile 256"]),
-    ]
 
 
 @contextmanager

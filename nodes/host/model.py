@@ -27,12 +27,12 @@ from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
 from ...vc_core.errors import UserError, counted
 from ...vc_core.families import odd_settings
-from ...vc_core.model.memory import activation_elements
+from ...vc_core.memory import activation_elements
 from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
-from .grids import distilled_sampling
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
+from .sampling import distilled_sampling
 from .upstream import tell_unused, widths
 
 WEIGHT_TYPES = {

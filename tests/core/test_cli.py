@@ -73,7 +73,7 @@ def test_a_distilled_checkpoint_is_sampled_as_such(tiny_checkpoint, tmp_path, ca
     assert cli.main(["compose", "--from", str(out), "-o", str(again)]) == 0
     assert again.read_bytes() == out.read_bytes()
     record = read_record(out).settings
-    assert (record.few_steps, record.sampler, record.steps, record.guidance) == ("yes", "lcm", 4, 1.0)
+    assert (record.few_steps, record.sampler, record.steps, record.guidance) == (True, "lcm", 4, 1.0)
 
 
 def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):

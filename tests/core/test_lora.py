@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vc_core.checkpoint.diffusers_unet import diffusers_names
 from vc_core.checkpoint.files import open_tensors, save_tensors
 from vc_core.checkpoint.formats import layout_of
 from vc_core.checkpoint.loading import load_unet, on_meta
 from vc_core.checkpoint.lora import read_lora
-from vc_core.checkpoint.names import diffusers_names
 from vc_core.checkpoint.origins import part
 from vc_core.checkpoint.reading import Checkpoint, Part, read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import key_table, to_released

@@ -21,8 +21,7 @@ from vc_core.conditions import condition_size
 from vc_core.config import AutoencoderConfig, Config, UNetConfig
 from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import preprocess
-from vc_core.memory import PROGRAM, Need, available, needed, told, told_of_memory, weight_bytes
-from vc_core.model.memory import activation_elements
+from vc_core.memory import PROGRAM, Need, activation_elements, as_text, available, needed, told_of_memory, weight_bytes
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import run_program
 
@@ -280,9 +279,9 @@ def test_what_a_run_needs_is_told():
         "needs about 8.6 GB of memory: 6.0 for weights (fp16, offloaded), 0.6 for the program and, one after the "
         "other, 2.0 for towers, 1.5 for activations; 8.6 GB are free"
     )
-    assert told(need, torch.float16, True, 8_600_000_000, ["a", "b"]) == f"{text}."
+    assert as_text(need, torch.float16, True, 8_600_000_000, ["a", "b"]) == f"{text}."
     text = text.replace("8.6 GB are", "8.5 GB are")
-    assert told(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, too few: try a, or b."
+    assert as_text(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, too few: try a, or b."
     assert 0 < available(CPU) < 2**50
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from training.lora import LoRALinear, add_lora, load_lora, lora_layers, merge_lora, save_lora
 from training.recipe import Optimizer, Recipe, Train
 from training.start import choose_parameters, parameter_groups
+from vc_core.checkpoint.diffusers_unet import diffusers_names
 from vc_core.checkpoint.loading import load_unet
-from vc_core.checkpoint.names import diffusers_names
 from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import to_released
 from vc_core.errors import UserError

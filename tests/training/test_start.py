@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 from training.recipe import Domain, Loss, Recipe, Start, Train
 from training.start import begin
 from vc_core.checkpoint.conversion import convert
+from vc_core.checkpoint.diffusers_unet import diffusers_layout, diffusers_names, unet_config_from_diffusers
 from vc_core.checkpoint.loading import on_meta
-from vc_core.checkpoint.names import diffusers_names, ldm_names
 from vc_core.checkpoint.reading import save_checkpoint
-from vc_core.checkpoint.released import released_layout, to_released
-from vc_core.checkpoint.text_to_video import diffusers_layout, unet_config_from_diffusers
+from vc_core.checkpoint.released import ldm_names, released_layout, to_released
 from vc_core.conditions import CONDITIONS
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError

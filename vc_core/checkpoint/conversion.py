@@ -14,14 +14,14 @@ from ..disk import check_folder, folder_beside
 from ..errors import UserError, shorten
 from ..families import assumed
 from ..progress import Progress
+from .diffusers_unet import diffusers_config, no_place
 from .files import DIFFUSERS, PICKLED, check_target, save_tensors
 from .formats import FORMATS, layout_of
 from .inspection import FileInfo, check_part, inspect, network_of
 from .loading import SCALARS, on_meta
 from .origins import shapes_of
-from .reading import PARTS, TRAINING, Part, as_said, read_checkpoint, sizes_in
+from .reading import PARTS, TRAINING, Part, read_checkpoint, sizes_in, with_overrides
 from .tensors import DTYPES, StateDict
-from .text_to_video import diffusers_config, no_place
 
 OURS = "videocomposer"
 """The layout of this project's own files: every part under its prefix, the config in the metadata."""
@@ -44,7 +44,7 @@ def convert(
     layout: str | None = None,
     dtype: str | None = None,
     progress: Progress | None = None,
-    **said: Any,
+    **overrides: Any,
 ) -> FileInfo:
     """Writes a file's parts into another one.
 
@@ -55,8 +55,7 @@ def convert(
         parts: which parts to write (`model`, `vae`, `text`, `image`); by default all that the layout has room for.
         layout: one of `LAYOUTS`; by default `released` for a `.pth` of a network, else `videocomposer`.
         dtype: `fp32`, `fp16`, `bf16` or `fp8` (the network's matrices; the rest in bf16); by default as it is.
-        said: of the network in place of what its file says, see `vc_core.families.overridden`; the file that is written
-            says it.
+        overrides: of what the network's file says, see `vc_core.families.overridden`; kept in the new file.
 
     Raises `UserError` for a source that cannot be read or is incomplete, or parts that the layout has no room for.
     """
@@ -67,7 +66,7 @@ def convert(
     found = {name: part for file in reversed(files) for name, part in file.parts.items()}
     configs = [file.config for file in sorted(files, key=lambda file: "model" not in file.parts)]
     config = next(filter(None, configs), None)  # the network's own, where there is one
-    config = as_said(config, found, source, said)
+    config = with_overrides(config, found, source, overrides)
     pickled = out.suffix.lower() in PICKLED
     layout = layout or ("released" if pickled and "model" in found else OURS)
     if dtype not in (None, *DTYPES):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import UserError
+from .diffusers_unet import diffusers_layout
 from .foreign import foreign_family
 from .origins import Layout, Origin, Shape, Shapes, shapes_of
 from .released import released_layout
-from .text_to_video import diffusers_layout
 
 # --- Autoencoders ---------------------------------------------------------------------------------------------------
 

@@ -55,10 +55,10 @@ class FileInfo:
         return all(part.wrong is None for part in self.parts)
 
 
-def inspect(path: str | Path, progress: Progress | None = None, **said: Any) -> FileInfo:
-    """Everything that can be said of a file, or of diffusers' folder, without running it. For what is `said`, and the
+def inspect(path: str | Path, progress: Progress | None = None, **overrides: Any) -> FileInfo:
+    """Everything that can be said of a file, or of diffusers' folder, without running it. For `overrides`, and the
     `UserError` that is raised, see `read_checkpoint`."""
-    checkpoint = read_checkpoint(path, **said)
+    checkpoint = read_checkpoint(path, **overrides)
     infos, extra = [], list(checkpoint.extra)
     for part in checkpoint.parts.values():
         _, layout = network_of(part, checkpoint.config)

@@ -21,36 +21,32 @@ from torch import Tensor
 from ..errors import UserError, counted, reason, shorten
 from ..model.unet import UNet3D
 from ..parsing import parse_json, read_text
+from .diffusers_unet import diffusers_names
 from .files import open_tensors
-from .names import diffusers_names, ldm_names
 from .origins import Layout, Shape
-from .released import key_table
+from .released import key_table, ldm_names
 from .tensors import Get, Tensors
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 """Ends of the keys that `./vc export` writes."""
 
-# What a key ends in -> which tensor of a layer's it is; before it stands the layer's name.
-_ENDS = {
-    re.compile(rf"(?:{end})$"): kind
-    for kind, end in {
-        "down": r"\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.down\.weight",
-        "up": r"\.lora_up\.weight|\.lora_B(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.up\.weight",
-        "mid": r"\.lora_mid\.weight",
-        "alpha": r"(?:[._]lora)?\.alpha",
-    }.items()
-}
+# A layer's name, and, by what a key ends in, which tensor of that layer's it is.
+_KEY = re.compile(
+    r"(?P<layer>.*?)(?:"
+    r"(?P<down>\.lora_down\.weight|\.lora_A(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.down\.weight)|"
+    r"(?P<up>\.lora_up\.weight|\.lora_B(?:\.\w+)?\.weight|(?:[._]lora|\.lora_linear_layer)\.up\.weight)|"
+    r"(?P<mid>\.lora_mid\.weight)|"
+    r"(?P<alpha>(?:[._]lora)?\.alpha))$",
+    re.DOTALL,
+)
 _OTHER_KINDS = {
-    re.compile(end): kind
-    for end, kind in {
-        r"\.hada_[wt]\d": "LoHa",
-        r"\.lokr_[wt]\d": "LoKr",
-        r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
-        r"\.oft_(blocks|diag|R)": "OFT",
-        r"\.on_input$": "IA3",
-        r"\.lora_E\b": "AdaLoRA",
-        r"\.(diff|diff_b|w_norm|b_norm)$": "a file of whole differences of weights",
-    }.items()
+    r"\.hada_[wt]\d": "LoHa",
+    r"\.lokr_[wt]\d": "LoKr",
+    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
+    r"\.oft_(blocks|diag|R)": "OFT",
+    r"\.on_input$": "IA3",
+    r"\.lora_E\b": "AdaLoRA",
+    r"\.(diff|diff_b|w_norm|b_norm)$": "a file of whole differences of weights",
 }
 _PREFIX = re.compile(r"^(?:(?:base_model|model|diffusion_model|unet|lora_unet|lycoris)[._])+")
 _OF_TEXT = re.compile(r"^(?:lora_te|lora_prior_te|text_encoder|text_model|te\d?_)")
@@ -101,7 +97,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
     """
     tensors = open_tensors(path)
     for end, kind in _OTHER_KINDS.items():
-        if (key := next(filter(end.search, tensors.shapes), None)) is not None:
+        if (key := next(filter(re.compile(end).search, tensors.shapes), None)) is not None:
             raise UserError(
                 f"{path} is {kind}, by its key {key}, and LoRA alone is read: get it as a LoRA, or merged into a "
                 "checkpoint."
@@ -118,13 +114,13 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             f"found {shorten([*unmatched, *text], 3)}; it is of another network."
         )
     notes = [f"{path}: {_not_used(text)}, as they are of a text encoder, which stays as it is"] if text else []
-    alpha_of, get, changes = _alphas(Path(path), tensors, notes), tensors.get(), {}
+    (alpha_of, assumed), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
     for layer, module in matched.items():
         if module in changes:
             raise UserError(f"{path} has the LoRA of {module} twice, also as {layer}: give a file that has it once.")
         changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
     changes = {name: changes[name] for name in weights if name in changes}
-    return LoRA(tensors.source, changes, [*unmatched, *strays], notes)
+    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *assumed])
 
 
 def tell_unused(lora: LoRA) -> None:
@@ -195,16 +191,15 @@ def _layers(tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[str]]:
     layers: dict[str, dict[str, str]] = {}
     strays = []
     for key in tensors.shapes:
-        found = ((end.search(key), kind) for end, kind in _ENDS.items())
-        where, kind = next((one for one in found if one[0]), (None, ""))
-        if where is None:
+        if not (found := _KEY.match(key)):
             strays.append(key)
-        else:
-            layer = key[: where.start()]
-            if (one := layers.setdefault(layer, {}).setdefault(kind, key)) != key:  # as of two of peft's adapters
-                raise UserError(
-                    f"{tensors.source} has the LoRA of {layer} twice ({one}, {key}): give one that has it once."
-                )
+            continue
+        layer = found["layer"]
+        first = layers.setdefault(layer, {}).setdefault(found.lastgroup, key)
+        if first != key:  # as of two of peft's adapters
+            raise UserError(
+                f"{tensors.source} has the LoRA of {layer} twice ({first}, {key}): give one that has it once."
+            )
     if not layers:
         raise UserError(
             f"{tensors.source} is no LoRA: expected keys that end in .{DOWN} and .{UP}, or in .lora_A.weight and "
@@ -219,16 +214,17 @@ Alphas = Callable[[str, int], float]
 """From a layer, as its file calls it, and the rank to the alpha of a layer that has none beside it."""
 
 
-def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
-    """As peft's config says: in the file beside it, or in the metadata where diffusers puts it. Adds to `notes`."""
-    place, text, lacks_alpha = path.with_name(_PEFT_CONFIG), None, not any(k.endswith(".alpha") for k in tensors.shapes)
-    if text := tensors.metadata.get(_DIFFUSERS_CONFIG):
-        place = path
-    elif lacks_alpha and any(key.startswith(_PEFT) for key in tensors.shapes):
+def _alphas(path: Path, tensors: Tensors) -> tuple[Alphas, list[str]]:
+    """As peft's config says: in the file beside it, or in the metadata where diffusers puts it; and a note where it is
+    missing."""
+    place, text, notes = path, tensors.metadata.get(_DIFFUSERS_CONFIG), []
+    lacks_alpha = not any(key.endswith(".alpha") for key in tensors.shapes)
+    if not text and lacks_alpha and any(key.startswith(_PEFT) for key in tensors.shapes):
+        place = path.with_name(_PEFT_CONFIG)
         if place.is_file():
             text = read_text(place)
         else:
-            notes.append(f"{path}: no {_PEFT_CONFIG} is beside it, which says alpha, so each is taken to be the rank")
+            notes = [f"{path}: no {_PEFT_CONFIG} is beside it, which says alpha, so each is taken to be the rank"]
     try:
         said = parse_json(text or "{}")
         said = {key.removeprefix("unet."): value for key, value in said.items()}
@@ -242,7 +238,7 @@ def _alphas(path: Path, tensors: Tensors, notes: list[str]) -> Alphas:
         alpha = rank if own is None else own
         return alpha * math.sqrt(rank) if said.get("use_rslora") else alpha
 
-    return alpha_of
+    return alpha_of, notes
 
 
 # --- One layer ------------------------------------------------------------------------------------------------------

@@ -19,14 +19,13 @@ from torch import Tensor
 from ..config import Config, UNetConfig, unet_config_from_shapes
 from ..errors import UserError
 from ..families import assumed, overridden
+from .diffusers_unet import diffusers_names, unet_config_from_diffusers
 from .files import files_of, open_tensors, save_tensors
 from .foreign import only_pictures
 from .formats import FORMATS, find_parts
-from .names import diffusers_names
 from .origins import Shapes
 from .released import key_table, tensor_names
 from .tensors import Tensors
-from .text_to_video import unet_config_from_diffusers
 
 PARTS = {
     "model": "the network",
@@ -87,15 +86,15 @@ class Checkpoint:
         return self.parts[name]
 
 
-def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
+def read_checkpoint(path: str | Path, **overrides: Any) -> Checkpoint:
     """Finds out what a file is, or a folder as diffusers writes it. Its tensors stay in the file.
 
     Args:
-        said: what the user says of the network in place of the file, see `vc_core.families.overridden`.
+        overrides: of what the file says of the network, see `vc_core.families.overridden`.
 
     Raises:
-        UserError: no such file, a truncated or foreign one, a config that this version does not know, or something
-            said that is not possible.
+        UserError: no such file, a truncated or foreign one, a config that this version does not know, or an
+            override that is not possible.
     """
     path = Path(path)
     opened = [open_tensors(file) for file in files_of(path)]
@@ -109,22 +108,23 @@ def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
             f"expected {' and '.join(markers)} among the names, found {', '.join(list(opened[0].shapes)[:3])}."
         )
     config, unsaid = _config(path, opened[0], parts.get("model"))
-    config = as_said(config, parts, path, said)
+    config = with_overrides(config, parts, path, overrides)
     parts = {name: parts[name] for name in PARTS if name in parts}
     extra = _extra(opened[0], parts, config)
     return Checkpoint(path, config, parts, unsaid, extra, opened[0].metadata.get(TRAINING))
 
 
-def as_said(
-    config: Config | None, parts: Collection[str], source: str | Path, said: Mapping[str, Any]
+def with_overrides(
+    config: Config | None, parts: Collection[str], source: str | Path, overrides: Mapping[str, Any]
 ) -> Config | None:
-    """A config with what the user says in place of the file's, see `read_checkpoint`. Raises `UserError` where there is
-    no network among the parts that it could be said of."""
-    if all(value is None for value in said.values()):
+    """A config with what a user says in place of the file. Raises `UserError` where there is no network among the parts
+    that it could be said of."""
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if not overrides:
         return config
     if "model" not in parts:
-        raise UserError(f"{source} holds no network, of which {', '.join(said)} could be said: leave these out.")
-    return overridden(config, **said)
+        raise UserError(f"{source} holds no network, of which {', '.join(overrides)} could be said: leave these out.")
+    return overridden(config, **overrides)
 
 
 def _parts(tensors: Tensors, source: str) -> dict[str, Part]:

@@ -10,12 +10,12 @@ from torch import nn
 
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
-from ..model.unet import decoder_stages, encoder_stages, middle_stage
+from ..model.unet import decoder_stages, encoder_stages, kind_of, middle_stage
 from .origins import Layout, Origin, part, shapes_of
 from .tensors import StateDict
 
 # Our name -> released name, inside one module.
-_TEMPORAL_CONV = {
+TEMPORAL_CONV = {
     **{f"norms.{i}": f"conv{i + 1}.0" for i in range(4)},
     **{f"convs.{i}": f"conv{i + 1}.{3 if i else 2}" for i in range(4)},  # all but the first come after a dropout
 }
@@ -26,10 +26,10 @@ _RESNET = {
     "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "skip": "skip_connection",
-    **{f"temporal.{ours}": f"temopral_conv.{released}" for ours, released in _TEMPORAL_CONV.items()},
+    **{f"temporal.{ours}": f"temopral_conv.{released}" for ours, released in TEMPORAL_CONV.items()},
 }
 _ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
-_TRANSFORMER = {
+TRANSFORMER = {
     "norm": "norm",
     "proj_in": "proj_in",
     "proj_out": "proj_out",
@@ -38,8 +38,10 @@ _TRANSFORMER = {
     "block.ff.proj_in": "transformer_blocks.0.ff.net.0.proj",
     "block.ff.proj_out": "transformer_blocks.0.ff.net.2",
 }
-# Convolutions over (f, 1, 1) there, over (f, h w) here; 1 x 1 convolutions there, linear layers here.
-_OVER_TIME = re.compile(r"(\.temporal\.convs\.\d|^temporal_in\.proj_(in|out)|\.temporal\.proj_(in|out))\.weight$")
+OVER_TIME = r"\.temporal\.convs\.\d\.weight$"
+"""Convolutions over (f, 1, 1) in files, over (f, h w) here."""
+_LINEAR = r"(^temporal_in|\.temporal)\.proj_(in|out)\.weight$"
+"""1 x 1 convolutions in released files, linear layers here."""
 _WITHOUT_BIAS = ("to_q", "to_k", "to_v", "to_qkv")
 _STC_STEM = {"conv1": "0", "conv2": "3", "conv3": "5"}
 _STC_TEMPORAL = {
@@ -72,7 +74,7 @@ def key_table(config: UNetConfig) -> dict[str, str]:
         add(f"stc.{name}", stem, _STC_STEM)
         add(f"stc.{name}.temporal", temporal, _STC_TEMPORAL)
 
-    add("temporal_in", "input_blocks.0.1", _TRANSFORMER)
+    add("temporal_in", "input_blocks.0.1", TRANSFORMER)
     stages = {
         **{f"encoder.{i}": (f"input_blocks.{i + 1}", stage) for i, stage in enumerate(encoder_stages(config))},
         "middle": ("middle_block", middle_stage(config)),
@@ -83,13 +85,29 @@ def key_table(config: UNetConfig) -> dict[str, str]:
             same = stage.in_channels == stage.channels
             add(f"{ours}.resnet", f"{released}.0", {k: v for k, v in _RESNET.items() if k != "skip" or not same})
         if stage.attention:
-            add(f"{ours}.spatial", f"{released}.1", _TRANSFORMER)
-            add(f"{ours}.temporal", f"{released}.2", _TRANSFORMER)
+            add(f"{ours}.spatial", f"{released}.1", TRANSFORMER)
+            add(f"{ours}.temporal", f"{released}.2", TRANSFORMER)
         if stage.resample and ours.startswith("encoder"):
             table[f"{ours}.downsample.conv"] = f"{released}.op"
         elif stage.resample:
             table[f"{ours}.upsample.conv"] = f"{released}.{3 if stage.attention else 1}.conv"
     add("middle_out", "middle_block.3", {k: v for k, v in _RESNET.items() if k != "skip"})
+    return table
+
+
+def ldm_names(config: UNetConfig) -> dict[str, str]:
+    """Our spatial modules' names -> LDM's: the released ones, but for what comes after a temporal Transformer, and for
+    the downsampling, which is one of a sequence there."""
+    table = {}
+    for ours, released in key_table(config).items():
+        if kind_of(f"{ours}.") == "spatial":
+            if ours.startswith("middle_out."):
+                released = released.replace("middle_block.3.", "middle_block.2.")
+            if ours.endswith(".upsample.conv"):
+                released = released.replace(".3.conv", ".2.conv")
+            if ours.endswith(".downsample.conv"):
+                released = released.replace(".op", ".0.op")
+            table[ours] = released
     return table
 
 
@@ -105,10 +123,20 @@ def tensor_names(table: Mapping[str, str]) -> set[str]:
 
 def released_layout(unet: nn.Module) -> Layout:
     """Where every parameter of a `UNet3D` (which may be on meta) lies in a released file."""
-    table, layout = key_table(unet.config), {}
+    return named_layout(unet, key_table(unet.config), f"{OVER_TIME}|{_LINEAR}")
+
+
+def named_layout(unet: nn.Module, names: Mapping[str, str], longer: str) -> Layout:
+    """Where the parameters of a `UNet3D`'s modules lie in a file that has these `names` for them.
+
+    `longer`: a pattern of the parameters that have one more dimension there, of 1.
+    """
+    layout = {}
     for name, shape in shapes_of(unet).items():
         module, _, leaf = name.rpartition(".")
-        layout[name] = Origin((f"{table[module]}.{leaf}",), (*shape, 1) if _OVER_TIME.search(name) else shape)
+        if module in names:
+            shape = (*shape, 1) if re.search(longer, name) else shape
+            layout[name] = Origin((f"{names[module]}.{leaf}",), shape)
     return layout
 
 

@@ -17,22 +17,18 @@ from ..diffusion.samplers import Sampling
 from ..diffusion.windows import Windows
 from ..disk import check_place
 from ..encoders.autoencoder import Tiling
-from ..errors import UserError
+from ..errors import UserError, about
 from ..extract.pictures import picture_of
-from ..families import APPENDED, NEGATIVE, odd_settings
+from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, named_as, probed
 from .record import KEY, Record, differences, make_record, read_record, with_found_inputs
-from .settings import Label, Settings, about, as_key, as_option, read_yaml
+from .settings import Label, Settings, as_key, as_option, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
-LOADING = ("device", "dtype", "compute", "offload", "compile")
-"""Settings that a composer is loaded by, besides its files."""
-SAID = ("few_steps", "prediction", "zero_terminal_snr")
-"""Settings that say what the checkpoint is, in place of its file."""
 TOLD = 10**9
 """Bytes of memory that are told of before a run needs them, as are fewer where they are not free."""
 
@@ -150,12 +146,13 @@ def run(
     if tell is not None and (line := _memory(full, composer)):
         tell(line)
     made = make_conditions(full, plan, composer.config, progress)
-    style, init = _style(full), _init(full, plan)
+    style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
+    init = _init(full, plan)
     windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
-        full.text + APPENDED * full.vgen_prompts,
-        negative=", ".join(filter(None, [full.negative, NEGATIVE * full.vgen_prompts])),
+        full.text + VGEN_SUFFIX * full.vgen_prompts,
+        negative=", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
         init=init,
@@ -187,11 +184,19 @@ def run(
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
     """The composer that the settings name. Raises `UserError`, see `VideoComposer.load`."""
-    options = {name: getattr(settings, name) for name in LOADING}
-    options["loras"] = settings.lora
-    said = {name: getattr(settings, name) for name in SAID}
-    options["said"] = {name: value == "yes" if value in ("yes", "no") else value for name, value in said.items()}
-    return VideoComposer.load(settings.checkpoint or BUNDLED, settings.parts, **options, progress=progress)
+    return VideoComposer.load(**loading(settings), progress=progress)
+
+
+def loading(settings: Settings) -> dict[str, Any]:
+    """The arguments of `VideoComposer.load` by which a composer is loaded."""
+    alike = ("parts", "device", "dtype", "compute", "offload", "compile")
+    overrides = ("few_steps", "prediction", "zero_terminal_snr")
+    return {
+        "path": settings.checkpoint or BUNDLED,
+        "loras": settings.lora,
+        "overrides": {name: getattr(settings, name) for name in overrides},
+        **{name: getattr(settings, name) for name in alike},
+    }
 
 
 def _memory(settings: Settings, composer: VideoComposer) -> str:
@@ -208,15 +213,11 @@ def _memory(settings: Settings, composer: VideoComposer) -> str:
     )
     free, advice = memory.available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
     little = need.total < min(TOLD, free)
-    return "" if little else memory.told(need, composer.stored, composer.offload, free, advice)
+    return "" if little else memory.as_text(need, composer.stored, composer.offload, free, advice)
 
 
 def _tiling(settings: Settings) -> Tiling:
     return Tiling(**named_as(Tiling, settings))
-
-
-def _style(settings: Settings) -> pipeline.Style | None:
-    return None if settings.style is None else pipeline.Style(read_image(settings.style), **_applied(settings, "style"))
 
 
 def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:

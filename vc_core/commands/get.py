@@ -30,22 +30,19 @@ def get(names: Sequence[str], to: Path | None, progress: Bars) -> None:
     Raises:
         UserError: an unknown name, before anything is downloaded; else as `vc_core.downloading.download`.
     """
+    from ..downloading import download
+
     models = [_named(name) for name in names]
     there = {} if to else find_models(model_folders())
     for model in models:
         whole = [path for path in there.get(model, ()) if model.size and model.has_size_of(path)]
         path = whole[0] if whole else (to or place_of(model)) / model.name
-        progress.write(f"{path}: {_download(model, path, progress)}")
-
-
-def _download(model: ModelFile, path: Path, progress: Bars) -> str:
-    from ..downloading import download
-
-    try:
-        return download(model.source, path, model.size, model.sha256, progress)
-    except KeyboardInterrupt:
-        progress.write(f"{path}: what has come is kept, and the same command goes on from there")
-        raise
+        try:
+            done = download(model.source, path, model.size, model.sha256, progress)
+        except KeyboardInterrupt:
+            progress.write(f"{path}: what has come is kept, and the same command goes on from there")
+            raise
+        progress.write(f"{path}: {done}")
 
 
 def _named(name: str) -> ModelFile:

@@ -3,7 +3,7 @@
 import dataclasses
 import json as json_text
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -15,16 +15,14 @@ from ..configuration import Spoken
 from ..terminal import argument, each, option, progress_bars
 from .settings import Answer, Count, Positive, Size
 
-_Prediction = (
-    Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")] | None
-)
+_Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 
 
 @dataclasses.dataclass
-class Said:
+class Overrides:
     """What tensors cannot tell. By default what the file's metadata say, else what is assumed of its family."""
 
-    prediction: option(_Prediction, "what it predicts: epsilon is the noise") = None
+    prediction: option(_Prediction | None, "what it predicts: epsilon is the noise") = None
     zero_terminal_snr: option(Answer | None, "whether its schedule ends in noise alone") = None
     few_steps: option(Answer | None, "whether it was distilled for few steps, as VideoLCM") = None
     size: option(Size | None, "of the videos that it was trained on") = None
@@ -32,22 +30,17 @@ class Said:
     rate: option(Positive | None, "of these videos, in frames a second", shown="FPS") = None
     guidance: option(float | None, "the default scale of the guidance") = None
 
-    def given(self) -> dict[str, Any]:
-        """What was given, for `vc_core.families.overridden`."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return {name: value == "yes" if value in ("yes", "no") else value for name, value in given.items()}
 
-
-_OfNetwork = Annotated[Said, arg(name="of the network, in place of what its file says", prefix_name=False)]
+_Overrides = Annotated[Overrides, arg(name="of the network, in place of what its file says", prefix_name=False)]
 
 
 def info(
-    said: _OfNetwork,
+    overrides: _Overrides,
     file: argument(Path | None, "the file, or diffusers' folder (default: the bundled checkpoint)", "[FILE]") = None,
     json: option(bool, "the same as JSON") = False,
 ) -> int:
     with progress_bars() as progress:
-        found = inspect(file or BUNDLED, progress, **said.given())
+        found = inspect(file or BUNDLED, progress, **vars(overrides))
     print(json_text.dumps(as_mapping(found), indent=2) if json else as_text(found))
     return 0 if found.whole else 2
 
@@ -60,7 +53,7 @@ def convert(
         "an ending",
         "OUT",
     ),
-    said: _OfNetwork,
+    overrides: _Overrides,
     add: option(each(Path), "a file that brings further parts; may be repeated", shown="FILE") = (),
     parts: option(str | None, "what to write, with commas: model, vae, text, image", shown="NAMES") = None,
     layout: option(
@@ -72,6 +65,6 @@ def convert(
     names = parts and [name.strip() for name in parts.split(",")]
     with progress_bars() as progress:
         made = write_converted(
-            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **said.given()
+            source, out, add=add, parts=names, layout=layout, dtype=dtype, progress=progress, **vars(overrides)
         )
     print(as_text(made, brief=True))

@@ -32,7 +32,7 @@ def _given(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
     for name, title in titles.items():
         hint, kind = Settings.__annotations__[name], bare(Settings.__annotations__[name])
         many = name in FILES or kind.__name__ == "dict"
-        taken = each(tuple[str, ...] if name in FILES else str) if many else (bool if kind is bool else str) | None
+        taken = each(tuple[str, ...] if name in FILES else str) if many else (bool if hint is bool else str) | None
         names = [short[name]] if name in short else []
         annotation = option(taken, SETTINGS[name], *names, shown=form(hint))
         groups.setdefault(title, []).append((name, annotation, () if many else None))
@@ -97,10 +97,7 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
     with progress_bars() as progress:
         for number, settings in enumerate(runs, 1):
             try:
-                wanted = [
-                    getattr(settings, name)
-                    for name in ("checkpoint", "parts", "lora", *composing.SAID, *composing.LOADING)
-                ]
+                wanted = composing.loading(settings)
                 if wanted != loaded:
                     composer = loaded = None  # given back before the next one is loaded
                     composer, loaded = composing.load(settings, progress), wanted

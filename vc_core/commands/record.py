@@ -16,12 +16,12 @@ from ..checkpoint.files import sha256
 from ..checkpoint.reading import BUNDLED as BUNDLED_FILE
 from ..checkpoint.tensors import DTYPES
 from ..composer import choose_device, choose_dtypes
-from ..errors import UserError, brief, spelled
+from ..errors import UserError, about, brief, spelled
 from ..folders import files_below, is_there
 from ..parsing import parse_json
 from ..progress import Progress
 from ..video.metadata import read_metadata
-from .settings import BUNDLED, Settings, about, as_option
+from .settings import BUNDLED, Settings, as_option
 
 VERSION = "0.1.0"
 """Of this package, as in pyproject.toml."""

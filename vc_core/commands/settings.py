@@ -3,8 +3,7 @@ the record inside a produced file, and every check of a value."""
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.samplers import SAMPLERS
-from ..errors import UserError, shown, spelled
+from ..errors import UserError, about, shown, spelled
 from ..extract import drawing
 from ..extract.mask import POLARITIES, RANDOM_MASKS
 from ..extract.motion.from_video import MODES
@@ -173,8 +172,9 @@ Schedules = Annotated[
     Spoken("a mapping such as {style: [0, 0.6]}", "NAME=START:END"),
 ]
 Answer = Annotated[
-    Literal["yes", "no"],
-    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),  # YAML's own yes and no
+    bool,
+    Field(strict=True),
+    BeforeValidator(lambda value: value == "yes" if value in ("yes", "no") else value),
     Spoken("yes or no", "yes|no"),
 ]
 Device = Annotated[str, BeforeValidator(_device), Spoken("auto, cpu, cuda, cuda:N or mps", "NAME")]
@@ -332,7 +332,7 @@ class Settings:
         """The settings by name, in values that JSON and YAML hold, without those of `LATER` that say nothing;
         `from_mapping` gives the same settings back."""
         plain = TypeAdapter(Settings).dump_python(self, mode="json")
-        said = {name: value for name, value in plain.items() if value or name not in LATER}
+        said = {name: value for name, value in plain.items() if name not in LATER or value != DEFAULTS[name]}
         return {**said, "checkpoint": plain["checkpoint"] or BUNDLED}
 
     def with_options(self, texts: Mapping[str, Any]) -> "Settings":
@@ -457,18 +457,6 @@ def _displaced(given: Collection[str]) -> dict[str, Any]:
 
 
 # --- Files of settings ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def about(path: str | Path, part: str = "") -> Iterator[None]:
-    """Names a file, and what of it, in front of the message of any `UserError` from inside."""
-    prefix = f"{path}{part and ', ' + part}"
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(prefix):
-            raise
-        raise UserError(f"{prefix}: {error}") from error
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -1,5 +1,6 @@
 """The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and STC-encoders before it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,15 @@ def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
                 resample=level > 0 and i == config.res_blocks,
             )
             channels = config.width * multiplier
+
+
+def kind_of(name: str) -> str:
+    """What a parameter is of, by its name: `stc` or `style`, else `temporal` or `spatial` layers."""
+    if name.startswith("stc."):
+        return "stc"
+    if name.startswith("style_"):
+        return "style"
+    return "temporal" if re.search(r"(^|\.)temporal(_in)?\.", name) else "spatial"
 
 
 class Block(nn.Module):

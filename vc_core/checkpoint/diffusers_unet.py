@@ -1,6 +1,7 @@
-"""ModelScope's text-to-video UNet as diffusers has it: its class UNet3DConditionModel, which is the released network
-without STC-encoders and style."""
+"""UNets in diffusers' layout: Stable Diffusion's UNet2DConditionModel, which has this network's spatial layers, and
+ModelScope's UNet3DConditionModel, which is the released network without STC-encoders and style."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
 from typing import Any
@@ -9,8 +10,47 @@ from torch import nn
 
 from ..config import Config, UNetConfig
 from ..errors import UserError
-from .names import diffusers_names, named_layout
+from ..model.unet import kind_of
 from .origins import Layout, Shapes
+from .released import OVER_TIME, TEMPORAL_CONV, TRANSFORMER, key_table, named_layout
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+_TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
+_SIDES = {"encoder": "down_blocks", "middle": "mid_block", "decoder": "up_blocks"}
+# A module of a block -> its place there, by the block's number, and its modules' names where they differ from ours.
+_LISTS: dict[str, tuple[str, Mapping[str, str]]] = {
+    "resnet": ("resnets.{}", {"time_proj": "time_emb_proj", "skip": "conv_shortcut"}),
+    "resnet.temporal": ("temp_convs.{}", TEMPORAL_CONV),
+    "spatial": ("attentions.{}", TRANSFORMER),
+    "temporal": ("temp_attentions.{}", TRANSFORMER),
+    "downsample": ("downsamplers.0", {}),
+    "upsample": ("upsamplers.0", {}),
+}
+_PLACE = re.compile(rf"({'|'.join(_SIDES)})\.(\d+)\.(resnet\.temporal|{'|'.join(_LISTS)})\.(.+)")
+
+
+def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str]:
+    """Our modules' names -> those of UNet2DConditionModel; with the temporal layers, of UNet3DConditionModel."""
+    kinds = ("spatial", "temporal") if temporal else ("spatial",)
+    return {n: _diffusers_name(n, config.res_blocks + 1) for n in key_table(config) if kind_of(f"{n}.") in kinds}
+
+
+def _diffusers_name(ours: str, blocks: int) -> str:
+    """Of one module; `blocks` of a level."""
+    if "." not in ours:
+        return _TOP.get(ours, ours)
+    if ours.startswith("temporal_in."):
+        return f"transformer_in.{TRANSFORMER[ours.removeprefix('temporal_in.')]}"
+    ours = re.sub(r"^middle(_out)?\.", lambda out: "middle.1.resnet." if out[1] else "middle.0.", ours)
+    side, number, module, inner = _PLACE.match(ours).groups()
+    level, block = divmod(int(number), blocks)
+    level = "" if side == "middle" else f".{level}"
+    there, names = _LISTS[module]
+    return f"{_SIDES[side]}{level}.{there.format(block)}.{names.get(inner, inner)}"
+
+
+# --- The network of text alone --------------------------------------------------------------------------------------
 
 _HEADS = 8
 """Heads of the first temporal Transformer, which the class lets nobody choose."""
@@ -58,7 +98,7 @@ def diffusers_layout(unet: nn.Module, file: Shapes) -> Layout:
             f"The layout diffusers is for networks of text alone, and has no place for {lacks}: choose the layout "
             "videocomposer or released."
         )
-    return named_layout(unet, diffusers_names(unet.config, temporal=True))
+    return named_layout(unet, diffusers_names(unet.config, temporal=True), OVER_TIME)
 
 
 def diffusers_config(config: Config) -> dict[str, Any]:

@@ -31,40 +31,29 @@ GRIDS = (RELEASED, LCM_RELEASED)
 def arranged(
     scheduler: str, sampler_name: str, model_sampling: Any, config: Config, steps: int, denoise: float
 ) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
-    """What one of `GRIDS` runs: a stock sampler made fit for it, and the noise levels."""
-    if scheduler == RELEASED:
-        sampler = ReleasedSampler(comfy.samplers.sampler_object(sampler_name), whole=denoise >= 1.0)
-        return sampler, released_sigmas(model_sampling, config, steps, denoise)
-    own = comfy.samplers.KSAMPLER(_sample_lcm) if sampler_name == "lcm" else comfy.samplers.sampler_object(sampler_name)
-    return own, lcm_sigmas(model_sampling, config, steps, denoise)
-
-
-def released_sigmas(model_sampling: Any, config: Config, steps: int, denoise: float = 1.0) -> Tensor:
-    """The noise levels of the released grid, the last of which is the schedule's least, not 0; none at a denoise of 0.
+    """What one of `GRIDS` runs: a stock sampler made fit for it, and the noise levels, none at a denoise of 0.
 
     Raises:
         UserError: a number of steps that the schedule does not have, or a schedule that is not the checkpoint's.
     """
-    levels = model_sampling.sigmas.float()
-    if len(levels) != config.diffusion.steps:
-        raise UserError(
-            f"The model's schedule has {len(levels)} noise levels, and {RELEASED} is a grid of "
-            f"{config.diffusion.steps}: choose another scheduler, remove the node that changed the schedule, or load a "
-            "network of few steps with few_steps 'no'."
-        )
+    sampler = comfy.samplers.sampler_object(sampler_name)
+    levels, total = model_sampling.sigmas.float(), config.diffusion.steps
+    if scheduler == RELEASED:
+        sampler = ReleasedSampler(sampler, whole=denoise >= 1.0)
+        if len(levels) != total:
+            raise UserError(
+                f"The model's schedule has {len(levels)} noise levels, and {RELEASED} is a grid of {total}: choose "
+                "another scheduler, remove the node that changed the schedule, or load a network of few steps with "
+                "few_steps 'no'."
+            )
+    elif sampler_name == "lcm":
+        sampler = comfy.samplers.KSAMPLER(_sample_lcm)
     if denoise <= 0.0:
-        return levels[:0]
-    return torch.cat([levels[released_timesteps(config.diffusion, steps, denoise)], levels[:1]])
-
-
-def lcm_sigmas(model_sampling: Any, config: Config, steps: int, denoise: float = 1.0) -> Tensor:
-    """The noise levels of VideoLCM's timesteps, and 0; none at a denoise of 0. Raises `UserError` for a number of steps
-    that the schedule does not have."""
-    levels = model_sampling.sigmas.float()  # of all timesteps, or of those of the distillation
-    if denoise <= 0.0:
-        return levels[:0]
-    told = lcm_timesteps(config.diffusion, steps, denoise) + 1
-    return torch.cat([levels[(told * len(levels) // config.diffusion.steps - 1).clamp(min=0)], levels.new_zeros(1)])
+        return sampler, levels[:0]
+    if scheduler == RELEASED:  # the last level is the schedule's least, not 0
+        return sampler, torch.cat([levels[released_timesteps(config.diffusion, steps, denoise)], levels[:1]])
+    told = lcm_timesteps(config.diffusion, steps, denoise) + 1  # of all timesteps; the levels may be the distillation's
+    return sampler, torch.cat([levels[(told * len(levels) // total - 1).clamp(min=0)], levels.new_zeros(1)])
 
 
 def _sample_lcm(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **settings: Any) -> Tensor:
