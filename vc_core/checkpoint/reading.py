@@ -108,7 +108,8 @@ def read_checkpoint(path: str | Path, **said: Any) -> Checkpoint:
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
             f"expected {' and '.join(markers)} among the names, found {', '.join(list(opened[0].shapes)[:3])}."
         )
-    config, unsaid = _config(path, opened[0], parts.get("model"))
+    said = {name: value for name, value in said.items() if value is not None}
+    config, unsaid = _config(path, opened[0], parts.get("model"), said)
     config = as_said(config, parts, path, said)
     parts = {name: parts[name] for name in PARTS if name in parts}
     extra = _extra(opened[0], parts, config)
@@ -120,7 +121,7 @@ def as_said(
 ) -> Config | None:
     """A config with what the user says in place of the file's, see `read_checkpoint`. Raises `UserError` where there is
     no network among the parts that it could be said of."""
-    if all(value is None for value in said.values()):
+    if not said:
         return config
     if "model" not in parts:
         raise UserError(f"{source} holds no network, of which {', '.join(said)} could be said: leave these out.")
@@ -178,7 +179,7 @@ def save_checkpoint(
     save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
 
 
-def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:
+def _config(path: Path, tensors: Tensors, model: Part | None, said: Collection[str]) -> tuple[Config | None, list[str]]:
     """The config of a file, and what of it was assumed."""
     try:
         if "config" in tensors.metadata:
@@ -188,7 +189,7 @@ def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | 
             return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
-        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes))
+        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes), said)
         return config, [sentence]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -181,7 +181,9 @@ def run(
         write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
         told.append(f"{full.sheet}: what the network saw and what it made")
     told += [each.note for each in made.values()]
-    told += odd_settings(composer.config, full.size, full.steps, full.guidance)
+    told += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
+    sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
+    told += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 
