@@ -113,7 +113,7 @@ class Domain:
     """Numbers of frames of which each step draws one instead of `frames`; of a shorter one there are as many samples
     more as it is shorter. Listed twice, it is drawn twice as often."""
     rate: Annotated[Number, Field(ge=0.01, le=1000)] | None = None
-    """Frames a second of the clips of a folder; by default the released rule's, see `vc_core.video.plan_frames`. Shards
+    """Frames a second of the clips of a folder; by default the network's own, see `vc_core.video.plan_frames`. Shards
     were prepared with theirs, and with the next one."""
     nominal_height: Annotated[int, Field(ge=16, le=8192)] | None = None
     """Height in pixels that the videos of a folder are scaled to before their motion is taken, for instance 336."""

@@ -15,6 +15,7 @@ from .checkpoint.reading import BUNDLED, PARTS, Checkpoint, Part, read_checkpoin
 from .checkpoint.tensors import DTYPES
 from .config import Config
 from .encoders.autoencoder import Tiling
+from .encoders.clip import NO_IMAGE_TOWER
 from .errors import UserError
 from .memory import Need, needed, network_bytes, smaller_weights, told_of_memory, weight_bytes
 from .model.operations import CastWeights
@@ -68,6 +69,12 @@ class VideoComposer:
             return self.kept
         text, image = (self.checkpoint.parts.get(name) if name in names else None for name in ("text", "image"))
         return load_towers(self.config.towers, text, image, self.dtype, self.device, progress=progress)
+
+    def check_style(self) -> None:
+        """Raises `UserError` where a style image cannot be used: the network takes none, or no file brought a tower."""
+        self.config.unet.check_takes("style")
+        if "image" not in self.checkpoint.parts:
+            raise UserError(NO_IMAGE_TOWER)
 
     @property
     def stored(self) -> torch.dtype:

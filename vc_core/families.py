@@ -1,6 +1,6 @@
 """Networks of VideoComposer's kind, told by their parameters' names and shapes, and what their files leave unsaid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,14 @@ class Family:
         knows: whether a network is of this family.
         config: sections and keys of `Config` in which the family differs from the released network.
         assumed: what is told of a file that says none of this itself.
+        otherwise: what to do where the file is another's of the same shapes; told until the user says something.
     """
 
     name: str
     knows: Callable[[UNetConfig], bool]
     config: dict[str, Any]
     assumed: str
+    otherwise: str = ""
 
 
 FAMILIES = (
@@ -36,14 +38,16 @@ FAMILIES = (
             "extraction": ExtractionConfig(condition_scale=8, sampling_rate=3.0),
         },
         "four style tokens, so a network of VGen's: v-prediction with zero terminal SNR, 448x256, 3 frames a second, "
-        "conditions at the video's own size, many steps; VideoLCM has the same shapes: say few_steps yes for it",
+        "conditions at the video's own size, many steps",
+        "VideoLCM has the same shapes: say few_steps yes for it",
     ),
     Family(
         "ModelScope text-to-video",
         lambda unet: not unet.style_tokens and not unet.conditions,
         {},
         "no STC-encoders and no style, so a text-to-video network such as ModelScope's: noise prediction, 256x256, 16 "
-        "frames; ZeroScope has the same shapes: take 576x320 and 24 frames for it",
+        "frames",
+        "ZeroScope has the same shapes: take 576x320 and 24 frames for it",
     ),
     Family(
         "VideoComposer",
@@ -61,10 +65,12 @@ VGEN_NEGATIVE = (
 """What VGen adds to every prompt of TF-T2V, and its negative prompt (VideoLCM's alike); used only where asked for."""
 
 
-def assumed(unet: UNetConfig) -> tuple[Config, str]:
-    """The config of a network of which nothing but its sizes is known, and a sentence on what was assumed."""
+def assumed(unet: UNetConfig, overrides: Collection[str] = ()) -> tuple[Config, str]:
+    """The config of a network of which nothing but its sizes is known, and a sentence on what was assumed;
+    `overrides` are the names of what the user says besides, see `overridden`."""
     family = next(family for family in FAMILIES if family.knows(unet))
-    return Config(name=family.name, unet=unet, **family.config), family.assumed
+    more = f"but for {', '.join(overrides)}, as was said" if overrides else family.otherwise
+    return Config(name=family.name, unet=unet, **family.config), "; ".join(filter(None, [family.assumed, more]))
 
 
 def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrides: Any) -> Config:
@@ -94,8 +100,11 @@ MOST_OF_FEW = 8
 """So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
 
 
-def odd_settings(config: Config, size: tuple[int, int], steps: int, guidance: float) -> Iterator[str]:
-    """Sentences on a run that a checkpoint was not made for; `size` is (height, width) in pixels."""
+def odd_settings(
+    config: Config, size: tuple[int, int], steps: int, guidance: float, sampler: str = ""
+) -> Iterator[str]:
+    """Sentences on a run that a checkpoint was not made for; `size` is (height, width) in pixels, `sampler` one of the
+    core's, where nothing else made it fit."""
     height, width = size
     changes = [height / config.height, width / config.width, height * width / (config.height * config.width)]
     if not all(0.5 <= change <= 2.0 for change in changes):
@@ -108,4 +117,9 @@ def odd_settings(config: Config, size: tuple[int, int], steps: int, guidance: fl
             f"The network was distilled for few steps without guidance, and {steps} with a guidance of {guidance:g} "
             f"spoil the video: take {config.steps} steps of {config.sampler} and a guidance of 1, or say few_steps no "
             "if it is another network."
+        )
+    if sampler == "lcm" and not config.few_steps:
+        yield (
+            "The sampler lcm is for networks that were distilled for few steps, and this one is taken for one of many: "
+            "say few_steps yes if it was distilled, as VideoLCM, or take another sampler."
         )

@@ -106,8 +106,10 @@ def compose(
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
     _check_video(init, sampling.denoise, frames, height, width)
-    for name in (*(condition.name for condition in conditions), *(["style"] if style else [])):
-        config.unet.check_takes(name)
+    for condition in conditions:
+        config.unet.check_takes(condition.name)
+    if style:
+        composer.check_style()
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     given = {"text": texts, "negative": negatives, "style": style and style.image, "video": init}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vc_core import Condition, Sampling, Style, compose
+from vc_core.checkpoint.conversion import convert
 from vc_core.checkpoint.files import save_tensors
 from vc_core.checkpoint.reading import read_checkpoint
 from vc_core.checkpoint.released import to_released
@@ -144,3 +145,27 @@ def test_a_clip_is_sampled_at_the_rate_of_the_checkpoint(tmp_path):
 def test_what_a_checkpoint_was_not_made_for_is_said(few_steps, size, steps, guidance, said):
     sentences = list(odd_settings(Config(few_steps=few_steps), size, steps, guidance))
     assert len(sentences) == len(said) and all(part in one for part, one in zip(said, sentences, strict=True))
+
+
+def test_lcm_on_a_network_of_many_steps_is_told():
+    (said,) = odd_settings(Config(), (256, 256), 4, 1.0, "lcm")
+    assert "say few_steps yes" in said
+    assert not [*odd_settings(Config(few_steps=True), (256, 256), 4, 1.0, "lcm")]
+    assert not [*odd_settings(Config(), (256, 256), 20, 9.0, "dpmpp_2m")]
+
+
+def test_what_was_assumed_leaves_out_what_was_said(family):
+    name, _, path = family
+    (asks,), (said,) = (read_checkpoint(path, few_steps=few).assumed for few in (None, True))
+    assert ("VideoLCM has the same shapes" in asks) == (name == "vgen") and "same shapes" not in said
+    assert said.endswith("; but for few_steps, as was said") and asks.split("; ")[0] == said.split("; ")[0]
+
+
+def test_a_pth_is_refused_where_it_would_lose_what_was_said(family, tmp_path):
+    _, _, path = family
+    for said in ({"size": (320, 576)}, {"frames": 24}, {"rate": 5.0}, {"guidance": 7.0}, {"few_steps": True}):
+        with pytest.raises(UserError, match="would lose"):
+            convert(path, tmp_path / "x.pth", **said)
+    assert not (tmp_path / "x.pth").exists()
+    convert(path, tmp_path / "x.pth", frames=16, guidance=9.0, prediction=None)
+    assert convert(path, tmp_path / "x.safetensors", size=(320, 576)).config.width == 576

@@ -41,7 +41,7 @@ def program(
     ) = None,
     rate: option(
         float | None,
-        "of the clips of a folder, as in training (default: the released rule, 4 as a rule)",
+        "of the clips of a folder, as in training (default: the checkpoint's, 4 as a rule)",
         shown="FPS",
     ) = None,
     nominal_height: option(

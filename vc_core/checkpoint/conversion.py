@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def convert(
     found = {name: part for file in reversed(files) for name, part in file.parts.items()}
     configs = [file.config for file in sorted(files, key=lambda file: "model" not in file.parts)]
     config = next(filter(None, configs), None)  # the network's own, where there is one
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     config = with_overrides(config, found, source, overrides)
     pickled = out.suffix.lower() in PICKLED
     layout = layout or ("released" if pickled and "model" in found else OURS)
@@ -75,7 +76,7 @@ def convert(
         raise UserError(f"{out} has no room for the config: give a name that ends in .safetensors, or another layout.")
     chosen = _chosen(layout, found, parts, config)
     if pickled and "model" in chosen:
-        _check_tellable(out, layout, config)
+        _check_tellable(out, layout, config, overrides)
     if folder and "model" not in chosen:
         raise UserError(f"{out} would be a folder, which is for a network: give a name that ends in .safetensors.")
     tensors: StateDict = {}
@@ -134,15 +135,21 @@ def _chosen(
     return chosen
 
 
-def _check_tellable(out: Path, layout: str, config: Config) -> None:
-    """Refuses to write a network without its config where the names and shapes alone would make it another one."""
+def _check_tellable(out: Path, layout: str, config: Config, overrides: Collection[str]) -> None:
+    """Refuses to write a network without its config where the names and shapes alone would make it another one, or
+    what was said of it would be lost."""
     origins = layout_of("model", layout, on_meta(config)).values()
     try:
         told, _ = assumed(sizes_in(layout, {origin.names[0]: origin.shape for origin in origins}))
     except UserError:  # the released head width does not even divide this network's
         differing = [f"unet.head_dim is {config.unet.head_dim}"]
     else:
-        differing = ["few_steps is True"] if config.few_steps else []
+        kept = dict.fromkeys(["few_steps", *overrides, *(("width", "height") if "size" in overrides else ())])
+        differing = [
+            f"{name} is {getattr(config, name)!r}"
+            for name in kept
+            if hasattr(told, name) and getattr(config, name) != getattr(told, name)
+        ]
         differing += [
             f"{section}.{name} is {value!r}"
             for section in ("unet", "diffusion", "extraction", "autoencoder", "towers")

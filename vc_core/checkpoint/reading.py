@@ -107,7 +107,8 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> Checkpoint:
             f"{path}: The tensors are not those of a VideoComposer network, nor of an autoencoder or tower for it: "
             f"expected {' and '.join(markers)} among the names, found {', '.join(list(opened[0].shapes)[:3])}."
         )
-    config, unsaid = _config(path, opened[0], parts.get("model"))
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    config, unsaid = _config(path, opened[0], parts.get("model"), overrides)
     config = with_overrides(config, parts, path, overrides)
     parts = {name: parts[name] for name in PARTS if name in parts}
     extra = _extra(opened[0], parts, config)
@@ -119,7 +120,6 @@ def with_overrides(
 ) -> Config | None:
     """A config with what a user says in place of the file. Raises `UserError` where there is no network among the parts
     that it could be said of."""
-    overrides = {name: value for name, value in overrides.items() if value is not None}
     if not overrides:
         return config
     if "model" not in parts:
@@ -178,7 +178,9 @@ def save_checkpoint(
     save_tensors(path, tensors, {**(metadata or {}), "config": config.to_json()})
 
 
-def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | None, list[str]]:
+def _config(
+    path: Path, tensors: Tensors, model: Part | None, overrides: Collection[str]
+) -> tuple[Config | None, list[str]]:
     """The config of a file, and what of it was assumed."""
     try:
         if "config" in tensors.metadata:
@@ -188,7 +190,7 @@ def _config(path: Path, tensors: Tensors, model: Part | None) -> tuple[Config | 
             return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
-        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes))
+        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes), overrides)
         return config, [sentence]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

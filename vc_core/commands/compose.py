@@ -142,6 +142,8 @@ def run(
     """
     check_ready(settings)
     composer = load(settings, progress) if composer is None else composer
+    if settings.style is not None:
+        composer.check_style()
     full, plan = fill_in(settings, composer.config)
     if tell is not None and (line := _memory(full, composer)):
         tell(line)
@@ -151,7 +153,7 @@ def run(
     windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
     videos = pipeline.compose(
         composer,
-        full.text + VGEN_SUFFIX * full.vgen_prompts,
+        f"{full.text}{VGEN_SUFFIX}".removeprefix(", ") if full.vgen_prompts else full.text,
         negative=", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
         style=style,
         conditions=[Condition(name, each.tensor, **_applied(full, name)) for name, each in made.items()],
@@ -178,7 +180,9 @@ def run(
         write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
         told.append(f"{full.sheet}: what the network saw and what it made")
     told += [each.note for each in made.values()]
-    told += odd_settings(composer.config, full.size, full.steps, full.guidance)
+    told += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
+    sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
+    told += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*told, _chosen(settings, full, plan, record)])]
 
 

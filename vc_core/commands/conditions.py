@@ -89,11 +89,11 @@ def make_conditions(
         config: of the checkpoint whose kind of conditions they are.
 
     Raises:
-        UserError: a file that is unreadable, a network whose files are missing, or a condition or style that the
+        UserError: a file that is unreadable, a network whose files are missing, or a condition that the
             checkpoint does not take.
     """
     given = {"motion": settings.moves_by_hand, "single_image": settings.image, "single_sketch": settings.sketch}
-    for name in (*settings.use, *filter(given.get, given), *(["style"] if settings.style else [])):
+    for name in (*settings.use, *filter(given.get, given)):
         config.unet.check_takes(name)
     plain = options_of(settings)
 

@@ -202,7 +202,9 @@ class Settings:
     video: File | None = _setting("the source clip")
     use: Conditions = _setting(f"what to take from it, with commas: {', '.join(CONDITIONS)}", ())
     start: Annotated[float, Field(ge=0)] = _setting("where to begin in the clip, in seconds", 0.0)
-    rate: Positive | None = _setting("frames a second to take (default: 4, more where the clip is short)")
+    rate: Positive | None = _setting(
+        "frames a second to take (default: the checkpoint's, 4 as a rule, more of short clips)"
+    )
     motion_mode: Mode = _setting(
         "block vectors as in training (released, the default), or the file's own (stream)", "released"
     )

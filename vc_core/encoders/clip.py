@@ -45,6 +45,12 @@ def new_towers(sizes: TowersConfig, device: str | torch.device = "cpu") -> CLIP:
         )
 
 
+NO_IMAGE_TOWER = (
+    "There is no image tower, which a style image needs: name a file that has one, such as OpenCLIP ViT-H/14's CLIP "
+    "vision file."
+)
+
+
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
@@ -136,10 +142,7 @@ def encode_image(model: CLIP, image: torch.Tensor) -> torch.Tensor:
     """Style token (B, 1, D) of images (B, 3, H, W) with RGB in [0, 1], in the tower's type, on its device: projected,
     not normalised. Raises `UserError` for another shape, or where no image tower was loaded."""
     if model.visual is None:
-        raise UserError(
-            "There is no image tower, which a style image needs: name a file that has one, such as OpenCLIP ViT-H/14's "
-            "CLIP vision file."
-        )
+        raise UserError(NO_IMAGE_TOWER)
     if image.dim() != 4 or image.shape[1] != 3:
         raise UserError(
             f"The style image has shape {tuple(image.shape)} where (B, 3, H, W) was expected; give RGB images."
