@@ -172,7 +172,7 @@ def test_the_image_tower_is_needed_for_style_alone(in_pieces, tiny_composer):
     without = [composed(c, "a circle", steps=1) for c in (composer, tiny_composer)]
     torch.testing.assert_close(*without, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="image tower"):
-        composed(composer, "a circle", style=Style(torch.rand(1, 3, 8, 8)), steps=1)
+        composed(composer, "a circle", style=Style(torch.rand(1, 3, 8, 8)), steps=1, progress=pytest.fail)
 
 
 def test_a_part_that_no_file_brings_is_named(in_pieces):

@@ -246,6 +246,7 @@ def test_text_alone_is_composed_and_all_else_refused(text_composer):
 
 def test_what_a_network_does_not_take_is_refused_before_anything_is_made(text_composer, monkeypatch, tmp_path):
     """Else a network for depth would be asked for, which is of no use."""
+    from vc_core.commands import compose
     from vc_core.commands.conditions import make_conditions
     from vc_core.commands.settings import Settings
 
@@ -257,5 +258,7 @@ def test_what_a_network_does_not_take_is_refused_before_anything_is_made(text_co
     ):
         with pytest.raises(UserError, match=f"has no STC-encoder for '{name}'.*leave that condition out"):
             make_conditions(Settings(**given), None, text_composer.config)
+    monkeypatch.setattr(compose, "make_conditions", None)
+    (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match="takes no style"):
-        make_conditions(Settings(style=tmp_path / "a.png"), None, text_composer.config)
+        compose.run(Settings(style=tmp_path / "a.png", out=tmp_path / "a.mp4"), text_composer)
