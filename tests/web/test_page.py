@@ -13,7 +13,8 @@ from tests.web.conftest import PACK_FOLDER
 
 WIDE = {"width": 2400, "height": 1200}  # for pictures of whole graphs
 REPOSITORY = Path(__file__).parents[2]
-DOWNLOAD = "huggingface.co"  # the page looks for models that templates name, and may find none from where tests run
+# The page looks for models that templates name, and may reach none from where tests run.
+DOWNLOAD = ("huggingface.co", "Error fetching file size")
 NETWORK = "tft2v_vcomposer_non_ema_254000.pth"  # which `./vc get` brings, and not the page
 TEMPLATES = sorted((REPOSITORY / "workflows").glob("*.json"))
 
@@ -207,7 +208,7 @@ def test_every_template_loads_as_it_was_saved_and_nothing_overlaps(browser, rend
     names = [name for name, graph in graphs.items() if {node["type"] for node in graph["nodes"]} <= known]
     assert len(names) >= len(graphs) - 1  # one needs nodes that only later ComfyUIs have
     seen = browser.play("load_templates.js", templates=names, pack=PACK_FOLDER, viewport=WIDE, settings=renderer)
-    assert not [text for text in seen.complaints if DOWNLOAD not in text]
+    assert not [text for text in seen.complaints if not any(said in text for said in DOWNLOAD)]
     for name in names:
         loaded = seen.result[name]
         assert loaded["thumbnail"], name
