@@ -47,7 +47,7 @@ FAMILIES = (
         {},
         "no STC-encoders and no style, so a text-to-video network such as ModelScope's: noise prediction, 256x256, 16 "
         "frames",
-        "ZeroScope has the same shapes: take 576x320 and 24 frames for it",
+        "ZeroScope has the same shapes: take 576x320, 24 frames and a window of 24 for it",
     ),
     Family(
         "VideoComposer",
@@ -96,6 +96,8 @@ def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrid
     return replace(config, diffusion=replace(config.diffusion, **diffusion), **overrides)
 
 
+FAR = 2.25
+"""A side that is more times another is far from it: ZeroScope was trained so far from ModelScope's network."""
 MOST_OF_FEW = 8
 """So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
 
@@ -106,8 +108,9 @@ def odd_settings(
     """Sentences on a run that a checkpoint was not made for; `size` is (height, width) in pixels, `sampler` one of the
     core's, where nothing else made it fit."""
     height, width = size
-    changes = [height / config.height, width / config.width, height * width / (config.height * config.width)]
-    if not all(0.5 <= change <= 2.0 for change in changes):
+    if any(
+        max(now, then) > FAR * min(now, then) for now, then in zip(size, (config.height, config.width), strict=True)
+    ):
         yield (
             f"{width}x{height} is far from {config.width}x{config.height}, which the network was made for as far as "
             "is known: it repeats or loses things at sizes that it did not learn."

@@ -175,7 +175,7 @@ def test_few_steps_and_the_usual_size_are_told_where_a_run_has_others(wired):
     notes = one.scene.host.run(one.scene.graph).notes
     (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
     assert assumed.endswith("many steps; but for few_steps, as was said")
-    assert any(note.endswith("take 576x320 and 24 frames for it") for note in notes)
+    assert any(note.endswith("take 576x320, 24 frames and a window of 24 for it") for note in notes)
     assert sorted(note.split(":")[0].split(", and ")[1] for note in notes if "was distilled" in note) == [
         "20 with a guidance of 1 spoil the video", "4 with a guidance of 7 spoil the video",
     ]  # fmt: skip
