@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not find_spec("tyro"):
         return _refused("the command line needs the library tyro, which is not installed: run pip install tyro.")
     load, summary = COMMANDS[argv[0]]
-    work = parsed(load(), argv[1:], f"vc {argv[0]}", f"{summary[0].upper()}{summary[1:]}.")
+    program = load()
+    description = f"{summary[0].upper()}{summary[1:]}.\n\n{getdoc(program) or ''}".rstrip()
+    work = parsed(program, argv[1:], f"vc {argv[0]}", description)
     try:
         return run_program(work)
     except Exception as error:

@@ -105,6 +105,7 @@ def parsed_by_tyro(kind: Any, argv: Sequence[str], prog: str, description: str, 
             said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
             print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
             raise
+        text = re.sub(r"\n options\n -+\n  -h, --help .*\n(?=\n)", "", text)  # a group of nothing else
         try:
             print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip(), flush=True)
         except BrokenPipeError:

@@ -4,6 +4,8 @@ for what it cannot do."""
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -313,6 +315,23 @@ def test_help_lists_every_setting_in_groups(capsys):
         assert f"{as_option(name)} " in out or f"{as_option(name)}," in out
         assert f"\n {title}\n" in out
     assert "│" not in out and "\x1b" not in out
+    first = out.split("\n\n ")[1]
+    assert first.startswith("what most runs need\n")
+    assert re.findall(r"--(\w+) [A-Z]+", first) == ["text", "image", "video", "use", "checkpoint", "out"]
+
+
+def test_the_examples_of_the_help_run(clip, picture, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "clip.mp4")
+    shutil.copy(picture, "first.png")
+    with pytest.raises(SystemExit):
+        vc("compose", "--help")
+    examples = re.findall(r"^  \./vc (.*)", capsys.readouterr().out, re.MULTILINE)
+    assert len(examples) == 3
+    for example in examples:
+        words = shlex.split(example)
+        assert vc(*words, "--checkpoint", tiny_checkpoint, "--steps", 1) == 0
+        assert Path(words[-1]).is_file()
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ def _options(given: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass
+class Limits:
+    max_megapixels: megapixels_option() = None
+
+
+@dataclasses.dataclass
 class Sources:
     """Options given besides override what the file says."""
 
@@ -72,11 +77,17 @@ class Sources:
 
 
 def compose(
-    files: Annotated[Sources, arg(name="settings from files")],
     given: _given(TITLES, {"out": "-o"}),
-    max_megapixels: megapixels_option() = None,
+    limits: Annotated[Limits, arg(name=TITLES["device"], help="", prefix_name=False)],
+    files: Annotated[Sources, arg(name="settings from files")],
 ) -> int | None:
-    allow(max_megapixels)
+    """
+    Examples:
+      ./vc compose --text "a red circle" -o out.mp4
+      ./vc compose --image first.png --video clip.mp4 --use motion -o moved.mp4
+      ./vc compose --from out.mp4 --seed 2 -o another.mp4
+    """
+    allow(limits.max_megapixels)
     options = _options(given)
     if files.batch is not None:
         return _compose_many(files, options)

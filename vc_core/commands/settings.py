@@ -427,8 +427,11 @@ _FIRST = {
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",
 }
-TITLES = dict(zip(SETTINGS, accumulate(map(_FIRST.get, SETTINGS), lambda last, own: own or last), strict=True))
-"""Of the groups of the help, by setting."""
+_BY_SUBJECT = zip(SETTINGS, accumulate(map(_FIRST.get, SETTINGS), lambda last, own: own or last), strict=True)
+_USUAL = ("text", "image", "video", "use", "checkpoint", "out")
+TITLES = dict.fromkeys(_USUAL, "what most runs need")
+TITLES |= {name: title for name, title in _BY_SUBJECT if name not in TITLES}
+"""Of the groups of the help, by setting, in the help's order."""
 
 DEFAULTS = vars(Settings())
 
