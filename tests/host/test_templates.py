@@ -28,6 +28,7 @@ from tests.host.server import REPOSITORY, Host, environment
 from vc_core.checkpoint.released import to_released
 from vc_core.config import UNetConfig
 from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
+from vc_core.families import VGEN_NEGATIVE, VGEN_SUFFIX
 from vc_core.model.unet import UNet3D
 from vc_core.published import MODELS
 from vc_core.video import plan_frames, probe, read_frames
@@ -322,6 +323,7 @@ def test_the_page_offers_the_files_of_the_large_network_and_the_note_names_its_c
     nodes = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
     network, (note,) = nodes["VCCheckpointLoader"][0], nodes["MarkdownNote"]
     assert f"./vc get {network}`" in note and network in {model.name for model in MODELS}
+    assert all(f"\n> {prompt.strip()}" in note for prompt in (VGEN_SUFFIX, VGEN_NEGATIVE))
     assert {file["name"] for file in offered} == {nodes[f"{kind}Loader"][0] for kind in ("CLIP", "VAE", "CLIPVision")}
 
 
