@@ -20,7 +20,7 @@ from vc_core.diffusion.samplers import Sampling, make_sampler, sample
 from vc_core.families import assumed
 from vc_core.model.unet import UNet3D
 
-DDIM = re.compile(r"ddim(\d+)")
+DDIM, LCM = re.compile(r"ddim(\d+)"), re.compile(r"lcm(\d+)")
 OURS = {spec.guidance_key: name for name, spec in CONDITIONS.items()}
 
 
@@ -97,7 +97,7 @@ def test_single_forwards_and_stc_outputs(run):
         elif kind == "stc":
             out = run.unet.encode_condition(OURS[name], run.conditions[name], run.size)
         else:
-            if kind not in ("alphas_cumprod", "q_sample", "lcm", "lcm4") and not DDIM.fullmatch(kind):
+            if kind not in ("alphas_cumprod", "q_sample", "lcm") and not (DDIM.fullmatch(kind) or LCM.fullmatch(kind)):
                 warnings.warn(f"no test knows the golden entry {entry}", stacklevel=1)
             continue
         assert relative(out, reference) <= 1e-4, entry
@@ -105,8 +105,8 @@ def test_single_forwards_and_stc_outputs(run):
 
 @pytest.mark.parametrize("length", [range(10), pytest.param(range(10, 1000), marks=pytest.mark.slow)])
 @torch.inference_mode()
-def test_whole_ddim_runs(run, length):
-    """Text, style, motion and depth under guidance 9, by diffusers' DDIM on the released grid."""
+def test_whole_runs(run, length):
+    """DDIM on the released grid, of text, style, motion and depth under guidance 9; and LCM."""
     stc = [Embedded(run.unet.encode_condition(k, run.conditions[k], run.size)) for k in ("motion", "depth")]
     style = Embedded(run.unet.encode_style(run.style))
     no_style = run.unet.encode_style(torch.zeros_like(run.style))
@@ -115,28 +115,22 @@ def test_whole_ddim_runs(run, length):
         if (match := DDIM.fullmatch(entry)) and int(match[1]) in length:
             sampler = make_sampler(Sampling("ddim_released", int(match[1])), run.diffusion)
             assert relative(sample(denoiser, sampler.start(run.x), sampler), reference) <= 1e-3, entry
-
-
-@torch.inference_mode()
-def test_four_steps_of_a_distilled_network(run):
-    """As VideoLCM is sampled: text and depth, no guidance."""
-    if "lcm4" not in run.reference:
-        pytest.skip(f"no LCM run in {run.spec['tag']}")
-    stc = [Embedded(run.unet.encode_condition("depth", run.conditions["depth"], run.size))]
-    denoiser = GuidedDenoiser(run.unet, run.text, run.zero, None, None, stc, guidance=1.0)
-    sampler = make_sampler(Sampling("lcm", 4), run.diffusion)
-    assert sampler.timesteps.tolist() == run.reference["lcm4.timesteps"].tolist() == [999, 759, 499, 259]
-    made = sample(denoiser, sampler.start(run.x), sampler, [torch.Generator().manual_seed(0)])
-    assert relative(made, run.reference["lcm4"]) <= 1e-3
-    torch.testing.assert_close(
-        run.diffusion.alphas_cumprod, run.reference["lcm.alphas_cumprod"].double(), rtol=1e-5, atol=1e-7
-    )
+        if (match := LCM.fullmatch(entry)) and int(match[1]) in length:  # as VideoLCM: text and depth, no guidance
+            depth = [Embedded(run.unet.encode_condition("depth", run.conditions["depth"], run.size))]
+            denoiser_of_text = GuidedDenoiser(run.unet, run.text, run.zero, None, None, depth, guidance=1.0)
+            sampler = make_sampler(Sampling("lcm", int(match[1])), run.diffusion)
+            assert sampler.timesteps.tolist() == run.reference[f"{entry}.timesteps"].tolist()
+            generator = torch.Generator().manual_seed(0)
+            made = sample(denoiser_of_text, sampler.start(run.x), sampler, [generator])
+            assert relative(made, reference) <= 1e-3, entry
 
 
 def test_schedule(run):
     ours = run.diffusion.alphas_cumprod
     if "alphas_cumprod" in run.reference:
         torch.testing.assert_close(ours, run.reference["alphas_cumprod"].to(ours.dtype), rtol=1e-6, atol=1e-7)
+    if "lcm.alphas_cumprod" in run.reference:
+        torch.testing.assert_close(ours, run.reference["lcm.alphas_cumprod"].to(ours.dtype), rtol=1e-5, atol=1e-7)
     if "q_sample" in run.reference:
         alpha = ours.float()[torch.tensor(run.spec["timesteps"])].view(-1, 1, 1, 1, 1)
         noised = alpha.sqrt() * run.x + (1 - alpha).sqrt() * run.input("noise", run.x.shape)
