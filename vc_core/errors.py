@@ -15,10 +15,11 @@ _MESSAGE = 4000  # characters, far more than any sentence of ours has: what slip
 
 
 class UserError(Exception):
-    """An error that the user can mend.
+    """An error that the user can fix.
 
-    Its message is one sentence that names the file, socket or key, what was expected and what to do. The command
-    line prints it without a traceback and exits with status 2; a ComfyUI node shows it as it is.
+    Its message names the file, socket or key, says what was expected and what was found, and what to do, in one to
+    three short sentences. The command line prints it without a traceback and exits with status 2; a ComfyUI node shows
+    it unchanged.
     """
 
     # What programs show of it: its public place, not that of the folder it was imported from.
@@ -31,12 +32,12 @@ class UserError(Exception):
 
 @contextmanager
 def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
-    """Names a file, and what of it, in front of the message of any `UserError` from inside."""
+    """Put a file's name, and the part of it, in front of every `UserError` raised inside that does not name them yet."""
     prefix = f"{path}{part and ', ' + part}"
     try:
         yield
     except UserError as error:
-        if str(error).startswith(prefix):
+        if prefix in str(error):
             raise
         raise UserError(f"{prefix}: {error}") from error
 
