@@ -180,7 +180,7 @@ def test_a_part_that_no_file_brings_is_named(in_pieces):
         VideoComposer.load(in_pieces / "model.safetensors", [in_pieces / "text.pth"])
     with pytest.raises(UserError, match=r"comes without the text tower: give, .*OpenCLIP"):
         VideoComposer.load(in_pieces / "model.safetensors", [in_pieces / "vae.safetensors"])
-    with pytest.raises(UserError, match=r"vae\.safetensors holds no 'model' part, the network: it has vae"):
+    with pytest.raises(UserError, match=r"vae\.safetensors contains no 'model' part \(the network\), only vae"):
         VideoComposer.load(in_pieces / "vae.safetensors")
 
 

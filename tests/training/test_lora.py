@@ -134,8 +134,8 @@ def test_keys_that_match_nothing_are_errors(unet, tmp_path):
     down = f"diffusion_model.{names[0]}.lora_down.weight"
     for wrong, said in (
         ({**good, "lora_unet_down.lora_up.weight": torch.zeros(1)}, "lora_unet_down"),
-        ({key: tensor for key, tensor in good.items() if key != down}, "lacks"),
-        ({**good, down: good[down][:, :-1].contiguous()}, "another network"),
+        ({key: tensor for key, tensor in good.items() if key != down}, "has no down tensor"),
+        ({**good, down: good[down][:, :-1].contiguous()}, "Use a LoRA of this network"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
         with pytest.raises(UserError, match=said):
