@@ -162,7 +162,7 @@ def test_a_tower_of_another_width_is_passed_over(in_pieces, tiny_composer):
     files = [in_pieces / name for name in ("sd15.safetensors", "text.pth")]
     composer = VideoComposer.load(in_pieces / "model.safetensors", files, device="cpu")
     assert torch.isfinite(composed(composer, "a circle", steps=1)).all()
-    with pytest.raises(UserError, match=r"sd15\.safetensors .*text tower is 768 wide, expected 16"):
+    with pytest.raises(UserError, match=r"sd15\.safetensors .*text tower has width 768, expected 16"):
         VideoComposer.load(in_pieces / "model.safetensors", files[:1])
 
 
