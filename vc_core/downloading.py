@@ -151,8 +151,8 @@ def _request(session: requests.Session, address: str, source: str, **headers: st
     return answer
 
 
-def _listed(session: requests.Session, source: str, host: Host, known: Identity) -> Identity:
-    """Return the size and hash that the host lists for a file, or those of `known` if it lists none."""
+def _listed(session: requests.Session, source: str, host: Host, default: Identity) -> Identity:
+    """Return the size and hash that the host lists for a file, or those of `default` if it lists none."""
     place = {key: value or "" for key, value in _SOURCE.match(source).groupdict().items()}
     address = _at(host, f"https://{place['host']}{host.listing.format(**place)}".rstrip("/"))
     try:
@@ -160,15 +160,15 @@ def _listed(session: requests.Session, source: str, host: Host, known: Identity)
             files = host.files(answer.json())
     except (UserError, KeyError, TypeError, AttributeError, requests.exceptions.JSONDecodeError):
         # The server has no such list. If the file does not exist either, the request for the file will say so.
-        return known
+        return default
     if place["path"] not in files:
         page = source.partition("/resolve/")[0]
         raise UserError(f"{source} is no longer in its host's list of files. Check the files at {page}.")
     listed = zip(files[place["path"]], (int, str), strict=True)
     size, sha256 = (value if isinstance(value, kind) else None for value, kind in listed)
-    if known.sha256 and sha256 and sha256.lower() != known.sha256:
-        warnings.warn(f"{source}: The host has replaced this file; its SHA-256 has changed.", stacklevel=2)
-    return Identity(known.size if size is None else size, sha256 or known.sha256)
+    if default.sha256 and sha256 and sha256.lower() != default.sha256:
+        warnings.warn(f"{source}: The host has replaced this file. Its SHA-256 has changed.", stacklevel=2)
+    return Identity(default.size if size is None else size, sha256 or default.sha256)
 
 
 def _receive(

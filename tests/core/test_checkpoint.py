@@ -264,7 +264,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
             return (open, (str(tmp_path / "written"), "w"))
 
     torch.save({"input_blocks.0.0.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth contains other objects than tensors"):
+    with pytest.raises(UserError, match=r"evil\.pth contains objects that are not tensors"):
         read_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 

@@ -158,7 +158,7 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, zipped, place):
         "callback": {"state_dict": STATE, "callbacks": Evil()},
     }[place]
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"evil\.pth contains other objects than tensors \("):
+    with pytest.raises(UserError, match=r"evil\.pth contains objects that are not tensors \("):
         open_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 
@@ -203,9 +203,9 @@ def test_a_safetensors_of_any_length_is_not_confused_with_these(tmp_path, name):
     "value",
     [np.float64(0.5), np.zeros(2), argparse.Namespace(lr=1), collections.defaultdict(list), pathlib.PurePath("a")],
 )
-def test_other_objects_than_tensors_are_named(tmp_path, value):
+def test_objects_that_are_not_tensors_are_named(tmp_path, value):
     torch.save({"state_dict": STATE, "more": value}, tmp_path / "x.ckpt")
-    message = rf"x\.ckpt contains other objects than tensors \({type(value).__module__[:5]}"
+    message = rf"x\.ckpt contains objects that are not tensors \({type(value).__module__[:5]}"
     with pytest.raises(UserError, match=message) as raised:
         open_tensors(tmp_path / "x.ckpt")
     assert "weights_only" not in str(raised.value) and "\x1b" not in str(raised.value)

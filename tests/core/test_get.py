@@ -262,7 +262,7 @@ def test_a_replaced_file_is_reported(server, vc_get, monkeypatch):
     table = (ModelFile("a.pth", "", None, "0" * 64, get.MODELS[0].source, "network"),)
     monkeypatch.setattr(get, "MODELS", table)
     status, output = vc_get("a.pth")
-    assert status == 0 and "The host has replaced this file; its SHA-256 has changed" in output
+    assert status == 0 and "The host has replaced this file. Its SHA-256 has changed" in output
 
 
 def test_a_full_disk_is_reported_before_the_download(server, vc_get, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
         files[f"unet.{names[name]}.lora_B.weight"] = layer.lora_up.weight.detach()
     text = {f"text_encoder.text_model.layers.0.fc1.lora_{end}.weight": torch.zeros(2, 2) for end in "AB"}
     save_file({**files, **text}, tmp_path / "peft.safetensors")
-    with pytest.warns(UserWarning, match="the changes of 1 layer are not used .text_encoder"):
+    with pytest.warns(UserWarning, match="The changes of 1 layer are not used .text_encoder"):
         load_lora(unet, tmp_path / "peft.safetensors")
     assert torch.equal(output(unet), output(other))
     merge_lora(unet)

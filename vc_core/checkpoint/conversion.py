@@ -85,8 +85,8 @@ def convert(
         target = ours if layout == OURS else layout
         if FORMATS[part.name, target].ours != ours:
             raise UserError(
-                f"{part.tensors.source}: {PARTS[part.name]} in the layout {part.layout} cannot be written in the "
-                f"layout {layout}, which is for a different network. Choose another layout."
+                f"{part.tensors.source}: The layout {layout} does not fit this network ({PARTS[part.name]}, layout "
+                f"{part.layout}). Choose another layout."
             )
         prefix = f"{part.name}." if layout == OURS else FORMATS[part.name, layout].prefix
         converted = _converted(part, target, config, progress)
@@ -124,7 +124,7 @@ def _chosen(
         if name not in available:
             raise UserError(f"None of the files contains the part '{name}'. They contain {names}.")
         if name not in _ROOM[layout]:
-            raise UserError(f"The layout '{layout}' cannot store the part '{name}', only {room}. Choose another one.")
+            raise UserError(f"The layout '{layout}' can store only {room}, not '{name}'. Choose another layout.")
     chosen = [name for name in _ROOM[layout] if name in available] if parts is None else list(parts)
     if not chosen:
         raise UserError(

@@ -107,7 +107,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions and its disk.") from error
         if foreign := re.search(r"[Uu]nsupported (?:global: GLOBAL|class) ([\w.]+)", str(error)):
             raise UserError(
-                f"{path} contains other objects than tensors ({foreign[1]}). Reading them could run any code. Save "
+                f"{path} contains objects that are not tensors ({foreign[1]}). Loading them could run any code. Save "
                 "only its state dict, or download it as a .safetensors."
             ) from error
         reason = re.sub(r"Weights only load failed\..*|\x1b\[\d*m", "", str(error), flags=re.DOTALL)
@@ -118,7 +118,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _tensors_of_file(path: Path, load: Callable[[], Get], known: StateDict, **more: Any) -> Tensors:
+def _tensors_of_file(path: Path, load: Callable[[], Get], state: StateDict, **more: Any) -> Tensors:
     """Return the tensors of a file. `load` opens the file again, unless it has changed since it was read."""
 
     def identity() -> tuple[int, int] | None:
@@ -132,7 +132,7 @@ def _tensors_of_file(path: Path, load: Callable[[], Get], known: StateDict, **mo
         with _clear_errors(path):
             return load()
 
-    return replace(Tensors.of(known, str(path)), get=get, **more)
+    return replace(Tensors.of(state, str(path)), get=get, **more)
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -140,8 +140,8 @@ def _open_safetensors(path: Path) -> Tensors:
         return safetensors.safe_open(path, framework="pt").get_tensor
 
     with safetensors.safe_open(path, framework="pt") as file:
-        known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        return _tensors_of_file(path, load, known, metadata=file.metadata() or {}, mapped=True)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        return _tensors_of_file(path, load, state, metadata=file.metadata() or {}, mapped=True)
 
 
 def _open_pickled(path: Path, mapped: bool) -> Tensors:
@@ -152,7 +152,7 @@ def _open_pickled(path: Path, mapped: bool) -> Tensors:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         tensors = _named_tensors(state)
         if not tensors or not all(isinstance(name, str) for name in tensors):
-            raise UserError(f"{path} contains no named tensors. Expected the state dict of a network.")
+            raise UserError(f"{path} contains no named tensors. Expected the state dict of a network. Save only that.")
         return tensors
 
     return _tensors_of_file(path, lambda: load().__getitem__, load(), mapped=mapped)

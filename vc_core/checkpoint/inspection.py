@@ -105,8 +105,8 @@ def _part_info(part: Part, layout: Layout) -> PartInfo:
         check_part(part, layout)
     except UserError as error:
         wrong = str(error)
-    tensors, known = part.tensors, names_of(layout)
-    names = [name for name in tensors.shapes if name in known]
+    tensors, used = part.tensors, names_of(layout)
+    names = [name for name in tensors.shapes if name in used]
     parameters, nbytes = (sum(map(count, names)) for count in (tensors.numel, tensors.nbytes))
     kinds = Counter(
         f"{tensors.packed[name]} with scales" if name in tensors.packed else str(tensors.dtypes[name]) for name in names
@@ -163,7 +163,7 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
             f"in {part.tensors} tensors, {part.nbytes / 1e6:.1f} MB of {' and '.join(part.dtypes)}"
         )
         if part.wrong:
-            lines.append(f"    INCOMPLETE: {part.wrong}")
+            lines.append(f"    ERROR: {part.wrong}")
     lines += [f"  assumed: {sentence}" for sentence in info.assumed]
     if info.extra:
         lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")

@@ -105,15 +105,15 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
     layers, strays = _layers(tensors)
     modules, weights = _modules(unet), _weights(unet)
     text = [layer for layer in layers if _OF_TEXT.match(_PREFIX.sub("", layer))]
-    known = {layer: modules.get(_plain(layer)) for layer in layers if layer not in text}
-    unmatched = [layer for layer, module in known.items() if module is None]
-    matched = {layer: module for layer, module in known.items() if module is not None}
+    targets = {layer: modules.get(_plain(layer)) for layer in layers if layer not in text}
+    unmatched = [layer for layer, module in targets.items() if module is None]
+    matched = {layer: module for layer, module in targets.items() if module is not None}
     if not matched:
         raise UserError(
             f"{path} contains no LoRA for this network. Expected keys such as diffusion_model."
             f"{next(iter(weights))}.{DOWN}, found layers {shorten([*unmatched, *text], 3)}. Use a LoRA of this network."
         )
-    notes = [f"{path}: {_not_used(text)}, because they belong to a text encoder, which does not change"] if text else []
+    notes = [f"{path}: {_not_used(text)}, because they belong to a text encoder."] if text else []
     (alpha_of, assumed), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
     for layer, module in matched.items():
         if module in changes:
@@ -129,13 +129,13 @@ def warn_unused(lora: LoRA) -> None:
     """Warn about contents of a file that are not used."""
     notes = list(lora.notes)
     if lora.unmatched:
-        notes.append(f"{lora.source}: {_not_used(lora.unmatched)}, because the network does not have them")
+        notes.append(f"{lora.source}: {_not_used(lora.unmatched)}, because the network does not have them.")
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
 
 def _not_used(layers: Sequence[str]) -> str:
-    return f"the changes of {counted(len(layers), 'layer')} are not used ({shorten(layers, 3)})"
+    return f"The changes of {counted(len(layers), 'layer')} are not used ({shorten(layers, 3)})"
 
 
 def with_changes(tensors: Tensors, layout: Layout, loras: Sequence[tuple[LoRA, float]]) -> Tensors:
@@ -228,7 +228,7 @@ def _alphas(path: Path, tensors: Tensors) -> tuple[Alphas, list[str]]:
         if place.is_file():
             text = read_text(place)
         else:
-            notes = [f"{path}: {_PEFT_CONFIG} with alpha is missing from its folder, so alpha is set to the rank"]
+            notes = [f"{path}: Its folder contains no {_PEFT_CONFIG} with alpha, so alpha is set to the rank."]
     try:
         settings = parse_json(text or "{}")
         settings = {key.removeprefix("unet."): value for key, value in settings.items()}

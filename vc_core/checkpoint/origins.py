@@ -59,8 +59,8 @@ def names_of(layout: Layout) -> set[str]:
 
 def unused(layout: Layout, tensors: Tensors) -> list[str]:
     """Return the names of tensors that a layout does not contain."""
-    known = names_of(layout)
-    return [name for name in tensors.shapes if name not in known]
+    used = names_of(layout)
+    return [name for name in tensors.shapes if name not in used]
 
 
 def unused_note(names: Collection[str]) -> str:
@@ -78,7 +78,7 @@ def check(layout: Layout, tensors: Tensors, what: str) -> None:
         f"{name} is {shape}, expected {expected[name]}" for name, shape in shapes.items() if shape != expected[name]
     ]
     integers = [f"{name} is {tensors.dtypes[name]}" for name in shapes if not tensors.dtypes[name].is_floating_point]
-    other_model = "The file belongs to another model. Use a file of this model"
+    other_model = "The file belongs to another model. Use another file"
     quantised = "The file is quantised or damaged. Use a file in fp32, fp16, bf16 or fp8"
     incomplete = "The file is incomplete or belongs to another model. Download or save it again"
     for wrong, problem, advice in (

@@ -148,8 +148,8 @@ def _extra(tensors: Tensors, parts: Mapping[str, Part], config: Config | None) -
     prefixes = tuple(part.prefix for part in parts.values() if part.tensors.source == tensors.source)
     extra = [name for name in tensors.shapes if not name.startswith((*prefixes, CONFIG_TENSOR))]
     if "model" in parts and config is not None:
-        known = tensor_names(_NETWORKS[parts["model"].layout][1](config.unet))
-        extra += [name for name in parts["model"].tensors.shapes if name not in known]
+        used = tensor_names(_NETWORKS[parts["model"].layout][1](config.unet))
+        extra += [name for name in parts["model"].tensors.shapes if name not in used]
     return [name for name in extra if not name.startswith(LEFTOVERS) and not name.endswith(_LEFTOVER_OF_CLIP)]
 
 

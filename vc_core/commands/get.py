@@ -46,10 +46,10 @@ def get(names: Sequence[str], to: Path | None, progress: Bars) -> None:
 
 
 def _named(name: str) -> ModelFile:
-    known = {model.name.lower(): model for model in MODELS}
-    if model := known.get(name.lower()):
+    by_name = {model.name.lower(): model for model in MODELS}
+    if model := by_name.get(name.lower()):
         return model
-    words = {word: model for full, model in known.items() for word in (full, *re.split(r"[_./-]", full))}
+    words = {word: model for full, model in by_name.items() for word in (full, *re.split(r"[_./-]", full))}
     near = difflib.get_close_matches(name.lower(), list(words), n=1)
     suggestion = f"Did you mean {words[near[0]].name}? " if near else ""
     raise UserError(f"Unknown file '{brief(name)}'. {suggestion}Run ./vc get without a name to list all files.")

@@ -26,7 +26,7 @@ class Overrides:
     zero_terminal_snr: option(Answer | None, "whether the noise schedule ends in pure noise") = None
     few_steps: option(Answer | None, "whether the network was distilled for few steps, as VideoLCM was") = None
     size: option(Size | None, "frame size of the training videos") = None
-    frames: option(Count | None, "frames of the training videos") = None
+    frames: option(Count | None, "number of frames in the training videos") = None
     rate: option(Positive | None, "frames per second of the training videos", shown="FPS") = None
     guidance: option(float | None, "default guidance scale") = None
 
