@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.conditions import CONDITIONS
 from vc_core.configuration import (
+    INTEGER,
     MORE,
-    WHOLE,
     BeforeValidator,
     Field,
     File,
@@ -57,7 +57,7 @@ def tell(problem: Problem) -> str:
     if problem.kind == "keys":
         names = [f.name for f in dataclasses.fields(hint)]
         near = difflib.get_close_matches(spelled(value[0]), names, n=1) or [f"one of {', '.join(names)}"]
-        return f"The recipe has an unknown key {_joined(*where, value[0])}: expected {near[0]}."
+        return f"The recipe has an unknown key {_joined(*where, value[0])}. Expected {near[0]}."
     if problem.kind == "section":
         expected = "keys and values"
     elif problem.kind == "range" and (limit := limits(problem.item_hint)):
@@ -68,7 +68,8 @@ def tell(problem: Problem) -> str:
     else:
         where, value, hint = (*where, *problem.inner), problem.item, problem.item_hint
         value, expected = list(value) if isinstance(value, tuple) else value, words(hint, ranges=False)
-    return f"The recipe's {_joined(*where) or 'top'} is {shown(value)}: expected {expected}."
+    key = f"Recipe key {_joined(*where)}" if where else "The recipe"
+    return f"{key} is {shown(value)}. Expected {expected}."
 
 
 def _joined(*where: str | int) -> str:
@@ -252,7 +253,7 @@ class Recipe:
 
     out: File = Path("runs/run")
     """Folder of the run: checkpoints, logs, validation videos."""
-    stage: Annotated[Literal[1, 2], WHOLE] = 2
+    stage: Annotated[Literal[1, 2], INTEGER] = 2
     """1: text to video; 2: compositional."""
     steps: Count = 268_000
     """Of the optimizer, after which the run is over."""
