@@ -138,8 +138,9 @@ def words(hint: Any, ranges: bool = True) -> str:
     if origin is tuple:
         many = f" of at most {limits(hint)['max_length']} items" if limits(hint) else ""
         many = many if arguments[1:] == (...,) else f" of {len(arguments)} items"
+        each = ", each" if many else ", each item"
         return f"a list{many}" + (
-            "" if dataclasses.is_dataclass(arguments[0]) else f", each {words(arguments[0], ranges)}"
+            "" if dataclasses.is_dataclass(arguments[0]) else f"{each} {words(arguments[0], ranges)}"
         )
     noun = {Path: "a path", float: "a number", int: "an integer", bool: "true or false", str: "a string"}[inner]
     return noun + (bounds(**limits(hint)) if ranges else "")

@@ -102,7 +102,8 @@ def compose(
 def _compose_many(files: Sources, texts: Mapping[str, Any]) -> int:
     for name, is_set in (("--from", files.source), ("--out", "out" in texts), ("--sheet", "sheet" in texts)):
         if is_set:
-            raise UserError(f"{name} and --batch exclude each other. Set it in {files.batch} for each run.")
+            advice = "Use only one of them." if name == "--from" else f"Set '{name[2:]}' in {files.batch} for each run."
+            raise UserError(f"{name} and --batch exclude each other. {advice}")
     runs = composing.gather_many(files.batch, texts)
     failed, composer, loaded = [], None, None
     with progress_bars() as progress:
