@@ -312,10 +312,10 @@ def test_a_drawing_is_the_same_condition_for_both_commands(
     told = capsys.readouterr().out
     mine = open_tensors(out).state()["condition"]
     assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
-    assert "is taken as a drawing with dark lines" in capsys.readouterr().out or options
+    assert "is read as a drawing with dark lines" in capsys.readouterr().out or options
     # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
     assert (mine[..., 0, 0] > 0.99).all() == (options == ())
-    assert ("is taken as a drawing with dark lines" in told) == (options == ())
+    assert ("is read as a drawing with dark lines" in told) == (options == ())
 
 
 def test_masks_and_depth_maps_are_the_same_for_both_commands(composed, tiny_checkpoint, clip, level, picture, tmp_path):
