@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..errors import amount
+from ..errors import amount, counted
 from ..progress import Progress
 from ..published import KINDS, MODELS, PROJECT, ModelFile, find_models, model_folders, place_of
 
@@ -200,7 +200,7 @@ def _library_lines(rows: list[Findings]) -> Iterator[str]:
 
 def _device_lines(rows: list[Findings]) -> Iterator[str]:
     for item in rows:
-        threads = f", {item['cores']} cores, {item['threads']} used" if "threads" in item else ""
+        threads = f", {item['cores']} cores, {counted(item['threads'], 'thread')} used" if "threads" in item else ""
         capability = f", compute capability {item['capability']}" if "capability" in item else ""
         memory = f", {amount(item['memory'])}, {amount(item['free'])} free" if "memory" in item else ""
         weights = f"weights in {' or '.join(item['dtypes'])}"

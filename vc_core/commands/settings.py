@@ -243,7 +243,7 @@ class Settings:
     )
     canvas: Canvas | None = _setting("size of the canvas of --tracks, in pixels (default: the video's size)")
     radius: Positive | None = _setting(
-        "how far around a track things move, in pixels of the canvas (default: 1/8 of its shorter side)"
+        "how far the motion of a track reaches, in pixels of the canvas (default: 1/8 of its shorter side)"
     )
     pan: Pair = _setting(
         "camera movement right and down over the video, in fractions of the frame, e.g. 0.2,0; to the left: "
