@@ -57,7 +57,7 @@ def tell(problem: Problem) -> str:
     if problem.kind == "keys":
         names = [f.name for f in dataclasses.fields(hint)]
         near = difflib.get_close_matches(spelled(value[0]), names, n=1) or [f"one of {', '.join(names)}"]
-        return f"The recipe has an unknown key {_joined(*where, value[0])}. Expected {near[0]}."
+        return f"The recipe has an unknown key {_joined(*where, value[0])}: expected {near[0]}."
     if problem.kind == "section":
         expected = "keys and values"
     elif problem.kind == "range" and (limit := limits(problem.item_hint)):
@@ -68,8 +68,7 @@ def tell(problem: Problem) -> str:
     else:
         where, value, hint = (*where, *problem.inner), problem.item, problem.item_hint
         value, expected = list(value) if isinstance(value, tuple) else value, words(hint, ranges=False)
-    key = f"Recipe key {_joined(*where)}" if where else "The recipe"
-    return f"{key} is {shown(value)}. Expected {expected}."
+    return f"The recipe's {_joined(*where) or 'top'} is {shown(value)}: expected {expected}."
 
 
 def _joined(*where: str | int) -> str:
