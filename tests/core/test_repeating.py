@@ -168,7 +168,7 @@ def test_settings_from_yaml(tiny_checkpoint, picture, tmp_path, capsys, monkeypa
     assert not np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "b.mp4"))
     (tmp_path / "a.yaml").write_text("stepps: 2")
     assert vc("compose", "--from", tmp_path / "a.yaml", "-o", tmp_path / "c.mp4") == 2
-    assert "a.yaml: There is no setting 'stepps' (did you mean 'steps'?)" in last_line(capsys)
+    assert "a.yaml: There is no setting 'stepps'. Did you mean 'steps'?" in last_line(capsys)
 
 
 # --- Many runs ------------------------------------------------------------------------------------------------------

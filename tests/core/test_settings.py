@@ -197,7 +197,7 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("guidence: 3", "There is no setting 'guidence' (did you mean 'guidance'?). See ./vc compose --help."),
+        ("guidence: 3", "There is no setting 'guidence'. Did you mean 'guidance'? See ./vc compose --help"),
         ("steps: many", "'steps' is many. Expected an integer of at least 1."),
         ("steps: 2.5", "'steps' is 2.5. Expected an integer"),
         ("steps: '20'", "'steps' is 20. Expected an integer"),
@@ -213,7 +213,7 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
         ("size: [64, 48]", "Expected WIDTHxHEIGHT"),
         ("size: 30x30", "Expected multiples of 8"),
         ("strength: 0.5", "Expected a mapping such as {motion: 0.5}"),
-        ("strength: {motoin: 1}", "did you mean 'motion'?"),
+        ("strength: {motoin: 1}", "Did you mean 'motion'?"),
         ("lora: 0.5", "Expected paths, or a mapping of paths to strengths"),
         ("lora: {a.safetensors: much}", "'lora'"),
         ("lora: {a.safetensors: .inf}", "'lora'"),

@@ -45,22 +45,22 @@ def as_key(name: str) -> str:
 
 
 def nearest(word: Any, names: Iterable[str]) -> str:
-    """Ask whether the most similar name was meant; empty if no name is similar."""
+    """Suggest the most similar name, with a space in front; empty if no name is similar."""
     close = difflib.get_close_matches(spelled(word), list(names), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
     """Say what is wrong with a value, and what was expected. `text` is the option's text that the value comes from."""
     (name,), hint = problem.where, bare(problem.hint)
-    expected = f"Expected {words(problem.hint)}"
+    expected = f"Expected {words(problem.hint)}."
     if problem.message.startswith(("Expected", "Unknown")):
         expected = problem.message
     elif get_origin(hint) is Literal:
         expected += nearest(problem.value, get_args(hint))
     elif get_origin(hint) is dict and text is not None and problem.value is text:  # an option's
-        expected = f"Expected {form(problem.hint)}"
-    return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}."
+        expected = f"Expected {form(problem.hint)}."
+    return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}"
 
 
 # --- Types ------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def _check_names(names: Iterable[Any], allowed: Iterable[str]) -> None:
     for name in names:
         if name not in allowed:
             raise ValueError(
-                f"Unknown condition '{spelled(name)}'. Expected some of {', '.join(allowed)}{nearest(name, allowed)}"
+                f"Unknown condition '{spelled(name)}'. Expected some of {', '.join(allowed)}.{nearest(name, allowed)}"
             )
 
 
@@ -81,7 +81,7 @@ def _conditions(value: Any) -> Any:
         return value
     _check_names(names, CONDITIONS)
     if len({*names}) != len(names):
-        raise ValueError("Expected each condition only once")
+        raise ValueError("Expected each condition only once.")
     return tuple(names)
 
 
@@ -104,7 +104,7 @@ def _by_file(value: Any) -> Any:
         except ValueError:  # a file name that contains =
             strengths[text] = 1.0
     if len({*map(Path, strengths)}) < len(texts):
-        raise ValueError("Expected each file only once")
+        raise ValueError("Expected each file only once.")
     return strengths
 
 
@@ -118,19 +118,19 @@ def _sides(value: Any) -> Any:
 
 def _eights(size: tuple[int, int]) -> tuple[int, int]:
     if any(side % 8 for side in size):
-        raise ValueError("Expected multiples of 8, e.g. 256x256")
+        raise ValueError("Expected multiples of 8, e.g. 256x256.")
     return size
 
 
 def _span(span: tuple[float, float]) -> tuple[float, float]:
     if not 0.0 <= span[0] <= span[1] <= 1.0:
-        raise ValueError("Expected 0 <= start <= end <= 1")
+        raise ValueError("Expected 0 <= start <= end <= 1.")
     return span
 
 
 def _device(value: Any) -> Any:
     if not isinstance(value, str):
-        raise ValueError("Expected text in quotes")
+        raise ValueError("Expected text in quotes.")
     name, _, index = value.partition(":")
     if name not in ("auto", "cpu", "cuda", "mps") or (":" in value and not (name == "cuda" and index.isdecimal())):
         raise ValueError
@@ -264,9 +264,9 @@ class Settings:
         "none if --sketch-method is set for it)"
     )
     style: File | None = _setting("image that sets the style of the video")
-    strength: Strengths = _setting("strength of a condition, e.g. motion=0.5 (default: 1); can be repeated", {})
+    strength: Strengths = _setting("strength of a condition, e.g. motion=0.5 (default: 1); may be repeated", {})
     schedule: Schedules = _setting(
-        "when a condition acts, in fractions of the noise schedule, e.g. style=0:0.6 (default: 0:1); can be repeated",
+        "when a condition acts, in fractions of the noise schedule, e.g. style=0:0.6 (default: 0:1); may be repeated",
         {},
     )
 
@@ -310,7 +310,7 @@ class Settings:
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
     parts: Files = _setting("files of parts that the checkpoint lacks: autoencoder, text tower, image tower", ())
-    lora: Loras = _setting("LoRA for the network, and its strength (default: 1); can be repeated", {})
+    lora: Loras = _setting("LoRA for the network, and its strength (default: 1); may be repeated", {})
     few_steps: Answer | None = _setting(
         "whether the checkpoint was distilled for few steps without guidance; say yes for VideoLCM (default: as its "
         "file says)"
@@ -344,7 +344,10 @@ class Settings:
             raise UserError(f"Expected settings as a mapping of names to values, got {shown(values)}.")
         for name in values:
             if name not in SETTINGS:
-                raise UserError(f"There is no setting {shown(name)}{nearest(name, SETTINGS)}. See ./vc compose --help.")
+                raise UserError(
+                    f"There is no setting {shown(name)}.{nearest(name, SETTINGS)} See ./vc compose --help for all "
+                    "settings."
+                )
         settings = Settings(**{name: value for name, value in values.items() if value is not None})
         return settings if folder is None else settings.with_paths(lambda path: folder / path)
 
