@@ -79,9 +79,9 @@ def test_a_lora_is_applied_recorded_and_found_again(compose, tiny_composer, tmp_
     assert vc("compose", "--from", kept, "-o", again) == 0
     assert again.read_bytes() != plain.read_bytes() and np.array_equal(frames_of(again), frames_of(first))
     assert vc("compose", "--from", first, "-o", again) == 2
-    assert "style.safetensors is missing" in last_line(capsys) and moved.is_file()
+    assert "style.safetensors, an input of" in last_line(capsys) and moved.is_file()
     assert compose("--lora", tmp_path / "none.safetensors", "-o", again) == 2
-    assert "which --lora names" in last_line(capsys)
+    assert "but --lora names it" in last_line(capsys)
 
 
 def test_the_same_again_from_a_produced_file(picture, clip, tmp_path, capsys):

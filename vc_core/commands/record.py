@@ -139,8 +139,8 @@ def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress |
             f"next to {source.name}, or set {option} to use another file."
         )
     raise UserError(
-        f"{brief(str(old), 400)}, an input of {source}, does not exist. There is no {spelled(file['name'])} next to "
-        f"{source.name} either. Put the file there, or set {option} to use another file."
+        f"{brief(str(old), 400)}, an input of {source}, does not exist. Put {spelled(file['name'])} there or next to "
+        f"{source.name}, or set {option} to use another file."
     )
 
 
