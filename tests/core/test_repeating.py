@@ -91,7 +91,7 @@ def test_the_same_again_from_a_produced_file(picture, clip, tmp_path, capsys):
               "--strength", "motion=0.7", "--text", "a red circle", "--seed", 3, "-o", first) == 0  # fmt: skip
     assert json.loads(read_metadata(first)[KEY])["inputs"]["checkpoint"][0]["path"] == "bundled"
     assert vc("compose", "--from", first, "-o", tmp_path / "again.mp4", "--sheet", tmp_path / "sheet.png") == 0
-    assert capsys.readouterr().err == ""
+    assert "vc: " not in capsys.readouterr().err  # no warning; a slow machine shows progress bars
     assert (tmp_path / "again.mp4").read_bytes() == first.read_bytes()
     assert vc("compose", "--from", tmp_path / "sheet.png", "-o", tmp_path / "more.mp4") == 0
     assert (tmp_path / "more.mp4").read_bytes() == first.read_bytes()
