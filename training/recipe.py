@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.conditions import CONDITIONS
 from vc_core.configuration import (
+    INTEGER,
     MORE,
-    WHOLE,
     BeforeValidator,
     Field,
     File,
@@ -252,7 +252,7 @@ class Recipe:
 
     out: File = Path("runs/run")
     """Folder of the run: checkpoints, logs, validation videos."""
-    stage: Annotated[Literal[1, 2], WHOLE] = 2
+    stage: Annotated[Literal[1, 2], INTEGER] = 2
     """1: text to video; 2: compositional."""
     steps: Count = 268_000
     """Of the optimizer, after which the run is over."""

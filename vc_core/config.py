@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .conditions import CONDITIONS
-from .configuration import WHOLE, Field, Problem, Spoken, Tell, build, checked, words
+from .configuration import INTEGER, Describe, Field, Problem, Spoken, build, checked, words
 from .errors import UserError, shown
 from .parsing import parse_json
 
@@ -24,7 +24,7 @@ _Heads = Annotated[int, Field(ge=1, le=1024)]
 _Layers = Annotated[int, Field(ge=1, le=64)]
 _Dropout = Annotated[float, Field(ge=0.0, le=0.99)]
 _Beta = Annotated[float, Field(ge=1e-6, le=0.999)]
-_Scale = Annotated[Literal[4, 8, 12], WHOLE, Spoken("one of 4, 8, 12, or no such key")]
+_Scale = Annotated[Literal[4, 8, 12], INTEGER, Spoken("one of 4, 8, 12, or no such key")]
 _Rate = Annotated[float, Field(ge=1e-3, le=1e4)]
 _Text = Annotated[str, Spoken("a str")]
 _PerLevel = Annotated[tuple[T, ...], Field(strict=False, max_length=_LEVELS)]  # lists too
@@ -33,7 +33,7 @@ LEAST = 4.8973451890853435e-08
 """Share of the signal that stands for none at the end of a schedule with zero terminal SNR."""
 
 
-def _tell(section: str) -> Tell:
+def _tell(section: str) -> Describe:
     """How a section's problems are told; whole sections and keys are those of a checkpoint's JSON."""
 
     def tell(problem: Problem) -> str:
@@ -44,7 +44,7 @@ def _tell(section: str) -> Tell:
             unknown = shown(sorted(value))
             return f"The checkpoint's {whole} has unknown keys {unknown}: it needs a newer version of this pack."
         value = shown(tuple(value) if isinstance(value, list) else value)
-        return f"The config's {section}{problem.where[0]} is {value}: expected {words(problem.hint)}."
+        return f"Config key {section}{problem.where[0]} is {value}. Expected {words(problem.hint)}."
 
     return tell
 

@@ -269,7 +269,7 @@ def test_any_command_tells_of_memory_in_a_sentence(capsys):
         raise MemoryError
 
     assert run_program(work) == 2
-    assert capsys.readouterr().err.startswith("vc: The memory is not enough: try a smaller size")
+    assert capsys.readouterr().err.startswith("vc: There is not enough memory. Choose a smaller size")
 
 
 def test_what_a_run_needs_is_told():

@@ -1,4 +1,4 @@
-"""The code on the core's page runs as it stands there."""
+"""The code on the core's page runs without changes."""
 
 import re
 import runpy
@@ -13,13 +13,13 @@ from vc_core.video import probe, write_video
 
 @pytest.fixture(scope="module")
 def blocks(repository):
-    found = re.findall(r"```python\n(.*?)```", (repository / "vc_core" / "README.md").read_text(), re.S)
-    assert len(found) == 2
-    return found
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "vc_core" / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    return blocks
 
 
 def run(block: str) -> None:
-    """Runs a block of the page in the current folder, as the program that a reader makes of it."""
+    """Run a block of the page in the current folder, as a program."""
     assert sum(1 for line in block.splitlines() if line.strip()) <= 12
     program = Path("example.py")
     program.write_text(block, encoding="utf-8")
@@ -36,7 +36,7 @@ def test_composing_a_video(blocks, tmp_path, monkeypatch):
 
 
 def test_swapping_the_checkpoint(blocks, tiny_checkpoint, tiny_config, tmp_path, monkeypatch):
-    """With files of the names on the page that hold the tiny checkpoint in pieces."""
+    """Files with the names on the page contain the parts of the tiny checkpoint."""
     monkeypatch.chdir(tmp_path)
     tensors = open_tensors(tiny_checkpoint)
     save_checkpoint("videocomposer.safetensors", tiny_config, {"model": tensors.below("model.").state()})
@@ -47,7 +47,7 @@ def test_swapping_the_checkpoint(blocks, tiny_checkpoint, tiny_config, tmp_path,
     assert probe("waves.mp4").frames == tiny_config.frames
 
 
-def test_every_name_on_the_page_is_there(repository):
+def test_every_name_on_the_page_exists(repository):
     import vc_core
 
     page = (repository / "vc_core" / "README.md").read_text()

@@ -76,7 +76,7 @@ def test_a_command_whose_folder_is_left_out_says_so(packed, command):
     environment = {**os.environ, "PYTHONPATH": str(packed)}
     done = subprocess.run(vc, cwd=packed, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"vc: {command} needs the folder ")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"vc: The command {command} requires the folder ")
 
 
 def test_a_video_is_composed_from_it(packed_host):

@@ -415,6 +415,6 @@ def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, 
 
 
 def test_the_launcher_hands_the_command_on():
-    from vc_core.cli import HANDED_ON, PROJECT
+    from vc_core.cli import PROGRAMS, PROJECT
 
-    assert "evaluate" in HANDED_ON and "./vc evaluate" in (PROJECT / "vc").read_text()
+    assert "evaluate" in PROGRAMS and "./vc evaluate" in (PROJECT / "vc").read_text()
