@@ -194,12 +194,13 @@ class TimedRun:
         """Average the ranks' gradients, adopt the main rank's time, and stop all ranks if one received a signal."""
         now = time.monotonic()
         elapsed, self._mark = now - self._mark, now
-        came = self._signals.came
+        number = self._signals.came
         if self.world.size > 1:
             parameters = list(self.model.parameters())
             # Zeros for parameters that this rank's batch has not used; another rank's may have.
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            clock = grads[0].new_tensor([elapsed * self.world.size * self.world.main, came > 0])  # the main rank's time
+            main_time = elapsed * self.world.size * self.world.main  # its mean is the main rank's time
+            clock = grads[0].new_tensor([main_time, number > 0])
             flat = torch.cat([grad.flatten() for grad in grads] + [clock])
             dist.all_reduce(flat)
             flat /= self.world.size
@@ -207,9 +208,9 @@ class TimedRun:
             for parameter, part in zip(parameters, parts, strict=True):
                 parameter.grad = part.view_as(parameter)
             elapsed, stopped = clock.tolist()
-            came = came or (signal.SIGTERM if stopped > 0 else 0)
+            number = number or (signal.SIGTERM if stopped > 0 else 0)
         self.used += elapsed
-        self.came = int(came)
+        self.came = int(number)
 
     def log(self, **values: Any) -> None:
         """Append one line of JSON to the run's log.jsonl."""

@@ -354,7 +354,7 @@ def test_a_second_run_in_the_same_folder_is_told_who_is_there(make, tmp_path):
     recipe.out.mkdir()
     host = re.escape(socket.gethostname())
     with locked(recipe.out, "./vc train"):
-        with pytest.raises(UserError, match=rf"run: \./vc train \(process {os.getpid()} on {host}\) is at work in it"):
+        with pytest.raises(UserError, match=rf"run is in use by \./vc train \(process {os.getpid()} on {host}\)"):
             train(recipe)
         assert everything_in(recipe.out) == [FILE]
 
@@ -374,7 +374,10 @@ def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tm
     assert "Traceback" not in ended.stderr and everything_in(out / "checkpoints") == []
     with locked(out, "./vc train"):
         ended = start()
-    assert ended.returncode == 2 and ended.stderr.count(f"vc: {out}: ./vc train (process {os.getpid()} on ") == 1
+    assert (
+        ended.returncode == 2
+        and ended.stderr.count(f"vc: {out} is in use by ./vc train (process {os.getpid()} on ") == 1
+    )
     assert start().returncode == 0
 
 

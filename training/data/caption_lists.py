@@ -319,7 +319,7 @@ TEXTS: dict[str, Callable[[bytes], str | None]] = {".txt": _plain_text, ".captio
 """File extensions of texts next to videos -> the caption in their bytes, or None. The first non-empty one is used."""
 
 
-def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) -> Entry:
+def entry_with_texts(file: str, texts: Mapping[str, bytes], member: Member | None = None) -> Entry:
     """The entry of a file and the texts next to it.
 
     Args:

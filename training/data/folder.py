@@ -21,7 +21,7 @@ from training.data.caption_lists import (
     TEXTS,
     VIDEOS,
     Entry,
-    beside,
+    entry_with_texts,
     has_captions,
     printable,
     read_list,
@@ -76,15 +76,15 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
     for path in files:
         if path.name.lower() not in LISTS:  # lists without captions are already reported
             (tars if path.name.lower().endswith(TARS) else others).append(path)
-    if entries := _texts_beside(folder, others, optional=bool(tars)):
-        _leaves_out(folder, [tar for tar in tars if not is_ours(tar)], "shards next to files with texts")
+    if entries := _files_with_texts(folder, others, optional=bool(tars)):
+        _report_skipped(folder, [tar for tar in tars if not is_ours(tar)], "shards next to files with texts")
         return entries
     if own := next(filter(is_ours, tars), None):
         raise UserError(
             f"Expected videos, images or shards of another program, but {own} is a shard of ./vc prepare. Train on "
             f"{folder} with `kind: shards`, or choose another folder."
         )
-    _leaves_out(folder, others, "neither shards nor inside shards")
+    _report_skipped(folder, others, "neither shards nor inside shards")
     return read_shards(tars, folder)
 
 
@@ -108,9 +108,9 @@ def _list_in(folder: Path, files: Sequence[Path]) -> Path | None:
         lists = [path for path in lists if has_captions(path)] or lists
     if len(lists) > 1:
         names = " and ".join(sorted(path.name for path in lists))
-        raise UserError(f"Expected one list of captions, but {folder} contains {names}. Remove one, or name the list.")
+        raise UserError(f"Expected one list of captions, but {folder} contains {names}. Remove one, or set captions.")
     if lists and lists[0].stem.lower() == "metadata" and not has_captions(lists[0]):
-        _leaves_out(folder, lists, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
+        _report_skipped(folder, lists, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
         return None
     return lists[0] if lists else None
 
@@ -124,7 +124,7 @@ def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
     return [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
 
 
-def _texts_beside(folder: Path, files: Sequence[Path], optional: bool) -> list[Entry]:
+def _files_with_texts(folder: Path, files: Sequence[Path], optional: bool) -> list[Entry]:
     """Files with the texts next to them, in the order of their names. `optional`: the result may be empty.
 
     Every file with the extension of a video or an image must have a text, otherwise all are refused: nobody would
@@ -145,10 +145,10 @@ def _texts_beside(folder: Path, files: Sequence[Path], optional: bool) -> list[E
     for stem, paths in others.items():
         videos = [path for path in paths if path.suffix.lower() in VIDEOS]
         images = [path for path in paths if path.suffix.lower() in IMAGES]
-        known = videos or images
-        media += known or (paths if stem in texts else [])
+        known_media = videos or images
+        media += known_media or (paths if stem in texts else [])
         previews += images if videos else []
-        unknown += [] if known or stem in texts else paths
+        unknown += [] if known_media or stem in texts else paths
     without = [path for path in media if path.with_suffix("") not in texts]
     if optional and len(without) == len(media):
         return []
@@ -156,7 +156,7 @@ def _texts_beside(folder: Path, files: Sequence[Path], optional: bool) -> list[E
         has_parquet = any(path.suffix.lower() == ".parquet" for path in unknown)
         parquet = ", or save the columns of its .parquet as metadata.jsonl" if has_parquet else ""
         raise UserError(
-            f"{folder}: {counted(len(without), 'file has', 'files have')} no text file next to them, for example "
+            f"{folder}: No text file is next to {counted(len(without), 'file')}, for example "
             f"{printable(without[0].relative_to(folder).as_posix())}. Add a .txt for each, or list the files to train "
             f"on in {LISTS[0]}{parquet}."
         )
@@ -167,21 +167,21 @@ def _texts_beside(folder: Path, files: Sequence[Path], optional: bool) -> list[E
         )
     alone = [by_ending for stem, by_ending in texts.items() if stem not in others]
     alone = [path for by_ending in alone for ending, path in by_ending.items() if ending != ".json"]
-    _leaves_out(folder, alone, "texts without a video or an image")
-    _leaves_out(folder, unknown, "not videos or images, and without a text")
-    _leaves_out(folder, previews, "images next to videos of the same name")
+    _report_skipped(folder, alone, "texts without a video or an image")
+    _report_skipped(folder, unknown, "not videos or images, and without a text")
+    _report_skipped(folder, previews, "images next to videos of the same name")
     entries = []
     for path in sorted(media):
         file = path.relative_to(folder).as_posix()
         try:
             data = {ending: text.read_bytes() for ending, text in texts[path.with_suffix("")].items()}
-            entries.append(beside(file, data))
+            entries.append(entry_with_texts(file, data))
         except OSError as error:
             entries.append(Entry(file, "", {}, f"Its text cannot be read ({error.strerror}). Check the text file."))
     return entries
 
 
-def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
+def _report_skipped(folder: Path, paths: Sequence[Path], what: str) -> None:
     if paths:
         names = shorten([printable(path.relative_to(folder).as_posix()) for path in paths], 3)
         warnings.warn(f"{folder}: Skipped {counted(len(paths), 'file')} ({what}): {names}.", stacklevel=3)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from training.data.caption_lists import LONGEST, TEXTS, VIDEOS, Entry, beside
+from training.data.caption_lists import LONGEST, TEXTS, VIDEOS, Entry, entry_with_texts
 from training.data.tars import Member, compression, members_of
 from vc_core.errors import UserError, counted, shorten
 from vc_core.folders import put_there_by_systems
@@ -106,4 +106,4 @@ def _entry(tar: str, member: Member, texts: Mapping[str, Member]) -> Entry:
         return Entry(file, "", {}, str(error), member)
     if not member.size:
         return Entry(file, "", {}, "It is empty. Download it again or remove it.", member)
-    return beside(file, data, member)
+    return entry_with_texts(file, data, member)

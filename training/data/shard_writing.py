@@ -169,7 +169,7 @@ def _end_with_parent() -> None:
 def outcomes(
     clips: Iterable[ClipToPrepare], options: PrepareOptions, caches: Sequence[Cache], jobs: int
 ) -> Iterator[Outcome]:
-    """Yield the result for each clip, in order. More than one job means that many other processes, a few clips ahead.
+    """Yield the result for each clip, in order. With more than one job, that many processes prepare clips in parallel.
 
     Raises:
         UserError: one of the processes was killed.
@@ -195,8 +195,8 @@ def outcomes(
             yield running.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"One of the {jobs} processes that prepare clips was killed, usually because memory ran out. Use fewer "
-            "--jobs to resume after the last finished shard."
+            f"One of the {jobs} processes that prepare clips was killed, usually because memory ran out. Run the "
+            "command again with fewer --jobs to resume after the last finished shard."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -232,7 +232,8 @@ def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     moving = torch.stack(grown, -1).gather(-1, by.expand(*objects.shape)[..., None])[..., 0]
 
     rectangle = kind < RECTANGLE
-    sides = [torch.where(rectangle, 0.25 + 0.5 * lots[i], 0.5) for i in (0, 1)]  # height, width in frames
+    # Height and width, as fractions of the frame.
+    sides = [torch.where(rectangle, 0.25 + 0.5 * lots[i], 0.5) for i in (0, 1)]
     # Half of the frame is also a rectangle: as wide or as high as the frame, at one of its sides.
     across = lots[1] < 0.5
     sides = [torch.where(~rectangle & (across if i else ~across), 1.0, sides[i]) for i in (0, 1)]
@@ -241,8 +242,8 @@ def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     first = [(start * size).floor() for start in starts]
     last = [start + (side * size).floor() for start, side in zip(first, sides, strict=True)]
     rows, columns = ((at >= first[i]) & (at < last[i]) for i in (0, 1))
-    drawn = (rows.transpose(-1, -2) & columns).expand(-1, frames, -1, -1, -1)
-    return 1 - torch.where(kind < MOVING, moving, drawn).float()
+    area = (rows.transpose(-1, -2) & columns).expand(-1, frames, -1, -1, -1)
+    return 1 - torch.where(kind < MOVING, moving, area).float()
 
 
 def spoil_motion(motion: Tensor, generator: torch.Generator | None) -> Tensor:

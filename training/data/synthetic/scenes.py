@@ -38,10 +38,7 @@ COLOR_NAMES = tuple(COLORS)
 OBJECT_COLORS = COLOR_NAMES[:8]
 BACKGROUND_MUTING = 0.5  # how far background colours move towards mid grey, so that objects stand out
 
-SLOW, FAST = (
-    1.0 / 64,
-    2.0 / 64,
-)  # below the first a caption may say "slowly", above the second "fast" (widths per frame)
+SLOW, FAST = 1.0 / 64, 2.0 / 64  # widths per frame: captions may say "slowly" below SLOW and "fast" above FAST
 STILL = 0.1 / 64
 DIRECTION_WORDS = (
     "right", "down and to the right", "down", "down and to the left",
@@ -230,8 +227,8 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     """The scenes of these seeds (N,), on the seeds' device. Equal seeds give equal scenes.
 
     Of the scenes, 70% have one object and 30% two; 14% have a camera pan (0.3 to 1.5 pixels per frame at 64) in
-    addition to the objects' motion, and in 20% only the camera moves (up to 2.2 pixels per frame). Objects move at up to 3.2
-    pixels per frame at 64 pixels.
+    addition to the objects' motion; in 20% only the camera moves (up to 2.2 pixels per frame). Objects move at up to
+    3.2 pixels per frame at 64 pixels.
     """
     seeds = torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
     draw = _Draw(seeds)
@@ -248,7 +245,7 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     swap = draw.chance(0.5)
     depth = torch.stack([first_depth + torch.where(swap, gap, 0.0), first_depth + torch.where(swap, 0.0, gap)], 1)
     start, velocity, acceleration = _draw_paths(draw)
-    drawn = {
+    properties = {
         "background_angle": draw.uniform(0.0, 2 * math.pi, (3,)),
         "background_phase": draw.uniform(0.0, 2 * math.pi, (3,)),
         "count": torch.where(draw.chance(0.3), 2, 1),
@@ -278,5 +275,5 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         start=torch.where(alone[..., None], inside, start),
         velocity=torch.where(alone[..., None], camera[:, None], velocity),
         acceleration=torch.where(alone[..., None], 0.0, acceleration),
-        **drawn,
+        **properties,
     )
