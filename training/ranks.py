@@ -114,25 +114,25 @@ class Lane:
     ranks: int  # number of ranks of the domain
 
 
-def lanes_of(rank: int, size: int, shares: Sequence[int]) -> list[Lane]:
-    """The lanes of a rank: one lane, according to the shares, or all domains if it is the only rank."""
+def lanes_of(rank: int, size: int, ratios: Sequence[int]) -> list[Lane]:
+    """The lanes of a rank: one lane, according to the ratios, or all domains if it is the only rank."""
     if size == 1:
-        return [Lane(domain, 0, 1) for domain in range(len(shares))]
-    owners = owners_of(size, shares)
+        return [Lane(domain, 0, 1) for domain in range(len(ratios))]
+    owners = owners_of(size, ratios)
     return [Lane(owners[rank], owners[:rank].count(owners[rank]), owners.count(owners[rank]))]
 
 
-def owners_of(size: int, shares: Sequence[int]) -> list[int]:
-    """The domain of each rank, by D'Hondt's method: shares of 3 and 1 give 3 and 1 of 4 ranks, and each domain has at
+def owners_of(size: int, ratios: Sequence[int]) -> list[int]:
+    """The domain of each rank, by D'Hondt's method: ratios of 3 and 1 give 3 and 1 of 4 ranks, and each domain has at
     least one rank. Raises `UserError` if there are more domains than ranks."""
-    if size < len(shares):
+    if size < len(ratios):
         raise UserError(
-            f"The recipe has {len(shares)} domains, but there are only {size} ranks. Start one process, or at least "
-            f"{len(shares)}."
+            f"The recipe has {len(ratios)} domains, but there are only {size} ranks. Start one process, or at least "
+            f"{len(ratios)}."
         )
-    counts = [1] * len(shares)
+    counts = [1] * len(ratios)
     while sum(counts) < size:
-        counts[max(range(len(shares)), key=lambda domain: shares[domain] / (counts[domain] + 1))] += 1
+        counts[max(range(len(ratios)), key=lambda domain: ratios[domain] / (counts[domain] + 1))] += 1
     return [domain for domain, count in enumerate(counts) for _ in range(count)]
 
 

@@ -30,9 +30,9 @@ STEPS = 2
 
 
 def make_recipe(batches=(2,), frames=(3,), ranks=None, **optimizer):
-    shares = ranks or [1] * len(batches)
+    ratios = ranks or [1] * len(batches)
     data = [Domain(batch=b, frames=f, ranks=r, weight=1.0 + i) for i, (b, f, r) in
-            enumerate(zip(batches, frames, shares, strict=True))]  # fmt: skip
+            enumerate(zip(batches, frames, ratios, strict=True))]  # fmt: skip
     settings = {"learning_rate": 1e-3, "warmup": 0, "ema": 0.9, **optimizer}
     return Recipe(start=Start(), steps=100, data=tuple(data), optimizer=Optimizer(**settings),
                   engine=Engine(device="cpu"))  # fmt: skip

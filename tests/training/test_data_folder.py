@@ -103,7 +103,7 @@ def test_motion_is_that_of_the_video(videos):
         field = data.sample(index, {"motion"}, generator()).conditions["motion"]
         assert field[:, 0].abs().max() == 0
         middle = field[:, 1:, 24:-24, 24:-24].flatten(1).median(dim=1).values
-        assert middle.tolist() == pytest.approx([3 * step for step in motion], abs=0.5)  # 4 of 12 frames a second
+        assert middle.tolist() == pytest.approx([3 * step for step in motion], abs=0.5)  # 4 of 12 frames per second
 
 
 def test_motion_is_computed_at_the_nominal_height(videos):

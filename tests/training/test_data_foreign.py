@@ -72,7 +72,7 @@ def picture(color, ending):
     return buffer.getvalue()
 
 
-# --- Other programs' shards-------------------------------------------------------------------------------------------
+# --- Other programs' shards ------------------------------------------------------------------------------------------
 
 
 def test_shards_of_video2dataset_give_the_samples_of_the_files(videos, tmp_path):

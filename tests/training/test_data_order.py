@@ -161,6 +161,6 @@ def test_too_many_bad_samples_stop_the_run_and_are_named(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_without_a_readable_sample_stop_the_run_at_once(workers):
+def test_data_without_a_readable_sample_stops_the_run_at_once(workers):
     with pytest.raises(UserError, match=rf"^{ATTEMPTS} samples in a row"):
         batches_of(1, Numbered(5, bad=range(5)), workers, max_bad=1.0)

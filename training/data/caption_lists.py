@@ -202,7 +202,7 @@ def _json(text: str, where: str = "it") -> Any:
     try:
         return parse_json(text, deepest=math.inf)  # too deep a value affects one clip only, see `_checked`
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 READERS: dict[str, Callable[[str], Rows]] = {".csv": _csv, ".jsonl": _jsonl, ".tsv": _tsv, ".json": _json_file}
