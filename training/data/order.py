@@ -96,7 +96,7 @@ class RankOrder:
     Attributes:
         frames: numbers of frames; each step draws one of them, the same on all ranks. A number that is listed twice is
             drawn twice as often.
-        batch: samples per rank and batch, for the longest clips. Half as long clips come in batches twice as large.
+        batch: samples per rank and batch, for the longest clips. Clips half as long come in batches twice as large.
     """
 
     order: Order

@@ -110,7 +110,7 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
 def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
     """Maps `(1, 1, F, H, W)` with values from `low` to `high` as a grey PNG, the frames one below the other.
 
-    One of its 255 steps is no more than the smallest change of a network's estimate between frames.
+    One of its 255 steps is about the smallest change of a network's estimate between frames.
     """
     levels = ((maps[0, 0] - low) / (high - low) * 255) if high > low else torch.zeros_like(maps[0, 0])
     return _saved(levels.clamp(0, 255).flatten(0, 1), "PNG")

@@ -1,4 +1,4 @@
-"""What `./vc prepare` computes with networks, once for all epochs: latents, depth and sketches.
+"""Results of networks that `./vc prepare` computes once for all epochs: latents, depth and sketches.
 
 Each cache records its network and settings, so that `ShardClips` can refuse a run that requires others.
 """
