@@ -13,12 +13,12 @@ import torch
 
 from training.data.domains import lengths, open_clips
 from training.data.loading import load
-from training.data.order import Order, Share
+from training.data.order import Order, RankOrder
 from training.data.sample import Clips
 from training.engine import Learner, checkpoints, read_state, remove_remains, step_folder
 from training.frozen import Encoders, gather_parts
 from training.launch import StopSignals
-from training.lock import held_by
+from training.lock import locked_by_main
 from training.log import Log
 from training.lora import alphas_of
 from training.objective import Objective, keep_for, possible_in
@@ -47,7 +47,7 @@ def train(recipe: Recipe) -> int:
 
         # --- Put together: the network and its data, the learner, and where an earlier start of this run left off -----
         out = make_folder(recipe.out)
-        stack.enter_context(held_by(world, out, "./vc train"))
+        stack.enter_context(locked_by_main(world, out, "./vc train"))
         own = dealt(recipe, world.size) if world.shared else recipe  # what this rank takes of each step
         started = begin(own, fast_attend(world.device))
         config, unet, alphas = started.config, started.unet, alphas_of(started.unet)
@@ -79,7 +79,7 @@ def train(recipe: Recipe) -> int:
             domain, of = own.data[lane.domain], clips(lane.domain)
             frames = lengths(domain)
             order = Order(own.seed, len(of[frames[0]]), lane.domain, len(own.data))
-            share = Share(order, frames, domain.batch, lane.rank, lane.ranks, own.optimizer.accumulate)
+            share = RankOrder(order, frames, domain.batch, lane.rank, lane.ranks, own.optimizer.accumulate)
             keep = keep_for(own, domain, config.unet.inputs)
             streams[lane] = load(of, share, keep, taken[lane.domain], own.engine.workers, domain.max_bad)
 

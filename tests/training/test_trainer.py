@@ -22,7 +22,7 @@ from tests.training.test_data_foreign import write_tar
 from training.data.sample import Batch, Sample
 from training.engine import checkpoints, read_state
 from training.export import export
-from training.lock import FILE, held
+from training.lock import FILE, locked
 from training.log import Log, domain_names
 from training.lora import add_lora, save_lora
 from training.ranks import Lane, World
@@ -353,8 +353,8 @@ def test_a_second_run_in_the_same_folder_is_told_who_is_there(make, tmp_path):
     recipe = make()
     recipe.out.mkdir()
     host = re.escape(socket.gethostname())
-    with held(recipe.out, "./vc train"):
-        with pytest.raises(UserError, match=rf"run: \./vc train \(process {os.getpid()} on {host}\) is at work in it"):
+    with locked(recipe.out, "./vc train"):
+        with pytest.raises(UserError, match=rf"run is in use by \./vc train \(process {os.getpid()} on {host}\)"):
             train(recipe)
         assert everything_in(recipe.out) == [FILE]
 
@@ -372,9 +372,12 @@ def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tm
     said = f"vc: {out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
     assert ended.returncode == 2 and ended.stderr.count(said) == 1, ended.stderr
     assert "Traceback" not in ended.stderr and everything_in(out / "checkpoints") == []
-    with held(out, "./vc train"):
+    with locked(out, "./vc train"):
         ended = start()
-    assert ended.returncode == 2 and ended.stderr.count(f"vc: {out}: ./vc train (process {os.getpid()} on ") == 1
+    assert (
+        ended.returncode == 2
+        and ended.stderr.count(f"vc: {out} is in use by ./vc train (process {os.getpid()} on ") == 1
+    )
     assert start().returncode == 0
 
 

@@ -113,7 +113,7 @@ def used(out: Path) -> dict[str, float]:
 
 def train(options: argparse.Namespace) -> int:
     """Trains what is left of the budget, as one rank of maybe several. Returns the exit status."""
-    with joined(device_of(options)) as world, lock.held_by(world, make_folder(options.out), WORK):
+    with joined(device_of(options)) as world, lock.locked_by_main(world, make_folder(options.out), WORK):
 
         def say(text: str) -> None:
             if world.main:
@@ -162,7 +162,7 @@ def opened(path: Path, config: Config) -> Checkpoint:
 def finish(options: argparse.Namespace) -> int:
     """Writes the file, its pieces and its evaluation."""
     target = options.out / files.CHECKPOINT
-    with lock.held(options.out, WORK):  # again: the ranks held it, and have ended
+    with lock.locked(options.out, WORK):  # again: the ranks held the lock, and have ended
         files.export_run(options.out, target)
         pieces = files.split(target, options.out / files.PIECES)
     print(f"vc: {target}, and the same in {len(pieces)} pieces in {options.out / files.PIECES}", flush=True)
