@@ -210,9 +210,9 @@ RANDOM_MASKS: dict[str, tuple[float, Callable[[Draw, int, int], list[Shape]]]] =
 def random_mask(frames: int, size: tuple[int, int], generator: torch.Generator, kind: str | None = None) -> Tensor:
     """A random keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, as in the released training: the same in all frames.
 
-    It is drawn on a canvas with a shorter side of 512 and the video's aspect ratio, so that masks look the same at every
-    size. `kind` is one of `RANDOM_MASKS`; None draws a kind with the released probabilities. Raises UserError for
-    another kind.
+    It is drawn on a canvas with a shorter side of 512 and the video's aspect ratio, so that masks look the same at
+    every size. `kind` is one of `RANDOM_MASKS`; None draws a kind with the released probabilities. Raises UserError
+    for another kind.
     """
 
     def draw(low: int, high: int) -> int:

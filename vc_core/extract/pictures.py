@@ -38,8 +38,8 @@ def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
     """Draw a motion field (1, 2, F, H, W) as colours (1, 3, F, H, W) in [0, 1]: white where nothing moves.
 
     Hue is the direction and saturation the length, on the colour wheel of the Middlebury flow benchmark (torchvision's
-    `flow_to_image`; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels, fill
-    their surroundings. `full` is the length, in the field's unit, at which colours are saturated; by default twice the
+    `flow_to_image`; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels,
+    fill their surroundings. `full` is the length, in the field's unit, at which colours are saturated; by default twice the
     mean length of moving pixels without the longest hundredth, so that a few outliers do not make the rest pale.
     Raises UserError if the tensor is not a motion field.
     """
@@ -154,7 +154,7 @@ def _longest_per_cell(field: Tensor, length: Tensor, cell: int, least: float) ->
 
 
 def _draw_arrows(ground: np.ndarray, vectors: np.ndarray, places: np.ndarray, scale: int, gain: float) -> np.ndarray:
-    """Draw arrows on one frame (H', W', 3) of bytes. Vectors and positions are in pixels of the field; `scale` converts."""
+    """Draw arrows on one frame (H', W', 3) of bytes; vectors and positions are in pixels of the field."""
     from PIL import Image, ImageDraw
 
     height, width, _ = ground.shape
