@@ -1,8 +1,8 @@
 """MiDaS v3 (DPT-Large), the depth network of the released pipeline, as transformers' DPT.
 
-The released file, `midas_v3_dpt_large.pth`, contains the same network as the public folder `Intel/dpt-large`, with other
-key names and with query, key and value in one tensor. This module renames its keys to the folder's names, which every
-version of transformers can read.
+The released file, `midas_v3_dpt_large.pth`, contains the same network as the public folder `Intel/dpt-large`, with
+other key names, and with query, key and value in one tensor. This module renames its keys to the folder's names, which
+every version of transformers can read.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _EACH_LAYER = {
 
 
 def _layout(tensors: Tensors) -> Layout:
-    """Public name -> where it is in the file. Shapes are the file's: transformers compares them with what it expects."""
+    """Public name -> where it is in the file. Shapes are the file's; transformers compares them with its own."""
     layout = {}
     for ours, released, kinds in _modules(_layers(tensors)):
         for kind in kinds:

@@ -89,7 +89,7 @@ class DepthModel:
         return self.network.head(self.network.neck(stages, h, w))[:, None]
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) to which frames of this size are resized: the same aspect ratio, if the network allows it."""
+        """The (height, width) to which such frames are resized: the same aspect ratio, if the network allows it."""
         if self.square:
             return self.side, self.side
         scale = self.side / min(height, width) / self.multiple
@@ -200,7 +200,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _statistics(path: Path, kind: str) -> Statistics:
-    """Mean and standard deviation of the input, from the folder's preprocessor_config.json, or else the published ones."""
+    """Mean and standard deviation of the input, from the folder's preprocessor_config.json, or as published."""
     mean, std = _HALF if kind == "dpt" else IMAGENET
     settings = _json(path) if path.is_file() else {}
     unit = 1.0 if settings.get("do_rescale", True) else 255.0  # some networks use RGB in [0, 255]
