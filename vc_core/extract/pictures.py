@@ -25,7 +25,7 @@ _ARROW, _OUTLINE = (255, 224, 32), (16, 16, 16)
 
 
 def picture_of(name: str, tensor: Tensor, source: Source | None = None) -> Tensor:
-    """Draw a condition `(1, C, F, H, W)` as images `(1, 1 or 3, F, H, W)` in [0, 1]; motion on a source's frames."""
+    """Draw a condition `(1, C, F, H, W)` as images `(1, 1 or 3, F, H, W)` in [0, 1]; motion on a source."""
     tensor, row = tensor.float(), CONDITIONS[name]
     if name == "motion":
         return flow_picture(tensor) if source is None else arrows_picture(tensor, source.frames("motion"))
@@ -37,8 +37,8 @@ def picture_of(name: str, tensor: Tensor, source: Source | None = None) -> Tenso
 def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
     """Draw a motion field (1, 2, F, H, W) as colours (1, 3, F, H, W) in [0, 1]: white where nothing moves.
 
-    Hue is the direction and saturation the length, on the colour wheel of the Middlebury flow benchmark (torchvision's
-    `flow_to_image`; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels,
+    Hue is the direction and saturation the length, on the colour wheel of the Middlebury flow benchmark (`flow_to_image`
+    of torchvision; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels,
     fill their surroundings. `full` is the length, in the field's unit, at which colours are saturated; by default twice the
     mean length of moving pixels without the longest hundredth, so that a few outliers do not make the rest pale.
     Raises UserError if the tensor is not a motion field.

@@ -23,8 +23,9 @@ def refit(
     """Adapt a condition `(B, C, F, H, W)` to a video of `frames` frames and `size` (height, width).
 
     It is scaled to cover the checkpoint's `condition_size` and centre-cropped; frames are chosen evenly from first to
-    last. Motion is spread over the new frames, so that objects end at the same places. Vectors in `pixels` grow with the
-    video; vectors in `source_pixels` do not, and their map is resized without antialiasing, like the released code.
+    last. Motion is spread over the new frames, so that objects end at the same places. Vectors in `pixels` grow with
+    the video; vectors in `source_pixels` do not, and their map is resized without antialiasing, as in the released
+    code.
 
     Args:
         video: (height, width) of the video that it was extracted for; by default the size that fits the tensor's height

@@ -1,4 +1,4 @@
-"""Draw sketches, bright lines on dark in 0..1, from a video with the released networks or as edges, or from a drawing."""
+"""Draw sketches, bright lines on dark in 0..1: with the released networks, as edges, or from a drawing."""
 
 from __future__ import annotations
 
