@@ -217,7 +217,7 @@ def test_auto_takes_pidinet_where_it_is_and_edges_elsewhere(models, tmp_path, mo
 
 def test_auto_says_what_a_half_set_lacks(tmp_path):
     torch.save(released_pidinet_state(), tmp_path / PIDINET)
-    with pytest.warns(UserWarning, match=rf"{PIDINET} is there, but .* also need {SIMPLIFIER}"):
+    with pytest.warns(UserWarning, match=rf"require {SIMPLIFIER} in addition to {PIDINET}"):
         assert sketch(clip(), "auto", tmp_path)[1] == "edges"
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_file_is_no_reason_to_draw_edges(models, tmp_path):
 
 
 def test_what_cannot_be_sketched_is_refused(models):
-    with pytest.raises(UserError, match=r"'canny' is unknown: expected one of auto, pidinet, edges"):
+    with pytest.raises(UserError, match=r"'canny'. Expected one of auto, pidinet, edges"):
         sketch(clip(), "canny")
     with pytest.raises(UserError, match=r"\(batch, 3, frames, height, width\)"):
         sketch(clip()[:, :1], "edges")

@@ -168,16 +168,16 @@ def test_without_a_model_the_error_names_what_to_get(tmp_path):
 
 
 def test_what_is_no_depth_model_is_refused(dpt, tmp_path, depth_anything):
-    with pytest.raises(UserError, match=r"holds no weights of a depth model: expected model.safetensors or"):
+    with pytest.raises(UserError, match=r"contains no weights of a depth model. Expected model.safetensors or"):
         depth(clip(), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes((dpt / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"the config.json of transformers' DPT or Depth Anything is not in"):
+    with pytest.raises(UserError, match=r"contains no config.json of transformers' DPT or Depth Anything"):
         depth(clip(), weights)
     config = tmp_path / "config.json"
     for text, message in (
         ("{", "cannot be read"),
-        ('{"model_type": "zoedepth"}', "of the kind 'zoedepth': expected a depth model of the kinds dpt or"),
+        ('{"model_type": "zoedepth"}', "has model_type 'zoedepth'. Expected dpt or"),
         ('{"model_type": "dpt", "backbone": "facebook/dinov2-base"}', "names a backbone elsewhere"),
         ((depth_anything / "config.json").read_text(), "does not fit its settings"),
         (json.dumps({**json.loads((dpt / "config.json").read_text()), "hidden_size": 64}), "have another shape"),

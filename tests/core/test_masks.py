@@ -66,10 +66,10 @@ def test_a_mask_is_fitted_as_its_video_is():
     ("picture", "options", "says"),
     [
         (torch.zeros(1, 4, 8, 8), {}, "shape"),
-        (torch.zeros(1, 1, 3, 8, 8), {"frames": 5}, "3 frames: expected 5, or 1"),
+        (torch.zeros(1, 1, 3, 8, 8), {"frames": 5}, "3 frames. Expected 5, or 1"),
         (torch.full((1, 1, 8, 8), 255), {}, "outside 0..1"),
         (torch.full((1, 1, 8, 8), math.nan), {}, "outside 0..1"),
-        (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase' is unknown: choose one of paint, keep"),
+        (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase'. Expected one of paint, keep"),
     ],
 )
 def test_what_is_no_mask_is_told(picture, options, says):
@@ -145,8 +145,8 @@ def test_what_is_labelled_is_painted(tmp_path, kind, size):
     mask = load_mask(tmp_path / "mask.png", plan(2), "paint", size)
     width = mask.keep.shape[-1]
     assert (mask.keep[..., : width // 2] == 1).all() and (mask.keep[..., width // 2 :] == 0).all()
-    assert mask.note == "Mask: 50 percent of the picture is painted anew. It has no white: what is not black in it " \
-                        "counts as white."  # fmt: skip
+    assert mask.note == "Mask: 50 percent of the frame area is repainted. It contains no white, so everything that is " \
+                        "not black counts as white."  # fmt: skip
     assert torch.equal(read_mask(tmp_path / "mask.png", 2, "keep", size), 1 - mask.keep)
 
 
@@ -180,9 +180,9 @@ def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, share):
 @pytest.mark.parametrize(
     ("painted", "says"),
     [
-        (torch.zeros(1, 1, 2, 8, 8), "nothing is painted anew; give another mask"),
-        (torch.ones(1, 1, 2, 8, 8), "all of the picture is painted anew"),
-        (torch.ones(1, 1, 2, 8, 8).tril(), "56 percent of the picture is painted anew."),
+        (torch.zeros(1, 1, 2, 8, 8), "nothing is repainted. Use another mask"),
+        (torch.ones(1, 1, 2, 8, 8), "the entire frame is repainted"),
+        (torch.ones(1, 1, 2, 8, 8).tril(), "56 percent of the frame area is repainted."),
         (torch.nn.functional.pad(torch.ones(1, 1, 1, 1, 1), (0, 31, 0, 31)), "less than 1 percent"),
     ],
 )
@@ -205,8 +205,8 @@ def test_extract_tells_what_the_mask_paints(tmp_path, capsys):
         options = ["--frames", 2, "--size", "64x32", "--rate", 8]
         assert cli.main([str(word) for word in (*command, *options)]) == 0
         said[name] = capsys.readouterr().out
-    assert "Mask: 50 percent of the picture is painted anew" in said["labels"]
-    assert "nothing is painted anew" in said["empty"] and "all of the picture is painted anew" in said["full"]
+    assert "Mask: 50 percent of the frame area is repainted" in said["labels"]
+    assert "nothing is repainted" in said["empty"] and "the entire frame is repainted" in said["full"]
 
 
 # --- drawn ----------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ def picture_of(name: str, tensor: Tensor, source: Source | None = None) -> Tenso
 def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
     """Draw a motion field (1, 2, F, H, W) as colours (1, 3, F, H, W) in [0, 1]: white where nothing moves.
 
-    Hue is the direction and saturation the length, on the colour wheel of the Middlebury flow benchmark (`flow_to_image`
-    of torchvision; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels,
-    fill their surroundings. `full` is the length, in the field's unit, at which colours are saturated; by default twice the
+    Hue is the direction and saturation the length, on the colour wheel of the Middlebury flow benchmark (torchvision's
+    `flow_to_image`; right is red, up violet, left cyan, down yellow). Vectors of a sparse field, at single pixels, fill
+    their surroundings. `full` is the length, in the field's unit, at which colours are saturated; by default twice the
     mean length of moving pixels without the longest hundredth, so that a few outliers do not make the rest pale.
     Raises UserError if the tensor is not a motion field.
     """
@@ -61,8 +61,8 @@ def flow_picture(field: Tensor, full: float | None = None) -> Tensor:
 def arrows_picture(field: Tensor, frames: Tensor | None = None, gain: float | None = None) -> Tensor:
     """Draw a motion field (1, 2, F, H, W) as arrows on the frames, (1, 3, F, H', W') in [0, 1].
 
-    Both are enlarged so that the shorter side has at least `SMALLEST` pixels. In every cell of a grid the longest vector
-    is drawn: its head at its own position, its tail where the content came from. Cells without vectors stay empty, so
+    Both are enlarged so that the shorter side has at least `SMALLEST` pixels. In every cell of a grid, the longest
+    vector is drawn: its head at its own position, its tail where the content came from. Cells without vectors stay empty, so
     that sparse fields show where they have vectors.
 
     Args:

@@ -1,4 +1,4 @@
-"""The entry point of extraction: a condition of the table, from a clip or an image, in the form a checkpoint expects."""
+"""The entry point of extraction: a condition of the table from a clip or an image, as a checkpoint expects it."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def follow(steps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def between_ticks(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray | None]:
-    """Yield one grid per count: that many steps, merged by `follow`; None for 0. Memory does not grow with the count."""
+    """Yield one grid per count: that many steps, merged; None for 0. Memory does not grow with the count."""
     for count in counts:
         pending: list[np.ndarray] = []
         for _ in range(count):

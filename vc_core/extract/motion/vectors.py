@@ -154,7 +154,7 @@ class BlockMeans:
 
 
 def _cells(cell: int, length: int, scaled: int, first: int, count: int, backward: bool) -> Tensor:
-    """(count, n): the weight of each of n cells along an axis in `count` of the `scaled` pixels, starting at `first`."""
+    """(count, n): the weight of each of n cells of an axis in `count` of the `scaled` pixels, starting at `first`."""
     stored = torch.arange(length).flip(0) if backward else torch.arange(length)
     weights = (stored[:, None] // cell == torch.arange(-(-length // cell))).float()[None, None]
     if scaled != length:

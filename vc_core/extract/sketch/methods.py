@@ -23,8 +23,8 @@ RELEASED_FILES = ("table5_pidinet.pth", "sketch_simplification_gan.pth")
 """The files of `pidinet`: the edge detector, then the simplifier."""
 
 # Thresholds on the gradient, in brightness per pixel, of an image in [0, 1] with REFERENCE rows: below FAINT nothing is
-# drawn, at FULL a line is fully bright. They are fixed, not relative to a clip's maximum, so that training and inference
-# agree on what a line is.
+# drawn, at FULL a line is fully bright. They are fixed, not relative to a clip's maximum, so that training and
+# inference agree on what a line is.
 FAINT, FULL = 0.03, 0.12
 REFERENCE = 96
 _LUMA = (0.299, 0.587, 0.114)
@@ -74,7 +74,7 @@ def load_sketcher(method: str = "auto", device: str | torch.device = "cpu", mode
         )
     if files:
         warnings.warn(
-            f"PiDiNet's sketches require {missing[0]} in addition to {' and '.join(files)}, so the method 'edges' is used. "
+            f"PiDiNet's sketches require {missing[0]} in addition to {' and '.join(files)}, so edges are used. "
             f"{what_to_get(missing, models)}.",
             stacklevel=2,
         )

@@ -90,8 +90,8 @@ class Side(nn.Module):
 
 
 class PiDiNet(nn.Module):
-    """Detect edges (N, 1, H, W) in 0..1, bright, in images (N, 3, H, W) normalized by ImageNet's statistics. H and W are
-    at least 8.
+    """Detect edges (N, 1, H, W) in 0..1, bright, in images (N, 3, H, W) normalized with ImageNet's statistics. H and W
+    are at least 8.
 
     Args:
         width: channels of the first stage; released 60 (and 30 and 20 in the smaller files of its authors).
