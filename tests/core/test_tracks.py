@@ -177,19 +177,19 @@ def test_an_unseen_point_moves_nothing():
     hiding = [both[0], Track(both[1].points, visible=torch.zeros(6, dtype=torch.bool))]
     assert torch.equal(tracks_field(hiding, 6, SIZE, radius=6), shown)
     # Spread over fewer frames, a point between a seen and an unseen one is not seen.
-    made = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
-    assert made["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
+    native_tracks = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
+    assert native_tracks["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
 
 
 def test_tracks_become_native_in_pixels_of_the_video():
     boxed = Track(track((0, 0), (40, 20)), Rectangle(20, 10, 40, 30))
-    made = tracks_to_native([Track(track((10, 20), (90, 60))), boxed], 3, (50, 50), (100, 200))
-    assert made["track_path"].dtype == torch.float32 and made["track_visibility"].dtype == torch.bool
-    assert made["track_path"][:, 0].tolist() == [[-20, 10], [0, 20], [20, 30]]
-    assert made["track_path"][:, 1].tolist() == [[-10, 10], [0, 15], [10, 20]]  # its centre, from (30, 20) on
-    assert made["track_visibility"].shape == (3, 2) and made["track_visibility"].all()
-    again = native_to_tracks(made)
-    assert torch.allclose(torch.stack([track.points for track in again], dim=1).float(), made["track_path"])
+    native_tracks = tracks_to_native([Track(track((10, 20), (90, 60))), boxed], 3, (50, 50), (100, 200))
+    assert native_tracks["track_path"].dtype == torch.float32 and native_tracks["track_visibility"].dtype == torch.bool
+    assert native_tracks["track_path"][:, 0].tolist() == [[-20, 10], [0, 20], [20, 30]]
+    assert native_tracks["track_path"][:, 1].tolist() == [[-10, 10], [0, 15], [10, 20]]  # its centre, from (30, 20) on
+    assert native_tracks["track_visibility"].shape == (3, 2) and native_tracks["track_visibility"].all()
+    again = native_to_tracks(native_tracks)
+    assert torch.allclose(torch.stack([track.points for track in again], dim=1).float(), native_tracks["track_path"])
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def arrows_picture(field: Tensor, frames: Tensor | None = None, gain: float | No
     """Draw a motion field (1, 2, F, H, W) as arrows on the frames, (1, 3, F, H', W') in [0, 1].
 
     Both are enlarged so that the shorter side has at least `SMALLEST` pixels. In every cell of a grid, the longest
-    vector is drawn: its head at its own position, its tail where the content came from. Cells without vectors stay empty, so
-    that sparse fields show where they have vectors.
+    vector is drawn: its head at its own position, its tail where the content came from. Cells without vectors stay
+    empty, so that sparse fields show where they have vectors.
 
     Args:
         frames: (1, 3, F or 1, h, w) in [0, 1], scaled to cover the field and centre-cropped; None: a grey background.
