@@ -84,7 +84,7 @@ def test_a_few_bright_pixels_are_depth_too():
         ((torch.full((1, 1, 2, 4, 4), 0.5),), "0.5 everywhere"),
         ((torch.rand(1, 1, 2, 4, 4), "far"), '"bright" or "dark"'),
         ((torch.rand(1, 1, 2, 4, 4), "bright", -1.0), "scale .* above 0"),
-        ((torch.rand(1, 2, 4, 4),), "expected .batch, 1 or 3, frames"),
+        ((torch.rand(1, 2, 4, 4),), "Expected .batch, 1 or 3, frames"),
         ((torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4),), "in colours"),
         ((torch.tensor([1.0, float("nan")]).view(1, 1, 1, 1, 2),), "not finite"),
     ],

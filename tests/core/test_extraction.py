@@ -54,13 +54,13 @@ def vc(*arguments):
 def test_from_a_video(clip, tmp_path, capsys, kind, options, shape):
     out = tmp_path / "x.safetensors"
     assert vc("extract", kind, clip, "-o", out, "--json", "--preview", tmp_path / "x.png", *options) == 0
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     tensors = open_tensors(out)
     assert set(tensors.shapes) == {"condition"}
-    assert tensors.shapes["condition"] == shape == tuple(told["shape"])
+    assert tensors.shapes["condition"] == shape == tuple(report["shape"])
     settings = json.loads(tensors.metadata["videocomposer"])
     assert settings["kind"] == kind and len(settings["sha256"]) == 64 and settings["rate"] > 0
-    assert torch.isfinite(tensors.state()["condition"]).all() and told["least"] < told["most"]
+    assert torch.isfinite(tensors.state()["condition"]).all() and report["least"] < report["most"]
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.width > sheet.height >= LEGIBLE
 
@@ -200,12 +200,12 @@ def level(tmp_path_factory):
 def test_options_do_something(clip, level, tmp_path, kind, common, option):
     frames = () if kind == "single_image" or "--frames" in option else ("--frames", 3)
     size = () if "--size" in option else ("--size", "64x64")
-    made = []
+    written = []
     for options in ((), option):
         given = [level if word == "LEVEL" else word for word in (*common, *frames, *size, *options)]
         assert vc("extract", kind, clip, "-o", tmp_path / "x.safetensors", *given) == 0
-        made.append(open_tensors(tmp_path / "x.safetensors").state()["condition"])
-    assert made[0].shape != made[1].shape or not torch.equal(*made)
+        written.append(open_tensors(tmp_path / "x.safetensors").state()["condition"])
+    assert written[0].shape != written[1].shape or not torch.equal(*written)
 
 
 def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
@@ -249,8 +249,8 @@ def test_several_folders_of_models(clip, tmp_path):
     out = ("-o", tmp_path / "x.safetensors")
     options = ("--models", tmp_path / "a", "--models", tmp_path / "b", "--frames", 2, "--size", "64x64")
     assert vc("extract", "sketch", clip, *out, *options) == 0
-    told = json.loads(open_tensors(out[1]).metadata["videocomposer"])
-    assert told["models"] == [str(tmp_path / "a"), str(tmp_path / "b")] and "mask_white" not in told
+    report = json.loads(open_tensors(out[1]).metadata["videocomposer"])
+    assert report["models"] == [str(tmp_path / "a"), str(tmp_path / "b")] and "mask_white" not in report
 
 
 def test_small_conditions_are_shown_large(clip, tmp_path):
@@ -309,13 +309,13 @@ def test_a_drawing_is_the_same_condition_for_both_commands(
 ):
     out = tmp_path / "x.safetensors"
     assert vc("extract", "single_sketch", picture, "--checkpoint", tiny_checkpoint, "-o", out, *options) == 0
-    told = capsys.readouterr().out
+    report = capsys.readouterr().out
     mine = open_tensors(out).state()["condition"]
     assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
     assert "is read as a drawing with dark lines" in capsys.readouterr().out or options
     # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
     assert (mine[..., 0, 0] > 0.99).all() == (options == ())
-    assert ("is read as a drawing with dark lines" in told) == (options == ())
+    assert ("is read as a drawing with dark lines" in report) == (options == ())
 
 
 def test_masks_and_depth_maps_are_the_same_for_both_commands(composed, tiny_checkpoint, clip, level, picture, tmp_path):
@@ -380,6 +380,6 @@ def test_a_mask_is_drawn_again_instead_of_a_file_that_is_gone(composed, clip, pi
     kept = picture.rename(tmp_path / "mask.png")
     file = composed("--video", clip, "--use", "mask", "--mask", kept)["mask"]
     kept.unlink()
-    made = (tmp_path / "x.mp4").rename(tmp_path / "made.mp4")
-    drawn = composed("--from", made, "--mask-draw", "half")["mask"]
+    written = (tmp_path / "x.mp4").rename(tmp_path / "made.mp4")
+    drawn = composed("--from", written, "--mask-draw", "half")["mask"]
     assert file.shape == drawn.shape and set(drawn[:, 3].mean((1, 2, 3)).tolist()) == {0.5}
