@@ -167,7 +167,7 @@ def check_place(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `UserError` if a folder to write is something else, is the current folder, or if its parent does not exist."""
+    """Raise `UserError` if a folder to write is not a folder, is the current folder, or has no existing parent."""
     if path.exists() and not path.is_dir():
         what = "a file" if path.is_file() else "a device or a pipe"
         raise UserError(f"Expected a folder to write, but {path} is {what}. Choose another name.")

@@ -150,9 +150,9 @@ def test_from_an_image(picture, tmp_path):
         (("motion", "CLIP", "--preview", "."), "and something else is in it|is the current folder"),
         (("motion", "CLIP", "--size", "60x60"), "expected WIDTHxHEIGHT|multiples of 8"),
         (("motion", "CLIP", "-o", "x.pt"), "expected a name that ends in .safetensors"),
-        (("motion", "CLIP", "--preview", "x.avi"), "no video is written as .avi"),
+        (("motion", "CLIP", "--preview", "x.avi"), "x.avi ends in .avi, which is not a supported video format"),
         (("motion", "nothing.mp4"), "There is no file at nothing.mp4, which FILE names"),
-        (("motion", ".."), "..: is a folder without images"),
+        (("motion", ".."), "but .. is a folder without images"),
     ],
 )
 def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, message):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.core.moving_clips import OWN, encode, moving
 from tests.core.pictures import plan, read_mask
-from tests.fuzzing import WHOLE, outcomes
-from tests.hostile import made
+from tests.fuzzing import UNDAMAGED, outcomes
+from tests.hostile import encoded
 from tests.training.clips import EVERYTHING, generator
 from tests.training.shards import clips
 from training.data.folder import read_captions
@@ -127,7 +127,7 @@ def read_depth_settings(path):
 
 
 def _video(muxer, codec, pixels, *size):
-    return lambda path, host: made(path, muxer, codec, pixels, *size)
+    return lambda path, host: encoded(path, muxer, codec, pixels, *size)
 
 
 def _picture(mode, **options):
@@ -242,7 +242,7 @@ def wrong(request, tmp_path, numbers):
     return [
         one | {"job": JOBS[one["job"]][0]}
         for one in found
-        if one["outcome"] not in (("right",) if one["case"] == WHOLE else ("right", "told"))
+        if one["outcome"] not in (("right",) if one["case"] == UNDAMAGED else ("right", "reported"))
         or one["seconds"] > SECONDS
         or one["megabytes"] > MEGABYTES
     ]

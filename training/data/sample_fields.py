@@ -121,8 +121,8 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
     except WriteError:
         raise
     except UserError as error:
-        told = str(error)
-        raise BadSample(told if told.startswith(what) else f"{what}: {told}") from error
+        message = str(error)
+        raise BadSample(message if what in message else f"{what}: {message}") from error
     except (OSError, av.FFmpegError, UnicodeError, *damage) as error:  # UnicodeError: of names that cannot be encoded
         if isinstance(error, OSError) and error.errno in FULL:
             raise write_error(error) from error

@@ -178,7 +178,7 @@ def _has_webp() -> bool:
 # --- A folder of images ---------------------------------------------------------------------------------------------
 
 DESCRIPTION = "video.json"
-"""The file in a folder of images with the number of frames, and the rate, a number or a fraction such as `30000/1001`."""
+"""The file in a folder of images with the number of frames, and the rate: a number or a fraction like `30000/1001`."""
 
 
 def _write_folder(folder: Path, clip: VideoToWrite) -> None:

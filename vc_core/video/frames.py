@@ -115,7 +115,7 @@ def plan_frames(
         check_rate(f"{info.path}: the automatic rate for such a short clip", chosen)
         return FramePlan(start, Fraction(chosen).limit_denominator(1001), frames)
     check_rate(f"{info.path}: the rate", rate)
-    available = max(round(seconds * rate), 1 if seconds > 0 else 0)  # the start itself shows one frame
+    available = max(round(seconds * rate), 1 if seconds > 0 else 0)  # one frame is always shown at the start
     if available < frames:
         raise UserError(
             f"{info.path} is too short. Expected {frames} frames ({frames / float(rate):.2f} s) at {float(rate):g} per "

@@ -38,9 +38,9 @@ def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
     """Convert HDR pixels (..., 3), a 16-bit signal (int32), to an SDR signal in [0, 1] float32.
 
     The steps: display light (PQ's as it is, HLG's by the OOTF of BT.2100 at 1000 cd/m²); BT.2020's primaries to
-    BT.709's (BT.2407, out-of-range colours are clipped); diffuse white, 203 cd/m², becomes SDR's white up to 1 % of the
-    signal (BT.2408 sets them equal), and brighter light is compressed into the remaining range with its hue kept; then
-    the inverse of BT.1886's gamma 2.4, which an SDR display has.
+    BT.709's (BT.2407, out-of-range colours are clipped); diffuse white, 203 cd/m², becomes 99 % of SDR's
+    white signal (BT.2408 sets them equal), and brighter light is compressed into the remaining range with its hue kept;
+    then the inverse of BT.1886's gamma 2.4, which an SDR display has.
     """
     light = _light(transfer)[pixels.long()]
     if transfer == HLG:  # the OOTF, with gamma 1.2

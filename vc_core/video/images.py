@@ -211,7 +211,7 @@ def _container(picture: Media) -> Iterator[Any]:
 
 
 def decoded_frame(path: str | os.PathLike | Media) -> Any:
-    """Decode an image file to an av.VideoFrame. Raises OSError if it is not an image, and `UserError` for too many pixels."""
+    """Decode an image file to an av.VideoFrame. Raises OSError if it is not an image, UserError for too many pixels."""
     import av
 
     picture = _media(path)

@@ -132,9 +132,7 @@ def demuxed(source: str | BinaryIO) -> Iterator:
     import av
 
     with ExitStack() as stack:
-        if isinstance(source, str) and re.search(
-            r"[%*?{]", source
-        ):  # ffmpeg would read such a name as an image sequence
+        if isinstance(source, str) and re.search(r"[%*?{]", source):  # ffmpeg reads such names as image sequences
             source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
         limits = decoder_options()
         options = {

@@ -126,8 +126,8 @@ def folder_pictures(folder: Path) -> Pictures:
             pixels = (read_image(files[number])[0] * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
             if pixels.shape[:2] != size:
                 raise UserError(
-                    f"{files[number]} is {pixels.shape[1]} by {pixels.shape[0]} pixels, but {files[0].name} is {size[1]} "
-                    f"by {size[0]}. Save all images of a video at one size."
+                    f"{files[number]} is {pixels.shape[1]} by {pixels.shape[0]} pixels, but {files[0].name} is "
+                    f"{size[1]} by {size[0]}. Save all images of a video at one size."
                 )
             yield pixels
 

@@ -110,8 +110,8 @@ def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) 
     if form is None:
         endings = ", ".join(filter(None, FORMATS))
         raise UserError(
-            f"{path} ends in {path.suffix}, which is not a supported video format. Use a name that ends in {endings}, or "
-            "a folder."
+            f"{path} ends in {path.suffix}, which is not a supported video format. Use a name that ends in {endings}, "
+            "or a folder."
         )
     if not form.installed():
         raise UserError(f"Writing {path} requires {form.needs}, which is not installed. Choose another format.")
