@@ -37,10 +37,7 @@ _UNSUPPORTED = (  # first bytes of image files that are not supported, and the f
     (b"PF\n", "a PFM image (linear light)"),
 )
 
-_PHOTOMETRIC, _SAMPLE_FORMAT = (
-    262,
-    339,
-)  # TIFF tags: value 0 of the first means that 0 is white, value 3 of the second means floating point
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags: in the first, 0 means "0 is white"; in the second, 3 means float
 
 _opening = threading.Lock()
 

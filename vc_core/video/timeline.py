@@ -107,11 +107,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     with opened(video) as (container, stream):
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
-        independent, aspect, colour = (
-            codec in SPLIT or context.codec.intra_only,
-            pixel_aspect(stream),
-            Colour.of(stream),
-        )
+        split, aspect, colour = codec in SPLIT or context.codec.intra_only, pixel_aspect(stream), Colour.of(stream)
         read, clock = reader(codec, extradata), _Clock(container, stream)
         # An exact fraction, because the ticks of AVI's and MXF's clocks are as long as pictures.
         first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
@@ -145,7 +141,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
     if not packets:
         return table
     times = [clock.time(packet, number) for number, packet in enumerate(packets)]
-    if seek is not None and not independent and not _begins(video, table):
+    if seek is not None and not split and not _begins(video, table):
         return _read(video, start, seconds, None, trust)
     if trust == 0 and not _contradicted(packets, times, reorders):
         return _as_stored(video, table, times)
