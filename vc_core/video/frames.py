@@ -167,7 +167,7 @@ def chosen_times(video: Media, table: Index, plan: FramePlan) -> list[int]:
     chosen = [table.times[max(0, bisect_right(ticks, tick) - 1)] for tick in range(plan.frames)]
     if table.headless and table.seek is None and ticks[0] > 0:
         raise UserError(
-            f"The first frames of {video} refer to missing frames. It can be decoded from "
+            f"{video} begins with frames that refer to missing frames. It can be decoded from "
             f"{float((table.times[0] - table.origin) * table.time_base):.2f} s on. Start there or later."
         )
     if table.end is not None:

@@ -152,9 +152,7 @@ def filtering(
         current = frame.width, frame.height, frame.format.name
         shape = shape or current
         if current != shape:
-            raise UserError(
-                f"The frame size or pixel format changes partway through {video}. Re-encode it at one size."
-            )
+            raise UserError(f"{video}: the frame size or pixel format changes partway. Re-encode it at one size.")
         interlaced = aspect is not None and frame.interlaced_frame
         picture = over_white(as_sdr(frame, colour))
         if interlaced not in graphs:
