@@ -92,7 +92,7 @@ def test_commands_accept_images_of_tiles(tmp_path, capsys):
     with Image.open(out) as preview:
         right = np.asarray(preview.convert("RGB"))[:, -20:]
     assert right[..., 0].max() > 230 and right[..., 1].max() > 230  # only the lower right tile has this colour
-    with pytest.raises(UserError, match="is an image, not a video"):
+    with pytest.raises(UserError, match=r"is an image\. Expected a video"):
         probe(path)
 
 

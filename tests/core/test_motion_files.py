@@ -330,7 +330,7 @@ def test_damaged_files_give_an_error_or_a_result(name):
             try:
                 motion = read_motion(broken, PLAN, (48, 64), "dense", mode=mode)
             except UserError as error:
-                assert "Expected" in str(error) or "can be decoded" in str(error), error
+                assert "expected" in str(error).lower() or "can be decoded" in str(error), error
                 outcomes.append("told")
             else:
                 assert motion.field.shape == (1, 2, 4, 48, 64) and motion.field.isfinite().all()

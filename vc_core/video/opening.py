@@ -193,7 +193,7 @@ def _videos(video: Media, container) -> list:
     tiles = any(stream.disposition & Disposition.dependent for stream in container.streams.video)
     still = container.metadata.get("major_brand", "").encode() in STILLS and len(decodable) < 2
     if name.endswith("_pipe") or still or (tiles and not streams):
-        raise UserError(f"{video} is an image, not a video. Pass a video file.")
+        raise UserError(f"{video} is an image. Expected a video. Pass another file.")
     if not streams:
         raise UserError(f"{video} contains no video stream. Expected a video. Pass another file.")
     return decodable or streams
