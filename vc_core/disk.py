@@ -13,7 +13,7 @@ from typing import Any
 from .errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors that more free space fixes."""
+"""Error numbers of a full disk or quota."""
 
 _ADVICE = {
     **dict.fromkeys(FULL, "Free space on its disk, then try again."),
@@ -182,7 +182,7 @@ def _check_parent(path: Path) -> None:
             f"{path} cannot be written because its folder does not exist. Create the folder {path.parent} or choose "
             "another one."
         )
-    if not os.access(path.parent, os.W_OK | os.X_OK):  # fail before the minutes of work
+    if not os.access(path.parent, os.W_OK | os.X_OK):  # fail early, before minutes of work
         raise WriteError(
             f"{path} cannot be written because its folder {path.parent} allows no new files (no permission, or a "
             "read-only disk). Change that or choose another folder."

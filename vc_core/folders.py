@@ -16,7 +16,7 @@ _OF_SYSTEMS = (
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a system creates files or folders of this name, including names that start with `._`."""
+    """Whether operating systems create files or folders of this name, including names that start with `._`."""
     return name.lower() in _OF_SYSTEMS or name.startswith("._")
 
 
@@ -79,7 +79,7 @@ def files_below(
                 if path.is_file():
                     files.append(path)
                 else:
-                    skip("name", "a broken link, or a device", path.relative_to(top))
+                    skip("path", "a broken link, or a device", path.relative_to(top))
     for (noun, reason), paths in skipped.items() if warn else ():
         warnings.warn(f"{top}: skipped {counted(len(paths), noun)} ({reason}): {shorten(paths, 3)}.", stacklevel=2)
     return sorted(files)

@@ -66,7 +66,7 @@ def test_broken_links_and_pipes_are_reported(data):
     (data / "loop.mp4").symlink_to(data / "loop.mp4")
     if hasattr(os, "mkfifo"):
         os.mkfifo(data / "pipe.mp4")
-    with pytest.warns(UserWarning, match=r"names \(a broken link, or a device\): gone\.mp4, loop\.mp4"):
+    with pytest.warns(UserWarning, match=r"paths \(a broken link, or a device\): gone\.mp4, loop\.mp4"):
         assert below(data) == ["a.mp4"]
 
 
