@@ -60,7 +60,7 @@ UNDAMAGED = -1
 
 
 def outcomes(module: str, jobs: Sequence[Job], numbers: range, folder: Path) -> Iterator[dict]:
-    """Yield the result for each damaged copy of each file: `job`, `case`, `outcome` ("right", "reported", or what went
+    """Yield the result for each damaged copy of each file: `job`, `case`, `outcome` ("right", "error", or what went
     wrong), `seconds` of processor time and `megabytes` above the start.
 
     Args:
@@ -127,7 +127,7 @@ def main() -> None:
             read(path)
             outcome = "right"
         except (UserError, BadSample) as error:
-            outcome = "reported" if _is_message(str(error)) else f"bad message: {str(error)[:300]!r}"
+            outcome = "error" if _is_message(str(error)) else f"bad message: {str(error)[:300]!r}"
         except Exception as error:
             outcome = f"{type(error).__name__}: {str(error)[:300]} at {_place(error)}"
         seconds, megabytes = time.process_time() - began, (_memory(peak=True) - before) / 2**20

@@ -242,7 +242,7 @@ def wrong(request, tmp_path, numbers):
     return [
         one | {"job": JOBS[one["job"]][0]}
         for one in found
-        if one["outcome"] not in (("right",) if one["case"] == UNDAMAGED else ("right", "reported"))
+        if one["outcome"] not in (("right",) if one["case"] == UNDAMAGED else ("right", "error"))
         or one["seconds"] > SECONDS
         or one["megabytes"] > MEGABYTES
     ]
