@@ -118,7 +118,7 @@ def find_models(folders: Sequence[Path]) -> dict[ModelFile, list[Path]]:
     from .checkpoint.files import SUFFIXES
 
     matches: dict[ModelFile, list[Path]] = {model: [] for model in MODELS}
-    for path in sorted({path for top in folders for path in files_below(top, hidden=True, tell=False)}):
+    for path in sorted({path for top in folders for path in files_below(top, hidden=True, warn=False)}):
         if path.name.lower().endswith(SUFFIXES):
             size, name = path.stat().st_size, path.name.lower()
             same_size = [model for model in MODELS if model.size == size]

@@ -281,6 +281,6 @@ def test_a_failed_save_leaves_nothing(tiny_unet, tiny_config, tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    with pytest.raises(UserError, match=r"x\.safetensors: cannot be written \(No space left on device\): make room"):
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be written \(No space left on device\)\. Free space"):
         save_checkpoint(tmp_path / "x.safetensors", tiny_config, {"model": to_released(tiny_unet)})
     assert list(tmp_path.iterdir()) == []

@@ -218,7 +218,7 @@ def test_the_record_of_an_output_file(compose, tiny_checkpoint, clip, picture, t
         (["--video", "CLIP", "--use", "mask"], "requires a mask"),
         (["--video", "CLIP", "--use", "depth"], "depth"),
         (["--video", "PICTURE", "--use", "motion"], "picture.png"),
-        (["--video", ".", "--use", "motion"], ".: is a folder without images"),
+        (["--video", ".", "--use", "motion"], "Expected a video, but . is a folder without images"),
         (["--video", "CLIP", "--use", "motion", "--frames", "500"], "too short"),
         (["--image", "CLIP"], "cannot be read as an image"),
         (["--image", "none.png"], "none.png"),
@@ -275,7 +275,7 @@ def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monke
     assert compose("-o", tmp_path / "folder.mp4") == 2
     assert "is a folder" in capsys.readouterr().err
     assert compose("--fps", 100, "-o", tmp_path / "out.gif") == 2
-    assert "100 frames a second" in capsys.readouterr().err
+    assert "100 frames per second" in capsys.readouterr().err
     copy = shutil.copy(clip, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
     assert compose("--video", copy, "--use", "motion", "-o", "clip.mp4") == 2

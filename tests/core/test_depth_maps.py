@@ -163,7 +163,7 @@ def test_a_folder_of_maps_is_read_in_the_order_of_numbers(tmp_path):
     maps = read_depth_maps(tmp_path, plan(3), size=(4, 4))
     assert maps.shape == (1, 1, 3, 4, 4)
     assert (maps[0, 0, :, 0, 0] * 255).round().tolist() == [1, 2, 10]
-    with pytest.raises(UserError, match="has 3 images for 4 frames"):
+    with pytest.raises(UserError, match="contains 3 images for 4 frames"):
         read_depth_maps(tmp_path, plan(4))
 
 

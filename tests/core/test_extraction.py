@@ -150,9 +150,9 @@ def test_from_an_image(picture, tmp_path):
         (("motion", "CLIP", "--preview", "."), "and something else is in it|is the current folder"),
         (("motion", "CLIP", "--size", "60x60"), "--size is 60x60. Expected multiples of 8"),
         (("motion", "CLIP", "-o", "x.pt"), "A condition is a .safetensors file, but its name is x.pt"),
-        (("motion", "CLIP", "--preview", "x.avi"), "no video is written as .avi"),
+        (("motion", "CLIP", "--preview", "x.avi"), "x.avi ends in .avi, which is not a supported video format"),
         (("motion", "nothing.mp4"), "nothing.mp4 does not exist, but FILE names it"),
-        (("motion", ".."), "..: is a folder without images"),
+        (("motion", ".."), "but .. is a folder without images"),
     ],
 )
 def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, message):

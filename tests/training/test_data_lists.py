@@ -261,7 +261,7 @@ def test_linked_folders_have_texts_too(tmp_path):
     folder_of(tmp_path, data__a_mp4="", data__a_txt="of a", more__b_mp4="", more__b_txt="of b")
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    with pytest.warns(UserWarning, match="1 linked folder that.*: loop"):
+    with pytest.warns(UserWarning, match=r"1 linked folder \(.*\): loop"):
         entries = read_captions(tmp_path / "data")
     assert [(entry.file, entry.caption) for entry in entries] == [("a.mp4", "of a"), ("linked/b.mp4", "of b")]
 

@@ -282,7 +282,7 @@ def test_a_save_that_fails_leaves_the_checkpoints_as_they_were(tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr("training.engine.os.fsync", fail)  # after the tensors, with the last of it
-        with pytest.raises(UserError, match=f"step-00000002: {ADVICE}make room"):
+        with pytest.raises(UserError, match=f"step-00000002 {ADVICE}Free space"):
             run.save(tmp_path)
     assert everything_in(tmp_path) == before
     run.save(tmp_path)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.core.moving_clips import OWN, encode, moving
 from tests.core.pictures import plan, read_mask
-from tests.fuzzing import WHOLE, outcomes
-from tests.hostile import made
+from tests.fuzzing import UNDAMAGED, outcomes
+from tests.hostile import encoded
 from tests.training.clips import EVERYTHING, generator
 from tests.training.shards import clips
 from training.data.folder import read_captions
@@ -127,7 +127,7 @@ def read_depth_settings(path):
 
 
 def _video(muxer, codec, pixels, *size):
-    return lambda path, host: made(path, muxer, codec, pixels, *size)
+    return lambda path, host: encoded(path, muxer, codec, pixels, *size)
 
 
 def _picture(mode, **options):
@@ -242,7 +242,7 @@ def wrong(request, tmp_path, numbers):
     return [
         result | {"job": JOBS[result["job"]][0]}
         for result in results
-        if result["outcome"] not in (("right",) if result["case"] == WHOLE else ("right", "error"))
+        if result["outcome"] not in (("right",) if result["case"] == UNDAMAGED else ("right", "error"))
         or result["seconds"] > SECONDS
         or result["megabytes"] > MEGABYTES
     ]

@@ -159,7 +159,7 @@ LONG, KEY = "x" * 20_000, "x" * 1000
     [
         (LAUGHS + "out: *k8\n", "more than 65536 values"),
         ("a0: &k0 [x, x]\n", "unknown key a0"),
-        ("out: &a [1, *a]", "alias inside of"),
+        ("out: &a [1, *a]", "an alias contains itself"),
         ("[" * 5000, "deeper than 64 levels"),
         (f"out: [{LONG}, {LONG}]", "recipe's out is"),
         (f"{KEY}: 1", "unknown key xxx"),

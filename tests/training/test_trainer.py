@@ -193,7 +193,7 @@ def test_a_users_error_of_all_ranks_is_said_once(recipe_file, tmp_path, reposito
     options = ["--out", str(recipe_file), "--ranks", "2", "--optimizer.accumulate", "2"]
     command = [sys.executable, "-m", "training", str(recipe_file), *options]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert run.returncode == 2 and "cannot be made a folder" in run.stderr
+    assert run.returncode == 2 and "cannot be created" in run.stderr
     assert run.stderr.count("vc: ") == 1
 
 
@@ -330,7 +330,7 @@ def test_recipes_that_differ_are_told_by_name():
 
 def test_on_a_full_disk_a_run_stops_and_goes_on_with_the_same_command(make, tmp_path):
     recipe = make("--steps", "2", "--engine.save-every", "1")
-    said = f"{recipe.out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
+    said = f"{recipe.out / 'checkpoints' / 'step-00000001'} cannot be written (File too large). "
     with files_up_to(300_000), pytest.raises(UserError, match=re.escape(said)):
         train(recipe)
     assert everything_in(recipe.out / "checkpoints") == []
@@ -342,7 +342,7 @@ def test_on_a_full_disk_a_run_stops_and_goes_on_with_the_same_command(make, tmp_
 def test_tensorboard_on_a_full_disk_says_no_more_than_the_sentence(make, tmp_path, capfd):
     recipe = make("--steps", "1")
     log = Log(tmp_path, recipe, World(), 1000)
-    with files_up_to(0), pytest.raises(UserError, match="tensorboard: cannot be written"):
+    with files_up_to(0), pytest.raises(UserError, match="tensorboard cannot be written"):
         for step in range(2000):
             log.video("noise", torch.rand(3, 2, 64, 64), step)
     log.leave()
@@ -369,7 +369,7 @@ def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tm
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, **limits)
 
     ended = start(preexec_fn=partial(limit_files, 300_000))
-    said = f"vc: {out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
+    said = f"vc: {out / 'checkpoints' / 'step-00000001'} cannot be written (File too large). "
     assert ended.returncode == 2 and ended.stderr.count(said) == 1, ended.stderr
     assert "Traceback" not in ended.stderr and everything_in(out / "checkpoints") == []
     with locked(out, "./vc train"):
@@ -388,7 +388,7 @@ def test_the_command_says_what_is_wrong_and_returns_2(recipe_file, monkeypatch, 
         ([], 2, "usage: vc train RECIPE"),
         (["--help"], 0, "training/recipes/stage1.yaml"),
         (["none.yaml"], 2, "vc: The recipe none.yaml cannot be read"),
-        ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be made a folder"),
+        ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be created"),
     ):
         monkeypatch.setattr(sys, "argv", ["vc train", *arguments])
         assert main() == status

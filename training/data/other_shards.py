@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from training.data.caption_lists import LONGEST, TEXTS, VIDEOS, Entry, entry_with_texts
 from training.data.tars import Member, compression, members_of
 from vc_core.errors import UserError, counted, shorten
-from vc_core.folders import put_there_by_systems
+from vc_core.folders import is_system_file
 from vc_core.video import IMAGES
 
 
@@ -74,7 +74,7 @@ def grouped(members: Iterable[Member]) -> tuple[list[tuple[Member, Mapping[str, 
     texts: dict[str, dict[str, dict[str, Member]]] = defaultdict(lambda: defaultdict(dict))
     for member in members:
         path = PurePosixPath(member.name)
-        if not path.name or any(part.startswith((".", "__")) or put_there_by_systems(part) for part in path.parts):
+        if not path.name or any(part.startswith((".", "__")) or is_system_file(part) for part in path.parts):
             continue
         stem, ending = str(path.with_suffix("")), path.suffix.lower()
         first = str(path.with_name(path.name.partition(".")[0]))

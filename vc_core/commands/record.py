@@ -17,7 +17,7 @@ from ..checkpoint.reading import BUNDLED as BUNDLED_FILE
 from ..checkpoint.tensors import DTYPES
 from ..composer import choose_device, choose_dtypes
 from ..errors import UserError, about, brief, spelled
-from ..folders import files_below, is_there
+from ..folders import exists, files_below
 from ..parsing import parse_json
 from ..progress import Progress
 from ..video.metadata import read_metadata
@@ -129,7 +129,7 @@ def with_current_inputs(
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
     option = as_option(name)
     old = BUNDLED_FILE if file["path"] == BUNDLED else Path(file["path"])
-    existing = [path for path in (old, source.absolute().parent / file["name"]) if is_there(path)]
+    existing = [path for path in (old, source.absolute().parent / file["name"]) if exists(path)]
     for path in existing:
         if file_hash(path, progress) == file["sha256"]:
             return path
@@ -191,7 +191,7 @@ def file_hash(path: Path, progress: Progress | None = None) -> str:
     For a folder: the SHA-256 of the names and sums of its files.
     """
     if path.is_dir():
-        files = files_below(path, hidden=True, tell=False)
+        files = files_below(path, hidden=True, warn=False)
         sums = "".join(f"{file.relative_to(path)} {file_hash(file, progress)}\n" for file in files)
         return hashlib.sha256(sums.encode()).hexdigest()
     stat = path.stat()
