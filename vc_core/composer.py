@@ -216,9 +216,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch.dtype, torch.dtype]:
     """The dtypes of the network's weights and of the computation, see `VideoComposer.load`."""
     computable = [name for name in DTYPES if name != "fp8"]
-    for option, name, known in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
-        if name not in ("auto", *known):
-            raise UserError(f"The {option} '{name}' is not supported. Expected auto, {', '.join(known)}.")
+    for option, name, supported in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
+        if name not in ("auto", *supported):
+            raise UserError(f"The {option} '{name}' is not supported. Expected auto, {', '.join(supported)}.")
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
     if compute == "auto":

@@ -39,7 +39,7 @@ def _describe(section: str) -> Tell:
     def describe(problem: Problem) -> str:
         value, path = problem.value, ".".join(("config", *problem.where))
         if problem.kind == "section":
-            return f"The checkpoint's {path} is a {type(value).__name__}. Expected a JSON object."
+            return f"The checkpoint's {path} has the type {type(value).__name__}. Expected a JSON object."
         if problem.kind == "keys":
             unknown = shown(sorted(value))
             return f"The checkpoint's {path} has unknown keys {unknown}. Update this pack to read them."

@@ -237,11 +237,11 @@ def _renamed(
 ) -> tuple[Tensor | None, Sampling, Tiling]:
     """`init`, `sampling` and `tiling` with values from deprecated arguments. Warn about these."""
     homes = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
-    known = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in homes.items()}
-    known["video"] = "init=..."
-    if unknown := [name for name in deprecated if name not in known]:
+    replacements = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in homes.items()}
+    replacements["video"] = "init=..."
+    if unknown := [name for name in deprecated if name not in replacements]:
         raise TypeError(f"compose() got an unexpected keyword argument {unknown[0]!r}")
-    names = ", ".join(f"{known[name]} instead of {name}=" for name in deprecated)
+    names = ", ".join(f"{replacements[name]} instead of {name}=" for name in deprecated)
     # Skip this function, `compose` and the wrapper of `torch.inference_mode`.
     warnings.warn(f"Some arguments of compose() are deprecated. Use {names}.", DeprecationWarning, stacklevel=4)
 

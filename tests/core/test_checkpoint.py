@@ -154,7 +154,7 @@ def test_config_survives_json():
         ("[" * 100_000, "not valid JSON"),
         ('{"frames": 1' + "0" * 5000 + "}", "not valid JSON"),
         ("[]", "Expected a JSON object"),
-        ('{"unet": 3}', "config.unet is a int. Expected a JSON object"),
+        ('{"unet": 3}', "config.unet has the type int. Expected a JSON object"),
     ],
 )
 def test_configs_that_cannot_be_meant(tmp_path, text, message):
