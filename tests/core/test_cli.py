@@ -105,11 +105,11 @@ def test_compose_notes_the_memory_that_it_needs(compose, tmp_path, capsys, monke
     assert "memory" not in capsys.readouterr().err
     monkeypatch.setattr("vc_core.commands.compose.NOTED", 0)
     assert compose(*words, tmp_path / "much.mp4") == 0
-    note = "vc: needs about 0.6 GB of memory: 0.0 for weights (fp16, offloaded), 0.6 for the program and, one after "
-    assert note in capsys.readouterr().err
+    message = "vc: This run needs about 0.6 GB of memory: 0.0 for weights (fp16, offloaded), 0.6 for the program, and "
+    assert message in capsys.readouterr().err
     monkeypatch.setattr("vc_core.memory.available", lambda device: 10**8)
     assert compose(*words, tmp_path / "too-much.mp4") == 0
-    assert "; 0.1 GB are free, too few: try dtype fp8, or a smaller size" in capsys.readouterr().err
+    assert ". 0.1 GB are free, which is not enough. Try dtype fp8, or a smaller size" in capsys.readouterr().err
 
 
 def test_every_condition_and_setting_changes_the_video(tiny_composer, clip, picture, tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ def test_overrides_are_stored_in_the_converted_file(tmp_path, capsys):
 
 def test_overrides_that_are_not_possible_are_refused(tiny_checkpoint, tmp_path, capsys):
     for options, message in (
-        (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr goes with the prediction v_pre"),
+        (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr requires the prediction v_pre"),
         (["--size", "6x3"], "WIDTHxHEIGHT"),
         (["--few-steps", "maybe"], "expected yes or no"),
     ):
@@ -238,9 +238,9 @@ def test_text_is_composed_and_other_inputs_are_refused(text_composer):
     sampling = Sampling(steps=2)
     video = compose(text_composer, "a cat", sampling=sampling)
     assert video.shape == (1, 3, 3, 32, 40) and not torch.equal(video, compose(text_composer, "", sampling=sampling))
-    with pytest.raises(UserError, match="takes no style: it was trained without one; leave the style image out"):
+    with pytest.raises(UserError, match=r"does not support style: it was trained without it. Remove the style image"):
         compose(text_composer, style=Style(torch.rand(1, 3, 8, 8)), sampling=sampling)
-    with pytest.raises(UserError, match="has no STC-encoder for 'single_image': it was trained with none"):
+    with pytest.raises(UserError, match="does not support 'single_image': it was trained with no conditions"):
         compose(text_composer, conditions=[Condition("single_image", torch.rand(1, 3, 1, 32, 40))], sampling=sampling)
 
 
@@ -256,9 +256,9 @@ def test_unsupported_inputs_are_refused_before_any_work(text_composer, monkeypat
         ("motion", {"pan": (0.1, 0.0)}),
         ("single_image", {"image": tmp_path / "a.png"}),
     ):
-        with pytest.raises(UserError, match=f"has no STC-encoder for '{name}'.*leave that condition out"):
+        with pytest.raises(UserError, match=f"does not support '{name}'.*Remove '{name}'"):
             make_conditions(Settings(**settings), None, text_composer.config)
     monkeypatch.setattr(compose, "make_conditions", None)
     (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match="takes no style"):
+    with pytest.raises(UserError, match="does not support style"):
         compose.run(Settings(style=tmp_path / "a.png", out=tmp_path / "a.mp4"), text_composer)

@@ -93,7 +93,7 @@ def make_conditions(
     """
     separate = {"motion": settings.moves_by_hand, "single_image": settings.image, "single_sketch": settings.sketch}
     for name in (*settings.use, *filter(separate.get, separate)):
-        config.unet.check_takes(name)
+        config.unet.check_supports(name)
     plain = options_of(settings)
 
     def make(name: str, clip: Any, options: Options = plain) -> Extracted:
