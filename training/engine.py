@@ -166,7 +166,7 @@ class Learner:
         return norms, outcomes
 
     def _weight(self, lane: Lane) -> float:
-        """Return the loss weight of a batch. Gradients are averaged over all ranks, so few ranks need a large weight."""
+        """Return the loss weight of a batch. Gradients are averaged over all ranks, so few ranks need more weight."""
         data = self.recipe.data
         return data[lane.domain].weight / sum(d.weight for d in data) * self.world.size / lane.ranks
 

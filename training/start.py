@@ -53,7 +53,7 @@ def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     if config.few_steps:
         warnings.warn(
             f"{recipe.start.checkpoint} was distilled for few sampling steps, but this training does not preserve "
-            "that: videos with few steps get worse the longer it trains. Start from a checkpoint that was not distilled.",
+            "that: videos with few steps get worse the longer it trains. Start from another checkpoint.",
             stacklevel=2,
         )
     config = _config_of(recipe, config)

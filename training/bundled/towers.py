@@ -1,9 +1,9 @@
 """Training of the bundled checkpoint's text and image towers, on frames and captions of synthetic scenes.
 
 The loss is contrastive, on pairs of a frame and a caption. A single frame does not show motion, so the towers would
-never learn words of direction and pace. So linear read-outs of the text layer that the network uses are trained on these
-words too, and others on the contents of a frame, which needs far fewer steps than contrast alone. Read-outs are not
-saved.
+never learn words of direction and pace. So linear read-outs of the text layer that the network uses are trained on
+these words too, and others on the contents of a frame, which needs far fewer steps than contrast alone. Read-outs are
+not saved.
 """
 
 from __future__ import annotations
