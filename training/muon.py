@@ -20,7 +20,8 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
 """Newton-Schulz steps per round, in which only the Gram matrix is multiplied. With two rounds float32 is as accurate as
 with single steps (1e-5 of the norm); one round of five steps loses accuracy (7e-4). bfloat16 does not work: its
-rounding makes small eigenvalues negative, which the polynomials multiply until results are hundreds of times too big."""
+rounding makes small eigenvalues negative, which the polynomials multiply until results are hundreds of times too large.
+"""
 
 
 def falling(phase: float, floor: float) -> float:

@@ -1,8 +1,8 @@
 """Measures of how well videos follow their conditions: pure functions of a video's features and the truth, and a table.
 
 Every function returns one figure for each of B videos, (B,) float32, or pairs of target and measured values, (B,
-points, 2); NaN if nothing can be measured, for example if the object was not found. Lengths are in frame widths, so that
-different sizes can be compared.
+points, 2); NaN if nothing can be measured, for example if the object was not found. Lengths are in frame widths, so
+that different sizes can be compared.
 """
 
 from __future__ import annotations

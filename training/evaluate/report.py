@@ -120,8 +120,8 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
         f"*Given*: with the {noun}'s own condition. *Shuffled*: with another {noun}'s. *Absent*: without it. "
         f"Everything else is the same, including the noise. *Source*: the {noun} itself, encoded and decoded by the "
         f"checkpoint's autoencoder, which a perfect network would reach. *Over shuffled*: given minus shuffled, paired "
-        f"by {noun} and seed. *Together*: with all conditions at once, in percent of the measure's own trial; above 100 % is better. "
-        f"The end-point error is {error}."
+        f"by {noun} and seed. *Together*: with all conditions at once, in percent of the measure's own trial; above "
+        f"100 % is better. The end-point error is {error}."
     )
     if settings.data is None:
         reading += (
