@@ -62,15 +62,18 @@ def tell(problem: Problem) -> str:
     if problem.kind == "section":
         expected = "keys and values"
     elif problem.kind == "range" and (limit := limits(problem.item_hint)):
-        expected = (
-            f"{limit['ge']:g} or more" if limit.get("le", MORE) == MORE else f"{limit['ge']:g} to {limit['le']:g}"
-        )
+        low, high = (f"{number:g}" if isinstance(number, float) else number for number in _ends(limit))
+        expected = f"{low} or more" if high == MORE else f"{low} to {high}"
         value = float(value) if bare(hint) is float else value
     else:
         where, value, hint = (*where, *problem.inner), problem.item, problem.item_hint
         value, expected = list(value) if isinstance(value, tuple) else value, words(hint, ranges=False)
     name = f"Recipe key {_joined(*where)}" if where else "The recipe"
     return f"{name} is {shown(value)}. Expected {expected}."
+
+
+def _ends(limit: dict[str, Any]) -> tuple[float, float]:
+    return limit["ge"], limit.get("le", MORE)
 
 
 def _joined(*where: str | int) -> str:
