@@ -51,7 +51,7 @@ Count = Annotated[int, Field(ge=1, le=MORE)]
 Amount = Annotated[int, Field(ge=0, le=MORE)]
 
 
-def tell(problem: Problem) -> str:
+def message_of(problem: Problem) -> str:
     """Return the message for a problem in a recipe."""
     where, value, hint = problem.where, problem.value, problem.hint
     if problem.kind == "keys":
@@ -254,7 +254,7 @@ class Watch:
     network."""
 
 
-@checked(tell)
+@checked(message_of)
 class Recipe:
     """All settings of a run."""
 
@@ -373,7 +373,7 @@ def from_plain(plain: Any) -> Recipe:
     Raises:
         UserError: a key is unknown, or a value has a wrong type or range. The message names the key.
     """
-    return build(Recipe, plain, tell)
+    return build(Recipe, plain, message_of)
 
 
 def _with_files(value: Any, folder: Path | None) -> Any:

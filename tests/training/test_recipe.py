@@ -60,7 +60,7 @@ def test_files_are_searched_in_the_recipes_folder_and_bundled_is_the_bundled_che
         ("train: {lora_alpha: -1}", r"lora_alpha is -1"),
         ("data:\n  - {batch: 0}", r"data\.0\.batch is 0\. Expected 1 or more"),
         ("data: []", "no domain"),
-        ("engine: {keep: true}", r"engine\.keep is True\. Expected an? (whole number|integer)"),
+        ("engine: {keep: true}", r"engine\.keep is True\. Expected an? (\w+ number|integer)"),
         ("engine: {compile: 1}", "Expected true or false"),
         ("stage: 3", "Expected one of 1, 2"),
         ("height: 100", "multiples of 8"),

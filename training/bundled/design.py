@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from training.recipe import tell
+from training.recipe import message_of
 from training.trainer import changed
 from vc_core.config import Config
 from vc_core.configuration import build, checked
@@ -25,7 +25,7 @@ SLACK = 0.5
 _OF_TIME = ("shares", "most_minutes", "least_minutes")  # may change, because they do not change the checkpoint's design
 
 
-@checked(tell)
+@checked(message_of)
 class PartPlan:
     """How a part is trained. `batch` is the number of frames or pairs per step of all ranks, by device type."""
 
@@ -33,7 +33,7 @@ class PartPlan:
     learning_rate: float
 
 
-@checked(tell)
+@checked(message_of)
 class NetworkPlan:
     """How the network is trained. Numbers are for all ranks together; dictionaries are by device type."""
 
@@ -48,7 +48,7 @@ class NetworkPlan:
     no_style: float
 
 
-@checked(tell)
+@checked(message_of)
 class Design:
     """Everything about a run except its budget, its device and its start."""
 
@@ -68,7 +68,7 @@ def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
         UserError: a file cannot be read, or a key or value is wrong or missing.
     """
     try:
-        design = build(Design, parse_json(path.read_text(encoding="utf-8")), tell)
+        design = build(Design, parse_json(path.read_text(encoding="utf-8")), message_of)
         return design, Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # TypeError for missing keys
         raise UserError(f"Cannot read {path} as a design ({error}). Pass a JSON file such as {RECIPE}.") from error
