@@ -61,8 +61,8 @@ def _method_note(result: Extracted) -> str:
     if "model" in how:
         return f"Depth network: {how['model']}."
     if "method" in how:
-        lacks = "" if how["method"] == "pidinet" else " (PiDiNet's files were not found)"
-        return result.note and f"Sketch method: {how['method']}{lacks}."
+        reason = "" if how["method"] == "pidinet" else " (PiDiNet's files were not found)"
+        return result.note and f"Sketch method: {how['method']}{reason}."
     return "" if "maps" in how else result.note
 
 

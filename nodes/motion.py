@@ -169,7 +169,8 @@ class VCMotionFromTracks(io.ComfyNode):
                 easing_input(),
                 *advanced(
                     io.Combo.Input("falloff", options=list(FALLOFFS), default="gaussian",
-                                   tooltip="How the motion fades within the radius: gaussian = gradually, hard = not."),
+                                   tooltip="How the motion weakens with distance. gaussian = gradually, hard = full "
+                                           "strength up to the radius."),
                     io.Combo.Input("spacing", options=list(SPACINGS), default="index",
                                    tooltip="index: equal time between points, so distant points mean fast motion. "
                                            "length: constant speed along the track."),

@@ -53,8 +53,8 @@ class VC3DUNetSampler(io.ComfyNode):
                                        "VideoLCM lcm_released). To reproduce the authors' code, use ddim_released "
                                        "with ddim, lcm_released with lcm."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the noise schedule to run. Below 1, the video at latent is changed "
-                                       "instead of generating a new one."),
+                               tooltip="Fraction of the noise schedule to run. Below 1, the sampler changes the "
+                                       "video at 'latent' instead of generating a new one."),
                 *advanced(
                     io.Int.Input("context_length", default=0, min=0, max=100000,
                                  tooltip="Frames per window in long videos. 0 = the checkpoint's training length."),

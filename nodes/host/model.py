@@ -119,7 +119,7 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         return self.model_config.unet_config["videocomposer"]
 
     def memory_required(self, input_shape: Sequence[int], *args: Any, **kwargs: Any) -> float:
-        """Return the bytes that a prediction needs besides the weights. ComfyUI's formula is for other networks."""
+        """Return a prediction's memory in bytes, without the weights. ComfyUI's formula is for other networks."""
         dtype = self.manual_cast_dtype or self.get_dtype()
         batch, _, *shape = input_shape
         config = self.videocomposer

@@ -82,14 +82,10 @@ def test_each_node_says_which_part_of_the_clip_it_used(scene, kind):
     of_images = scene.add(kind, video=images, **extra)
     scene.add("SaveImage", images=of_images[1], filename_prefix="seconds")
     result = scene.host.run(scene.graph)
-    shown_notes = [
-        note for sort, (node, note) in ((k, d) for k, d in result.events if k == "text") if node == of_images
-    ]
-    first, *others = shown_notes[0].splitlines()
-    assert len(shown_notes) == 1 and first == "80 frames were spread over 16."
-    assert len(others) == (kind == "VCMaskSequence") and all(
-        "of the picture is painted anew" in note for note in others
-    )
+    texts = [text for sort, (node, text) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
+    first, *others = texts[0].splitlines()
+    assert len(texts) == 1 and first == "80 frames were spread over 16."
+    assert len(others) == (kind == "VCMaskSequence") and all("of the picture is painted anew" in n for n in others)
 
 
 def test_a_note_says_if_a_mask_paints_nothing_or_has_no_white(scene):
@@ -114,4 +110,7 @@ def test_a_note_says_if_a_mask_paints_nothing_or_has_no_white(scene):
 def test_the_loader_says_what_the_bundled_checkpoint_knows(scene):
     scene.add("SaveLatent", samples=scene.encode(model=scene.add("VCCheckpointLoader", weight_dtype="bf16"))[2])
     (note,) = [note for note in scene.host.run(scene.graph).notes if note.startswith("This checkpoint")]
-    assert "only knows simple drawn shapes at 64x64" in note and "https://www.modelscope.cn/models/damo/VideoComposer" in note
+    assert (
+        "only knows simple drawn shapes at 64x64" in note
+        and "https://www.modelscope.cn/models/damo/VideoComposer" in note
+    )

@@ -78,9 +78,7 @@ PATCHES = {
     # the network's layers
     "FreeU": Row(),
     "FreeU_V2": Row(),
-    "HyperTile": Row(
-        {"tile_size": 32}, effect=False
-    ),  # works at the latent's own size, where this network has no attention
+    "HyperTile": Row({"tile_size": 32}, effect=False),  # for attention at the latent's size, which is not used here
     "PatchModelAddDownscale": Row(),
     "SkipLayerGuidanceDiT": Row(SKIP, **NOWHERE),
     "SkipLayerGuidanceDiTSimple": Row(SKIP, **NOWHERE),
