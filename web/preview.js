@@ -217,9 +217,9 @@ app.registerExtension({
   settings: [
     {
       id: SETTING,
-      name: "Preview all frames of a video during sampling",
+      name: "Preview all frames of a video while it is sampled",
       category: ["VideoComposer", "Sampling", "Preview"],
-      tooltip: "Shows a looping animation on the sampling node.",
+      tooltip: "A looping animation on the node that samples.",
       type: "boolean",
       defaultValue: true,
     },

@@ -1,13 +1,13 @@
-"""Write the templates and their thumbnails, with two running ComfyUIs that have the pack:
+"""Makes this folder's templates and their pictures, with a ComfyUI that runs and has the pack:
 
     python workflows/build.py http://127.0.0.1:8188 --later http://127.0.0.1:8189 [--pictures] [NAME ...]
 
-The first is the oldest supported version: the files contain its widgets, and it renders the thumbnails. The second is
-the newest version: it sets the room that nodes need, and has nodes that the oldest one does not have.
+The first is the oldest version that the pack runs on, whose widgets the files hold, and which makes the pictures; the
+other the newest one, for the room that nodes need there, and for the nodes that only it has.
 
-ComfyUI lists the folder's *.json as the pack's templates under their file names, so a number sets their order.
-`templates.py` has the graphs, `layout.py` turns them into files. A released template stays loadable for ever:
-tests/host/test_templates.py freezes it.
+ComfyUI lists the folder's *.json as the pack's templates, each under its file's name: so they begin with a number, by
+their use. `templates.py` has the graphs, `layout.py` makes a file of one. A template that was released stays loadable
+for ever: tests/host/test_templates.py freezes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent
 
 
 def run(url: str, graph: dict[str, Any]) -> dict[str, Any]:
-    """Run a graph in API format and return what its nodes show: node id -> output."""
+    """What the nodes of a graph in API format show: node id -> output."""
     data, headers = json.dumps({"prompt": graph}).encode(), {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(f"{url}/prompt", data, headers)) as answer:
         number = json.load(answer)["prompt_id"]
@@ -45,7 +45,7 @@ def fetched(address: str) -> Any:
 
 
 def pictures(url: str, files: list[dict[str, str]]) -> list[Any]:
-    """Return the frames of the images or videos that a node saved, as PIL images."""
+    """The frames of what a node saved, images or a video, as PIL images."""
     import av
     from PIL import Image, ImageSequence
 
@@ -62,19 +62,19 @@ def pictures(url: str, files: list[dict[str, str]]) -> list[Any]:
 
 
 def evenly(frames: list[Any], count: int, skip: int = 0) -> list[Any]:
-    """Select frames evenly from the first to the last, and drop the first `skip` of the selection."""
+    """So many of the frames, from the first to the last; the earliest `skip` of the choice are left out."""
     return [frames[round(i * (len(frames) - 1) / (skip + count - 1))] for i in range(skip, skip + count)]
 
 
 def thumbnail(url: str, graph: Graph, columns: int = 3, side: int = 128) -> Any:
-    """Run a template and return its thumbnail: a row of its previews, if any, then the video's frames."""
+    """A template's picture, from a run: a row of what its nodes show, if any, then the video's frames."""
     from PIL import Image
 
     outputs = run(url, prompt(graph))
     *previews, video = (pictures(url, outputs[node]["images"]) for node in sorted(outputs, key=int))
     cells = [preview[0] for preview in previews[:-1]]
     if previews:
-        cells += evenly(previews[-1], columns - len(cells), skip=1)  # the first frame of a motion is empty
+        cells += evenly(previews[-1], columns - len(cells), skip=1)  # a motion begins with none
     cells += evenly(video, columns * columns - len(cells))
     sheet = Image.new("RGB", (columns * side, columns * side))
     for i, cell in enumerate(cells):
@@ -84,12 +84,10 @@ def thumbnail(url: str, graph: Graph, columns: int = 3, side: int = 128) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "url", help="URL of a running ComfyUI of the oldest supported version, such as http://127.0.0.1:8188"
-    )
-    parser.add_argument("--later", metavar="URL", required=True, help="URL of one of the newest version")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="templates to write (default: all)")
-    parser.add_argument("--pictures", action="store_true", help="also run the templates and write their thumbnails")
+    parser.add_argument("url", help="of a running ComfyUI of the oldest version, such as http://127.0.0.1:8188")
+    parser.add_argument("--later", metavar="URL", required=True, help="of one of the newest version")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="templates; by default all")
+    parser.add_argument("--pictures", action="store_true", help="also run them, and make their thumbnails")
     arguments = parser.parse_intermixed_args()
     nodes, later = (fetched(f"{url}/object_info") for url in (arguments.url, arguments.later))
     for name in arguments.names or TEMPLATES:

@@ -1,7 +1,7 @@
-"""Graphs of ComfyUI nodes, and their files for the page: nodes with positions and sizes, links, groups, a note.
+"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with places and sizes, links, groups, a note.
 
-The page has two renderers, LiteGraph's canvas and HTML ("Nodes 2.0"), and newer ComfyUIs give some nodes more widgets.
-Each node gets the largest room that it may need.
+The page draws nodes by one of two renderers, LiteGraph's canvas or HTML ("Nodes 2.0"), and later versions of ComfyUI
+give some nodes more widgets: a node gets the room that it needs at most.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DYNAMIC, GROWING = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3"
-"""Types of newer ComfyUIs: a combo whose options add inputs, and a list of inputs that grows with its links."""
+"""Newer ComfyUIs' list whose choice brings inputs of its own, and their list of inputs that grows with its links."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 KINDS = ("required", "optional")
 AFTER = ("control_after_generate", "fixed")
@@ -22,7 +22,7 @@ AFTER = ("control_after_generate", "fixed")
 TITLE, SLOT = 30, 20
 GAP, MARGIN, HEADING, TALLEST = 40, 20, 34, 1600
 WIDTH = 330
-SIZES = {  # of nodes that show images or contain long texts
+SIZES = {  # of nodes that show something, or hold long texts
     "CLIPTextEncode": (360, 120),
     "ComfyMathExpression": (330, 200),
     "PreviewImage": (330, 340),
@@ -38,22 +38,22 @@ GROWS = {
     "GetImageSize": 70,
     **dict.fromkeys(("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader"), 40),
 }
-"""The most pixels by which a node grows: for an image and a note during a run, or an error about a missing file."""
+"""By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
 NOTE_LINE, NOTE_LETTERS = 20, 66
-"""Height of a line in a note, and its number of letters. A note of 18 lines, with empty ones, fits `NOTE`."""
+"""Height of a note's line, and how many letters it holds; a note of 18 lines, with the empty ones, fits `NOTE`."""
 BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """The parts of a node's height without its title, in pixels, as measured on the page.
+    """What the height of a renderer's nodes adds up from, in pixels, as measured on the page; the title is not counted.
 
     Attributes:
-        widget: height of a widget.
-        ends: space above, between and below sockets and widgets.
+        widget: height of one widget.
+        ends: what is above, between and below the sockets and the widgets.
         badge: the name of the pack, below nodes that are not ComfyUI's own.
-        button: below nodes whose advanced widgets are folded away; 0 if they are shown like others.
+        button: below nodes with advanced widgets, which are folded away; 0 where they are shown like others.
     """
 
     widget: int
@@ -62,14 +62,14 @@ class Renderer:
     button: int = 0
 
     def height(self, info: dict[str, Any]) -> int:
-        """Return the height of a node with this /object_info."""
+        """Of a node of which /object_info says this."""
         kinds = [spec for _, spec in specs(info, {})]
         rows = max(sum(not is_widget(spec) for spec in kinds), len(info["output"]))
         shown = [options(spec) for spec in kinds if is_widget(spec)]
-        folded = [item for item in shown if self.button and item.get("advanced")]
+        folded = [one for one in shown if self.button and one.get("advanced")]
         count = len(shown) - len(folded)
         if self is CANVAS:
-            count += sum(bool(item.get("control_after_generate")) for item in shown)
+            count += sum(bool(one.get("control_after_generate")) for one in shown)
         own = info["python_module"].startswith("custom_nodes")
         return rows * SLOT + count * self.widget + self.ends + own * self.badge + bool(folded) * self.button
 
@@ -78,7 +78,7 @@ CANVAS, HTML = RENDERERS = Renderer(24, 16), Renderer(28, 14, badge=24, button=2
 
 
 class Output(NamedTuple):
-    """An output of a node, for links."""
+    """An output of a node, as others connect to it."""
 
     node: int
     slot: int
@@ -89,7 +89,7 @@ class Node:
     """A node of a graph; `node["mask"]` and `node[3]` are its outputs.
 
     Attributes:
-        models: required files, {"name", "url", "directory"}, which the page offers to download.
+        models: files that it needs, {"name", "url", "directory"}, which the page offers to download.
     """
 
     number: int
@@ -112,24 +112,25 @@ class Node:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The saved (width, height), as LiteGraph draws it."""
+        """(width, height) that it is saved with: as LiteGraph draws it."""
         return SIZES.get(self.kind) or (WIDTH, CANVAS.height(self.info))
 
     @property
     def room(self) -> int:
-        """The largest height in any renderer and version, with its title and what it shows."""
+        """The height that it takes at most, in any renderer and version, with its title and what it shows."""
         drawn = (renderer.height(info) for renderer in RENDERERS for info in (self.info, self.later))
         return TITLE + max(self.size[1], *drawn) + GROWS.get(self.kind, 0)
 
 
 @dataclass
 class Graph:
-    """Nodes in the order in which they were added; links point forward.
+    """Nodes in the order in which they were added: links point forward.
 
     Attributes:
-        info: ComfyUI's /object_info.
+        info: what ComfyUI's /object_info says about every node.
         groups: titles of the groups, from left to right.
-        later: /object_info of a newer version, for the room of its nodes, and for nodes that only it has.
+        later: what that of a later version says: nodes leave room for what they have there, and those that only it has
+            can be used.
     """
 
     info: dict[str, Any]
@@ -138,16 +139,16 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
-        """Add a node. Widgets that are not passed keep their defaults. Raises KeyError for unknown inputs."""
+        """Adds a node; widgets that are not given keep their defaults. Raises KeyError for inputs that it has not."""
         info = self.info.get(kind) or self.later[kind]
-        available = dict(specs(info, inputs))
-        if unknown := set(inputs) - set(available):
-            raise KeyError(f"{kind} has no inputs {sorted(unknown)}. Expected some of {list(available)}.")
+        known = dict(specs(info, inputs))
+        if unknown := set(inputs) - set(known):
+            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
         links = {name: value for name, value in inputs.items() if isinstance(value, Output)}
-        own = [name for name, spec in available.items() if is_widget(spec) and name not in links]
-        values = {name: inputs.get(name, default(available[name])) for name in own}
+        own = [name for name, spec in known.items() if is_widget(spec) and name not in links]
+        values = {name: inputs.get(name, default(known[name])) for name in own}
         if extra := set(inputs) - set(links) - set(values):
-            raise KeyError(f"{kind}: {sorted(extra)} are sockets. Pass the output of a node.")
+            raise KeyError(f"{kind}: {sorted(extra)} are sockets, which take the output of a node")
         later = self.later.get(kind, info)
         node = Node(len(self.nodes) + 1, kind, group, title or "", values, links, info, later)
         self.nodes.append(node)
@@ -155,16 +156,16 @@ class Graph:
 
 
 def specs(info: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return (name, spec in /object_info) of a node's inputs, in the page's order.
+    """(name, what /object_info says) of a node's inputs, in the page's order.
 
-    A combo that adds inputs is followed by those of its option in `values`, or of its default, named like
-    `format.codec`. A growing list has its first two inputs, named like `values.a`.
+    Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`. Of
+    one that grows there are the first two, named as `values.a`.
     """
     return [
-        item
+        one
         for kind in KINDS
         for name in info["input_order"].get(kind, ())
-        for item in with_inner(name, info["input"][kind][name], values)
+        for one in with_inner(name, info["input"][kind][name], values)
     ]
 
 
@@ -197,7 +198,7 @@ def default(spec: Any) -> Any:
 
 
 def widgets(node: Node) -> list[tuple[str, Any]]:
-    """Return (name, value) of a node's widgets, as the page stores them."""
+    """(name, value) of a node's widgets, as the page stores them."""
     stored = []
     for name, spec in specs(node.info, node.values):
         if is_widget(spec):
@@ -208,7 +209,7 @@ def widgets(node: Node) -> list[tuple[str, Any]]:
 
 
 def prompt(graph: Graph) -> dict[str, Any]:
-    """Return the graph in ComfyUI's API format."""
+    """The graph in ComfyUI's API format."""
     return {
         str(node.number): {
             "class_type": node.kind,
@@ -224,7 +225,7 @@ def prompt(graph: Graph) -> dict[str, Any]:
 
 
 def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
-    """Return the graph in the page's file format, version 0.4, laid out, with a note at the top left."""
+    """The graph as the page saves and loads it, version 0.4, laid out, with a note at the top left."""
     size = note_size(note)
     groups = arrange(graph, size[1])
     types = {Output(n.number, i): kind for n in graph.nodes for i, kind in enumerate(n.info["output"])}
@@ -252,8 +253,8 @@ def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
 
 
 def ordered(node: Node) -> list[tuple[str, Any]]:
-    """Return a node's inputs in the page's numbering: sockets first, then inputs with a widget."""
-    return sorted(specs(node.info, node.values), key=lambda item: is_widget(item[1]))
+    """A node's inputs as the page numbers them: sockets, then those that have a widget too."""
+    return sorted(specs(node.info, node.values), key=lambda one: is_widget(one[1]))
 
 
 def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list[list[Any]]) -> dict[str, Any]:
@@ -318,9 +319,9 @@ def note_node(number: int, text: str, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def arrange(graph: Graph, note: int) -> list[dict[str, Any]]:
-    """Place the nodes in columns, group by group from left to right, and return the groups' boxes.
+    """Places the nodes, group by group from left to right, each in columns; returns the groups' boxes.
 
-    The first group is below the note, whose height is `note`.
+    The first group stands below the note, which is so high.
     """
     boxes, left = [], 0
     for title in graph.groups:
@@ -341,7 +342,7 @@ def arrange(graph: Graph, note: int) -> list[dict[str, Any]]:
 
 
 def columns(nodes: list[Node], tallest: int) -> list[list[Node]]:
-    """Split the nodes into columns, in their order, so that none is too tall."""
+    """The nodes in their order, a new column begun where one would be too tall."""
     tall = itertools.accumulate((node.room + GAP // 2 for node in nodes), initial=0)
     result: list[list[Node]] = []
     begun = 0

