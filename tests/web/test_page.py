@@ -110,7 +110,7 @@ def test_what_is_drawn_on_a_picture_is_what_moves(browser, renderer):
     kept = seen.result["kept"]
     assert kept["before"] == [True, 2, 512] and kept["characters"] < 5000
     assert [kept[step] for step in ("undone", "loaded", "back")] == [[True, 1, 512]] * 3
-    assert kept["copied"] and "not the shape of its background" in kept["bent"]
+    assert kept["copied"] and "different shapes, so the tracks do not fit" in kept["bent"]
     assert kept["away"] == [False, 1, 512, "Background…"]
     assert "gone.png is not in ComfyUI's input folder" in kept["gone.png [input]"][1]
     assert "run again" in kept["gone.png [temp]"][1]
