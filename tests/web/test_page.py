@@ -113,7 +113,7 @@ def test_the_object_under_the_drawn_track_moves(browser, renderer):
     assert states["copied"] and "different shapes, so the tracks do not fit" in states["bent"]
     assert states["away"] == [False, 1, 512, "Background…"]
     assert "gone.png is not in ComfyUI's input folder" in states["gone.png [input]"][1]
-    assert "run again" in states["gone.png [temp]"][1]
+    assert "Run again to see it" in states["gone.png [temp]"][1]
     assert [states[name][::2] for name in ("gone.png [input]", "gone.png [temp]")] == [[0, "Background…"]] * 2
 
     panel = report.result["panel"]
