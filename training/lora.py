@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vc_core.checkpoint.files import save_tensors
 from vc_core.checkpoint.loading import on_meta
-from vc_core.checkpoint.lora import ALPHA, DOWN, UP, read_lora, tell_unused
+from vc_core.checkpoint.lora import ALPHA, DOWN, UP, read_lora, warn_unused
 from vc_core.checkpoint.tensors import StateDict
 from vc_core.config import Config
 from vc_core.errors import UserError, counted, shorten
@@ -92,7 +92,7 @@ def load_lora(unet: UNet3D, path: str | Path) -> list[str]:
             f"{path} changes {counted(len(unmatched), 'layer')} that no linear layer of the network matches "
             f"({shorten(unmatched)}), and training goes on with linear layers alone: give a LoRA of those."
         )
-    tell_unused(lora)
+    warn_unused(lora)
     layers = {name: LoRALinear(linear[name], low.rank, low.alpha) for name, low in lora.changes.items()}
     with torch.no_grad():
         for name, low in lora.changes.items():

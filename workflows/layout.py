@@ -141,12 +141,12 @@ class Graph:
     def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
         """Add a node; other widgets keep their defaults. Raises KeyError for inputs that the node does not have."""
         info = self.info.get(kind) or self.later[kind]
-        known = dict(specs(info, inputs))
-        if unknown := set(inputs) - set(known):
-            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
+        by_name = dict(specs(info, inputs))
+        if unknown := set(inputs) - set(by_name):
+            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(by_name)}")
         links = {name: value for name, value in inputs.items() if isinstance(value, Output)}
-        own = [name for name, spec in known.items() if is_widget(spec) and name not in links]
-        values = {name: inputs.get(name, default(known[name])) for name in own}
+        own = [name for name, spec in by_name.items() if is_widget(spec) and name not in links]
+        values = {name: inputs.get(name, default(by_name[name])) for name in own}
         if extra := set(inputs) - set(links) - set(values):
             raise KeyError(f"{kind}: {sorted(extra)} are sockets, which need the output of a node")
         later = self.later.get(kind, info)

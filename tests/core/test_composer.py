@@ -162,7 +162,7 @@ def test_a_tower_of_another_width_is_passed_over(in_pieces, tiny_composer):
     files = [in_pieces / name for name in ("sd15.safetensors", "text.pth")]
     composer = VideoComposer.load(in_pieces / "model.safetensors", files, device="cpu")
     assert torch.isfinite(composed(composer, "a circle", steps=1)).all()
-    with pytest.raises(UserError, match=r"sd15\.safetensors .*text tower is 768 wide, expected 16"):
+    with pytest.raises(UserError, match=r"sd15\.safetensors .*text tower has width 768, expected 16"):
         VideoComposer.load(in_pieces / "model.safetensors", files[:1])
 
 
@@ -180,7 +180,7 @@ def test_a_part_that_no_file_brings_is_named(in_pieces):
         VideoComposer.load(in_pieces / "model.safetensors", [in_pieces / "text.pth"])
     with pytest.raises(UserError, match=r"comes without the text tower: give, .*OpenCLIP"):
         VideoComposer.load(in_pieces / "model.safetensors", [in_pieces / "vae.safetensors"])
-    with pytest.raises(UserError, match=r"vae\.safetensors holds no 'model' part, the network: it has vae"):
+    with pytest.raises(UserError, match=r"vae\.safetensors contains no 'model' part \(the network\), only vae"):
         VideoComposer.load(in_pieces / "vae.safetensors")
 
 

@@ -184,7 +184,7 @@ def test_wrong_autoencoders_are_named(kl):
     with pytest.raises(UserError, match=r"decoder\.conv_in\.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):
         load(state | sixteen)
     video = {"decoder.up.0.block.0.time_stack.in_layers.0.weight": torch.zeros(32)}
-    with pytest.raises(UserError, match=r"has no place for \(decoder\.up\.0\.block\.0\.time_stack"):
+    with pytest.raises(UserError, match=r"autoencoder does not have \(decoder\.up\.0\.block\.0\.time_stack"):
         load(state | video)
     transposed = {"encoder.mid.attn_1.q.weight": torch.zeros(64, 1, 64, 1)}
     with pytest.raises(UserError, match=r"attn_1\.q\.weight is \(64, 1, 64, 1\)"):
@@ -203,7 +203,7 @@ def test_towers_are_read_and_written_in_every_layout(clip, tmp_path, layout):
     save_tensors(tmp_path / "image.safetensors", image.tensors.state())
     files = [open_tensors(tmp_path / name) for name in ("text.safetensors", "image.safetensors")]
     assert [find_parts(file.shapes) for file in files] == [{name: (layout, "")} for name in ("text", "image")]
-    loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), whole=True)
+    loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), complete=True)
     assert_same_state(loaded, clip)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     for written, module in ((text, text_tower(loaded)), (image, loaded.visual)):
@@ -264,7 +264,7 @@ def test_the_last_text_block_is_neither_needed_nor_loaded(clip, layout):
     assert len(load_towers(TINY, text, None).transformer.resblocks) == 2
     assert torch.equal(encode_text(short, PROMPTS), encode_text(clip, PROMPTS))
     with pytest.raises(UserError, match=r"lacks \d+ tensors of the text tower"):
-        load_towers(TINY, as_part("text", layout, state), None, whole=True)
+        load_towers(TINY, as_part("text", layout, state), None, complete=True)
     fewer = {k: v for k, v in state.items() if not k.startswith(f"{blocks}1.")}
     with pytest.raises(UserError, match=r"lacks \d+ tensors of the text tower \(.*\.1\."):
         load_towers(TINY, as_part("text", layout, fewer), None)
@@ -287,11 +287,11 @@ def test_one_tower_works_without_the_other(clip):
 def test_towers_of_another_width_are_told_so(clip):
     text, image = tower_parts(clip, "transformers")
     with pytest.raises(
-        UserError, match=r"x\.safetensors is of another model: its text tower is 32 wide, expected 1024"
+        UserError, match=r"x\.safetensors belongs to another model: its text tower has width 32, expected 1024"
     ):
         load_towers(TowersConfig(), text, None)
     with pytest.raises(
-        UserError, match=r"x\.safetensors is of another model: its image tower is 48 wide, expected 1280"
+        UserError, match=r"x\.safetensors belongs to another model: its image tower has width 48, expected 1280"
     ):
         load_towers(TowersConfig(), None, image)
     with pytest.raises(UserError, match=r"positional_embedding|position_embedding"):

@@ -178,12 +178,12 @@ def test_a_note_says_if_steps_or_size_do_not_suit_the_network(wired):
     wiring.scene.add("SaveLatent", samples=wiring.scene.encode(model=text, **VIDEO)[2])
     notes = wiring.scene.host.run(wiring.scene.graph).notes
     (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
-    assert assumed.endswith("many steps; but for few_steps, as was said")
-    assert any(note.endswith("take 576x320, 24 frames and a window of 24 for it") for note in notes)
-    assert sorted(note.split(":")[0].split(", and ")[1] for note in notes if "was distilled" in note) == [
-        "20 with a guidance of 1 spoil the video", "4 with a guidance of 7 spoil the video",
+    assert assumed.endswith("many steps. Your own settings apply for few_steps.")
+    assert any(note.endswith("Use 576x320, 24 frames and a window of 24 for it.") for note in notes)
+    assert sorted(note.split(". ")[0].split("; ")[1] for note in notes if "was distilled" in note) == [
+        "20 steps with guidance scale 1 spoil the video", "4 steps with guidance scale 7 spoil the video",
     ]  # fmt: skip
-    assert len([note for note in notes if note.startswith("64x64 is far from 448x256")]) == 3
+    assert len([note for note in notes if note.startswith("The frame size 64x64 is far from 448x256")]) == 3
 
 
 def test_a_network_without_style_or_conditions_refuses_them_by_name(wired):

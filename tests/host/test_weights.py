@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.host.reference import compose_latent, karras_sigmas, pan_motion
 from tests.host.scene import BUNDLED, TEXT, Scene, error
-from tests.scaled import quantised, whole
+from tests.scaled import quantised, tensorwise
 from vc_core.checkpoint.reading import BUNDLED as BUNDLED_FILE
 from vc_core.conditions import Condition
 
@@ -89,7 +89,7 @@ def test_weights_of_every_type_give_about_the_same_video(scene):
 
 @pytest.mark.parametrize(("spelling", "marks"), [("scale_weight", "old"), ("weight_scale", "tensors")])
 def test_weights_with_scales_give_about_the_same_video(scene, spelling, marks):
-    state, metadata, _ = quantised(BUNDLED_FILE, spelling, whole, marks)
+    state, metadata, _ = quantised(BUNDLED_FILE, spelling, tensorwise, marks)
     name = f"scaled_{marks}.safetensors"
     save_file(state, scene.host.checkpoints / name, metadata)
     stc = scene.encode(**conditions(scene))

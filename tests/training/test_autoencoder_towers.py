@@ -131,7 +131,7 @@ def test_wrong_autoencoder_files_are_named(ae):
     load = loading.load_autoencoder
     with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensor.*taesd_decoder.1.weight"):
         load(vae_part({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"}))
-    with pytest.raises(UserError, match=r"has no place for \(taesd_decoder.surplus\)"):
+    with pytest.raises(UserError, match=r"does not have \(taesd_decoder.surplus\)"):
         load(vae_part(state | {"taesd_decoder.surplus": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"taesd_decoder.1.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):
         load(vae_part(state | {"taesd_decoder.1.weight": torch.zeros(64, 16, 3, 3)}))

@@ -112,7 +112,7 @@ def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
         files[f"unet.{names[name]}.lora_B.weight"] = layer.lora_up.weight.detach()
     text = {f"text_encoder.text_model.layers.0.fc1.lora_{end}.weight": torch.zeros(2, 2) for end in "AB"}
     save_file({**files, **text}, tmp_path / "peft.safetensors")
-    with pytest.warns(UserWarning, match="the changes of 1 layer are not used .text_encoder"):
+    with pytest.warns(UserWarning, match="The changes of 1 layer are not used .text_encoder"):
         load_lora(unet, tmp_path / "peft.safetensors")
     assert torch.equal(output(unet), output(other))
     merge_lora(unet)
@@ -134,8 +134,8 @@ def test_keys_that_match_nothing_are_errors(unet, tmp_path):
     down = f"diffusion_model.{names[0]}.lora_down.weight"
     for wrong, said in (
         ({**good, "lora_unet_down.lora_up.weight": torch.zeros(1)}, "lora_unet_down"),
-        ({key: tensor for key, tensor in good.items() if key != down}, "lacks"),
-        ({**good, down: good[down][:, :-1].contiguous()}, "another network"),
+        ({key: tensor for key, tensor in good.items() if key != down}, "has no down tensor"),
+        ({**good, down: good[down][:, :-1].contiguous()}, "Use a LoRA of this network"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
         with pytest.raises(UserError, match=said):

@@ -34,13 +34,13 @@ async function load([name, pack]) {
   const thumbnail = (await fetch(address("jpg"))).ok;
   await app.loadGraphData(structuredClone(file), true, true);
   const { prompt, error } = await app.graphToPrompt().then((prompt) => ({ prompt }), (error) => ({ error: String(error) }));
-  const known = (node) => node.type in LiteGraph.registered_node_types;
+  const exists = (node) => node.type in LiteGraph.registered_node_types;
   const saved = app.graph.serialize();
   const old = new Map(file.nodes.map((node) => [node.id, node]));
   return {
     thumbnail,
     error,
-    missing: app.graph.nodes.filter((node) => !known(node) || node.has_errors).map((node) => node.type),
+    missing: app.graph.nodes.filter((node) => !exists(node) || node.has_errors).map((node) => node.type),
     nodes: [file.nodes.length, saved.nodes.length],
     links: [file.links.length, saved.links.length],
     changed: saved.nodes

@@ -204,8 +204,8 @@ def test_a_run_from_the_page_is_previewed_frame_by_frame(browser):
 @pytest.mark.skipif(not TEMPLATES, reason="there are no templates in workflows/")
 def test_every_template_loads_as_it_was_saved_and_nothing_overlaps(browser, renderer):
     graphs = {template.stem: json.loads(template.read_text()) for template in TEMPLATES}
-    known = {*browser.host.object_info(), "MarkdownNote"}
-    names = [name for name, graph in graphs.items() if {node["type"] for node in graph["nodes"]} <= known]
+    available = {*browser.host.object_info(), "MarkdownNote"}
+    names = [name for name, graph in graphs.items() if {node["type"] for node in graph["nodes"]} <= available]
     assert len(names) >= len(graphs) - 1  # one template needs nodes that only later ComfyUIs have
     report = browser.play("load_templates.js", templates=names, pack=PACK_FOLDER, viewport=WIDE, settings=renderer)
     assert not [text for text in report.complaints if not any(words in text for words in DOWNLOAD)]

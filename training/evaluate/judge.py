@@ -69,7 +69,7 @@ def load_judge(named: Path | None, composer: VideoComposer, parts: Collection[Pa
     if text is not None and not {"text_projection", "text_projection.weight"} & set(text.tensors.shapes):
         missing["text"] = f"{text.tensors.source} has no text projection"
         text = None
-    model = load_towers(configs[0], text, found.get("image"), device=composer.device, whole=True)
+    model = load_towers(configs[0], text, found.get("image"), device=composer.device, complete=True)
     return Judge(source, model, missing)
 
 
