@@ -217,9 +217,9 @@ app.registerExtension({
   settings: [
     {
       id: SETTING,
-      name: "Preview all frames of a video while it is sampled",
+      name: "Preview all frames of a video during sampling",
       category: ["VideoComposer", "Sampling", "Preview"],
-      tooltip: "A looping animation on the node that samples.",
+      tooltip: "Shows a looping animation on the sampling node.",
       type: "boolean",
       defaultValue: true,
     },

@@ -39,8 +39,8 @@ PARTS = {  # for a network without its parts: stock loader -> address of the fil
                          "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision"),
 }  # fmt: skip
 SMALL = (
-    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, and 12 steps do; larger ones want 20 "
-    "or more."
+    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames. 12 steps are enough for it; larger "
+    "checkpoints need 20 or more."
 )
 
 
@@ -330,7 +330,7 @@ def more_frames_a_second(graph: Graph) -> None:
     rate = graph.add(
         "ComfyMathExpression",
         VIDEO,
-        title="Frames a second",
+        title="Frames per second",
         expression="a * b",
         **{"values.a": fps, "values.b": times[0]},
     )
@@ -393,108 +393,108 @@ def published_network(graph: Graph) -> None:
 
 TEMPLATES = {
     "01 Text to video": Template(
-        "Makes a video from a line of text.",
-        "the text: a circle, square, triangle, diamond, star or ring, in a colour, on stripes, checks, blobs or a "
+        "Generates a video from a line of text.",
+        "the text: a circle, square, triangle, diamond, star or ring in a colour, on stripes, checks, blobs or a "
         "gradient in two colours.",
-        "other seeds, and a higher cfg where the text counts too little.",
+        "other seeds, or a higher cfg if the video does not follow the text.",
         text_to_video,
     ),
     "02 Motion from a clip": Template(
-        "The text says what the video shows, the clip how it moves.",
-        "the clip: connect Load Video in place of the example, and set frame_rate to the frames that you want of a "
+        "The text says what the video shows, the clip says how it moves.",
+        "the clip: connect Load Video instead of the example, and set frame_rate to the number of frames to use per "
         "second.",
-        "another direction of the example, or end_percent 0.5: the motion then sets the layout alone.",
+        "another direction of the example, or end_percent 0.5: the motion then only sets the layout.",
         text_motion_transfer,
     ),
     "03 Image with motion from a clip": Template(
-        "The video begins with an image and moves as a clip does.",
-        "the image: connect Load Image to Single Image; and the clip, by Load Video.",
-        "strength 0 at Motion Vectors: without a motion the network makes up its own.",
+        "The video starts with an image and moves like a clip.",
+        "the image (connect Load Image to Single Image) and the clip (connect Load Video).",
+        "strength 0 on Motion Vectors: without a motion, the network invents one.",
         image_motion_transfer,
     ),
     "04 Motion along drawn tracks": Template(
-        "The video begins with an image, and what the mask marks follows a track that you draw.",
-        "the track: draw it on the node's canvas; and the image, with a mask of what moves.",
-        "several tracks, or no mask: a radius around each track moves then.",
+        "The video starts with an image, and the masked part follows a track that you draw.",
+        "the track (draw it on the node's canvas), and the image with a mask of what should move.",
+        "several tracks, or no mask: then a circle around the start of each track moves.",
         motion_by_hand_tracks,
     ),
     "05 Motion of a camera": Template(
-        "A camera moves while the disc follows a drawn track: motions are added by the socket 'add_to'.",
-        "pan_right, pan_down, zoom and roll; unplug the track by wiring Camera Motion straight to STC Encode.",
-        "larger checkpoints: the bundled one was trained on objects that move, and follows the track but no camera.",
+        "A camera moves while the disc follows a drawn track: the socket 'add_to' adds two motions.",
+        "pan_right, pan_down, zoom and roll. To remove the track, connect Camera Motion directly to STC Encode.",
+        "larger checkpoints: the bundled one was trained on moving objects, and follows the track but not the camera.",
         motion_by_hand_camera,
     ),
     "06 Restyle a video": Template(
-        "Paints a video anew by a text: sampling begins at its own frames, sketches and depth hold it together, and "
-        "its sound is kept.",
+        "Repaints a video as a text says. Sampling starts from its frames, sketches and depth keep its layout, "
+        "and its sound stays.",
         "the video: connect Load Video to Get Video Components, and the frames to Depth Sequence with input set to 'a "
-        "video' and a depth network in models/videocomposer; or unplug the depth.",
-        "denoise: at 0.4 the video stays nearer to itself, at 0.8 the text says more.",
+        "video' and a depth network in models/videocomposer. Or disconnect the depth.",
+        "denoise: at 0.4 the result stays closer to the video, at 0.8 closer to the text.",
         restyled_video,
     ),
     "07 Repaint an area that moves": Template(
-        "Paints an area anew that moves with the clip, and keeps the rest.",
-        "the text, the clip, and the mask: one for all frames, or one for each.",
-        "white set to 'area to keep': the disc stays and the ground is painted.",
+        "Repaints an area that moves with the clip, and keeps the rest.",
+        "the text, the clip, and the mask: one for all frames, or one for each frame.",
+        "white set to 'area to keep': the disc stays and the background is repainted.",
         inpainting_moving_mask,
     ),
     "08 Depth from a clip": Template(
-        "The text says what the video shows, depth maps say what is near and where.",
+        "The text says what the video shows, depth maps say what is where and how near.",
         "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
-        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
+        "end_percent 0.4: then the depth sets the layout and the text sets the outlines.",
         text_depth,
     ),
     "09 Depth with the style of an image": Template(
-        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
+        "Depth maps say what is where, an image sets the style, and the text leaves the colours open.",
         "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
-        "the strength of the style: at 0 the colours are anyone's guess.",
+        "the strength of the style: at 0 the colours are random.",
         text_depth_style,
     ),
     "10 Sketches from a clip": Template(
         "The text says what the video shows, a sketch of every frame says where the outlines are.",
-        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
-        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
+        "the clip: connect Load Video. The method 'pidinet' draws sketches as in the released network's training.",
+        "your own sketches: connect an image batch and set the method to 'is a sketch'.",
         text_sketch_sequence,
     ),
     "11 One sketch with the style of an image": Template(
-        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
-        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
-        "the strength of the style, or a text that names other colours than the image has.",
+        "One sketch says what is where, an image sets the style, and the text leaves the colours open.",
+        "the sketch (connect Load Image and set the matching method), and the two colours of the style image.",
+        "the strength of the style, or a text with other colours than the image.",
         single_sketch_style,
     ),
     "12 Long video in windows": Template(
-        "Makes twice as many frames as the checkpoint was trained for, in windows that overlap.",
-        "frames at Motion from Tracks; the video is as long as its longest condition.",
-        "a larger context_overlap: seams get softer and sampling slower.",
+        "Generates twice as many frames as the checkpoint was trained for, in overlapping windows.",
+        "frames on Motion from Tracks. The video is as long as its longest condition.",
+        "a larger context_overlap: seams become softer and sampling slower.",
         long_video_context_windows,
     ),
     "13 More frames a second": Template(
-        "Puts frames between those of a video, with ComfyUI's own interpolation node, which came in 2026.",
+        "Adds frames between those of a video, with ComfyUI's own interpolation node (new in 2026).",
         f"nothing, but download {INTERPOLATION} (the page offers it) into models/frame_interpolation.",
         "4 times as many frames.",
         more_frames_a_second,
         build_thumbnail=text_motion_transfer,
     ),
     "14 Everything together": Template(
-        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: the disc of the clip "
-        "is replaced by another one.",
-        "the strength of any condition; 0 is the same as unplugging it.",
-        "start_percent and end_percent: let motion and depth begin, and style end.",
+        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: they replace the disc "
+        "of the clip by another one.",
+        "the strength of any condition. 0 is the same as disconnecting it.",
+        "start_percent and end_percent: for example motion and depth at the beginning, style at the end.",
         everything_together,
     ),
     "15 Large network with the style of an image": Template(
-        "Makes a video from a line of text and the style of an image with TF-T2V, 448 x 256, 16 frames. Size, steps, "
-        "cfg, sampler and scheduler are at auto: as the network recommends.",
-        "the text, and the image; without one, bypass Style Embed and Load CLIP Vision.",
-        "VideoLCM, 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
-        "non_ema_228000.pth, 256 x 256, at few_steps 'auto'.",
+        "Generates a video from a line of text and the style of an image with TF-T2V: 448 x 256, 16 frames. Size, "
+        "steps, cfg, sampler and scheduler are set to auto, as the network recommends.",
+        "the text and the image. To use no image, bypass Style Embed and Load CLIP Vision.",
+        "VideoLCM with 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
+        "non_ema_228000.pth, 256 x 256, with few_steps 'auto'.",
         published_network,
         build_thumbnail=text_to_video,
-        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer; "
-        "it is not for commercial use. The page offers the other three. If the browser saves the image encoder as "
-        "model.safetensors, choose that in Load CLIP Vision.\n\n"
-        "VGen, where these networks are from, adds to each text\n\n"
-        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand has as negative text\n\n"
+        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer. "
+        "It is not for commercial use. The page offers the other three files. If the browser saves the image encoder "
+        "as model.safetensors, choose that name in Load CLIP Vision.\n\n"
+        "VGen, the source of these networks, adds this to every text:\n\n"
+        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand uses this negative text:\n\n"
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
     ),

@@ -7,7 +7,7 @@ from tests.host.test_templates import frozen_of, links_of
 
 SIDES = {"VCSketchSequence": 96, "MotionVectorExtract": 96, "VCSingleImage": 96, "VCCameraMotion": 96}
 """Side of the enlarged images of conditions for the bundled checkpoint, which have 32 x 32 pixels."""
-SECONDS = "Seconds 0.00 to 3.75 of the clip, 4 frames a second."
+SECONDS = "Uses 0.00 s to 3.75 s of the clip, 4 frames per second."
 
 
 def conditions_graph(host, speed):
@@ -52,7 +52,7 @@ def test_condition_nodes_show_what_the_network_sees_and_old_workflows_mean_the_s
             assert shown["height"] > 60, (kind, shown)  # an older page shows them in their own size
         notes = {kind: shown["note"] for kind, shown in run["shown"].items()}
         assert notes["VCSketchSequence"] == notes["MotionVectorExtract"] == SECONDS
-        assert notes["VCCheckpointLoader"].startswith("This checkpoint knows simple drawn shapes at 64x64 only.")
+        assert notes["VCCheckpointLoader"].startswith("This checkpoint only knows simple drawn shapes at 64x64.")
     expected = frozen_of(old_workflow(), browser.host.object_info())
     assert {number: links_of(node) for number, node in report.result["output"].items()} == {
         number: links_of(node) for number, node in expected.items()
