@@ -208,7 +208,7 @@ def test_vectors_grow_with_the_video_and_not_with_the_map():
 
 @pytest.fixture(scope="module")
 def composers(tiny_composer):
-    """One network, told that it takes conditions of each size."""
+    """One network, configured for each size of conditions."""
     results = {}
     for scale in SCALES:
         config = dataclasses.replace(tiny_composer.config, extraction=extraction(scale))

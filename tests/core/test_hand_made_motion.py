@@ -278,7 +278,7 @@ def test_a_whole_roll_and_a_whole_zoom_arrive():
         field, here = camera_field(move, 16, SIZE), np.array([42.0, 24.0])
         for frame in range(1, 16):
             start = here
-            for _ in range(60):  # the field is told at the place of arrival
+            for _ in range(60):  # the field is defined at the end of each step
                 here = start + at(field, frame, here)
         assert here == pytest.approx(target, abs=1e-2)
 

@@ -105,7 +105,7 @@ def test_a_folder_must_have_an_image_a_frame(tmp_path):
         read_mask(tmp_path, 2, size=(8, 8))
 
 
-# --- labels, and what is told ---------------------------------------------------------------------------------
+# --- labels, and the note -------------------------------------------------------------------------------------
 
 
 def labels():

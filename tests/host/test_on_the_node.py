@@ -85,7 +85,7 @@ def test_each_node_says_which_part_of_the_clip_it_used(scene, kind):
     texts = [text for sort, (node, text) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
     first, *others = texts[0].splitlines()
     assert len(texts) == 1 and first == "80 frames were spread over 16."
-    assert len(others) == (kind == "VCMaskSequence") and all("of the picture is painted anew" in n for n in others)
+    assert len(others) == (kind == "VCMaskSequence") and all("of the frame area is repainted" in n for n in others)
 
 
 def test_a_note_says_if_a_mask_paints_nothing_or_has_no_white(scene):
@@ -100,9 +100,9 @@ def test_a_note_says_if_a_mask_paints_nothing_or_has_no_white(scene):
     scene.add("SaveImage", images=scene.add("VCMaskSequence", video=clip[1], mask=mask)[1], filename_prefix="mask")
     notes = " ".join(scene.host.run(scene.graph).notes)
     for words in (
-        "nothing is painted anew",
-        "all of the picture is painted anew",
-        "50 percent of the picture is painted",
+        "nothing is repainted",
+        "the entire frame is repainted",
+        "50 percent of the frame area is repainted",
     ):
         assert words in notes
 
