@@ -211,7 +211,7 @@ def test_options_do_something(clip, level, tmp_path, kind, common, option):
 def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
     out, frames = tmp_path / "x.safetensors", ("--frames", 2)
     assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "-o", out) == 0
-    assert "0.0142 became the depth 0 and 0.982 became 2 (percentiles 2 and 98)" in capsys.readouterr().out
+    assert "levels 0.0142 and 0.982 (percentiles 2 and 98) were mapped to the depths 0 and 2" in capsys.readouterr().out
     how = json.loads(open_tensors(out).metadata["videocomposer"])["how"]
     assert how["levels"] == pytest.approx([0.02, 0.98], abs=0.01)
     assert (how["became"], how["percentiles"], how["scale"]) == ([0, 2], [2, 98], None)

@@ -104,7 +104,7 @@ def test_the_known_motion_of_images_is_found(tmp_path, name, mode):
     middle = motion.field[0, :, 1:, SHOWN, SHOWN]
     assert (middle[0] - 9).abs().median() < 0.5 and middle[1].abs().median() < 0.5
     if mode == "stream":
-        assert motion.why.endswith("gives no block vectors")
+        assert motion.why.endswith("decoder exports no motion vectors")
 
 
 @pytest.mark.parametrize("ending", ["webp", "avif", "png", "gif"])

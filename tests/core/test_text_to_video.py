@@ -203,7 +203,7 @@ def test_overrides_that_are_not_possible_are_refused(tiny_checkpoint, tmp_path, 
     for options, message in (
         (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr requires the prediction v_pre"),
         (["--size", "6x3"], "WIDTHxHEIGHT"),
-        (["--few-steps", "maybe"], "expected yes or no"),
+        (["--few-steps", "maybe"], "Expected yes or no"),
     ):
         try:
             status = main(["info", str(tiny_checkpoint), *options])

@@ -37,8 +37,8 @@ class Reencode:
         if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would remain
             advice = "Crop it"
         raise UserError(
-            f"{what}: The frames have {width} by {height} pixels, but the motion encoder {self.codec} supports at most "
-            f"{self.largest} per side. {advice}."
+            f"{what} has frames of {width} by {height} pixels, but the motion encoder {self.codec} supports at most "
+            f"{self.largest} pixels per side. {advice}."
         )
 
     def filters(self, nominal_height: int | None = None) -> list[tuple[str, str]]:
