@@ -55,7 +55,8 @@ FAMILIES = (
         "VideoComposer",
         lambda unet: True,
         {},
-        "The metadata contains no config, so the released settings are used, with head width 64.",
+        "The metadata contains no config, so head width 64 and the released values of all other settings that the "
+        "shapes do not show are used.",
     ),
 )
 

@@ -245,6 +245,6 @@ def test_a_panorama_is_reported_and_works_at_the_suggested_height(tmp_path, caps
     command = [str(word) for word in (*command, "--size", "64x64")]
     assert cli.main(command) == 2
     message = capsys.readouterr().err
-    assert "wide.mkv has frames of 8400 by 64 pixels" in message and "--nominal-height 62" in message
+    assert "wide.mkv: Motion would be extracted at 8400 by 64 pixels" in message and "--nominal-height 62" in message
     assert cli.main([*command, "--nominal-height", "62"]) == 0
     assert cli.main([*command, "--mode", "stream"]) == 0  # with another encoder, which supports the size

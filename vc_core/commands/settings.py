@@ -228,7 +228,8 @@ class Settings:
         "how near things look in --depth-maps: bright (default) or dark", "bright"
     )
     depth_scale: Positive | None = _setting(
-        "depth value of the nearest point in --depth-maps, 0 to 10 (default: percentiles 2 and 98 become 0 and 2)"
+        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: percentiles 2 and 98 "
+        "become 0 and 2)"
     )
     mask: File | None = _setting("area to repaint: an image, a video, or a folder of images")
     mask_white: White = _setting("what to do with the white area of --mask: paint (default) or keep", "paint")
@@ -260,8 +261,8 @@ class Settings:
     image: File | None = _setting("first frame of the video (condition single_image)")
     sketch: File | None = _setting("drawing to follow (condition single_sketch)")
     sketch_lines: Literal["bright", "dark", "none"] | None = _setting(
-        "lines of --sketch: dark or bright; none: it is a photo, and --sketch-method finds the lines (default: dark; "
-        "none if --sketch-method is set for it)"
+        "lines of the drawing: dark or bright; none: it is a photo, and --sketch-method finds the lines (default: "
+        "dark; none if --sketch-method is set for it)"
     )
     style: File | None = _setting("image that sets the style of the video")
     strength: Strengths = _setting("strength of a condition, e.g. motion=0.5 (default: 1); may be repeated", {})

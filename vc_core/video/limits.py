@@ -126,4 +126,4 @@ def megapixels_option() -> Any:
     from ..terminal import option
 
     help = f"largest image or frame to decode (default: {MEGAPIXELS:g}; or set {VARIABLE})"
-    return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels, above 0 to 2000", "N")] | None, help)
+    return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels above 0, up to 2000", "N")] | None, help)
