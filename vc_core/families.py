@@ -114,8 +114,8 @@ def odd_settings(
     trained = (config.height, config.width)
     if any(max(side, usual) > FAR * min(side, usual) for side, usual in zip(size, trained, strict=True)):
         yield (
-            f"The frame size {width}x{height} is far from {config.width}x{config.height}, the network's size as far as "
-            "is known. Objects may repeat or disappear. Choose a size closer to it."
+            f"The frame size {width}x{height} is far from {config.width}x{config.height}, at which the network was "
+            "probably trained. Objects may repeat or disappear. Choose a size closer to it."
         )
     if config.few_steps and (steps > MOST_OF_FEW or guidance > 1.0):
         yield (
