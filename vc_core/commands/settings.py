@@ -71,7 +71,8 @@ def _check_names(names: Iterable[Any], allowed: Iterable[str]) -> None:
     for name in names:
         if name not in allowed:
             raise ValueError(
-                f"Unknown condition '{spelled(name)}'. Expected some of {', '.join(allowed)}.{nearest(name, allowed)}"
+                f"Unknown condition '{spelled(name)}'. Expected one or more of {', '.join(allowed)}."
+                f"{nearest(name, allowed)}"
             )
 
 
@@ -276,7 +277,9 @@ class Settings:
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
 
-    out: File | None = _setting("output file: .mp4, .webm, .gif or .webp; or a folder for .png frames")
+    out: File | None = _setting(
+        "output file: .mp4, .webm, .gif or .webp; or a folder for .png frames (required, if no settings file names it)"
+    )
     sheet: File | None = _setting("also write a contact sheet to this .png file")
     frames: Count | None = _setting("number of frames (default: the checkpoint's)")
     size: Size | None = _setting("size in pixels, multiples of 8 (default: the checkpoint's)")

@@ -125,5 +125,5 @@ def megapixels_option() -> Any:
     """Return the type annotation of a command's parameter `--max-megapixels`."""
     from ..terminal import option
 
-    help = f"largest image or frame to decode (default: {MEGAPIXELS:g}; or set {VARIABLE})"
+    help = f"largest image or frame to decode, in megapixels (default: {MEGAPIXELS:g}; or set {VARIABLE})"
     return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels above 0, up to 2000", "N")] | None, help)
