@@ -66,7 +66,7 @@ def test_a_track_may_carry_a_box():
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("", "not valid JSON"),
+        ("", "There are no tracks"),
         ("[{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "no tracks"),

@@ -84,7 +84,7 @@ MOST_TEXT = 2**26
 _PACKED = {  # chunks of a PNG -> the bytes before their compressed part
     b"zTXt": rb"[^\0]*\0.",
     b"iCCP": rb"[^\0]*\0.",
-    b"iTXt": rb"[^\0]*\0\1.[^\0]*\0[^\0]*\0",
+    b"iTXt": rb"[^\0]*\0\x01.[^\0]*\0[^\0]*\0",
 }
 
 

@@ -80,6 +80,8 @@ def parse_tracks(source: str | Sequence[Any] | Mapping[str, Any], name: str = "T
     Raises UserError for any other format, for no points, and for numbers that are not finite.
     """
     if isinstance(source, str):
+        if not source.strip():
+            raise UserError(f"{name}: There are no tracks. {_EXPECTED}.")
         try:
             # Some editors write Python's quotes. Tracks contain no text that this could damage.
             source = parse_json(source.replace("'", '"'))
