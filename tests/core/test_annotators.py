@@ -71,7 +71,7 @@ def small_simplifier_state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder that holds both files of the released sketch, small, one of them deeper down."""
+    """A folder with both files of the released sketch, small, one of them in a subfolder."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "annotators").mkdir()
     state = {f"module.{name}": tensor for name, tensor in released_pidinet_state().items()}

@@ -270,7 +270,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(UserError, match=r"There is no checkpoint at .*none\.safetensors"):
+    with pytest.raises(UserError, match=r"There is no checkpoint at .*none\.safetensors. Check the path\."):
         read_checkpoint(tmp_path / "none.safetensors")
 
 

@@ -373,7 +373,7 @@ def test_the_style_of_a_video_and_names_with_colons(clip, tmp_path):
     assert probe(tmp_path / "a:b.mp4").frames == 1
 
 
-def test_tracks_beside_the_video_are_told(tmp_path, capsys):
+def test_tracks_with_a_video_are_refused(tmp_path, capsys):
     (tmp_path / "tracks.json").write_text(json.dumps([{"x": 300, "y": 300}, {"x": 480, "y": 300}]))
     assert vc("compose", "--tracks", tmp_path / "tracks.json", "-o", tmp_path / "x.mp4") == 2
     assert "Set --canvas WIDTHxHEIGHT" in capsys.readouterr().err

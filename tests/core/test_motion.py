@@ -195,7 +195,7 @@ def test_a_nominal_height_scales_the_source(mode):
     assert_moves(field, 3, -2)
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     seen = []
     read_motion(encode(None, moving(1, 0), **OWN), PLAN, (32, 32), progress=lambda *each: seen.append(each))
     assert seen == [("motion", n, 4) for n in (1, 2, 3, 4)]
