@@ -143,7 +143,7 @@ class DrawResult:
     Attributes:
         tensor: in the format that the checkpoint expects, see `Condition`.
         notes: automatic decisions that the user should know about.
-        rate: frames sampled per second of the source VIDEO; None if the source is no VIDEO.
+        rate: frames sampled per second of the source VIDEO; None if the source is not a VIDEO.
     """
 
     tensor: Tensor

@@ -117,7 +117,7 @@ def test_from_an_image(picture, tmp_path):
         assert vc("extract", kind, picture, "-o", out, "--preview", tmp_path / "x.png", *options) == 0
         condition = open_tensors(out).state()["condition"]
         assert condition.shape == shape and condition.min() >= 0 and condition.max() <= 1
-    # A drawing that is one already keeps its filled shape, which edges would have hollowed.
+    # A finished drawing keeps its filled shape; edges would only have kept its outline.
     assert condition[0, 0, 0, 192, 192] > 0.4
 
 
@@ -239,7 +239,7 @@ def test_a_first_frame_needs_no_long_clip_and_is_the_sequences_first(tmp_path):
     for kind in ("single_image", "single_sketch", "style"):
         assert vc("extract", kind, short, "-o", out) == 0, kind
     assert json.loads(open_tensors(out).metadata["videocomposer"])["frames"] == 1
-    # 16 of its 30 frames, 17 a second: the first one shown is not that of the usual 4 a second
+    # 16 of its 30 frames at 17 per second: the first frame differs from that of the usual 4 per second
     assert vc("extract", "single_image", long, "--size", "64x64", "-o", out) == 0
     plan = plan_frames(probe(long))
     expected = read_frames(long, plan, (96, 96))[:, :, :1]
@@ -316,7 +316,7 @@ def test_a_drawing_is_the_same_condition_for_both_commands(
     mine = open_tensors(out).state()["condition"]
     assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
     assert "is read as a drawing with dark lines" in capsys.readouterr().out or options
-    # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
+    # The image's background is black. With dark lines it becomes bright; as a photo it has no edges.
     assert (mine[..., 0, 0] > 0.99).all() == (options == ())
     assert ("is read as a drawing with dark lines" in report) == (options == ())
 

@@ -334,7 +334,7 @@ def test_damaged_files_give_an_error_or_a_result(name):
                 outcomes.append("refused")
             else:
                 assert motion.field.shape == (1, 2, 4, 48, 64) and motion.field.isfinite().all()
-                # No silent zeros: everything in this clip moves, but where frames were lost, which is said.
+                # No silent zeros: everything in this clip moves, except at lost frames, which the note mentions.
                 assert motion.field.abs().max() > 0 or "nothing moves" in motion.note
                 outcomes.append("read")
     assert "refused" in outcomes

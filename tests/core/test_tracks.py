@@ -176,7 +176,7 @@ def test_an_unseen_point_moves_nothing():
     both = native_to_tracks({"track_path": torch.stack([way, held.expand(6, 2)], dim=1)})
     hiding = [both[0], Track(both[1].points, visible=torch.zeros(6, dtype=torch.bool))]
     assert torch.equal(tracks_field(hiding, 6, SIZE, radius=6), shown)
-    # Spread over fewer frames, a point between a seen and an unseen one is not seen.
+    # Over fewer frames, a point between a visible and a hidden point is hidden.
     native_tracks = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
     assert native_tracks["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
 

@@ -51,7 +51,7 @@ def nearest(word: Any, names: Iterable[str]) -> str:
 
 
 def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
-    """Say what is wrong with a value, and what was expected. `text` is the option's text that the value comes from."""
+    """Say what is wrong with a value, and what was expected. `text` is the option's text on the command line."""
     (name,), hint = problem.where, bare(problem.hint)
     expected = f"Expected {words(problem.hint)}."
     if problem.message.startswith(("Expected", "Unknown")):
@@ -110,7 +110,7 @@ def _by_file(value: Any) -> Any:
 
 
 def _sides(value: Any) -> Any:
-    """Read WIDTHxHEIGHT; return (height, width). A tuple was read before; a list is refused, its order is unclear."""
+    """Read WIDTHxHEIGHT; return (height, width). A tuple was read before. A list is refused: its order is unclear."""
     if not isinstance(value, str):
         return value
     width, _, height = value.lower().partition("x")
