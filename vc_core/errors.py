@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Number
+from types import NoneType
 from typing import Any
 
 LINE = 80
@@ -84,6 +86,13 @@ def spelled(value: Any, between: str = " ") -> str:
     if isinstance(value, (list, tuple)):
         return brief(between.join(brief(item) if isinstance(item, str) else shown(item) for item in value[:LINE]))
     return brief(value) if isinstance(value, str) else shown(value)
+
+
+def check_type(name: str, value: Any, kind: Any, expected: str) -> None:
+    """Raise `UserError` if an argument is not of a type; `expected` ends the sentence "Expected ..."."""
+    if not isinstance(value, kind):
+        text = shown(value) if isinstance(value, (str, Number, NoneType)) else f"of the type {type(value).__name__}"
+        raise UserError(f"{name} is {text}. Expected {expected}.")
 
 
 def nearest(word: Any, names: Iterable[str], form: str = "'{}'") -> str:

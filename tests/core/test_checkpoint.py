@@ -235,17 +235,27 @@ def test_missing_and_misshapen_tensors_are_listed(tiny_unet, tiny_config, tmp_pa
 
 
 def test_a_checkpoint_of_another_model(tmp_path):
-    safetensors.torch.save_file({"lora.up.weight": torch.zeros(3)}, tmp_path / "lora.safetensors")
-    message = r"lora\.safetensors contains no VideoComposer network.*Expected tensors such as out\.2\.weight and"
+    safetensors.torch.save_file({"explora.up.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    message = r"other\.safetensors contains no VideoComposer network.*Expected tensors such as out\.2\.weight and"
     with pytest.raises(UserError, match=message):
-        read_checkpoint(tmp_path / "lora.safetensors")
+        read_checkpoint(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_unet_out_2.lora_up.weight", "unet.out.2.lora_A.weight", "a.to_q_lora.up.weight"]
+)
+def test_a_lora_is_recognized(tmp_path, name):
+    safetensors.torch.save_file({name: torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"Expected a checkpoint, but .*a\.safetensors is a LoRA\. Pass it with --lora"):
+        read_checkpoint(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, 100_000, -1])
 def test_truncated_files(tiny_checkpoint, tmp_path, length):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny_checkpoint.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read as a checkpoint.*truncated"):
+    wrong = r"cut off or damaged \(" if length else "empty"
+    with pytest.raises(UserError, match=rf"cut\.safetensors is {wrong}.*Download or save it again"):
         read_checkpoint(path)
 
 
@@ -254,7 +264,8 @@ def test_truncated_pth(tmp_path, length):
     torch.save({"input_blocks.0.0.weight": torch.zeros(64, 64)}, tmp_path / "complete.pth")
     path = tmp_path / "cut.pth"
     path.write_bytes((tmp_path / "complete.pth").read_bytes()[:length])
-    with pytest.raises(UserError, match=r"cut\.pth cannot be read as a checkpoint.*truncated"):
+    wrong = r"cut off or damaged \(" if length else "empty"
+    with pytest.raises(UserError, match=rf"cut\.pth is {wrong}.*Download or save it again"):
         read_checkpoint(path)
 
 

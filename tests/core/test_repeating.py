@@ -81,7 +81,7 @@ def test_a_lora_is_applied_recorded_and_found_again(compose, tiny_composer, tmp_
     assert vc("compose", "--from", first, "-o", again) == 2
     assert "style.safetensors, an input of" in last_line(capsys) and moved.is_file()
     assert compose("--lora", tmp_path / "none.safetensors", "-o", again) == 2
-    assert "but --lora names it" in last_line(capsys)
+    assert "--lora: There is no file" in last_line(capsys)
 
 
 def test_the_same_again_from_a_produced_file(picture, clip, tmp_path, capsys):
@@ -233,8 +233,9 @@ def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, tiny_checkpoint, clip
         ([{"out": "a.mp4"}, {}], "run 2: The output has no name. Add 'out'"),
         ([{"out": "a.mp4"}, {"out": "b.mp4"}, {"out": "./a.mp4"}], "run 3: Run 1 also writes {folder}/a.mp4"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "stepps": 1}], "run 2: There is no setting 'stepps'"),
+        ([{"out": "a.mp4", "mask-seed": 1, "mask_seed": 2}], "run 1: The setting 'mask_seed' occurs twice"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "steps": 0}], "run 2: 'steps' is 0. Expected an integer of at least 1"),
-        ([{"out": "a.mp4"}, {"out": "b.mp4", "image": "no.png"}], "run 2: {folder}/no.png does not exist"),
+        ([{"out": "a.mp4"}, {"out": "b.mp4", "image": "no.png"}], "run 2: 'image': There is no file {folder}/no.png"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "use": ["motion"]}], "run 2: 'use' motion requires a source"),
         ([{"out": "a.mp4", "sheet": "s.png"}, {"out": "b.mp4", "sheet": "s.png"}], "Run 1 also writes {folder}/s.png"),
         ([], "contains no runs"),

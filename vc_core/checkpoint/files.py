@@ -80,6 +80,8 @@ def open_tensors(path: str | Path) -> Tensors:
 
 # A .safetensors begins with a length, whose bytes may be any of these characters; but then a NUL follows.
 _TEXT = rb"(?=[^\0]*\Z)\s*"
+# PNG, JPEG, GIF; WebP and AVI; HEIC, AVIF, MP4 and MOV; Matroska and WebM.
+_MEDIA = rb"\x89PNG|\xff\xd8\xff[\xc0-\xff]|GIF8|RIFF.{4}(WEBP|AVI)|.{4}ftyp|\x1a\x45\xdf\xa3"
 _OTHERS = {
     b"GGUF": "is a GGUF file, which is not supported. Download the model as a .safetensors in fp32, fp16, bf16 or fp8",
     _TEXT
@@ -91,8 +93,7 @@ _OTHERS = {
     "lists into one .safetensors, and pass that file",
     _TEXT + rb"\{": "is a JSON file. Expected a .safetensors or .pth with tensors. Pass the file that it describes",
     rb"\Z": "is empty. Download or save it again",
-    rb"\x89PNG|\xff\xd8\xff[\xc0-\xff]|GIF8|RIFF.{4}(WEBP|AVI)|.{4}ftyp|\x1a\x45\xdf\xa3": "is an image or a video, not a "
-    "checkpoint. Pass a .safetensors or .pth",
+    _MEDIA: "is an image or a video, not a checkpoint. Pass a .safetensors or .pth",
     rb"[\t\n\r -~\x80-\xff]{9,}\Z": "is a text file, not a checkpoint. Pass a .safetensors or .pth",
 }
 """First bytes of files that users confuse with checkpoints -> the message about them."""
@@ -121,7 +122,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 _DAMAGES = {
-    "header too small|header length|incomplete metadata|central directory|EOF|index out of range|not a ZIP": (
+    "header too small|header length|incomplete metadata|central directory|EOF|index out of range|not a ZIP|Invalid argument": (
         "is cut off or damaged",
         "Download or save it again",
     ),

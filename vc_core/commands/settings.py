@@ -69,7 +69,7 @@ def _check_names(names: Iterable[Any], allowed: Iterable[str]) -> None:
         if name not in allowed:
             raise ValueError(
                 f"Unknown condition '{spelled(name)}'. Expected one or more of {', '.join(allowed)}."
-                f"{_ELSEWHERE.get(name) or nearest(name, allowed)}"
+                f"{_ELSEWHERE.get(spelled(name)) or nearest(name, allowed)}"
             )
 
 
@@ -95,7 +95,7 @@ def _by_condition(value: Any) -> Any:
     if isinstance(value, Mapping):
         _check_names(value, APPLIED)
     elif isinstance(value, list | tuple):  # options that are not NAME=VALUE
-        _check_names({*value} & {*_ELSEWHERE} - {*APPLIED}, APPLIED)
+        _check_names([name for name in _ELSEWHERE if name in value and name not in APPLIED], APPLIED)
     return value
 
 

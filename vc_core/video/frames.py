@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError, check_type, counted
 from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
@@ -92,6 +93,9 @@ def plan_frames(
     than `frames` frames of the source remain from `start` on (repeated frames would not move); with `rate`, if the
     remaining seconds contain fewer than `frames` frames at that rate. Also for a rate outside 0.01 to 1000.
     """
+    check_type("info", info, VideoInfo, "what probe() returns for a clip")
+    check_type("frames", frames, Integral, "an integer")
+    check_type("rate", rate, Real | None, "a number of frames per second")
     if frames < 1:
         raise UserError(f"{info.path}: The number of frames must be at least 1, got {frames}.")
     start = float(start)
