@@ -7,7 +7,6 @@ layout and files with the other parts: Stable Diffusion's autoencoder and OpenCL
 (`vc_core.checkpoint.formats`).
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,8 +102,6 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> Checkpoint:
     if not parts:
         if message := only_images(opened[0].shapes):
             raise UserError(f"{path} {message}.")
-        if any(re.search(r"(?:^|[._])lora[._]", name) for name in opened[0].shapes):
-            raise UserError(f"Expected a checkpoint, but {path} is a LoRA. Pass it with --lora, or as loras in Python.")
         markers = FORMATS["model", "released"].markers[0]
         raise UserError(
             f"{path} contains no VideoComposer network, autoencoder or tower. Expected tensors such as "
