@@ -122,7 +122,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 _DAMAGES = {
-    "header too small|header length|incomplete metadata|central directory|EOF|out of range|not a ZIP|Invalid argument": (
+    "header too small|header length|incomplete metadata|central directory|EOF|out of range|a ZIP|Invalid argument": (
         "is cut off or damaged",
         "Download or save it again",
     ),
