@@ -131,8 +131,8 @@ PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 
 
 def _demo(
-    out: option(Path, "folder for the results (default: demo)", "-o") = Path("demo"),
-    checkpoint: option(Path | None, "checkpoint (default: the bundled one)") = None,
+    out: option(Path, "folder for the results (default: demo)", "-o", shown="FOLDER") = Path("demo"),
+    checkpoint: option(Path | None, "checkpoint (default: the bundled one)", shown="FILE") = None,
     seed: option(int, "seed of the noise (default: 0)") = 0,
 ) -> None:
     from .demo import run_demo
@@ -162,7 +162,9 @@ def _of(module: str, name: str) -> Callable[[], Any]:
 
 def _get(
     names: argument(tuple[str, ...], "names of the files; without a name, list all files", "[NAME ...]") = (),
-    to: option(Path | None, "folder to download into (default: the folders that ./vc doctor shows)") = None,
+    to: option(
+        Path | None, "folder to download into (default: the folders that ./vc doctor shows)", shown="FOLDER"
+    ) = None,
 ) -> None:
     from .commands.get import as_text, get
 

@@ -460,6 +460,7 @@ def test_info(tiny_checkpoint, capsys):
     assert vc("info", tiny_checkpoint) == 0
     out = capsys.readouterr().out
     assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
+    assert "\n  sampling_rate: 4 frames per second of a clip\n" in out
     assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
 
 

@@ -256,6 +256,23 @@ def test_a_file_of_runs_with_other_keys(tmp_path, capsys):
     assert "has unknown keys: default. Expected a list of runs" in last_line(capsys)
 
 
+def test_a_file_of_the_other_kind(tmp_path, capsys):
+    (tmp_path / "one.yaml").write_text("batch-size: 2\nout: a.mp4\n")
+    assert vc("compose", "--batch", tmp_path / "one.yaml") == 2
+    assert "contains the settings of one run" in (error := last_line(capsys))
+    assert f"Use --from {tmp_path / 'one.yaml'}" in error
+    (tmp_path / "many.yaml").write_text("- {out: a.mp4}\n")
+    assert vc("compose", "--from", tmp_path / "many.yaml") == 2
+    assert "For a list of settings, use --batch instead of --from." in last_line(capsys)
+
+
+def test_defaults_of_runs_may_be_spelled_in_another_way(tmp_path):
+    (tmp_path / "runs.yaml").write_text(
+        "defaults: {batch_size: 2}\nruns: [{out: a.mp4}, {batch-size: 3, out: b.mp4}]\n"
+    )
+    assert [run.batch_size for run in running.gather_many(tmp_path / "runs.yaml", {})] == [2, 3]
+
+
 def test_ctrl_c_ends_many_runs(tmp_path, tiny_checkpoint, monkeypatch):
     path = write_runs(tmp_path, tiny_checkpoint, [{"out": f"{i}.mp4"} for i in range(3)])
     done, compose = [], running.run

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -160,6 +162,14 @@ def test_yaml(tmp_path):
     assert (settings.strength, settings.schedule) == ({"motion": 0.5}, {"sketch": (0.0, 0.6)})
     (tmp_path / "a.json").write_text(json.dumps(settings.to_mapping()))
     assert Settings.from_yaml(tmp_path / "a.json") == settings
+
+
+def test_the_settings_files_in_the_readme(repository):
+    page = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^`(settings|runs)\.yaml` contains.*\n\n((?:    .*\n)+)", page, re.MULTILINE)
+    single, many = (yaml.safe_load(text) for _, text in blocks)
+    assert Settings.from_mapping(single).batch_size == 2
+    assert [Settings.from_mapping({**many["defaults"], **run}).text for run in many["runs"]][1] == "a green star"
 
 
 def test_keys_are_spelled_like_the_options(tmp_path):

@@ -211,7 +211,7 @@ class Settings:
     """
 
     video: File | None = _setting("source of conditions: a video, or a folder of images")
-    use: Conditions = _setting(f"conditions to extract from --video, with commas: {', '.join(CONDITIONS)}", ())
+    use: Conditions = _setting(f"conditions to extract from --video, separated by commas: {', '.join(CONDITIONS)}", ())
     start: Annotated[float, Field(ge=0)] = _setting("start time in the source, in seconds (default: 0)", 0.0)
     rate: Positive | None = _setting(
         "frames sampled per second of the source (default: the checkpoint's sampling_rate, usually 4; more for short "
@@ -237,8 +237,8 @@ class Settings:
         "how near things look in --depth-maps: bright (default) or dark", "bright"
     )
     depth_scale: Positive | None = _setting(
-        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: percentiles 2 and 98 "
-        "become 0 and 2)"
+        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: the maps' percentiles "
+        "2 and 98 become the depths 0 and 2)"
     )
     mask: File | None = _setting("area to repaint: an image, a video, or a folder of images")
     mask_white: White = _setting("what to do with the white area of --mask: paint (default) or keep", "paint")
