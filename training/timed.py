@@ -34,7 +34,7 @@ WAIT = 10.0
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
     """The learning rate's factor after a fraction `done` of the budget: linear warm-up, constant, then a cosine to
-    `floor` over the last `decay`. A budget that is raised before the decay gives the same result as a larger budget from
+    `floor` over the last `decay`. A budget raised before the decay gives the same result as a larger budget from
     the start.
     """
     return max(done / warmup, 0.01) if done < warmup else falling((done - (1.0 - decay)) / decay, floor)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, DiffusionConfig
-from ..errors import UserError, shown
+from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
 from .windows import Windows
@@ -61,7 +62,10 @@ class Sampling:
     windows: Windows | None = None
 
     def __post_init__(self) -> None:
-        for name in ("guidance", "condition_guidance", "rescale"):
+        check_type("steps", self.steps, Integral | None, "an integer")
+        check_type("sigmas", self.sigmas, Tensor | None, "a tensor of `steps` + 1 noise levels")
+        check_type("windows", self.windows, Windows | None, "a Windows, such as Windows(16)")
+        for name in ("guidance", "condition_guidance", "rescale", "eta", "denoise"):
             value = getattr(self, name)
             if value is None and name == "guidance":
                 continue
