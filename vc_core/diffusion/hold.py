@@ -1,6 +1,8 @@
 """Denoising each place of a video over its own part of the noise schedule: kept frames, areas, and rough drafts."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,9 @@ class Hold:
     """A latent that is held in place until the noise has decreased to the level of a mask (Differential Diffusion,
     arXiv 2306.00950; with two values it is the dual clock of Time-to-Move, arXiv 2511.08633).
 
-    At each step, the places that are still held are replaced by the latent, noised to the level of the step. Only the
-    sampler's input is replaced, not the prediction: a multistep sampler then remembers what the network predicted for
-    these places, and not a jump from the latent to the prediction.
+    At each step, the places that are still held are replaced by the latent, noised to the level of the step, and the
+    prediction there by the one that leads to the latent. So a held place stays exactly on its path until it is
+    released, also with samplers that remember earlier predictions, and as in ComfyUI.
 
     Attributes:
         latent: `(B or 1, C, F, h, w)`, clean, in the units of the sampler.
@@ -41,9 +43,20 @@ class Hold:
         """Return the number of first steps in which everything is held, so that they change nothing."""
         return sum(not self.free(t).any() for t in timesteps)
 
-    def applied(self, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """Return x with the held places replaced by `noisy`, the latent at the noise level of timestep t."""
-        return torch.where(self.free(t), x, noisy)
+    def noisy(self, scheduler: Any, key: Tensor) -> Tensor:
+        """Return the latent at the noise level of a scheduler's timestep `key`."""
+        return scheduler.add_noise(self.latent, self.noise, key[None])
+
+    def prediction(self, scheduler: Any, key: Tensor) -> Tensor:
+        """Return what a network that knows the latent predicts for `noisy`."""
+        if scheduler.config.prediction_type == "epsilon":
+            return self.noise
+        signal, noise = scheduler.add_noise(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), key[None]).tolist()
+        return (signal * self.noise - noise * self.latent) / math.hypot(signal, noise)
+
+    def keep(self, x: Tensor, held: Tensor, t: Tensor) -> Tensor:
+        """Return x with the places that are held at timestep t replaced."""
+        return torch.where(self.free(t), x, held)
 
 
 def reduced(mask: Tensor) -> Tensor:

@@ -147,18 +147,21 @@ def sample(
         hold: a latent of which each place is held for a part of the steps. Steps without a free place are skipped.
     """
     last = sampler.timesteps[-1]
-    if hold is not None:
-        sampler = sampler.without_first(hold.idle_steps(sampler.timesteps))
+    if hold is not None and (idle := hold.idle_steps(sampler.timesteps)):
+        sampler = sampler.without_first(idle)
+        x = hold.noisy(sampler.scheduler, sampler.keys[0]) if len(sampler.keys) else x
     scheduler, total = sampler.scheduler, len(sampler.timesteps)
     settings = {**sampler.settings, **({"generator": list(generators)} if sampler.noisy else {})}
     for i, (t, key) in enumerate(zip(sampler.timesteps, sampler.keys, strict=True)):
         if hold is not None:
-            x = hold.applied(x, scheduler.add_noise(hold.latent, hold.noise, key[None]), t)
+            x = hold.keep(x, hold.noisy(scheduler, key), t)
         prediction = denoiser(scheduler.scale_model_input(x, key), t)
+        if hold is not None:
+            prediction = hold.keep(prediction, hold.prediction(scheduler, key), t)
         x = scheduler.step(prediction, key, x, **settings, return_dict=False)[0]
         if progress is not None:
             progress("sampling", i + 1, total)
-    return x if hold is None else hold.applied(x, hold.latent, last)
+    return x if hold is None else hold.keep(x, hold.latent, last)
 
 
 # --- The table ------------------------------------------------------------------------------------------------------
