@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from training.data.synthetic.captions import captions
 from training.evaluate.camera import camera_step, visible_axes
-from training.evaluate.examples import Examples, held_out_clips
+from training.evaluate.examples import Examples, held_out_clips, held_out_scenes
 from training.evaluate.measures import path
 from training.evaluate.objects import SIDE, at_side, find_objects
 from vc_core import Condition, Sampling, compose
@@ -90,7 +92,10 @@ def dragged(composer: VideoComposer, clips: Examples, kind: str, arms: dict, ste
             held = {}
             if fractions is not None:
                 drafts = [drag(clips.truth.video[n : n + 1, :, 0], size, orders[n][2], *fractions) for n in rows]
-                held = {"init": torch.cat([d.init for d in drafts]), "denoise_mask": torch.cat([d.mask for d in drafts])}
+                held = {
+                    "init": torch.cat([d.init for d in drafts]),
+                    "denoise_mask": torch.cat([d.mask for d in drafts]),
+                }
             video = compose(composer, [clips.texts[n] for n in rows], conditions=conditions, frames=frames, size=size,
                             batch=len(rows), seed=first, sampling=Sampling(steps=steps), **held)  # fmt: skip
             results.append(moved(kind, video, clips, rows))
@@ -160,6 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     composer = VideoComposer.load(arguments.checkpoint)
     clips = held_out_clips(arguments.clips, composer.config)
+    # Without the scene's own motion, which differs from the commanded one.
+    clips = replace(clips, texts=captions(held_out_scenes(arguments.clips), motion=0.0, background=1.0))
     arms = DRAG_ARMS
     if arguments.fractions:
         arms = {f"both, {a:g} and {b:g}": (True, (a, b)) for a, b in arguments.fractions}
