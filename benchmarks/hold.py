@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -110,35 +111,60 @@ def dragged(composer: VideoComposer, clips: Examples, kind: str, arms: dict, ste
         yield f"| {kind} | {name} | {' | '.join(cells)} |"
 
 
-def kept(composer: VideoComposer, clips: Examples, arms: dict, steps: int) -> Iterable[str]:
+def composed(
+    composer: VideoComposer, clips: Examples, drafts: list, arm: tuple[bool, bool, bool], steps: int
+) -> Tensor:
+    """Compose every scene with its draft: shown by the mask condition, held in the latent, and its first frame."""
+    truth, videos = clips.truth.video, []
+    size = tuple(truth.shape[-2:])
+    shown, held, first_image = arm
+    for first in range(0, len(clips), BATCH):
+        rows = list(range(len(clips))[first : first + BATCH])
+        conditions, latents = [], {}
+        if shown:
+            conditions += [
+                Condition("mask", torch.cat([drafts[n].mask_condition(size, composer.config) for n in rows]))
+            ]
+        if first_image:
+            conditions += [Condition("single_image", clips.conditions["single_image"][rows])]
+        if held:
+            latents = {"init": torch.cat([drafts[n].init for n in rows])}
+            latents["denoise_mask"] = torch.cat([drafts[n].mask for n in rows])
+        videos.append(
+            compose(
+                composer,
+                [clips.texts[n] for n in rows],
+                conditions=conditions,
+                frames=truth.shape[2],
+                size=size,
+                batch=len(rows),
+                seed=first,
+                sampling=Sampling(steps=steps),
+                **latents,
+            )
+        )
+    return torch.cat(videos)
+
+
+def kept(composer: VideoComposer, clips: Examples, places: Sequence[int], arms: dict, steps: int) -> Iterable[str]:
     truth = clips.truth.video
     frames, size = truth.shape[2], tuple(truth.shape[-2:])
     usual = (truth[:, :, 1:] - truth[:, :, :-1]).square().mean((1, 2, 3, 4)).sqrt()
-    drafts = [keyframes({0: video[None, :, 0], -1: video[None, :, -1]}, frames, size) for video in truth]
-    for name, (condition, replaced, first_image) in arms.items():
-        videos = []
-        for first in range(0, len(clips), BATCH):
-            rows = list(range(len(clips))[first : first + BATCH])
-            conditions = []
-            if condition:
-                tensor = torch.cat([drafts[n].mask_condition(size, composer.config) for n in rows])
-                conditions.append(Condition("mask", tensor))
-            if first_image:
-                conditions.append(Condition("single_image", clips.conditions["single_image"][rows]))
-            held = {}
-            if replaced:
-                held = {"init": torch.cat([drafts[n].init for n in rows])}
-                held["denoise_mask"] = torch.cat([drafts[n].mask for n in rows])
-            videos.append(compose(composer, [clips.texts[n] for n in rows], conditions=conditions, frames=frames,
-                                  size=size, batch=len(rows), seed=first, sampling=Sampling(steps=steps), **held))  # fmt: skip
-        video = torch.cat(videos)
+    numbers = sorted(place % frames for place in places)
+    others = [number for number in range(frames) if number not in numbers]
+    joins = [(a, b) for a, b in pairwise(range(frames)) if (a in numbers) != (b in numbers)]
+    near = [b if a in numbers else a for a, b in joins]
+    drafts = [keyframes({n: video[None, :, n] for n in numbers}, frames, size) for video in truth]
+    for name, arm in arms.items():
+        video = composed(composer, clips, drafts, arm, steps)
+        # The kept frames as users see them: those of the source in an extension.
+        change = torch.stack([video[:, :, b] - video[:, :, a] for a, b in joins]).square().mean((0, 2, 3, 4)).sqrt()
+        errors = [_error(video, truth, chosen) for chosen in (numbers, near, others)]
+        yield f"| {name} | {' | '.join(errors)} | {float((change / usual).median()):.2f} |"
 
-        def error(places: list[int], video: Tensor = video) -> str:
-            return f"{100 * float((video - truth)[:, :, places].square().mean((1, 2, 3, 4)).sqrt().mean()):.1f}"
 
-        ends = torch.stack([video[:, :, 1] - video[:, :, 0], video[:, :, -1] - video[:, :, -2]]).square()
-        jump = ends.mean((0, 2, 3, 4)).sqrt() / usual
-        yield f"| {name} | {error([0, -1])} | {error([1, -2])} | {error([*range(1, frames - 1)])} | {float(jump.median()):.2f} |"
+def _error(video: Tensor, truth: Tensor, frames: Sequence[int]) -> str:
+    return f"{100 * float((video - truth)[:, :, frames].square().mean((1, 2, 3, 4)).sqrt().mean()):.1f}"
 
 
 DRAG_ARMS = {
@@ -146,6 +172,9 @@ DRAG_ARMS = {
     "drag": (False, DRAG),
     "both": (True, DRAG),
 }
+KEEPS = (1, 2, 4, 6, 8)
+EXTENSION_ARMS = {"latent replaced": (False, True, False), "both": (True, True, False)}
+PARTS = ("object", "camera", "keyframes", "extension")
 KEY_ARMS = {
     "text alone": (False, False, False),
     "mask condition": (True, False, False),
@@ -160,7 +189,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="default: the bundled one")
     parser.add_argument("--clips", type=int, default=24, help="number of scenes (default: 24)")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps (default: 12)")
-    parser.add_argument("--only", choices=("object", "camera", "keyframes"), help="only this part")
+    parser.add_argument("--only", choices=PARTS, help="only this part")
     parser.add_argument("--fractions", type=float, nargs=2, action="append", help="try these instead, for both")
     arguments = parser.parse_args()
     composer = VideoComposer.load(arguments.checkpoint)
@@ -170,19 +199,25 @@ def main() -> None:
     arms = DRAG_ARMS
     if arguments.fractions:
         arms = {f"both, {a:g} and {b:g}": (True, (a, b)) for a, b in arguments.fractions}
-    parts = [arguments.only] if arguments.only else ["object", "camera", "keyframes"]
-    if parts != ["keyframes"]:
+    parts = [arguments.only] if arguments.only else [*PARTS]
+    if {"object", "camera"} & {*parts}:
         speeds = [f"median at {speed:g}" for speed in SPEEDS]
         print("| moves | by | slope |", " | ".join(speeds), "| sideways | error | lost |")
         print("| --- " * 9 + "|")
-    for kind in [part for part in parts if part != "keyframes"]:
+    for kind in [part for part in parts if part in ("object", "camera")]:
         for line in dragged(composer, clips, kind, arms, arguments.steps):
             print(line, flush=True)
-    if "keyframes" in parts:
+    if {"keyframes", "extension"} & {*parts}:
         print("\n| kept by | error of kept frames | of their neighbours | of all others | jump |")
         print("| --- " * 5 + "|")
-        for line in kept(composer, clips, KEY_ARMS, arguments.steps):
+    if "keyframes" in parts:
+        for line in kept(composer, clips, (0, -1), KEY_ARMS, arguments.steps):
             print(line, flush=True)
+    if "extension" in parts:
+        for count in KEEPS:
+            arms = {f"{name}, the first {count}": arm for name, arm in EXTENSION_ARMS.items()}
+            for line in kept(composer, clips, range(count), arms, arguments.steps):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,12 @@ def test_wrong_indices_are_refused(indices, message):
 def test_keyframes_are_shown_and_recorded(compose, images, tmp_path, tiny_composer):
     red, blue = images
     path = tmp_path / "out.webp"
-    assert compose("--keyframe", f"{red}=0", "--keyframe", f"{blue}=-1", "--keyframe", f"{red}=1", "--frames", 4, "-o", path) == 0
+    assert (
+        compose(
+            "--keyframe", f"{red}=0", "--keyframe", f"{blue}=-1", "--keyframe", f"{red}=1", "--frames", 4, "-o", path
+        )
+        == 0
+    )
     assert read_record(path).settings.keyframe == {red: (0, 1), blue: (-1,)}
     again = tmp_path / "again.webp"
     assert compose("--from", path, "-o", again) == 0
@@ -138,7 +143,7 @@ def test_contradictions_are_refused(settings, message):
 
 @pytest.mark.parametrize("text", ["last.png", "last.png=end", "=3"])
 def test_a_keyframe_needs_an_index(text):
-    with pytest.raises(UserError, match="keyframe.*Expected FILE=INDEX, e.g. last.png=-1"):
+    with pytest.raises(UserError, match=r"keyframe.*Expected FILE=INDEX, e\.g\. last\.png=-1"):
         Settings().with_options({"keyframe": [text]})
 
 
