@@ -12,6 +12,7 @@ from ..vc_core.diffusion.hold import reduced
 from ..vc_core.errors import UserError, counted
 from ..vc_core.extract.keyframes import keyframes
 from ..vc_core.extract.motion.drag import drag
+from .conditions import outputs
 from .host.running import say
 from .host.vae import FramewiseVAE
 from .inputs import (
@@ -54,7 +55,7 @@ class VCKeyframes(io.ComfyNode):
             "are composed between them, or after them.",
             search_aliases=["first last frame", "interpolation", "extend video", "inbetween", "videocomposer"],
             inputs=[
-                io.Model.Input("model", tooltip="The VideoComposer model that will sample; it sets size and length."),
+                io.Model.Input("model", tooltip="The model that will sample; it sets size and length."),
                 io.Vae.Input("vae", tooltip="The VAE of the VideoComposer checkpoint."),
                 io.Image.Input("images", tooltip="The images, one for each index. Of more images, the last ones are used, so "
                                                "that the end of a video can be continued."),
@@ -64,14 +65,10 @@ class VCKeyframes(io.ComfyNode):
                 *size_inputs(),
             ],
             outputs=[
+                *outputs("mask"),
                 io.Latent.Output("latent", display_name="latent",
                                  tooltip="For the sampler, instead of STC Encode's latent: the kept frames, with a "
                                          "noise mask that is 1 in all other frames."),
-                ConditionType.Output("condition", display_name="mask",
-                                     tooltip="Connect to 'mask' of STC Encode: it shows the kept frames to the "
-                                             "network. Leave it out if the checkpoint does not support masks."),
-                io.Image.Output("preview", display_name="preview", tooltip="What the network sees, one image per "
-                                                                            "frame."),
             ],
         )  # fmt: skip
 
@@ -99,7 +96,7 @@ class VCKeyframes(io.ComfyNode):
         latent = encoded.new_zeros(1, encoded.shape[1], goal.frames, *encoded.shape[-2:])
         latent[:, :, kept] = encoded
         output = condition_output("mask", goal, lambda goal: DrawResult(_shown(stills, goal)), 1.0, 0.0, 1.0)
-        return io.NodeOutput({"samples": latent, "noise_mask": draft.mask}, *output.args, ui=output.ui)
+        return io.NodeOutput(*output.args, {"samples": latent, "noise_mask": draft.mask}, ui=output.ui)
 
 
 def _shown(stills: dict[int, torch.Tensor], goal: Any) -> torch.Tensor:
@@ -122,7 +119,7 @@ class VCCutAndDrag(io.ComfyNode):
                 io.Image.Input("image", tooltip="The first frame of the video."),
                 ConditionType.Input("motion", tooltip="The motion, from Motion from Tracks or Camera Motion."),
                 *numbers(
-                    ("inside", 0.6, 0.0, 1.0, 0.01, "How much of the noise schedule composes what moves. Lower follows "
+                    ("inside", 0.5, 0.0, 1.0, 0.01, "How much of the noise schedule composes what moves. Lower follows "
                      "the motion more closely, higher repairs more."),
                     ("outside", 0.9, 0.0, 1.0, 0.01, "The same for the rest of the frame."),
                 ),

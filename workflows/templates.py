@@ -365,7 +365,7 @@ def first_and_last(graph: Graph) -> None:
     graph.add("PreviewImage", INPUTS, title="The kept frames", images=both[0])
     kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=both[0], indices="0, -1")
     single = setup.add("VCSingleImage", image=first[0])
-    finish(setup, seed=3, latent=kept["latent"], mask=kept["mask"], single_image=single)
+    finish(setup, seed=3, latent=kept["latent"], mask=kept, single_image=single)
 
 
 def cut_and_drag(graph: Graph) -> None:
@@ -384,7 +384,8 @@ def extended_video(graph: Graph) -> None:
     clip, setup = example(graph, title="The video to continue"), start(graph, STRIPES)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
-    images, _ = sample(setup, seed=3, latent=kept["latent"], mask=kept["mask"])
+    first = setup.add("VCSingleImage", image=kept["preview"])
+    images, _ = sample(setup, seed=3, latent=kept["latent"], mask=kept, single_image=first)
     new = graph.add("ImageFromBatch", VIDEO, title="The new frames", image=images, batch_index=4, length=4096)
     joined = graph.add(
         "ImageBatch", VIDEO, title="The video, and the new frames", image1=parts["images"], image2=new[0]
@@ -553,7 +554,7 @@ TEMPLATES = {
         "The disc is cut out of the image and dragged along a slow track. The video is sampled from this draft: it "
         "follows slow motion more closely than the motion condition alone.",
         "the track, and the image with a mask of what should move. Camera Motion works too.",
-        "inside 0.4 on Cut and Drag: the draft stays almost as it is. At 0.8 the network has more freedom.",
+        "inside 0.3 on Cut and Drag: the draft stays almost as it is. At 0.7 the network has more freedom.",
         cut_and_drag,
     ),
     "19 Extend a video": Template(

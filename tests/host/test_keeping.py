@@ -36,8 +36,8 @@ def kept_frames(scene, indices="0, -1"):
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
 def test_keyframes_equal_those_of_compose(scene, composer, draft, stock):
     node = kept_frames(scene)
-    stc = scene.encode(mask=node[1])
-    latent = {"latent_image" if stock else "latent": node[0]}
+    stc = scene.encode(mask=node)
+    latent = {"latent_image" if stock else "latent": node[2]}
     (actual,) = scene.latents((scene.stock_sample if stock else scene.sample)(stc, steps=6, **latent))
     expected = compose_latent(
         composer,
@@ -60,17 +60,17 @@ def test_keyframes_equal_those_of_compose(scene, composer, draft, stock):
 def test_kept_frames_come_out_as_they_went_in(scene, names):
     node = kept_frames(scene)
     sampler, scheduler = names
-    out = scene.sample(scene.encode(mask=node[1]), latent=node[0], sampler_name=sampler, scheduler=scheduler, steps=4)
-    before, after = scene.latents(node, out)
+    out = scene.sample(scene.encode(mask=node), latent=node[2], sampler_name=sampler, scheduler=scheduler, steps=4)
+    before, after = scene.latents(node[2], out)
     assert error(after[:, :, [0, -1]], before[:, :, [0, -1]]) < 1e-3
     assert (after - before)[:, :, 1:-1].square().mean() > 0.01
 
 
 def test_kept_frames_stay_in_windows_and_for_every_video_of_a_batch(scene):
     node = kept_frames(scene)
-    pair = scene.add("RepeatLatentBatch", samples=node, amount=2)
-    out = scene.sample(scene.encode(mask=node[1]), latent=pair, context_length=4)
-    before, after = scene.latents(node, out)
+    pair = scene.add("RepeatLatentBatch", samples=node[2], amount=2)
+    out = scene.sample(scene.encode(mask=node), latent=pair, context_length=4)
+    before, after = scene.latents(node[2], out)
     assert after.shape[0] == 2 and error(after[:, :, [0, -1]], before[:, :, [0, -1]].expand(2, -1, -1, -1, -1)) < 1e-3
     assert not torch.allclose(after[0], after[1])
 
@@ -79,7 +79,7 @@ def test_the_last_of_many_images_continue_a_video(scene):
     clip = scene.add("VCExampleClip", frames=FRAMES, size=64)
     node = scene.add("VCKeyframes", vae=scene.loader[3], images=clip[1], indices="0:3", frames=6)
     encoded = scene.add("VAEEncode", pixels=clip[1], vae=scene.loader[3])
-    kept, complete = scene.latents(node, encoded)
+    kept, complete = scene.latents(node[2], encoded)
     assert error(kept[:, :, :3], complete[:, :, -3:]) < 1e-5 and not kept[:, :, 3:].any()
 
 
@@ -95,7 +95,7 @@ def test_the_last_of_many_images_continue_a_video(scene):
 )
 def test_wrong_indices_are_refused(scene, indices, message):
     node = kept_frames(scene, indices)
-    scene.add("SaveLatent", samples=node)
+    scene.add("SaveLatent", samples=node[2])
     assert message in scene.host.fails(scene.graph)["exception_message"]
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..extract.keyframes import Draft, keyframes
 from ..extract.motion.drag import camera_paths, drag, tracks_paths
 from ..extract.motion.tracks import read_tracks
-from ..extract.sources import Extracted
+from ..extract.sources import Extracted, Source, extract_condition
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.sequences import media
 from ..video.sound import Sound, sound_of
@@ -104,9 +104,12 @@ def _dragged(settings: Settings) -> Draft:
 
 
 def _shown(draft: Draft, settings: Settings, config: Config) -> dict[str, Extracted]:
-    if "mask" not in config.unet.conditions:
-        return {}
-    return {"mask": Extracted(draft.mask_condition(settings.size, config))}
+    """Return the conditions that show the kept frames to the network, as far as the checkpoint supports them."""
+    size, conditions = settings.size, {"mask": Extracted(draft.mask_condition(settings.size, config))}
+    if settings.image is None and not draft.mask[:, :, 0].any() and "single_image" not in settings.use:
+        source = Source(draft.init[:, :, :1], None, size, config.extraction)
+        conditions["single_image"] = extract_condition("single_image", source)
+    return {name: condition for name, condition in conditions.items() if name in config.unet.conditions}
 
 
 def _sound(settings: Settings, source: Path, plan: FramePlan, frames: int) -> tuple[Sound | None, tuple[str, ...]]:

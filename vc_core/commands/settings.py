@@ -299,8 +299,8 @@ class Settings:
     )
     drag_inside: Fraction = _setting(
         "fraction of the noise schedule that composes what --drag moves; lower follows the motion more closely "
-        "(default: 0.6)",
-        0.6,
+        "(default: 0.5)",
+        0.5,
     )
     drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.9)", 0.9)
 
