@@ -57,8 +57,8 @@ class VCKeyframes(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample; it sets size and length."),
                 io.Vae.Input("vae", tooltip="The VAE of the VideoComposer checkpoint."),
-                io.Image.Input("images", tooltip="The images, one for each index. Of more images, the last ones are used, so "
-                                               "that the end of a video can be continued."),
+                io.Image.Input("images", tooltip="The images, one for each index. Of more images, the last ones are used, "
+                                               "so that the end of a video can be continued."),
                 io.String.Input("indices", default="0, -1",
                                 tooltip="The frame of each image: 0 is the first frame, -1 the last. 0:4 is short for "
                                         "0, 1, 2, 3."),
@@ -121,7 +121,7 @@ class VCCutAndDrag(io.ComfyNode):
                 *numbers(
                     ("inside", 0.5, 0.0, 1.0, 0.01, "How much of the noise schedule composes what moves. Lower follows "
                      "the motion more closely, higher repairs more."),
-                    ("outside", 0.9, 0.0, 1.0, 0.01, "The same for the rest of the frame."),
+                    ("outside", 0.75, 0.0, 1.0, 0.01, "The same for the rest of the frame."),
                 ),
             ],
             outputs=[

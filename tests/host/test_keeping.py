@@ -99,7 +99,7 @@ def test_wrong_indices_are_refused(scene, indices, message):
     assert message in scene.host.fails(scene.graph)["exception_message"]
 
 
-def dragged(scene, motion, inside=0.6, outside=0.9):
+def dragged(scene, motion, inside=0.5, outside=0.75):
     clip = scene.add("VCExampleClip", frames=1, size=64)
     return scene.add("VCCutAndDrag", image=clip[1], motion=motion, inside=inside, outside=outside)
 
@@ -125,7 +125,7 @@ def test_a_dragged_image_equals_the_core_s(scene, composer):
         moved = tracks_paths([track], FRAMES, size, points)
         return moved + camera_paths(CameraMove(zoom=1.2), FRAMES, size, points) - points
 
-    expected = drag(draw_clip(size=64, frames=1)[:, :, 0], size, paths, 0.6, 0.9)
+    expected = drag(draw_clip(size=64, frames=1)[:, :, 0], size, paths, 0.5, 0.75)
     from vc_core.pipeline import encode_video
 
     (actual,) = scene.latents(latent)

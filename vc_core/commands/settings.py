@@ -302,7 +302,7 @@ class Settings:
         "(default: 0.5)",
         0.5,
     )
-    drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.9)", 0.9)
+    drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.75)", 0.75)
 
     text: Text = _setting("prompt (default: empty)", "")
     negative: Text = _setting("negative prompt (default: empty)", "")

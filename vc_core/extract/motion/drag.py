@@ -54,9 +54,11 @@ def drag(image: Tensor, size: tuple[int, int], paths: Paths, inside: float, outs
     outline = _sampled(F.max_pool2d(region[0], 2 * OUTLINE + 1, stride=1, padding=OUTLINE), start)[:, 0] > 0
     stays = (moves | ~outline).float()
     for shift, front in zip(displacement[1:], unlike[1:], strict=True):
-        mean, weight = _splatted(start + shift, values, stays * (1 + _IN_FRONT * front), size)
-        video.append(filled(mean[:, :3], weight > 0))
-        region.append(mean[:, 3:])
+        both = torch.cat([values, front[:, None].float()], dim=1)
+        mean, weight = _splatted(start + shift, both, stays * (1 + _IN_FRONT * front), size)
+        behind = filled(mean[:, :3], (weight > 0) & (mean[:, 4:] < 0.5))  # holes show what is behind
+        video.append(torch.where(weight > 0, mean[:, :3], behind))
+        region.append(mean[:, 3:4])
     region = F.max_pool2d((torch.cat(region) > 0.5).float(), 2 * grow + 1, stride=1, padding=grow)  # (F, 1, H, W)
     mask = torch.where(region > 0, inside, outside)
     return Draft(torch.stack(video, dim=2).clamp(0, 1), mask.transpose(0, 1)[None])
