@@ -47,15 +47,16 @@ def drag(image: Tensor, size: tuple[int, int], paths: Paths, inside: float, outs
     displacement = paths(start) - start  # (F, N, 2)
     moves = displacement.norm(dim=2).amax(0) > MOVES
     values = torch.cat([_sampled(image, start), moves[:, None].float()], dim=1)
-    # What moves unlike most of the frame is in front of it.
-    unlike = (displacement - displacement.median(dim=1, keepdim=True).values).norm(dim=2) > MOVES
+    # What moves unlike the frame's edge is in front.
+    edge = ((start < 1) | (start > start.new_tensor(size[::-1]) - 1)).any(1)
+    front = ((displacement - displacement[:, edge].median(dim=1, keepdim=True).values).norm(dim=2).amax(0) > MOVES).float()
     video, region = [image], [_splatted(start, values, torch.ones(len(start)), size)[0][:, 3:]]
     # The outline of what moves is a blend of both: it must not stay behind.
     outline = _sampled(F.max_pool2d(region[0], 2 * OUTLINE + 1, stride=1, padding=OUTLINE), start)[:, 0] > 0
     stays = (moves | ~outline).float()
-    for shift, front in zip(displacement[1:], unlike[1:], strict=True):
-        both = torch.cat([values, front[:, None].float()], dim=1)
-        mean, weight = _splatted(start + shift, both, stays * (1 + _IN_FRONT * front), size)
+    values = torch.cat([values, front[:, None]], dim=1)
+    for shift in displacement[1:]:
+        mean, weight = _splatted(start + shift, values, stays * (1 + _IN_FRONT * front), size)
         behind = filled(mean[:, :3], (weight > 0) & (mean[:, 4:] < 0.5))  # holes show what is behind
         video.append(torch.where(weight > 0, mean[:, :3], behind))
         region.append(mean[:, 3:4])
