@@ -65,6 +65,7 @@ class UNetConfig:
         stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
         conditions: rows of the condition table that this network has an STC-encoder for.
         dropout, stc_dropout: used in training only.
+        super_resolution: the layers of VGen's SR600, see `vc_core.model.unet`. Shapes do not show it.
 
     Raises:
         UserError: a value of another type or out of its range, widths that heads or norms do not divide.
@@ -84,6 +85,7 @@ class UNetConfig:
     conditions: _PerLevel[_Text] = tuple(CONDITIONS)
     dropout: _Dropout = 0.1
     stc_dropout: _Dropout = 0.05
+    super_resolution: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -294,7 +296,8 @@ class Config:
         return build(Config, data, _tell(""))
 
 
-_LATER = {"condition_scale": None, "style_tokens": 1, "sampling_rate": 4.0, "few_steps": False}
+_LATER = {"condition_scale": None, "style_tokens": 1, "sampling_rate": 4.0, "few_steps": False,
+          "super_resolution": False}  # fmt: skip
 """Keys that earlier versions do not know, and what they do without them."""
 
 

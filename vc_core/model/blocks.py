@@ -173,22 +173,43 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a convolution (an odd size is rounded up)."""
+    """Halves height and width by a convolution (an odd size is rounded up).
 
-    def __init__(self, channels: int, ops: Any):
+    Args:
+        rows: zeros above and below a frame; with 2, as in SR600, the result has a row more.
+    """
+
+    def __init__(self, channels: int, ops: Any, rows: int = 1):
         super().__init__()
-        self.conv = ops.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = ops.Conv2d(channels, channels, 3, stride=2, padding=(rows, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour to `size` (double, but for levels of an odd size), then a convolution."""
+    """Nearest-neighbour to `size` (double, but for levels of an odd size), then a convolution.
 
-    def __init__(self, channels: int, ops: Any):
+    Args:
+        rows: as in the `Downsample` of the same level. With 2, height doubles, and the first row and as many of the
+            last ones as are too many are cut off.
+    """
+
+    def __init__(self, channels: int, ops: Any, rows: int = 1):
         super().__init__()
+        self.cut = rows - 1
         self.conv = ops.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size, mode="nearest"))
+        height = 2 * x.shape[2] if self.cut else size[0]
+        x = F.interpolate(x, (height, size[1]), mode="nearest")
+        return self.conv(x[:, :, self.cut : self.cut + size[0]])
+
+
+def low_frequencies_scaled(x: Tensor, scale: float) -> Tensor:
+    """x `(b, c, h, w)` with its mean, and its lowest negative frequencies along both sides, times `scale`: SR600's
+    filter of skips, as FreeU's (arXiv 2309.11497) with a threshold of 1."""
+    spectrum = torch.fft.fftn(x.float(), dim=(-2, -1))
+    mask = spectrum.real.new_ones(x.shape[-2:])
+    mask[[[-1], [0]], [[-1, 0]]] = scale  # of the shifted spectrum, the four in the middle
+    return torch.fft.ifftn(spectrum * mask, dim=(-2, -1)).real.to(x.dtype)
