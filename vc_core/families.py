@@ -92,6 +92,10 @@ def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrid
         overrides.setdefault("zero_terminal_snr", False)
     if overrides.get("few_steps", config.few_steps) != config.few_steps:
         overrides.setdefault("guidance", 1.0 if overrides["few_steps"] else Config.guidance)
+    if "super_resolution" in overrides:
+        unet = replace(config.unet, super_resolution=overrides.pop("super_resolution"))
+        diffusion = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
+        config = replace(config, name="SR600", unet=unet, diffusion=diffusion, width=1280, height=720)
     diffusion = {name: overrides.pop(name) for name in ("prediction", "zero_terminal_snr") if name in overrides}
     return replace(config, diffusion=replace(config.diffusion, **diffusion), **overrides)
 
