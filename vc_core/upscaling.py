@@ -87,4 +87,6 @@ def upscale(
         noisy = invert(plain, latent, steps, levels, progress)
         latent = denoise(windowed(**tokens, guidance=guidance, rescale=rescale), noisy, steps, levels, progress)
         with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
-            return decode(composer.autoencoder, latent / config.autoencoder.scale, tiling, progress).to("cpu", torch.float32)
+            return decode(composer.autoencoder, latent / config.autoencoder.scale, tiling, progress).to(
+                "cpu", torch.float32
+            )

@@ -14,7 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
-from .blocks import Attend, Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, attend, low_frequencies_scaled
+from .blocks import (
+    Attend,
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    TemporalTransformer,
+    Upsample,
+    attend,
+    low_frequencies_scaled,
+)
 from .stc import STCEncoder
 
 
