@@ -1,7 +1,5 @@
 """`upscale()`: a video at a larger size, by VGen's super-resolution network SR600 (`sr_step_110000_ema.pth`)."""
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,8 @@ SUFFIX = (
     "perfect without deformations, 4k render"
 )
 NEGATIVE = (
-    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, extra digits, cropped, "
-    "jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, mutation, "
+    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, extra digits, "
+    "cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, mutation, "
     "disgusting"
 )
 """What VGen appends to every prompt of SR600, and its negative prompt (configs/sr600_infer.yaml)."""

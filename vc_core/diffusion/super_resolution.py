@@ -61,9 +61,8 @@ def invert(
 def denoise(
     denoiser: Denoiser, x: Tensor, steps: int = STEPS, levels: int = LEVELS, progress: Progress | None = None
 ) -> Tensor:
-    """Return the clean latent of a noisy one, by DPM-Solver++(2M) (arXiv 2211.01095) from the timestep `levels` - 1 of
-    `denoising_schedule`. Timesteps are spaced evenly from the last one on ("trailing"); of `steps` + 1, the last but one
-    is left out.
+    """Return the clean latent of a noisy one, by DPM-Solver++(2M) (arXiv 2211.01095) from timestep `levels` - 1 of
+    `denoising_schedule` down. Of `steps` + 1 evenly spaced timesteps, the smallest is left out.
 
     Args:
         denoiser: predicts v, with guidance.

@@ -26,9 +26,8 @@ from .blocks import (
 )
 from .stc import STCEncoder
 
-
 _SR600 = ((1.1, 0.6), (1.2, 0.4))
-"""Of SR600's first stages on the way up: what half of the channels, and the lowest frequencies of the skip, are times."""
+"""SR600's first decoder stages: factors of half of the channels, and of the lowest frequencies of the skip."""
 
 
 @dataclass(frozen=True)
