@@ -1,4 +1,4 @@
-"""ComfyUI's door to VideoComposer. Outside ComfyUI it is closed, and harmless."""
+"""Entry point of the ComfyUI nodes. Outside ComfyUI it does nothing."""
 
 import importlib.util
 

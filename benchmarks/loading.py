@@ -1,10 +1,10 @@
-"""Loading a checkpoint of the released size: peak memory and time, against reading it as the released code does.
+"""Load a checkpoint of the released size, and compare memory and time with the original code's method.
 
     ./vc bench loading [--width 320] [--folder DIR]
 
-Writes a released-size `.pth` of noise (5.7 GB; `--width 128` makes a sixth of it), loads it in fresh processes and
-prints ratios: peak memory by the file's size, time by that of `torch.load` into a network that was initialised first.
-Every process touches all weights once, as a first step would.
+Writes a `.pth` of noise in the released size (5.7 GB; with `--width 128` a sixth of it), loads it in fresh processes
+and prints ratios: peak memory / file size, and time / time of `torch.load` into an initialized network. Every process
+reads all weights once, as the first sampling step does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vc_core.checkpoint.released import released_layout
 from vc_core.config import UNetConfig
 from vc_core.model.unet import UNet3D
 
-# Peak memory is counted over what the libraries take, in bytes; resident pages of the mapped file count in full.
+# Peak memory in bytes, without that of the libraries. Resident pages of the mapped file are included.
 MEASURE = """
 import json, sys, time
 import torch
@@ -59,7 +59,7 @@ print(json.dumps({"seconds": loaded, "touched": time.perf_counter() - start, "pe
 
 
 def write_noise(path: Path, config: UNetConfig) -> None:
-    """A file with the names and shapes of a network, noise in every tensor, in fp32."""
+    """Write a file with a network's names and shapes, and fp32 noise in every tensor."""
     with torch.device("meta"):
         layout = released_layout(UNet3D(config))
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def write_noise(path: Path, config: UNetConfig) -> None:
 
 
 def measure(path: Path, how: str, window: int = WINDOW) -> dict[str, float]:
-    """Seconds and peak bytes of loading in a process of its own; `how` is `plain` or a torch dtype's name."""
+    """Measure seconds and peak bytes of loading in a fresh process; `how` is `plain` or the name of a torch dtype."""
     command = [sys.executable, "-c", MEASURE, str(path), how, str(window)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -75,15 +75,15 @@ def measure(path: Path, how: str, window: int = WINDOW) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--folder", type=Path, help="where the file is written (default: a temporary folder)")
+    parser.add_argument("--width", type=int, default=320, help="width of the network (default: 320, as released)")
+    parser.add_argument("--folder", type=Path, help="folder for the file (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for suffix in (".pth", ".safetensors"):
             path = Path(folder) / f"noise{suffix}"
             write_noise(path, dataclasses.replace(UNetConfig(), width=arguments.width))
             size = path.stat().st_size
-            measure(path, "float32")  # the file is in the system's cache from here on
+            measure(path, "float32")  # puts the file into the system's cache
             results = {how: measure(path, how) for how in ("float32", "float16", "bfloat16", "float8_e4m3fn")}
             if suffix == ".pth":
                 plain = measure(path, "plain")
@@ -91,7 +91,10 @@ def main() -> None:
             print(f"{path.name}, {size / 1e9:.2f} GB")
             for how, result in results.items():
                 peak, loaded, touched = (result[k] / v for k, v in (("peak", size), *list(plain.items())[:2]))
-                print(f"  {how}: peak {peak:.2f} of the file; time {loaded:.2f} of plain, with use {touched:.2f}")
+                print(
+                    f"  {how}: peak memory / file size {peak:.2f}; time / plain time {loaded:.2f}, with the first read "
+                    f"of all weights {touched:.2f}"
+                )
             path.unlink()
 
 

@@ -1,13 +1,13 @@
-"""Memory of a composition: what a run on the CPU takes, by measurement, and what one on a GPU takes, by count.
+"""Memory of a composition: measured on the CPU, or calculated for a GPU.
 
     ./vc bench memory [--table] [--folder DIR]
 
-Without options it writes files of zeros with the names and shapes of the released network, of Stable Diffusion's
-autoencoder and of OpenCLIP's ViT-H/14 (with a hole for the numbers: they take no room on most disks), composes 16
-frames of 256x256 with text, style and depth in a process of its own, one step in fp32 on the CPU, and prints the most
-memory that it had: in all, and without the pages of mapped files, which the system takes back when it needs them.
+Without options, writes files of zeros with the names and shapes of the released network, of Stable Diffusion's
+autoencoder and of OpenCLIP's ViT-H/14 (sparse files, which need no space on most disks). It then composes 16 frames of
+256x256 with text, style and depth in a fresh process, one step in fp32 on the CPU, and prints the peak memory: in
+total, and without the pages of mapped files, which the system can free when it needs memory.
 
-With `--table` it prints the table of vc_core/README.md, which is counted.
+With `--table`, prints the calculated table of vc_core/README.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vc_core.families import assumed
 from vc_core.memory import Need, needed, network_bytes
 from vc_core.model.unet import UNet3D
 
-# Two figures in bytes, of the process with all of its libraries: the kernel's own peak, and the most of samples.
+# Two values in bytes, for the process with all its libraries: the kernel's peak, and the maximum of samples.
 MEASURE = """
 import json, sys, threading, time
 import torch
@@ -47,7 +47,7 @@ def status(name):
 def watch():
     while True:
         now = status("RssAnon")
-        seen["anonymous"] = max(seen["anonymous"], now)
+        peaks["anonymous"] = max(peaks["anonymous"], now)
         phases[where[-1]] = [max(a, b) for a, b in zip(phases.get(where[-1], [0, 0]), (status("VmRSS"), now))]
         time.sleep(0.02)
 
@@ -55,7 +55,7 @@ def progress(what, done, total):
     where.append(what)
 
 torch.set_num_threads(1)
-seen, phases, where = {"anonymous": 0}, {}, ["start"]
+peaks, phases, where = {"anonymous": 0}, {}, ["start"]
 threading.Thread(target=watch, daemon=True).start()
 files, load, run = json.loads(sys.argv[1])
 composer = VideoComposer.load(files[0], files[1:], **load, progress=progress)
@@ -63,7 +63,7 @@ config = composer.config
 frames, (height, width) = run.pop("frames", config.frames), run.pop("size", (config.height, config.width))
 for _ in range(run.pop("times", 1)):
     start = time.perf_counter()
-    made = compose(
+    video = compose(
         composer,
         "a harbour at night",
         conditions=[Condition("depth", torch.rand(1, 1, frames, height * 3 // 2, width * 3 // 2))],
@@ -74,28 +74,28 @@ for _ in range(run.pop("times", 1)):
         progress=progress,
         **run,
     )
-    assert torch.isfinite(made).all()
+    assert torch.isfinite(video).all()
     seconds = time.perf_counter() - start
-print(json.dumps({"peak": status("VmHWM"), **seen, "seconds": seconds, "phases": phases}))
+print(json.dumps({"peak": status("VmHWM"), **peaks, "seconds": seconds, "phases": phases}))
 """
 
 
 def write_zeros(path: Path, shapes: Mapping[str, Sequence[int]], dtype: str = "F32") -> None:
-    """A `.safetensors` of zeros, as a file with a hole in it, so that it takes no room where the system can do that."""
-    header, at = {}, 0
+    """Write a `.safetensors` of zeros as a sparse file, which needs no disk space if the file system supports it."""
+    header, offset = {}, 0
     for name, shape in shapes.items():
-        end = at + math.prod(shape) * {"F32": 4, "F16": 2}[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+        end = offset + math.prod(shape) * {"F32": 4, "F16": 2}[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(file.tell() + at)
+        file.truncate(file.tell() + offset)
 
 
 def write_files(folder: Path, config: Config, dtype: str = "F32") -> list[Path]:
-    """Files of the parts that a checkpoint of this config is composed with: network, autoencoder, both towers."""
+    """Write the files that composing needs with this config: network, autoencoder, both towers."""
     towers = new_towers(config.towers, "meta")
     kinds = {
         "network": [("model", "released", on_meta(config))],
@@ -116,8 +116,8 @@ def write_files(folder: Path, config: Config, dtype: str = "F32") -> list[Path]:
 
 
 def measure(files: Sequence[Path], load: Mapping[str, object] | None = None, run: Mapping[str, object] | None = None):
-    """Bytes of a composition in a process of its own, its most memory as `peak`, and as `anonymous` without mapped
-    files, as far as samples of it tell.
+    """Measure a composition in a fresh process: its `peak` memory in bytes, and, from samples, that without mapped
+    files, `anonymous`.
 
     Args:
         load, run: arguments of `VideoComposer.load` and of `compose`.
@@ -127,7 +127,7 @@ def measure(files: Sequence[Path], load: Mapping[str, object] | None = None, run
     return json.loads(done.stdout)
 
 
-# --- By count -------------------------------------------------------------------------------------------------------
+# --- Calculated -----------------------------------------------------------------------------------------------------
 
 RELEASED, VGEN = Config(), assumed(UNetConfig(attention_levels=(1, 2, 3), style_tokens=4))[0]
 ROWS = (
@@ -137,14 +137,14 @@ ROWS = (
     ("TF-T2V", VGEN, (512, 896), 16, 2),
     ("VideoLCM, without guidance", VGEN, (256, 448), 16, 1),
 )
-"""Name, config, (height, width), frames, sides of guidance."""
+"""Name, config, (height, width), frames, predictions per step."""
 COLUMNS = (("fp16", False), ("fp8", False), ("fp16", True), ("fp8", True))
-"""How the network's weights are stored, and whether they are offloaded."""
+"""Dtype of the network's stored weights, and whether they are offloaded."""
 
 
 @cache
 def networks(config: Config) -> tuple[UNet3D, list[int]]:
-    """The network on meta, and the parameters of the autoencoder and of the two towers."""
+    """Return the network on meta, and the numbers of parameters of the autoencoder and of the two towers."""
     towers = new_towers(config.towers, "meta")
     modules = new_autoencoder("ldm", device="meta"), towers, towers.visual
     autoencoder, both, image = (sum(p.numel() for p in module.parameters()) for module in modules)
@@ -152,19 +152,19 @@ def networks(config: Config) -> tuple[UNet3D, list[int]]:
 
 
 def count(config: Config, dtype: str, offload: bool, size: tuple[int, int], frames: int, predictions: int) -> Need:
-    """What a composition with text and style needs on a GPU, in bytes, by networks that are on meta."""
+    """Calculate what a composition with text and style needs on a GPU, in bytes, from networks on meta."""
     stored, compute = choose_dtypes(torch.device("cuda"), dtype, "auto")
     unet, parameters = networks(config)
-    of = storage(stored, compute)
+    dtype_of = storage(stored, compute)
     for parameter in unet.parameters():
-        parameter.data = parameter.data.to(of("", tuple(parameter.shape)))
+        parameter.data = parameter.data.to(dtype_of("", tuple(parameter.shape)))
     autoencoder, *towers = (number * compute.itemsize for number in parameters)
     weights = network_bytes(unet, compute, offload) + autoencoder
     return needed(config, weights, max(towers), compute, size=size, frames=frames, predictions=predictions)
 
 
 def table() -> list[str]:
-    """The lines of a table in Markdown of `ROWS` and `COLUMNS`, in GB."""
+    """Return the lines of a Markdown table of `ROWS` and `COLUMNS`, in GB."""
     columns = ("activations", "decoding", *(f"{dtype}{', offload' * offload}" for dtype, offload in COLUMNS))
     lines = [f"| network | video | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
     for name, config, size, frames, predictions in ROWS:
@@ -177,15 +177,15 @@ def table() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the files are written (default: a temporary folder)")
-    parser.add_argument("--table", action="store_true", help="print the table of what is counted")
+    parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
+    parser.add_argument("--table", action="store_true", help="print the calculated table instead")
     arguments = parser.parse_args()
     if arguments.table:
         print("\n".join(table()))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = measure(write_files(Path(folder), Config()))
-    print(f"{result['peak'] / 1e9:.2f} GB at most, {result['anonymous'] / 1e9:.2f} without mapped files")
+    print(f"peak memory {result['peak'] / 1e9:.2f} GB, {result['anonymous'] / 1e9:.2f} GB without mapped files")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Motion vectors: how fast and in how much memory, side by side with plain decoding and with the released tools.
+"""Speed and memory of motion extraction, compared with plain decoding and with the original code's tools.
 
     ./vc bench motion [--rounds 5] [--seconds 10] [--reference PYTHON]
 
-Prints ratios of alternating runs (medians), on clips that it makes itself, with a keyframe every two seconds:
+Prints ratios of alternating runs (medians). The clips are generated, with a keyframe every two seconds:
 
-- the block vectors of a whole file by a plain multi-threaded decode of it (frames a second; more is better),
-- the whole released path by the ffmpeg program and the package motion-vector-extractor, from file to map,
-- the peak memory of processes that read a minute of video.
+- block vectors of an entire file / plain multi-threaded decoding of it (in frames per second; more is better),
+- the released path / the ffmpeg program and the package motion-vector-extractor, from file to map,
+- peak memory of processes that read a minute of video.
 
-The released tools are no dependencies of this project: PYTHON is one that has motion-vector-extractor, and ffmpeg on
-its PATH or imageio-ffmpeg. Without them, that line says what is missing.
+The original tools are not dependencies of this project: PYTHON must have motion-vector-extractor, and imageio-ffmpeg or
+ffmpeg on PATH. Otherwise the line of this comparison says what is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vc_core.video.timeline import index
 RATE = 25
 SIZES = {"256 x 256": (256, 256), "720p": (720, 1280), "1080p": (1080, 1920)}
 
-# The released pipeline in short: ffmpeg to a file, all its vectors read back, one source-sized map a frame, resized.
+# The original pipeline: ffmpeg writes a file, all its vectors are read, one source-sized map per frame, resized.
 REFERENCE = """
 import json, os, shutil, subprocess, sys, tempfile, time
 try:
@@ -88,7 +88,7 @@ print(json.dumps(int(peak.split()[1]) / 1024))
 
 
 def make(path: Path, height: int, width: int, frames: int, b_frames: int) -> Path:
-    """A clip of a textured scene that pans, with squares that move before it."""
+    """Write a clip of a textured background that pans, and a square that moves in front of it."""
     rng = np.random.default_rng(0)
 
     def texture(rows: int, columns: int) -> np.ndarray:
@@ -101,41 +101,41 @@ def make(path: Path, height: int, width: int, frames: int, b_frames: int) -> Pat
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"preset": "veryfast", "bf": str(b_frames), "g": str(2 * RATE), "crf": "26"}
         for n in range(frames):
-            # There and back, without a jump.
+            # Back and forth, without a jump.
             y, x = (abs((speed * n) % 512 - 256) for speed in (1, 3))
-            picture = ground[y : y + height, x : x + width].copy()
-            at = abs((5 * n) % (2 * (width - height // 4)) - (width - height // 4))
-            picture[height // 3 : height // 3 + height // 4, at : at + height // 4] = square
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = ground[y : y + height, x : x + width].copy()
+            left = abs((5 * n) % (2 * (width - height // 4)) - (width - height // 4))
+            frame[height // 3 : height // 3 + height // 4, left : left + height // 4] = square
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
 
 def plain(path: str | Path) -> int:
-    """Frames of a file, decoded as fast as PyAV can."""
+    """Decode a file as fast as PyAV can; return its number of frames."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         return sum(1 for _ in container.decode(video=0))
 
 
-def vectors(path: str | Path, seen: Callable[[np.ndarray], object] = len) -> None:
-    """All block vectors of a file, each frame's shown to `seen`."""
+def vectors(path: str | Path, use: Callable[[np.ndarray], object] = len) -> None:
+    """Read all block vectors of a file and call `use` with those of each frame."""
 
     with media(path) as video:
         table = index(video)
         for _, frame in decode(video, table, table.times, vectors=True):
-            seen(exported(frame))
+            use(exported(frame))
 
 
 def digest(path: str | Path) -> str:
-    """Of all block vectors of a file."""
-    found = hashlib.sha256()
-    vectors(path, found.update)
-    return found.hexdigest()
+    """Return the SHA-256 of all block vectors of a file."""
+    sha256 = hashlib.sha256()
+    vectors(path, sha256.update)
+    return sha256.hexdigest()
 
 
 def released(path: str | Path, frames: int, mode: str = "released") -> None:
-    """The map of so many frames of a file, from its beginning, at 4 a second."""
+    """Read the motion maps of the first `frames` frames of a file, at 4 per second."""
     read_motion(path, FramePlan(0.0, Fraction(4), frames), mode=mode)
 
 
@@ -147,13 +147,18 @@ def process(python: str, program: str, *arguments: object) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=10, help="length of the clips")
-    parser.add_argument("--reference", default=sys.executable, metavar="PYTHON", help="one that has the released tools")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each measurement (default: 5)")
+    parser.add_argument("--seconds", type=int, default=10, help="length of the clips in seconds (default: 10)")
+    parser.add_argument(
+        "--reference",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="Python with the original tools (default: this one)",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print("block vectors of a whole file by a plain multi-threaded decode, in frames a second")
+        print("block vectors of an entire file / plain multi-threaded decoding, in frames per second")
         for size, (height, width) in SIZES.items():
             for b_frames in (0, 3):
                 frames = arguments.seconds * RATE * (6 if height < 300 else 1)
@@ -164,18 +169,21 @@ def main() -> None:
                     slow = seconds(lambda path=path: plain(path))
                     ratios.append(slow / seconds(lambda path=path: vectors(path)))
                     digests.add(digest(path))
-                exact = "exact over the runs" if len(digests) == 1 else f"{len(digests)} DIFFERENT RESULTS"
+                exact = "the same vectors in all runs" if len(digests) == 1 else f"{len(digests)} DIFFERENT RESULTS"
                 print(f"  {size}, {b_frames} B-frames: {statistics.median(ratios):.2f}, {exact}", flush=True)
 
         path = folder / "720-0.mp4"
-        for frames, what in ((16, "the plan's 16 frames"), (4 * arguments.seconds, "all frames, as those tools read")):
+        for frames, what in (
+            (16, "the plan's 16 frames"),
+            (4 * arguments.seconds, "all frames, as the original tools"),
+        ):
             ratios = []
             for _ in range(arguments.rounds):
-                found = process(arguments.reference, REFERENCE, path)
-                if "missing" in found:
-                    print(f"released path by ffmpeg and motion-vector-extractor: missing ({found['missing']})")
+                result = process(arguments.reference, REFERENCE, path)
+                if "missing" in result:
+                    print(f"released path / ffmpeg and motion-vector-extractor: not measured ({result['missing']})")
                     break
-                ratios.append(found["seconds"] / seconds(lambda frames=frames: released(path, frames)))
+                ratios.append(result["seconds"] / seconds(lambda frames=frames: released(path, frames)))
             if not ratios:
                 break
             length = f"{arguments.seconds} s of 720p"

@@ -1,8 +1,8 @@
-"""What is not done twice: this network against the same network computing as the released code does.
+"""Compare the speed of this network with the same network in the manner of the original code, which repeats work.
 
     ./vc bench network
 
-Prints ratios of times taken in one run, alternating; sizes are a fraction of the released network's.
+Prints ratios of alternating runs. The sizes are a fraction of the released network's.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def ratio(one: Callable[[], object], other: Callable[[], object], rounds: int = 5) -> float:
-    """The median over rounds of the time of `one` by that of `other`, run in turn."""
-    one(), other()
-    return statistics.median(seconds(one) / seconds(other) for _ in range(rounds))
+def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int = 5) -> float:
+    """Return the time of `first` / the time of `second`: the median of alternating runs."""
+    first(), second()
+    return statistics.median(seconds(first) / seconds(second) for _ in range(rounds))
 
 
-def released_temporal_conv(block: TemporalConv, x: Tensor, frames: int) -> Tensor:
-    """The same block with (3, 1, 1) convolutions in 3D, as released."""
+def original_temporal_conv(block: TemporalConv, x: Tensor, frames: int) -> Tensor:
+    """Compute the block with (3, 1, 1) convolutions in 3D, like the original code."""
     video = rearrange(x, "(b f) c h w -> b c f h w", f=frames)
     h = video
     for norm, conv in zip(block.norms, block.convs, strict=True):
@@ -60,7 +60,7 @@ def main() -> None:
     def embedded() -> Tensor:
         return sum(unet.encode_condition(name, tensor, size) for name, tensor in conditions.items())
 
-    def released_run() -> None:
+    def original_run() -> None:
         for _ in range(STEPS):
             unet(x, t, context, embedded())
 
@@ -69,19 +69,19 @@ def main() -> None:
         for _ in range(STEPS):
             unet(x, t, context, stc)
 
-    print(f"{STEPS} steps, conditions at every step / once a clip: {ratio(released_run, our_run):.2f}")
+    print(f"{STEPS} steps, conditions in every step / once per clip: {ratio(original_run, our_run):.2f}")
 
     attention = unet.encoder[0].spatial.block.attn2
     tokens = torch.randn(FRAMES, LATENT * LATENT, CONFIG.width)
     repeated = context.repeat_interleave(FRAMES, 0)
     once = ratio(lambda: attention(tokens, repeated), lambda: attention(tokens, context))
-    print(f"cross-attention, keys and values once a frame / once a clip: {once:.2f}")
+    print(f"cross-attention, keys and values per frame / per clip: {once:.2f}")
 
     block, frames = TemporalConv(CONFIG.width, 0.0, torch.nn).eval(), torch.randn(FRAMES, CONFIG.width, 32, 32)
     torch.testing.assert_close(
-        block(frames, FRAMES), released_temporal_conv(block, frames, FRAMES), rtol=1e-3, atol=1e-4
+        block(frames, FRAMES), original_temporal_conv(block, frames, FRAMES), rtol=1e-3, atol=1e-4
     )
-    flat = ratio(lambda: released_temporal_conv(block, frames, FRAMES), lambda: block(frames, FRAMES))
+    flat = ratio(lambda: original_temporal_conv(block, frames, FRAMES), lambda: block(frames, FRAMES))
     print(f"temporal convolutions, in 3D / in 2D over (f, h w): {flat:.2f}")
 
 

@@ -1,10 +1,10 @@
-"""The node pack in a real ComfyUI, on its CPU: how long videos take and in how much memory, beside `compose()`.
+"""Time and memory of the node pack in a real ComfyUI on the CPU, compared with `compose()`.
 
     ./vc bench nodes [--rounds 3]
 
-Needs a ComfyUI, found as by the tests (see tests/host/server.py). Times of the nodes and of `compose()`, the same video
-by the same steps, are taken in turn in one run; the memory is the peak of the ComfyUI process beyond the idle one's,
-in a process of its own for each line. Stock nodes that skip steps are timed in turn with the same video without them.
+Requires a ComfyUI, which it finds as the tests do (see tests/host/server.py). The nodes and `compose()` compose the
+same video with the same steps, alternating. The memory is the peak of the ComfyUI process minus that of the idle
+process, in a fresh process for each line. Stock nodes that skip steps alternate with the same graph without them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vc_core.pipeline import compose
 
 @dataclass(frozen=True)
 class Case:
-    """A video to make: text alone, as conditions cost little beside the network."""
+    """A video to compose from text alone: conditions cost little compared with the network."""
 
     what: str
     frames: int
@@ -48,7 +48,7 @@ SMALL = (
 )
 LONG = Case("16 frames, 64 x 64, 20 steps", 16, 64, 20)
 CACHES = ("EasyCache", "LazyCache")
-"""Stock nodes that skip steps, at their defaults."""
+"""Stock nodes that skip steps, with their default settings."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def host():
 
 
 def graph_of(running: Host, case: Case, seed: int, cache: str | None = None) -> Graph:
-    """A graph that samples the case by the bundled checkpoint and saves it, with the latent."""
+    """Build a graph that samples the case with the bundled checkpoint, and saves the video and the latent."""
     graph = running.graph()
     loaded = graph.add("VCCheckpointLoader", ckpt_name=BUNDLED)
     positive, negative = (graph.add("CLIPTextEncode", text=words, clip=loaded[1]) for words in (TEXT, ""))
@@ -101,13 +101,13 @@ def graph_of(running: Host, case: Case, seed: int, cache: str | None = None) -> 
 
 
 def peak(running: Host) -> float:
-    """Peak memory of the process so far, in GiB (Linux)."""
+    """Return the peak memory of the process until now, in GiB (Linux)."""
     lines = Path(f"/proc/{running.process.pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
 
 
 def small(case: Case, rounds: int) -> str:
-    """A line of the table, by the bundled checkpoint."""
+    """Measure one case with the bundled checkpoint; return its line."""
     composer = VideoComposer.load(device="cpu")
     sampling = Sampling(steps=case.steps, guidance=4.0)
     settings = {"frames": case.frames, "sampling": sampling, "size": (case.size,) * 2}
@@ -120,13 +120,13 @@ def small(case: Case, rounds: int) -> str:
             core.append(seconds(lambda seed=seed: compose(composer, TEXT, seed=seed, **settings)))
         ratio = statistics.median(a / b for a, b in zip(nodes, core, strict=True))
         return (
-            f"{case.what}: the first video {first:.1f} s, the next {statistics.median(nodes):.1f} s, "
-            f"{ratio:.2f} of compose(); {peak(running) - idle:.2f} GiB"
+            f"{case.what}: first video {first:.1f} s, next videos {statistics.median(nodes):.1f} s, time / compose() "
+            f"{ratio:.2f}; {peak(running) - idle:.2f} GiB"
         )
 
 
 def cached(cache: str, case: Case, rounds: int) -> str:
-    """A line of the table: what a node that skips steps saves and costs."""
+    """Measure how much time a node that skips steps saves, and its error; return the line."""
     ratios, errors = [], []
     with host() as running:
         running.run(graph_of(running, case, 0))
@@ -135,8 +135,8 @@ def cached(cache: str, case: Case, rounds: int) -> str:
             ratios.append(quick.seconds / plain.seconds)
             errors.append(error(latent_of(quick), latent_of(plain)))
         skipped = [int(count) for count in re.findall(rf"{cache} - skipped (\d+)/", running.log())]
-    ratio, count, off = (statistics.median(values) for values in (ratios, skipped, errors))
-    return f"{case.what} with {cache}: {ratio:.2f} of the time, {count:g} steps skipped, the latent {off:.0%} off"
+    ratio, count, deviation = (statistics.median(values) for values in (ratios, skipped, errors))
+    return f"{case.what} with {cache}: time {ratio:.2f}, {count:g} steps skipped, error of the latent {deviation:.0%}"
 
 
 def latent_of(result: Result) -> Tensor:
@@ -146,7 +146,7 @@ def latent_of(result: Result) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each measurement (default: 3)")
     arguments = parser.parse_args()
     try:
         for case in SMALL:

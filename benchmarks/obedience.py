@@ -1,8 +1,9 @@
-"""How far things move of how far the motion says, over speeds: ./vc bench obedience [CHECKPOINT]
+"""How far an object moves, compared with its motion condition, at several speeds: ./vc bench obedience [CHECKPOINT]
 
-A textured disc is filmed, encoded as H.264, and its motion extracted from the file; two videos are composed from it
-with the first frame and one line of text, one with the motion, one with the motion reversed. 1 is as far as commanded,
-0 is no motion, -1 the opposite way. Medians over four directions and the seeds, at the default settings.
+A clip of a textured disc is encoded as H.264, and its motion extracted from the file. Two videos are composed from the
+first frame and a line of text: one with the motion, one with the motion reversed. The displacement is 1 if it equals
+the condition's, 0 without motion, -1 in the opposite direction. Medians over four directions and the seeds, with the
+default settings.
 """
 
 from __future__ import annotations
@@ -19,38 +20,39 @@ from vc_core.composer import VideoComposer
 from vc_core.demo import try_motion
 
 SPEEDS = ((0.4, 16), (0.8, 16), (1.2, 16), (1.6, 16), (2.2, 10), (3.0, 8))
-"""Pixels of 64 a frame, and frames: as many as the disc stays within the picture."""
+"""Pixels (of 64) per frame, and the number of frames, in which the disc stays inside the frame."""
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
-HEADER = ("speed, pixels of 64 a frame", "frames", "with the motion", "reversed", "worst", "sideways error", "lost")
+HEADER = ("speed, pixels (of 64) per frame", "frames", "with the motion", "reversed", "worst", "sideways error", "lost")
 
 
 def measure(composer: VideoComposer, speed: float, frames: int, seeds: int, folder: Path) -> np.ndarray:
-    """(share of the commanded way, error sideways as a share of it), of N videos with and N against it: (2, N, 2).
+    """Measure N videos with the motion and N with its reverse; return `(2, N, 2)`.
 
-    NaN where the disc is lost.
+    The last axis is the displacement along the commanded direction, and the error sideways, both as fractions of the
+    commanded displacement; NaN if the disc is lost.
     """
-    found = []
+    rows = []
     for (x, y), seed in itertools.product(DIRECTIONS, range(seeds)):
         trial = try_motion(composer, folder / "clip.mp4", (x * speed / 64, y * speed / 64), frames, seed)
         for name, commanded in trial.commanded.items():
-            moved, way = np.array(trial.moved[name]), np.array(commanded)
-            along = moved @ way / (way @ way)
-            found.append((along, np.linalg.norm(moved - along * way) / np.linalg.norm(way)))
-    return np.array(found).reshape(-1, 2, 2).swapaxes(0, 1)
+            moved, target = np.array(trial.moved[name]), np.array(commanded)
+            along = moved @ target / (target @ target)
+            rows.append((along, np.linalg.norm(moved - along * target) / np.linalg.norm(target)))
+    return np.array(rows).reshape(-1, 2, 2).swapaxes(0, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="default: the bundled one")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds per direction (default: 2)")
     arguments = parser.parse_args()
     composer = VideoComposer.load(arguments.checkpoint)
     print(f"| {' | '.join(HEADER)} |", "| --- " * len(HEADER) + "|", sep="\n")
     with TemporaryDirectory() as folder:
         for speed, frames in SPEEDS:
-            found = measure(composer, speed, frames, arguments.seeds, Path(folder))
-            along, across = found[..., 0], found[..., 1]
+            results = measure(composer, speed, frames, arguments.seeds, Path(folder))
+            along, across = results[..., 0], results[..., 1]
             figures = (*np.nanmedian(along, axis=1), np.nanmin(along), np.nanmedian(across))
             cells = [str(speed), str(frames), *(f"{figure:.2f}" for figure in figures), f"{np.isnan(along).mean():.0%}"]
             print(f"| {' | '.join(cells)} |", flush=True)

@@ -1,9 +1,9 @@
-"""What sampling costs beside the network: samplers, sides of the guidance, windows and batches.
+"""Cost of sampling in addition to the network: samplers, predictions for guidance, windows and batches.
 
     ./vc bench sampling
 
-Prints ratios of times taken in one run, alternating, of peak memory, and calls of the network; the network is a small
-one with random weights, so whatever is not the network weighs more here than with the released one.
+Prints ratios of times in alternating runs, ratios of peak memory, and the number of network calls. The network is small
+and has random weights, so all other work is a larger part here than with the released network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = UNetConfig(
 )
 
 
-# One run of a sampler in a process of its own, on a latent so large that what a sampler keeps can be seen.
+# One run of a sampler in a fresh process. The latent is so large that the sampler's own memory becomes visible.
 MEMORY = """
 import sys
 import diffusers, torch
@@ -50,7 +50,7 @@ print((peak() - before) / noise.nbytes)
 
 
 def memory(name: str) -> float:
-    """Peak memory of a run beside the network and the noise, in latents (Linux)."""
+    """Measure the peak memory of a run without the network and the noise, in sizes of the latent (Linux)."""
     done = subprocess.run([sys.executable, "-c", MEMORY, name], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -90,24 +90,24 @@ def main() -> None:
         this = partial(run, guided, name)
         print(
             f"{STEPS} steps, {name} / ddim_released: time {ratio(this, released):.2f} ({counted(this)} calls), "
-            f"memory beside the network {memory(name) / least:.2f}",
+            f"memory without the network {memory(name) / least:.2f}",
             flush=True,
         )
 
-    one, three = denoiser(guidance=1.0), denoiser(condition_guidance=3.0)
-    for sides, other in ((1, one), (3, three)):
-        print(f"sides of the guidance, {sides} / 2: {ratio(partial(run, other), released):.2f}")
+    single, triple = denoiser(guidance=1.0), denoiser(condition_guidance=3.0)
+    for predictions, other in ((1, single), (3, triple)):
+        print(f"predictions per step for guidance, {predictions} / 2: {ratio(partial(run, other), released):.2f}")
 
     frames, windows = 2 * FRAMES, Windows(FRAMES)
     spans = windows.spans(frames)
     long = WindowedDenoiser([denoiser() for _ in spans], windows, frames)
     times = ratio(lambda: run(long, frames=frames), released) * FRAMES / frames
-    print(f"a frame, {len(spans)} windows over {frames} frames / {FRAMES} frames without: {times:.2f}")
+    print(f"time per frame, {len(spans)} windows over {frames} frames / {FRAMES} frames without windows: {times:.2f}")
 
     def twice() -> None:
         released(), released()
 
-    print(f"a batch of 2 / two runs: {ratio(lambda: run(guided, batch=2), twice):.2f}")
+    print(f"one batch of 2 / two runs: {ratio(lambda: run(guided, batch=2), twice):.2f}")
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def scene(time: float) -> list[Shape]:
 # --- The ways of drawing it -----------------------------------------------------------------------------------------
 
 
-def blend(one: Colour, other: Colour, share: float) -> Colour:
-    return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+def blend(first: Colour, second: Colour, fraction: float) -> Colour:
+    return tuple(round(a + (b - a) * fraction) for a, b in zip(first, second, strict=True))
 
 
 def gradient(size: tuple[int, int], start: Colour, end: Colour, across: float = 0.0) -> Image.Image:

@@ -1,22 +1,22 @@
-"""Prints, comma-separated, what the command line needs and this Python lacks: see NEEDED_BESIDES, and requirements.txt.
+"""Print, separated by commas, the packages that this Python lacks: of requirements.txt and NEEDED_BESIDES.
 
-Prints nothing when all are there. Exit status 1 for a Python that is too old. Uses the standard library only: it runs
-in environments that others made.
+Prints nothing if all are installed. Exit status 1 if the Python is too old. Uses only the standard library, because it
+runs in environments of the user.
 """
 
 import re
 import sys
 from importlib import metadata
 
-if sys.version_info < (3, 10):  # noqa: UP036 - it may be any Python that the user names
+if sys.version_info < (3, 10):  # noqa: UP036 - the user may choose any Python
     sys.exit(1)
 
-# Which requirements.txt leaves out for ComfyUI's sake.
+# Not in requirements.txt, because ComfyUI installs from that file.
 NEEDED_BESIDES = ("torch", "torchvision", "diffusers", "open_clip_torch")
 
 
-def named_packages(requirements: str) -> list:
-    """The distribution names that a requirements file's text lists, in its order."""
+def listed_packages(requirements: str) -> list:
+    """Return the package names in the text of a requirements file."""
     return re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*", requirements, flags=re.MULTILINE)
 
 
@@ -29,4 +29,4 @@ def is_missing(package: str) -> bool:
 
 
 with open(sys.argv[1], encoding="utf-8") as file:
-    print(", ".join(filter(is_missing, [*NEEDED_BESIDES, *named_packages(file.read())])))
+    print(", ".join(filter(is_missing, [*NEEDED_BESIDES, *listed_packages(file.read())])))

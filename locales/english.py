@@ -1,8 +1,8 @@
-"""Writes `en/nodeDefs.json`, the nodes' English texts in the form that ComfyUI's page translates from.
+"""Write `en/nodeDefs.json`, the English texts of the nodes in the format of ComfyUI's translations.
 
     python locales/english.py http://127.0.0.1:8188
 
-The texts are those of the nodes' schemas, as a running ComfyUI with this pack tells them. A test compares them.
+The texts come from the nodes' schemas in a running ComfyUI with this pack. A test checks that they are up to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENGLISH = Path(__file__).parent / "en" / "nodeDefs.json"
 
 
 def node_texts(nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The English texts of nodes, as `/object_info` describes them, in the form of `nodeDefs.json`."""
+    """Return the English texts of nodes from `/object_info` in the format of `nodeDefs.json`."""
     return {name: _texts(node) for name, node in nodes.items()}
 
 
@@ -39,19 +39,19 @@ def _texts(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _escaped(text: Any) -> Any:
-    """Texts in which the characters stand for themselves that vue-i18n would take for its syntax."""
+    """Escape the characters in texts that are syntax in vue-i18n."""
     if isinstance(text, dict):
         return {key: _escaped(value) for key, value in text.items()}
     return "".join(f"{{'{c}'}}" if c in "{}@|$" else c for c in text)
 
 
 def pack_nodes(object_info: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of all nodes of a ComfyUI those of this pack: every one in its categories."""
+    """Select the nodes of this pack, by their category."""
     return {name: node for name, node in object_info.items() if node["category"].split("/")[0] == "VideoComposer"}
 
 
 if __name__ == "__main__":
     with urllib.request.urlopen(f"{sys.argv[1].rstrip('/')}/object_info") as reply:
-        found = pack_nodes(json.load(reply))
-    ENGLISH.write_text(json.dumps(node_texts(found), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    print(f"{ENGLISH}: {len(found)} nodes")
+        nodes = pack_nodes(json.load(reply))
+    ENGLISH.write_text(json.dumps(node_texts(nodes), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    print(f"{ENGLISH}: {len(nodes)} nodes")

@@ -1,1 +1,1 @@
-"""The nodes. Each is a schema and a short execute that calls `vc_core`; `host/` is how the core meets ComfyUI."""
+"""ComfyUI nodes: each has a schema and a short `execute` that calls `vc_core`. `host/` adapts the core to ComfyUI."""

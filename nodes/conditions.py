@@ -1,4 +1,4 @@
-"""Conditions out of what users have: a video, images, masks, other packs' depth maps."""
+"""Nodes that compute conditions from a video, images, masks or depth maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .host.running import progress_bar
 from .inputs import (
     CATEGORY,
     ConditionType,
-    Drawn,
+    DrawResult,
     Footage,
     Target,
     advanced,
@@ -42,37 +42,38 @@ from .inputs import (
 
 def outputs(name: str) -> list[io.Output]:
     return [
-        ConditionType.Output("condition", display_name=name, tooltip=f"For the socket '{name}' of STCEncode."),
-        io.Image.Output("preview", display_name="preview", tooltip="What the network sees, one image for each frame."),
+        ConditionType.Output("condition", display_name=name, tooltip=f"Connect to '{name}' of STC Encode."),
+        io.Image.Output("preview", display_name="preview", tooltip="What the network sees, one image per frame."),
     ]
 
 
-def extracted(name: str, goal: Target, clip: Footage, note: str = "", **options: Any) -> Drawn:
-    """A condition by the core's extractor; `options` are those of `vc_core.extract.Options`."""
+def extracted(name: str, goal: Target, clip: Footage, note: str = "", **options: Any) -> DrawResult:
+    """Compute a condition with the core's extractor; `options` are fields of `vc_core.extract.sources.Options`."""
     device = comfy.model_management.get_torch_device()
     chosen = Options(models=folders.folders(), device=device, **options)
-    made = extract_condition(name, clip.source, chosen, progress_bar())
-    tensor = refit(name, made.tensor, goal.size, goal.frames, goal.config.extraction, goal.size)
-    return Drawn(tensor, (clip.note, note, _told(made)), clip.rate)
+    result = extract_condition(name, clip.source, chosen, progress_bar())
+    tensor = refit(name, result.tensor, goal.size, goal.frames, goal.config.extraction, goal.size)
+    return DrawResult(tensor, (clip.note, note, _method_note(result)), clip.rate)
 
 
-def _told(made: Extracted) -> str:
-    how = made.how
+def _method_note(result: Extracted) -> str:
+    how = result.how
     if "model" in how:
-        return f"Depth by {how['model']}."
+        return f"Depth network: {how['model']}."
     if "method" in how:
-        lacks = "" if how["method"] == "pidinet" else ", without PiDiNet"
-        return made.note and f"Sketch by {how['method']}{lacks}."
-    return "" if "maps" in how else made.note
+        reason = "" if how["method"] == "pidinet" else " (PiDiNet's files were not found)"
+        return result.note and f"Sketch method: {how['method']}{reason}."
+    return "" if "maps" in how else result.note
 
 
 class ConditionNode(io.ComfyNode):
-    """A node that makes the condition of a row of the table.
+    """A node that computes the condition of one row of the table.
 
     Attributes:
-        NAME: of the row; the other texts are the schema's.
-        WHAT: what has the strength and the schedule.
-        SOCKET: the tooltip of the video, or of the image of a spatial condition.
+        NAME: the row's name.
+        TITLE, TEXT, ALIASES: display name, description and search aliases in the schema.
+        WHAT: what strength and schedule refer to, in their tooltips.
+        SOCKET: tooltip of the socket 'video' of a temporal condition, or 'image' of a spatial one.
     """
 
     NAME, TITLE, WHAT, SOCKET, TEXT = "", "", "", "", ""
@@ -81,8 +82,12 @@ class ConditionNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         if TABLE[cls.NAME].kind == "temporal":
-            text = f"{cls.SOCKET} A VIDEO is read at the frame plan below; an IMAGE batch is spread over the frames."
-            sockets = [io.MultiType.Input("video", [io.Video, io.Image], tooltip=text), *cls.beside(), *plan_inputs()]
+            text = f"{cls.SOCKET} start_time and frame_rate choose a VIDEO's frames. An IMAGE batch is spread evenly."
+            sockets = [
+                io.MultiType.Input("video", [io.Video, io.Image], tooltip=text),
+                *cls.more_sockets(),
+                *plan_inputs(),
+            ]
             sizes = size_inputs()
         else:
             sockets, sizes = [io.Image.Input("image", tooltip=cls.SOCKET)], size_inputs()[1:]
@@ -97,13 +102,13 @@ class ConditionNode(io.ComfyNode):
         )
 
     @classmethod
-    def beside(cls) -> list[io.Input]:
-        """Sockets beside the video."""
+    def more_sockets(cls) -> list[io.Input]:
+        """Return the sockets after the video."""
         return []
 
     @classmethod
     def own(cls) -> list[io.Input]:
-        """Inputs that tell how the condition is made."""
+        """Return the inputs that say how the condition is computed."""
         return []
 
     @classmethod
@@ -114,8 +119,8 @@ class ConditionNode(io.ComfyNode):
         return condition_output(cls.NAME, goal, draw, strength, start_percent, end_percent)
 
     @classmethod
-    def draw(cls, goal: Target, start_time=0.0, frame_rate=0.0, video=None, image=None) -> Drawn:
-        """The condition for a video; `inputs` are the sockets and those of `own`."""
+    def draw(cls, goal: Target, start_time=0.0, frame_rate=0.0, video=None, image=None) -> DrawResult:
+        """Compute the condition for a video. Subclasses also receive the inputs of `more_sockets` and `own`."""
         clip = footage(video, goal, start_time, frame_rate) if image is None else still(image, goal)
         return extracted(cls.NAME, goal, clip)
 
@@ -124,44 +129,44 @@ class MotionVectorExtract(ConditionNode):
     """Motion vectors of a video."""
 
     NAME, TITLE, WHAT = "motion", "Motion Vectors", "the motion"
-    SOCKET = "The video whose motion is to be followed."
-    TEXT = "The motion of a video, as block vectors of video compression, for a VideoComposer to follow."
+    SOCKET = "The video whose motion the result should follow."
+    TEXT = "Extracts the motion of a video, as the motion vectors of a video encoder."
     ALIASES = ("motion transfer", "optical flow", "motion vectors")
 
     @classmethod
     def own(cls) -> list[io.Input]:
         modes = (
-            "released: the frames are encoded anew, as what the network was trained on; stream: the file's own vectors "
-            "at its own frame rate, where it has any."
+            "released: re-encode the frames and use the encoder's vectors, as in the network's training. stream: use "
+            "the motion vectors stored in the file, if it has any."
         )
         height = (
-            "Scale the source to this height before its motion is taken; 0: as it is. The released network was trained "
-            "on clips about 336 pixels high."
+            "Scale the source to this height in pixels before its motion is read. 0 = no scaling. Try 336, the height "
+            "of the released network's training clips, if the motion is too strong."
         )
         mode = io.Combo.Input("mode", options=["released", "stream"], default="released", tooltip=modes)
         return advanced(mode, *numbers(("nominal_height", 0, 0, 16384, None, height)))
 
     @classmethod
-    def draw(cls, goal: Target, video, start_time, frame_rate, mode, nominal_height) -> Drawn:
-        taken = goal
-        if isinstance(video, Tensor):  # fewer images than frames would stand still between: they are spread later
-            taken = replace(goal, frames=min(goal.frames, len(video)))
-        clip, note = footage(video, taken, start_time, frame_rate), ""
+    def draw(cls, goal: Target, video, start_time, frame_rate, mode, nominal_height) -> DrawResult:
+        source = goal
+        if isinstance(video, Tensor):  # repeated images would have no motion between them: `refit` spreads the motion
+            source = replace(goal, frames=min(goal.frames, len(video)))
+        clip, note = footage(video, source, start_time, frame_rate), ""
         if clip.count < 2 <= goal.frames:
-            raise UserError("The socket 'video' holds one image, which does not move: connect a VIDEO or more images.")
-        if taken.frames < goal.frames:
-            note = f"The motion of {taken.frames} images was spread over {goal.frames} frames."
+            raise UserError("'video' is a single image, which has no motion. Connect a VIDEO or at least two images.")
+        if source.frames < goal.frames:
+            note = f"The motion of {source.frames} images was spread over {goal.frames} frames."
         return extracted("motion", goal, clip, note, motion_mode=mode, nominal_height=nominal_height or None)
 
 
 class DepthSequence(ConditionNode):
-    """Depth of a video, or depth maps from elsewhere."""
+    """Depth of a video, or depth maps from other nodes."""
 
     NAME, TITLE, WHAT = "depth", "Depth Sequence", "the depth"
-    SOCKET = "The video whose depth is to be followed, or its depth maps."
+    SOCKET = "The video whose depth the result should follow, or its depth maps."
     TEXT = (
-        "The depth of every frame of a video, by MiDaS, DPT or Depth Anything, or from depth maps that other nodes "
-        "made."
+        "Estimates the depth of every frame of a video with MiDaS, DPT or Depth Anything, or uses depth maps from "
+        "other nodes."
     )
     ALIASES = ("depth", "midas", "depth anything")
     INPUTS = {  # noqa: RUF012
@@ -172,16 +177,14 @@ class DepthSequence(ConditionNode):
 
     @classmethod
     def own(cls) -> list[io.Input]:
-        kinds = (
-            "What the socket 'video' holds: a video, whose depth a network sees, or depth maps that are there already."
-        )
+        kinds = "What is connected to 'video': a video, whose depth a network estimates, or finished depth maps."
         models = (
-            "The depth network for a video, from the model folder 'videocomposer'; auto: the released MiDaS. Without "
-            "effect on depth maps."
+            "The network that estimates depth, from the model folder 'videocomposer'. auto = MiDaS, as in the "
+            "original. Not used for depth maps."
         )
         scale = (
-            "The depth that the nearest value of depth maps stands for, in MiDaS's inverse depth / 20; 0: from the "
-            "maps' percentiles."
+            "Depth of the nearest value in the depth maps, in MiDaS's inverse depth / 20. 0 = automatic, from the "
+            "maps' percentiles. Set it if several clips must share one scale."
         )
         return [
             io.Combo.Input("input", options=list(cls.INPUTS), default="a video", tooltip=kinds),
@@ -191,11 +194,11 @@ class DepthSequence(ConditionNode):
 
     @classmethod
     def fingerprint_inputs(cls, depth_model: str | None = None, **inputs: Any) -> Any:
-        """A network that was put there or replaced is used."""
+        """Run again when the depth network's file is added or replaced."""
         return folders.fingerprint(MIDAS if depth_model in (None, "auto") else depth_model)
 
     @classmethod
-    def draw(cls, goal: Target, video, start_time, frame_rate, input, depth_model, depth_scale) -> Drawn:
+    def draw(cls, goal: Target, video, start_time, frame_rate, input, depth_model, depth_scale) -> DrawResult:
         clip, near = footage(video, goal, start_time, frame_rate), cls.INPUTS[input]
         if near is None:
             path = None if depth_model == "auto" else folders.model_path(depth_model)
@@ -208,8 +211,8 @@ class VCSketchSequence(ConditionNode):
     """Sketches of a video."""
 
     NAME, TITLE, WHAT = "sketch", "Sketch Sequence", "the sketch"
-    SOCKET = "The video whose outlines are to be followed, or its sketches."
-    TEXT = "A sketch of every frame of a video, or sketches that are there already."
+    SOCKET = "The video whose outlines the result should follow, or its sketches."
+    TEXT = "Draws a sketch of every frame of a video, or uses finished sketches."
     ALIASES = ("sketch", "pidinet", "edges", "lineart")
     METHOD = "auto"
     METHODS = {  # noqa: RUF012
@@ -221,63 +224,62 @@ class VCSketchSequence(ConditionNode):
     @classmethod
     def own(cls) -> list[io.Input]:
         text = (
-            "How the lines are found: pidinet, as released, where its two files are in the model folder "
-            "'videocomposer'; edges, which needs none; auto: as the checkpoint was trained, where possible. Or the "
-            "input is a sketch already."
+            "How to draw the lines. pidinet: as in the original, requires two files (see the help page). edges: needs "
+            "no file. auto: as the checkpoint was trained, if possible. is a sketch: use the input unchanged."
         )
         return [io.Combo.Input("method", options=list(cls.METHODS), default=cls.METHOD, tooltip=text)]
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
-        """PiDiNet's files are used once they are put there."""
+        """Run again when PiDiNet's files are added or replaced."""
         return folders.fingerprint(*PIDINET)
 
     @classmethod
-    def draw(cls, goal: Target, method, start_time=0.0, frame_rate=0.0, video=None, image=None) -> Drawn:
+    def draw(cls, goal: Target, method, start_time=0.0, frame_rate=0.0, video=None, image=None) -> DrawResult:
         clip = footage(video, goal, start_time, frame_rate) if image is None else still(image, goal)
         return extracted(cls.NAME, goal, clip, **cls.METHODS[method])
 
 
 class VCMaskSequence(ConditionNode):
-    """A video with an area to be painted anew."""
+    """A video with an area to repaint."""
 
     NAME, TITLE, WHAT = "mask", "Mask Sequence", "the mask"
-    SOCKET = "The video of which a part is kept."
-    TEXT = "A video of which an area, which may move, is to be painted anew."
+    SOCKET = "The video to keep outside the mask."
+    TEXT = "Keeps a video but repaints a masked area, which may move."
     ALIASES = ("inpaint", "mask", "video inpainting")
     MEANINGS = {"area to paint": "paint", "area to keep": "keep"}  # noqa: RUF012
 
     @classmethod
-    def beside(cls) -> list[io.Input]:
-        return [io.Mask.Input("mask", tooltip="One mask for all frames, or one for each frame of the video.")]
+    def more_sockets(cls) -> list[io.Input]:
+        return [io.Mask.Input("mask", tooltip="The area: one mask for all frames, or one for each frame of the video.")]
 
     @classmethod
     def own(cls) -> list[io.Input]:
-        text = "What the mask's white is. ComfyUI's masks are white where to paint."
+        text = "What white means in the mask. In ComfyUI's mask editor, white is the area to paint."
         return [io.Combo.Input("white", options=list(cls.MEANINGS), default="area to paint", tooltip=text)]
 
     @classmethod
-    def draw(cls, goal: Target, video, mask, start_time, frame_rate, white) -> Drawn:
+    def draw(cls, goal: Target, video, mask, start_time, frame_rate, white) -> DrawResult:
         clip, area = footage(video, goal, start_time, frame_rate), channels_first(mask)
         area, note = (area, "") if area.shape[2] == 1 else clip.along(area)
         return extracted("mask", goal, clip, note and f"Mask: {note}", mask=area, mask_white=cls.MEANINGS[white])
 
 
 class VCSingleImage(ConditionNode):
-    """The image that a video begins with."""
+    """An image as the first frame of a video."""
 
     NAME, TITLE, WHAT = "single_image", "Single Image", "the image"
-    SOCKET = "The first frame of the video to be made."
-    TEXT = "An image that the video begins with."
+    SOCKET = "The first frame of the video. Only the first image of a batch is used."
+    TEXT = "Starts the video with an image."
     ALIASES = ("image to video", "i2v", "first frame")
 
 
 class VCSingleSketch(VCSketchSequence):
-    """The sketch of a video's scene."""
+    """One sketch for an entire video."""
 
     NAME, TITLE = "single_sketch", "Single Sketch"
-    SOCKET = "A sketch, or an image whose outlines are found."
-    TEXT = "One sketch for a whole video, drawn by hand or found in an image."
+    SOCKET = "A sketch, or an image whose outlines to draw."
+    TEXT = "Uses one sketch for the entire video: drawn by hand, or computed from an image."
     ALIASES = ("sketch to video", "scribble")
     METHOD = "is a sketch, dark lines"
 
@@ -290,8 +292,8 @@ NODES: list[Any] = [
     VCSingleImage,
     VCSingleSketch,
 ]
-for _name in [name for name in TABLE if name not in {node.NAME for node in NODES}]:  # rows without a node of their own
+for _name in [name for name in TABLE if name not in {node.NAME for node in NODES}]:  # rows that have no class above
     _title = _name.replace("_", " ").title()
-    _texts = {"TITLE": _title, "WHAT": f"the {_title.lower()}", "SOCKET": "What it is taken from."}
-    _texts["TEXT"] = f"The {_title.lower()} of what is connected: {TABLE[_name].unit}."
+    _texts = {"TITLE": _title, "WHAT": f"the {_title.lower()}", "SOCKET": "The input that it is computed from."}
+    _texts["TEXT"] = f"Computes the {_title.lower()} of the input: {TABLE[_name].unit}."
     NODES.append(type(f"VC{_title.replace(' ', '')}", (ConditionNode,), {"NAME": _name, **_texts}))

@@ -1,4 +1,4 @@
-"""A clip to try things on, drawn by the pack itself."""
+"""A test clip that the pack draws."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from comfy_api.latest import InputImpl, Types, io
 from ..vc_core.demo import RATE, VELOCITY, draw_clip
 from .inputs import CATEGORY, channels_last, numbers, schema
 
-_WAYS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "diagonal": (0.7, 0.7), "still": (0, 0)}
+_DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "diagonal": (0.7, 0.7), "still": (0, 0)}
 
 
 class VCExampleClip(io.ComfyNode):
-    """A disc on stripes."""
+    """Draw a disc that moves over stripes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,28 +23,30 @@ class VCExampleClip(io.ComfyNode):
             node_id="VCExampleClip",
             display_name="Example Clip (VideoComposer)",
             category=CATEGORY,
-            description="A textured disc that moves over stripes, with its depth and its mask: an input for every "
-            "template, with nothing to download.",
+            description="Draws a test clip: a textured disc that moves over stripes, with depth maps and a mask. An "
+            "input for every template, without any download.",
             search_aliases=["test video", "demo", "synthetic", "videocomposer"],
             inputs=[
-                io.Combo.Input("direction", options=list(_WAYS), default="right", tooltip="Where the disc goes."),
+                io.Combo.Input(
+                    "direction", options=list(_DIRECTIONS), default="right", tooltip="Where the disc moves."
+                ),
                 *numbers(
-                    ("speed", 1.0, 0.0, 4.0, 0.05, "How fast: at 1 a third of the frame in 16 frames."),
-                    ("frames", 16, 1, 1024, None, "Length of the clip."),
+                    ("speed", 1.0, 0.0, 4.0, 0.05, "Speed of the disc. 1 = a third of the frame width in 16 frames."),
+                    ("frames", 16, 1, 1024, None, "Number of frames, at 8 frames per second."),
                     ("size", 256, 64, 2048, 8, "Width and height in pixels."),
                 ),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="The clip."),
-                io.Image.Output("images", display_name="images", tooltip="Its frames."),
-                io.Image.Output("depth", display_name="depth", tooltip="Depth maps of it, near is bright."),
-                io.Mask.Output("mask", display_name="mask", tooltip="Where the disc is, in every frame."),
+                io.Image.Output("images", display_name="images", tooltip="The frames of the clip."),
+                io.Image.Output("depth", display_name="depth", tooltip="Depth maps of the frames, near is bright."),
+                io.Mask.Output("mask", display_name="mask", tooltip="One mask per frame: the disc is white."),
             ],
         )
 
     @classmethod
     def execute(cls, direction, speed, frames, size) -> io.NodeOutput:
-        x, y = _WAYS[direction]
+        x, y = _DIRECTIONS[direction]
         velocity = (x * speed * VELOCITY[0], y * speed * VELOCITY[0])
         images = channels_last(draw_clip(velocity, size, frames))
         mask = disc_mask(velocity, size, frames)
@@ -55,7 +57,7 @@ class VCExampleClip(io.ComfyNode):
 
 
 def disc_mask(velocity: tuple[float, float], size: int, frames: int) -> torch.Tensor:
-    """Where `draw_clip`'s disc is, `(F, size, size)` in {0, 1}."""
+    """Return masks `(F, size, size)` in {0, 1} of `draw_clip`'s disc."""
     at, t = (torch.arange(size) + 0.5) / size, torch.arange(frames)[:, None, None]
     dx, dy = at - 0.5 - velocity[0] * t, at[:, None] - 0.5 - velocity[1] * t
     return (torch.hypot(dx, dy) < 0.14).float()

@@ -1,4 +1,4 @@
-"""What ComfyUI asks the pack for."""
+"""The entry point that ComfyUI calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .host import folders
 
 
 class VideoComposerExtension(ComfyExtension):
-    """The nodes, and the model folder that their lists show."""
+    """Register the nodes and the model folder."""
 
     async def on_load(self) -> None:
         folders.register()

@@ -1,4 +1,4 @@
-"""Checkpoints and VAEs."""
+"""Nodes that load checkpoints and adapt VAEs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vc_core.checkpoint.inspection import knows_scenes_only
-from ..vc_core.checkpoint.reading import PARTS, Checkpoint, read_checkpoint
+from ..vc_core.checkpoint.reading import Checkpoint, read_checkpoint
 from ..vc_core.published import MODELS
 from .host import folders
 from .host.model import WEIGHT_TYPES, load_model
@@ -19,29 +19,29 @@ from .inputs import CATEGORY, advanced, schema
 LOADERS_CATEGORY = f"{CATEGORY}/loaders"
 FEW_STEPS = {"auto": None, "yes": True, "no": False}
 
-# A part that a file may lack -> what to do then.
-_INSTEAD = {
-    "vae": "load Stable Diffusion's VAE with 'Load VAE' (of v2-1_512-ema-pruned.ckpt with 'Load Checkpoint') and pass "
-    "it through 'Video VAE (VideoComposer)'",
-    "text": "load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type stable_diffusion (of "
-    "v2-1_512-ema-pruned.ckpt with 'Load Checkpoint')",
-    "image": "load OpenCLIP ViT-H/14 (open_clip_pytorch_model.bin, as it is) with 'Load CLIP Vision'",
+# Part -> its name, and what to do if the file does not contain it.
+_REPLACEMENTS = {
+    "vae": "autoencoder. Load Stable Diffusion's VAE with 'Load VAE' (v2-1_512-ema-pruned.ckpt with 'Load Checkpoint')"
+    " and connect 'Video VAE (VideoComposer)'.",
+    "text": "text encoder. Load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type "
+    "stable_diffusion (v2-1_512-ema-pruned.ckpt with 'Load Checkpoint').",
+    "image": "image encoder. Load OpenCLIP ViT-H/14 (open_clip_pytorch_model.bin, unchanged) with 'Load CLIP Vision'.",
 }
 
 
 def scenes_note(checkpoint: Checkpoint) -> str:
-    """A sentence about a small checkpoint that would be taken for more than it is."""
+    """Return a warning for a checkpoint that was trained on synthetic scenes only, otherwise ""."""
     if not knows_scenes_only(checkpoint):
         return ""
     config = checkpoint.config
     return (
-        f"This checkpoint knows simple drawn shapes at {config.width}x{config.height} only. For photographs and "
-        f"real videos take the released one, from {MODELS[0].source}; this node's help page says where to put it."
+        f"This checkpoint only knows simple drawn shapes at {config.width}x{config.height}. For photographs and real "
+        f"videos use the released checkpoint from {MODELS[0].source}. This node's help page says where to put the file."
     )
 
 
 class VCCheckpointLoader(io.ComfyNode):
-    """Loads a checkpoint."""
+    """Load a checkpoint as MODEL, CLIP, CLIP_VISION and VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,44 +49,43 @@ class VCCheckpointLoader(io.ComfyNode):
             node_id="VCCheckpointLoader",
             display_name="Load VideoComposer Checkpoint",
             category=LOADERS_CATEGORY,
-            description="Loads a VideoComposer checkpoint: the bundled small one, the released one, or your own.",
+            description="Loads a VideoComposer checkpoint: the small bundled one, a released one, or your own.",
             search_aliases=["load checkpoint", "load model", "videocomposer"],
             inputs=[
                 io.Combo.Input("ckpt_name", options=folders.checkpoint_names(), default=folders.BUNDLED_NAME,
-                               tooltip="A file of the model folder 'videocomposer', or the small checkpoint that comes "
-                                       "with the nodes."),
+                               tooltip="A file in the model folder 'videocomposer', or the small checkpoint that is "
+                                       "bundled with the nodes."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_TYPES), default="default",
-                               tooltip="Type that the network's weights are kept in; fp8 halves the memory of fp16."),
+                               tooltip="Data type of the network's weights. default = ComfyUI decides. fp8 needs half "
+                                       "the memory of fp16."),
                 *advanced(
                     io.Combo.Input("few_steps", options=list(FEW_STEPS), default="auto", optional=True,
-                                   tooltip="Whether the network was distilled for few steps without guidance. auto is "
-                                           "as the file says; VideoLCM's own does not say it, and looks like "
-                                           "TF-T2V's: choose yes for it."),
+                                   tooltip="Whether the network was distilled to sample in few steps without "
+                                           "guidance. auto = as the file says. Choose yes for VideoLCM, whose file "
+                                           "does not say so."),
                 ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="MODEL", tooltip="The network, for any sampler."),
-                io.Clip.Output("clip", display_name="CLIP", tooltip="The text tower, for CLIPTextEncode."),
+                io.Clip.Output("clip", display_name="CLIP", tooltip="The text encoder, for CLIP Text Encode."),
                 io.ClipVision.Output("clip_vision", display_name="CLIP_VISION",
-                                     tooltip="The image tower, for StyleEmbed."),
-                io.Vae.Output("vae", display_name="VAE", tooltip="The autoencoder, for VAEDecode and VAEEncode."),
+                                     tooltip="The image encoder, for Style Embed."),
+                io.Vae.Output("vae", display_name="VAE", tooltip="The autoencoder, for VAE Decode and VAE Encode."),
             ],
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, ckpt_name: str, weight_dtype: str, few_steps: str = "auto") -> Any:
-        """A file that was replaced is loaded again."""
-        found = folders.checkpoint_path(ckpt_name).stat()
-        return found.st_mtime_ns, found.st_size
+        """Load a file again when it was replaced."""
+        status = folders.checkpoint_path(ckpt_name).stat()
+        return status.st_mtime_ns, status.st_size
 
     @classmethod
     def execute(cls, ckpt_name, weight_dtype, few_steps="auto") -> io.NodeOutput:
         checkpoint = read_checkpoint(folders.checkpoint_path(ckpt_name), few_steps=FEW_STEPS[few_steps])
         checkpoint.part("model")
         parts, towers = checkpoint.parts, checkpoint.config.towers
-        missing = {
-            name: Missing(f"'{ckpt_name}' comes without {PARTS[name]}: {advice}.") for name, advice in _INSTEAD.items()
-        }
+        missing = {name: Missing(f"'{ckpt_name}' contains no {text}") for name, text in _REPLACEMENTS.items()}
         vae = load_vae(parts["vae"]) if "vae" in parts else missing["vae"]
         clip = load_clip(parts["text"], towers) if "text" in parts else missing["text"]
         vision = load_clip_vision(parts["image"], towers) if "image" in parts else missing["image"]
@@ -94,13 +93,13 @@ class VCCheckpointLoader(io.ComfyNode):
         say(
             scenes_note(checkpoint),
             *checkpoint.assumed,
-            *(str(each) for name, each in missing.items() if name not in parts),
+            *(str(item) for name, item in missing.items() if name not in parts),
         )
         return io.NodeOutput(load_model(checkpoint, weight_dtype, colors), clip, vision, vae)
 
 
 class VCVideoVAE(io.ComfyNode):
-    """A Stable Diffusion VAE for videos."""
+    """Adapt a Stable Diffusion VAE to videos."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -108,10 +107,12 @@ class VCVideoVAE(io.ComfyNode):
             node_id="VCVideoVAE",
             display_name="Video VAE (VideoComposer)",
             category=LOADERS_CATEGORY,
-            description="Makes a Stable Diffusion VAE take the 5-D latents of videos, frame by frame.",
+            description="Adapts a Stable Diffusion VAE to the 5-D latents of videos, frame by frame.",
             search_aliases=["vae", "stable diffusion vae", "videocomposer"],
-            inputs=[io.Vae.Input("vae", tooltip="Stable Diffusion 1.x's or 2.x's VAE, from 'Load VAE'.")],
-            outputs=[io.Vae.Output("video_vae", display_name="VAE", tooltip="For VAEDecode and VAEEncode of videos.")],
+            inputs=[io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.x or 2.x, from Load VAE.")],
+            outputs=[
+                io.Vae.Output("video_vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode of videos.")
+            ],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Motion made by hand, and pictures of motion."""
+"""Nodes for motion from tracks or a camera move, and a preview of motion."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from .host.running import say
 from .inputs import (
     CATEGORY,
     ConditionType,
-    Drawn,
-    Made,
+    ConditionValue,
+    DrawResult,
     Target,
     advanced,
     channels_first,
@@ -46,90 +46,99 @@ from .inputs import (
 )
 
 MOTION_CATEGORY = f"{CATEGORY}/motion"
-TracksType = io.Custom("TRACKS")  # ComfyUI's own, of its versions that have it
+TracksType = io.Custom("TRACKS")  # ComfyUI's own type; older versions do not have it
 
 
 def easing_input() -> io.Input:
-    text = "How the movement sets in and ends: linear keeps its speed."
+    text = "How the motion starts and ends. linear = constant speed."
     return io.Combo.Input("easing", options=list(EASINGS), default="linear", tooltip=text)
 
 
 def add_input() -> io.Input:
     text = (
-        "Another motion, made for the same video, to which this one is added. Strength, start and end of the sum are "
-        "set here."
+        "Another motion for the same video, to which this one is added. Set the strength, start and end of the sum "
+        "on this node."
     )
     return ConditionType.Input("add_to", optional=True, tooltip=text)
 
 
-def checked(value: Made, socket: str, name: str) -> Made:
-    """A VC_CONDITION of the kind that a socket takes. Raises `UserError` for another."""
+def checked(value: ConditionValue, socket: str, name: str) -> ConditionValue:
+    """Return a VC_CONDITION if it is the condition `name`. Raises `UserError` otherwise."""
     if value.condition.name != name:
         raise UserError(
-            f"The socket '{socket}' holds the condition '{value.condition.name}' and takes '{name}': connect it to the "
-            f"socket '{value.condition.name}', or connect another node here."
+            f"Expected a '{name}' condition at the socket '{socket}', got '{value.condition.name}'. Connect a node "
+            f"that outputs '{name}'."
         )
     return value
 
 
 def goal_of(model=None, frames=0, width=0, height=0, add_to=None, **_: float) -> Target:
-    """The video that the inputs of a motion made by hand name."""
+    """Return the video that a motion node's inputs describe."""
     return target(model, frames, width, height, add_to)
 
 
-def by_hand(
+def motion_output(
     field: Callable[[Target], Tensor], strength: float, start_percent: float, end_percent: float, **inputs: Any
 ) -> io.NodeOutput:
-    """The motion condition of a dense field `(1, 2, F, H, W)` for a video, in its pixels, and of `add_to`."""
+    """Return the outputs of a motion node.
+
+    Args:
+        field: returns a dense field `(1, 2, F, H, W)` for a video, in its pixels. The motion `add_to` is added to it.
+    """
     add_to = inputs.get("add_to")
 
-    def draw(goal: Target) -> Drawn:
+    def draw(goal: Target) -> DrawResult:
         tensor = condition_from_field(field(goal), goal.config.extraction, goal.size)
         if add_to is None or checked(add_to, "add_to", "motion").condition.strength == 0.0:
-            return Drawn(tensor)
-        given = add_to.for_video(goal)
-        return Drawn(tensor + addend(given, tensor.shape[2], goal), rate=given.drawn.rate)
+            return DrawResult(tensor)
+        other = add_to.for_video(goal)
+        return DrawResult(tensor + addend(other, tensor.shape[2], goal), rate=other.result.rate)
 
     return condition_output("motion", goal_of(**inputs), draw, strength, start_percent, end_percent)
 
 
-def addend(value: Made, frames: int, goal: Target) -> Tensor:
-    """A motion as it is added to another one of so many frames. Raises `UserError` where it does not go with that."""
-    given = value.condition
-    if (given.strength, given.start, given.end) != (1.0, 0.0, 1.0):
+def addend(value: ConditionValue, frames: int, goal: Target) -> Tensor:
+    """Return a motion in the format in which it is added to one of `frames` frames.
+
+    Raises:
+        UserError: it has its own strength or schedule, or another length or size.
+    """
+    other = value.condition
+    if (other.strength, other.start, other.end) != (1.0, 0.0, 1.0):
         raise UserError(
-            f"The socket 'add_to' holds a motion of strength {given.strength:g} from {given.start:g} to "
-            f"{given.end:g}, and a sum has one strength: leave those at 1, 0 and 1 there, and set them here."
+            f"Expected a motion with strength 1, start_percent 0 and end_percent 1 at the socket 'add_to', got "
+            f"{other.strength:g}, {other.start:g} and {other.end:g}. Set these values on this node only: they apply to "
+            "the sum."
         )
-    if (given.tensor.shape[2], given.video) != (frames, goal.size):
-        (height, width), (wanted_height, wanted_width) = given.video, goal.size
+    if (other.tensor.shape[2], other.video) != (frames, goal.size):
+        (height, width), (own_height, own_width) = other.video, goal.size
         raise UserError(
-            f"The socket 'add_to' holds a motion of {given.tensor.shape[2]} frames at {width}x{height} and this one "
-            f"has {frames} at {wanted_width}x{wanted_height}: make both for one length and size."
+            f"Expected a motion of {frames} frames at {own_width}x{own_height} at the socket 'add_to', got "
+            f"{other.tensor.shape[2]} frames at {width}x{height}. Set the same frames, width and height on both nodes."
         )
-    return goal.source().fitted("motion", given.tensor)  # that of a checkpoint that takes another size
+    return goal.source().fitted("motion", other.tensor)  # a checkpoint may expect another size
 
 
-def given_tracks(text: str, native: Any, canvas: tuple[int, int]) -> list[Track]:
-    """The tracks of the text and of a TRACKS, in pixels of the canvas; the text may be empty beside the other."""
+def all_tracks(text: str, native: Any, canvas: tuple[int, int]) -> list[Track]:
+    """Return the tracks of the text and of a TRACKS, in canvas pixels. The text may be empty if there is a TRACKS."""
     if native is None:
         return parse_tracks(text, "The socket 'tracks'")
-    drawn = [] if text.strip() in ("", "[]") else parse_tracks(text, "The socket 'tracks'")
+    from_text = [] if text.strip() in ("", "[]") else parse_tracks(text, "The socket 'tracks'")
     tracks = native_to_tracks(native, "The socket 'native_tracks'")
-    starts = [track.points[track.visible][:1] for track in tracks]  # where each is first seen
-    beyond = sum(bool((start < 0).any() or (start > start.new_tensor(canvas[::-1])).any()) for start in starts)
+    starts = [track.points[track.visible][:1] for track in tracks]  # the first visible point of each
+    outside = sum(bool((start < 0).any() or (start > start.new_tensor(canvas[::-1])).any()) for start in starts)
     say(
-        f"Tracks: {len(drawn)} drawn and {len(tracks)} from the socket 'native_tracks'." if drawn else "",
-        f"{beyond} of the {len(tracks)} tracks of 'native_tracks' begin outside the canvas of {canvas[1]}x{canvas[0]}: "
-        "set canvas_width and canvas_height to the size that they were made for."
-        if beyond
+        f"Tracks: {len(from_text)} drawn, {len(tracks)} from the socket 'native_tracks'." if from_text else "",
+        f"{outside} of {len(tracks)} tracks from 'native_tracks' start outside the {canvas[1]}x{canvas[0]} canvas. Set "
+        "canvas_width and canvas_height to the size that these tracks were created for."
+        if outside
         else "",
     )
-    return [*drawn, *tracks]
+    return [*from_text, *tracks]
 
 
 class VCMotionFromTracks(io.ComfyNode):
-    """Motion along drawn tracks."""
+    """Compute motion along tracks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -137,51 +146,52 @@ class VCMotionFromTracks(io.ComfyNode):
             node_id="VCMotionFromTracks",
             display_name="Motion from Tracks (VideoComposer)",
             category=MOTION_CATEGORY,
-            description="Motion along one or more drawn tracks, the points' JSON that spline editors give, or "
-            "ComfyUI's own tracks.",
+            description="Moves things along tracks: drawn on the node, as JSON from a spline editor, or as ComfyUI's "
+            "TRACKS.",
             search_aliases=["spline", "trajectory", "drag", "tracks", "videocomposer"],
             inputs=[
                 model_input(),
                 io.String.Input("tracks", multiline=True, default='[{"x": 128, "y": 256}, {"x": 384, "y": 256}]',
-                                tooltip="JSON of points in pixels of the canvas, one track or a list of tracks: "
+                                tooltip="Points as JSON, in canvas pixels: one track or a list of tracks. Example: "
                                         '[{"x": 128, "y": 256}, {"x": 384, "y": 256}]'),
                 *numbers(
-                    ("canvas_width", 512, 0, 16384, None, "Width of the canvas that the tracks were drawn on; 0: that "
-                     "of the connected image, or else the video's."),
-                    ("canvas_height", 512, 0, 16384, None, "Height of the canvas that the tracks were drawn on; 0: "
-                     "that of the connected image, or else the video's."),
+                    ("canvas_width", 512, 0, 16384, None, "Width in pixels of the canvas that the tracks were drawn "
+                     "on. 0 = as the connected image, otherwise as the video."),
+                    ("canvas_height", 512, 0, 16384, None, "Height in pixels of the canvas that the tracks were drawn "
+                     "on. 0 = as the connected image, otherwise as the video."),
                 ),
                 *size_inputs(),
                 *schedule_inputs("the motion"),
                 *numbers(
-                    ("radius", 0.0, 0.0, 16384.0, 0.5, "How far around its point a track moves things, in pixels of "
-                     "the canvas; 0: an eighth of the canvas, or no limit where a mask is connected."),
+                    ("radius", 0.0, 0.0, 16384.0, 0.5, "Radius in canvas pixels around a track's point that moves with "
+                     "it. 0 = automatic: an eighth of the canvas, or unlimited if a mask is connected."),
                 ),
                 easing_input(),
                 *advanced(
                     io.Combo.Input("falloff", options=list(FALLOFFS), default="gaussian",
-                                   tooltip="How the influence falls within the radius."),
+                                   tooltip="How the motion weakens with distance. gaussian = gradually, hard = full "
+                                           "strength up to the radius."),
                     io.Combo.Input("spacing", options=list(SPACINGS), default="index",
-                                   tooltip="index: the points are equally long apart in time; length: the speed along "
-                                           "the track is even."),
+                                   tooltip="index: equal time between points, so distant points mean fast motion. "
+                                           "length: constant speed along the track."),
                 ),
                 io.Mask.Input("mask", optional=True,
-                              tooltip="What moves, white, over the canvas: in the first frame, or in every frame."),
+                              tooltip="White marks what moves, on the canvas: one mask for the first frame, or one for "
+                                      "each frame."),
                 add_input(),
                 io.Image.Input("image", optional=True,
-                               tooltip="The picture that the video begins with. After a run the editor shows it behind "
-                                       "the tracks and takes its size for the canvas. The canvas is stretched over it, "
-                                       "and it lies on the video as Single Image lays it."),
+                               tooltip="The first frame of the video. After a run, the editor shows it behind the "
+                                       "tracks and gives the canvas its size."),
                 TracksType.Input("native_tracks", optional=True,
-                                 tooltip="ComfyUI's own tracks, in pixels of the canvas, to which the drawn ones are "
-                                         "added. Set canvas_width and canvas_height to the size that they were made "
-                                         "for; points that are not visible move nothing."),
+                                 tooltip="Tracks from other ComfyUI nodes, in canvas pixels, in addition to the drawn "
+                                         "tracks. Set canvas_width and canvas_height to the size that they were "
+                                         "created for."),
             ],
             outputs=[
                 *outputs("motion"),
                 TracksType.Output("tracks_made", display_name="tracks",
-                                  tooltip="All tracks as ComfyUI's own: a place for each frame, in pixels of the "
-                                          "video; of a box it is the centre."),
+                                  tooltip="All tracks as ComfyUI's TRACKS: one position per frame, in pixels of the "
+                                          "video. A box gives its centre."),
             ],
         )  # fmt: skip
 
@@ -196,14 +206,14 @@ class VCMotionFromTracks(io.ComfyNode):
             page["videocomposer_background"] = [temporary(image[0])]
             ground = tuple(image.shape[1:3])
         if inputs["strength"] == 0.0:
-            made = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
-            return with_more(by_hand(None, **inputs), made, page)
-        drawn_on = (canvas_height or ground[0], canvas_width or ground[1])
-        paths = given_tracks(tracks, native, drawn_on)
-        if image is not None:  # the canvas is stretched over it, as the editor does when it takes its size
-            down, right = (side / drawn for side, drawn in zip(ground, drawn_on, strict=True))
+            empty = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
+            return with_more(motion_output(None, **inputs), empty, page)
+        size = (canvas_height or ground[0], canvas_width or ground[1])
+        paths = all_tracks(tracks, native, size)
+        if image is not None:  # stretch the canvas over the image, as the editor does
+            down, right = (new / old for new, old in zip(ground, size, strict=True))
             paths = [path.scaled(right, down) for path in paths]
-            radius = radius * min(ground) / min(drawn_on)
+            radius = radius * min(ground) / min(size)
             canvas_height, canvas_width = ground
         region = None if mask is None else channels_first(mask)
         moving = region is not None and region.shape[2] > 1
@@ -220,17 +230,17 @@ class VCMotionFromTracks(io.ComfyNode):
                 paths, goal.frames, goal.size, canvas(goal), radius or None, along, falloff, spacing, easing
             )
 
-        made = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
-        return with_more(by_hand(field, **inputs), made, page)
+        native = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
+        return with_more(motion_output(field, **inputs), native, page)
 
 
 def with_more(output: io.NodeOutput, value: Any, page: dict[str, Any]) -> io.NodeOutput:
-    """An output with a further value, and with more for the page."""
+    """Return an output with one more value and more data for the page."""
     return io.NodeOutput(*output.args, value, ui={**output.ui, **page})
 
 
 class VCCameraMotion(io.ComfyNode):
-    """Motion of a camera."""
+    """Compute the motion of a camera move."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -238,19 +248,19 @@ class VCCameraMotion(io.ComfyNode):
             node_id="VCCameraMotion",
             display_name="Camera Motion (VideoComposer)",
             category=MOTION_CATEGORY,
-            description="The motion of a camera that pans, zooms and rolls, all at once if wanted.",
+            description="Creates the motion of a camera that pans, zooms and rolls, in any combination.",
             search_aliases=["pan", "zoom", "roll", "camera", "videocomposer"],
             inputs=[
                 model_input(),
                 *numbers(
-                    ("pan_right", 0.0, -10.0, 10.0, 0.01, "How far the camera looks to the right in the end, in "
-                     "widths of the frame; the picture moves to the left."),
-                    ("pan_down", 0.0, -10.0, 10.0, 0.01, "How far the camera looks down in the end, in heights of the "
-                     "frame; the picture moves up."),
-                    ("zoom", 1.0, 0.05, 20.0, 0.01, "How much larger things are in the end; below 1 the camera zooms "
-                     "out."),
-                    ("roll", 0.0, -3600.0, 3600.0, 0.5, "Degrees by which the camera turns clockwise; the picture "
-                     "turns the other way."),
+                    ("pan_right", 0.0, -10.0, 10.0, 0.01, "Total pan to the right, in frame widths. The content "
+                     "moves left. Negative = pan left."),
+                    ("pan_down", 0.0, -10.0, 10.0, 0.01, "Total pan down, in frame heights. The content moves up. "
+                     "Negative = pan up."),
+                    ("zoom", 1.0, 0.05, 20.0, 0.01, "Total magnification: 2 = twice as large at the end. Below 1 = "
+                     "zoom out."),
+                    ("roll", 0.0, -3600.0, 3600.0, 0.5, "Total clockwise rotation of the camera in degrees. The "
+                     "content rotates the other way."),
                 ),
                 easing_input(),
                 *size_inputs(),
@@ -263,11 +273,11 @@ class VCCameraMotion(io.ComfyNode):
     @classmethod
     def execute(cls, pan_right, pan_down, zoom, roll, easing, **inputs) -> io.NodeOutput:
         move = CameraMove((pan_right, pan_down), zoom, roll, easing)
-        return by_hand(lambda goal: camera_field(move, goal.frames, goal.size), **inputs)
+        return motion_output(lambda goal: camera_field(move, goal.frames, goal.size), **inputs)
 
 
 class VCMotionPreview(io.ComfyNode):
-    """A picture of a motion."""
+    """Draw a motion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -275,17 +285,16 @@ class VCMotionPreview(io.ComfyNode):
             node_id="VCMotionPreview",
             display_name="Motion Preview (VideoComposer)",
             category=MOTION_CATEGORY,
-            description="A motion as arrows over the frames, or as colours: the hue is the direction.",
+            description="Shows a motion as arrows on the frames, or as colours: the hue is the direction.",
             search_aliases=["flow visualization", "arrows", "videocomposer"],
             inputs=[
-                ConditionType.Input("motion", tooltip="The motion to look at."),
+                ConditionType.Input("motion", tooltip="The motion to show."),
                 io.Combo.Input("style", options=["arrows", "colours"], default="arrows",
-                               tooltip="arrows: over the images, or over grey; colours: the colour wheel of optical "
-                                       "flow."),
+                               tooltip="arrows: on the images, or on grey. colours: the colour wheel of optical flow."),
                 io.Image.Input("images", optional=True,
-                               tooltip="Frames to draw the arrows over, one or as many as the motion has."),
+                               tooltip="Background of the arrows: one image, or one for each frame of the motion."),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="One picture for each frame.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="One image per frame.")],
         )  # fmt: skip
 
     @classmethod
@@ -297,7 +306,7 @@ class VCMotionPreview(io.ComfyNode):
             ground = resize_crop(ground, condition.video)
         field = condition.tensor
         pictures = channels_last(flow_picture(field) if style == "colours" else arrows_picture(field, ground))
-        return io.NodeOutput(pictures, ui=animation(pictures, motion.drawn.rate or motion.config.rate))
+        return io.NodeOutput(pictures, ui=animation(pictures, motion.result.rate or motion.config.rate))
 
 
 NODES: list[Any] = [VCMotionFromTracks, VCCameraMotion, VCMotionPreview]

@@ -1,4 +1,4 @@
-"""The one-node sampler."""
+"""The sampler node."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_windows
 from .inputs import CATEGORY, advanced, schema
 
 AUTO = "auto"
-"""A sampler or scheduler that leaves it to the checkpoint."""
+"""The option that selects the checkpoint's recommended sampler or scheduler."""
 
 
 class VC3DUNetSampler(io.ComfyNode):
-    """Samples a video."""
+    """Sample a video."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -29,39 +29,41 @@ class VC3DUNetSampler(io.ComfyNode):
             node_id="VC3DUNetSampler",
             display_name="3D UNet Sampler (VideoComposer)",
             category=CATEGORY,
-            description="Samples a video with a VideoComposer model, with previews of all frames, and in overlapping "
-            "windows where it is longer than the checkpoint was trained for.",
+            description="Samples a video with a VideoComposer model and previews all frames. Long videos are sampled "
+            "in overlapping windows.",
             search_aliases=["ksampler", "video sampler", "videocomposer"],
             inputs=[
                 io.Model.Input("model", tooltip="The VideoComposer model."),
-                io.Conditioning.Input("positive", tooltip="What the video shows, from STCEncode."),
-                io.Conditioning.Input("negative", tooltip="What it does not show, from STCEncode."),
-                io.Latent.Input("latent", tooltip="The 5-D latent from STCEncode, or a video's from VAEEncode."),
+                io.Conditioning.Input("positive", tooltip="What the video should show, from STC Encode."),
+                io.Conditioning.Input("negative", tooltip="What the video should not show, from STC Encode."),
+                io.Latent.Input("latent", tooltip="The 5-D latent from STC Encode, or a video's from VAE Encode."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Of the noise: the same seed gives the same video."),
+                             tooltip="Seed of the noise. The same seed gives the same video."),
                 io.Int.Input("steps", default=20, min=0, max=1000,
-                             tooltip="Steps of the sampler; 0 is what the checkpoint recommends (the released one 20, "
-                                     "VideoLCM 4)."),
+                             tooltip="Number of sampling steps. 0 = as the checkpoint recommends (20 for the released "
+                                     "one, 4 for VideoLCM)."),
                 io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="Scale of the guidance by text and style; 1 is none, 0 is what the checkpoint "
-                                       "recommends (the released one 9, VideoLCM 1)."),
+                               tooltip="Guidance scale for text and style. 0 = as the checkpoint recommends (9 for the "
+                                       "released one, 1 for VideoLCM). 1 = no guidance."),
                 io.Combo.Input("sampler_name", options=[*comfy.samplers.SAMPLER_NAMES, AUTO], default="dpmpp_2m",
-                               tooltip="How the noise is removed; auto is what the checkpoint recommends (dpmpp_2m, "
+                               tooltip="Sampling algorithm. auto = as the checkpoint recommends (dpmpp_2m, for "
                                        "VideoLCM lcm)."),
                 io.Combo.Input("scheduler", options=[*comfy.samplers.SCHEDULER_NAMES, *GRIDS, AUTO], default="karras",
-                               tooltip="The noise levels of the steps. ddim_released is the released code's grid, "
-                                       "meant for the sampler ddim; lcm_released VideoLCM's, for lcm; auto is what "
-                                       "the checkpoint recommends (karras, VideoLCM lcm_released)."),
+                               tooltip="Noise levels of the steps. auto = as the checkpoint recommends (karras, for "
+                                       "VideoLCM lcm_released). To reproduce the authors' code, use ddim_released "
+                                       "with ddim, lcm_released with lcm."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the noise schedule that is run; below 1 a given video is changed."),
+                               tooltip="Fraction of the noise schedule to run. Below 1, the sampler changes the "
+                                       "video at 'latent' instead of generating a new one."),
                 *advanced(
                     io.Int.Input("context_length", default=0, min=0, max=100000,
-                                 tooltip="Frames of a window of a longer video; 0: as the checkpoint was trained."),
+                                 tooltip="Frames per window in long videos. 0 = the checkpoint's training length."),
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
-                                 tooltip="Frames that a window shares with the next; -1: half of the window."),
+                                 tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
+                                         "but slower."),
                 ),
             ],
-            outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAEDecode.")],
+            outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
         )  # fmt: skip
 
     @classmethod
@@ -75,8 +77,8 @@ class VC3DUNetSampler(io.ComfyNode):
         image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         if latent["samples"].ndim != 5 or image.shape[1] != config.unet.channels:
             raise UserError(
-                f"The socket 'latent' holds a latent of the shape {tuple(latent['samples'].shape)}: expected that of a "
-                f"video, (batch, {config.unet.channels}, frames, height, width), as STCEncode gives it."
+                f"Expected a video latent of shape (batch, {config.unet.channels}, frames, height, width) at the "
+                f"socket 'latent', got {tuple(latent['samples'].shape)}. Connect the latent of STC Encode."
             )
         length, overlap = context["context_length"], context["context_overlap"]
         windows = Windows(length or config.frames, None if overlap < 0 else overlap)

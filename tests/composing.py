@@ -9,7 +9,7 @@ from vc_core import Sampling, VideoComposer, compose
 
 
 def composed(composer: VideoComposer, text: Any = "a", **settings: Any) -> Tensor:
-    """What `compose` gives, the fields of its `Sampling` among the settings."""
-    names = {each.name for each in fields(Sampling)} & settings.keys()
+    """Call `compose`; the settings may contain fields of `Sampling`."""
+    names = {field.name for field in fields(Sampling)} & settings.keys()
     sampling = Sampling(**{name: settings.pop(name) for name in names})
     return compose(composer, text, sampling=sampling, **settings)

@@ -1,5 +1,5 @@
-"""What all tests share: where the reference values and real clips lie, how many threads they may use, and which of
-them stay together where pytest-xdist runs some at a time."""
+"""Shared by all tests: the folders of reference values and real clips, the number of threads, the hosts to test on, and
+which tests pytest-xdist must run in one worker."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from tests.host.server import Host
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The tests' tensors are small: more threads than this only wait for each other, and workers of pytest-xdist have one
-# each. torch reads it when it is first imported, in the tests' subprocesses too.
+# The tests' tensors are small: more threads would only wait for each other. Workers of pytest-xdist use one thread
+# each. torch reads this variable when it is first imported, also in subprocesses of the tests.
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 else:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(4, _cores)))
 
-# One kind of convolution kernel wherever the tests run. The golden networks' random weights give STC embeddings whose
-# channels are nearly constant at values around 3; the norms after them magnify the last bit's rounding 400 times, so
-# kernels that add in another order differ by 1e-4 where these differ by 3e-5 from the reference.
+# Use the same kind of convolution kernel on every machine. The golden networks' random weights give STC embeddings with
+# nearly constant channels at values around 3. The norms after them magnify rounding errors 400 times: kernels that add
+# in another order differ by 1e-4 from the reference, these kernels by 3e-5.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
-# The folders whose tests take longest, which begin first: at the end are short ones, and all workers end together.
+# The folders with the longest tests, which run first: with short tests at the end, all workers finish together.
 _FIRST = ("host", "web", "training")
 
 
@@ -35,15 +35,15 @@ def pytest_addoption(parser):
         "--hosts",
         choices=("newest", "all"),
         default="newest",
-        help="the ComfyUIs to test on: the newest that is found (or the one that holds this checkout), or all",
+        help="the ComfyUIs to test on: the newest one (or the one that contains this checkout), or all",
     )
 
 
 def pytest_generate_tests(metafunc):
-    """Each pair of reference files of a network is a test of its own, with the pair's name in its id.
+    """Make one test for each pair of reference files of a network, with the pair's name in the test's id.
 
-    Tests that need a ComfyUI are there once for each, by its version; pytest runs all of one, then all of the next.
-    Where none is found, what is wrong takes its place, and the fixture `comfyui` tells it.
+    Make one test for each ComfyUI, with its version in the id; pytest runs all tests of a version, then those of the
+    next. If there is no ComfyUI, the parameter is the error, which the fixture `comfyui` reports.
     """
     if "golden_pair" in metafunc.fixturenames:
         files = [
@@ -53,16 +53,16 @@ def pytest_generate_tests(metafunc):
     if "comfyui" not in metafunc.fixturenames:
         return
     try:
-        found = find_comfyuis()
-        chosen = found if metafunc.config.option.hosts == "all" else found[:1]
-        names = [one.version for one in chosen]
+        comfyuis = find_comfyuis()
+        chosen = comfyuis if metafunc.config.option.hosts == "all" else comfyuis[:1]
+        names = [comfyui.version for comfyui in chosen]
     except (NoHost, OSError, ValueError) as error:
         chosen, names = [error], ["none"]
     metafunc.parametrize("comfyui", chosen, indirect=True, ids=names)
 
 
 def pytest_itemcollected(item):
-    """Notes on a test on which ComfyUI it runs, for the summary."""
+    """Store on each test the ComfyUI that it runs on, for the summary."""
     comfyui = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
     if comfyui is not None:
         item.user_properties.append(("comfyui", getattr(comfyui, "version", None)))
@@ -70,14 +70,14 @@ def pytest_itemcollected(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One for each core that may be used; each takes a gigabyte or two, so not more than some."""
+    """One worker for each available core. At most 8, because each needs one or two gigabytes."""
     return min(8, _cores)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests stay in one worker, as they share what they have made; so do all that share a running ComfyUI:
-    those of one folder on one version."""
+    """Run the tests of a file in one worker, because they share fixtures. Do the same for tests that share a running
+    ComfyUI: those of one folder and version."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -86,7 +86,7 @@ def pytest_xdist_make_scheduler(config, log):
             version = re.search(r"\d+\.\d+\.\d+", test)
             return f"{file.rpartition('/')[0]} {version[0]}" if version else file
 
-    config.option.loadscopereorder = False  # the order is ours
+    config.option.loadscopereorder = False  # keep our order
     return Scheduling(config, log)
 
 
@@ -101,20 +101,21 @@ def _folder(variable: str, default: str) -> Path:
 def _shared_folder(variable: str, default: str) -> Path:
     folder = _folder(variable, default)
     if not folder.is_dir():
-        pytest.skip(f"{folder} is absent; {variable} names another folder")
+        pytest.skip(f"{folder} does not exist. Set {variable} to use another folder")
     return folder
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says once for each reason how many tests were skipped, thus what is needed to run them, and what was tested."""
-    skips = [one for one in terminalreporter.getreports("skipped") if isinstance(one.longrepr, tuple)]
-    for reason, count in Counter(one.longrepr[2].removeprefix("Skipped: ") for one in skips).items():
+    """Print each reason for skipped tests, with their number, and the versions of ComfyUI that were tested."""
+    skips = [report for report in terminalreporter.getreports("skipped") if isinstance(report.longrepr, tuple)]
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skips).items():
         terminalreporter.write_line(f"{count} skipped: {reason}")
-    reports = [one for kind in ("passed", "failed", "error", "skipped") for one in terminalreporter.getreports(kind)]
-    reports = [one for one in reports if isinstance(one, pytest.TestReport)]
-    asked = [(one, version) for one in reports for key, version in one.user_properties if key == "comfyui"]
-    if asked:
-        tested = dict.fromkeys(version for one, version in asked if version and not one.skipped)
+    kinds = ("passed", "failed", "error", "skipped")
+    reports = [report for kind in kinds for report in terminalreporter.getreports(kind)]
+    reports = [report for report in reports if isinstance(report, pytest.TestReport)]
+    on_hosts = [(report, version) for report in reports for key, version in report.user_properties if key == "comfyui"]
+    if on_hosts:
+        tested = dict.fromkeys(version for report, version in on_hosts if version and not report.skipped)
         terminalreporter.write_line(f"ComfyUI {' and '.join(tested)} tested" if tested else "no ComfyUI tested")
 
 
@@ -126,29 +127,29 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """The folder of reference values, from VC_GOLDEN; the test is skipped where it is absent."""
+    """The folder of reference values, from VC_GOLDEN. Without it, the test is skipped."""
     return _shared_folder("VC_GOLDEN", "golden")
 
 
 @pytest.fixture(scope="session")
 def clips_dir() -> Path:
-    """The folder of real clips and images, from VC_CLIPS; the test is skipped where it is absent."""
+    """The folder of real clips and images, from VC_CLIPS. Without it, the test is skipped."""
     return _shared_folder("VC_CLIPS", "clips")
 
 
 @pytest.fixture(scope="session")
 def comfyui(request) -> ComfyUI:
-    """The ComfyUI that is tested, with `--hosts all` each after the other; where there is none, the test is skipped."""
+    """The ComfyUI to test, with `--hosts all` one after another. Without any, the test is skipped."""
     if isinstance(request.param, NoHost):
         pytest.skip(str(request.param))
-    if isinstance(request.param, Exception):  # a variable that names no ComfyUI
+    if isinstance(request.param, Exception):  # a variable does not name a ComfyUI
         raise pytest.fail.Exception(str(request.param), pytrace=False)
     return request.param
 
 
 @pytest.fixture(scope="session")
 def host(comfyui, tmp_path_factory):
-    """A running ComfyUI with this pack in it, one for all tests that need one; see `tests/host/server.py`."""
+    """A running ComfyUI with this pack, shared by all tests that need it; see `tests/host/server.py`."""
     running = Host.start(tmp_path_factory.mktemp("comfyui"), comfyui=comfyui)
     yield running
     running.stop()

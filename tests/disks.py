@@ -1,4 +1,4 @@
-"""Disks that cannot be written, as tests make them: without root, and on every system that has limits."""
+"""Simulate disks that cannot be written, without root, on every system with file size limits."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-ADVICE = r"cannot be written \((File too large|No space left on device)\): "
-"""What users are told of either disk."""
+ADVICE = r"cannot be written \((File too large|No space left on device)\)\. "
+"""The beginning of the message for either disk."""
 
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes, whatever library writes it: the next write fails as on a full disk."""
-    resource = pytest.importorskip("resource", reason="this system has no limits of files' sizes")
+    """Limit all files to `size` bytes, whatever library writes them: the next write fails as on a full disk."""
+    resource = pytest.importorskip("resource", reason="this system has no limits for file sizes")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -26,7 +26,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def limit_files(size: int) -> None:
-    """The same for this process and those that it starts, for good."""
+    """Set the same limit permanently for this process and those it starts."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -34,14 +34,14 @@ def limit_files(size: int) -> None:
 
 @contextmanager
 def full_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A real disk of so many bytes, such as `64k`, mounted at a folder; skipped where mounting is not allowed."""
+    """Mount a real disk of a size such as `64k` at a folder; skip the test if mounting is not allowed."""
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("a disk of its own is for root on Linux alone")
-    made = subprocess.run(["mount", *options], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")
+        pytest.skip("mounting a disk requires root on Linux")
+    result = subprocess.run(["mount", *options], capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip(f"no disk can be mounted here: {result.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -49,5 +49,5 @@ def full_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def everything_in(folder: Path) -> list[str]:
-    """All names below a folder, those that are hidden too."""
+    """All names below a folder, including hidden ones."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -1,6 +1,6 @@
-"""Damaged files of every kind that is read, in a process that may die of one: what became of each, its time and memory.
+"""Read damaged files of all kinds in a child process, which may crash, and return the outcome, time and memory of each.
 
-Tests call `outcomes`; as a program it is that process.
+Tests call `outcomes`. As a program, this file is the child process.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LONGEST = 120  # seconds, after which a child that says nothing is taken to hang: on a busy machine 10 may take long
+LONGEST = 120  # seconds without output after which a child counts as hanging; 10 are too few on a busy machine
 TEXTS = {".json", ".jsonl", ".csv", ".yaml", ".txt"}
 
 _INSERTS = (
@@ -26,10 +26,10 @@ _INSERTS = (
 
 
 def damaged(data: bytes, number: int, text: bool = False) -> bytes:
-    """Bytes with bits flipped, or cut off, or with a part overwritten, left out or repeated; by its number."""
+    """Return damaged bytes: truncated, with flipped bits, or a part overwritten, removed or repeated; by number."""
     random = np.random.default_rng(number)
     copy = bytearray(data)
-    # Most of the damage is where it does most: headers are short, at the beginning or at the end.
+    # Most of the damage is in headers, where it matters most: they are short, at the beginning or at the end.
     among = len(copy) if number % 3 == 0 else min(len(copy), 400)
     place = int(random.integers(among)) if number % 6 != 1 else len(copy) - 1 - int(random.integers(among))
     kind = number % 7
@@ -48,48 +48,48 @@ def damaged(data: bytes, number: int, text: bool = False) -> bytes:
         size = int(random.integers(1, 64))
         copy[place : place + size] = random.bytes(size)
     else:
-        for one in (place, *random.integers(among, size=random.integers(4))):
-            copy[one] ^= 1 << int(random.integers(8))
+        for position in (place, *random.integers(among, size=random.integers(4))):
+            copy[position] ^= 1 << int(random.integers(8))
     return bytes(copy)
 
 
 Job = tuple[str, Path]
-"""A reader, by its name in a module, and a file that it reads."""
-WHOLE = -1
-"""The number of the case that is not damaged, which comes first for each job."""
+"""The name of a reader in a module, and a file for it."""
+UNDAMAGED = -1
+"""The number of the undamaged case, which comes first for each job."""
 
 
 def outcomes(module: str, jobs: Sequence[Job], numbers: range, folder: Path) -> Iterator[dict]:
-    """What became of each damaged copy of each file: `job`, `case`, `outcome` ("right", "told", or what went wrong),
-    `seconds` of the processor and `megabytes` above the start.
+    """Yield the result for each damaged copy of each file: `job`, `case`, `outcome` ("right", "error", or what went
+    wrong), `seconds` of processor time and `megabytes` above the start.
 
     Args:
-        module: has the readers, functions of a path; what they raise but UserError and BadSample is wrong.
-        folder: an empty one, for the copies.
+        module: contains the readers, functions of a path. They may raise only UserError and BadSample.
+        folder: an empty folder for the copies.
     """
-    cases = [(job, case) for job in range(len(jobs)) for case in (WHOLE, *numbers)]
-    plan, log, done = folder / "plan.json", folder / "said.txt", 0
+    cases = [(job, case) for job in range(len(jobs)) for case in (UNDAMAGED, *numbers)]
+    plan, log, done = folder / "plan.json", folder / "output.txt", 0
     while done < len(cases):
         named = [(reader, str(file)) for reader, file in jobs]
         plan.write_text(json.dumps({"module": module, "jobs": named, "cases": cases[done:]}))
-        with open(log, "w") as said:
+        with open(log, "w") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tests.fuzzing", plan], cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "tests.fuzzing", plan], cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT
             )
             ended = _wait(child, log)
         lines = log.read_text(errors="replace").splitlines()
-        told = [json.loads(line.removeprefix("case ")) for line in lines if line.startswith("case {")]
-        yield from told
-        done += len(told)
+        results = [json.loads(line.removeprefix("case ")) for line in lines if line.startswith("case {")]
+        yield from results
+        done += len(results)
         if done < len(cases):
-            why = f"died of {child.returncode}" if ended else f"said nothing for {LONGEST} s"
+            why = f"died of {child.returncode}" if ended else f"no output for {LONGEST} s"
             outcome = f"{why}: {' '.join(lines[-8:])[-800:]}"
             yield {"job": cases[done][0], "case": cases[done][1], "outcome": outcome, "seconds": 0, "megabytes": 0}
             done += 1
 
 
 def _wait(child: subprocess.Popen, log: Path) -> bool:
-    """Whether a child ends as long as it writes now and then; else it is killed."""
+    """Wait for a child; kill it if it writes nothing for LONGEST seconds. Returns whether it ended by itself."""
     while True:
         size = log.stat().st_size
         try:
@@ -117,17 +117,17 @@ def main() -> None:
     warm: set[int] = set()
     for job, case in plan["cases"]:
         reader, name = jobs[job]
-        read, whole, path = getattr(module, reader), Path(name).read_bytes(), _copied(Path(name), job)
-        if case != WHOLE and job not in warm:  # what it takes to load libraries is of no case
+        read, data, path = getattr(module, reader), Path(name).read_bytes(), _copied(Path(name), job)
+        if case != UNDAMAGED and job not in warm:  # do not measure the loading of libraries
             read(path)
         warm.add(job)
-        path.write_bytes(whole if case == WHOLE else damaged(whole, case, path.suffix in TEXTS))
+        path.write_bytes(data if case == UNDAMAGED else damaged(data, case, path.suffix in TEXTS))
         began, before = time.process_time(), _memory()
         try:
             read(path)
             outcome = "right"
         except (UserError, BadSample) as error:
-            outcome = "told" if _is_sentence(str(error)) else f"no sentence: {str(error)[:300]!r}"
+            outcome = "error" if _is_message(str(error)) else f"bad message: {str(error)[:300]!r}"
         except Exception as error:
             outcome = f"{type(error).__name__}: {str(error)[:300]} at {_place(error)}"
         seconds, megabytes = time.process_time() - began, (_memory(peak=True) - before) / 2**20
@@ -136,16 +136,16 @@ def main() -> None:
 
 
 def _copied(file: Path, job: int) -> Path:
-    """A copy in a folder of its own, of the same name, with what lies in a folder `NAME.beside`."""
+    """A copy with the same name in a separate folder, together with the files of a folder `NAME.beside`."""
     path = Path(sys.argv[1]).parent / str(job) / file.name
     if not path.exists():
         path.parent.mkdir()
-        for one in (file, *file.with_name(f"{file.name}.beside").glob("*")):
-            (path.parent / one.name).write_bytes(one.read_bytes())
+        for source in (file, *file.with_name(f"{file.name}.beside").glob("*")):
+            (path.parent / source.name).write_bytes(source.read_bytes())
     return path
 
 
-def _is_sentence(text: str) -> bool:
+def _is_message(text: str) -> bool:
     return 20 < len(text) < 1500 and text.isprintable()
 
 
@@ -159,7 +159,7 @@ def _place(error: BaseException) -> str:
 
 
 def _memory(peak: bool = False) -> int:
-    """Bytes that are resident, or were at most since this was last called without `peak`; 0 where Linux is missing."""
+    """Return the resident bytes, or their peak since the last call without `peak`; 0 if the system is not Linux."""
     try:
         if not peak:
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Files that are not what they are called, and name others or the network; and videos of all kinds to compare with."""
+"""Files with misleading names that refer to other files or the network; and normal videos of all kinds."""
 
 import io
 from fractions import Fraction
@@ -10,8 +10,8 @@ from PIL import Image
 from tests import needs
 
 
-def made(path, muxer, codec, pixels, size=(96, 64)):
-    """A video of 6 frames, at 25 a second; skipped where this build has no such encoder."""
+def encoded(path, muxer, codec, pixels, size=(96, 64)):
+    """Write a video of 6 frames at 25 per second; skip the test if the encoder is not installed."""
     needs.encoders(codec)
     with av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(codec, rate=25)
@@ -41,12 +41,12 @@ def _box(kind, *parts):
     return (8 + len(data)).to_bytes(4, "big") + kind + data
 
 
-def _referring(whole, target):
-    """An MP4 whose pictures are said to be in another file, by a URL and by a path as an alias (dref)."""
+def _referring(mp4, target):
+    """An MP4 with references to another file for its frames, by a URL and by a path as an alias (dref)."""
     own = _box(b"dref", bytes(7), b"\1", _box(b"url ", bytes(3), b"\1"))
-    start = whole.index(own[4:]) - 4
+    start = mp4.index(own[4:]) - 4
     other = _box(b"dref", bytes(7), b"\1", _box(b"url ", bytes(4), b"file://", target, b"\0"))
-    grown, data = len(other) - len(own), bytearray(whole[:start] + other + whole[start + len(own) :])
+    grown, data = len(other) - len(own), bytearray(mp4[:start] + other + mp4[start + len(own) :])
     for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
         place = data.index(kind) - 4
         data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + grown).to_bytes(4, "big")
@@ -54,7 +54,7 @@ def _referring(whole, target):
 
 
 def _subtitled(text):
-    """An AVI with a stream of subtitles in which a whole file is packed (GAB2), for which a demuxer is looked for."""
+    """An AVI with a subtitle stream that contains a complete file (GAB2), for which a demuxer is searched."""
 
     def chunk(kind, data):
         return kind + len(data).to_bytes(4, "little") + data + b"\0" * (len(data) % 2)
@@ -70,14 +70,14 @@ def _subtitled(text):
     avih = chunk(b"avih", (40000).to_bytes(4, "little") + bytes(12) + (1).to_bytes(4, "little") + bytes(4)
                  + (2).to_bytes(4, "little") + bytes(4) + (16).to_bytes(4, "little") * 2 + bytes(16))  # fmt: skip
     lists = [b"strl" + header(b"vidsMJPG", 1) + chunk(b"strf", bitmap), b"strl" + header(b"txts\0\0\0\0", 1)]
-    hdrl = b"hdrl" + avih + b"".join(chunk(b"LIST", one) for one in lists)
+    hdrl = b"hdrl" + avih + b"".join(chunk(b"LIST", entry) for entry in lists)
     movi = b"movi" + chunk(b"01tx", gab2) + chunk(b"00dc", picture.getvalue())
     return chunk(b"RIFF", b"AVI " + chunk(b"LIST", hdrl) + chunk(b"LIST", movi))
 
 
 def hostile(folder):
-    """Files that name `secret.mp4`, or a port of this machine, by what they are called."""
-    secret = made(folder / "secret.mp4", "mp4", "libx264", "yuv420p")
+    """Write files that refer to `secret.mp4` or to a port of this machine; return name -> path."""
+    secret = encoded(folder / "secret.mp4", "mp4", "libx264", "yuv420p")
     secret.with_name("secret001.png").write_bytes(b"")
     name = str(secret).encode()
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n"
@@ -110,7 +110,7 @@ def hostile(folder):
         "srt.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nsecret.mp4\n",
         "webvtt.mp4": b"WEBVTT\n\n00:00.000 --> 00:01.000\nx\n",
         "pattern%03d.mp4": b"secret.mp4",
-        "secret%03d.png": b"no image",
+        "secret%03d.png": b"not an image",
         "dref.mp4": _referring(secret.read_bytes(), name),
         "gab2sdp.avi": _subtitled(SDP),
         "gab2concat.avi": _subtitled(b"ffconcat version 1.0\nfile '%s'\n" % name),
@@ -121,4 +121,4 @@ def hostile(folder):
 
 
 OWN_PICTURES = {"dref.mp4", "gab2sdp.avi", "gab2concat.avi"}
-"""Of the hostile files those that have pictures of their own, which may be read; what else they name may not."""
+"""The hostile files with frames of their own. These frames may be read, but not the files that they refer to."""

@@ -1,4 +1,4 @@
-"""What a test needs of libraries that others build in several ways: without it the test is skipped, with a line."""
+"""Optional features of libraries that a test requires. Without them, the test is skipped with a reason."""
 
 import av
 import pytest
@@ -6,16 +6,16 @@ from PIL import features
 
 
 def encoders(*codecs: str) -> None:
-    """Encoders of PyAV."""
+    """Require encoders of PyAV."""
     for codec in codecs:
         try:
             av.Codec(codec, "w")
         except av.codec.codec.UnknownCodecError:
-            pytest.skip(f"this build of PyAV has no encoder {codec}")
+            pytest.skip(f"this build of PyAV does not contain the encoder {codec}")
 
 
 def pillow(*kinds: str) -> None:
-    """Formats of Pillow's that it can be built without, by its names for them; of others nothing is asked."""
+    """Require optional formats of Pillow, by Pillow's names. Ignore formats that every build supports."""
     for kind in kinds:
         if kind in {*features.modules, *features.codecs} and not features.check(kind):
             pytest.skip(f"Pillow is built without {kind}")

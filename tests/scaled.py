@@ -1,4 +1,4 @@
-"""Checkpoints with scales beside their weights, as other programs write them."""
+"""Checkpoints with scaled weights, as other programs write them."""
 
 import json
 
@@ -9,7 +9,7 @@ from vc_core.checkpoint.files import open_tensors
 FP8 = torch.float8_e4m3fn
 
 
-def whole(v):
+def tensorwise(v):
     return v.abs().amax()
 
 
@@ -26,17 +26,17 @@ def row(v):
 
 
 def tiles(v):
-    """8 by 8."""
+    """Return the maximum of every block of 8 x 8."""
     return v.unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).abs().amax((1, 3))
 
 
 def spans(v):
-    """Of 16 numbers of a row, with a last dimension of one."""
+    """Return the maximum of every 16 numbers of a row, with a last dimension of size 1."""
     return v.unflatten(1, (-1, 16)).abs().amax(2)[..., None]
 
 
 def expand(scale, shape):
-    """By another way than `scaled`."""
+    """Expand a scale to a weight's shape, computed in another way than in `scaled`."""
     if scale.numel() == 1:
         return scale.reshape([1] * len(shape)).expand(shape)
     if scale.ndim == 1:
@@ -46,7 +46,7 @@ def expand(scale, shape):
 
 
 def quantised(source, spelling, kind, marks):
-    """A checkpoint's tensors with the network's matrices in 8 bits, its metadata, and the tensors as they were."""
+    """Return a checkpoint's tensors with the network's matrices in 8 bits, its metadata, and the original tensors."""
     tensors = open_tensors(source)
     state, out, metadata, layers = tensors.state(), {}, dict(tensors.metadata), {}
     for name, tensor in state.items():
@@ -60,8 +60,8 @@ def quantised(source, spelling, kind, marks):
             out[f"{layer}.{spelling}"] = scale
             layers[layer] = {"format": "float8_e4m3fn"}
             if marks == "tensors":
-                said = json.dumps(layers[layer]).encode()
-                out[f"{layer}.comfy_quant"] = torch.tensor([*said], dtype=torch.uint8)
+                text = json.dumps(layers[layer]).encode()
+                out[f"{layer}.comfy_quant"] = torch.tensor([*text], dtype=torch.uint8)
                 out[f"{layer}.input_scale"] = torch.tensor(3.0)
             if marks == "old":
                 out[f"{layer}.scale_input"] = torch.tensor(3.0)

@@ -1,4 +1,4 @@
-"""Which files and sockets a function opens, by strace."""
+"""Record with strace which files and sockets a function opens."""
 
 import importlib
 import os
@@ -14,24 +14,24 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_BEGIN, _END = "/begin-of-what-is-traced", "/end-of-what-is-traced"
+_BEGIN, _END = "/begin-of-trace", "/end-of-trace"
 
 
 def _works() -> bool:
     if shutil.which("strace") is None:
         return False
-    # In some containers it is there and may not trace.
+    # In some containers strace is installed, but may not trace.
     return subprocess.run(["strace", "-f", "-e", "trace=openat", "true"], capture_output=True).returncode == 0
 
 
-needs_strace = pytest.mark.skipif(not _works(), reason="strace is missing, or may not trace here")
+needs_strace = pytest.mark.skipif(not _works(), reason="strace is not installed, or may not trace here")
 
 
 def traced(module: str, function: str, paths: list[Path], also: Iterable[Path] = (), seconds: float = 300) -> list[str]:
-    """The lines of strace for sockets, and for files other than the given ones, while `function(path)` runs of each.
+    """Run `function(path)` for each path. Return strace's lines for sockets, and for files other than these paths.
 
-    It runs once before, so that what Python and the libraries load for it is not among them; but for a function whose
-    name ends in `openly`, which may wait for what never comes and is killed after three seconds.
+    The function runs once before tracing, so that the files that Python and libraries load are not among the lines.
+    Exception: a function whose name ends in `openly` may wait forever; it runs once and is killed after three seconds.
 
     Args:
         also: further files that may be opened.
@@ -57,11 +57,11 @@ def traced(module: str, function: str, paths: list[Path], also: Iterable[Path] =
 
 
 def _is_own(line: str, own: set[str]) -> bool:
-    """Whether a line is of a given file, or of the system's, of which codecs read the number of processors."""
+    """Whether a line is about one of these files, or a system file (codecs read the number of processors)."""
     if "resumed>" in line and "socket" not in line:
         return True
-    opened = re.match(r'(?:openat\(AT_FDCWD, |open\()"([^"]*)"', line)
-    return opened is not None and (opened[1] in own or opened[1].startswith(("/proc/", "/sys/", "/dev/null")))
+    match = re.match(r'(?:openat\(AT_FDCWD, |open\()"([^"]*)"', line)
+    return match is not None and (match[1] in own or match[1].startswith(("/proc/", "/sys/", "/dev/null")))
 
 
 def main() -> None:

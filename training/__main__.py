@@ -1,6 +1,6 @@
-"""`./vc train RECIPE [OPTIONS]`, or `python -m training RECIPE`: trains by a recipe, such as those in training/recipes.
+"""`./vc train RECIPE [OPTIONS]`, or `python -m training RECIPE`: train with a recipe such as those in training/recipes.
 
-On a CPU it starts ranks by itself, see `training.ranks.ranks_for`. On several GPUs, with torchrun:
+On a CPU it starts its own ranks, see `training.ranks.ranks_for`. For several GPUs, use torchrun:
 
     ./vc python -m torch.distributed.run --nproc-per-node 8 -m training RECIPE [OPTIONS]
 """
@@ -14,16 +14,18 @@ from vc_core.terminal import run_program
 
 RECIPES = Path(__file__).parent / "recipes"
 BUNDLED = "bundled"
-"""Trains the bundled checkpoint, with options of its own instead of a recipe."""
+"""Used in place of a recipe, it trains the bundled checkpoint, with its own options."""
 
 
 def main() -> int:
-    """Runs what the command line says. Returns its exit status, see `training.trainer.train`; 2 for users' errors."""
+    """Run the command line. Returns its exit status, see `training.trainer.train`; 2 for user errors."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
         print(usage(), file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    return run_program(lambda: _run(arguments), "interrupted; the same command goes on from the last checkpoint")
+    return run_program(
+        lambda: _run(arguments), "interrupted; run the same command to continue from the last checkpoint"
+    )
 
 
 def _run(arguments: list[str]) -> int | None:
@@ -33,7 +35,7 @@ def _run(arguments: list[str]) -> int | None:
         return main(arguments[1:])
     from training.recipe import read_recipe
 
-    recipe = read_recipe(arguments[0], arguments[1:])  # before the libraries that take seconds to import
+    recipe = read_recipe(arguments[0], arguments[1:])  # before importing libraries that take seconds
     from training.ranks import ranks_for
 
     if "RANK" not in os.environ and (ranks := ranks_for(recipe, cores())) > 1:
@@ -48,7 +50,7 @@ def usage() -> str:
     lines += ["", *(f"  {path.relative_to(RECIPES.parents[1])}" for path in sorted(RECIPES.glob("*.yaml")))]
     lines += [
         "",
-        f"       vc train {BUNDLED} --minutes N [OPTIONS]   (the bundled checkpoint, by a budget of time)",
+        f"       vc train {BUNDLED} --minutes N [OPTIONS]   (the bundled checkpoint, within a time budget)",
     ]
     return "\n".join(lines)
 

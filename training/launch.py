@@ -1,9 +1,9 @@
-"""Ranks of a program on this machine, one thread each: on a CPU the way to use several cores for a small network.
+"""Start several ranks of a program on this machine, one thread each, so that a small network uses several CPU cores.
 
-Its operations are too small to be shared among threads, which wait for each other after each of them; ranks wait once a
-step. What torchrun says to its ranks is said here too, see `training.ranks.joined`.
+Its operations are too small for several threads, which wait for each other after each operation; ranks wait once per
+step. Ranks get the same environment variables as from torchrun, see `training.ranks.joined`.
 
-Nothing of torch is imported here, nor of what training needs beyond it.
+This module imports neither torch nor other libraries that only training requires.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 LAUNCHED = "VC_LAUNCHED"
-"""Environment variable of a rank that `launch` has started, and not torchrun."""
+"""Environment variable of a rank that `launch`, not torchrun, has started."""
 REFUSED = 2
-"""Exit status of a rank that has told the user what to change: mostly all ranks find the same."""
+"""Exit status of a rank after an error of the user. Mostly all ranks report the same error."""
 LOST = 75
-"""Exit status of a rank that has lost another one: that one tells why."""
+"""Exit status of a rank that has lost another rank. The other rank reports why."""
 GRACE = 15.0
-"""Seconds that the others have to end by themselves when a rank has failed."""
+"""Seconds for the other ranks to end by themselves after a rank has failed."""
+_RESUME = "Run the same command again to resume from the last save."
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""glibc's settings by which a process keeps its memory: else large tensors go back to the system after each operation,
-and the next one waits for the same pages to be cleared anew (an eighth of a step)."""
+"""Settings of glibc that make a process keep its memory. Otherwise the memory of large tensors returns to the system
+after each operation, and the next one waits until the same pages are cleared again (an eighth of a step)."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once, unless `patient`."""
+    """Record SIGINT and SIGTERM instead of ending. A second SIGINT interrupts at once, unless `patient`."""
 
     def __init__(self, patient: bool = False) -> None:
         self.heard: list[int] = []
@@ -59,7 +60,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
-        if os.getpid() != self._process:  # one that reads samples, and has inherited this until it begins
+        if os.getpid() != self._process:  # a forked reader of samples, which inherits this handler until it starts
             return
         if self.came == number == signal.SIGINT and not self._patient:
             raise KeyboardInterrupt
@@ -67,15 +68,15 @@ class StopSignals:
 
 
 def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
-    """Runs `python -m MODULE ARGUMENTS` on so many ranks, until all of them have ended.
+    """Run `python -m MODULE ARGUMENTS` on several ranks until all of them have ended.
 
-    SIGINT and SIGTERM are passed on to each rank once, and each ends when it has saved. Where this process is killed,
-    that is a SIGTERM for them, see `follow_launcher`. What ranks write is seen, but for the errors and warnings of the
-    others beside rank 0: of them, those of one that has failed first, unless both tell of a user's error.
+    SIGINT and SIGTERM are passed on to each rank once, and each rank saves and ends. If this process is killed, the
+    ranks receive a SIGTERM, see `follow_launcher`. The output of all ranks is visible, and the errors of rank 0. The
+    standard error of another rank is shown only if it failed first, unless both end with a user's error.
 
     Returns:
-        The exit status: 0, or that of the rank that failed first (128 and the signal's number where one ended it),
-        which the others are ended after.
+        The exit status: 0, or the status of the rank that failed first (128 plus the signal's number if a signal ended
+        it). The other ranks are ended after it.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -89,43 +90,43 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
         errors = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(ranks - 1))]
         started: list[subprocess.Popen] = []
         stack.callback(_end, started)
-        for rank, where in enumerate(errors):
+        for rank, file in enumerate(errors):
             own = shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-            # In a session of its own, a rank is out of reach of the terminal's Ctrl-C, which comes to this process and
-            # is passed on. Windows has no sessions: there the console tells all of them, and nothing is passed on.
-            command, apart = [sys.executable, "-m", module, *arguments], os.name == "posix"
-            process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stderr=where, start_new_session=apart)
+            # The terminal's Ctrl-C does not reach a rank in its own session, only this process, which passes it on.
+            # Windows has no sessions: there the console sends it to all of them, and nothing is passed on.
+            command, posix = [sys.executable, "-m", module, *arguments], os.name == "posix"
+            process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stderr=file, start_new_session=posix)
             started.append(process)
         failed, stopped = _wait(started, signals.heard)
         if failed is None:
             if not any(process.returncode for process in started):
                 return 0
-            _say("the ranks have lost the connection to each other; the same command goes on from what is saved.")
+            _say(f"The ranks lost their connection to each other. {_RESUME}")
             return LOST
         status = started[failed].returncode
-        told = started[0].returncode == status == REFUSED
-        if errors[failed] is not None and not (stopped or told):
+        reported = started[0].returncode == status == REFUSED  # by rank 0 too
+        if errors[failed] is not None and not (stopped or reported):
             errors[failed].seek(0)
             sys.stderr.write(errors[failed].read().decode(errors="replace"))
         if status >= 0:
             return status
         name = signal.Signals(-status).name
-        why = ", as where memory is short" if name == "SIGKILL" else ""
-        _say(f"rank {failed} was ended by {name}{why}; the same command goes on from what is saved.")
+        why = " (usually because memory ran out)" if name == "SIGKILL" else ""
+        _say(f"Rank {failed} was ended by {name}{why}. {_RESUME}")
         return 128 - status
 
 
 def follow_launcher() -> bool:
-    """In a rank: makes the end of the process that launched it, of whatever kind, a SIGTERM to this one.
+    """In a rank: send this process a SIGTERM when the process that launched it ends for any reason.
 
     Returns:
-        Whether it was `launch` that started this process.
+        Whether `launch` started this process.
     """
     if LAUNCHED not in os.environ:
         return False
 
     def follow() -> None:
-        while os.read(0, 1):  # nothing is ever written: it returns at the pipe's end
+        while os.read(0, 1):  # nothing is ever written; the read returns when the pipe is closed
             pass
         signal.raise_signal(signal.SIGTERM)
 
@@ -134,7 +135,7 @@ def follow_launcher() -> bool:
 
 
 def _wait(started: Sequence[subprocess.Popen], heard: list[int]) -> tuple[int | None, bool]:
-    """Until all have ended. Returns the rank that failed first, and whether it was told to stop."""
+    """Wait until all ranks have ended. Returns the rank that failed first, and whether a signal was passed on."""
     failed, stopped, last = None, False, float("inf")
     while True:
         running = [process for process in started if process.poll() is None]

@@ -1,4 +1,4 @@
-"""Folders that one process at a time works in: a second one is told who does, instead of spoiling both works."""
+"""Locks on folders, so that one process at a time works in them. A second process learns who holds the lock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vc_core.errors import UserError
 from vc_core.parsing import parse_json
 
 FILE = ".lock"
-"""In a folder that is worked in: who does, after the first byte, which Windows shows to nobody while it is locked. It
-stays when the work has ended; the lock on it is the system's, and ends with the process, however that ends."""
+"""In the locked folder. After its first byte, which Windows hides while the file is locked, it names the process. The
+file stays afterwards; the operating system releases the lock when the process ends, however it ends."""
 
 
 @contextmanager
-def held(folder: Path, work: str) -> Iterator[None]:
-    """Holds a folder, which is there, while something works in it.
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Lock an existing folder during some work.
 
     Args:
-        work: what works, for others to be told.
+        work: name of the work, for messages of other processes.
 
     Raises:
-        UserError: another process holds it, or no lock can be made there; the message says which.
+        UserError: another process holds the lock, or no lock can be created there.
     """
     from filelock import FileLock, Timeout
 
@@ -39,8 +39,7 @@ def held(folder: Path, work: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            told = f"{folder}: {holder} is at work in it: wait until it has ended, or give another folder."
-            raise UserError(told) from None
+            raise UserError(f"{folder} is in use by {holder}. Wait until it ends, or choose another folder.") from None
     try:
         with writing(folder):
             _sign(path, json.dumps({"work": work, "process": os.getpid(), "host": socket.gethostname()}))
@@ -52,18 +51,18 @@ def held(folder: Path, work: str) -> Iterator[None]:
 
 
 @contextmanager
-def held_by(world: World, folder: Path, work: str) -> Iterator[None]:
-    """The same for the processes of a run, of which the main one holds the folder. All of them take part.
+def locked_by_main(world: World, folder: Path, work: str) -> Iterator[None]:
+    """As `locked`, for the processes of a run. All of them call it; the main process holds the lock.
 
     Raises:
-        UserError: see `held`; on the main process.
-        SystemExit: the same, on the others.
+        UserError: on the main process, see `locked`.
+        SystemExit: on the others, for the same reasons.
     """
     refused = None
     with ExitStack() as stack:
         try:
             if world.main:
-                stack.enter_context(held(folder, work))
+                stack.enter_context(locked(folder, work))
         except UserError as error:
             refused = error
         if world.most(int(refused is not None)):
@@ -79,11 +78,11 @@ def _sign(path: Path, text: str) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, as its file says."""
+    """The holder of a lock, according to its file."""
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(1)
-            said = parse_json(file.read(4096))
-        return f"{said['work']} (process {said['process']} on {said['host']})"
+            about = parse_json(file.read(4096))
+        return f"{about['work']} (process {about['process']} on {about['host']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

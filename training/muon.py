@@ -1,10 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised, so that every direction of a weight is learned at once; and what
-goes with an optimizer: how its rate falls, and averages of what it makes.
+"""Muon: momentum with orthogonalised matrices, so that every direction of a weight is learned at once. Also the decay
+of a learning rate, and running averages of weights.
 
 Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the step size matched to
-Adam's as in Liu et al., "Muon is scalable for LLM training" (2025). Torch's own Muon takes 2D parameters only, in
-bfloat16; here a convolution (out, in, kh, kw) counts as the matrix (out, in kh kw), and matrices of one shape go as one
-batch.
+Adam's as in Liu et al., "Muon is scalable for LLM training" (2025). Torch's own Muon supports only 2D parameters, in
+bfloat16. Here a convolution (out, in, kh, kw) is the matrix (out, in kh kw), and equal shapes form one batch.
 """
 
 from __future__ import annotations
@@ -19,28 +18,29 @@ from torch import Tensor
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
-"""Steps of Newton-Schulz that go without the matrix itself. In two rounds float32 is as accurate as step by step (1e-5
-of the norm); in one of five, what it rounds of the Gram matrix is seen (7e-4). bfloat16 will not do: what it rounds
-makes small eigenvalues negative, which the polynomials multiply until a result is hundreds of times too large."""
+"""Newton-Schulz steps per round, in which only the Gram matrix is multiplied. With two rounds float32 is as accurate as
+with single steps (1e-5 of the norm); one round of five steps loses accuracy (7e-4). bfloat16 does not work: its
+rounding makes small eigenvalues negative, which the polynomials multiply until results are hundreds of times too large.
+"""
 
 
 def falling(phase: float, floor: float) -> float:
-    """A cosine from 1 to `floor` while `phase` goes from 0 to 1, and constant before and after."""
+    """Return a cosine from 1 to `floor` while `phase` goes from 0 to 1; constant before and after."""
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(max(phase, 0.0), 1.0)))
 
 
 @torch.no_grad()
 def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], most: float, step: int) -> None:
-    """A step of averages towards the weights, of which they keep `most`, or less in the first steps."""
+    """Update running averages with the weights, in place. Their decay is `most`, or less in the first steps."""
     if averages:
         torch._foreach_lerp_(averages, weights, 1.0 - min(most, (1 + step) / (10 + step)))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly (singular values 0.7 to 1.2), of a batch (N, rows, columns).
+    """Return roughly the nearest semi-orthogonal matrices (singular values 0.7 to 1.2) of a batch (N, rows, columns).
 
-    Each step multiplies the matrix by a polynomial of its Gram matrix. All of these commute, so that a round multiplies
-    them with each other, as small squares, and with the matrix itself but once.
+    Each step multiplies the matrix by a polynomial of its Gram matrix. All of these commute, so a round multiplies the
+    small polynomials with each other, and with the large matrix only once.
     """
     a, b, c = _NEWTON_SCHULZ
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -59,9 +59,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters of two dimensions and more, Adam for the rest, at one learning rate of Adam's magnitude.
+    """Muon for parameters of two or more dimensions, Adam for the rest, with one learning rate of Adam's magnitude.
 
-    Put embeddings into a group with `orthogonal=False`: their rows are not a matrix, and Adam serves them.
+    Put embeddings into a group with `orthogonal=False`: their rows are not a matrix, and Adam suits them.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def make_capturable(self) -> None:
-        """Keeps learning rates and numbers of steps as tensors on the parameters' device, for CUDA graphs to read."""
+        """Store learning rates and step counts as tensors on the parameters' device, so that CUDA graphs read them."""
         for group in self.param_groups:
             device = group["params"][0].device
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
@@ -133,7 +133,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _corrections(beta: float, steps: list[Any]) -> list[Any]:
-    """What Adam's means are divided by after so many steps, numbers or tensors."""
+    """Return Adam's bias corrections 1 - beta^step, for steps that are numbers or tensors."""
     if not isinstance(steps[0], Tensor):
         return [1.0 - beta**step for step in steps]
     return list(torch._foreach_add(torch._foreach_neg(torch._foreach_pow(beta, steps)), 1.0))

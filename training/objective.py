@@ -1,7 +1,7 @@
-"""What the network learns: noise schedule, target, weights, condition dropout (paper, section 3.3).
+"""The training objective: noise schedule, target, loss weights, condition dropout (paper, section 3.3).
 
-Everything random of a sample is a function of the run's seed, the sample's number and what is drawn, so that it is the
-same whichever rank and batch the sample is in.
+Every random value of a sample depends only on the run's seed, the sample's number and the name of the value. So it is
+the same in any rank and batch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
-    """Timesteps `(B,)` in [0, steps), uniform over the run.
+    """Return timesteps `(B,)` in [0, steps), uniform over the run.
 
-    Those of samples that follow each other are spread evenly over the schedule (multiples of the golden ratio, from a
-    start that the seed gives), which makes the loss of a batch less noisy: its mean is the same.
+    Consecutive samples are spread evenly over the schedule (multiples of the golden ratio, from a random start). This
+    makes the loss of a batch less noisy and keeps its mean.
     """
     start = torch.rand((), generator=generator_for(seed, 0, "timesteps"), dtype=torch.float64)
     spread = torch.tensor([number * _GOLDEN % 1 for number in numbers], dtype=torch.float64)
@@ -36,10 +36,10 @@ def draw_timesteps(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
 
 
 def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: float = 0.0) -> Tensor:
-    """Standard normal noise `(B, *shape)`, shape (C, F, h, w), on the CPU.
+    """Return standard normal noise `(B, *shape)`, shape (C, F, h, w), on the CPU.
 
-    `offset` is the strength of a further noise that is constant over each channel of each frame, by which the network
-    learns to make pictures that are dark or bright as a whole (Guttenberg, "Diffusion with offset noise").
+    `offset` is the strength of extra noise that is constant over each channel of each frame. With it the network learns
+    to compose very dark and very bright frames (Guttenberg, "Diffusion with offset noise").
     """
     noise = torch.stack([torch.randn(*shape, generator=generator_for(seed, n, "noise")) for n in numbers])
     if offset == 0.0:
@@ -49,8 +49,8 @@ def draw_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], offset: 
 
 
 def possible_in(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> set[str]:
-    """Those of `NAMES` that a sample of a recipe's domain can keep, of its network's `inputs`, see `UNetConfig`: in
-    stage 1 the text alone, in an image no motion."""
+    """Return those of `NAMES` that samples of a domain can keep, from the network's `inputs`, see `UNetConfig`: in
+    stage 1 only text, in images no motion."""
     possible = {"text"} if recipe.stage == 1 else {*inputs}
     if max(domain.lengths or (domain.frames,)) == 1:
         possible -= {"motion"}
@@ -60,10 +60,10 @@ def possible_in(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> set[
 def kept_of(
     numbers: Sequence[int], seed: int, loss: Loss, stage: int = 2, possible: Collection[str] = NAMES
 ) -> dict[str, Tensor]:
-    """Which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What is not `possible` is dropped.
+    """Return which of `NAMES` the samples of a batch keep, `(B,)` bool by name. What is not in `possible` is dropped.
 
-    Stage 1 drops the text with `loss.text_dropout`. Stage 2 keeps all with 0.1, drops all with 0.1 and else drops each
-    with 0.5: for each sample by itself, or, by the rule `released`, for the batch that `numbers` is.
+    Stage 1 drops text with probability `loss.text_dropout`. Stage 2 keeps all with 0.1, drops all with 0.1, and
+    otherwise drops each with 0.5: independently per sample, or with `loss.dropout` released, per batch of `numbers`.
     """
     if stage == 1:
         lots = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
@@ -71,13 +71,13 @@ def kept_of(
     elif loss.dropout == "released":
         kept = draw_kept_released(len(numbers), generator_for(seed, numbers[0], "dropout of a batch"))
     else:
-        one = [draw_kept(1, generator_for(seed, n, "dropout"), loss.lone) for n in numbers]
-        kept = {name: torch.cat([each[name] for each in one]) for name in NAMES}
+        draws = [draw_kept(1, generator_for(seed, n, "dropout"), loss.lone) for n in numbers]
+        kept = {name: torch.cat([draw[name] for draw in draws]) for name in NAMES}
     return {name: keep if name in possible else torch.zeros_like(keep) for name, keep in kept.items()}
 
 
 def keep_for(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> Callable[[Sequence[int]], dict]:
-    """`kept_of` for a domain of a recipe and the inputs of the network: a function of a batch's numbers alone."""
+    """Return `kept_of` for a domain of a recipe and the network's inputs, as a function of a batch's numbers only."""
     possible = possible_in(recipe, domain, inputs)
     return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
 
@@ -85,72 +85,73 @@ def keep_for(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> Callabl
 def draw_kept(
     batch: int, generator: torch.Generator, lone: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, Tensor]:
-    """Which conditions each sample keeps, `(batch,)` bool by name: all with 0.1, none with 0.1, else each with 0.5.
+    """Return which conditions each sample keeps, `(batch,)` bool by name: all with probability 0.1, none with 0.1,
+    otherwise each with 0.5.
 
     Args:
-        lone: shares of the third kind that keep this condition and none that would tell as much: beside a sequence no
-            other sequence, beside a still (single image or sketch) neither the other still nor a sequence, beside the
-            text neither. Depth, sketches and masks show where things are: by the paper's rule (no shares) motion is
-            kept and they are all absent in one sample of twenty, and a single sketch is all that shows it in one of
-            eighty.
+        lone: condition -> fraction of the third kind of samples that keep it without conditions that contain the same
+            information: a sequence without other sequences; a still (single image or sketch) or the text without
+            stills and sequences. Depth, sketches and masks show where things are. By the paper's rule (no fractions)
+            motion appears without any of them in one sample of twenty, and a single sketch is the only one of them in
+            one of eighty.
     """
     fate = torch.rand(batch, generator=generator)
     kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
     kept = torch.where(fate < KEEP_ALL, True, torch.where(fate < KEEP_ALL + DROP_ALL, False, kept))
     lot, start = torch.rand(batch, generator=generator), 0.0
-    for name, share in lone.items():
-        chosen = (start <= lot) & (lot < start + share) & (fate >= KEEP_ALL + DROP_ALL)
-        # Those that tell as much as this one, or more: all of the conditions, beside a still or the text.
+    for name, fraction in lone.items():
+        chosen = (start <= lot) & (lot < start + fraction) & (fate >= KEEP_ALL + DROP_ALL)
+        # The conditions with at least as much information: for a still or the text, all of them.
         still = name == "text" or CONDITIONS[name].kind != "temporal"
         rivals = [other for other, spec in CONDITIONS.items() if still or spec.kind == "temporal"]
         kept[[NAMES.index(other) for other in rivals]] &= ~chosen
         kept[NAMES.index(name)] |= chosen
-        start += share
+        start += fraction
     return dict(zip(NAMES, kept, strict=True))
 
 
 def draw_kept_released(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """As `draw_kept`, by the rule of the released code (tools/videocomposer/unet_sd.py).
+    """Like `draw_kept`, by the rule of the released code (tools/videocomposer/unet_sd.py).
 
-    How many samples drop all, keep all and drop one condition is drawn for the whole batch, then which. The number
-    that drop a condition is a share of the whole batch but is taken from those that neither drop nor keep all, so that
-    these drop more than half: 0.62 of the time in large batches.
+    It first draws how many samples of the batch drop all, keep all and drop each condition, then which samples. The
+    number that drop a condition is drawn for the complete batch, but applied only to samples that neither keep nor drop
+    all. So these drop a condition more often than half of the time: 0.62 in large batches.
     """
 
-    def count(share: float) -> int:
-        return int((torch.rand(batch, generator=generator) < share).sum())
+    def count(probability: float) -> int:
+        return int((torch.rand(batch, generator=generator) < probability).sum())
 
-    none, every = count(DROP_ALL), count(KEEP_ALL)
+    dropping, keeping = count(DROP_ALL), count(KEEP_ALL)
     order = torch.randperm(batch, generator=generator)
-    rest = order[none + every :]
+    rest = order[dropping + keeping :]
     kept = torch.ones(len(NAMES), batch, dtype=torch.bool)
-    kept[:, order[:none]] = False
+    kept[:, order[:dropping]] = False
     for row in kept:
-        dropped = count(DROP)
-        row[rest[torch.randperm(len(rest), generator=generator)[:dropped]]] = False
+        number = count(DROP)
+        row[rest[torch.randperm(len(rest), generator=generator)[:number]]] = False
     return dict(zip(NAMES, kept, strict=True))
 
 
 def snr_weights(alphas: Tensor, prediction: str, gamma: float) -> Tensor:
-    """Min-SNR weights `(steps,)` of the squared error (arXiv 2303.09556): min(SNR, gamma), as a weight of the clean
-    latent's error, in terms of what the network predicts; 1 of noise alone, where sampling begins and v is the clean
-    latent, which no minimum would count."""
+    """Return Min-SNR weights `(steps,)` of the squared error (arXiv 2303.09556): min(SNR, gamma) for the error of the
+    clean latent, converted to what the network predicts. The weight is 1 at pure noise, where sampling starts and v is
+    the clean latent; Min-SNR would be 0 there."""
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
     return torch.where(alphas <= LEAST, torch.ones_like(weights), weights)
 
 
 def moving_weight(latents: Tensor, gain: float) -> Tensor:
-    """What each position of each frame counts in the loss, `(B, 1, F, h, w)`, 1 on average over a clip: more where the
-    latent differs from the clip's first one. An object covers a tenth of a frame, and where it goes is the last thing
-    learned if the background counts nine times as much."""
+    """Return the loss weight of each position of each frame, `(B, 1, F, h, w)`, with a mean of 1 over a clip. It is
+    larger where the latent differs from the first frame's. An object covers a tenth of a frame; if the background
+    counts nine times as much, the network learns last where the object moves."""
     change = (latents - latents[:, :, :1]).abs().mean(1, keepdim=True)
     weight = 1.0 + gain * (change / 0.5).clamp(max=1.0)
     return weight / weight.mean((2, 3, 4), keepdim=True)
 
 
 class Objective:
-    """The diffusion loss: what a sample becomes, what is predicted of it, what an error counts."""
+    """The diffusion loss: noisy inputs, targets and loss weights."""
 
     def __init__(self, config: DiffusionConfig, loss: Loss | None = None):
         self.loss, self.prediction = loss or Loss(), config.prediction
@@ -159,20 +160,20 @@ class Objective:
         self.weights = None if gamma is None else snr_weights(alphas, config.prediction, gamma).float()
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """The noisy latents and the network's target, both `(B, 4, F, h, w)`, at `timesteps` (B,)."""
+        """Return the noisy latents and the network's target, both `(B, 4, F, h, w)`, at `timesteps` (B,)."""
         alpha = self.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1, 1)
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         target = noise if self.prediction == "epsilon" else signal * noise - sigma * latents
         return signal * latents + sigma * noise, target
 
-    def drawn(self, latents: Tensor, seed: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents, target and timesteps (B,) of samples of these numbers, on the latents' device."""
+    def draw(self, latents: Tensor, seed: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return noisy latents, target and timesteps (B,) of the samples with these numbers, on the latents' device."""
         timesteps = draw_timesteps(seed, numbers, len(self.alphas_cumprod)).to(latents.device)
         noise = draw_noise(seed, numbers, latents.shape[1:], self.loss.offset_noise).to(latents)
         return *self.noised(latents, noise, timesteps), timesteps
 
     def losses(self, prediction: Tensor, target: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """What each sample's error counts, `(B,)` in float32: the mean squared error, weighted."""
+        """Return the loss of each sample, `(B,)` in float32: the weighted mean squared error."""
         error = (prediction.float() - target.float()).square()
         if self.loss.moving_gain:
             error = error * moving_weight(latents, self.loss.moving_gain)
@@ -189,34 +190,36 @@ def embed_conditions(
     frames: int,
     counts: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
-    """The sum `(B, stc_channels, F, h, w)` of the STC embeddings that each of `batch` samples keeps, in float32.
+    """Return the sum `(B, stc_channels, F, h, w)` of the STC embeddings that each of `batch` samples keeps, in float32.
 
     Args:
-        tensors: by name, only of the samples that keep the condition; spatial ones have F = 1.
-        rows: by name, which samples these are, `(n,)`.
-        counts: by name, what each of them counts, `(n,)`; 1 where it is not there.
+        tensors: condition -> tensor of only the samples that keep it; spatial conditions have F = 1.
+        rows: condition -> the indices of these samples, `(n,)`.
+        counts: condition -> the weight of each of them, `(n,)`; 1 if missing.
     """
-    some = next(unet.parameters())
-    total = torch.zeros(batch, unet.config.stc_channels, frames, *size, device=some.device)
+    device = next(unet.parameters()).device
+    total = torch.zeros(batch, unet.config.stc_channels, frames, *size, device=device)
     for name, tensor in tensors.items():
         if len(tensor):
             embedding = unet.encode_condition(name, tensor, size).float()
             if name in counts:
                 embedding = embedding * counts[name].view(-1, 1, 1, 1, 1)
-            there = rows[name].to(some.device, non_blocking=True)
-            total = total.index_add(0, there, embedding.expand(-1, -1, frames, -1, -1))
+            indices = rows[name].to(device, non_blocking=True)
+            total = total.index_add(0, indices, embedding.expand(-1, -1, frames, -1, -1))
     return total
 
 
 def make_context(unet: UNet3D, text: Tensor, empty: Tensor, style: Tensor | None, kept: dict[str, Tensor]) -> Tensor:
-    """Text and style tokens `(B, 77 [+ n], D)`: dropped text is the empty prompt, dropped style the tokens of zeros.
+    """Return text and style tokens `(B, 77 [+ n], D)`. Dropped text is the empty prompt, dropped style is zeros before
+    encoding.
 
-    `text` is `(B, 77, D)`, `empty` `(1, 77, D)`; `style` image embeddings `(B, 1, D)`, or None for a batch without
-    style tokens, as when nothing is wired.
+    Args:
+        text: `(B, 77, D)`; `empty` is `(1, 77, D)`.
+        style: image embeddings `(B, 1, D)`, or None for a batch without style tokens, as when no style is connected.
     """
 
-    def chosen(name: str, given: Tensor, otherwise: Tensor) -> Tensor:
-        return torch.where(kept[name].to(given.device, non_blocking=True)[:, None, None], given, otherwise)
+    def chosen(name: str, value: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(kept[name].to(value.device, non_blocking=True)[:, None, None], value, otherwise)
 
     context = chosen("text", text, empty)
     if style is None:

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and which of them trains on which domain."""
+"""The processes of a run: how they connect to each other, and which of them trains on which domain."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from vc_core.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and which of them this is: `local_size` of them are on this node.
+    """The processes of a run, and the rank of this one. `local_size` of them are on this node.
 
-    `shared`: whether they share the recipe's batches, see `dealt`; else each has as many of its own.
+    `shared`: whether they divide the recipe's batches, see `dealt`; otherwise each rank has full batches.
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class World:
         return self.rank % self.local_size == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, on the CPU: a small message that does not wait for the device's work."""
+        """The sum of the ranks' tensors, on the CPU: a small message that does not wait for the device."""
         tensor = tensor.detach().cpu().clone()
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -57,29 +57,29 @@ class World:
         return int(tensor)
 
     def gathered(self, items: list[Any]) -> list[Any]:
-        """The ranks' items, values that pickle holds, one rank's after the other."""
+        """The items of all ranks, in the order of the ranks. Items must be picklable."""
         if self.size == 1:
             return items
         of_ranks: list[Any] = [None] * self.size
         dist.all_gather_object(of_ranks, items)
-        return [item for of_one in of_ranks for item in of_one]
+        return [item for rank_items in of_ranks for item in rank_items]
 
     def wait(self) -> None:
-        """For all ranks to come here."""
+        """Wait until all ranks have called this."""
         self.sum(torch.zeros(()))
 
 
 _KEPT: list[dist.ProcessGroup] = []
-"""Groups that are left, until the process ends. The last one that lets go of a group of gloo's waits for its threads
-while it holds Python's lock, and they wait for the lock to let go of the last message's tensors: at times for ever."""
+"""Finished groups, until the process ends. Deleting a group of gloo waits for its threads while holding Python's lock,
+and the threads wait for the lock to free the last message's tensors: sometimes a deadlock."""
 
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """This process among those that torchrun or `training.launch` started, or alone.
+    """Join the processes that torchrun or `training.launch` started; without them, run alone.
 
-    Raises `UserError` for a device that is not there, and SystemExit where another rank that `training.launch` started
-    has ended; that one says why.
+    Raises `UserError` if the device is not available, and SystemExit if another rank that `training.launch` started
+    has ended. That rank reports why.
     """
     chosen = choose_device(device)
     if "RANK" not in os.environ:
@@ -89,10 +89,10 @@ def joined(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    # Small messages go by gloo, so that asking "has anyone been told to stop?" does not wait for the GPU. The time
-    # allows for validation videos and for large checkpoints, during which the others wait.
+    # Small messages use gloo, so that the question whether a rank received a signal does not wait for the GPU. The
+    # timeout leaves time for validation videos and large checkpoints, during which the other ranks wait.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    # Ranks that are watched, and end when one is lost, may wait for a full disk.
+    # Ranks of `launch` end when one is lost, so they may wait long, for example for a full disk.
     launched = follow_launcher()
     dist.init_process_group(backend, timeout=timedelta(days=30) if launched else timedelta(hours=1))
     try:
@@ -102,56 +102,56 @@ def joined(device: str = "auto") -> Iterator[World]:
             raise SystemExit(LOST) from error
         raise
     _KEPT.append(dist.group.WORLD)
-    dist.destroy_process_group()  # not after an exception: others may still be inside of a collective, and hang
+    dist.destroy_process_group()  # not after an exception: other ranks may still be inside a collective and hang
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A domain that a rank trains on, as which one of how many ranks that share it."""
+    """A domain that a rank trains on."""
 
     domain: int
-    rank: int
-    ranks: int
+    rank: int  # among the ranks of the domain
+    ranks: int  # number of ranks of the domain
 
 
-def lanes_of(rank: int, size: int, shares: Sequence[int]) -> list[Lane]:
-    """The lanes of a rank: one of several takes one, by the domains' shares; one alone takes all domains in turn."""
+def lanes_of(rank: int, size: int, ratios: Sequence[int]) -> list[Lane]:
+    """The lanes of a rank: one lane, according to the ratios, or all domains if it is the only rank."""
     if size == 1:
-        return [Lane(domain, 0, 1) for domain in range(len(shares))]
-    owners = owners_of(size, shares)
+        return [Lane(domain, 0, 1) for domain in range(len(ratios))]
+    owners = owners_of(size, ratios)
     return [Lane(owners[rank], owners[:rank].count(owners[rank]), owners.count(owners[rank]))]
 
 
-def owners_of(size: int, shares: Sequence[int]) -> list[int]:
-    """The domain of each of several ranks, by D'Hondt's method, which gives 3 and 1 of 4, and at least one to each.
-    Raises `UserError` where there are more domains than ranks."""
-    if size < len(shares):
+def owners_of(size: int, ratios: Sequence[int]) -> list[int]:
+    """The domain of each rank, by D'Hondt's method: ratios of 3 and 1 give 3 and 1 of 4 ranks, and each domain has at
+    least one rank. Raises `UserError` if there are more domains than ranks."""
+    if size < len(ratios):
         raise UserError(
-            f"The recipe has {len(shares)} domains, and {size} ranks cannot share them: start one process, or at least "
-            f"{len(shares)}."
+            f"The recipe has {len(ratios)} domains, but there are only {size} ranks. Start one process, or at least "
+            f"{len(ratios)}."
         )
-    counts = [1] * len(shares)
+    counts = [1] * len(ratios)
     while sum(counts) < size:
-        counts[max(range(len(shares)), key=lambda domain: shares[domain] / (counts[domain] + 1))] += 1
+        counts[max(range(len(ratios)), key=lambda domain: ratios[domain] / (counts[domain] + 1))] += 1
     return [domain for domain, count in enumerate(counts) for _ in range(count)]
 
 
 LARGE = 2**30
-"""Bytes of a checkpoint whose network is not copied to several ranks unasked: it keeps the threads of one busy."""
+"""Bytes of a checkpoint. A larger network is not copied to several ranks by default: one keeps all threads busy."""
 
 
 def ranks_for(recipe: Recipe, cores: int) -> int:
-    """How many ranks a recipe is trained with on one machine: `recipe.ranks`, or by itself the most, up to the cores,
-    that its batches can be dealt to. Raises `UserError` where what `recipe.ranks` says cannot be done.
+    """The number of ranks for a recipe on one machine: `recipe.ranks`, or by default the largest number, up to the
+    cores, that divides its batches. Raises `UserError` if `recipe.ranks` is not possible.
 
-    By itself it is one process where ranks would learn something else, or be slower: on a GPU; where networks are
-    large or sharded; where the domains would need ranks of their own; where dropout is drawn for a batch as a whole.
+    By default it is 1 if several ranks would learn something else, or be slower: on a GPU; if networks are large or
+    sharded; if each domain would require its own ranks; if dropout is drawn once for an entire batch.
     """
     if choose_device(recipe.engine.device).type != "cpu":
         if recipe.ranks not in (None, 1):
             raise UserError(
-                f"The recipe's ranks is {recipe.ranks}, which is for a CPU: start torchrun for several GPUs (see "
-                "training/README.md), or give --engine.device cpu."
+                f"The recipe's ranks is {recipe.ranks}, but several ranks require a CPU. Start torchrun for "
+                "several GPUs (see training/README.md), or set --engine.device cpu."
             )
         return 1
     if recipe.ranks is not None:
@@ -165,10 +165,10 @@ def ranks_for(recipe: Recipe, cores: int) -> int:
 
 
 def dealt(recipe: Recipe, ranks: int) -> Recipe:
-    """The recipe as each of some ranks takes it, whose steps together learn from the samples of one process.
+    """The recipe for each of several ranks, so that a step of all ranks uses the same samples as one process.
 
-    Its batches are smaller by the number of ranks, or fewer of them are accumulated. What the network's own dropout
-    draws is another thing, as is the rounding of sums. Raises `UserError` where they cannot be dealt evenly.
+    Batches are divided by the number of ranks, or fewer of them are accumulated. The network's own dropout and the
+    rounding of sums differ. Raises `UserError` if the batches cannot be divided evenly.
     """
     if ranks == 1:
         return recipe
@@ -180,6 +180,6 @@ def dealt(recipe: Recipe, ranks: int) -> Recipe:
             data = tuple(replace(d, batch=batch) for (batch, _), d in zip(parts, recipe.data, strict=True))
             return replace(recipe, data=data, optimizer=replace(recipe.optimizer, accumulate=fewer))
     raise UserError(
-        f"The recipe's batches cannot be shared evenly among {ranks} ranks: give a number of --ranks that divides "
-        "batch x accumulate of each domain, or change these."
+        f"The recipe's batches cannot be divided evenly among {ranks} ranks. Set --ranks to a divisor of batch x "
+        "accumulate of each domain, or change these."
     )

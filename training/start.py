@@ -1,9 +1,9 @@
-"""What a run begins from, and what of it trains: the 3D network with fresh weights, those of a 2D UNet, or those of a
+"""The initial network of a run, and which of its parameters train. The weights are new, from a 2D UNet, or from a
 checkpoint.
 
-Whatever a file lacks stays fresh, and what is fresh starts without effect: residual branches and temporal layers as the
-identity, the first convolution's channels for the conditions as zero. So a 3D network made of a 2D one gives, on every
-frame, exactly what that gives; and stage 2 begins with exactly the text-to-video model, whatever the conditions.
+Parameters that a file does not contain are new, and start without effect: residual branches and temporal layers as the
+identity, the first convolution's channels for conditions as zero. So a 3D network from a 2D one computes the same as
+the 2D one on every frame, and stage 2 starts as exactly the text-to-video model, whatever the conditions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
 from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError, about, counted, shorten
+from vc_core.errors import UserError, about, shorten
 from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
@@ -38,22 +38,22 @@ from vc_core.parsing import read_text
 class Started:
     """The network before the first step."""
 
-    unet: UNet3D  # on the CPU in float32; what trains requires gradients
-    config: Config  # as its checkpoints will say it
-    fresh: tuple[str, ...]  # what the file lacked, in words
+    unet: UNet3D  # on the CPU in float32; parameters to train require gradients
+    config: Config  # config for its checkpoints
+    fresh: tuple[str, ...]  # descriptions of the layers with new weights
 
 
 def begin(recipe: Recipe, attend: Attend = attend) -> Started:
-    """The network that a recipe begins with. Its weights are a function of the recipe and its files alone.
+    """Create the network that a recipe starts with. Its weights depend only on the recipe and its files.
 
-    Raises `UserError` for a file that cannot be read, is of another model or size, or has tensors that have no place;
-    and where nothing would be learned, see `choose_parameters`.
+    Raises `UserError` if a file cannot be read, is from another model or size, or has tensors that do not belong to the
+    network; and if nothing would be learned, see `choose_parameters`.
     """
     config, part = _source(recipe)
     if config.few_steps:
         warnings.warn(
-            f"{recipe.start.checkpoint} was distilled for few steps, of which this training's loss knows nothing: the "
-            "more it learns, the worse are videos of few steps. Better train from a network that takes many.",
+            f"{recipe.start.checkpoint} was distilled for few sampling steps, but this training does not preserve "
+            "that: videos with few steps get worse the longer it trains. Start from another checkpoint.",
             stacklevel=2,
         )
     config = _config_of(recipe, config)
@@ -65,13 +65,13 @@ def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     if part is not None:
         layout = _LAYOUTS[part.layout](unet, part.tensors)
         _fill(unet, layout, part.tensors)
-        fresh = [_words(name) for name, _ in unet.named_parameters() if name not in layout]
+        fresh = [_described(name) for name, _ in unet.named_parameters() if name not in layout]
     choose_parameters(unet, recipe)
     return Started(unet, config, tuple(dict.fromkeys(fresh)))
 
 
 def initialise(unet: nn.Module) -> None:
-    """Makes the residual branches of fresh weights zero, so that every block starts as the identity."""
+    """Set the residual branches of new weights to zero, so that every block starts as the identity."""
     for name, module in unet.named_modules():
         last = name.endswith((".conv2", ".proj_out", "temporal.convs.3", "conv_out"))
         if last and not name.startswith("stc.") and ".ff." not in name:
@@ -83,11 +83,11 @@ def initialise(unet: nn.Module) -> None:
 
 
 def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
-    """Makes what the recipe trains require gradients and nothing else; adds the LoRA.
+    """Make exactly the parameters that the recipe trains require gradients; add the LoRA.
 
-    In stage 1 there are no conditions, so that STC-encoders and the style's layers rest, where the network has them.
-    Raises `UserError` where nothing would be learned: there is nothing of that kind, or nothing that its gradient could
-    come from; or where `train.lora_from` is no LoRA for this network.
+    Stage 1 uses no conditions, so STC-encoders and style layers stay frozen if the network has them. Raises `UserError`
+    if nothing would be learned, because there are no such parameters or they get no gradient; and if `train.lora_from`
+    is not a LoRA for this network.
     """
     train = recipe.train
     if train.what != "lora":
@@ -105,18 +105,18 @@ def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
                 parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in unet.parameters()):
         raise UserError(
-            f"The recipe's train.what {train.what} leaves nothing to train in stage {recipe.stage}: the network has "
-            "none of it, or the stage has no use for it; take all."
+            f"Recipe key train.what is {train.what}, which leaves nothing to train in stage {recipe.stage}: the "
+            "network has no such layers, or the stage does not use them. Set train.what to all."
         )
     if train.what == "stc" and not unet.conv_in.weight[:, unet.config.channels :].any():
         raise UserError(
-            "The recipe's train.what stc would learn nothing: the first convolution's weights for the conditions are "
-            "zero, as in a network that was not trained on any; take all."
+            "Recipe key train.what is stc, which would learn nothing: the first convolution's weights for conditions "
+            "are zero, because the network was never trained with conditions. Set train.what to all."
         )
 
 
 def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups for an optimizer of what requires gradients, each with `name`, `params` and `lr`, none of them empty:
+    """Return non-empty optimizer groups of all parameters that require gradients, each with `name`, `params` and `lr`.
     `temporal` has the temporal layers and the STC-encoders, `spatial` the rest."""
     base, temporal = recipe.optimizer.learning_rate, recipe.optimizer.temporal_learning_rate
     groups = [
@@ -133,16 +133,16 @@ def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _source(recipe: Recipe) -> tuple[Config, Part | None]:
-    """The config that a recipe's files tell, and the network's part of them, in one of `_LAYOUTS`."""
+    """Return the config from a recipe's files, and the network's part of them, in one of `_LAYOUTS`."""
     start = recipe.start
-    told = None if start.network is None else _read_config(start.network)
+    config = None if start.network is None else _read_config(start.network)
     if start.kind == "scratch":
-        return told or Config(), None
+        return config or Config(), None
     if start.kind == "stable_diffusion":
-        return told or Config(), Part("model", start.kind, open_tensors(files_of(start.checkpoint)[0]))
+        return config or Config(), Part("model", start.kind, open_tensors(files_of(start.checkpoint)[0]))
     checkpoint = read_checkpoint(start.checkpoint)
     part = checkpoint.part("model")
-    return told or checkpoint.config, part
+    return config or checkpoint.config, part
 
 
 def _read_config(path: Path) -> Config:
@@ -150,28 +150,29 @@ def _read_config(path: Path) -> Config:
         text = read_text(path)
     except OSError as error:
         raise UserError(
-            f"The recipe's start.network {path} cannot be read ({error.strerror}): give the JSON of a network's config."
+            f"Cannot read {path}, which the recipe names as start.network ({error.strerror}). Set start.network to a "
+            "JSON file with a network's config."
         ) from error
     with about(path):
         return Config.from_json(text)
 
 
 def _config_of(recipe: Recipe, config: Config) -> Config:
-    """The config of the network that a recipe trains, of the one that it begins from: stage 2 adds all conditions and
-    the style to a network that has none, but for a LoRA, which goes with that network; stage 1 adds none."""
+    """Return the config of the trained network, from the config that it starts with. Stage 2 adds all conditions and
+    style to a network without them, except for a LoRA, which must match the original network. Stage 1 adds none."""
     unet, released = config.unet, UNetConfig()
     if recipe.stage == 2 and recipe.train.what != "lora":
         unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
         if not unet.conditions:
             unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
             if config.name == assumed(config.unet)[0].name:
-                config = replace(config, name=Config.name)  # it is one of text alone no more
+                config = replace(config, name=Config.name)  # no longer a text-only network
     if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
         unet = replace(unet, conditions=(), stc_channels=0)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
     return replace(
         overridden(config, prediction=recipe.loss.prediction, zero_terminal_snr=recipe.loss.zero_terminal_snr or None),
-        frames=longest if longest > 1 else config.frames,  # images alone tell nothing of how long its videos are
+        frames=longest if longest > 1 else config.frames,  # image-only training does not set a video length
         height=recipe.height,
         width=recipe.width,
         unet=unet,
@@ -179,24 +180,24 @@ def _config_of(recipe: Recipe, config: Config) -> Config:
 
 
 def _layout_3d(unet: UNet3D, tensors: Tensors) -> Layout:
-    """Where parameters lie in a file under the released names: all but the STC-encoders and the style's layers that it
-    has nothing of. ModelScope's text-to-video UNet has VideoComposer's names, without these."""
-    whole = released_layout(unet)
-    there = {_words(name) for name, origin in whole.items() if origin.names[0] in tensors.shapes}
-    layout = {n: o for n, o in whole.items() if _words(n) in there or kind_of(n) not in ("stc", "style")}
+    """Map parameters to a file with the released names. STC-encoders and style layers may be missing: ModelScope's
+    text-to-video UNet has VideoComposer's names, without these."""
+    full = released_layout(unet)
+    available = {_described(name) for name, origin in full.items() if origin.names[0] in tensors.shapes}
+    layout = {n: o for n, o in full.items() if _described(n) in available or kind_of(n) not in ("stc", "style")}
     if extra := [name for name in unused(layout, tensors) if not name.startswith(LEFTOVERS)]:
         warnings.warn(f"{tensors.source}: {unused_note(extra)}", stacklevel=2)
     return _first_convolution(layout, unet, tensors)
 
 
 def _layout_diffusers(unet: UNet3D, tensors: Tensors) -> Layout:
-    """Where parameters lie in a file of ModelScope's text-to-video UNet in diffusers' layout."""
+    """Map parameters to a file of ModelScope's text-to-video UNet in diffusers' layout."""
     names = diffusers_names(unet.config, temporal=True)
     return _layout_named(unet, tensors, names, "ModelScope's text-to-video UNet")
 
 
 def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
-    """Where the spatial parameters lie in a file of Stable Diffusion's 2D UNet, of LDM's layout or diffusers'."""
+    """Map the spatial parameters to a file of Stable Diffusion's 2D UNet, in LDM's layout or diffusers'."""
     for markers, names in _KINDS_2D.items():
         prefix = find_prefix(file.shapes, markers)
         if prefix is not None:
@@ -204,19 +205,19 @@ def _layout_2d(unet: UNet3D, file: Tensors) -> Layout:
             table = {ours: prefix + theirs for ours, theirs in names(unet.config).items()}
             return _layout_named(unet, tensors, table, "Stable Diffusion 2.1's UNet")
     raise UserError(
-        f"{file.source} holds no 2D UNet of Stable Diffusion: expected a checkpoint such as v2-1_512-ema-pruned, or "
-        "the UNet's file of diffusers' folder unet."
+        f"{file.source} contains no 2D UNet of Stable Diffusion. Pass a checkpoint such as v2-1_512-ema-pruned, or the "
+        "UNet's file from the folder unet of a diffusers model."
     )
 
 
 def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what: str) -> Layout:
-    """Where the parameters of those of our modules lie that a file has other `names` for; `what` names its network."""
+    """Map the parameters of the modules in `names` to a file that uses those names; `what` describes its network."""
     layout = _first_convolution(named_layout(unet, names, OVER_TIME), unet, tensors)
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(
-            f"{tensors.source} has {counted(len(extra), 'tensor')} that the network has no place for "
-            f"({shorten(extra)}): it is another model than {what}."
+            f"Expected {what}, but {tensors.source} contains tensors of another model ({shorten(extra)}). Pass another "
+            "file."
         )
     return layout
 
@@ -225,7 +226,7 @@ _LAYOUTS = {"released": _layout_3d, "diffusers": _layout_diffusers, "stable_diff
 
 
 def _first_convolution(layout: Layout, unet: UNet3D, tensors: Tensors) -> Layout:
-    """The layout, in which the first convolution may be one without channels for the conditions."""
+    """Return the layout, adjusted if the file's first convolution has no channels for conditions."""
     origin, channels = layout["conv_in.weight"], unet.config.channels
     if tensors.shapes.get(origin.names[0], (0, 0))[1] != channels:
         return layout
@@ -244,8 +245,8 @@ def _fill(unet: UNet3D, layout: Layout, tensors: Tensors) -> None:
         parameter.copy_(origin.join(get, tuple(parameter.shape)))
 
 
-def _words(name: str) -> str:
-    """What a parameter is of, in words."""
+def _described(name: str) -> str:
+    """Describe the layers that a parameter belongs to."""
     kind = kind_of(name)
     words = {"stc": f"the STC-encoder of {name.split('.')[1]}", "style": "the style's layers"}
     return words.get(kind, f"the {kind} layers")
@@ -255,9 +256,9 @@ _OF_UNET = (
     *("time_emb", "label_emb", "class_emb", "add_emb", "input_blocks.", "middle_block.", "output_blocks.", "out."),
     *("conv_", "down_blocks.", "mid_block.", "up_blocks.", "encoder_hid_proj."),
 )
-"""Starts of a UNet's names, where nothing stands before them that would tell it from other networks."""
+"""Prefixes of a UNet's names, in a file where no common prefix distinguishes it from other networks."""
 _KINDS_2D = {
     ("out.2.weight", "input_blocks.1.0.in_layers.0.weight"): ldm_names,
     ("conv_norm_out.weight", "down_blocks.0.resnets.0.norm1.weight"): diffusers_names,
 }
-"""Two names that tell a layout of the 2D UNet, and its names."""
+"""Two names that identify a layout of the 2D UNet -> its table of names."""

@@ -1,4 +1,4 @@
-"""One step of learning: a batch of samples in, the loss out."""
+"""The loss of one batch of samples."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vc_core.model.blocks import TemporalConv, TemporalTransformer
 from vc_core.model.unet import UNet3D
 
 _FORMS = {"latents": ("latents", "video"), "text": ("text_tokens", "text"), "style": ("style_embedding", "style")}
-"""What is no condition -> the fields of a sample that bring it, and what it is made of."""
+"""Inputs other than conditions -> the sample's fields with the encoded input, and with its source."""
 
 
 def leave_out_for_images(unet: UNet3D) -> UNet3D:
-    """The network, with its temporal layers left out of batches of single frames, as in the paper's joint training.
+    """Make the network skip its temporal layers for batches of single frames, as in the paper's joint training.
 
-    The STC-encoders' temporal layers stay: they see single frames in videos too. It is a property of the network and
-    not of a call, as blocks may be computed again in the backward pass.
+    The STC-encoders keep their temporal layers, because they see single frames in videos too. This is a property of the
+    network and not of a call, because blocks may be recomputed in the backward pass.
     """
     for module in unet.modules():
         if isinstance(module, TemporalConv | TemporalTransformer):
@@ -37,88 +37,89 @@ def leave_out_for_images(unet: UNet3D) -> UNet3D:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the network takes of a batch, on its device."""
+    """Inputs of the network for a batch, on its device."""
 
     latents: Tensor  # (B, 4, F, h, w)
-    text: Tensor  # (B, 77, D), the empty prompt's where it is dropped
-    style: Tensor | None  # embeddings (B, 1, D), zeros where it is dropped; None for a batch without a style token
-    conditions: dict[str, Tensor]  # by name, those of the samples that keep it, (n, C, F or 1, H, W)
+    text: Tensor  # tokens (B, 77, D); dropped text is the empty prompt
+    style: Tensor | None  # embeddings (B, 1, D), zeros if dropped; None for a batch without style tokens
+    conditions: dict[str, Tensor]  # name -> (n, C, F or 1, H, W), of the samples that keep it
 
 
 class Step:
-    """The loss of a batch. Everything random in it is a function of the recipe's seed and the samples' numbers. For
-    images temporal layers are left out; what the samples do not bring the encoders make."""
+    """Computes the loss of a batch. All random values depend only on the recipe's seed and the samples' numbers. Images
+    skip the temporal layers. The encoders compute what the samples do not contain."""
 
     def __init__(self, unet: UNet3D, encoders: Encoders, objective: Objective, recipe: Recipe):
         self.unet = leave_out_for_images(unet)
         self.encoders, self.objective, self.recipe = encoders, objective, recipe
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss and the timestep of each sample, `(B,)`. Raises `UserError` where one lacks what it keeps."""
-        given = self.inputs(batch)
-        frames, size = given.latents.shape[2], tuple(given.latents.shape[-2:])
-        noisy, target, timesteps = self.objective.drawn(given.latents, self.recipe.seed, batch.numbers)
-        context = make_context(self.unet, given.text, self.encoders.empty, given.style, batch.kept)
-        rows = {name: batch.kept[name].nonzero(as_tuple=True)[0] for name in given.conditions}
-        stc = embed_conditions(self.unet, given.conditions, rows, len(given.latents), size, frames)
+        """Return the loss and the timestep of each sample, `(B,)`. Raises `UserError` if a sample misses an input."""
+        inputs = self.inputs(batch)
+        frames, size = inputs.latents.shape[2], tuple(inputs.latents.shape[-2:])
+        noisy, target, timesteps = self.objective.draw(inputs.latents, self.recipe.seed, batch.numbers)
+        context = make_context(self.unet, inputs.text, self.encoders.empty, inputs.style, batch.kept)
+        rows = {name: batch.kept[name].nonzero(as_tuple=True)[0] for name in inputs.conditions}
+        stc = embed_conditions(self.unet, inputs.conditions, rows, len(inputs.latents), size, frames)
         prediction = self.unet(noisy, timesteps, context, stc)
-        return self.objective.losses(prediction, target, given.latents, timesteps), timesteps
+        return self.objective.losses(prediction, target, inputs.latents, timesteps), timesteps
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
-        """What the network takes; what a sample drops is not made."""
-        make = self.encoders
-        with torch.autocast(make.device.type, enabled=False):  # the frozen networks have types of their own
-            latents = self._made("latents", batch.samples)
-            text = make.empty.repeat(len(latents), 1, 1)
+        """Return the network's inputs. Dropped inputs are not computed."""
+        encoders = self.encoders
+        with torch.autocast(encoders.device.type, enabled=False):  # the frozen networks have their own dtypes
+            latents = self._collected("latents", batch.samples)
+            text = encoders.empty.repeat(len(latents), 1, 1)
             style = text.new_zeros(len(text), 1, text.shape[-1])
-            # Of the step, so that it does not depend on how its samples are shared among ranks and batches.
+            # Drawn per step, so that it does not depend on how samples are split among ranks and batches.
             lot = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
-            styled = self.recipe.stage == 2 and make.config.unet.style_tokens
+            styled = self.recipe.stage == 2 and encoders.config.unet.style_tokens
             if not styled or lot < self.recipe.loss.no_style:
                 style = None
             conditions = {}
             for name in ("text", "style", *CONDITIONS):
                 if rows := batch.rows(name):
-                    kept = [batch.samples[row] for row in rows]
+                    samples = [batch.samples[row] for row in rows]
                     if name in CONDITIONS:
-                        conditions[name] = self._made(name, kept)
-                    elif (whole := text if name == "text" else style) is not None:
-                        whole[rows] = self._made(name, kept)
+                        conditions[name] = self._collected(name, samples)
+                    elif (tensor := text if name == "text" else style) is not None:
+                        tensor[rows] = self._collected(name, samples)
             return Inputs(latents, text, style, conditions)
 
-    def _made(self, name: str, samples: Sequence[Sample]) -> Tensor:
-        """Of each sample what it brings, else what is made of its source, of all those at once; float32."""
-        brought = [_brought(name, sample) for sample in samples]
-        sources = [_source(name, sample) for sample, own in zip(samples, brought, strict=True) if own is None]
+    def _collected(self, name: str, samples: Sequence[Sample]) -> Tensor:
+        """Return an input of some samples, float32: stored in the sample, or encoded from its source, all at once."""
+        stored = [_stored(name, sample) for sample in samples]
+        sources = [_source(name, sample) for sample, own in zip(samples, stored, strict=True) if own is None]
         if any(source is None for source in sources):
-            key = next(s.key for s in samples if _brought(name, s) is None and _source(name, s) is None)
+            key = next(s.key for s in samples if _stored(name, s) is None and _source(name, s) is None)
             raise UserError(
-                f"The sample {key} keeps '{name}', and the data set brings neither it nor what it is made of: prepare "
-                "the data set anew with it."
+                f"Sample {key} requires '{name}', but the data set contains neither it nor a source for it. Prepare "
+                f"the data set again with {name}."
             )
-        made = iter(self._make(name, sources) if sources else ())
-        rows = [next(made) if own is None else own for own in brought]
+        encoded = iter(self._encode(name, sources) if sources else ())
+        rows = [next(encoded) if own is None else own for own in stored]
         tensor = torch.stack([row.to(self.encoders.device, torch.float32) for row in rows])
         if name in CONDITIONS:
-            there, scale = tuple(tensor.shape[-2:]), self.encoders.config.extraction.condition_scale
-            if there != (wanted := condition_size(name, self.encoders.size, scale)):
+            size, scale = tuple(tensor.shape[-2:]), self.encoders.config.extraction.condition_scale
+            if size != (expected := condition_size(name, self.encoders.size, scale)):
                 raise UserError(
-                    f"The sample {samples[0].key} brings '{name}' at {there[1]}x{there[0]} and the network takes it at "
-                    f"{wanted[1]}x{wanted[0]}: prepare the data set anew."
+                    f"Sample {samples[0].key} contains '{name}' at {size[1]}x{size[0]}, but the network expects "
+                    f"{expected[1]}x{expected[0]}. Prepare the data set again."
                 )
         return tensor
 
-    def _make(self, name: str, sources: list[Any]) -> Tensor:
-        make = self.encoders
+    def _encode(self, name: str, sources: list[Any]) -> Tensor:
+        encoders = self.encoders
         if name == "text":
-            return make.text(sources)
+            return encoders.text(sources)
         if name == "style":
-            return torch.cat([make.style(image[None]) for image in sources])
-        return make.latents(torch.stack(sources)) if name == "latents" else make.condition(name, torch.stack(sources))
+            return torch.cat([encoders.style(image[None]) for image in sources])
+        stacked = torch.stack(sources)
+        return encoders.latents(stacked) if name == "latents" else encoders.condition(name, stacked)
 
 
-def _brought(name: str, sample: Sample) -> Tensor | None:
+def _stored(name: str, sample: Sample) -> Tensor | None:
     return getattr(sample, _FORMS[name][0]) if name in _FORMS else sample.conditions.get(name)
 
 

@@ -1,4 +1,4 @@
-"""Training runs with a budget of time, on one rank or several: schedule, averaged weights, log, checkpoints."""
+"""Training runs with a time budget, on one rank or several: schedule, averaged weights, log, checkpoints."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ from vc_core.errors import UserError
 SAVE_EVERY = 60.0
 """Seconds between checkpoints."""
 WARMUP = 60.0
-"""Seconds, at most, over which the learning rate rises from 0."""
+"""Longest time in seconds over which the learning rate rises from 0."""
 CHECK_EVERY = 20
-"""Steps on a GPU between looks at whether the gradient is finite: each look waits for the GPU, which then waits for the
-host. What is not finite once is so ever after, and is never saved."""
+"""Steps on a GPU between checks that the gradient is finite: each check waits for the GPU, which then waits for the
+host. Weights that are not finite stay so, and are never saved."""
 WAIT = 10.0
-"""Seconds until a full disk is tried again."""
+"""Seconds between attempts to write to a full disk."""
 
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
-    """The learning rate's factor after a fraction `done` of the budget: a linear warm-up, constant, over the last
-    `decay` a cosine to `floor`. A run whose budget is raised before that goes on as if it had had it from the start."""
+    """The learning rate's factor after a fraction `done` of the budget: linear warm-up, constant, then a cosine to
+    `floor` over the last `decay`. If the budget is raised before that, the run continues as if it had always been so.
+    """
     return max(done / warmup, 0.01) if done < warmup else falling((done - (1.0 - decay)) / decay, floor)
 
 
 class TimedRun:
     """A training run that ends after `minutes` of its own time, however often it is interrupted.
 
-    Iterating yields step numbers, sets the learning rate before each and saves every minute; in each step the loop
-    calls `update` or `count` once. A run started again in the same folder resumes, with the time that the interrupted
-    one had used; with a larger budget it goes on to that.
+    Iterating yields step numbers, sets the learning rate before each step and saves every minute. In each step the loop
+    calls `update` or `count` once. If the run is started again in the same folder, it resumes with the time that it had
+    used; with a larger budget it continues until that is used.
 
-    Several ranks, which begin with equal weights, average their gradients. The time that the main one took and whether
-    one was told to stop travel with these, so that all of them change the learning rate and end in the same step.
+    Several ranks, which start with equal weights, average their gradients. The time of the main rank and a flag for a
+    received signal are sent with these, so that all ranks change the learning rate and end in the same step.
 
     Args:
-        decay: the most that the averaged weights keep in a step; before it matters they are an average over about the
-            last tenth of all steps, however long the run is.
+        decay: upper limit of the decay of the averaged weights. Before it is reached, they are an average over about
+            the last tenth of all steps, however long the run is.
 
     Attributes:
         average: the averaged weights, a copy of the model.
-        step, used: steps that were made, and seconds that they took.
+        step, used: number of finished steps, and the seconds that they took.
         came: the signal that ended the run, or 0.
-        more: numbers of the main rank that are kept with the rest.
+        more: numbers of the main rank that are saved with the rest.
     """
 
     def __init__(
@@ -91,12 +92,12 @@ class TimedRun:
             self.step, self.used, self.more = state["step"], state["used"], state.get("more", {})
         except Exception as error:
             raise UserError(
-                f"{self._state_path} cannot be resumed ({type(error).__name__}): it is damaged or of another network; "
-                "remove it to start anew, or give another folder with --out."
+                f"{self._state_path} cannot be resumed ({type(error).__name__}). It is damaged or from another "
+                "network. Remove it to start from the beginning, or choose another folder with --out."
             ) from error
 
     def save(self) -> None:
-        """Writes the state; a full disk is waited for."""
+        """Write the state. On a full disk, wait until there is space."""
         if not self.world.main:
             return
         self._check()
@@ -110,7 +111,7 @@ class TimedRun:
         self.on_disk(write)
 
     def return_to(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes these weights for the model's and the averaged ones, forgets what the optimizer knows, and saves."""
+        """Set the model's and the averaged weights to these, reset the optimizer's state, and save."""
         for model in (self.model, self.average):
             model.load_state_dict(weights)
         self.optimizer.state.clear()
@@ -118,9 +119,9 @@ class TimedRun:
         self.save()
 
     def on_disk(self, write: Callable[[], None]) -> None:
-        """Writes, again and again while the disk is full. Raises `UserError` where something else is wrong with it,
-        or the run was told to stop."""
-        told = False
+        """Write, and retry while the disk is full. Raises `UserError` if the write fails for another reason, or if the
+        run receives a signal to stop."""
+        reported = False
         while True:
             try:
                 return write()
@@ -129,14 +130,14 @@ class TimedRun:
                     raise
                 if self._signals.came:
                     raise UserError(
-                        f"The disk of {self.out} is full, and the run was told to stop: what it saved last is kept, "
-                        "and the same command goes on from there."
+                        f"The run was stopped while the disk of {self.out} was full. The last save is kept. Free some "
+                        "space, then run the same command to resume from it."
                     ) from error
-                if not told:
-                    self.say(f"The disk of {self.out} is full: the run waits, and goes on when there is space again.")
-                told = True
+                if not reported:
+                    self.say(f"The disk of {self.out} is full. The run waits and continues when there is space again.")
+                reported = True
             time.sleep(WAIT)
-            self._mark = time.monotonic()  # waiting is no training
+            self._mark = time.monotonic()  # waiting does not count as training
 
     def __iter__(self) -> Iterator[int]:
         with self._signals:
@@ -144,40 +145,40 @@ class TimedRun:
             while self.used < self.budget and not self.came:
                 for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                     now = base * rate(self.used / self.budget, min(0.02, WARMUP / self.budget))
-                    # A captured step reads it where it was.
+                    # A captured CUDA graph reads the rate from the same tensor.
                     group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], Tensor) else now
                 yield self.step
                 self.step += 1
                 if self._mark - saved > SAVE_EVERY:
                     self.save()
-                    saved = self._mark = time.monotonic()  # what saving takes is not the run's own time
+                    saved = self._mark = time.monotonic()  # saving does not count as the run's own time
             self.save()
-            self.came = self.came or self.world.most(self._signals.came)  # of a signal during the last step
+            self.came = self.came or self.world.most(self._signals.came)  # a signal during the last step
 
     def update(self, loss: Tensor, clip: float = 1.0) -> Tensor:
         """Backward, average over ranks, clip the gradient's norm, step, average the weights. Returns the norm.
 
-        Raises `UserError` where it is not finite; nothing is changed then, on a GPU nothing on the disk.
+        Raises `UserError` if the norm is not finite. Nothing has changed then; on a GPU, nothing on the disk.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._agree()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self._take(norm)
+        self._note(norm)
         self.optimizer.step()
         follow(*self._floating, self.decay, self.step)
         return norm
 
     def count(self, norm: Tensor) -> None:
-        """Takes note of a step that the model has made already, with a gradient of this norm, on the only rank.
+        """Record a step that the model has already done, with a gradient of this norm. Only for a single rank.
 
-        Raises `UserError` where it is not finite; what is on the disk has not changed.
+        Raises `UserError` if the norm is not finite. Nothing on the disk has changed then.
         """
         self._agree()
-        self._take(norm)
+        self._note(norm)
         follow(*self._floating, self.decay, self.step)
 
-    def _take(self, norm: Tensor) -> None:
+    def _note(self, norm: Tensor) -> None:
         self._norm = norm
         if norm.device.type == "cpu" or self.step % CHECK_EVERY == 0:
             self._check()
@@ -185,30 +186,31 @@ class TimedRun:
     def _check(self) -> None:
         if self._norm is not None and not self._norm.isfinite():
             raise UserError(
-                f"{self.out}: the gradient is not finite at step {self.step}: start the same command again to go on "
+                f"{self.out}: The gradient is not finite at step {self.step}. Run the same command again to resume "
                 "from the last checkpoint."
             )
 
     def _agree(self) -> None:
-        """Means of the ranks' gradients, the main one's time, and whether one was told to stop, as all then are."""
+        """Average the ranks' gradients, adopt the main rank's time, and stop all ranks if one received a signal."""
         now = time.monotonic()
-        passed, self._mark = now - self._mark, now
-        came = self._signals.came
+        elapsed, self._mark = now - self._mark, now
+        number = self._signals.came
         if self.world.size > 1:
             parameters = list(self.model.parameters())
-            # Zeros for what this rank's batch has not used, and another's may have.
+            # Zeros for parameters that this rank's batch has not used; another rank's may have.
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            clock = grads[0].new_tensor([passed * self.world.size * self.world.main, came > 0])  # the main rank's time
+            main_time = elapsed * self.world.size * self.world.main  # its mean is the main rank's time
+            clock = grads[0].new_tensor([main_time, number > 0])
             flat = torch.cat([grad.flatten() for grad in grads] + [clock])
             dist.all_reduce(flat)
             flat /= self.world.size
             *parts, clock = flat.split([*(grad.numel() for grad in grads), 2])
             for parameter, part in zip(parameters, parts, strict=True):
                 parameter.grad = part.view_as(parameter)
-            passed, stopped = clock.tolist()
-            came = came or (signal.SIGTERM if stopped > 0 else 0)
-        self.used += passed
-        self.came = int(came)
+            elapsed, stopped = clock.tolist()
+            number = number or (signal.SIGTERM if stopped > 0 else 0)
+        self.used += elapsed
+        self.came = int(number)
 
     def log(self, **values: Any) -> None:
         """Append one line of JSON to the run's log.jsonl."""
@@ -217,7 +219,7 @@ class TimedRun:
             self.on_disk(lambda: append(self.out / "log.jsonl", line + "\n"))
 
     def report(self, **measured: Any) -> None:
-        """Log what the finished run was measured to be, say it, and write it to the run's report.json."""
+        """Log and print the measures of the finished run, and write them to its report.json."""
         self.log(**measured)
         text = json.dumps(measured | {"steps": self.step}, indent=2)
         with written_beside(self.out / "report.json") as part:

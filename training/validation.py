@@ -1,4 +1,4 @@
-"""Videos that show where a run is: from fixed seeds, by the averaged weights, through `compose()`."""
+"""Validation videos that show a run's progress: from fixed seeds, with the averaged weights, by `compose()`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vc_core.video import write_video
 
 
 class Stopped(Exception):
-    """Validation was told to stop."""
+    """Validation was stopped by a signal."""
 
 
 def validate(
@@ -38,17 +38,17 @@ def validate(
     log: Log,
     signals: StopSignals,
 ) -> None:
-    """Composes the recipe's prompts and the conditions of some samples, each with every seed, into the run's folder: as
-    `validation/step-N/0-seed0.mp4` and `sample0-seed0.mp4`.
+    """Compose videos from the recipe's prompts and from the conditions of some samples, with every seed, and write them
+    to `validation/step-N/0-seed0.mp4` and `sample0-seed0.mp4` in the run's folder.
 
     Args:
-        weights: the network's, as `Learner.weights` gives them.
+        weights: the network's weights, from `Learner.weights`.
         alphas: of its LoRA, see `training.lora.network_of`.
-        clips: the first domain's; its first samples' conditions are used, but for those that a network has to make.
-        signals: end it, within a step of sampling.
+        clips: of the first domain. Conditions of its first samples are used, except those that need a network.
+        signals: a signal stops the validation within one sampling step.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: a signal arrived.
     """
 
     def report(*_: object) -> None:
@@ -62,20 +62,20 @@ def validate(
     checkpoint = Checkpoint(Path(encoders.part("vae").tensors.source), config, encoders.parts)
     composer = VideoComposer(config, unet, encoders.autoencoder, encoders.towers, checkpoint, device, torch.float32)
     folder = make_folder(recipe.out / "validation" / f"step-{step:08d}")
-    wanted = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
+    videos = [(str(number), prompt, ()) for number, prompt in enumerate(watch.prompts)]
     longest = max(clips)
     possible = possible_in(recipe, recipe.data[0], config.unet.inputs) - set(ANNOTATED)
     for index in range(min(watch.samples, len(clips[longest]))):
         try:
             sample = clips[longest].sample(index, possible, generator_for(recipe.seed, index, "validation"))
         except BadSample as reason:
-            log.say(f"no validation by sample {index}: {reason}")
+            log.say(f"no validation video from sample {index}: {reason}")
             continue
         conditions = tuple(Condition(name, tensor[None].float()) for name, tensor in sample.conditions.items())
-        wanted.append((f"sample{index}", sample.text, conditions))
-    for name, text, conditions in wanted:
+        videos.append((f"sample{index}", sample.text, conditions))
+    for name, text, conditions in videos:
         for seed in watch.seeds:
-            # Of images too a video is composed, where nothing says how they move.
+            # Without conditions, compose a video even if the run trains on images.
             frames = longest if conditions else config.frames
             video = compose(composer, text, conditions=conditions, frames=frames, seed=seed, progress=report)
             write_video(folder / f"{name}-seed{seed}.mp4", video, config.rate)

@@ -1,15 +1,15 @@
-"""VideoComposer: composes a video from text, a style image, an image, a sketch, motion, depth, masks and sketches.
+"""VideoComposer: compose videos from text, images, sketches, and the motion, depth or masks of a clip.
 
-from . import Condition, Style, VideoComposer, compose
+from vc_core import Condition, Style, VideoComposer, compose
 
-composer = VideoComposer.load()                      # the bundled small checkpoint, or a path
+composer = VideoComposer.load()                      # the bundled small checkpoint; or pass a path
 video = compose(composer, "a red circle", seed=1)    # (1, 3, F, H, W) in [0, 1]
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
+if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
     from .checkpoint.reading import Checkpoint, read_checkpoint, save_checkpoint  # noqa: F401
     from .composer import VideoComposer  # noqa: F401
     from .conditions import CONDITIONS, Condition, ConditionSpec  # noqa: F401
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for those who read types
     from .errors import UserError  # noqa: F401
     from .pipeline import Style, compose  # noqa: F401
 
-_HOME = {
+_MODULES = {
     "CONDITIONS": "conditions",
     "Checkpoint": "checkpoint.reading",
     "Condition": "conditions",
@@ -37,14 +37,14 @@ _HOME = {
     "read_checkpoint": "checkpoint.reading",
     "save_checkpoint": "checkpoint.reading",
 }
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: importing the package costs nothing.
-    if name not in _HOME:
+    # Load a module when its name is first used: importing the package is fast.
+    if name not in _MODULES:
         raise AttributeError(f"module 'vc_core' has no attribute '{name}'")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -18,26 +18,27 @@ from .terminal import USERS_ERROR, argument, option, parsed, progress_bars, run_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C, 1 for our mistakes."""
+    """Run a command. Returns its exit status: 0; 2 for errors that the user can fix; 130 for Ctrl-C; 1 for our bugs."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in HANDED_ON:
-        folder, hand_on, _ = HANDED_ON[argv[0]]
+    if argv and argv[0] in PROGRAMS:
+        folder, run, _ = PROGRAMS[argv[0]]
         if not (PROJECT / folder).is_dir():
             return _refused(
-                f"{argv[0]} needs the folder {folder}, which is not in {PROJECT}, where the core alone is installed: "
-                "run it in a checkout of the project's repository."
+                f"The command {argv[0]} requires the folder {folder}, but only the core is installed in {PROJECT}. Run "
+                "the command in a checkout of the project's repository."
             )
-        return hand_on(argv[1:])
+        return run(argv[1:])
     terminal.debugging, argv = "--debug" in argv, [word for word in argv if word != "--debug"]
-    if argv and argv[0] in HANDED_ON:
-        return _refused("--debug goes with other commands.")
+    if argv and argv[0] in PROGRAMS:
+        return _refused(f"--debug does not work with the command {argv[0]}. Remove it.")
     if argv[:1] in (["-h"], ["--help"]):
         print(_usage())
         return 0
     if not argv or argv[0] not in COMMANDS:
-        return _refused(f"expected one of the commands {', '.join([*HANDED_ON, *COMMANDS])}.")
+        problem = f"Unknown command {argv[0]}." if argv else "The command is missing."
+        return _refused(f"{problem} Expected one of {', '.join([*PROGRAMS, *COMMANDS])}.")
     if not find_spec("tyro"):
-        return _refused("the command line needs the library tyro, which is not installed: run pip install tyro.")
+        return _refused("The command line requires the library tyro, which is not installed. Run pip install tyro.")
     load, summary = COMMANDS[argv[0]]
     program = load()
     description = f"{summary[0].upper()}{summary[1:]}.\n\n{getdoc(program) or ''}".rstrip()
@@ -51,16 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _refused(sentence: str) -> int:
-    print(f"vc: {sentence}", file=sys.stderr)
+def _refused(message: str) -> int:
+    print(f"vc: {message}", file=sys.stderr)
     return USERS_ERROR
 
 
 def _usage() -> str:
-    summaries = {name: row[-1] for name, row in (HANDED_ON | COMMANDS).items()}
+    summaries = {name: row[-1] for name, row in (PROGRAMS | COMMANDS).items()}
     lines = [f"  {name:<10}{summary}" for name, summary in summaries.items()]
     return "\n".join(
-        ["usage: vc [--debug] COMMAND ...", "", "VideoComposer: videos composed from conditions.", "", *lines]
+        ["usage: vc [--debug] COMMAND ...", "", "VideoComposer: compose videos from conditions.", "", *lines]
     )
 
 
@@ -68,53 +69,56 @@ def _usage() -> str:
 
 
 def _test(arguments: list[str]) -> int:
-    """pytest in the project's folder, without the slow tests unless the first argument is --all.
+    """Run pytest in the project's folder, without the slow tests unless the first argument is --all.
 
-    With pytest-xdist as many at a time as there are cores; another -n in the arguments counts.
+    With pytest-xdist, one process per core; a -n in the arguments overrides it.
     """
     everything = arguments[:1] == ["--all"]
     selection = arguments[1:] if everything else ["-m", "not slow", *arguments]
-    at_a_time = ["-n", "auto"] if find_spec("xdist") else []
-    return subprocess.call([sys.executable, "-m", "pytest", *at_a_time, *selection], cwd=PROJECT)
+    processes = ["-n", "auto"] if find_spec("xdist") else []
+    return subprocess.call([sys.executable, "-m", "pytest", *processes, *selection], cwd=PROJECT)
 
 
 def _program(module: str) -> Callable[[list[str]], int]:
-    """A module of the project as a program, which need not lie in the folder that the user is in."""
+    """Return a function that runs a module of the project as a program, from any working folder."""
 
     def run(arguments: list[str]) -> int:
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         command, environment = [sys.executable, "-m", module, *arguments], {**os.environ, "PYTHONPATH": path}
-        if os.name == "nt":  # where the caller would not wait for what takes its place
+        if os.name == "nt":  # its callers do not wait for a program that replaces this process
             return subprocess.call(command, env=environment)
-        # In the place of this process: a signal to it is for the training, which saves before it leaves.
+        # Replaces this process: a signal to it reaches the training, which saves before it exits.
         os.execve(sys.executable, command, environment)
 
     return run
 
 
 def _bench(arguments: list[str]) -> int:
-    """One of the scripts in benchmarks/, by its name."""
-    there = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py"))
-    if not arguments or arguments[0] not in there:
-        print(f"usage: vc bench NAME ...: expected one of {', '.join(there)}", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    return subprocess.call([sys.executable, str(PROJECT / "benchmarks" / f"{arguments[0]}.py"), *arguments[1:]])
+    """Run one of the scripts in benchmarks/ by its name."""
+    names = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py"))
+    if arguments and arguments[0] in names:
+        return subprocess.call([sys.executable, str(PROJECT / "benchmarks" / f"{arguments[0]}.py"), *arguments[1:]])
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: vc bench NAME ...\n\nMeasure speed and memory. NAME is one of {', '.join(names)}.")
+        return 0
+    problem = f"Unknown benchmark {arguments[0]}." if arguments else "The name of the benchmark is missing."
+    return _refused(f"{problem} Expected one of {', '.join(names)}.")
 
 
 PROJECT = Path(__file__).resolve().parents[1]
-HANDED_ON: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
-    "test": ("tests", _test, "run the tests (--all: the slow ones too)"),
+PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
+    "test": ("tests", _test, "run the tests (--all: also the slow ones)"),
     "prepare": (
         "training",
         _program("training.data.prepare"),
-        "make shards for training out of a folder of videos or images",
+        "create training shards from a folder of videos or images",
     ),
-    "train": ("training", _program("training"), "train by a recipe"),
-    "export": ("training", _program("training.export"), "make a checkpoint or a LoRA of what a run has learned"),
-    "evaluate": ("training", _program("training.evaluate"), "measure how well checkpoints obey their conditions"),
-    "bench": ("benchmarks", _bench, "measure speed and memory, as ratios in one run"),
+    "train": ("training", _program("training"), "train with a recipe"),
+    "export": ("training", _program("training.export"), "create a checkpoint or a LoRA from a training run"),
+    "evaluate": ("training", _program("training.evaluate"), "measure how well checkpoints follow their conditions"),
+    "bench": ("benchmarks", _bench, "measure speed and memory"),
 }
-"""By the command: the folder that it needs, what runs it, and what it is for."""
+"""Command -> the folder that it requires, the function that runs it, and its summary."""
 
 
 # --- demo, doctor, get ----------------------------------------------------------------------------------------------
@@ -122,8 +126,8 @@ HANDED_ON: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 
 def _demo(
     out: option(Path, "folder for the results (default: demo)", "-o") = Path("demo"),
-    checkpoint: option(Path | None, "another checkpoint than the bundled one") = None,
-    seed: option(int, "") = 0,
+    checkpoint: option(Path | None, "checkpoint (default: the bundled one)") = None,
+    seed: option(int, "seed of the noise (default: 0)") = 0,
 ) -> None:
     from .demo import run_demo
 
@@ -134,8 +138,8 @@ def _demo(
 
 
 def _doctor(
-    json: option(bool, "the same as JSON") = False,
-    hash: option(bool, "also compare the SHA-256 of the models that are found") = False,
+    json: option(bool, "print the results as JSON") = False,
+    hash: option(bool, "also check the SHA-256 of the installed models") = False,
 ) -> int:
     from .commands.doctor import as_text, examine
 
@@ -146,13 +150,13 @@ def _doctor(
 
 
 def _of(module: str, name: str) -> Callable[[], Any]:
-    """One of the commands whose options need torch to be imported."""
+    """Return a function that imports a command. Its options need torch, which is slow to import."""
     return lambda: getattr(import_module(f"{__package__}.commands.{module}"), name)
 
 
 def _get(
-    names: argument(tuple[str, ...], "files by their names; without any, those that there are", "[NAME ...]") = (),
-    to: option(Path | None, "folder for them (default: that of ./vc doctor, where the nodes read them)") = None,
+    names: argument(tuple[str, ...], "names of the files; without a name, list all files", "[NAME ...]") = (),
+    to: option(Path | None, "folder to download into (default: the folders that ./vc doctor shows)") = None,
 ) -> None:
     from .commands.get import as_text, get
 
@@ -164,12 +168,12 @@ def _get(
 
 
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
-    "demo": (lambda: _demo, "compose two small videos that obey a clip's motion, and measure them"),
-    "compose": (_of("options", "compose"), "compose videos from conditions, again from a video, or many"),
-    "extract": (_of("options", "extract"), "make a condition of a video or an image, and look at it"),
-    "info": (_of("networks", "info"), "say what a file holds and whether it is whole"),
-    "convert": (_of("networks", "convert"), "write networks under other names, in another type, or as one file"),
-    "doctor": (lambda: _doctor, "say what works here, what is missing and where to get it"),
+    "demo": (lambda: _demo, "compose two small videos that follow a clip's motion, and measure them"),
+    "compose": (_of("options", "compose"), "compose videos from conditions, repeat a run, or run many"),
+    "extract": (_of("options", "extract"), "extract a condition from a video or an image, and preview it"),
+    "info": (_of("networks", "info"), "show a file's contents and check that it is complete"),
+    "convert": (_of("networks", "convert"), "convert networks to another layout or dtype, or join them in one file"),
+    "doctor": (lambda: _doctor, "show what works here, what is missing, and where to get it"),
     "get": (lambda: _get, "download files that ./vc doctor lists"),
 }
-"""By the command: what gives the function of its options, and what it is for."""
+"""Command -> a function that returns the command's function, and its summary."""

@@ -1,4 +1,4 @@
-"""A checkpoint made ready to compose: on which device, in which types, with which further files."""
+"""Load a checkpoint to compose with: the device, the dtypes, and the parts from other files."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,40 +17,40 @@ from .config import Config
 from .encoders.autoencoder import Tiling
 from .encoders.clip import NO_IMAGE_TOWER
 from .errors import UserError
-from .memory import Need, needed, network_bytes, smaller_weights, told_of_memory, weight_bytes
+from .memory import Need, needed, network_bytes, report_out_of_memory, smaller_weights, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
 from .progress import Progress
 
 _LAYOUTS = {"kl": ("ldm", "diffusers"), "taesd": ("taesd",)}
-"""An autoencoder in the config -> layouts of files that bring it."""
+"""Autoencoder in the config -> file layouts that contain it."""
 
-_WHERE = {
-    "vae": "Stable Diffusion's autoencoder (any SD 1.x or 2.x checkpoint, or a VAE file of theirs)",
-    "text": "OpenCLIP's ViT-H/14 text tower (the SD 2.1 text encoder, an SD 2.x checkpoint, or open_clip's own file)",
+_SOURCES = {
+    "vae": "any Stable Diffusion 1.x or 2.x checkpoint, or a VAE file for one",
+    "text": "Stable Diffusion 2.1's text encoder, an SD 2.x checkpoint, or open_clip's file of OpenCLIP ViT-H/14",
 }
 
 
-KEPT = 2**30
-"""Bytes of the towers that stay loaded where nobody says whether they should."""
+SMALL_TOWERS = 2**30
+"""Bytes below which both towers stay loaded by default."""
 
 
 @dataclass
 class VideoComposer:
-    """A checkpoint, ready to compose: the network, the autoencoder and the towers.
+    """A loaded checkpoint: the network, the autoencoder and the towers.
 
     Attributes:
-        kept: the towers where they stay loaded; None where each comes when it is used and goes after it.
-        checkpoint: the file, with the parts that others brought.
-        device: where the computation runs.
-        dtype: the type it runs in; weights may be stored in another one, and on the CPU.
-        offload: the network's weights are on the CPU, and each block's on the device while it runs.
+        loaded_towers: the towers, if they stay in memory; None if each is loaded when it is used, then dropped.
+        checkpoint: the file, with the parts from other files.
+        device: the device that computes.
+        dtype: the dtype of the computation. Weights may have another dtype, and may be on the CPU.
+        offload: whether the network's weights are on the CPU, and each block's on the device only while it runs.
     """
 
     config: Config
     unet: UNet3D = field(repr=False)
     autoencoder: Any = field(repr=False)
-    kept: Any = field(repr=False)
+    loaded_towers: Any = field(repr=False)
     checkpoint: Checkpoint = field(repr=False)
     device: torch.device
     dtype: torch.dtype
@@ -58,42 +58,43 @@ class VideoComposer:
 
     @property
     def towers(self) -> Any:
-        """The text tower, and the image tower where a file brought one; loaded now where they are not kept."""
+        """The text tower, and the image tower if a file contains one. Loads them if they do not stay in memory."""
         return self.load_towers("text", "image")
 
     def load_towers(self, *names: str, progress: Progress | None = None) -> Any:
-        """`towers`, or some of them. They stay in memory for as long as the caller holds them, or are `kept`."""
+        """Return the towers with these names, `text` and `image`. Unless they are in `loaded_towers`, they leave memory
+        when the caller drops them."""
         from .checkpoint.loading import load_towers
 
-        if self.kept is not None:
-            return self.kept
+        if self.loaded_towers is not None:
+            return self.loaded_towers
         text, image = (self.checkpoint.parts.get(name) if name in names else None for name in ("text", "image"))
         return load_towers(self.config.towers, text, image, self.dtype, self.device, progress=progress)
 
     def check_style(self) -> None:
-        """Raises `UserError` where a style image cannot be used: the network takes none, or no file brought a tower."""
-        self.config.unet.check_takes("style")
+        """Raise `UserError` if style cannot be used: the network does not support it, or no file has an image tower."""
+        self.config.unet.check_supports("style")
         if "image" not in self.checkpoint.parts:
             raise UserError(NO_IMAGE_TOWER)
 
     @property
     def stored(self) -> torch.dtype:
-        """The type that the network's matrices are stored in."""
+        """The dtype of the network's weight matrices."""
         return self.unet.conv_in.weight.dtype
 
     def needs(self, style: bool, **run: Any) -> Need:
-        """What a run of `compose` needs, with a style or without; `run` are the keyword arguments of `needed`."""
+        """The memory that a run of `compose` needs, with or without style. `run`: keyword arguments of `needed`."""
         on_cpu, network = self.device.type == "cpu", self.checkpoint.part("model").tensors
         weights = network_bytes(self.unet, self.dtype, self.offload and not on_cpu)
         towers = max(map(self.tower_bytes, ("text", "image") if style else ("text",)))
-        if self.kept is not None:
-            weights, towers = weights + weight_bytes(self.kept), 0
+        if self.loaded_towers is not None:
+            weights, towers = weights + weight_bytes(self.loaded_towers), 0
         elif on_cpu and network.mapped and {*network.dtypes.values()} == {p.dtype for p in self.unet.parameters()}:
-            towers = max(0, towers - weights)  # pages of the file, which are not there until the network runs
+            towers = max(0, towers - weights)  # mapped pages, which take no memory until the network runs
         return needed(self.config, weights + weight_bytes(self.autoencoder), towers, self.dtype, **run)
 
     def advice(self, batch: int = 1, tiling: Tiling | None = None) -> list[str]:
-        """What to lower where a run does not fit the memory."""
+        """Settings to lower if a run does not fit into memory."""
         tiling = tiling or Tiling()
         return [
             *smaller_weights(self.device, self.stored, self.offload),
@@ -105,7 +106,7 @@ class VideoComposer:
         ]
 
     def tower_bytes(self, name: str) -> int:
-        """Bytes of a tower in memory; 0 where no file brought it."""
+        """Bytes of a tower in memory; 0 if no file contains it."""
         part = self.checkpoint.parts.get(name)
         return sum(map(part.tensors.numel, part.tensors.shapes)) * self.dtype.itemsize if part else 0
 
@@ -124,28 +125,27 @@ class VideoComposer:
         overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> "VideoComposer":
-        """Loads a checkpoint, by default the bundled small one.
+        """Load a checkpoint, by default the bundled small one.
 
         Args:
-            path: a `.safetensors` of this project, a released `.pth`, or a folder as diffusers writes it.
-            parts: a file, or several, that bring what the checkpoint lacks, the autoencoder and the towers; what each
-                holds is found out from its tensors. Without an image tower, only style cannot be used.
-            loras: files of LoRAs for the network, and the strength of each, any number; kohya's, peft's, diffusers' and
-                our own are read.
+            path: a `.safetensors` of this project, a released `.pth`, or a folder in diffusers' format.
+            parts: one or several files with the parts that are missing in the checkpoint: the autoencoder and the
+                towers. The tensors show what a file contains. Without an image tower, only style is unavailable.
+            loras: LoRA file -> its strength, any number. Formats: kohya's, peft's, diffusers' and our own.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
-            dtype: type that the network's weights are stored in: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or
-                `auto`: fp16 on CUDA, else fp32.
-            compute: type to compute in; `auto`: fp32 on the CPU, else as stored (bf16 for fp8).
-            offload: keep the network's weights on the CPU and bring them to the device block by block.
-            compile: run the network through `torch.compile`; the first step then takes minutes.
-            keep: the towers stay in memory between uses, else each is read again when it is used, which its file's
-                being mapped makes quick; None: where both take less than a GiB, as the bundled checkpoint's.
-            overrides: what the network is, in place of what its file says, see `vc_core.families.overridden`.
+            dtype: dtype of the network's weights: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or `auto` (fp16 on
+                CUDA, else fp32).
+            compute: dtype of the computation; `auto`: fp32 on the CPU, else the same as `dtype` (bf16 for fp8).
+            offload: keep the network's weights on the CPU and copy them to the device block by block.
+            compile: run the network through `torch.compile`. The first step then takes minutes.
+            keep: True: the towers stay in memory. False: each is read again for each use; this is quick, because its
+                file is mapped. None: True if both take less than a GiB, as in the bundled checkpoint.
+            overrides: properties of the network that replace those in its file, see `vc_core.families.overridden`.
             progress: called as `progress("loading", done, total)`, in MiB of the network.
 
         Raises:
-            UserError: no such file, a truncated or foreign one, a part that no file brings, or a device or type that
-                is not there.
+            UserError: a file is missing, truncated or unknown, no file contains a required part, or the device or a
+                dtype is not available.
         """
         from .checkpoint.loading import load_autoencoder, load_towers
 
@@ -156,11 +156,11 @@ class VideoComposer:
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
         files = [parts] if isinstance(parts, (str, Path)) else parts
-        found = _gather(checkpoint, [read_checkpoint(file) for file in files])
+        gathered = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
-        load_towers(config.towers, found["text"], found.get("image"), device="meta")  # refused now, not when used
-        with told_of_memory(device, smaller_weights(device, stored, offload)):
-            autoencoder = load_autoencoder(found["vae"], computed, device, progress=progress)
+        load_towers(config.towers, gathered["text"], gathered.get("image"), device="meta")  # report errors now
+        with report_out_of_memory(device, smaller_weights(device, stored, offload)):
+            autoencoder = load_autoencoder(gathered["vae"], computed, device, progress=progress)
             unet = load_unet(
                 checkpoint,
                 operations=nn if stored == computed else CastWeights,
@@ -169,54 +169,56 @@ class VideoComposer:
                 progress=progress,
                 loras=loras,
             )
-        if offload:  # each block's weights come to the device while it runs
+        if offload:  # copy each block's weights to the device while it runs
             try:
                 from accelerate import cpu_offload
             except ImportError as error:
-                raise UserError("Offloading needs the package accelerate: pip install 'accelerate>=1,<2'.") from error
+                raise UserError(
+                    "Offloading requires the package accelerate. Run: pip install 'accelerate>=1,<2'."
+                ) from error
             cpu_offload(unet, device, preload_module_classes=["EncoderBlock", "DecoderBlock", "ResBlock", "STCEncoder"])
         if compile:
             unet.compile()
-        checkpoint = replace(checkpoint, parts=found)
+        checkpoint = replace(checkpoint, parts=gathered)
         composer = VideoComposer(config, unet, autoencoder, None, checkpoint, device, computed, offload)
-        if keep or (keep is None and composer.tower_bytes("text") + composer.tower_bytes("image") < KEPT):
-            composer.kept = composer.load_towers("text", "image", progress=progress)
+        if keep or (keep is None and composer.tower_bytes("text") + composer.tower_bytes("image") < SMALL_TOWERS):
+            composer.loaded_towers = composer.load_towers("text", "image", progress=progress)
         return composer
 
 
 def storage(stored: torch.dtype, compute: torch.dtype) -> Callable[[str, tuple[int, ...]], torch.dtype]:
-    """The type that a parameter of a name and shape is stored in, of a network in these types.
+    """Return a function of a parameter's name and shape that returns the dtype to store it in.
 
-    Of fp8 what is large: norms and biases are small, and eight bits would spoil them.
+    Only matrices are stored in fp8: norms and biases are small, and eight bits are not precise enough for them.
     """
     return lambda _, shape: compute if stored == DTYPES["fp8"] and len(shape) == 1 else stored
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of a name; `auto` is CUDA, else MPS, else the CPU. Raises `UserError` where it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device with a name; `auto`: CUDA, else MPS, else the CPU. Raises `UserError` if it is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
+        return torch.device(next(kind for kind in available if available[kind]))
     try:
         device = torch.device(device)
     except RuntimeError:
-        raise UserError(f"The device '{device}' is unknown: expected auto, cpu, cuda, cuda:1 or mps.") from None
-    if not there.get(device.type, False) or (
+        raise UserError(f"Unknown device '{device}'. Expected auto, cpu, cuda, cuda:1 or mps.") from None
+    if not available.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
         raise UserError(
-            f"The device '{device}' is not there: expected one of "
-            f"{', '.join(['auto', *(kind for kind in there if there[kind])])}."
+            f"Device '{device}' is not available. Use one of these: "
+            f"{', '.join(['auto', *(kind for kind in available if available[kind])])}."
         )
     return device
 
 
 def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch.dtype, torch.dtype]:
-    """The types to store the network's weights in and to compute in, see `VideoComposer.load`."""
+    """The dtypes of the network's weights and of the computation, see `VideoComposer.load`."""
     computable = [name for name in DTYPES if name != "fp8"]
-    for option, name, known in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
-        if name not in ("auto", *known):
-            raise UserError(f"The {option} '{name}' is not possible: expected auto, {', '.join(known)}.")
+    for option, name, supported in (("dtype", dtype, DTYPES), ("compute type", compute, computable)):
+        if name not in ("auto", *supported):
+            raise UserError(f"The {option} '{name}' is not supported. Expected auto, {', '.join(supported)}.")
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
     if compute == "auto":
@@ -225,24 +227,24 @@ def choose_dtypes(device: torch.device, dtype: str, compute: str) -> tuple[torch
 
 
 def _gather(checkpoint: Checkpoint, files: Sequence[Checkpoint]) -> dict[str, Part]:
-    """Each part from the first file that brings one that fits, the checkpoint's own first.
+    """Choose each part: the first one that fits, from the checkpoint itself, then from the files.
 
-    Where no tower fits, it is the first one there is: loading it then says what does not fit.
+    If no tower fits, choose the first one: the error that loading it raises says what does not fit.
     """
     parts = [part for file in (checkpoint, *files) for part in file.parts.values()]
     fitting = [part for part in parts if _fits(part, checkpoint.config)]
-    found: dict[str, Part] = {}
+    chosen: dict[str, Part] = {}
     for part in (*fitting, *(part for part in parts if part.name in _WIDTHS)):
-        found.setdefault(part.name, part)
+        chosen.setdefault(part.name, part)
     for name in ("vae", "text"):
-        if name not in found:
+        if name not in chosen:
             raise UserError(
-                f"{checkpoint.path} comes without {PARTS[name]}: give, among the parts, a file of {_WHERE[name]}."
+                f"{checkpoint.path} does not contain {PARTS[name]}. Add a file with it to the parts: {_SOURCES[name]}."
             )
-    return found
+    return chosen
 
 
-# A tower -> the end of a name whose tensor is as wide as the tower, and the config's entry for that width.
+# Tower -> the last part of the name of a tensor that is as wide as the tower, and the config key of that width.
 _WIDTHS = {"text": ("token_embedding.weight", "text_width"), "image": ("class_embedding", "image_width")}
 
 

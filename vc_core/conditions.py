@@ -1,4 +1,4 @@
-"""The condition table: everything that is spatial or temporal in a VideoComposer checkpoint, one row each.
+"""The condition table: one row for each spatial or temporal condition of a VideoComposer checkpoint.
 
 The table drives the STC-encoders, the file format, the dropout of training, the extractors and the help texts. Adding
 a condition means adding a row, and an extractor in `vc_core.extract.sources`. (Text and style are tokens, not rows:
@@ -21,14 +21,14 @@ class ConditionSpec:
 
     Attributes:
         channels: channels of the condition's tensor `(B, channels, F, H, W)`.
-        kind: `temporal` has a tensor for every frame; `spatial` has one (F = 1), which holds for all frames.
-        size: height and width at the released 256 x 256 video size.
-        scale: the same as a multiple of the latent size, for every other size.
+        kind: `temporal` has a tensor for every frame; `spatial` has one (F = 1) for all frames.
+        size: height and width for a video of the released size, 256 x 256.
+        scale: the same as a multiple of the latent size, for other video sizes.
         low, high: range of the values that the network was trained on, in `unit`.
-        released: prefixes of the released convolutional stem and of its temporal Transformer layer.
-        guidance_key: argument name of the released network's forward.
-        annotated: an annotator draws it of the frames alone, with a network where there is one: on a device, and in
-            training in the step.
+        released: key prefixes of the convolutional stem and of its temporal Transformer layer in released files.
+        guidance_key: its argument in the official network's forward.
+        annotated: an annotator, usually a network, draws it from the frames alone: on a device, and during training
+            inside the training step.
     """
 
     name: str
@@ -70,29 +70,29 @@ ANNOTATED = tuple(name for name, row in CONDITIONS.items() if row.annotated)
 
 
 def condition_size(name: str, size: tuple[int, int], scale: int | None = None) -> tuple[int, int]:
-    """(height, width) that a network takes a condition at, for a video of `size`: `scale` times the latent's.
+    """The (height, width) of a condition for a video of `size`: `scale` times the latent's.
 
-    `scale` is the checkpoint's own, `ExtractionConfig.condition_scale`; None: the table's, 8 for motion and else 12.
+    `scale` is the checkpoint's, `ExtractionConfig.condition_scale`; None: the table's, 8 for motion, 12 for the others.
     """
     return tuple((scale or CONDITIONS[name].scale) * side // 8 for side in size)
 
 
 def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that a condition is drawn at, and pictures are taken at for it, whatever the checkpoint.
+    """The (height, width) at which a condition is drawn, and to which frames are scaled for it, for every checkpoint.
 
-    That is the table's own size: thresholds and lines' widths of the annotators hold there, motion's single points are
-    not lost, and its map is as large as the video of `size`, whose pixels vectors are in.
+    This is the table's size, because annotators' thresholds and line widths are made for it, and because motion keeps
+    its single points: its map is as large as the video of `size`, and vectors are in that video's pixels.
     """
     return condition_size(name, size)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How strongly and when a condition, a style or what an encoder made of one is present.
+    """How strongly and when a condition or a style is present.
 
     Attributes:
-        strength: factor on the embedding; 0 is exactly absent.
-        start, end: fractions of the sampling from which on and before which it is present; an end of 1 never comes.
+        strength: factor on the embedding; 0 is exactly the same as absent.
+        start, end: it is present from `start` to before `end`, fractions of the sampling; with an end of 1, to the end.
     """
 
     strength: float = 1.0
@@ -100,32 +100,32 @@ class Schedule:
     end: float = 1.0
 
     def check(self, name: str) -> None:
-        """Refuses for the condition of a name what cannot be meant. Raises `UserError`."""
+        """Raise `UserError`, which names the condition, if a value is out of its range."""
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise UserError(
-                f"Condition '{name}' runs from {self.start} to {self.end}: expected 0 <= start <= end <= 1."
+                f"Condition '{name}' runs from {self.start} to {self.end}. Expected 0 <= start <= end <= 1."
             )
         if not math.isfinite(self.strength):
-            raise UserError(f"Condition '{name}' has the strength {self.strength}: expected a finite number.")
+            raise UserError(f"Condition '{name}' has strength {self.strength}. Expected a finite number.")
 
     def active(self, progress: float) -> bool:
-        """Whether it is present at `progress` in [0, 1] of the sampling."""
+        """Whether it is present at `progress`, a fraction of the sampling in [0, 1]."""
         return self.strength != 0.0 and self.start <= progress and (progress < self.end or self.end == 1.0)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition of one video: a row of the table with its tensor and how it is to be applied.
+    """A condition of a video: a row of the table with its tensor, strength and schedule.
 
     Attributes:
         name: a key of `CONDITIONS`.
         tensor: `(B, channels, F, H, W)`; F = 1 for spatial conditions, else the number of frames.
         strength, start, end: see `Schedule`.
-        video: (height, width) of the video that it was made for, in whose pixels vectors are; None: of the one that is
-            composed.
+        video: (height, width) of the video that it was extracted for; motion vectors are in its pixels. None: the video
+            that is composed.
 
     Raises:
-        UserError: unknown name, wrong number of channels, no values at all or values that are not finite.
+        UserError: an unknown name, a wrong number of channels, an empty tensor, or values that are not finite.
     """
 
     name: str
@@ -142,12 +142,12 @@ class Condition:
     def __post_init__(self) -> None:
         spec = CONDITIONS.get(self.name)
         if spec is None:
-            raise UserError(f"Unknown condition '{self.name}': expected one of {', '.join(CONDITIONS)}.")
-        has = f"Condition '{self.name}' has the shape {tuple(self.tensor.shape)}"
+            raise UserError(f"Unknown condition '{self.name}'. Expected one of {', '.join(CONDITIONS)}.")
+        has = f"Condition '{self.name}' has shape {tuple(self.tensor.shape)}"
         if self.tensor.ndim != 5 or self.tensor.shape[1] != spec.channels:
-            raise UserError(f"{has}: expected (batch, {spec.channels}, frames, height, width).")
+            raise UserError(f"{has}. Expected (batch, {spec.channels}, frames, height, width).")
         if self.tensor.numel() == 0:
-            raise UserError(f"{has}, which is empty: expected at least 1 along each dimension.")
+            raise UserError(f"{has}, which is empty. Expected at least 1 along each dimension.")
         if not torch.isfinite(self.tensor).all():
-            raise UserError(f"Condition '{self.name}' holds values that are not finite: check the source it came from.")
+            raise UserError(f"Condition '{self.name}' contains values that are not finite. Check its source.")
         self.schedule.check(self.name)

@@ -1,7 +1,7 @@
-"""Dataclasses whose values are checked when they are made: pydantic checks, and what does not fit is told in our words.
+"""Dataclasses that check their values when they are created. pydantic checks, and the messages are our own.
 
-Types are strict, and ranges stand beside the fields: `Annotated[int, Field(ge=1, le=64)]`. Where pydantic is missing
-nothing is checked: a machine that only trains the bundled checkpoint reads its own files alone.
+Types are strict. Ranges are part of a field's type: `Annotated[int, Field(ge=1, le=64)]`. If pydantic is not installed,
+nothing is checked: a machine that only trains the bundled checkpoint reads nothing but its own files.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ except ImportError:
     BeforeValidator = Field = lambda *_, **__: None
 
 MORE = 10**30
-"""Highest of a range without an end: beyond any number that is meant."""
+"""Upper limit of a range that has none: larger than any sensible number."""
 
-WHOLE = BeforeValidator(lambda value: value if type(value) is int else str(value))
-"""Of a Literal of whole numbers: refuses 4.0 and True, which equal some."""
+INTEGER = BeforeValidator(lambda value: value if type(value) is int else str(value))
+"""For a Literal of integers: refuses 4.0 and True, which are equal to some integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """Of a type: what a message says was expected, and what a help text shows in place of a value."""
+    """Words for a type: `expected` ends the sentence "Expected ...", `form` is the placeholder in help texts."""
 
     expected: str
     form: str = ""
@@ -48,12 +48,12 @@ class Problem:
 
     Attributes:
         where: names and indices that lead to the field.
-        value: of the field.
-        hint: its type.
-        kind: `section`, for what is no mapping; `keys`, of which `value` lists the unknown ones; `range` of a number;
-            `type`; or `value`, as a whole.
-        inner: what leads on to `item` in the value, where a part of it has the wrong range or type.
-        said: by a check of ours.
+        value: the field's value.
+        hint: the field's type.
+        kind: `section`: the value should be a mapping; `keys`: `value` is a list of unknown keys; `range`: a number is
+            out of range; `type`: the type is wrong; `value`: the entire value is wrong.
+        inner: names and indices that lead from the value to `item`, the part of it with the wrong range or type.
+        message: from one of our own validators.
     """
 
     where: tuple[str | int, ...]
@@ -63,29 +63,31 @@ class Problem:
     inner: tuple[str | int, ...] = ()
     item: Any = None
     item_hint: Any = None
-    said: str = ""
+    message: str = ""
 
 
-Tell = Callable[[Problem], str]
+Describe = Callable[[Problem], str]
 
 
-def checked(tell: Tell) -> Callable[[type], type]:
-    """Makes a frozen dataclass that refuses values by a UserError in `tell`'s words; what plain dataclasses in it hold
-    is checked with it."""
+def checked(describe: Describe) -> Callable[[type], type]:
+    """Turn a class into a frozen dataclass that checks its values, also those inside plain dataclasses in its fields.
+
+    A wrong value raises a UserError with the text that `describe` returns.
+    """
 
     def decorate(cls: type) -> type:
         if TypeAdapter is None:
             return dataclasses.dataclass(frozen=True)(cls)
         cls = pydantic_dataclass(frozen=True, config=_strict())(cls)
-        made = cls.__init__
+        unchecked = cls.__init__
 
-        @functools.wraps(made)
+        @functools.wraps(unchecked)
         def __init__(self: Any, *values: Any, **named: Any) -> None:
             try:
-                made(self, *values, **named)
+                unchecked(self, *values, **named)
             except ValidationError as error:
-                given = dict(zip(_hints(cls), values, strict=False)) | named
-                raise _refusal(cls, given, error, tell) from error
+                values_by_name = dict(zip(_hints(cls), values, strict=False)) | named
+                raise _own_error(cls, values_by_name, error, describe) from error
 
         cls.__init__ = __init__
         return cls
@@ -93,35 +95,35 @@ def checked(tell: Tell) -> Callable[[type], type]:
     return decorate
 
 
-def fitted(cls: type, name: str, value: Any, tell: Tell) -> Any:
-    """A value as the field of a checked dataclass would hold it. Raises UserError in `tell`'s words."""
+def fitted(cls: type, name: str, value: Any, describe: Describe) -> Any:
+    """Return a value as the field `name` of a checked dataclass stores it. Raises UserError with `describe`'s text."""
     try:
         return _adapter(cls, name).validate_python(value)
     except ValidationError as error:
-        raise _refusal(cls, {name: value}, error, tell, (name,)) from error
+        raise _own_error(cls, {name: value}, error, describe, (name,)) from error
 
 
-def build(kind: Any, plain: Any, tell: Tell, where: tuple[str | int, ...] = ()) -> Any:
-    """A dataclass, with others in it, of the mappings and lists of a file.
+def build(kind: Any, plain: Any, describe: Describe, where: tuple[str | int, ...] = ()) -> Any:
+    """Build a dataclass, and the dataclasses inside it, from the mappings and lists of a file.
 
     Raises:
-        UserError: what is no mapping, unknown keys, and values that do not fit, in `tell`'s words.
+        UserError: a section that is not a mapping, an unknown key, or a wrong value, with `describe`'s text.
         TypeError: a key is missing.
     """
     if dataclasses.is_dataclass(kind):
         if not isinstance(plain, Mapping):
-            raise UserError(tell(Problem(where, plain, kind, "section")))
+            raise UserError(describe(Problem(where, plain, kind, "section")))
         hints = _hints(kind)
         if unknown := [key for key in plain if key not in hints]:
-            raise UserError(tell(Problem(where, unknown, kind, "keys")))
-        return kind(**{key: build(bare(hints[key]), item, tell, (*where, key)) for key, item in plain.items()})
+            raise UserError(describe(Problem(where, unknown, kind, "keys")))
+        return kind(**{key: build(bare(hints[key]), item, describe, (*where, key)) for key, item in plain.items()})
     if get_origin(kind) is tuple and isinstance(plain, list):
-        return tuple(build(get_args(kind)[0], item, tell, (*where, i)) for i, item in enumerate(plain))
+        return tuple(build(get_args(kind)[0], item, describe, (*where, i)) for i, item in enumerate(plain))
     return plain
 
 
 def words(hint: Any, ranges: bool = True) -> str:
-    """What a value of a type is, as in `expected a whole number from 1 to 64`."""
+    """Describe the values of a type, to follow "Expected": `an integer from 1 to 64`."""
     inner, notes = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
     for note in reversed(notes):
         if isinstance(note, Spoken):
@@ -132,19 +134,20 @@ def words(hint: Any, ranges: bool = True) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is dict:
-        return "names and values"
+        return "a mapping of names to values"
     if origin is tuple:
-        many = f" of at most {limits(hint)['max_length']}" if limits(hint) else ""
-        many = many if arguments[1:] == (...,) else f" of {len(arguments)}"
+        many = f" of at most {limits(hint)['max_length']} items" if limits(hint) else ""
+        many = many if arguments[1:] == (...,) else f" of {len(arguments)} items"
+        each = ", each" if many else ", each item"
         return f"a list{many}" + (
-            "" if dataclasses.is_dataclass(arguments[0]) else f", each {words(arguments[0], ranges)}"
+            "" if dataclasses.is_dataclass(arguments[0]) else f"{each} {words(arguments[0], ranges)}"
         )
-    noun = {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[inner]
+    noun = {Path: "a path", float: "a number", int: "an integer", bool: "true or false", str: "a string"}[inner]
     return noun + (bounds(**limits(hint)) if ranges else "")
 
 
 def form(hint: Any) -> str:
-    """What a help text shows in place of a value; empty for a switch."""
+    """Return the placeholder for a value in help texts; empty for a switch."""
     for note in reversed(get_args(hint)[1:] if get_origin(hint) is Annotated else ()):
         if isinstance(note, Spoken):
             return note.form
@@ -154,23 +157,25 @@ def form(hint: Any) -> str:
 
 
 def limits(hint: Any) -> dict[str, Any]:
-    """What `Field` says of a type in Annotated: `ge`, `gt`, `le`, `max_length`."""
+    """Return the limits of the `Field` in an Annotated type: `ge`, `gt`, `le`, `max_length`."""
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    said = [limit for note in notes for limit in getattr(note, "metadata", ())]
-    return {k: getattr(limit, k) for limit in said for k in ("ge", "gt", "le", "max_length") if hasattr(limit, k)}
+    every = [limit for note in notes for limit in getattr(note, "metadata", ())]
+    return {k: getattr(limit, k) for limit in every for k in ("ge", "gt", "le", "max_length") if hasattr(limit, k)}
 
 
 def bounds(ge: Any = None, le: Any = None, gt: Any = None) -> str:
-    """A range in words, with a space in front."""
+    """Return a range in words, with a space in front: ` from 1 to 64`, ` of at least 1`, ` above 0 and at most 1`."""
     le = None if le == MORE else le
     low, high, above = (f"{limit:g}" if isinstance(limit, float) else str(limit) for limit in (ge, le, gt))
     if gt is not None:
-        return f" above {above}" + (f", at most {high}" if le is not None else "")
-    return "" if ge is None else f" from {low}" + (f" to {high}" if le is not None else " on")
+        return f" above {above}" + (f" and at most {high}" if le is not None else "")
+    if ge is None:
+        return ""
+    return f" of at least {low}" if le is None else f" from {low} to {high}"
 
 
 def bare(hint: Any) -> Any:
-    """A type without None and without what Annotated says of it."""
+    """Return a type without None and without its Annotated metadata."""
     return bare(get_args(hint)[0]) if get_origin(hint) in (Annotated, Union, UnionType) else hint
 
 
@@ -188,13 +193,16 @@ def _adapter(cls: type, name: str) -> "TypeAdapter":
     return TypeAdapter(_hints(cls)[name], config=_strict())
 
 
-def _refusal(cls: type, given: Mapping[str, Any], error: Any, tell: Tell, before: tuple[str, ...] = ()) -> Exception:
-    """The UserError of what pydantic found; TypeError where a field is missing or unknown, as of other dataclasses."""
-    found = min(error.errors(), key=lambda one: one["type"] in _RANGES)  # types first
-    name, *rest = *before, *found["loc"]
-    if name not in given or name not in _hints(cls):
-        return TypeError(f"{cls.__name__}: {name}: {found['msg']}")
-    where, value, hint = (name,), given[name], _hints(cls)[name]
+def _own_error(
+    cls: type, values: Mapping[str, Any], error: Any, describe: Describe, before: tuple[str, ...] = ()
+) -> Exception:
+    """Turn pydantic's error into a UserError; into a TypeError, as other dataclasses raise it, for a missing or unknown
+    field."""
+    first = min(error.errors(), key=lambda item: item["type"] in _RANGES)  # types before ranges
+    name, *rest = *before, *first["loc"]
+    if name not in values or name not in _hints(cls):
+        return TypeError(f"{cls.__name__}: {name}: {first['msg']}")
+    where, value, hint = (name,), values[name], _hints(cls)[name]
     while rest:
         kind = bare(hint)
         if dataclasses.is_dataclass(kind):
@@ -204,16 +212,16 @@ def _refusal(cls: type, given: Mapping[str, Any], error: Any, tell: Tell, before
         else:
             break
         where = (*where, rest.pop(0))
-    kind = "range" if found["type"] in _RANGES else "type" if found["type"] in _TYPES else "value"
+    kind = "range" if first["type"] in _RANGES else "type" if first["type"] in _TYPES else "value"
     item_hint, inner = hint, rest[: rest.index("[key]") - 1] if "[key]" in rest else rest
     if kind == "value":
-        inner, found = [], {**found, "input": value}
+        inner, first = [], {**first, "input": value}
     for _ in inner:
         item_hint = get_args(bare(item_hint))[0 if get_origin(bare(item_hint)) is tuple else 1]
     if get_origin(item_hint) in (Union, UnionType):
         item_hint = get_args(item_hint)[0]
-    said = str(found.get("ctx", {}).get("error", ""))
-    return UserError(tell(Problem(where, value, hint, kind, tuple(inner), found["input"], item_hint, said)))
+    message = str(first.get("ctx", {}).get("error", ""))
+    return UserError(describe(Problem(where, value, hint, kind, tuple(inner), first["input"], item_hint, message)))
 
 
 _RANGES = ("greater_than", "greater_than_equal", "less_than_equal", "finite_number")

@@ -1,4 +1,4 @@
-"""`./vc demo`: a clip with real motion vectors in, two videos out: one that moves as the clip does, one against it."""
+"""`./vc demo`: from a clip with real motion vectors, compose one video with its motion and one with the reverse."""
 
 import json
 import math
@@ -26,19 +26,18 @@ RED = (0.88, 0.13, 0.13)
 STRIPES = ((0.26, 0.35, 0.77), (0.83, 0.83, 0.83))
 SIZE, FRAMES, RATE = 256, 16, 8
 VELOCITY = (1.4 / 64, 0.0)
-"""Of the disc, in frame widths a frame, right and down positive."""
+"""Velocity of the disc in frame widths per frame; right and down are positive."""
 
 
 def draw_clip(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES) -> Tensor:
-    """A textured red disc that starts in the middle of textured stripes, `(1, 3, F, size, size)` in [0, 1].
+    """Draw a red disc that starts in the middle of a striped background, `(1, 3, F, size, size)` in [0, 1].
 
-    Both surfaces have a grain of their own, since a codec's motion search finds nothing to hold on to where a
-    surface is flat.
+    Both surfaces have grain, because a codec's motion search cannot match flat surfaces.
     """
-    at = (torch.arange(size) + 0.5) / size
-    y, x = torch.meshgrid(at, at, indexing="ij")
+    centres = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
     t = torch.arange(frames)[:, None, None]
-    dx, dy = x - 0.5 - velocity[0] * t, y - 0.5 - velocity[1] * t  # (F, H, W), from the disc's centre
+    dx, dy = x - 0.5 - velocity[0] * t, y - 0.5 - velocity[1] * t  # (F, H, W), relative to the disc's centre
 
     def grain(u: Tensor, v: Tensor, seed: int) -> Tensor:
         noise = torch.rand(1, 1, 80, 80, generator=torch.Generator().manual_seed(seed)) - 0.5
@@ -55,40 +54,42 @@ def draw_clip(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames
 
 
 def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple[float, float, float], ...]) -> Tensor:
-    """Where an object of a known colour is: its centre `(F, 2)` as x, y in pixels, from `(1, 3, F, H, W)`.
+    """Follow an object of a known colour in a video `(1, 3, F, H, W)`; return its centre `(F, 2)` as x, y in pixels.
 
-    The object is the pixels that are near its colour, and nearer than to each of `others`; NaN where there are fewer
-    than one in a thousand.
+    The object consists of the pixels that are close to its colour, and closer to it than to any of `others`. The centre
+    is NaN in frames with less than 1/1000 of such pixels.
     """
     palette = torch.tensor([color, *others])
     distance = (video[0][None] - palette[:, :, None, None, None]).norm(dim=1)  # (colors, F, H, W)
-    found = ((distance.argmin(0) == 0) & (distance[0] < 0.5)).float()
+    inside = ((distance.argmin(0) == 0) & (distance[0] < 0.5)).float()
     y, x = (torch.arange(side) + 0.5 for side in video.shape[-2:])
-    count = found.sum((1, 2))
-    count = torch.where(count < found[0].numel() / 1000, math.nan, count)
-    return torch.stack([(found * x).sum((1, 2)), (found * y[:, None]).sum((1, 2))], dim=1) / count[:, None]
+    count = inside.sum((1, 2))
+    count = torch.where(count < inside[0].numel() / 1000, math.nan, count)
+    return torch.stack([(inside * x).sum((1, 2)), (inside * y[:, None]).sum((1, 2))], dim=1) / count[:, None]
 
 
 def displacement(video: Tensor) -> list[float]:
-    """How far the red disc moved from the first frame to the last, x and y in frame widths; NaN where it is lost."""
+    """Return the displacement of the red disc from the first to the last frame, x and y in frame widths; NaN if it is
+    lost."""
     middle = tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True))
     centers = follow(video, RED, (*STRIPES, middle))
     return ((centers[-1] - centers[0]) / video.shape[-1]).tolist()
 
 
 def reversed_motion(field: Tensor) -> Tensor:
-    """The motion field of the clip turned by 180 degrees: what was in the middle moves the opposite way from there."""
+    """Return the motion field of the clip rotated by 180°: an object in the middle then moves in the opposite
+    direction."""
     return -field.flip(-1, -2)
 
 
 @dataclass(frozen=True)
 class MotionTrial:
-    """The two videos composed from one clip, "motion" and "reversed". Displacements as `displacement` gives them."""
+    """The two videos composed from one clip, "motion" and "reversed". Displacements are those of `displacement`."""
 
     videos: dict[str, Tensor]
     moved: dict[str, list[float]]  # "source" and the two videos
     commanded: dict[str, list[float]]
-    rows: list[tuple[str, Tensor]]  # of a contact sheet: the source, what the network saw of it, what it made
+    rows: list[tuple[str, Tensor]]  # of a contact sheet: the source, its conditions, the results
 
 
 def try_motion(
@@ -99,27 +100,27 @@ def try_motion(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> MotionTrial:
-    """Writes the clip, extracts its conditions from the file, and composes along its motion and against it.
+    """Write the clip, extract its conditions from the file, and compose with its motion and with the reverse.
 
-    The two videos differ in the motion field alone: text, single image, noise and settings are the same.
+    The two videos differ only in the motion field: text, single image, noise and settings are the same.
     """
     config = composer.config
     frames = frames or config.frames
     write_video(clip, draw_clip(velocity, frames=frames), RATE)
     source = Source(clip, plan_frames(probe(clip), frames, rate=RATE), (config.height, config.width), config.extraction)
-    seen, image, motion = read_frames(clip, source.plan), extract("single_image", source), extract("motion", source)
-    rows, videos = [("source", seen), ("single image", resize_crop(image, (SIZE, SIZE)))], {}
+    video, image, motion = read_frames(clip, source.plan), extract("single_image", source), extract("motion", source)
+    rows, videos = [("source", video), ("single image", resize_crop(image, (SIZE, SIZE)))], {}
     for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
-        given = [Condition("motion", field), Condition("single_image", image)]
-        videos[name] = compose(composer, TEXT, conditions=given, frames=frames, seed=seed, progress=progress)
+        conditions = [Condition("motion", field), Condition("single_image", image)]
+        videos[name] = compose(composer, TEXT, conditions=conditions, frames=frames, seed=seed, progress=progress)
         rows += [(f"{name}: field", flow_picture(field)), (f"{name}: result", videos[name])]
-    moved = {"source": displacement(seen), **{name: displacement(video) for name, video in videos.items()}}
+    moved = {"source": displacement(video), **{name: displacement(result) for name, result in videos.items()}}
     commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
     return MotionTrial(videos, moved, commanded, rows)
 
 
 def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
-    """Writes source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; returns a summary."""
+    """Write source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; return a summary."""
     composer = VideoComposer.load(checkpoint or BUNDLED)
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "source.mp4"
@@ -142,9 +143,10 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     }
     with written_beside(out / "measured.json") as temporary:
         temporary.write_text(json.dumps(measured, indent=2) + "\n")
-    obeyed = [
-        f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths where {x:+.2f} were commanded"
+    results = [
+        f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths; the motion condition asked for "
+        f"{x:+.2f}"
         for name, (x, _) in trial.commanded.items()
     ]
-    shown = f"{out / 'sheet.png'}: what the network saw and what it made"
-    return [*obeyed, shown, f"{out / 'measured.json'}: the figures"]
+    sheet = f"{out / 'sheet.png'}: the source, its conditions and both results"
+    return [*results, sheet, f"{out / 'measured.json'}: the measured displacements"]

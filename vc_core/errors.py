@@ -1,4 +1,4 @@
-"""The one exception that speaks to users, and words for it."""
+"""`UserError`, the exception whose text users read, and functions that format parts of such texts."""
 
 import os
 import re
@@ -9,20 +9,20 @@ from itertools import islice
 from typing import Any
 
 LINE = 80
-"""Characters of a value that an error shows."""
+"""Maximum number of characters of a value in an error message."""
 
-_MESSAGE = 4000  # characters, far more than any sentence of ours has: what slips in unshortened still fits a screen
+_MESSAGE = 4000  # characters, far more than our sentences need: even with an unshortened value it fits a screen
 
 
 class UserError(Exception):
     """An error that the user can fix.
 
-    Its message names the file, socket or key, says what was expected and what was found, and what to do, in one to
-    three short sentences. The command line prints it without a traceback and exits with status 2; a ComfyUI node shows
+    In one to three short sentences, the message names the file, socket or key, says what was expected and what was
+    found, and what to do. The command line prints it without a traceback and exits with status 2. A ComfyUI node shows
     it unchanged.
     """
 
-    # What programs show of it: its public place, not that of the folder it was imported from.
+    # Tracebacks show the public module name, not the folder that the package was imported from.
     __module__ = "vc_core"
 
     def __init__(self, message: object = ""):
@@ -32,7 +32,7 @@ class UserError(Exception):
 
 @contextmanager
 def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
-    """Put a file's name, and the part of it, in front of every `UserError` raised inside that does not name them yet."""
+    """Put a file's path, and a part of the file, in front of each `UserError` raised inside that does not name them."""
     prefix = f"{path}{part and ', ' + part}"
     try:
         yield
@@ -42,59 +42,60 @@ def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
         raise UserError(f"{prefix}: {error}") from error
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun: `1 image`, `3 images`. `many` is the plural where it is not the singular with an s."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun: `1 image`, `3 images`. Pass `plural` if it is not the singular with an s."""
+    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def amount(size: int) -> str:
-    """So many bytes: `5.7 GB`, `335 MB`, `787 bytes`."""
+    """A number of bytes with its unit: `5.7 GB`, `335 MB`, `787 bytes`."""
     if size < 1e6:
         return counted(size, "byte")
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def shorten(items: Collection[str], most: int = 5) -> str:
-    """The first items of a list, and how many more there are: `a, b, c and 4 more`."""
+    """The first items of a list, and the number of further ones: `a, b, c and 4 more`."""
     items = list(items)
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def brief(text: str, most: int = LINE) -> str:
-    """A text of a file as an error shows it: in one line of at most `most` characters, all of them visible."""
-    line = _visible(text[: most + 1]).replace("\n", "\\n")  # of a text that may be as long as its file
+    """A text from a file, for an error message: one line of at most `most` visible characters."""
+    line = _visible(text[: most + 1]).replace("\n", "\\n")  # the text may be as long as its file: cut it first
     return line if len(text) <= most and len(line) <= most else f"{line[: most - 3]}..."
 
 
 def shown(value: Any) -> str:
-    """A value of a file as an error shows it, in at most `LINE` characters. What is longer is never spelled out: YAML
-    says in a few hundred bytes what fills all memory when written out."""
+    """A value from a file, for an error message, in at most `LINE` characters. A longer value is never written out in
+    full: a few hundred bytes of YAML can expand to a text that fills all memory."""
     return brief(_SHORT.repr(value))
 
 
 def spelled(value: Any, between: str = " ") -> str:
-    """As `shown`, but texts without quotes, and a list as its items with `between` between them."""
+    """Like `shown`, but strings have no quotes, and a list becomes its items, joined by `between`."""
     if isinstance(value, (list, tuple)):
-        return brief(between.join(brief(one) if isinstance(one, str) else shown(one) for one in value[:LINE]))
+        return brief(between.join(brief(item) if isinstance(item, str) else shown(item) for item in value[:LINE]))
     return brief(value) if isinstance(value, str) else shown(value)
 
 
 def reason(error: BaseException, named: bool = False) -> str:
-    """What a library's error says, in one line; with the name of its kind in front where some say next to nothing."""
-    said, name = " ".join(str(error)[:400].split()), type(error).__name__
-    return brief(f"{name} {said}".rstrip() if named else said or name, 200)
+    """The message of a library's error in one line. `named` puts the error's class name in front, for libraries whose
+    messages alone say too little."""
+    message, name = " ".join(str(error)[:400].split()), type(error).__name__
+    return brief(f"{name} {message}".rstrip() if named else message or name, 200)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python's or torch's says that memory was wanting; torch has no kind of its own for all."""
-    said = r"out of memory|(can't|not) allocate|not enough memory|STATUS_ALLOC_FAILED"
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(said, str(error))))
+    """Whether an error of Python or torch means that memory ran out. Torch has no class for it."""
+    pattern = r"out of memory|(can't|not) allocate|not enough memory|STATUS_ALLOC_FAILED"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(pattern, str(error))))
 
 
 def _visible(text: str) -> str:
-    """A text without what terminals obey, such as a file's name may hold, and without what no encoding has."""
-    obeyed = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-    return re.sub(obeyed, lambda found: repr(found[0])[1:-1], text)
+    """A text with escapes for characters that terminals execute (a file's name may contain them) or cannot encode."""
+    unsafe = r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(unsafe, lambda match: repr(match[0])[1:-1], text)
 
 
 class _Short(reprlib.Repr):
@@ -107,7 +108,7 @@ class _Short(reprlib.Repr):
         return super().repr_int(x, level) if x.bit_length() < 10_000 else f"an int of {x.bit_length()} bits"
 
     def repr_dict(self, x: dict, level: int) -> str:
-        """In the order of the file, and not sorted."""
+        """Keep the order of the file instead of sorting."""
         if level <= 0:
             return "{...}" if x else "{}"
         pairs = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]

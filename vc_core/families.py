@@ -1,4 +1,5 @@
-"""Networks of VideoComposer's kind, told by their parameters' names and shapes, and what their files leave unsaid."""
+"""Families of VideoComposer networks, recognized by their parameters' names and shapes, and the settings that their
+files do not contain."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -13,17 +14,18 @@ class Family:
 
     Attributes:
         name: shown to users.
-        knows: whether a network is of this family.
+        matches: whether a network belongs to this family.
         config: sections and keys of `Config` in which the family differs from the released network.
-        assumed: what is told of a file that says none of this itself.
-        otherwise: what to do where the file is another's of the same shapes; told until the user says something.
+        assumed: the note for a file without a config.
+        alternative: what to do if the file belongs to another family with the same shapes; shown unless the user passes
+            overrides.
     """
 
     name: str
-    knows: Callable[[UNetConfig], bool]
+    matches: Callable[[UNetConfig], bool]
     config: dict[str, Any]
     assumed: str
-    otherwise: str = ""
+    alternative: str = ""
 
 
 FAMILIES = (
@@ -37,23 +39,23 @@ FAMILIES = (
             "diffusion": DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True),
             "extraction": ExtractionConfig(condition_scale=8, sampling_rate=3.0),
         },
-        "four style tokens, so a network of VGen's: v-prediction with zero terminal SNR, 448x256, 3 frames a second, "
-        "conditions at the video's own size, many steps",
-        "VideoLCM has the same shapes: say few_steps yes for it",
+        "The network has four style tokens, so VGen's settings are used: v-prediction with zero terminal SNR, 448x256, "
+        "3 frames per second, conditions at the video's own size, many steps.",
+        "VideoLCM has the same shapes. Set few_steps to yes for it.",
     ),
     Family(
         "ModelScope text-to-video",
         lambda unet: not unet.style_tokens and not unet.conditions,
         {},
-        "no STC-encoders and no style, so a text-to-video network such as ModelScope's: noise prediction, 256x256, 16 "
-        "frames",
-        "ZeroScope has the same shapes: take 576x320, 24 frames and a window of 24 for it",
+        "The network has no STC-encoders and no style, so the settings of ModelScope's text-to-video are used: noise "
+        "prediction, 256x256, 16 frames.",
+        "ZeroScope has the same shapes. Use 576x320, 24 frames and a window of 24 for it.",
     ),
     Family(
         "VideoComposer",
         lambda unet: True,
         {},
-        "no config in the metadata: head width 64 and all else that shapes cannot tell is as released",
+        "The metadata contains no config, so the released settings are used, with head width 64.",
     ),
 )
 
@@ -62,28 +64,28 @@ VGEN_NEGATIVE = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
     "Ugly faces, incomplete arms"
 )
-"""What VGen adds to every prompt of TF-T2V, and its negative prompt (VideoLCM's alike); used only where asked for."""
+"""The suffix that VGen appends to every prompt of TF-T2V and VideoLCM, and its negative prompt; both are optional."""
 
 
 def assumed(unet: UNetConfig, overrides: Collection[str] = ()) -> tuple[Config, str]:
-    """The config of a network of which nothing but its sizes is known, and a sentence on what was assumed;
-    `overrides` are the names of what the user says besides, see `overridden`."""
-    family = next(family for family in FAMILIES if family.knows(unet))
-    more = f"but for {', '.join(overrides)}, as was said" if overrides else family.otherwise
-    return Config(name=family.name, unet=unet, **family.config), "; ".join(filter(None, [family.assumed, more]))
+    """Return the config of a network of which only the sizes are known, and a note on what was assumed. `overrides` are
+    the names of the settings that the user passes, see `overridden`."""
+    family = next(family for family in FAMILIES if family.matches(unet))
+    more = f"Your own settings apply for {', '.join(overrides)}." if overrides else family.alternative
+    return Config(name=family.name, unet=unet, **family.config), " ".join(filter(None, [family.assumed, more]))
 
 
 def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrides: Any) -> Config:
-    """A config with what a user says of the network in place of what its file says; None leaves a key as it is.
+    """Return a config with the user's settings in place of those in the file; None keeps the file's value.
 
     Args:
         size: (height, width) in pixels.
         overrides: `prediction` and `zero_terminal_snr` of `DiffusionConfig`; `few_steps`, `frames`, `rate`, `guidance`.
-            The prediction `epsilon` takes a zero terminal SNR away where that is not given too, as the two exclude each
-            other; few steps bring no guidance, many the released one again.
+            The prediction `epsilon` sets `zero_terminal_snr` to False unless it is passed too, because the two exclude
+            each other. A new `few_steps` sets the guidance scale to 1 (few steps) or to the released one (many).
 
     Raises:
-        UserError: a value that is not possible.
+        UserError: a value is not allowed.
     """
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if size is not None:
@@ -101,32 +103,31 @@ def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrid
 
 
 FAR = 2.25
-"""A side that is more times another is far from it: ZeroScope was trained so far from ModelScope's network."""
+"""Ratio of two sides above which they count as far from each other: ZeroScope's size has this ratio to ModelScope's."""
 MOST_OF_FEW = 8
-"""So many steps a network that was distilled for few is run with at most, as in arXiv 2310.04378, table 1."""
+"""Maximum number of steps for a network that was distilled for few steps, as in arXiv 2310.04378, table 1."""
 
 
 def odd_settings(
     config: Config, size: tuple[int, int], steps: int, guidance: float, sampler: str = ""
 ) -> Iterator[str]:
-    """Sentences on a run that a checkpoint was not made for; `size` is (height, width) in pixels, `sampler` one of the
-    core's, where nothing else made it fit."""
+    """Yield warnings about settings that do not suit a checkpoint. `size` is (height, width) in pixels; `sampler` is
+    the core's name of the sampler, empty to skip its check."""
     height, width = size
-    if any(
-        max(now, then) > FAR * min(now, then) for now, then in zip(size, (config.height, config.width), strict=True)
-    ):
+    trained = (config.height, config.width)
+    if any(max(side, usual) > FAR * min(side, usual) for side, usual in zip(size, trained, strict=True)):
         yield (
-            f"{width}x{height} is far from {config.width}x{config.height}, which the network was made for as far as "
-            "is known: it repeats or loses things at sizes that it did not learn."
+            f"The frame size {width}x{height} is far from {config.width}x{config.height}, the network's size as far as "
+            "is known. Objects may repeat or disappear. Choose a size closer to it."
         )
     if config.few_steps and (steps > MOST_OF_FEW or guidance > 1.0):
         yield (
-            f"The network was distilled for few steps without guidance, and {steps} with a guidance of {guidance:g} "
-            f"spoil the video: take {config.steps} steps of {config.sampler} and a guidance of 1, or say few_steps no "
-            "if it is another network."
+            f"The network was distilled for few steps without guidance; {steps} steps with guidance scale {guidance:g} "
+            f"spoil the video. Use {config.steps} steps of {config.sampler} and guidance scale 1. If it is another "
+            "network, set few_steps to no."
         )
     if sampler == "lcm" and not config.few_steps:
         yield (
-            "The sampler lcm is for networks that were distilled for few steps, and this one is taken for one of many: "
-            "say few_steps yes if it was distilled, as VideoLCM, or take another sampler."
+            "The sampler lcm is for networks that were distilled for few steps, but this network's few_steps is no. If "
+            "it was distilled, as VideoLCM was, set few_steps to yes. Otherwise choose another sampler."
         )

@@ -1,4 +1,4 @@
-"""Folders as people have them: walked through links, without what systems put into them."""
+"""List files in folders, following links and skipping files that systems create."""
 
 import os
 import warnings
@@ -12,81 +12,79 @@ _OF_SYSTEMS = (
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("@eadir", "lost+found"),
 )
-"""Names of files and folders, in lower case, that nobody made: of macOS, of Windows, of Synology and Linux."""
+"""Lower-case names of files and folders that systems create: macOS, Windows, Synology and Linux."""
 
 
-def put_there_by_systems(name: str) -> bool:
-    """Whether a file or folder of this name is one that a system put there, `._` and what follows among them."""
+def is_system_file(name: str) -> bool:
+    """Whether operating systems create files or folders of this name, including names that start with `._`."""
     return name.lower() in _OF_SYSTEMS or name.startswith("._")
 
 
-def is_there(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a file or a folder: of no device, which may have no end, and no name that none can
-    have, at which pathlib raises."""
+def exists(path: str | os.PathLike) -> bool:
+    """Whether a file or a folder exists at a path. False for devices, which may be endless, and for impossible names,
+    for which pathlib raises."""
     return os.path.isfile(path) or os.path.isdir(path)
 
 
 def named_below(folders: Iterable[Path], name: str) -> list[Path]:
-    """The files and folders of a name, one in each of the folders at most and none elsewhere, whoever wrote the name.
+    """Return the files and folders of a name, at most one in each folder, and never outside them, for untrusted names.
 
-    A drive, a share, a root or a part that goes up, of Linux or of Windows, gives none. Links in them are followed, as
-    ComfyUI does: the owner of the folders has put them there.
+    A name with a drive, a network share, a root or a part that leads upwards, in Linux or Windows style, gives none.
+    Links in the folders are followed, as in ComfyUI, because the owner of the folders created them.
     """
-    path = PureWindowsPath(name)  # it takes both slashes
+    path = PureWindowsPath(name)  # accepts both slashes
     if path.anchor or not path.parts or not all(part.strip(" .") for part in path.parts):
         return []
-    return [folder / name for folder in folders if is_there(folder / name)]
+    return [folder / name for folder in folders if exists(folder / name)]
 
 
 def files_below(
-    top: str | os.PathLike, hidden: bool = False, without: Sequence[Path] = (), tell: bool = True
+    top: str | os.PathLike, hidden: bool = False, without: Sequence[Path] = (), warn: bool = True
 ) -> list[Path]:
-    """The files in a folder and in those below it, in the order of their names; those of systems are no files here.
+    """Return the files in a folder and its subfolders, sorted by path, without system files.
 
-    Links are followed. A folder that is reached in two ways is taken once, under its own place where that is below
-    `top`; links that lead back, and what cannot be followed or listed, are told in a warning for each kind, where
-    `tell` is True. `hidden` takes names that begin with a dot too; `without` are folders to leave out, such as one that
-    results go to. Of a folder that is not there no file is.
+    Links are followed. A folder that is reached twice is listed once, at its real path if that is below `top`. With
+    `warn`, loops and anything that cannot be followed or listed cause one warning per kind. `hidden` includes names
+    that start with a dot. `without` are folders to skip, such as one for results. A missing folder has no files.
     """
     if not os.path.isdir(top):
         return []
-    top, seen, pending, found = Path(top), set(), [Path(top)], []
+    top, seen, pending, files = Path(top), set(), [Path(top)], []
     above = {os.path.realpath(parent) for parent in Path(os.path.realpath(top)).parents}
-    left_out = {os.path.realpath(path) for path in without} - {os.path.realpath(top)}
-    met: dict[tuple[str, str], list[str]] = {}  # and not taken, by noun and words
+    excluded = {os.path.realpath(path) for path in without} - {os.path.realpath(top)}
+    skipped: dict[tuple[str, str], list[str]] = {}  # (noun, reason) -> paths
 
-    def taken(name: str) -> bool:
-        return not put_there_by_systems(name) and (hidden or not name.startswith("."))
+    def accepted(name: str) -> bool:
+        return not is_system_file(name) and (hidden or not name.startswith("."))
 
-    def note(noun: str, words: str, path: Path | str) -> None:
-        met.setdefault((noun, words), []).append(str(path))
+    def skip(noun: str, reason: str, path: Path | str) -> None:
+        skipped.setdefault((noun, reason), []).append(str(path))
 
     def unlisted(error: OSError) -> None:
-        note("folder", f"that cannot be listed ({error.strerror})", error.filename)
+        skip("folder", f"cannot be listed: {error.strerror}", error.filename)
 
-    for linked in pending:  # grows: a folder's own place comes before the links to it
+    for linked in pending:  # grows: real folders come before the links to them
         for folder, inner, names in os.walk(linked, onerror=unlisted):
             real, here = os.path.realpath(folder), Path(folder)
-            if real in left_out or real in seen or real in above:
+            if real in excluded or real in seen or real in above:
                 inner.clear()
-                if real not in left_out:
-                    words = "that lead to a folder which is taken already (a loop, or the same twice)"
-                    note("linked folder", words, here.relative_to(top))
+                if real not in excluded:
+                    skip("linked folder", "already listed: a loop, or the same folder twice", here.relative_to(top))
                 continue
             seen.add(real)
-            folders = sorted(filter(taken, inner))
+            folders = sorted(filter(accepted, inner))
             pending += [here / name for name in folders if _is_link(here / name)]
             inner[:] = [name for name in folders if not _is_link(here / name)]
-            for path in (here / name for name in sorted(filter(taken, names))):
+            for path in (here / name for name in sorted(filter(accepted, names))):
                 if path.is_file():
-                    found.append(path)
+                    files.append(path)
                 else:
-                    note("name", "that no file is behind (a broken link, or a device)", path.relative_to(top))
-    for (noun, words), paths in met.items() if tell else ():
-        warnings.warn(f"{top}: leaves out {counted(len(paths), noun)} {words}: {shorten(paths, 3)}.", stacklevel=2)
-    return sorted(found)
+                    skip("path", "a broken link, or a device", path.relative_to(top))
+    for (noun, reason), paths in skipped.items() if warn else ():
+        warnings.warn(f"{top}: skipped {counted(len(paths), noun)} ({reason}): {shorten(paths, 3)}.", stacklevel=2)
+    return sorted(files)
 
 
 def _is_link(path: Path) -> bool:
-    """Of junctions too, which are what Windows has beside links."""
+    """Whether a path is a link, or a junction, Windows' other kind of link."""
     return path.is_symlink() or getattr(os.path, "isjunction", lambda _: False)(path)

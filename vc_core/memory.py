@@ -1,4 +1,4 @@
-"""How much memory a composition takes, counted before it runs, and what is said where there was not enough."""
+"""The memory that a composition needs, counted before it runs, and the error if it was not enough."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .errors import UserError, out_of_memory
 from .model.unet import UNet3D
 
 PROGRAM = 600_000_000
-"""Bytes of the program without weights, by measurement on a CPU: torch, diffusers and open_clip. Counted for a GPU too,
-where CUDA's own part is of that size."""
+"""Bytes of the program without weights (torch, diffusers and open_clip), measured on a CPU. Also used for a GPU, where
+CUDA itself needs about as much."""
 DECODING = {"kl": 770, "taesd": 200}
-"""Elements alive at once for each pixel of the frames that are decoded (or encoded) at a time, by the config's
-autoencoder, counted operation by operation."""
-# Elements alive at once for each position of the latent, counted operation by operation on networks without memory. In
-# the UNet most are in the first temporal Transformer, 19 times the width of its tokens and twice the level's; where
-# they are narrower than the level, elsewhere at the full size, at most 29 times the level's width. In an STC-encoder
-# they are 293 for each channel of its first convolution where that runs at 12 times the latent's size, and else as the
-# square of it. Attention is taken to need no memory of the order of its matrix.
+"""Elements in memory at once for each pixel of the frames that are decoded (or encoded) at a time, for each autoencoder
+of the config, counted operation by operation."""
+# Elements in memory at once for each position of the latent, counted operation by operation on the meta device. The
+# UNet's peak is in the first temporal Transformer: 19 times the width of its tokens plus twice the level's. If the
+# tokens are narrower than the level, the peak is elsewhere at the full size: at most 29 times the level's width. An
+# STC-encoder needs 293 for each channel of its first convolution if that runs at 12 times the latent size; other scales
+# change this by their square. This assumes attention that does not store its matrix.
 TOKENS, LEVEL, STC = 27, 3, 300
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a composition takes on its device at most.
+    """Peak memory of a composition on its device, in bytes.
 
     Attributes:
-        weights: of what stays there: the network, the autoencoder, and the towers where they are kept.
-        towers: of the largest of those that come and go, as far as it comes on top of the others' weights.
-        activations: of one prediction of the network.
-        decoding: of the frames that are decoded at a time, and the video.
+        weights: the weights that stay in memory: the network, the autoencoder, and the towers if they stay.
+        towers: the largest tower that does not stay, as far as it adds to the weights.
+        activations: one prediction of the network.
+        decoding: the frames that are decoded at a time, and the video.
     """
 
     weights: int
@@ -65,36 +65,36 @@ def needed(
     batch: int = 1,
     tiling: Tiling | None = None,
 ) -> Need:
-    """What a composition needs.
+    """Count the memory that a composition needs.
 
     Args:
         weights, towers: see `Need`.
-        compute: type that is computed in.
+        compute: dtype of the computation.
         size: (height, width) of the video.
-        frames: that the network sees at a time, a window of a long video.
-        length: frames of all of that video; None: no more than these.
-        predictions: sides of guidance, which are predicted together, 1 to 3.
+        frames: frames that the network sees at a time: the video's, or those of a window.
+        length: frames of the entire video; None: `frames`.
+        predictions: sides of guidance that are predicted together, 1 to 3.
         batch: number of videos.
-        tiling: of decoding.
+        tiling: the tiling of decoding.
     """
-    tiling, whole, length = tiling or Tiling(), math.prod(size), batch * (length or frames)
+    tiling, pixels, length = tiling or Tiling(), math.prod(size), batch * (length or frames)
     elements = activation_elements(
         config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
     )
-    # Beside what a tile takes, of each of these frames the RGB that tiles are added up in, and that divided by weights.
-    a_frame = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) + 2 * 3 * whole
-    decoding = min(tiling.frames_of(size), length) * a_frame * compute.itemsize
-    video = length * 3 * whole * torch.float32.itemsize
+    # In addition to the tile, each frame needs RGB for the sum of the tiles, and for this sum divided by the weights.
+    frame_elements = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) + 2 * 3 * pixels
+    decoding = min(tiling.frames_of(size), length) * frame_elements * compute.itemsize
+    video = length * 3 * pixels * torch.float32.itemsize
     return Need(weights, towers, elements * compute.itemsize, decoding + video)
 
 
 def activation_elements(
     config: UNetConfig, batch: int, frames: int, height: int, width: int, condition_scale: int | None = None
 ) -> int:
-    """Elements that a prediction of latents `(batch, 4, frames, height, width)` holds at most, weights left out.
+    """The peak number of elements, without weights, for a prediction of latents `(batch, 4, frames, height, width)`.
 
-    The conditions, one video's, are embedded one after the other and before the UNet runs; `condition_scale` is the
-    checkpoint's `ExtractionConfig.condition_scale`.
+    The conditions of one video are embedded one after another, before the UNet runs. `condition_scale`: see
+    `ExtractionConfig`.
     """
     stc = STC * (condition_scale or 12) ** 2 // 144
     positions = frames * height * width
@@ -104,27 +104,29 @@ def activation_elements(
 
 
 def as_text(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:
-    """A sentence on what a run needs.
+    """Describe the memory that a run needs, for users.
 
     Args:
-        stored, offload: how the network's weights are kept.
-        free: bytes that there are.
-        advice: what to lower where they are too few.
+        stored, offload: dtype of the network's weights, and whether they are offloaded.
+        free: available bytes.
+        advice: settings to lower if `free` is too little.
     """
-    kept = next(name for name, dtype in DTYPES.items() if dtype == stored) + ", offloaded" * offload
+    weights = next(name for name, dtype in DTYPES.items() if dtype == stored) + ", offloaded" * offload
     parts = {"towers": need.towers, "activations": need.activations, "decoding": need.decoding}
     text = (
-        f"needs about {need.total / 1e9:.1f} GB of memory: {need.weights / 1e9:.1f} for weights ({kept}), "
-        f"{PROGRAM / 1e9:.1f} for the program and, one after the other, "
-        f"{', '.join(f'{size / 1e9:.1f} for {name}' for name, size in parts.items() if size)}; "
+        f"This run needs about {need.total / 1e9:.1f} GB of memory: {need.weights / 1e9:.1f} for weights ({weights}), "
+        f"{PROGRAM / 1e9:.1f} for the program, and the largest of these: "
+        f"{', '.join(f'{size / 1e9:.1f} for {name}' for name, size in parts.items() if size)}. "
         f"{free / 1e9:.1f} GB are free"
     )
-    return f"{text}." if need.total <= free else f"{text}, too few: try {', or '.join(advice)}."
+    return f"{text}." if need.total <= free else f"{text}, which is not enough. Try {', or '.join(advice)}."
 
 
 def network_bytes(unet: UNet3D, compute: torch.dtype, by_blocks: bool = False) -> int:
-    """The most of a network's weights that is on its device at a time: all of them or, `by_blocks`, the largest block;
-    with the copy of the largest one in the type of the computation where it is stored in another."""
+    """Bytes of a network's weights that are on its device at a time: all or, `by_blocks`, those of the largest block.
+
+    If weights are not stored in the dtype of the computation, this includes the largest weight's copy in that dtype.
+    """
     parts = unet.blocks() if by_blocks else [unet]
     copies = [p.numel() * compute.itemsize for p in unet.parameters() if p.dtype != compute]
     return max(map(weight_bytes, parts)) + max(copies, default=0)
@@ -135,41 +137,41 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process can still take on a device, those among them that it has already."""
+    """Bytes that are available to this process on a device, including those that it already uses."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     import psutil
 
     own = psutil.Process().memory_info()
-    # Pages of mapped files are free to the system while it can read them again.
+    # Pages of mapped files do not count: the system can drop them and read them again.
     return min([psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0), *_limits()])
 
 
 _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says how much a container may take: cgroups of version 2, and of version 1."""
+"""Files in which Linux stores a container's memory limit: cgroups v2, then v1."""
 
 
 def _limits() -> Iterator[int]:
-    for place in map(Path, _CONTAINER):
-        with suppress(OSError, ValueError):  # it is not there, or says "max"
-            yield int(place.read_text())
+    for path in map(Path, _CONTAINER):
+        with suppress(OSError, ValueError):  # the file does not exist, or contains "max"
+            yield int(path.read_text())
 
 
 def smaller_weights(device: torch.device, stored: torch.dtype, offload: bool) -> list[str]:
-    """What takes less memory for weights that are stored in this type, on the device or offloaded."""
+    """Settings with which weights in this dtype need less memory on the device."""
     smaller = {torch.float32: "fp16", torch.float16: "fp8", torch.bfloat16: "fp8"}.get(stored)
     elsewhere = [] if device.type == "cpu" else ["the device cpu"] if offload else ["offload"]
     return [*([f"dtype {smaller}"] if smaller else []), *elsewhere]
 
 
 @contextmanager
-def told_of_memory(device: torch.device, advice: Sequence[str]) -> Iterator[None]:
-    """Makes a sentence of running out of memory, of what takes less. Raises `UserError`."""
+def report_out_of_memory(device: torch.device, advice: Sequence[str]) -> Iterator[None]:
+    """Raise `UserError` with the advice if memory runs out inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        where = "of the computer" if device.type == "cpu" else f"of the device '{device}'"
-        less = ", or ".join(advice) or "ending other programs"
-        raise UserError(f"The memory {where} is not enough: try {less}.") from error
+        owner = "The computer" if device.type == "cpu" else f"The device '{device}'"
+        steps = ", or ".join(advice) or "closing other programs"
+        raise UserError(f"{owner} does not have enough memory. Try {steps}.") from error

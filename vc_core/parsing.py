@@ -1,4 +1,4 @@
-"""JSON and YAML as users and other programs hand them over, which may be broken, deep, or meant to do harm."""
+"""Parse JSON and YAML from users and other programs, which may be broken, deeply nested or malicious."""
 
 import errno
 import json
@@ -8,47 +8,47 @@ from typing import Any
 from .errors import reason
 
 DEEPEST = 64
-"""Levels of lists and mappings in each other: ours have six."""
+"""The most levels of nested lists and mappings. Our files have six."""
 LONGEST_YAML = 2**17
-"""Characters. Its reader is slow, and recipes and settings have a few thousand."""
+"""The most characters of a YAML text: its parser is slow, and recipes and settings have a few thousand."""
 MOST_VALUES = 2**16
-"""Values of a YAML, those that aliases repeat among them."""
+"""The most values of a YAML text, counting those repeated by aliases."""
 _DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file. Raises OSError, also for pipes and devices, which may have no end, and ValueError."""
+    """Return the text of a file. Raises ValueError, and OSError, also for pipes and devices, which may be endless."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file")
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
     return path.read_text(encoding=encoding)
 
 
 def parse_json(text: str | bytes, deepest: float = DEEPEST) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
-    Raises ValueError, with a few words in one line, for what is no JSON or of more levels than `deepest`, which would
-    end in a RecursionError in whatever walks over it.
+    Raises ValueError with a short reason in one line, for invalid JSON and for more levels than `deepest`, which would
+    cause a RecursionError in later code.
     """
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(_DEEP) from None
-    except ValueError as error:  # also text that is no Unicode, and numbers of thousands of digits
+    except ValueError as error:  # also invalid Unicode, and numbers of thousands of digits
         raise ValueError(reason(error)) from error
     level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, (list, dict))]:
+    while level := [item for item in level if isinstance(item, (list, dict))]:
         depth += 1
         if depth > deepest:
             raise ValueError(_DEEP)
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return value
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, of plain types alone. Aliases are one object each time, and none holds itself.
+    """Return the value of a YAML text, only of plain types. Aliases give the same object, and none contains itself.
 
-    Raises ValueError, with a few words in one line, for what is no YAML, longer than LONGEST_YAML, deeper than DEEPEST,
-    or of more than MOST_VALUES values.
+    Raises ValueError with a short reason in one line, for invalid YAML and for a text longer than LONGEST_YAML, deeper
+    than DEEPEST, or with more than MOST_VALUES values.
     """
     import yaml
 
@@ -59,32 +59,32 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _measure(node, {})  # before it is built: merged mappings are copied, and ten lines of them fill all memory
+        _measure(node, {})  # before building it, because merged mappings are copied: ten lines of them fill the memory
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError(_DEEP) from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(reason(error)) from error
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError("a value in it is not of the kind that its tag says") from error
+        raise ValueError("a value does not match its YAML tag") from error
 
 
-def _measure(node: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """How many values are in a node of YAML, written out, and in how many levels. `known`: of nodes seen, None of those
-    that are being measured. Raises ValueError for too many of either."""
-    if id(node) in known:
-        found = known[id(node)]
-        if found is None:
-            raise ValueError("it has an alias inside of what the alias stands for")
-        return found
-    known[id(node)] = None
-    inner = node.value if isinstance(node.value, list) else []  # of a mapping pairs of nodes
-    inside = [_measure(one, known) for item in inner for one in (item if isinstance(item, tuple) else (item,))]
+def _measure(node: Any, sizes: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Return (number of values, number of levels) of a YAML node with its aliases expanded. `sizes`: the results of
+    visited nodes, None for unfinished ones. Raises ValueError if either number is too large."""
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise ValueError("an alias contains itself")
+        return size
+    sizes[id(node)] = None
+    items = node.value if isinstance(node.value, list) else []  # pairs of nodes for a mapping
+    inside = [_measure(part, sizes) for item in items for part in (item if isinstance(item, tuple) else (item,))]
     count = 1 + sum(count for count, _ in inside)
     levels = 1 + max((levels for _, levels in inside), default=0)
     if levels > DEEPEST + 1:
         raise ValueError(_DEEP)
     if count > MOST_VALUES:
-        raise ValueError(f"it has more than {MOST_VALUES} values, with those that its aliases repeat")
-    known[id(node)] = count, levels
+        raise ValueError(f"it has more than {MOST_VALUES} values, counting those repeated by aliases")
+    sizes[id(node)] = count, levels
     return count, levels

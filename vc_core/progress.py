@@ -1,16 +1,16 @@
-"""How long things report where they are."""
+"""Progress reports of long work."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`, for instance `progress("sampling", 3, 20)`; what it raises ends the work."""
+"""`progress(what, done, total)`, e.g. `progress("sampling", 3, 20)`. An exception that it raises ends the work."""
 
 _Item = TypeVar("_Item")
 
 
 def reported(what: str, items: Sequence[_Item], progress: Progress | None) -> Iterator[_Item]:
-    """The items of a loop, each of which is told of when it is done."""
+    """Yield the items of a loop and report progress after each one."""
     for number, item in enumerate(items):
         yield item
         if progress is not None:

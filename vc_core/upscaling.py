@@ -9,7 +9,7 @@ from .diffusion.super_resolution import GUIDANCE, LEVELS, RESCALE, STEPS, denois
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError
-from .memory import told_of_memory
+from .memory import report_out_of_memory
 from .pipeline import encode_texts, encode_video
 from .progress import Progress
 
@@ -72,7 +72,7 @@ def upscale(
         raise UserError(f"Upscaling needs 1 <= steps <= levels <= 1000, got {steps} steps and {levels} levels.")
     frames, size = video.shape[2], size or (config.height, config.width)
     windows = windows or Windows(config.frames)
-    with told_of_memory(composer.device, composer.advice(1, tiling)):
+    with report_out_of_memory(composer.device, composer.advice(1, tiling)):
         tokens = encode_texts(composer, {"text": [text], "negative": [negative]}, progress)
         latent = encode_video(composer, video, size, tiling, progress)
 

@@ -1,34 +1,34 @@
-// Where a number's value leaves it to the node, `auto` is shown in its place; what is stored and typed stays the number.
-// Which numbers these are, the nodes say (AUTOMATIC in nodes/inputs.py).
+// Some numbers have a value that means automatic: the node then chooses. Their widgets show `auto` instead of this value;
+// the stored and the typed value stay numbers. The nodes declare these values (AUTOMATIC in nodes/inputs.py).
 
 import { app } from "../../scripts/app.js";
 
 const OPTION = "videocomposer_auto";
 const TEXT = "auto";
-const MARK = "videocomposerAuto"; // as data-videocomposer-auto around an input of the nodes of HTML
+const MARK = "videocomposerAuto"; // data-videocomposer-auto on the element around an input of an HTML node
 
-const automatic = new Map(); // class of node -> {name of a widget: its automatic value}
+const automatic = new Map(); // node class -> {widget name: its automatic value}
 
-/** The automatic values that a node's definition gives, by the names of its inputs. */
+/** Returns the automatic values in a node's definition, by input name. */
 export function automaticValues({ required, optional } = {}) {
   const inputs = Object.entries({ ...required, ...optional });
   return Object.fromEntries(inputs.map(([name, [, options]]) => [name, options?.[OPTION]]).filter(([, value]) => value !== undefined));
 }
 
-/** Has a widget that the canvas draws show its automatic value as `auto`. */
+/** Makes a widget on the canvas show its automatic value as `auto`. */
 function show(widget, value) {
-  const drawn = Object.getPrototypeOf(widget);
+  const prototype = Object.getPrototypeOf(widget);
   Object.defineProperty(widget, "_displayValue", {
     configurable: true,
     get() {
-      const text = Reflect.get(drawn, "_displayValue", widget); // empty where the input is connected
+      const text = Reflect.get(prototype, "_displayValue", widget); // empty if the input is connected
       return text && widget.value === value ? TEXT : text;
     },
   });
 }
 
-// The nodes of HTML have no such hook. The page keeps an input's value in its `aria-valuenow`: a style sheet compares
-// that with our mark around the input, and writes over the number while nobody is typing.
+// HTML nodes have no such hook. The page stores an input's value in its `aria-valuenow`: a style sheet compares it with
+// our mark around the input, and draws over the number while nobody is typing.
 function paint(values) {
   const sheet = document.createElement("style");
   sheet.textContent = values

@@ -1,22 +1,22 @@
-// The picture behind the tracks: a file of ComfyUI's input folder, or what the node was given in its last run. The
-// node's properties name it, so that it is saved, copied and undone with the node.
+// The image behind the tracks: a file in ComfyUI's input folder, or the image that the node received in its last run. A
+// property of the node stores its name, so it is saved, copied and undone with the node.
 
 import { api } from "../../scripts/api.js";
 
-const PROPERTY = "videocomposer_background"; // such as "folder/name.png [input]"
+const PROPERTY = "videocomposer_background"; // for example "folder/name.png [input]"
 
-/** How a file that ComfyUI keeps is named in one text, as stock nodes do. */
+/** Returns the name of a ComfyUI file in one text, in the form that stock nodes use. */
 export function nameOf({ filename, subfolder, type }) {
   return `${subfolder ? `${subfolder}/` : ""}${filename} [${type}]`;
 }
 
-/** The parameters of `/view` for such a name; null where it is none. */
+/** Returns the parameters of `/view` for such a name; null if it is not one. */
 export function fileOf(name) {
   const [, subfolder = "", filename, type] = /^(?:(.*)\/)?([^/]+) \[(\w+)\]$/.exec(name) ?? [];
   return filename ? { filename, subfolder, type } : null;
 }
 
-/** Puts a file into ComfyUI's input folder, and returns its name there. */
+/** Uploads a file to ComfyUI's input folder, and returns its name there. */
 export async function upload(file) {
   const body = new FormData();
   body.append("image", file);
@@ -27,9 +27,9 @@ export async function upload(file) {
 }
 
 export class Background {
-  picture = null; // an ImageBitmap
-  problem = ""; // the name of a text that says why there is none
-  shown = ""; // the name of the file that picture and problem belong to
+  image = null; // an ImageBitmap
+  problem = ""; // the key of a message that says why there is no image
+  shown = ""; // the name of the file that image and problem belong to
 
   constructor(node) {
     this.node = node;
@@ -45,20 +45,20 @@ export class Background {
   }
 
   get size() {
-    return this.picture && [this.picture.width, this.picture.height];
+    return this.image && [this.image.width, this.image.height];
   }
 
-  /** Shows the file of a name, or none. Returns whether it is what is to be shown then: a later call wins. */
+  /** Shows a file, or nothing for an empty name. Returns false if a later call has replaced it meanwhile. */
   async show(name = this.name) {
-    if (name === this.shown && (this.picture || !name)) return true;
+    if (name === this.shown && (this.image || !name)) return true;
     this.shown = name;
-    const [picture, problem] = name ? await load(name) : [null, ""];
+    const [image, problem] = name ? await load(name) : [null, ""];
     if (this.shown !== name) {
-      picture?.close();
+      image?.close();
       return false;
     }
-    this.picture?.close();
-    Object.assign(this, { picture, problem });
+    this.image?.close();
+    Object.assign(this, { image, problem });
     return true;
   }
 }
@@ -68,7 +68,7 @@ async function load(name) {
   const answer = file && (await api.fetchApi(`/view?${new URLSearchParams(file)}`).catch(() => null));
   if (!answer?.ok) return [null, file?.type === "temp" ? "forgotten" : "missing"];
   return createImageBitmap(await answer.blob()).then(
-    (picture) => [picture, ""],
-    () => [null, "unreadablePicture"],
+    (image) => [image, ""],
+    () => [null, "unreadableImage"],
   );
 }

@@ -1,4 +1,4 @@
-// How the tracks' editor draws, in pixels of its canvas; `pixel` is one of the page in those.
+// Drawing functions of the tracks' editor, in pixels of its canvas; `pixel` is the size of one page pixel in them.
 
 import { visibleArea } from "./geometry.js";
 
@@ -8,11 +8,11 @@ function color(track, alpha = 1) {
   return `hsl(${(200 + track * 137) % 360} 85% 62% / ${alpha})`; // steps of the golden angle: neighbours differ
 }
 
-/** What the tracks lie on: a picture stretched over the canvas, if any, a grid, and dark what the video leaves out. */
-export function drawGround(context, [width, height], picture, [videoWidth, videoHeight], pixel) {
+/** Draws the ground: an image stretched over the canvas, if any, a grid, and darkness over areas outside the video. */
+export function drawGround(context, [width, height], image, [videoWidth, videoHeight], pixel) {
   context.fillStyle = DARK;
   context.fillRect(0, 0, width, height);
-  if (picture) context.drawImage(picture, 0, 0, width, height);
+  if (image) context.drawImage(image, 0, 0, width, height);
   context.lineWidth = pixel / 2;
   context.strokeStyle = "#ffffff30";
   context.beginPath();
@@ -31,7 +31,7 @@ export function drawGround(context, [width, height], picture, [videoWidth, video
   context.fill("evenodd");
 }
 
-/** A track: a ring where it begins, an arrow where it ends, and its box at both. */
+/** Draws a track: a ring at its start, an arrow at its end, and its box at both. */
 export function drawTrack(context, { points, box }, number, active, pixel) {
   const shade = color(number, active ? 1 : 0.6);
   context.strokeStyle = shade;
@@ -75,7 +75,7 @@ function drawBoxes(context, points, [x, y, width, height], pixel) {
   }
 }
 
-/** A box that is being drawn, or the circle that a point takes along. */
+/** Draws the outline of an unfinished box, or the circle that moves with a point. */
 export function drawReach(context, number, pixel, shape) {
   context.strokeStyle = color(number, 0.7);
   context.lineWidth = pixel;

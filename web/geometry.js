@@ -1,26 +1,26 @@
-// The geometry of tracks, apart from any drawing. A track is {points, box}: a list of points [x, y], and the area
-// [x, y, width, height] that goes along as a whole, or null; all in pixels of the canvas.
+// The geometry of tracks, without drawing. A track is {points, box}: a list of points [x, y], and the area
+// [x, y, width, height] that moves along the track, or null; all in pixels of the canvas.
 
 /**
- * The tracks that a text holds, in any of the forms that vc_core/extract/motion/tracks.py reads: one list of points or a list
- * of tracks, which are such lists or {"box": {"x", "y", "width", "height"}, "path": points}; points as {"x": 1, "y": 2}
- * or [1, 2], Python's quotes, a list of texts. Null where it holds none of these; an empty list is no track yet.
+ * Returns the tracks in a text, in any form that vc_core/extract/motion/tracks.py reads: one list of points or a list of
+ * tracks, each a list of points or {"box": {"x", "y", "width", "height"}, "path": points}; points as {"x": 1, "y": 2} or
+ * [1, 2]; also with Python's quotes, or as a list of texts. Null for anything else; an empty list means no tracks.
  */
 export function parseTracks(text) {
-  let found;
+  let content;
   try {
-    found = typeof text === "string" ? JSON.parse(text.trim().replaceAll("'", '"') || "[]") : text;
+    content = typeof text === "string" ? JSON.parse(text.trim().replaceAll("'", '"') || "[]") : text;
   } catch {
     return null;
   }
-  if (found?.box !== undefined) found = [found];
-  if (!Array.isArray(found)) return null;
-  if (!found.length) return [];
-  if (found.every((item) => typeof item === "string")) {
-    const parsed = found.map(parseTracks);
+  if (content?.box !== undefined) content = [content];
+  if (!Array.isArray(content)) return null;
+  if (!content.length) return [];
+  if (content.every((item) => typeof item === "string")) {
+    const parsed = content.map(parseTracks);
     return parsed.includes(null) ? null : parsed.flat();
   }
-  const tracks = (asPoint(found[0]) ? [found] : found).map(asTrack);
+  const tracks = (asPoint(content[0]) ? [content] : content).map(asTrack);
   return tracks.includes(null) ? null : tracks;
 }
 
@@ -45,7 +45,7 @@ function numbers(list, count) {
   return list.length === count && list.every(Number.isFinite) ? list : null;
 }
 
-/** The text of tracks: one without a box is a list of points, else a list of tracks. Numbers have one decimal. */
+/** Returns the text of tracks: a list of points for one track without a box, else a list of tracks. One decimal. */
 export function formatTracks(tracks) {
   const texts = tracks.map(({ points, box }) => {
     const path = `[${points.map((point) => formatted(["x", "y"], point)).join(", ")}]`;
@@ -58,7 +58,7 @@ function formatted(keys, values) {
   return `{${keys.map((key, i) => `"${key}": ${Math.round(values[i] * 10) / 10}`).join(", ")}}`;
 }
 
-/** The size [width, height] of a canvas whose own is not given: the video's, or what is likely for the tracks. */
+/** Returns the size [width, height] of a canvas without a set size: the video's, or a guess that fits the tracks. */
 export function likelySize(tracks, [width, height]) {
   const ends = tracks.map(({ box }) => (box ? [box[0] + box[2], box[1] + box[3]] : []));
   const reach = Math.max(0, ...tracks.flatMap(({ points }) => points.flat()), ...ends.flat());
@@ -66,7 +66,7 @@ export function likelySize(tracks, [width, height]) {
   return [width || guess, height || guess];
 }
 
-/** Tracks on a canvas of another size, where they were on that of `from`. */
+/** Returns the tracks scaled from a canvas of size `from` to one of size `to`. */
 export function onCanvas(tracks, from, to) {
   const [right, down] = [to[0] / from[0], to[1] / from[1]];
   return tracks.map(({ points, box }) => ({
@@ -75,22 +75,22 @@ export function onCanvas(tracks, from, to) {
   }));
 }
 
-/** Whether two sizes are of one shape, to a hundredth. */
+/** Whether two sizes have the same aspect ratio, to 1 %. */
 export function sameShape([width, height], [otherWidth, otherHeight]) {
   return Math.abs((width * otherHeight) / (height * otherWidth) - 1) < 0.01;
 }
 
-/** How a size [width, height] lies in the middle of another one, as large as fits: {scale, left, top}. */
+/** Returns how a size [width, height] fits centred inside another one, as large as possible: {scale, left, top}. */
 export function fitInside([width, height], [outerWidth, outerHeight]) {
   const scale = Math.min(outerWidth / width, outerHeight / height);
   return { scale, left: (outerWidth - width * scale) / 2, top: (outerHeight - height * scale) / 2 };
 }
 
-/** What a video of another shape leaves of a canvas, which covers it centred: [x, y, width, height] on the canvas. */
+/** Returns the area [x, y, width, height] of a canvas that stays visible if it covers a video of another shape. */
 export function visibleArea([width, height], [videoWidth, videoHeight]) {
   const scale = Math.max(videoWidth / width, videoHeight / height);
-  const [seenWidth, seenHeight] = [videoWidth / scale, videoHeight / scale];
-  return [(width - seenWidth) / 2, (height - seenHeight) / 2, seenWidth, seenHeight];
+  const [visibleWidth, visibleHeight] = [videoWidth / scale, videoHeight / scale];
+  return [(width - visibleWidth) / 2, (height - visibleHeight) / 2, visibleWidth, visibleHeight];
 }
 
 export function clampTo([x, y], [width, height]) {
@@ -101,19 +101,19 @@ function distance([ax, ay], [bx, by]) {
   return Math.hypot(ax - bx, ay - by);
 }
 
-/** The point nearest to a place within a reach, as {track, point} of their numbers; the active track's first; or null. */
+/** Returns the nearest point within `reach` as {track, point} (indices), the active track's first; or null. */
 export function nearestPoint(tracks, place, reach, active) {
   let best = null;
   tracks.forEach(({ points }, track) =>
     points.forEach((candidate, point) => {
-      const away = distance(candidate, place) - (track === active ? reach / 1000 : 0);
-      if (away <= reach && (!best || away < best.away)) best = { track, point, away };
+      const gap = distance(candidate, place) - (track === active ? reach / 1000 : 0);
+      if (gap <= reach && (!best || gap < best.gap)) best = { track, point, gap };
     }),
   );
   return best && { track: best.track, point: best.point };
 }
 
-/** How far a place is from the line between two points. */
+/** Returns the distance of a place from the line between two points. */
 export function distanceToSegment(place, [ax, ay], [bx, by]) {
   const [dx, dy] = [bx - ax, by - ay];
   const length = dx * dx + dy * dy;
@@ -121,7 +121,7 @@ export function distanceToSegment(place, [ax, ay], [bx, by]) {
   return distance(place, [ax + along * dx, ay + along * dy]);
 }
 
-/** Where in a track a new point belongs: in the line that is within reach, else at the end. */
+/** Returns the index for a new point in a track: on the line that is within reach, else at the end. */
 export function insertionIndex(points, place, reach) {
   for (let i = 1; i < points.length; i++) {
     if (distanceToSegment(place, points[i - 1], points[i]) <= reach) return i;
@@ -129,7 +129,7 @@ export function insertionIndex(points, place, reach) {
   return points.length;
 }
 
-/** Tracks with a point more, in the track of a number or in a new one, and where it went: {tracks, track, point}. */
+/** Adds a point to a track, or to a new one; returns the tracks and the point's indices: {tracks, track, point}. */
 export function withPoint(tracks, track, place, reach) {
   if (track >= tracks.length) {
     return { tracks: [...tracks, { points: [place], box: null }], track: tracks.length, point: 0 };
@@ -139,17 +139,17 @@ export function withPoint(tracks, track, place, reach) {
   return { tracks: tracks.with(track, { points: points.toSpliced(point, 0, place), box }), track, point };
 }
 
-/** The box [x, y, width, height] between two of its corners. */
+/** Returns the box [x, y, width, height] between two corners. */
 export function boxBetween([ax, ay], [bx, by]) {
   return [Math.min(ax, bx), Math.min(ay, by), Math.abs(bx - ax), Math.abs(by - ay)];
 }
 
-/** Tracks with a box more, which rests: its path is its middle. */
+/** Returns the tracks with a new box that does not move: its path is its centre. */
 export function withBox(tracks, box) {
   return [...tracks, { points: [[box[0] + box[2] / 2, box[1] + box[3] / 2]], box }];
 }
 
-/** Tracks in which a point lies elsewhere. A box goes with the first point of its path. */
+/** Returns the tracks with one point moved. A box moves with the first point of its path. */
 export function withMoved(tracks, { track, point }, place) {
   const { points, box } = tracks[track];
   const [right, down] = [place[0] - points[0][0], place[1] - points[0][1]];
@@ -157,7 +157,7 @@ export function withMoved(tracks, { track, point }, place) {
   return tracks.with(track, { points: points.with(point, place), box: moved });
 }
 
-/** Tracks without a point, and without its track where that was its last. */
+/** Returns the tracks without a point, and without its track if the point was the only one. */
 export function withoutPoint(tracks, { track, point }) {
   const { points, box } = tracks[track];
   if (points.length === 1) return tracks.toSpliced(track, 1);

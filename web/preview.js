@@ -1,5 +1,5 @@
-// Previews of all frames of a video while it is sampled, on the node that samples and on the subgraphs around it.
-// nodes/host/preview.py sends them at every step, as one picture with the frames in rows.
+// Previews of all frames of a video during sampling, on the sampler node and on the subgraphs around it.
+// nodes/host/preview.py sends them at every step, as one image with the frames in rows.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -10,20 +10,20 @@ const EVENT = "videocomposer.preview";
 const STOCK_PREVIEW = "b_preview_with_metadata";
 const SETTING = "VideoComposer.Preview";
 const WIDGET = "videocomposer_preview";
-const LARGEST = 512; // pixels of the shown frame's longer side: a latent holds no more than smooth colours
-const TALLEST = 320; // height that a preview claims on its node
+const LARGEST = 512; // pixels of the shown frame's longer side: a latent's preview contains only smooth colours
+const TALLEST = 320; // maximum height of a preview on its node
 
-/** The frame to show after so many milliseconds, of a loop. */
+/** Returns the frame of a loop to show after this time. */
 export function frameAt(milliseconds, frames, rate) {
   return Math.floor((milliseconds / 1000) * rate) % frames;
 }
 
-/** Where a frame lies in the picture, as `drawImage` takes it. */
+/** Returns the area of a frame in the image, as arguments of `drawImage`. */
 export function frameArea(index, columns, width, height) {
   return [(index % columns) * width, Math.floor(index / columns) * height, width, height];
 }
 
-/** The node of an execution's id, such as "7", or "3:5" in a subgraph, after the nodes around it; none if any is gone. */
+/** Returns the nodes of an execution's id ("7", or "3:5" in a subgraph), outermost first; empty if any is missing. */
 export function nodesAround(graph, id) {
   const nodes = [];
   for (const part of String(id).split(":")) {
@@ -35,7 +35,7 @@ export function nodesAround(graph, id) {
   return nodes;
 }
 
-/** What is shown on one node. Its widget is made once: pages keep handlers of every widget that a node ever had. */
+/** The preview on one node. Its widget is created once: pages keep the handlers of every widget that a node ever had. */
 class Screen {
   constructor(node) {
     this.node = node;
@@ -48,13 +48,13 @@ class Screen {
     });
     this.widget.hidden = true;
     chain(node, "onSerialize", (data) => {
-      if (this.grown) data.size = [...this.before]; // what is saved or undone knows nothing of previews
+      if (this.grown) data.size = [...this.before]; // saved files and undo steps do not include previews
     });
   }
 
   /**
-   * Whether the node is as large as a preview made it: one that the user resized meanwhile stays as it is. Nodes of HTML
-   * take their height from all that is in them, so of those the width tells, which the page rounds.
+   * Whether the node still has the size that a preview gave it: if the user has resized it, its size is kept. The height
+   * of HTML nodes depends on their contents, so only their width is compared, which the page rounds.
    */
   get grown() {
     const sides = globalThis.LiteGraph?.vueNodesMode ? 1 : 2;
@@ -88,24 +88,24 @@ class Screen {
 
   toggle(hidden) {
     this.widget.hidden = hidden;
-    this.widget.options.hidden = hidden; // what the newer nodes look at
+    this.widget.options.hidden = hidden; // newer nodes use this one
     this.canvas.style.display = hidden ? "none" : "";
     this.node.graph?.setDirtyCanvas(true, true);
   }
 
-  draw(picture, area) {
+  draw(image, area) {
     const context = this.canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    context.drawImage(picture, ...area, 0, 0, this.canvas.width, this.canvas.height);
+    context.drawImage(image, ...area, 0, 0, this.canvas.width, this.canvas.height);
   }
 }
 
-/** The previews that are shown, by the ids of the nodes that sample. It listens and draws only while there are any. */
+/** The shown previews, by the ids of the sampler nodes. It listens and draws only while there are any. */
 class Previews {
   screens = new WeakMap(); // node -> Screen
-  shown = new Map(); // id -> {nodes, message, picture, since, drawn}
+  shown = new Map(); // id -> {nodes, message, image, since, drawnIndex}
 
-  /** Whether a node's preview is to be seen here. The first pages with nodes of HTML showed no widgets like ours. */
+  /** Whether a node's preview is visible here. The first pages with HTML nodes did not show widgets like ours. */
   covers(id) {
     const preview = this.shown.get(String(id));
     if (!preview) return false;
@@ -118,16 +118,16 @@ class Previews {
     if (!nodes.length || nodes.at(-1).comfyClass !== message.type || !enabled()) return this.end(id);
     if (!this.shown.size) this.start();
     const preview = this.shown.get(id) ?? { nodes, since: performance.now() };
-    for (const gone of preview.nodes) if (!nodes.includes(gone)) this.screens.get(gone)?.hide();
+    for (const old of preview.nodes) if (!nodes.includes(old)) this.screens.get(old)?.hide();
     Object.assign(preview, { nodes, message });
     this.shown.set(id, preview);
-    const picture = await decoded(message.image);
-    // The run may have ended while the picture was decoded, or the next step's have come.
-    if (!picture || this.shown.get(id) !== preview || preview.message !== message) return;
+    const image = await decoded(message.image);
+    // While the image was decoded, the run may have ended, or the next step's message may have arrived.
+    if (!image || this.shown.get(id) !== preview || preview.message !== message) return;
     const rows = Math.ceil(message.frames / message.columns);
-    preview.size = [picture.naturalWidth / message.columns, picture.naturalHeight / rows];
-    preview.picture = picture;
-    preview.drawn = undefined;
+    preview.size = [image.naturalWidth / message.columns, image.naturalHeight / rows];
+    preview.image = image;
+    preview.drawnIndex = undefined;
     for (const node of nodes) this.screen(node).show(...preview.size);
   }
 
@@ -139,13 +139,13 @@ class Previews {
   draw = (now) => {
     this.request = requestAnimationFrame(this.draw);
     for (const preview of this.shown.values()) {
-      if (!preview.picture) continue;
+      if (!preview.image) continue;
       const { frames, columns, rate } = preview.message;
       const index = frameAt(Math.max(0, now - preview.since), frames, rate);
-      if (index === preview.drawn) continue;
-      preview.drawn = index;
+      if (index === preview.drawnIndex) continue;
+      preview.drawnIndex = index;
       const area = frameArea(index, columns, ...preview.size);
-      for (const node of preview.nodes) this.screens.get(node)?.draw(preview.picture, area);
+      for (const node of preview.nodes) this.screens.get(node)?.draw(preview.image, area);
     }
   };
 
@@ -159,7 +159,7 @@ class Previews {
 
   endAll = () => [...this.shown.keys()].forEach((id) => this.end(id));
 
-  // The host names the node that runs, or none where all is done; without either, an empty queue ends a preview.
+  // The host sends the id of the running node, or null at the end; without such a message, an empty queue ends a preview.
   onExecuting = ({ detail }) => {
     for (const id of [...this.shown.keys()]) if (id !== String(detail)) this.end(id);
   };
@@ -167,7 +167,7 @@ class Previews {
     if (!detail?.exec_info?.queue_remaining) this.endAll();
   };
 
-  // What ends previews, listened to while there are any.
+  // Events that end previews; registered only while there are any.
   endings = {
     executing: this.onExecuting,
     status: this.onStatus,
@@ -190,13 +190,13 @@ class Previews {
 }
 
 async function decoded(url) {
-  const picture = new Image();
-  picture.src = url;
+  const image = new Image();
+  image.src = url;
   try {
-    await picture.decode();
-    return picture;
+    await image.decode();
+    return image;
   } catch {
-    return null; // a damaged picture is one preview less
+    return null; // a damaged image only skips one preview
   }
 }
 
@@ -206,8 +206,8 @@ function enabled() {
 
 const previews = new Previews();
 api.addEventListener(EVENT, ({ detail }) => previews.receive(detail));
-// ComfyUI's own preview shows the first frame alone. This listener comes before the page's own, since scripts are
-// loaded before the page listens; ours comes first at every step, so what is shown here needs no second picture.
+// ComfyUI's own preview shows only the first frame. This listener runs before the page's own, because scripts are loaded
+// before the page listens. Our message arrives first at every step, so the stock preview is not needed.
 api.addEventListener(STOCK_PREVIEW, (event) => {
   if (previews.covers(event.detail.displayNodeId ?? event.detail.nodeId)) event.stopImmediatePropagation();
 });
@@ -217,9 +217,9 @@ app.registerExtension({
   settings: [
     {
       id: SETTING,
-      name: "Preview all frames of a video while it is sampled",
+      name: "Preview all frames of a video during sampling",
       category: ["VideoComposer", "Sampling", "Preview"],
-      tooltip: "A looping animation on the node that samples.",
+      tooltip: "Shows a looping animation on the sampling node.",
       type: "boolean",
       defaultValue: true,
     },

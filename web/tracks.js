@@ -1,5 +1,5 @@
-// An editor for the tracks of VCMotionFromTracks. The text of the widget 'tracks' is the truth: the editor shows what it
-// says and writes it anew; Python reads nothing else.
+// An editor for the tracks of VCMotionFromTracks. The text of the widget 'tracks' is the only data: the editor shows it
+// and writes it, and Python reads nothing else.
 
 import { app } from "../../scripts/app.js";
 import { Background, fileOf, nameOf, upload } from "./background.js";
@@ -9,10 +9,10 @@ import { addElement, asOneStep, chain } from "./widgets.js";
 
 const NODE = "VCMotionFromTracks";
 const WIDGET = "videocomposer_tracks";
-const REACH = 9; // pixels of the page around a point or a line that count as on it
-const DOUBLE = 600; // milliseconds that a double click takes at most
-const HEIGHT = 340; // of the editor, at least
-const WIDTH = 340; // of the node, at least
+const REACH = 9; // maximum distance in page pixels at which a click hits a point or a line
+const DOUBLE = 600; // maximum milliseconds of a double click
+const HEIGHT = 340; // minimum height of the editor
+const WIDTH = 340; // minimum width of the node
 
 const WORDS = {
   en: {
@@ -21,22 +21,21 @@ const WORDS = {
     clear: "Clear",
     background: "Background…",
     noBackground: "No background",
-    trackTip: "The next click begins another track",
-    boxTip:
-      "The next drag draws a box, and so does a drag with Shift: what is in it moves as a whole. Clicks add its path",
+    trackTip: "The next click starts another track",
+    boxTip: "The next drag draws a box, as does a drag with Shift. Everything in the box moves together. Clicks add its path",
     clearTip: "Remove all tracks",
     backgroundTip:
-      "Draw over the picture that the video begins with. The canvas takes its size; what is drawn keeps its place on it",
-    noBackgroundTip: "Take the picture away; the canvas keeps its size",
-    hint: "click adds, drag moves, right click deletes",
-    drawBox: "drag a box around what is to move",
+      "Draw on the first frame of the video. The canvas takes its size; existing tracks keep their relative position",
+    noBackgroundTip: "Remove the image; the canvas keeps its size",
+    hint: "click to add, drag to move, right-click to delete",
+    drawBox: "drag a box around the object to move",
     linked: "The tracks come from the connected node.",
-    unreadable: "The text above is no JSON of tracks. Correct it, or press Clear.",
-    missing: "The background {name} is not in ComfyUI's input folder: choose it again.",
-    forgotten: "The background of the last run is gone with ComfyUI's temporary files: run again to see it.",
-    unreadablePicture: "The background {name} is no picture that this browser reads: choose another.",
-    refused: "The background could not be sent to ComfyUI ({name}): choose it again.",
-    shape: "The canvas has not the shape of its background, so that tracks miss it: choose it again.",
+    unreadable: "The text above is not JSON of tracks. Correct it, or press Clear.",
+    missing: "The background {name} is not in ComfyUI's input folder. Choose it again.",
+    forgotten: "ComfyUI has deleted the background of the last run with its temporary files. Run again to see it.",
+    unreadableImage: "This browser cannot read the background {name}. Choose another image.",
+    refused: "The background could not be sent to ComfyUI ({name}). Choose it again.",
+    shape: "The canvas and its background have different shapes, so the tracks do not fit. Choose the background again.",
   },
   zh: {
     track: "新轨迹",
@@ -44,20 +43,20 @@ const WORDS = {
     clear: "清空",
     background: "背景…",
     noBackground: "移除背景",
-    trackTip: "下一次点击将开始另一条轨迹",
-    boxTip: "下一次拖动将画出一个方框，框内的内容整体移动；按住 Shift 拖动也可以。之后的点击为它添加路径",
+    trackTip: "下一次点击开始另一条轨迹",
+    boxTip: "下一次拖动画出方框，也可以按住 Shift 拖动。框内的内容整体移动，之后的点击为它添加路径",
     clearTip: "删除所有轨迹",
-    backgroundTip: "选择视频起始的图片，在它上面绘制。画布会采用图片的尺寸，已绘制的内容保持相对位置",
+    backgroundTip: "在视频的第一帧上绘制。画布采用图片的尺寸，已有的轨迹保持相对位置",
     noBackgroundTip: "移除图片，画布尺寸不变",
     hint: "点击添加，拖动移动，右键删除",
-    drawBox: "拖动画一个方框，框住要移动的东西",
+    drawBox: "拖动画出方框，框住要移动的东西",
     linked: "轨迹来自所连接的节点。",
-    unreadable: "上面的文本不是轨迹的 JSON。请更正，或按“清空”。",
-    missing: "ComfyUI 的输入文件夹中没有背景 {name}：请重新选择。",
-    forgotten: "上次运行的背景已随 ComfyUI 的临时文件删除：再次运行即可看到。",
-    unreadablePicture: "此浏览器无法读取背景 {name}：请选择另一张图片。",
-    refused: "背景无法发送到 ComfyUI（{name}）：请重新选择。",
-    shape: "画布与背景的形状不同，轨迹会对不准：请重新选择背景。",
+    unreadable: "上面的文本不是有效的轨迹 JSON。请更正，或按“清空”。",
+    missing: "ComfyUI 的输入文件夹中没有背景 {name}。请重新选择。",
+    forgotten: "上次运行的背景已随 ComfyUI 的临时文件被删除。再次运行即可看到。",
+    unreadableImage: "此浏览器无法读取背景 {name}。请选择另一张图片。",
+    refused: "背景上传到 ComfyUI 失败（{name}）。请重新选择。",
+    shape: "画布与背景的宽高比不同，轨迹会错位。请重新选择背景。",
   },
 };
 
@@ -67,13 +66,13 @@ function words() {
 }
 
 class TrackEditor {
-  active = 0; // the number of the track that takes new points; that of none yet begins one
-  addedAt = -Infinity; // when a click last made a point
-  held = null; // the point {track, point} that is being dragged
+  active = 0; // the index of the track that gets new points; the number of tracks starts a new one
+  addedAt = -Infinity; // when a click last added a point
+  dragged = null; // the point {track, point} that is being dragged
   boxing = false; // whether the next drag draws a box
-  corners = null; // of the box that is being drawn
-  madeFor = [0, 0]; // [width, height] of the video in the last run
-  drawn = ""; // what the canvas shows
+  corners = null; // corners of the box that is being drawn
+  lastVideoSize = [0, 0]; // [width, height] of the video in the last run
+  drawnState = ""; // the state that the canvas shows
 
   constructor(node) {
     this.node = node;
@@ -132,7 +131,7 @@ class TrackEditor {
 
   connect() {
     this.resized.observe(this.canvas);
-    // Nodes of HTML are not drawn anew when a script has set a widget.
+    // HTML nodes are not drawn again when a script has set a widget.
     this.watching = setInterval(() => globalThis.LiteGraph?.vueNodesMode && this.refresh(), 250);
     this.showBackground();
   }
@@ -164,14 +163,14 @@ class TrackEditor {
   }
 
   set tracks(tracks) {
-    // Points mean nothing without the size of what they are on: from now on it is the one that was shown.
+    // Points are meaningless without the canvas size, so the shown size is stored from now on.
     this.setSize(this.size);
     this.input("tracks").value = geometry.formatTracks(tracks);
     this.node.graph?.setDirtyCanvas(true, true);
     this.refresh();
   }
 
-  /** [width, height] of the canvas in its own pixels; 0 in the widgets is the connected image's size or the video's. */
+  /** [width, height] of the canvas in its own pixels; 0 in the widgets means the connected image's or the video's. */
   get size() {
     const [width, height] = ["canvas_width", "canvas_height"].map((name) => this.input(name).value);
     if (width && height) return [width, height];
@@ -185,14 +184,14 @@ class TrackEditor {
     this.input("canvas_height").value = height;
   }
 
-  /** Of the video to be made; 0 where it is the checkpoint's, which a run tells. */
+  /** [width, height] of the video; 0 if the checkpoint's size is used and no run has reported it yet. */
   get videoSize() {
-    return ["width", "height"].map((name, i) => this.input(name).value || this.madeFor[i]);
+    return ["width", "height"].map((name, i) => this.input(name).value || this.lastVideoSize[i]);
   }
 
   // --- Editing ---
 
-  /** How the canvas lies in its element, in pixels of the element before the page's zoom. */
+  /** Position and scale of the canvas in its element, in pixels of the element before the page's zoom. */
   get placement() {
     return geometry.fitInside(this.size, [this.canvas.clientWidth || 1, this.canvas.clientHeight || 1]);
   }
@@ -218,7 +217,7 @@ class TrackEditor {
     if (event.button !== 0 || !this.editable) return;
     const [place, tracks] = [this.place(event), this.tracks];
     const [x, y] = geometry.clampTo(place, this.size);
-    if (Math.hypot(place[0] - x, place[1] - y) > this.reach) return; // beside the canvas
+    if (Math.hypot(place[0] - x, place[1] - y) > this.reach) return; // outside the canvas
     this.canvas.setPointerCapture(event.pointerId);
     if (this.boxing || event.shiftKey) {
       this.corners = [[x, y], [x, y]];
@@ -226,14 +225,14 @@ class TrackEditor {
     }
     const hit = geometry.nearestPoint(tracks, place, this.reach, this.active);
     if (hit) {
-      this.held = hit;
+      this.dragged = hit;
     } else {
       const { tracks: more, ...added } = geometry.withPoint(tracks, this.active, [x, y], this.reach);
-      this.held = added;
+      this.dragged = added;
       this.addedAt = event.timeStamp;
       this.tracks = more;
     }
-    this.active = this.held.track;
+    this.active = this.dragged.track;
     this.refresh(true);
   };
 
@@ -244,9 +243,9 @@ class TrackEditor {
       this.corners[1] = place;
       return this.refresh(true);
     }
-    const tracks = this.held && this.tracks;
-    if (!tracks?.[this.held.track]?.points[this.held.point]) return;
-    this.tracks = geometry.withMoved(tracks, this.held, place);
+    const tracks = this.dragged && this.tracks;
+    if (!tracks?.[this.dragged.track]?.points[this.dragged.point]) return;
+    this.tracks = geometry.withMoved(tracks, this.dragged, place);
   };
 
   release = (event) => {
@@ -257,14 +256,14 @@ class TrackEditor {
       this.boxing = false;
       this.tracks = geometry.withBox(this.tracks, box);
     }
-    this.held = this.corners = null;
+    this.dragged = this.corners = null;
     this.refresh(true);
   };
 
   remove = (event) => {
     event.preventDefault();
     event.stopPropagation();
-    // A double click on nothing has just made the point that it is on now.
+    // The first click of a double click on an empty place has just added the point under it.
     if (!this.editable || (event.type === "dblclick" && event.timeStamp - this.addedAt < DOUBLE)) return;
     const hit = geometry.nearestPoint(this.tracks, this.place(event), this.reach, this.active);
     if (!hit) return;
@@ -293,7 +292,7 @@ class TrackEditor {
   // --- The background ---
 
   chooseBackground = () => {
-    if (this.background.picture) {
+    if (this.background.image) {
       asOneStep(() => (this.background.name = ""));
       return this.showBackground();
     }
@@ -313,16 +312,16 @@ class TrackEditor {
     }
   }
 
-  /** Shows what the node names, after it was loaded, copied or undone. */
+  /** Shows the node's stored background, after it was loaded, copied or undone. */
   async showBackground() {
     if (await this.background.show()) this.refresh(true);
   }
 
-  /** Takes another background: the canvas gets its size, and what is drawn keeps its place on it. */
+  /** Sets another background: the canvas gets its size, and the tracks keep their position on it. */
   async takeBackground(name) {
     const { background } = this;
     if (!(await background.show(name)) || !this.node.graph) return;
-    if (background.picture && (name !== background.name || String(background.size) !== String(this.size))) {
+    if (background.image && (name !== background.name || String(background.size) !== String(this.size))) {
       asOneStep(() => {
         background.name = name;
         if (!this.linked) this.resize(background.size);
@@ -340,9 +339,9 @@ class TrackEditor {
     this.node.graph.setDirtyCanvas(true, true);
   }
 
-  /** What the last run said: the size of the video, and the connected image. */
+  /** Uses the output of a run: the size of the video, and the connected image. */
   executed(output) {
-    this.madeFor = output?.videocomposer_size?.[0] ?? this.madeFor;
+    this.lastVideoSize = output?.videocomposer_size?.[0] ?? this.lastVideoSize;
     const image = output?.videocomposer_background?.[0];
     if (image) this.takeBackground(nameOf(image));
     else this.refresh();
@@ -352,7 +351,7 @@ class TrackEditor {
 
   /** Draws with the next frame of the page, if something changed. */
   refresh(changed = false) {
-    if (changed) this.drawn = "";
+    if (changed) this.drawnState = "";
     if (!this.canvas.isConnected) return;
     this.request ??= requestAnimationFrame(() => {
       this.request = undefined;
@@ -368,14 +367,14 @@ class TrackEditor {
     const imageLinked = this.isLinked("image");
     const radius = this.input("radius").value;
     const state = JSON.stringify([text, size, outer, linked, imageLinked, active, videoSize, radius]);
-    if (state === this.drawn || !outer[0] || !outer[1]) return;
-    this.drawn = state;
+    if (state === this.drawnState || !outer[0] || !outer[1]) return;
+    this.drawnState = state;
     [canvas.width, canvas.height] = outer;
     const context = canvas.getContext("2d");
     const { scale, left, top } = geometry.fitInside(size, outer);
     context.setTransform(scale, 0, 0, scale, left, top);
-    const pixel = sharpness / scale; // one of the page, in those of the canvas
-    drawGround(context, size, background.picture, videoSize, pixel);
+    const pixel = sharpness / scale; // size of a page pixel in canvas pixels
+    drawGround(context, size, background.image, videoSize, pixel);
     const { tracks, corners } = this;
     if (tracks && !linked) {
       tracks.forEach((track, number) => drawTrack(context, track, number, number === active, pixel));
@@ -392,23 +391,23 @@ class TrackEditor {
     drawReach(context, this.active, pixel, () => context.arc(x, y, radius, 0, 2 * Math.PI));
   }
 
-  /** Says in the caption what can be done, or what is wrong. */
+  /** Shows in the caption what the user can do, or what is wrong. */
   describe(tracks, imageLinked) {
     const { words, background, size } = this;
-    // The connected image is stretched with its canvas; any other one meets the video in its own shape.
-    const bent = background.picture && !imageLinked && !geometry.sameShape(background.size, size);
+    // The connected image is stretched with its canvas; any other image keeps its own shape in the video.
+    const distorted = background.image && !imageLinked && !geometry.sameShape(background.size, size);
     const problem =
-      (this.linked && "linked") || (!tracks && "unreadable") || background.problem || (bent && "shape") || "";
+      (this.linked && "linked") || (!tracks && "unreadable") || background.problem || (distorted && "shape") || "";
     const hint = words[this.boxing ? "drawBox" : "hint"];
     const name = fileOf(background.shown)?.filename ?? background.shown;
     this.caption.textContent = problem ? words[problem].replace("{name}", name) : `${size.join(" × ")}: ${hint}`;
     this.caption.style.color = problem ? "#ffb347" : "#999";
-    this.label("background", background.picture ? "noBackground" : "background");
+    this.label("background", background.image ? "noBackground" : "background");
     this.buttons.box.style.outline = this.boxing ? "1px solid #ffb347" : "";
   }
 }
 
-/** Hands a pointer's or wheel's event on to the graph, to pan and zoom it. */
+/** Forwards a pointer or wheel event to the graph, to pan and zoom it. */
 function forward(event) {
   event.preventDefault();
   event.stopPropagation();

@@ -1,13 +1,13 @@
-// What our widgets with HTML of their own have in common.
+// Functions that all our HTML widgets share.
 
 import { app } from "../../scripts/app.js";
 
-const FRAMES = 60; // for which a node looks for what is shown in its element's place
-const removed = new Map(); // the number of a node and the name of its widget -> the element that was removed with it
+const FRAMES = 60; // number of frames for which a node looks for an old element in place of its own
+const removed = new Map(); // a node's id and its widget's name -> the element that was removed with it
 
 /**
- * Undoing replaces a node by another of its number, and newer pages may go on showing the element of the one that is
- * gone: its place is taken.
+ * Undo replaces a node by another one with the same id. Newer pages may keep showing the element of the removed node:
+ * here the new element replaces it.
  */
 function takePlace(key, element) {
   let frames = FRAMES;
@@ -20,22 +20,22 @@ function takePlace(key, element) {
   look();
 }
 
-/** Adds a widget that shows an element and that no workflow saves. */
+/** Adds a widget that shows an element and is not saved in workflows. */
 export function addElement(node, name, element, options) {
   const widget = node.addDOMWidget(name, "videocomposer", element, {
     serialize: false,
-    hideInPanel: true, // the page's side panel has nothing to show for it but an empty row
+    hideInPanel: true, // it would be an empty row in the page's side panel
     ...options,
   });
   widget.serialize = false;
-  // Pages whose panel knows nothing of `hideInPanel` write its width here, which would shrink the widget on its node.
+  // Pages without `hideInPanel` write their panel's width here, which would shrink the widget on its node.
   Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
   chain(node, "onAdded", () => takePlace(`${node.id} ${name}`, element));
   chain(node, "onRemoved", () => removed.set(`${node.id} ${name}`, new WeakRef(element)));
   return widget;
 }
 
-/** Makes an undo step of a change that no release of the mouse follows, which is when the page makes its own. */
+/** Makes an undo step for a change without a mouse release; the page itself makes undo steps only at mouse releases. */
 export function asOneStep(change) {
   app.canvas.emitBeforeChange();
   try {
@@ -45,7 +45,7 @@ export function asOneStep(change) {
   }
 }
 
-/** Has a node or widget do more whenever it does what the method of a name does, and with the same arguments. */
+/** Runs an action after each call of a node's or widget's method, with the same arguments. */
 export function chain(owner, name, action) {
   const before = owner[name];
   owner[name] = function (...args) {

@@ -1,7 +1,7 @@
-"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with places and sizes, links, groups, a note.
+"""Graphs of ComfyUI nodes, and the files that its page loads: nodes with positions and sizes, links, groups, a note.
 
-The page draws nodes by one of two renderers, LiteGraph's canvas or HTML ("Nodes 2.0"), and later versions of ComfyUI
-give some nodes more widgets: a node gets the room that it needs at most.
+The page draws nodes with one of two renderers, LiteGraph's canvas or HTML ("Nodes 2.0"), and some nodes have more
+widgets in later versions of ComfyUI. Each node gets the largest space that it may need.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DYNAMIC, GROWING = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3"
-"""Newer ComfyUIs' list whose choice brings inputs of its own, and their list of inputs that grows with its links."""
+"""Types of newer ComfyUIs: a list that adds inputs for the selected item, and inputs that grow with their links."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 KINDS = ("required", "optional")
 AFTER = ("control_after_generate", "fixed")
@@ -22,7 +22,7 @@ AFTER = ("control_after_generate", "fixed")
 TITLE, SLOT = 30, 20
 GAP, MARGIN, HEADING, TALLEST = 40, 20, 34, 1600
 WIDTH = 330
-SIZES = {  # of nodes that show something, or hold long texts
+SIZES = {  # of nodes with previews or long texts
     "CLIPTextEncode": (360, 120),
     "ComfyMathExpression": (330, 200),
     "PreviewImage": (330, 340),
@@ -38,22 +38,22 @@ GROWS = {
     "GetImageSize": 70,
     **dict.fromkeys(("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader"), 40),
 }
-"""By how many pixels a node grows at most: by a picture and a note as it runs, by an error where a file is missing."""
+"""Maximum growth of a node in pixels: by an image and a note during a run, or by an error about a missing file."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}
 NOTE_LINE, NOTE_LETTERS = 20, 66
-"""Height of a note's line, and how many letters it holds; a note of 18 lines, with the empty ones, fits `NOTE`."""
+"""Height of a note's line, and the number of letters per line; a note of 18 lines, empty ones included, fits `NOTE`."""
 BOX = {"color": "#3f789e", "font_size": 24, "flags": {}}
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """What the height of a renderer's nodes adds up from, in pixels, as measured on the page; the title is not counted.
+    """Heights of the pieces of a renderer's nodes in pixels, measured on the page, without the title.
 
     Attributes:
-        widget: height of one widget.
-        ends: what is above, between and below the sockets and the widgets.
+        widget: one widget.
+        ends: the space above, between and below the sockets and the widgets.
         badge: the name of the pack, below nodes that are not ComfyUI's own.
-        button: below nodes with advanced widgets, which are folded away; 0 where they are shown like others.
+        button: the button below nodes with folded advanced widgets; 0 if these are shown like other widgets.
     """
 
     widget: int
@@ -62,14 +62,14 @@ class Renderer:
     button: int = 0
 
     def height(self, info: dict[str, Any]) -> int:
-        """Of a node of which /object_info says this."""
-        kinds = [spec for _, spec in specs(info, {})]
-        rows = max(sum(not is_widget(spec) for spec in kinds), len(info["output"]))
-        shown = [options(spec) for spec in kinds if is_widget(spec)]
-        folded = [one for one in shown if self.button and one.get("advanced")]
+        """Return the height of a node with this entry in /object_info."""
+        inputs = [spec for _, spec in specs(info, {})]
+        rows = max(sum(not is_widget(spec) for spec in inputs), len(info["output"]))
+        shown = [options(spec) for spec in inputs if is_widget(spec)]
+        folded = [widget for widget in shown if self.button and widget.get("advanced")]
         count = len(shown) - len(folded)
         if self is CANVAS:
-            count += sum(bool(one.get("control_after_generate")) for one in shown)
+            count += sum(bool(widget.get("control_after_generate")) for widget in shown)
         own = info["python_module"].startswith("custom_nodes")
         return rows * SLOT + count * self.widget + self.ends + own * self.badge + bool(folded) * self.button
 
@@ -78,7 +78,7 @@ CANVAS, HTML = RENDERERS = Renderer(24, 16), Renderer(28, 14, badge=24, button=2
 
 
 class Output(NamedTuple):
-    """An output of a node, as others connect to it."""
+    """An output of a node, to which other nodes connect."""
 
     node: int
     slot: int
@@ -89,7 +89,7 @@ class Node:
     """A node of a graph; `node["mask"]` and `node[3]` are its outputs.
 
     Attributes:
-        models: files that it needs, {"name", "url", "directory"}, which the page offers to download.
+        models: files that the node needs, {"name", "url", "directory"}, which the page offers to download.
     """
 
     number: int
@@ -112,14 +112,14 @@ class Node:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) that it is saved with: as LiteGraph draws it."""
+        """The saved (width, height): the size in LiteGraph."""
         return SIZES.get(self.kind) or (WIDTH, CANVAS.height(self.info))
 
     @property
     def room(self) -> int:
-        """The height that it takes at most, in any renderer and version, with its title and what it shows."""
-        drawn = (renderer.height(info) for renderer in RENDERERS for info in (self.info, self.later))
-        return TITLE + max(self.size[1], *drawn) + GROWS.get(self.kind, 0)
+        """The maximum height in any renderer and version, with the title and previews."""
+        heights = (renderer.height(info) for renderer in RENDERERS for info in (self.info, self.later))
+        return TITLE + max(self.size[1], *heights) + GROWS.get(self.kind, 0)
 
 
 @dataclass
@@ -127,10 +127,10 @@ class Graph:
     """Nodes in the order in which they were added: links point forward.
 
     Attributes:
-        info: what ComfyUI's /object_info says about every node.
+        info: ComfyUI's /object_info.
         groups: titles of the groups, from left to right.
-        later: what that of a later version says: nodes leave room for what they have there, and those that only it has
-            can be used.
+        later: the /object_info of a later version: nodes get enough space for their widgets there, and nodes that exist
+            only there can be used.
     """
 
     info: dict[str, Any]
@@ -139,16 +139,16 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, kind: str, group: str, title: str = "", **inputs: Any) -> Node:
-        """Adds a node; widgets that are not given keep their defaults. Raises KeyError for inputs that it has not."""
+        """Add a node; other widgets keep their defaults. Raises KeyError for inputs that the node does not have."""
         info = self.info.get(kind) or self.later[kind]
-        known = dict(specs(info, inputs))
-        if unknown := set(inputs) - set(known):
-            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(known)}")
+        by_name = dict(specs(info, inputs))
+        if unknown := set(inputs) - set(by_name):
+            raise KeyError(f"{kind} has no {sorted(unknown)}, but {list(by_name)}")
         links = {name: value for name, value in inputs.items() if isinstance(value, Output)}
-        own = [name for name, spec in known.items() if is_widget(spec) and name not in links]
-        values = {name: inputs.get(name, default(known[name])) for name in own}
+        own = [name for name, spec in by_name.items() if is_widget(spec) and name not in links]
+        values = {name: inputs.get(name, default(by_name[name])) for name in own}
         if extra := set(inputs) - set(links) - set(values):
-            raise KeyError(f"{kind}: {sorted(extra)} are sockets, which take the output of a node")
+            raise KeyError(f"{kind}: {sorted(extra)} are sockets, which need the output of a node")
         later = self.later.get(kind, info)
         node = Node(len(self.nodes) + 1, kind, group, title or "", values, links, info, later)
         self.nodes.append(node)
@@ -156,16 +156,16 @@ class Graph:
 
 
 def specs(info: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(name, what /object_info says) of a node's inputs, in the page's order.
+    """Return (name, entry in /object_info) of a node's inputs, in the page's order.
 
-    Below a list that brings inputs are those of its choice in `values`, or of its default, named as `format.codec`. Of
-    one that grows there are the first two, named as `values.a`.
+    A list that adds inputs is followed by the inputs of its item in `values`, or of its default, with names such as
+    `format.codec`. Of growing inputs the first two are included, with names such as `values.a`.
     """
     return [
-        one
+        item
         for kind in KINDS
         for name in info["input_order"].get(kind, ())
-        for one in with_inner(name, info["input"][kind][name], values)
+        for item in with_inner(name, info["input"][kind][name], values)
     ]
 
 
@@ -178,8 +178,8 @@ def with_inner(name: str, spec: Any, values: dict[str, Any]) -> Iterator[tuple[s
     for option in options(spec)["options"] if spec[0] == DYNAMIC else ():
         if option["key"] == values.get(name, default(spec)):
             for kind in KINDS:
-                for inner, its in option["inputs"].get(kind, {}).items():
-                    yield from with_inner(f"{name}.{inner}", its, values)
+                for inner, inner_spec in option["inputs"].get(kind, {}).items():
+                    yield from with_inner(f"{name}.{inner}", inner_spec, values)
 
 
 def options(spec: Any) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def default(spec: Any) -> Any:
 
 
 def widgets(node: Node) -> list[tuple[str, Any]]:
-    """(name, value) of a node's widgets, as the page stores them."""
+    """Return (name, value) of a node's widgets, as the page stores them."""
     stored = []
     for name, spec in specs(node.info, node.values):
         if is_widget(spec):
@@ -209,7 +209,7 @@ def widgets(node: Node) -> list[tuple[str, Any]]:
 
 
 def prompt(graph: Graph) -> dict[str, Any]:
-    """The graph in ComfyUI's API format."""
+    """Return the graph in ComfyUI's API format."""
     return {
         str(node.number): {
             "class_type": node.kind,
@@ -225,7 +225,7 @@ def prompt(graph: Graph) -> dict[str, Any]:
 
 
 def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
-    """The graph as the page saves and loads it, version 0.4, laid out, with a note at the top left."""
+    """Lay out the graph and return it in the page's file format, version 0.4, with a note at the top left."""
     size = note_size(note)
     groups = arrange(graph, size[1])
     types = {Output(n.number, i): kind for n in graph.nodes for i, kind in enumerate(n.info["output"])}
@@ -253,8 +253,8 @@ def workflow(graph: Graph, name: str, note: str) -> dict[str, Any]:
 
 
 def ordered(node: Node) -> list[tuple[str, Any]]:
-    """A node's inputs as the page numbers them: sockets, then those that have a widget too."""
-    return sorted(specs(node.info, node.values), key=lambda one: is_widget(one[1]))
+    """Return a node's inputs in the page's numbering: sockets, then inputs with a widget."""
+    return sorted(specs(node.info, node.values), key=lambda item: is_widget(item[1]))
 
 
 def ui_node(node: Node, order: int, ins: dict[tuple[int, str], int], links: list[list[Any]]) -> dict[str, Any]:
@@ -319,9 +319,9 @@ def note_node(number: int, text: str, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def arrange(graph: Graph, note: int) -> list[dict[str, Any]]:
-    """Places the nodes, group by group from left to right, each in columns; returns the groups' boxes.
+    """Place the nodes, group by group from left to right, each group in columns; return the groups' boxes.
 
-    The first group stands below the note, which is so high.
+    The first group is below the note; `note` is the note's height.
     """
     boxes, left = [], 0
     for title in graph.groups:
@@ -342,13 +342,13 @@ def arrange(graph: Graph, note: int) -> list[dict[str, Any]]:
 
 
 def columns(nodes: list[Node], tallest: int) -> list[list[Node]]:
-    """The nodes in their order, a new column begun where one would be too tall."""
+    """Split the nodes, in their order, into columns that are not too tall."""
     tall = itertools.accumulate((node.room + GAP // 2 for node in nodes), initial=0)
     result: list[list[Node]] = []
-    begun = 0
+    start = 0
     for node, above in zip(nodes, tall, strict=False):
-        if not result or above - begun + node.room > tallest:
+        if not result or above - start + node.room > tallest:
             result.append([])
-            begun = above
+            start = above
         result[-1].append(node)
     return result

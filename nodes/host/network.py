@@ -1,4 +1,4 @@
-"""The core's network as ComfyUI runs it: layers from its operations, attention from its dispatcher."""
+"""The core's network with ComfyUI's layers and attention."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from ...vc_core.config import Config
 from ...vc_core.model.unet import UNet3D
 from .carried import Conditions, Styles
-from .patches import OPTIONS, attend, open_to_patches, options_of, tell_unknown
+from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
 
 
 class HostUNet(UNet3D):
     """`UNet3D` with the forward that `BaseModel` calls.
 
-    The STC-encoders and the style's layers run here, since only here the weights are where they compute and have a
-    LoRA's changes on them.
+    The STC-encoders and the style layers run here because only here the weights are on the compute device, with LoRAs
+    applied.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class HostUNet(UNet3D):
         layers = {kind: partial(getattr(operations, kind), dtype=dtype, device=device) for kind in kinds}
         super().__init__(videocomposer.unet, SimpleNamespace(**layers), attend)
         self.dtype = dtype
-        self.in_channels = videocomposer.unet.channels  # stock nodes look it up
+        self.in_channels = videocomposer.unet.channels  # stock nodes read it
         self.last_timestep = videocomposer.diffusion.steps - 1
         self.places = open_to_patches(self)
 
@@ -50,16 +50,16 @@ class HostUNet(UNet3D):
         transformer_options: Mapping[str, Any] | None = None,
         **carried: Any,
     ) -> Tensor:
-        """One prediction for x `(B, C, F, h, w)`, in which positive and negative may lie one after the other.
+        """Return a prediction for x `(B, C, F, h, w)`; the batch may contain the positive and the negative side.
 
         Args:
             context: text tokens `(B, 77 n, D)`.
-            carried: what `VideoComposerModel.extra_conds` made of the CONDITIONING.
+            carried: the inputs from `VideoComposerModel.extra_conds`.
         """
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        # The options come last, where wrappers such as EasyCache's look for them.
+        # The options come last because wrappers such as EasyCache's expect them there.
         return executor.execute(x, timesteps, context, control, options, **carried)
 
     def _forward(
@@ -75,7 +75,7 @@ class HostUNet(UNet3D):
     ) -> Tensor:
         options = options_of(transformer_options, x)
         progress = 1.0 - float(timesteps[0]) / self.last_timestep
-        tell_unknown(options, self.places)
+        report_unknown(options, self.places)
         token = OPTIONS.set(options)
         try:
             stc = None

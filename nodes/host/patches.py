@@ -1,8 +1,8 @@
-"""Model patches of stock nodes, at the places where the network has what they patch.
+"""Support for the model patches of stock nodes.
 
-ComfyUI counts the blocks of Stable Diffusion's UNet, whose spatial layers this network has: `("input", 0)` is the first
-convolution, `("input", 1)` the block after it, `("middle", 0)` and `("output", 0)` follow. Each frame is an image to a
-patch: its tensors are `(B F, C, h, w)` and `(B F, h w, C)`.
+ComfyUI numbers the blocks of Stable Diffusion's UNet, whose spatial layers this network has: `("input", 0)` is the
+first convolution, `("input", 1)` the block after it, then `("middle", 0)` and `("output", 0)`. A patch treats each
+frame as an image: its tensors are `(B F, C, h, w)` and `(B F, h w, C)`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ...vc_core.model.unet import UNet3D
 from .running import say
 
 OPTIONS: ContextVar[dict[str, Any]] = ContextVar("transformer_options")
-"""The `transformer_options` of the forward that runs, which the core's blocks know nothing of; see `options_of`."""
+"""The `transformer_options` of the current forward, which the core's blocks do not pass on; see `options_of`."""
 
 Place = tuple[str, int]
 _ATTENTIONS = ("attn1", "attn2")
 _BLOCK_PATCHES = ("emb_patch", "input_block_patch", "input_block_patch_after_skip", "output_block_patch")
-_KNOWN = {*_BLOCK_PATCHES, *(f"{kind}_{which}" for kind in _ATTENTIONS for which in ("patch", "output_patch"))}
+_SUPPORTED = {*_BLOCK_PATCHES, *(f"{kind}_{which}" for kind in _ATTENTIONS for which in ("patch", "output_patch"))}
 
 
 def options_of(options: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
-    """The options of a forward on x `(B, C, F, h, w)`, with what stock networks put there for patches."""
+    """Return the options for x `(B, C, F, h, w)`, with the entries that stock networks add for patches."""
     batch, channels, frames, *size = x.shape
     return {**options, "original_shape": [batch * frames, channels, *size]}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """ComfyUI's attention of the moment, with what a node may have put in its place; see the core's `Attend`."""
+    """Compute attention by ComfyUI's current function, or the one that a node set; see the core's `Attend`."""
     return optimized_attention(q, k, v, heads=heads, transformer_options=OPTIONS.get())
 
 
 class PatchedAttention(Attention):
-    """An attention of a network, its layers shared, with the patches of ComfyUI's own Transformer blocks."""
+    """An attention that shares its layers with the original, and calls the patches of ComfyUI's transformer blocks."""
 
     def __init__(self, attention: Attention, kind: str, place: Place):
         nn.Module.__init__(self)
@@ -66,7 +66,7 @@ class PatchedAttention(Attention):
 
 
 def open_to_patches(unet: UNet3D) -> frozenset[Place]:
-    """Calls the patches of a run around and in the blocks of a network. Returns the places that have attention."""
+    """Make the blocks of a network call a run's patches. Returns the places that have attention."""
     inputs = [(("input", i), block) for i, block in enumerate((unet.temporal_in, *unet.encoder))]
     outputs = [(("output", i), block) for i, block in enumerate(unet.decoder)]
     places = [*inputs, (("middle", 0), unet.middle), *outputs]
@@ -84,13 +84,13 @@ def open_to_patches(unet: UNet3D) -> frozenset[Place]:
     return frozenset(place for place, _ in attentive)
 
 
-def tell_unknown(options: Mapping[str, Any], places: Collection[Place]) -> None:
-    """Says on the node which patches have no place in a network with attention at these places."""
+def report_unknown(options: Mapping[str, Any], places: Collection[Place]) -> None:
+    """Report patches that have no effect on a network with attention at these places."""
     unknown = {
         f"{_author(patch)} ({name})"
         for name, patches in options.get("patches", {}).items()
         for patch in patches
-        if name not in _KNOWN
+        if name not in _SUPPORTED
     }
     for kind, replacements in options.get("patches_replace", {}).items():
         for key, patch in replacements.items():
@@ -99,11 +99,11 @@ def tell_unknown(options: Mapping[str, Any], places: Collection[Place]) -> None:
             elif key[:2] not in places or key[2:] not in ((), (0,)):
                 unknown.add(f"{_author(patch)} ({kind} of {' '.join(map(str, key))})")
     if unknown:
-        say(f"These patches of the model have no effect on it: {', '.join(sorted(unknown))}.")
+        say(f"These patches have no effect on this model: {', '.join(sorted(unknown))}.")
 
 
 def _author(patch: Any) -> str:
-    """The node that a patch is of: most are functions inside of its class."""
+    """Return the name of a patch's node: most patches are functions inside the node's class."""
     return getattr(patch, "__qualname__", type(patch).__qualname__).partition(".")[0]
 
 

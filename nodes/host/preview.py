@@ -1,4 +1,4 @@
-"""Previews of all frames while sampling, whichever sampler runs."""
+"""Previews of all frames during sampling, with any sampler."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 EVENT = "videocomposer.preview"
 """The name of the message to the page, see `web/preview.js`."""
 ROW = 4096
-"""Pixels of a row of frames: neither JPEG nor browsers take pictures of any width."""
+"""Largest width in pixels of a row of frames: JPEG and browsers limit the width of an image."""
 
 
 def with_preview(callback: Callable | None, model: Any) -> Callable:
-    """A sampler's callback that sends a picture of all frames before it calls the given one.
+    """Wrap a sampler's callback so that it first sends an image of all frames.
 
-    It does so whatever ComfyUI's preview method is, which is none unless chosen: it costs next to nothing, and the
-    page has a setting of its own.
+    It ignores ComfyUI's preview method, which is none by default: the preview is cheap, and the page has its own
+    setting.
     """
 
     def wrapped(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
@@ -35,7 +35,7 @@ def with_preview(callback: Callable | None, model: Any) -> Callable:
 
 
 def send(latent: Tensor, latent_format: Any, rate: float) -> None:
-    """Sends the frames of a latent `(B, 4, F, h, w)`, of its first video, to the page of whoever asked for it."""
+    """Send the frames of the first video of a latent `(B, 4, F, h, w)` to the page that started the run."""
     from comfy_execution.progress import get_progress_state
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
@@ -44,11 +44,11 @@ def send(latent: Tensor, latent_format: Any, rate: float) -> None:
     if context is None or server is None or server.client_id is None:
         return
     prompt = get_progress_state().dynprompt
-    node = prompt.get_display_node_id(context.node_id)  # of one that a loop made, the node that the page has
+    node = prompt.get_display_node_id(context.node_id)  # for a node that a loop created, the node that the page shows
     frames = latent.shape[2]
     columns = max(1, min(frames, ROW // latent.shape[4]))
     sheet, buffer = frames_sheet(latent[0], columns, latent_format), io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=90, subsampling=0)  # whole colours: a frame may be 8 pixels wide
+    sheet.save(buffer, "JPEG", quality=90, subsampling=0)  # full colour resolution: a frame may be 8 pixels wide
     message = {
         "node": node,
         "type": prompt.get_node(node)["class_type"],
@@ -61,7 +61,7 @@ def send(latent: Tensor, latent_format: Any, rate: float) -> None:
 
 
 def frames_sheet(latent: Tensor, columns: int, latent_format: Any) -> Image.Image:
-    """The frames of a latent `(4, F, h, w)` in rows of so many, a pixel for a latent position."""
+    """Draw the frames of a latent `(4, F, h, w)` in rows of `columns` frames, one pixel per latent position."""
     factors = torch.tensor(latent_format.latent_rgb_factors, device=latent.device, dtype=torch.float32)
     bias = latent_format.latent_rgb_factors_bias
     rgb = torch.einsum("cfhw,cr->fhwr", latent.float(), factors)

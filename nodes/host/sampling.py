@@ -1,5 +1,5 @@
-"""What sampling needs beside ComfyUI's own samplers: the grids of DDIM and LCM as released, what LCM makes of a
-prediction, and the core's context windows."""
+"""Additions to ComfyUI's samplers: the timesteps of the released DDIM and LCM code, LCM's predictions, and the core's
+context windows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ...vc_core.diffusion.windows import Windows
 from ...vc_core.errors import UserError
 
 RELEASED = "ddim_released"
-"""The scheduler of the released code: DDIM's timesteps 1, 1 + k, 1 + 2 k, ..., down to the schedule's first one."""
+"""The scheduler of the released code: DDIM's timesteps ..., 1 + 2 k, 1 + k, 1, then the schedule's lowest noise."""
 
 LCM_RELEASED = "lcm_released"
-"""The scheduler of VideoLCM: of the 50 timesteps of the distillation every 12th or so, 999, 759, 499 and 259 in 4
+"""The scheduler of VideoLCM: about every 12th of the 50 timesteps of the distillation, 999, 759, 499 and 259 for 4
 steps."""
 GRIDS = (RELEASED, LCM_RELEASED)
 
@@ -31,35 +31,35 @@ GRIDS = (RELEASED, LCM_RELEASED)
 def arranged(
     scheduler: str, sampler_name: str, model_sampling: Any, config: Config, steps: int, denoise: float
 ) -> tuple[comfy.samplers.KSAMPLER, Tensor]:
-    """What one of `GRIDS` runs: a stock sampler made fit for it, and the noise levels, none at a denoise of 0.
+    """Return the sampler and the noise levels for a scheduler of `GRIDS`; there are no levels if denoise is 0.
 
     Raises:
-        UserError: a number of steps that the schedule does not have, or a schedule that is not the checkpoint's.
+        UserError: the schedule has fewer steps than requested, or is not the checkpoint's.
     """
     sampler = comfy.samplers.sampler_object(sampler_name)
     levels, total = model_sampling.sigmas.float(), config.diffusion.steps
     if scheduler == RELEASED:
-        sampler = ReleasedSampler(sampler, whole=denoise >= 1.0)
+        sampler = ReleasedSampler(sampler, from_noise=denoise >= 1.0)
         if len(levels) != total:
             raise UserError(
-                f"The model's schedule has {len(levels)} noise levels, and {RELEASED} is a grid of {total}: choose "
-                "another scheduler, remove the node that changed the schedule, or load a network of few steps with "
-                "few_steps 'no'."
+                f"The scheduler {RELEASED} requires a schedule of {total} noise levels, but the model's schedule has "
+                f"{len(levels)}. Choose another scheduler, remove the node that changed the schedule, or load a "
+                "few-step network with few_steps 'no'."
             )
     elif sampler_name == "lcm":
         sampler = comfy.samplers.KSAMPLER(_sample_lcm)
     if denoise <= 0.0:
         return sampler, levels[:0]
-    if scheduler == RELEASED:  # the last level is the schedule's least, not 0
+    if scheduler == RELEASED:  # the last level is the schedule's lowest, not 0
         return sampler, torch.cat([levels[released_timesteps(config.diffusion, steps, denoise)], levels[:1]])
-    told = lcm_timesteps(config.diffusion, steps, denoise) + 1  # of all timesteps; the levels may be the distillation's
-    return sampler, torch.cat([levels[(told * len(levels) // total - 1).clamp(min=0)], levels.new_zeros(1)])
+    timesteps = lcm_timesteps(config.diffusion, steps, denoise) + 1  # `levels` may only have the distillation's
+    return sampler, torch.cat([levels[(timesteps * len(levels) // total - 1).clamp(min=0)], levels.new_zeros(1)])
 
 
 def _sample_lcm(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **settings: Any) -> Tensor:
-    """ComfyUI's LCM with the noise of the core's: what the seed gives after the noise that the run begins with.
+    """Sample with ComfyUI's LCM, but with the core's noise: the generator continues after the initial noise.
 
-    ComfyUI's own depends on the device, and of older versions is the noise of the beginning once more, on the CPU.
+    ComfyUI's own noise depends on the device. In older versions on the CPU it repeats the initial noise.
     """
     generator = torch.Generator().manual_seed(extra_args["seed"])
     torch.randn(x.shape, generator=generator)
@@ -71,8 +71,8 @@ def _sample_lcm(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any
 
 
 def distilled_sampling(model_config: Any, config: DiffusionConfig) -> Any:
-    """What ComfyUI's ModelSamplingDiscrete makes for "lcm", for networks that predict noise or v: a schedule of the
-    timesteps of the distillation, and LCM's boundary condition (arXiv 2310.04378, equation 9)."""
+    """Return the model sampling of ComfyUI's ModelSamplingDiscrete "lcm", for networks that predict noise or v: the
+    distillation's timesteps, and LCM's boundary condition (arXiv 2310.04378, equation 9)."""
     prediction = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION}
 
     class Distilled(ModelSamplingDiscreteDistilled, prediction[config.prediction]):
@@ -89,27 +89,30 @@ def distilled_sampling(model_config: Any, config: DiffusionConfig) -> Any:
 
 
 class ReleasedSampler(comfy.samplers.KSAMPLER):
-    """A stock sampler on the released grid.
+    """A stock sampler on the released timesteps.
 
-    The released loop differs from ComfyUI's in two things: it starts from noise of unit variance, though its first
-    timestep is not the last of the schedule, and it decodes what it lands on, noise and all, without dividing it by
-    the share of the signal.
+    The released loop differs from ComfyUI's in two ways. It starts from noise of unit variance although its first
+    timestep is not the schedule's last. And it decodes its last latent, which is still noisy, without dividing it by
+    the signal's amplitude.
+
+    Args:
+        from_noise: whether the run starts from pure noise, not from a given latent.
     """
 
-    def __init__(self, sampler: comfy.samplers.KSAMPLER, whole: bool):
+    def __init__(self, sampler: comfy.samplers.KSAMPLER, from_noise: bool):
         super().__init__(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
-        self.whole = whole
+        self.from_noise = from_noise
 
     def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
-        return self.whole
+        return self.from_noise
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        landed = super().sample(model_wrap, sigmas, *args, **kwargs)
-        return landed / (1 + sigmas[-1] ** 2) ** 0.5
+        last = super().sample(model_wrap, sigmas, *args, **kwargs)
+        return last / (1 + sigmas[-1] ** 2) ** 0.5
 
 
 class _Handler(IndexListContextHandler):
-    """ComfyUI's windows for any number of videos: it looks up the one timestep of a step among the sigmas."""
+    """ComfyUI's windows for any number of videos: the base class only accepts a single timestep."""
 
     def execute(self, predict: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
         def for_all(model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any) -> Any:
@@ -119,7 +122,7 @@ class _Handler(IndexListContextHandler):
 
 
 def with_windows(model: Any, windows: Windows) -> Any:
-    """A MODEL that denoises long videos window by window, as the core's `compose()` does."""
+    """Return a MODEL that denoises long videos window by window, like the core's `compose()`."""
 
     def spans(frames: int, *args: Any) -> list[list[int]]:
         return [list(range(span.start, span.stop)) for span in windows.spans(frames)]
@@ -135,8 +138,8 @@ def with_windows(model: Any, windows: Windows) -> Any:
         context_overlap=windows.overlap,
         dim=2,
     )
-    handler.causal_window_fix = False  # newer versions' frame before each window is for networks that look back only
+    handler.causal_window_fix = False  # the extra frame of newer versions is for networks that only look back
     model = model.clone()
     model.model_options["context_handler"] = handler
-    comfy.context_windows.create_prepare_sampling_wrapper(model)  # memory for one window, not for the whole video
+    comfy.context_windows.create_prepare_sampling_wrapper(model)  # memory for one window, not for the entire video
     return model

@@ -1,4 +1,4 @@
-"""The checkpoint's towers as CLIP and CLIP_VISION, in ComfyUI's own model classes."""
+"""The checkpoint's text and image towers as CLIP and CLIP_VISION, in ComfyUI's own model classes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ...vc_core.disk import make_folder, writing
 from ...vc_core.errors import UserError, counted
 
 _SPECIAL_TOKENS = {"start": 49406, "end": 49407, "pad": 0}
-_NAME = "h"  # of Stable Diffusion 2.x's text encoder in ComfyUI, whose LoRAs and embeddings are found by it
+_NAME = "h"  # ComfyUI's name of Stable Diffusion 2.x's text encoder, by which its LoRAs and embeddings are found
 
 
 def load_clip(part: Part, towers: TowersConfig) -> comfy.sd.CLIP:
-    """The text tower as a CLIP: the penultimate layer through the final norm, as in Stable Diffusion 2.x.
+    """Load the text tower as a CLIP: the penultimate layer through the final norm, as in Stable Diffusion 2.x.
 
     Raises:
         UserError: tensors are missing; the message lists them.
@@ -66,7 +66,7 @@ def load_clip(part: Part, towers: TowersConfig) -> comfy.sd.CLIP:
 
 
 def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.ClipVisionModel:
-    """The image tower as a CLIP_VISION.
+    """Load the image tower as a CLIP_VISION.
 
     Raises:
         UserError: tensors are missing; the message lists them.
@@ -81,7 +81,10 @@ def load_clip_vision(part: Part, towers: TowersConfig) -> comfy.clip_vision.Clip
     }
     temporary = folder_paths.get_temp_directory()
     make_folder(temporary)
-    with writing(temporary), TemporaryDirectory(prefix="clip-vision-", dir=temporary) as folder:  # for a file
+    with (
+        writing(temporary),
+        TemporaryDirectory(prefix="clip-vision-", dir=temporary) as folder,
+    ):  # the class reads a file
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
         vision = comfy.clip_vision.ClipVisionModel(str(path))
@@ -104,24 +107,24 @@ def _transformer(towers: TowersConfig, width: int, heads: int, layers: int) -> d
     }
 
 
-def _check(part: Part, result: Any, left_out: tuple[str, ...]) -> None:
-    """Refuses what `load_state_dict` could not find, but for what is left out on purpose."""
-    missing = [name for name in result[0] if not any(each in name for each in left_out)]
+def _check(part: Part, result: Any, optional: tuple[str, ...]) -> None:
+    """Raise `UserError` for tensors that `load_state_dict` did not find, except the optional ones."""
+    missing = [name for name in result[0] if not any(item in name for item in optional)]
     if missing:
         raise UserError(
-            f"{part.tensors.source} lacks {counted(len(missing), 'tensor')} of its {part.name} tower "
-            f"({', '.join(missing[:5])}): the file is incomplete; download or save it again."
+            f"{part.tensors.source} is incomplete. Its {part.name} encoder lacks {counted(len(missing), 'tensor')} "
+            f"({', '.join(missing[:5])}). Download or save the file again."
         )
 
 
 class MissingPart(UserError, AttributeError):
-    """A checkpoint lacks a part. Newer versions ask what they cache by `hasattr`, which is False by AttributeError."""
+    """The checkpoint does not contain a part. It is an AttributeError because newer ComfyUIs call `hasattr` on it."""
 
-    __module__ = "vc_core"  # what users see of a UserError's name
+    __module__ = "vc_core"  # users see a UserError under this name
 
 
 class Missing:
-    """In place of a part that a checkpoint lacks: says so when it is used."""
+    """A placeholder for a part that the checkpoint does not contain: it raises `MissingPart` when it is used."""
 
     def __init__(self, sentence: str):
         self._sentence = sentence

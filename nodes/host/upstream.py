@@ -1,7 +1,7 @@
-"""What stock nodes before a sampler do to a MODEL by names and shapes of other networks.
+"""Stock nodes before the sampler that patch a MODEL by names and shapes of other networks.
 
-It leaves no trace in the MODEL, so the nodes of the graph are looked at: what of them has no effect is said on the
-sampler at every run.
+They leave no trace in the MODEL, so this module inspects the nodes of the graph. At every run, the sampler shows which
+of their settings have no effect.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .running import say
 Inputs = Mapping[str, Any]
 """A node's inputs as in the graph: values of widgets, and links `[node, output]`."""
 Rule = Callable[[str, Inputs, Any], str] | str
-"""`(node id, inputs, VideoComposerModel)` to a sentence for the user, "" where all is well; or what follows the id."""
+"""A function of (node id, inputs, VideoComposerModel) that returns a note or ""; or the note without the node id."""
 
 
-def tell_unused(model: Any) -> None:
-    """Says what of the nodes before the sampler that runs has no effect on a `VideoComposerModel`.
+def report_unused(model: Any) -> None:
+    """Show which nodes before the current sampler have no effect on a `VideoComposerModel`.
 
     Raises:
-        UserError: one that does not work with it.
+        UserError: a node does not work with VideoComposer.
     """
     for kind, inputs in _nodes_before():
         if kind in _REFUSED:
             raise UserError(
-                f"The model comes through '{kind}', which does not work with VideoComposer: remove that node."
+                f"'{kind}' before the sampler does not work with VideoComposer. Remove or bypass that node."
             )
         rule = _merge if kind.startswith("ModelMerge") else _RULES.get(kind, "")
         if rule:
@@ -36,11 +36,11 @@ def tell_unused(model: Any) -> None:
 
 
 def _nodes_before() -> Iterator[tuple[str, Inputs]]:
-    """The nodes that the MODEL of the node that runs comes through, the last one first."""
+    """Yield the nodes between the loader and the current node that pass on its MODEL or GUIDER, the last one first."""
     from comfy_execution.graph_utils import is_link
     from comfy_execution.progress import get_progress_state
     from comfy_execution.utils import get_executing_context
-    from server import nodes as registry  # ComfyUI's, not ours of that name
+    from server import nodes as registry  # ComfyUI's `nodes`, not ours
 
     context = get_executing_context()
     if context is None:
@@ -61,68 +61,71 @@ def _nodes_before() -> Iterator[tuple[str, Inputs]]:
 
 
 def widths(config: UNetConfig) -> list[int]:
-    """Widths of a network's levels, from the top."""
+    """Return the widths of a network's levels, from the top."""
     return [config.width * multiplier for multiplier in config.multipliers]
 
 
 def _without_effect(kind: str, widgets: Collection[str], why: str) -> str:
-    return f"{kind}: {shorten(widgets)} had no effect, as {why}." if widgets else ""
+    return f"{kind}: {shorten(widgets)} had no effect because {why}." if widgets else ""
 
 
 def _merge(kind: str, inputs: Inputs, model: Any) -> str:
-    """Merges by blocks go by what names begin with; what begins like no widget counts as the first one."""
+    """Return a note on a merge by blocks, whose widgets are prefixes of layer names. The first is for all others."""
     ratios = {name: value for name, value in inputs.items() if name not in ("model1", "model2")}
     default, *others = ratios or [""]
     names = [name for name, _ in model.diffusion_model.named_parameters()]
     unused = [
-        name for name in others if ratios[name] != ratios[default] and not any(each.startswith(name) for each in names)
+        name
+        for name in others
+        if ratios[name] != ratios[default] and not any(layer.startswith(name) for layer in names)
     ]
-    return _without_effect(
-        kind, unused, f"no layer of this network has a name that begins so: '{default}' counts for them"
-    )
+    return _without_effect(kind, unused, f"no layer name of this network starts like that; '{default}' applies instead")
 
 
 def _freeu(kind: str, inputs: Inputs, model: Any) -> str:
     channels = model.model_config.unet_config["model_channels"]
     missing = {i: channels * k for i, k in ((1, 4), (2, 2)) if channels * k not in widths(model.videocomposer.unet)}
     unused = [name for i in missing for name in (f"b{i}", f"s{i}") if inputs.get(name) != 1]
-    return _without_effect(kind, unused, f"no layer of this network is {' or '.join(map(str, missing.values()))} wide")
+    return _without_effect(
+        kind, unused, f"no layer of this network has the width {' or '.join(map(str, missing.values()))}"
+    )
 
 
 def _to_out(*widgets: str) -> Rule:
-    """Those of the widgets that are not at 1, which is no change."""
+    """Return a rule for multipliers of 'to_out.0': those that are not 1 had no effect."""
 
     def rule(kind: str, inputs: Inputs, model: Any) -> str:
         unused = [name for name in widgets if inputs.get(name) != 1]
-        return _without_effect(kind, unused, "no layer of this network is named 'to_out.0'")
+        return _without_effect(kind, unused, "this network has no layer named 'to_out.0'")
 
     return rule
 
 
 def _prediction(kind: str, inputs: Inputs, model: Any) -> str:
-    """What guides to LCM in ComfyUI name is for networks that predict noise."""
+    """Return a note on the samplings that guides to LCM recommend: they are for networks that predict noise."""
     if model.videocomposer.diffusion.prediction != "v_prediction" or inputs.get("sampling") not in ("eps", "lcm"):
         return ""
     return (
-        f"{kind}: '{inputs['sampling']}' takes what the network predicts for noise, and it is v: remove that node, as "
-        "the loader sets prediction and schedule, and those of few steps by few_steps."
+        f"{kind}: '{inputs['sampling']}' is for networks that predict noise, but this network predicts v. Remove that "
+        "node: the loader sets prediction and schedule, also for few steps (few_steps)."
     )
 
 
 def _mixing(kind: str, inputs: Inputs, model: Any) -> str:
-    """Older versions add what they keep of each side of the guidance to all sides."""
+    """Return a note on older versions of EasyCache, which add one guidance side's cached difference to all sides."""
     from comfy_extras.nodes_easycache import EasyCacheHolder
 
     if hasattr(EasyCacheHolder, "can_apply_cache_diff"):
         return ""
     return (
-        f"{kind} of this ComfyUI mixes up the sides of the guidance and spoils the video: update it, or take LazyCache."
+        f"{kind} of this ComfyUI version mixes up the two sides of the guidance, which spoils the video. Update "
+        "ComfyUI, or use LazyCache."
     )
 
 
 _REFUSED = ("FluxKVCache", "SelfAttentionGuidance")
-_FOREIGN = "had no effect: it is for other networks."
-_OVER_BATCH = "goes over the videos of a batch, not over the frames: a single one has min_cfg throughout."
+_FOREIGN = "had no effect. It is for other networks."
+_OVER_BATCH = "varies cfg over the videos of a batch, not over frames. A single video gets min_cfg in all frames."
 _RULES: dict[str, Rule] = {
     "ARVideoI2V": _FOREIGN,
     "ChromaRadianceOptions": _FOREIGN,
@@ -141,4 +144,4 @@ _RULES: dict[str, Rule] = {
     "VideoLinearCFGGuidance": _OVER_BATCH,
     "VideoTriangleCFGGuidance": _OVER_BATCH,
 }
-"""Nodes that do not say themselves, or in a patch of the MODEL, what they do; see also `_merge`."""
+"""Nodes whose effect cannot be seen in the MODEL's patches; see also `_merge`."""

@@ -1,4 +1,4 @@
-"""Autoencoders for videos: ComfyUI's own image VAEs, taken frame by frame."""
+"""Autoencoders for videos: ComfyUI's own image VAEs, frame by frame."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from ...vc_core.errors import UserError
 
 
 class FramewiseVAE(comfy.sd.VAE):
-    """An image VAE for 5-D latents: a batch of images is one video, and every frame goes through it by itself.
+    """An image VAE for 5-D latents: it treats a batch of images as one video, and each frame as an image.
 
-    Only the shapes differ from the VAE that it was made of, whose weights, memory estimates and tiling it shares.
+    Only the shapes differ from the image VAE. Weights, memory estimates and tiling are shared with it.
     """
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Latent `(B, 4, F, h, w)` to pictures `(B, F, H, W, 3)`; a 4-D latent as ever."""
+        """Decode a latent `(B, 4, F, h, w)` to images `(B, F, H, W, 3)`, or a 4-D latent like the image VAE."""
         return _by_frame(super().decode, samples_in, *args, **kwargs)
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `decode`, in tiles of each frame; frames are independent, so the tiles in time change nothing."""
+        """Decode in tiles of each frame. Frames are independent, so tiles in time have no effect."""
         return _by_frame(super().decode_tiled, samples, *args, **kwargs)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """Pictures `(F, H, W, 3)` to the latent `(1, 4, F, h, w)` of one video."""
+        """Encode images `(F, H, W, 3)` to the latent `(1, 4, F, h, w)` of one video."""
         return super().encode(pixel_samples).movedim(0, 1)[None]
 
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `encode`, in tiles of each frame."""
+        """Encode in tiles of each frame."""
         return super().encode_tiled(pixel_samples, *args, **kwargs).movedim(0, 1)[None]
 
 
 def _by_frame(decode: Callable[..., Tensor], latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if latent.ndim == 4:
         return decode(latent, *args, **kwargs)
-    pictures = decode(latent.movedim(2, 1).flatten(0, 1), *args, **kwargs)
-    return pictures.unflatten(0, (len(latent), latent.shape[2]))
+    images = decode(latent.movedim(2, 1).flatten(0, 1), *args, **kwargs)
+    return images.unflatten(0, (len(latent), latent.shape[2]))
 
 
 def framewise(vae: Any) -> FramewiseVAE:
-    """A `FramewiseVAE` of an image VAE, which stays as it is.
+    """Return a `FramewiseVAE` of an image VAE, which is not changed.
 
     Raises:
-        UserError: a VAE of another kind than Stable Diffusion's: 4 channels, an eighth of height and width.
+        UserError: its latents are not like Stable Diffusion's: 4 channels, an eighth of height and width.
     """
     if isinstance(vae, FramewiseVAE):
         return vae
     shape = (getattr(vae, "latent_dim", None), getattr(vae, "latent_channels", None), vae.downscale_ratio)
     if shape != (2, 4, 8):
         raise UserError(
-            "The socket 'vae' holds another kind of VAE: expected Stable Diffusion 1.x's or 2.x's, with latents of 4 "
-            "channels and an eighth of the size."
+            "Expected a VAE of Stable Diffusion 1.x or 2.x at the socket 'vae': 4 latent channels, an eighth of the "
+            "image size. Connect such a VAE."
         )
     video = object.__new__(FramewiseVAE)
     video.__dict__.update(vae.__dict__)
@@ -63,19 +63,18 @@ def framewise(vae: Any) -> FramewiseVAE:
 
 
 def load_vae(part: Part) -> FramewiseVAE:
-    """The autoencoder of a checkpoint, in any layout that the core knows."""
+    """Load the autoencoder of a checkpoint, in any layout that the core supports."""
     return framewise(comfy.sd.VAE(sd=part.tensors.state()))
 
 
 def latent_colors(vae: FramewiseVAE) -> list[list[float]]:
-    """What colour each latent channel stands for, `(5, 3)` in [-1, 1], the last row for none: for previews.
+    """Return the colours `(5, 3)` in [-1, 1] that the latent channels add, and a constant as row 5, for previews.
 
-    A least-squares fit to the latents of flat colours, of which no table exists for a VAE that was trained for one
-    checkpoint.
+    It is a least-squares fit to the latents of flat colours: a VAE that was trained for one checkpoint has no table.
     """
     levels = torch.linspace(0, 1, 4)
     colors = torch.cartesian_prod(levels, levels, levels)  # (64, 3)
-    pictures = colors[:, None, None].expand(-1, 32, 32, -1)
-    latents = vae.encode(pictures)[0, :, :, 1:3, 1:3].mean((-2, -1)).t()  # (64, 4)
+    images = colors[:, None, None].expand(-1, 32, 32, -1)
+    latents = vae.encode(images)[0, :, :, 1:3, 1:3].mean((-2, -1)).t()  # (64, 4)
     inputs = torch.cat([latents.float().cpu(), torch.ones(len(latents), 1)], dim=1)
     return torch.linalg.lstsq(inputs, colors * 2 - 1).solution.tolist()

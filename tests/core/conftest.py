@@ -1,4 +1,4 @@
-"""A small composer with random weights: enough to see what conditions do, in milliseconds."""
+"""A small composer with random weights: it shows what conditions do, in milliseconds."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def tiny_unet(tiny_config):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config, tiny_unet, tmp_path_factory):
-    """A whole checkpoint file, with all parts."""
+    """A checkpoint file with all parts."""
     from vc_core.checkpoint.loading import to_taesd_layout
     from vc_core.encoders.autoencoder import new_autoencoder
     from vc_core.encoders.clip import new_towers

@@ -14,12 +14,12 @@ from vc_core.video import FramePlan
 
 RATE = 12
 PLAN = FramePlan(0.0, Fraction(4), 4)  # every third frame of a clip at RATE
-OWN = {"bf": "0", "refs": "1", "g": "60"}  # H.264 whose vectors are from the frame before
-SHOWN = slice(16, -16)  # away from where content comes in
+OWN = {"bf": "0", "refs": "1", "g": "60"}  # H.264 whose vectors refer to the previous frame
+SHOWN = slice(16, -16)  # away from the border, where new content appears
 
 
 def extract_motion(source, plan, layout="points", size=(256, 256), **options) -> torch.Tensor:
-    """The field of `read_motion` alone."""
+    """Return only the field of `read_motion`."""
     return read_motion(source, plan, size, layout, **options).field
 
 
@@ -28,44 +28,44 @@ def scene(seed: int = 0, side: int = 320) -> np.ndarray:
     """Smooth random colours (side, side, 3), with detail at several scales."""
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.rand(1, 3, side // cell, side // cell, generator=generator) for cell in (4, 8, 16)]
-    total = sum(F.interpolate(each, size=(side, side), mode="bicubic") / 3 for each in noise)
+    total = sum(F.interpolate(layer, size=(side, side), mode="bicubic") / 3 for layer in noise)
     return (((total - 0.5) * 1.8 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255).byte().numpy()
 
 
 def moving(dx: int, dy: int, frames: int = 13, height: int = 96, width: int = 128, start: int = 90) -> list[np.ndarray]:
-    """A window over the scene, such that the content moves by (dx, dy) from each frame to the next."""
+    """Frames of a window over the scene, so that the content moves by (dx, dy) per frame."""
     corners = [(start - dy * n, start - dx * n) for n in range(frames)]
     return [np.ascontiguousarray(scene()[y : y + height, x : x + width]) for y, x in corners]
 
 
 def sprite(velocity: int, frames: int = 13) -> list[np.ndarray]:
-    """A square of 48 pixels that starts at x = 8, before a still ground."""
-    found = []
+    """A square of 48 pixels that starts at x = 8, in front of a static background."""
+    result = []
     for n in range(frames):
         picture = scene(1)[:96, :192].copy()
         picture[24:72, 8 + velocity * n : 56 + velocity * n] = scene(2)[100:148, 100:148]
-        found.append(picture)
-    return found
+        result.append(picture)
+    return result
 
 
 MATRICES = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
 MATRICES += [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
-"""(a, b, c, d) of display matrices: what is stored at (x, y) is shown at (ax + cy, bx + dy); the last four mirror."""
+"""(a, b, c, d) of display matrices: the pixel stored at (x, y) is shown at (ax + cy, bx + dy). The last four mirror."""
 
 
 def stored(shown: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """The picture that a display matrix makes players show as `shown`."""
+    """The stored image that players show as `shown` with a display matrix."""
     a, b, c, d = matrix
     picture = shown[:: b + d, :: a + c]
     return picture if a else picture.swapaxes(0, 1)
 
 
 def woven(frames: list[np.ndarray]) -> list[np.ndarray]:
-    """Interlaced pictures: each takes its even lines from one frame and its odd ones from the next."""
-    found = [upper.copy() for upper in frames[::2]]
-    for picture, lower in zip(found, frames[1::2], strict=True):
+    """Interlaced frames: the even lines from one frame and the odd lines from the next."""
+    result = [upper.copy() for upper in frames[::2]]
+    for picture, lower in zip(result, frames[1::2], strict=True):
         picture[1::2] = lower[1::2]
-    return found
+    return result
 
 
 INTERLACED = {
@@ -87,7 +87,7 @@ def encode(
     aspect=None,
     **options,
 ):
-    """Writes (H, W, 3 or 4) uint8 pictures to a path, or to bytes where `target` is None."""
+    """Write (H, W, 3 or 4) uint8 frames to a path, or to bytes if `target` is None."""
     buffer = io.BytesIO() if target is None else str(target)
     with av.open(buffer, "w", format=form or ("mp4" if target is None else None)) as container:
         stream = container.add_stream(codec, rate=RATE)
@@ -98,13 +98,13 @@ def encode(
         if rotation:
             stream.set_display_rotation(rotation)
         if matrix:
-            a, b, c, d = (each << 16 for each in matrix)
+            a, b, c, d = (entry << 16 for entry in matrix)
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         for number, pixels in enumerate(frames):
-            coded = "rgba" if pixels.shape[-1] == 4 else "rgb24"
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=coded)
+            layout = "rgba" if pixels.shape[-1] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=layout)
             frame.pts = times[number] if times else number
             frame.time_base = Fraction(1, 1000) if times else Fraction(1, RATE)
             container.mux(stream.encode(frame))
@@ -112,16 +112,16 @@ def encode(
     return buffer.getvalue() if target is None else target
 
 
-def assert_moves(field: torch.Tensor, dx: float, dy: float, share: float = 0.8) -> None:
-    """All frames but the first move by (dx, dy) in most places away from the border."""
+def assert_moves(field: torch.Tensor, dx: float, dy: float, fraction: float = 0.8) -> None:
+    """Check that all frames but the first move by (dx, dy) at most positions away from the border."""
     assert field.isfinite().all() and field[:, :, 0].abs().max() == 0
     middle = field[0, :, 1:, SHOWN, SHOWN]
     error = (middle - torch.tensor([dx, dy]).view(2, 1, 1, 1)).abs().amax(dim=0)
-    assert (error < 0.75).float().mean() > share, middle.flatten(1).median(dim=1).values
+    assert (error < 0.75).float().mean() > fraction, middle.flatten(1).median(dim=1).values
 
 
 CODECS = {
-    # name: (codec, container, pixel format, options, whether its own vectors serve)
+    # name: (codec, container, pixel format, options, whether its own vectors are usable)
     "h264": ("libx264", "mp4", "yuv420p", OWN, True),
     "h264 transport stream": ("libx264", "mpegts", "yuv420p", OWN, True),
     "h264 keyframes": ("libx264", "mp4", "yuv420p", {**OWN, "g": "4"}, True),

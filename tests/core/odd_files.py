@@ -1,5 +1,5 @@
-"""Files that Pillow and PyAV do not write by themselves: HEIF pictures of tiles, deep PNGs, floating-point TIFFs; and
-videos of several streams, and of HDR."""
+"""Write files that Pillow and PyAV alone cannot write: tiled HEIF images, 16-bit PNGs, floating-point TIFFs; and videos
+with several streams or in HDR."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def imir(axis):
 
 
 def _coded(pixels):
-    """(the box hvcC, the slices) of a picture as HEVC."""
+    """(the box hvcC, the slices) of an image as HEVC."""
     needs.encoders("libx265")
     file, packets = io.BytesIO(), []
     with av.open(file, "w", format="mp4") as container:
@@ -60,7 +60,7 @@ def _coded(pixels):
 
 
 def heic(pixels, tile, *turns, kind=b"grid"):
-    """A picture (H, W, 3) uint8 as telephones store it: a grid of HEVC tiles of (height, width)."""
+    """An image (H, W, 3) uint8 as phones store it: a grid of HEVC tiles of (height, width)."""
     (height, width), (rows, columns) = (
         tile,
         (-(-side // part) for side, part in zip(pixels.shape[:2], tile, strict=True)),
@@ -72,32 +72,36 @@ def heic(pixels, tile, *turns, kind=b"grid"):
         for y in range(rows)
         for x in range(columns)
     ]
-    slices, whole = [each for _, each in coded], len(coded) + 1
+    slices, primary = [data for _, data in coded], len(coded) + 1
     sizes = [struct.pack(">II", *pair) for pair in ((width, height), pixels.shape[1::-1])]
-    properties = box(b"ipco", coded[0][0], *(full_box(b"ispe", 0, each) for each in sizes), *turns)
-    mine = bytes([1 + len(turns), *range(3, 4 + len(turns))])
-    of_items = b"".join(struct.pack(">HBBB", n, 2, 0x81, 2) for n in range(1, whole)) + struct.pack(">H", whole) + mine
-    infos = [full_box(b"infe", 2, struct.pack(">HH4sB", n, 0, b"hvc1", 0)) for n in range(1, whole)]
-    infos.append(full_box(b"infe", 2, struct.pack(">HH4sB", whole, 0, kind, 0)))
+    properties = box(b"ipco", coded[0][0], *(full_box(b"ispe", 0, size) for size in sizes), *turns)
+    own = bytes([1 + len(turns), *range(3, 4 + len(turns))])
+    of_items = (
+        b"".join(struct.pack(">HBBB", n, 2, 0x81, 2) for n in range(1, primary)) + struct.pack(">H", primary) + own
+    )
+    infos = [full_box(b"infe", 2, struct.pack(">HH4sB", n, 0, b"hvc1", 0)) for n in range(1, primary)]
+    infos.append(full_box(b"infe", 2, struct.pack(">HH4sB", primary, 0, kind, 0)))
     grid = bytes([0, 0, rows - 1, columns - 1]) + struct.pack(">HH", *pixels.shape[1::-1])
 
     def places(base):
         entries = b""
-        for number, each in enumerate(slices, 1):
-            entries += struct.pack(">HHHHII", number, 0, 0, 1, base, len(each))
-            base += len(each)
-        entries += struct.pack(">HHHHII", whole, 1, 0, 1, 0, len(grid))
-        return full_box(b"iloc", 1, struct.pack(">BBH", 0x44, 0, whole), entries)
+        for number, data in enumerate(slices, 1):
+            entries += struct.pack(">HHHHII", number, 0, 0, 1, base, len(data))
+            base += len(data)
+        entries += struct.pack(">HHHHII", primary, 1, 0, 1, 0, len(grid))
+        return full_box(b"iloc", 1, struct.pack(">BBH", 0x44, 0, primary), entries)
+
+    references = struct.pack(f">{primary + 1}H", primary, primary - 1, *range(1, primary))
 
     def meta(base):
         return full_box(
             b"meta", 0,
             full_box(b"hdlr", 0, bytes(4), b"pict", bytes(13)),
-            full_box(b"pitm", 0, struct.pack(">H", whole)),
+            full_box(b"pitm", 0, struct.pack(">H", primary)),
             places(base),
-            full_box(b"iinf", 0, struct.pack(">H", whole), *infos),
-            full_box(b"iref", 0, box(b"dimg", struct.pack(f">{whole + 1}H", whole, whole - 1, *range(1, whole)))),
-            box(b"iprp", properties, full_box(b"ipma", 0, struct.pack(">I", whole), of_items)),
+            full_box(b"iinf", 0, struct.pack(">H", primary), *infos),
+            full_box(b"iref", 0, box(b"dimg", references)),
+            box(b"iprp", properties, full_box(b"ipma", 0, struct.pack(">I", primary), of_items)),
             box(b"idat", grid),
         )  # fmt: skip
 
@@ -105,7 +109,7 @@ def heic(pixels, tile, *turns, kind=b"grid"):
     return head + meta(len(head) + len(meta(0)) + 8) + box(b"mdat", *slices)
 
 
-# --- Pictures of many bits ------------------------------------------------------------------------------------------
+# --- Images with many bits ------------------------------------------------------------------------------------------
 
 
 def _chunk(kind, data):
@@ -119,7 +123,7 @@ def _png(path, head, *chunks):
 
 
 def deep_png(path, pixels, clear=None):
-    """(H, W) or (H, W, 3) uint16 as a PNG of 16 bits, with a colour that is transparent."""
+    """Write (H, W) or (H, W, 3) uint16 as a 16-bit PNG, optionally with a transparent colour."""
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     colour = b"" if clear is None else _chunk(b"tRNS", np.asarray(clear, ">u2").tobytes())
@@ -127,21 +131,21 @@ def deep_png(path, pixels, clear=None):
 
 
 def png_bomb(path, side=13000):
-    """A black PNG of so many pixels a side, row by row, so that making it takes no memory either."""
+    """Write a black PNG of `side` x `side` pixels, row by row, so that writing does not fill the memory."""
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
     return _png(path, (side, side, 8, 0), _chunk(b"IDAT", rows))
 
 
 def text_bomb(path, megabytes=90):
-    """A small PNG with texts of so many MB, which are zeros."""
+    """Write a small PNG with `megabytes` of texts, all zeros."""
     packed = zlib.compress(bytes(2**20 * 30), 1)
     texts = [_chunk(b"zTXt", b"Comment\0\0" + packed) for _ in range(megabytes // 30)]
     return _png(path, (4, 4, 8, 0), *texts, _chunk(b"IDAT", zlib.compress(b"\0\0\x50\xa0\xff" * 4)))
 
 
 def png_film_bomb(path, side=13000):
-    """A MOV of two such pictures."""
+    """Write a MOV with two frames of `png_bomb`."""
     data = png_bomb(path.with_suffix(".png"), side).read_bytes()
     with av.open(str(path), "w") as container:
         stream = container.add_stream("png", rate=8)
@@ -156,7 +160,7 @@ def png_film_bomb(path, side=13000):
 
 
 def float_tiff(path, pixels):
-    """(H, W, 3), or 4 with alpha, float16 or float32 as a TIFF, which Pillow neither writes nor reads."""
+    """Write (H, W, 3), or 4 with alpha, float16 or float32 as a TIFF, which Pillow neither writes nor reads."""
     height, width, samples = pixels.shape
     data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     first = 8 + 2 + 12 * 11 + 4
@@ -174,27 +178,27 @@ PIXELS = {"mjpeg": "yuvj420p", "png": "rgb24"}
 
 
 def of_streams(path, *streams):
-    """A video of streams, each (codec, frames, (height, width), colour), at 10 frames a second."""
+    """Write a video of streams, each (codec, frames, (height, width), colour), at 10 frames per second."""
     with av.open(str(path), "w") as container:
-        made = []
+        opened = []
         for codec, count, (height, width), colour in streams:
             stream = container.add_stream(codec, rate=10)
             stream.height, stream.width, stream.pix_fmt = height, width, PIXELS.get(codec, "yuv420p")
             picture = np.full((height, width, 3), colour, np.uint8)
-            made.append((stream, count, picture))
-        for number in range(max(count for _, count, _ in made)):
-            for stream, count, picture in made:
+            opened.append((stream, count, picture))
+        for number in range(max(count for _, count, _ in opened)):
+            for stream, count, picture in opened:
                 if number < count:
                     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
                     frame.pts = number
                     container.mux(stream.encode(frame))
-        for stream, _, _ in made:
+        for stream, _, _ in opened:
             container.mux(stream.encode(None))
     return path
 
 
 def deep_frame(rgb, transfer=2, side=64):
-    """A picture of one colour, R'G'B' in [0, 1], as 10-bit BT.2020."""
+    """A frame of one colour, R'G'B' in [0, 1], as 10-bit BT.2020."""
     red, green, blue = rgb
     luma = 0.2627 * red + 0.6780 * green + 0.0593 * blue
     frame = av.VideoFrame(side, side, "yuv420p10le")
@@ -205,11 +209,11 @@ def deep_frame(rgb, transfer=2, side=64):
     return frame
 
 
-def tag(what, transfer):
-    """Marks a frame or an encoder as BT.2020 of a transfer function; of an unnamed one (2) not at all."""
-    what.color_trc = transfer
-    what.color_primaries = what.colorspace = 2 if transfer == 2 else 9
-    what.color_range = 1
+def tag(target, transfer):
+    """Tag a frame or an encoder as BT.2020 with a transfer function; an unspecified one (2) gives no tags."""
+    target.color_trc = transfer
+    target.color_primaries = target.colorspace = 2 if transfer == 2 else 9
+    target.color_range = 1
 
 
 def hdr_video(path, codec, rgb, transfer, frames=6, **options):
@@ -229,13 +233,13 @@ def hdr_video(path, codec, rgb, transfer, frames=6, **options):
     return path
 
 
-def told_by_the_container(path, source, transfer):
-    """The packets of a raw stream in a container that says what its pictures do not."""
-    with av.open(str(source)) as given, av.open(str(path), "w") as container:
-        theirs = given.streams.video[0]
-        stream = container.add_stream_from_template(theirs)
+def tagged_container(path, raw, transfer):
+    """Copy the packets of a raw stream to a container with colour tags that its frames do not have."""
+    with av.open(str(raw)) as source, av.open(str(path), "w") as container:
+        template = source.streams.video[0]
+        stream = container.add_stream_from_template(template)
         tag(stream.codec_context, transfer)
-        for number, packet in enumerate(given.demux(theirs)):
+        for number, packet in enumerate(source.demux(template)):
             if packet.size:
                 packet.stream, packet.time_base = stream, Fraction(1, 10)
                 packet.pts = packet.dts = number
@@ -244,7 +248,7 @@ def told_by_the_container(path, source, transfer):
 
 
 def animated(path, colours, size=(24, 32), milliseconds=125, **options):
-    """Pictures of one colour each, as Pillow writes animations."""
+    """Write an animation with Pillow, one colour per frame."""
     first, *others = (Image.new("RGB", size[::-1], colour) for colour in colours)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, **options)
     return path

@@ -1,4 +1,4 @@
-"""Clips that tests of annotators look at."""
+"""Clips and helpers for tests of annotators."""
 
 from fractions import Fraction
 
@@ -21,12 +21,12 @@ def clip(height: int = 24, width: int = 32, frames: int = 3, batch: int = 1) -> 
 
 
 def plan(frames: int) -> FramePlan:
-    """A plan of so many frames, for what is no video."""
+    """A plan of `frames` frames, for sources that are not videos."""
     return FramePlan(0.0, Fraction(8), frames)
 
 
 def read_mask(path, frames, white: str = "paint", size=None) -> torch.Tensor:
-    """The keep map of a file, for so many frames or those of a plan; by default at its own size."""
+    """The keep map of a file, for a number of frames or a plan; by default at the file's size."""
     if size is None:
         first = sorted(path.iterdir())[0] if path.is_dir() else path
         size = tuple(read_image(first).shape[-2:]) if is_image(first) else (probe(path).height, probe(path).width)
@@ -34,19 +34,19 @@ def read_mask(path, frames, white: str = "paint", size=None) -> torch.Tensor:
 
 
 def as_mask(picture: torch.Tensor, white: str = "paint", frames: int | None = None, size=None) -> torch.Tensor:
-    """The keep map of a picture (B, C, H, W) or a video."""
+    """The keep map of an image (B, C, H, W) or a video."""
     video = picture[:, :, None] if picture.ndim == 4 else picture
     return mask_of(video, white, frames or video.shape[2], size or tuple(video.shape[-2:])).keep
 
 
 def sketch(video, method="auto", models=None, at_once=4, progress=None) -> tuple[torch.Tensor, str]:
-    """The sketch of a video and the method that drew it."""
+    """The sketch of a video and the method used."""
     sketcher = load_sketcher(method, models=models)
     return per_frame(sketcher.draw, video, "sketch", at_once, progress), sketcher.which
 
 
 class Greys:
-    """A network of depth that is none: the darker, the farther."""
+    """A fake depth network: darker is farther."""
 
     which, values = "midas", "midas"
 
@@ -55,6 +55,6 @@ class Greys:
 
 
 def depth(video, model=None, models=None, **options) -> tuple[torch.Tensor, str]:
-    """The depth of a video and the network that saw it."""
+    """The depth of a video and the network used."""
     model = model if isinstance(model, DepthModel) else load_depth_model(model, models=models)
     return extracted_depth(video, model, **options), model.which

@@ -180,11 +180,11 @@ def test_a_sketch_has_the_videos_size_and_batch(models, size):
 
 
 def test_a_sketch_does_not_depend_on_the_chunk_and_tells_its_progress(models):
-    video, told = clip(frames=5), []
+    video, calls = clip(frames=5), []
     whole, _ = sketch(video, "pidinet", models, at_once=5)
-    pieces, _ = sketch(video, "pidinet", models, at_once=2, progress=lambda *done: told.append(done))
+    pieces, _ = sketch(video, "pidinet", models, at_once=2, progress=lambda *done: calls.append(done))
     torch.testing.assert_close(pieces, whole)
-    assert told == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
+    assert calls == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
 
 
 @pytest.mark.parametrize("size", [(40, 56), (96, 96), (200, 130)])
@@ -217,7 +217,7 @@ def test_auto_takes_pidinet_where_it_is_and_edges_elsewhere(models, tmp_path, mo
 
 def test_auto_says_what_a_half_set_lacks(tmp_path):
     torch.save(released_pidinet_state(), tmp_path / PIDINET)
-    with pytest.warns(UserWarning, match=rf"{PIDINET} is there, but .* also need {SIMPLIFIER}"):
+    with pytest.warns(UserWarning, match=rf"require {SIMPLIFIER} in addition to {PIDINET}"):
         assert sketch(clip(), "auto", tmp_path)[1] == "edges"
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_file_is_no_reason_to_draw_edges(models, tmp_path):
 
 
 def test_what_cannot_be_sketched_is_refused(models):
-    with pytest.raises(UserError, match=r"'canny' is unknown: expected one of auto, pidinet, edges"):
+    with pytest.raises(UserError, match=r"'canny'. Expected one of auto, pidinet, edges"):
         sketch(clip(), "canny")
     with pytest.raises(UserError, match=r"\(batch, 3, frames, height, width\)"):
         sketch(clip()[:, :1], "edges")
@@ -314,9 +314,9 @@ def test_the_released_midas_is_known_by_its_shapes():
 def test_the_released_file_is_found_and_read(golden, tmp_path):
     tensors, _ = small_midas(golden[0])
     torch.save(tensors.state(), tmp_path / "midas_v3_dpt_large.pth")
-    found, which = depth(clip(), models=tmp_path)
+    output, which = depth(clip(), models=tmp_path)
     named, _ = depth(clip(), tmp_path / "midas_v3_dpt_large.pth")
-    assert which == "midas" and torch.equal(found, named)
+    assert which == "midas" and torch.equal(output, named)
     state = tensors.state()
     state["fc2.0.weight"] = state["fc2.0.weight"][:, :100].clone()
     torch.save(state, tmp_path / "midas_v3_dpt_large.pth")

@@ -1,5 +1,4 @@
-"""The command line: what it writes, the same again from what it wrote, many runs, and one clear sentence with status 2
-for what it cannot do."""
+"""The command line: its outputs, repeated runs, many runs, and a clear message with status 2 for every user error."""
 
 import hashlib
 import json
@@ -30,7 +29,7 @@ from vc_core.video import probe, write_video
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A short clip of odd proportions."""
+    """A short clip with an unusual aspect ratio."""
     path = tmp_path_factory.mktemp("clips") / "a clip.mp4"
     return write_video(path, draw_clip(size=96, frames=6)[..., :80], rate=8)
 
@@ -45,7 +44,7 @@ def picture(tmp_path_factory):
 
 @pytest.fixture
 def compose(tiny_checkpoint):
-    """`./vc compose` with the tiny checkpoint, two steps and small pixels."""
+    """`./vc compose` with the tiny checkpoint, two steps and no enlargement."""
     return lambda *arguments: vc(
         "compose", "--checkpoint", tiny_checkpoint, "--steps", 2, "--scale", 1, *[str(a) for a in arguments]
     )
@@ -90,30 +89,30 @@ def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
         stream = container.streams.video[0]
         assert (stream.codec.name, stream.pix_fmt) == ("h264", "yuv420p")
     assert frames_of(out).shape == (3, 64, 96, 3)
-    assert probe(out).rate == 5  # the plan's: 3 frames of 0.75 s are no more than 3 at 4 a second
+    assert probe(out).rate == 5  # the plan's rate: a clip of 0.75 s has only 3 frames at 4 per second
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{out}: 3 frames of 96x64 at 5 a second, seed 0"
-    assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames a second, 5 frames taken from each second of " + (
+    assert lines[0] == f"{out}: 3 frames of 96x64, 5 per second, seed 0"
+    assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames per second, 5 frames sampled per second of " + (
         "a clip.mp4, cpu in fp32"
     )
-    with Image.open(sheet) as image:  # a strip for each of the five conditions, the style and the result
+    with Image.open(sheet) as image:  # a row for each of the five conditions, the style and the result
         assert image.height > 7 * 128
 
 
-def test_compose_says_what_memory_it_needs(compose, tmp_path, capsys, monkeypatch):
+def test_compose_notes_the_memory_that_it_needs(compose, tmp_path, capsys, monkeypatch):
     words = "--text", "a", "--dtype", "fp16", "--offload", "--steps", "1", "-o"
     assert compose(*words, tmp_path / "little.mp4") == 0
     assert "memory" not in capsys.readouterr().err
-    monkeypatch.setattr("vc_core.commands.compose.TOLD", 0)
+    monkeypatch.setattr("vc_core.commands.compose.NOTED", 0)
     assert compose(*words, tmp_path / "much.mp4") == 0
-    said = "vc: needs about 0.6 GB of memory: 0.0 for weights (fp16, offloaded), 0.6 for the program and, one after "
-    assert said in capsys.readouterr().err
+    message = "vc: This run needs about 0.6 GB of memory: 0.0 for weights (fp16, offloaded), 0.6 for the program, and "
+    assert message in capsys.readouterr().err
     monkeypatch.setattr("vc_core.memory.available", lambda device: 10**8)
     assert compose(*words, tmp_path / "too-much.mp4") == 0
-    assert "; 0.1 GB are free, too few: try dtype fp8, or a smaller size" in capsys.readouterr().err
+    assert ". 0.1 GB are free, which is not enough. Try dtype fp8, or a smaller size" in capsys.readouterr().err
 
 
-def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_composer, clip, picture, tmp_path, monkeypatch):
+def test_every_condition_and_setting_changes_the_video(tiny_composer, clip, picture, tmp_path, monkeypatch):
     composed, inner = [], pipeline.compose
 
     def watched(*arguments, **settings):
@@ -144,25 +143,25 @@ def test_the_conditions_that_were_named_are_the_ones_that_act(tiny_composer, cli
 
 
 def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
-    seen = {}
+    passed = {}
 
     def composed(composer, text, **settings):
-        seen.update(settings, text=text)
+        passed.update(settings, text=text)
         return torch.zeros(2, 3, 7, 16, 24)
 
     monkeypatch.setattr("vc_core.pipeline.compose", composed)
-    given = {
+    options = {
         "frames": 7, "size": "24x16", "batch_size": 2, "seed": 5, "sampler": "ddim", "eta": 0.5, "guidance": 4,
         "condition_guidance": 2, "rescale": 0.5, "window": 4, "overlap": 1, "chunk": 2, "tile": 64, "text": "a",
         "negative": "b",
     }  # fmt: skip
-    assert compose(*[word for name, value in given.items() for word in (as_option(name), value)],
+    assert compose(*[word for name, value in options.items() for word in (as_option(name), value)],
                    "-o", tmp_path / "out.mp4") == 0  # fmt: skip
-    assert callable(seen.pop("progress"))
+    assert callable(passed.pop("progress"))
     sampling = Sampling(
         "ddim", 2, 1.0, 0.5, guidance=4, condition_guidance=2, rescale=0.5, windows=Windows(4, 1, carry=0.5)
     )
-    assert seen == {
+    assert passed == {
         "text": "a", "negative": "b", "conditions": [], "style": None, "init": None, "sampling": sampling, "frames": 7,
         "size": (16, 24), "batch": 2, "seed": 5, "tiling": Tiling(2, 64),
     }  # fmt: skip
@@ -170,22 +169,22 @@ def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("frames", "given", "expected"),
+    ("frames", "options", "expected"),
     [
         (3, {}, (None, None)),
         (4, {}, (3, 1)),
-        (4, {"window": 8}, (8, 4)),  # one window, and not the default ones
+        (4, {"window": 8}, (8, 4)),  # one window instead of the default windows
         (9, {"window": 8, "overlap": 0}, (8, 0)),
         (9, {"overlap": 2}, (3, 2)),
     ],
 )
-def test_windows_of_long_videos(tiny_config, frames, given, expected):
-    full, _ = running.fill_in(Settings(frames=frames, **given), tiny_config)
+def test_windows_of_long_videos(tiny_config, frames, options, expected):
+    full, _ = running.fill_in(Settings(frames=frames, **options), tiny_config)
     assert (full.window, full.overlap) == expected
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.webm", "out.gif", "out.webp", "out"])
-def test_every_format_holds_how_it_was_made(compose, tmp_path, name):
+def test_every_output_format_contains_the_record(compose, tmp_path, name):
     out = tmp_path / name
     assert compose("--text", "ein „Kreis“; a=b\n\\", "--guidance", "3", "-o", out, "--sheet", tmp_path / "s.png") == 0
     for path in (out, tmp_path / "s.png"):
@@ -195,7 +194,7 @@ def test_every_format_holds_how_it_was_made(compose, tmp_path, name):
         assert settings.out is None
 
 
-def test_what_a_file_says_of_how_it_was_made(compose, tiny_checkpoint, clip, picture, tmp_path):
+def test_the_record_of_an_output_file(compose, tiny_checkpoint, clip, picture, tmp_path):
     out = tmp_path / "out.mp4"
     assert compose("--video", clip, "--use", "motion,mask", "--mask", picture, "-o", out) == 0
     record = read_record(out)
@@ -212,37 +211,38 @@ def test_what_a_file_says_of_how_it_was_made(compose, tiny_checkpoint, clip, pic
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--video", "none.mp4", "--use", "motion"], "There is no file at none.mp4, which --video names"),
-        (["--video", "CLIP"], "say what to take from it"),
-        (["--use", "motion"], "give --video FILE"),
-        (["--video", "CLIP", "--use", "smell"], "unknown condition 'smell'"),
-        (["--video", "CLIP", "--use", "mask"], "needs a mask file"),
+        (["--video", "none.mp4", "--use", "motion"], "none.mp4 does not exist, but --video names it"),
+        (["--video", "CLIP"], "Choose the conditions to extract from it"),
+        (["--use", "motion"], "Add --video FILE"),
+        (["--video", "CLIP", "--use", "smell"], "Unknown condition 'smell'"),
+        (["--video", "CLIP", "--use", "mask"], "requires a mask"),
         (["--video", "CLIP", "--use", "depth"], "depth"),
         (["--video", "PICTURE", "--use", "motion"], "picture.png"),
-        (["--video", ".", "--use", "motion"], ".: is a folder without images"),
+        (["--video", ".", "--use", "motion"], "Expected a video, but . is a folder without images"),
         (["--video", "CLIP", "--use", "motion", "--frames", "500"], "too short"),
         (["--image", "CLIP"], "cannot be read as an image"),
         (["--image", "none.png"], "none.png"),
-        (["--mask", "PICTURE"], "add mask to --use"),
-        (["--size", "30x30"], "--size 30x30 is not possible: expected multiples of 8"),
-        (["--size", "large"], "expected WIDTHxHEIGHT"),
-        (["--strength", "motion=much"], "expected NAME=FACTOR"),
-        (["--strength", "motion=0.5"], "name conditions that are given"),
-        (["--schedule", "style=0.9:0.1"], "expected 0 <= start <= end <= 1"),
-        (["--sampler", "eulr"], "--sampler eulr is not possible: expected one of dpmpp_2m"),
-        (["--scale", "0"], "--scale 0 is not possible"),
-        (["--fps", "0"], "--fps 0 is not possible"),
-        (["--fps", "nan"], "--fps nan is not possible"),
-        (["--seed", "99999999999999999999"], "--seed 99999999999999999999 is not possible"),
-        (["--checkpoint", "none.safetensors"], "There is no file at none.safetensors, which --checkpoint names"),
+        (["--mask", "PICTURE"], "Add mask to --use"),
+        (["--size", "30x30"], "--size is 30x30. Expected multiples of 8"),
+        (["--size", "large"], "Expected WIDTHxHEIGHT"),
+        (["--strength", "motion=much"], "Expected NAME=FACTOR"),
+        (["--strength", "motion=0.5"], "names conditions that are not used: motion"),
+        (["--schedule", "style=0.9:0.1"], "Expected 0 <= start <= end <= 1"),
+        (["--sampler", "eulr"], "--sampler is eulr. Expected one of dpmpp_2m"),
+        (["--scale", "0"], "--scale is 0. Expected an integer from 1 to 64"),
+        (["--fps", "0"], "--fps is 0. Expected a number above 0 and at most 1000"),
+        (["--fps", "nan"], "--fps is nan. Expected a number"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999. Expected an integer from 0"),
+        (["--image", "", "--text", "a"], "--image is empty. Expected a path"),
+        (["--checkpoint", "none.safetensors"], "none.safetensors does not exist, but --checkpoint names it"),
         (["--checkpoint", "CLIP"], "cannot be read as a checkpoint"),
         (["--parts", "none.bin"], "none.bin"),
-        (["--device", "toaster"], "expected auto, cpu"),
-        (["--sheet", "sheet.jpg"], "sheet.jpg cannot be written: expected a name that ends in .png"),
+        (["--device", "toaster"], "Expected auto, cpu"),
+        (["--sheet", "sheet.jpg"], "A contact sheet is a .png file, but its name is sheet.jpg"),
         (["--init", "CLIP"], "has no effect at --denoise 1"),
-        (["--from", "none.yaml"], "There is no file of settings at none.yaml"),
+        (["--from", "none.yaml"], "The settings file none.yaml does not exist"),
         (["--from", "CLIP"], "a clip.mp4"),
-        (["--batch", "none.yaml"], "--out does not go with --batch"),
+        (["--batch", "none.yaml"], "--out and --batch exclude each other"),
     ],
 )
 def test_bad_input(tiny_checkpoint, clip, picture, tmp_path, capsys, monkeypatch, arguments, message):
@@ -260,7 +260,7 @@ def test_bad_input(tiny_checkpoint, clip, picture, tmp_path, capsys, monkeypatch
 
 def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monkeypatch):
     assert compose() == 2
-    assert "There is no name for the result: give --out" in capsys.readouterr().err
+    assert "The output has no name. Add --out" in capsys.readouterr().err
     assert compose("-o", tmp_path / "out.avi") == 2
     assert ".mp4" in capsys.readouterr().err
     assert compose("-o", tmp_path / "no" / "out.mp4") == 2
@@ -269,33 +269,33 @@ def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monke
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     (tmp_path / "folder.mp4").mkdir()
-    monkeypatch.setattr("vc_core.commands.compose.load", None)  # all of this is found out before anything is loaded
+    monkeypatch.setattr("vc_core.commands.compose.load", None)  # these errors are raised before anything is loaded
     assert compose("-o", tmp_path / "mine") == 2
     assert "thesis.txt" in capsys.readouterr().err
     assert compose("-o", tmp_path / "folder.mp4") == 2
     assert "is a folder" in capsys.readouterr().err
     assert compose("--fps", 100, "-o", tmp_path / "out.gif") == 2
-    assert "100 frames a second" in capsys.readouterr().err
+    assert "100 frames per second" in capsys.readouterr().err
     copy = shutil.copy(clip, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
     assert compose("--video", copy, "--use", "motion", "-o", "clip.mp4") == 2
-    assert "would overwrite what --video reads" in capsys.readouterr().err
+    assert "would overwrite the input of --video" in capsys.readouterr().err
     assert copy.read_bytes() == clip.read_bytes()
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(Exception, match="There is no file at"):
+    with pytest.raises(Exception, match="none does not exist, but --checkpoint names it"):
         vc("compose", "--debug", "--checkpoint", tmp_path / "none", "-o", tmp_path / "out.mp4")
 
 
-def test_our_own_mistakes_are_one_line_too(compose, tmp_path, capsys, monkeypatch):
+def test_a_bug_of_ours_prints_one_line_too(compose, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("vc_core.pipeline.compose", broken)
     assert compose("-o", tmp_path / "out.mp4") == 1
     error = capsys.readouterr().err
-    assert "unexpected ZeroDivisionError: division by zero (--debug" in error
+    assert "Unexpected ZeroDivisionError: division by zero. Run the command with --debug" in error
     assert "Traceback" not in error
 
 
@@ -351,14 +351,14 @@ def test_ctrl_c_leaves_nothing(compose, tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one process is POSIX's")
 @pytest.mark.parametrize("what", ["sampling", "writing"])
 def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
-    """The signal itself, in the middle of the real work."""
-    # What a shell starts in the background ignores it.
+    """The real signal, in the middle of the real work."""
+    # A process that a shell starts in the background ignores it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    told, inner = [], terminal.Bars.__call__
+    reports, inner = [], terminal.Bars.__call__
 
     def report(self, *progress):
         inner(self, *progress)
-        told.append(progress[:2])
+        reports.append(progress[:2])
         if progress[:2] == (what, 2):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -368,7 +368,7 @@ def test_ctrl_c_ends_within_a_step(compose, tmp_path, monkeypatch, what):
         assert compose("--frames", 16, "--steps", 500 if what == "sampling" else 1, "-o", tmp_path / "out.mp4") == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert told[-1] == (what, 2)
+    assert reports[-1] == (what, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
 
@@ -379,22 +379,22 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "vc_core", "compose", "--steps", "900", "--frames", "4", "-o", "out.mp4"]
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path, env=environment) as process:
-        told = b""
-        while b"sampling" not in told:
-            told += (read := os.read(process.stderr.fileno(), 4096))
-            assert read, told.decode()
+        output = b""
+        while b"sampling" not in output:
+            output += (read := os.read(process.stderr.fileno(), 4096))
+            assert read, output.decode()
         process.send_signal(signal.SIGINT)
-        told += process.stderr.read()
+        output += process.stderr.read()
         assert process.wait() == 130
-    assert b"900/900" not in told
-    assert b"vc: interrupted" in told and b"Traceback" not in told
+    assert b"900/900" not in output
+    assert b"vc: interrupted" in output and b"Traceback" not in output
     assert list(tmp_path.iterdir()) == []
 
 
 # --- Progress -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bar_for_what_takes_time_and_none_for_what_does_not(capsys):
+def test_only_slow_work_gets_a_bar(capsys):
     with terminal.progress_bars() as progress:
         for done in range(1, 4):
             progress("hashing", done, 3)
@@ -424,22 +424,22 @@ def test_the_module_runs_as_the_launcher_does(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("xdist", [None, "found"])
+@pytest.mark.parametrize("xdist", [None, "installed"])
 @pytest.mark.parametrize(
-    ("arguments", "handed_on"),
+    ("arguments", "passed"),
     [
         (["test", "-k", "two words", "-n", "3"], ["-m", "not slow", "-k", "two words", "-n", "3"]),
         (["test", "--all", "-x"], ["-x"]),
     ],
 )
-def test_tests_are_handed_on(monkeypatch, repository, arguments, handed_on, xdist):
-    """As many at a time as there are cores, where pytest-xdist is there; the user's own -n comes after it."""
+def test_arguments_of_test_go_to_pytest(monkeypatch, repository, arguments, passed, xdist):
+    """With pytest-xdist one process per core; the user's own -n comes later and so overrides it."""
     calls = []
     monkeypatch.setattr(cli, "find_spec", lambda name: xdist)
     monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
     assert vc(*arguments) == 7
     ((command, settings),) = calls
-    assert command == [sys.executable, "-m", "pytest", *(["-n", "auto"] if xdist else []), *handed_on]
+    assert command == [sys.executable, "-m", "pytest", *(["-n", "auto"] if xdist else []), *passed]
     assert settings["cwd"] == repository
 
 
@@ -449,8 +449,8 @@ def test_tests_are_handed_on(monkeypatch, repository, arguments, handed_on, xdis
      ("evaluate", "training.evaluate")],
 )  # fmt: skip
 @pytest.mark.parametrize("system", ["posix", "nt"])
-def test_trainings_programs_take_the_commands_place_where_they_can(monkeypatch, repository, name, module, system):
-    """So that a signal to the command reaches the training, which saves before it leaves."""
+def test_training_programs_replace_the_process_if_they_can(monkeypatch, repository, name, module, system):
+    """So that a signal to the command reaches the training, which saves before it exits."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command[0], command, env)) or 7)
@@ -469,5 +469,5 @@ def test_train_names_the_bundled_checkpoints(repository):
     assert "vc train bundled --minutes" in run.stderr and "synthetic.yaml" in run.stderr
 
 
-def test_torch_is_left_as_it_was():
+def test_torch_settings_are_unchanged():
     assert torch.is_grad_enabled()

@@ -36,7 +36,7 @@ def extraction(scale, layout="dense", unit="pixels"):
 
 
 def at(name, scale, size=SIZE):
-    """Told anew, so that the tests do not repeat `condition_size`."""
+    """Computed independently of `condition_size`."""
     return tuple(side // 8 * (scale or (8 if name == "motion" else 12)) for side in size)
 
 
@@ -62,14 +62,14 @@ def source(clip, scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_key_survives_json_and_is_not_there_where_it_says_nothing(scale):
     config = Config(extraction=extraction(scale))
-    told = json.loads(config.to_json())["extraction"]
-    assert told.get("condition_scale") == scale and ("condition_scale" in told) == (scale is not None)
+    section = json.loads(config.to_json())["extraction"]
+    assert section.get("condition_scale") == scale and ("condition_scale" in section) == (scale is not None)
     assert Config.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize("wrong", ["5", "true", '"8"', "4.0", "[4]"])
 def test_other_sizes_are_refused(wrong):
-    with pytest.raises(UserError, match=r"extraction.condition_scale is .*: expected one of 4, 8, 12, or no such key"):
+    with pytest.raises(UserError, match=r"extraction.condition_scale is .*\. Expected one of 4, 8, 12, or no such key"):
         Config.from_json(f'{{"extraction": {{"condition_scale": {wrong}}}}}')
 
 
@@ -84,7 +84,7 @@ def test_info_shows_the_key_and_a_pth_cannot_hold_it(tiny_config, tiny_unet, tmp
     released = Config(extraction=ExtractionConfig(condition_scale=4))
     save_checkpoint(tmp_path / "y.safetensors", dataclasses.replace(released, unet=tiny_config.unet),
                     {"model": to_released(tiny_unet)})  # fmt: skip
-    with pytest.raises(UserError, match="would lose"):
+    with pytest.raises(UserError, match="cannot store this config"):
         convert(tmp_path / "y.safetensors", tmp_path / "y.pth")
 
 
@@ -100,16 +100,16 @@ def test_sizes(name):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_what_is_extracted_has_the_checkpoints_size(clip, grey, scale):
-    made = {}
+    results = {}
     for name, spec in CONDITIONS.items():
         options = Options(mask_draw="rectangles", depth_maps=grey if name == "depth" else None)
-        made[name] = extract(name, source(clip, scale), options)
+        results[name] = extract(name, source(clip, scale), options)
         count = 1 if spec.kind == "spatial" else FRAMES
-        assert made[name].shape == (1, spec.channels, count, *at(name, scale)), name
+        assert results[name].shape == (1, spec.channels, count, *at(name, scale)), name
         if scale is None:
-            assert torch.equal(made[name], extract(name, source(clip, 8 if name == "motion" else 12), options))
-    assert made["mask"][:, 3].unique().tolist() == [0.0, 1.0]
-    assert not (made["mask"][:, :3] * (1 - made["mask"][:, 3:])).any()
+            assert torch.equal(results[name], extract(name, source(clip, 8 if name == "motion" else 12), options))
+    assert results["mask"][:, 3].unique().tolist() == [0.0, 1.0]
+    assert not (results["mask"][:, :3] * (1 - results["mask"][:, 3:])).any()
 
 
 @pytest.mark.parametrize("scale", [4, 8])
@@ -208,13 +208,13 @@ def test_vectors_grow_with_the_video_and_not_with_the_map():
 
 @pytest.fixture(scope="module")
 def composers(tiny_composer):
-    """One network, told that it takes conditions of each size."""
-    made = {}
+    """One network, configured for each size of conditions."""
+    results = {}
     for scale in SCALES:
         config = dataclasses.replace(tiny_composer.config, extraction=extraction(scale))
-        made[scale] = VideoComposer(config, *(getattr(tiny_composer, name) for name in (
+        results[scale] = VideoComposer(config, *(getattr(tiny_composer, name) for name in (
             "unet", "autoencoder", "towers", "checkpoint", "device", "dtype")))  # fmt: skip
-    return made
+    return results
 
 
 def seen_by(composer, monkeypatch, *conditions):
@@ -253,5 +253,5 @@ def test_vectors_made_for_another_video_grow_when_they_are_composed_with(compose
     half = Condition("motion", field, video=(64, 80))  # twice the video that is composed
     for scale, composer in composers.items():
         same = Condition("motion", refit("motion", field * 0.5, (32, 40), 3, extraction(scale), (32, 40)))
-        made = [composed(composer, "a", conditions=[each], steps=2, seed=1) for each in (half, same)]
-        torch.testing.assert_close(*made)
+        results = [composed(composer, "a", conditions=[each], steps=2, seed=1) for each in (half, same)]
+        torch.testing.assert_close(*results)

@@ -1,4 +1,4 @@
-"""`convert` and `inspect`: every layout there and back, and what neither will do."""
+"""`convert` and `inspect`: every layout in both directions, and what they refuse."""
 
 import dataclasses
 
@@ -22,13 +22,13 @@ RELEASED_LIKE = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention
 
 def same(a, b) -> bool:
     a, b = open_tensors(a), open_tensors(b)
-    get, got = a.get(), b.get()
-    return a.shapes == b.shapes and a.dtypes == b.dtypes and all(torch.equal(get(n), got(n)) for n in a.shapes)
+    get_a, get_b = a.get(), b.get()
+    return a.shapes == b.shapes and a.dtypes == b.dtypes and all(torch.equal(get_a(n), get_b(n)) for n in a.shapes)
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """A file as the released one: a `.pth` of a small network with nothing but names and shapes."""
+    """A file like the released one: a `.pth` of a small network with only names and shapes."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("released") / "non_ema.pth"
     save_tensors(path, to_released(UNet3D(RELEASED_LIKE)))
@@ -73,8 +73,10 @@ def test_types(released, tmp_path, dtype, kinds):
     load_unet(read_checkpoint(tmp_path / "x.safetensors"))
 
 
-def test_what_a_pth_cannot_say_is_not_lost(tiny_checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"x\.pth would lose .*unet\.head_dim is 16.*\.safetensors"):
+def test_a_pth_that_cannot_store_the_config_is_not_written(tiny_checkpoint, tmp_path):
+    with pytest.raises(
+        UserError, match=r"x\.pth: \.pth cannot store this config .*unet\.head_dim is 16.*\.safetensors"
+    ):
         convert(tiny_checkpoint, tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
     info = convert(tiny_checkpoint, tmp_path / "x.safetensors", layout="released")
@@ -86,7 +88,7 @@ def test_what_a_pth_cannot_say_is_not_lost(tiny_checkpoint, tmp_path):
 
 
 def test_parts_out_and_in_again(tiny_checkpoint, tmp_path):
-    """A whole file in pieces, the towers in either library's layout, and one whole file of the pieces."""
+    """A complete file is split into parts, with the towers in each library's layout, and joined again."""
     convert(tiny_checkpoint, tmp_path / "model.safetensors", parts=["model"])
     convert(tiny_checkpoint, tmp_path / "vae.safetensors", layout="taesd")
     for layout in ("open_clip", "transformers"):
@@ -95,14 +97,14 @@ def test_parts_out_and_in_again(tiny_checkpoint, tmp_path):
         files = [tmp_path / f"{name}.safetensors" for name in ("vae", "text", "image")]
         for file in files:
             assert {part.wrong for part in inspect(file).parts} == {None}
-        whole = convert(tmp_path / "model.safetensors", tmp_path / f"{layout}.safetensors", add=files)
-        assert [part.name for part in whole.parts] == ["model", "vae", "text", "image"]
-        there, here = open_tensors(tiny_checkpoint), open_tensors(tmp_path / f"{layout}.safetensors")
-        assert here.metadata["config"] == there.metadata["config"]
-        # TAESD's two constants are no parameters, and transformers keeps no logit scale beside a text model.
-        assert set(there.shapes) - set(here.shapes) <= {"vae.vae_scale", "vae.vae_shift", "text.logit_scale"}
-        get, got = there.get(), here.get()
-        assert all(torch.equal(get(name), got(name)) for name in here.shapes)
+        joined = convert(tmp_path / "model.safetensors", tmp_path / f"{layout}.safetensors", add=files)
+        assert [part.name for part in joined.parts] == ["model", "vae", "text", "image"]
+        before, after = open_tensors(tiny_checkpoint), open_tensors(tmp_path / f"{layout}.safetensors")
+        assert after.metadata["config"] == before.metadata["config"]
+        # TAESD's two constants are not parameters, and transformers stores no logit scale with a text model.
+        assert set(before.shapes) - set(after.shapes) <= {"vae.vae_scale", "vae.vae_shift", "text.logit_scale"}
+        get_before, get_after = before.get(), after.get()
+        assert all(torch.equal(get_before(name), get_after(name)) for name in after.shapes)
 
 
 def test_both_towers_in_one_file(tiny_checkpoint, tmp_path):
@@ -116,7 +118,7 @@ def test_both_towers_in_one_file(tiny_checkpoint, tmp_path):
 
 
 def test_a_stable_diffusion_checkpoint(tmp_path):
-    """An SD 2.x checkpoint of the right names and shapes, zeros in half precision: its autoencoder comes out of it."""
+    """An SD 2.x checkpoint with the right names and shapes, and zeros in half precision: its autoencoder is read."""
     from vc_core.checkpoint.formats import layout_of
     from vc_core.checkpoint.origins import part
     from vc_core.encoders.autoencoder import new_autoencoder
@@ -141,7 +143,7 @@ def test_a_stable_diffusion_checkpoint(tmp_path):
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_wrong_is_said(tiny_checkpoint, tiny_config, tmp_path):
+def test_a_missing_tensor_is_reported(tiny_checkpoint, tiny_config, tmp_path):
     tensors = open_tensors(tiny_checkpoint)
     state = tensors.below("model.").state()
     del state["out.2.bias"]
@@ -155,13 +157,13 @@ def test_what_is_wrong_is_said(tiny_checkpoint, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "lora"}, "layout 'lora' is unknown: expected one of videocomposer, released"),
-        ({"dtype": "int4"}, "dtype 'int4' is unknown: expected one of fp32"),
-        ({"layout": "ldm"}, "layout 'ldm' has no room for what the files have, model: it holds vae"),
-        ({"parts": ["vae"]}, "part 'vae' is in none of the files: they have model"),
-        ({"parts": ["model"], "layout": "open_clip"}, "no room for the part 'model': it holds text, image"),
-        ({"layout": "videocomposer", "out": "x.pth"}, r"x\.pth has no room for the config"),
-        ({"out": "x.txt"}, r"x\.txt cannot be written: expected a name that ends in \.safetensors or \.pth"),
+        ({"layout": "lora"}, "Unknown layout 'lora'. Expected one of videocomposer, released"),
+        ({"dtype": "int4"}, "Unknown dtype 'int4'. Expected one of fp32"),
+        ({"layout": "ldm"}, "layout 'ldm' can store only vae, but the files contain model"),
+        ({"parts": ["vae"]}, "None of the files contains the part 'vae'. They contain model"),
+        ({"parts": ["model"], "layout": "open_clip"}, "can store only text, image, not 'model'"),
+        ({"layout": "videocomposer", "out": "x.pth"}, r"x\.pth: \.pth cannot store a config"),
+        ({"out": "x.txt"}, r"x\.txt cannot be written\. Expected a name that ends in \.safetensors or \.pth"),
     ],
 )
 def test_refusals(released, tmp_path, options, message):
@@ -172,7 +174,7 @@ def test_refusals(released, tmp_path, options, message):
 
 
 def test_a_tower_of_another_size(tiny_checkpoint, tiny_config, tmp_path):
-    """A text tower without a config of its own is taken for ViT-H/14's, and what differs is listed."""
+    """A text tower without a config is compared with ViT-H/14's, and the differences are listed."""
     save_tensors(tmp_path / "text.pth", open_tensors(tiny_checkpoint).below("text.").state())
     assert "of another shape than the text tower" in (wrong := inspect(tmp_path / "text.pth").parts[0].wrong) or (
         "lacks" in wrong
@@ -184,10 +186,10 @@ def test_a_tower_of_another_size(tiny_checkpoint, tiny_config, tmp_path):
         convert(tmp_path / "other.safetensors", tmp_path / "x.safetensors", layout="transformers")
 
 
-# --- What a review found ----------------------------------------------------------------------------------------------
+# --- Found in a review ----------------------------------------------------------------------------------------------
 
 
-def test_the_config_is_that_of_the_file_that_brings_the_network(tiny_checkpoint, tiny_config, tmp_path):
+def test_the_config_comes_from_the_file_with_the_network(tiny_checkpoint, tiny_config, tmp_path):
     other = dataclasses.replace(tiny_config, name="other", guidance=7.0)
     save_checkpoint(
         tmp_path / "text.safetensors", other, {"text": open_tensors(tiny_checkpoint).below("text.").state()}
@@ -204,7 +206,9 @@ def test_a_scale_of_latents_is_not_dropped(tiny_checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"vae_scale of 0\.5"):
         convert(tmp_path / "vae.safetensors", tmp_path / "x.safetensors")
     for layout in ("ldm", "diffusers"):
-        with pytest.raises(UserError, match=f"the autoencoder in the layout taesd is another network than {layout}"):
+        with pytest.raises(
+            UserError, match=rf"layout {layout} does not fit this network \(the autoencoder, layout taesd\)"
+        ):
             convert(tiny_checkpoint, tmp_path / "y.safetensors", layout=layout)
     assert not (tmp_path / "y.safetensors").exists()
     convert(tiny_checkpoint, tmp_path / "y.safetensors", layout="taesd")
@@ -217,7 +221,7 @@ def test_one_tensor_under_two_names(tmp_path):
     assert open_tensors(tmp_path / "x.safetensors").state()["b"].tolist() == tied.tolist()
 
 
-def test_what_nothing_uses_is_told_in_every_part(tiny_checkpoint, tmp_path):
+def test_unused_tensors_are_reported_in_every_part(tiny_checkpoint, tmp_path):
     from vc_core import VideoComposer
 
     tensors = open_tensors(tiny_checkpoint)
@@ -237,11 +241,11 @@ def test_a_file_that_changes_after_it_was_read(tiny_checkpoint, tmp_path):
     path.write_bytes(tiny_checkpoint.read_bytes())
     checkpoint = read_checkpoint(path)
     path.write_bytes(tiny_checkpoint.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"x\.safetensors has changed or gone since it was read"):
+    with pytest.raises(UserError, match=r"x\.safetensors was changed or deleted after it was read"):
         load_unet(checkpoint)
 
 
-def test_sparse_and_meta_tensors_are_not_there(tmp_path):
+def test_sparse_and_meta_tensors_are_ignored(tmp_path):
     torch.save(
         {"a": torch.rand(3), "b": torch.eye(3).to_sparse(), "c": torch.empty(3, device="meta")}, tmp_path / "x.pth"
     )

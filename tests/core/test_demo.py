@@ -1,4 +1,4 @@
-"""The demo, and that the bundled checkpoint obeys: the object goes where the motion says, and back when reversed."""
+"""The demo, and the bundled checkpoint's obedience: the object follows the motion, and moves back if it is reversed."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from vc_core.demo import FRAMES, VELOCITY, displacement, draw_clip, reversed_mot
 from vc_core.video import plan_frames, probe, write_video
 
 
-def test_the_bundled_checkpoint_is_small_and_whole():
+def test_the_bundled_checkpoint_is_small_and_complete():
     assert BUNDLED.stat().st_size <= 36_000_000
     checkpoint = read_checkpoint(BUNDLED)
     assert set(checkpoint.parts) == {"model", "vae", "text", "image"}
@@ -30,12 +30,12 @@ def test_displacement_is_measured_right():
         assert all(math.isnan(value) for value in displacement(nothing_red))
 
 
-def test_the_clip_has_vectors_that_tell_its_motion(tmp_path):
+def test_the_vectors_of_the_clip_describe_its_motion(tmp_path):
     clip = write_video(tmp_path / "clip.mp4", draw_clip(), 8)
     field = extract_motion(clip, plan_frames(probe(clip), FRAMES, rate=8), "dense", (64, 64))
     inside = field[0, :, 1:3, 28:36, 32:36].mean((1, 2, 3))
     assert inside.tolist() == pytest.approx([VELOCITY[0] * 64, 0.0], abs=0.15)
-    assert field[0, :, :, :16].abs().mean() < 0.1  # the background rests
+    assert field[0, :, :, :16].abs().mean() < 0.1  # the background does not move
     back = reversed_motion(field)
     assert back[0, :, 1:3, 28:36, 28:32].mean((1, 2, 3)).tolist() == pytest.approx([-VELOCITY[0] * 64, 0.0], abs=0.15)
 

@@ -84,7 +84,7 @@ def test_a_few_bright_pixels_are_depth_too():
         ((torch.full((1, 1, 2, 4, 4), 0.5),), "0.5 everywhere"),
         ((torch.rand(1, 1, 2, 4, 4), "far"), '"bright" or "dark"'),
         ((torch.rand(1, 1, 2, 4, 4), "bright", -1.0), "scale .* above 0"),
-        ((torch.rand(1, 2, 4, 4),), "expected .batch, 1 or 3, frames"),
+        ((torch.rand(1, 2, 4, 4),), "Expected .batch, 1 or 3, frames"),
         ((torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4),), "in colours"),
         ((torch.tensor([1.0, float("nan")]).view(1, 1, 1, 1, 2),), "not finite"),
     ],
@@ -163,7 +163,7 @@ def test_a_folder_of_maps_is_read_in_the_order_of_numbers(tmp_path):
     maps = read_depth_maps(tmp_path, plan(3), size=(4, 4))
     assert maps.shape == (1, 1, 3, 4, 4)
     assert (maps[0, 0, :, 0, 0] * 255).round().tolist() == [1, 2, 10]
-    with pytest.raises(UserError, match="has 3 images for 4 frames"):
+    with pytest.raises(UserError, match="contains 3 images for 4 frames"):
         read_depth_maps(tmp_path, plan(4))
 
 

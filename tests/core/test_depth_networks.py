@@ -1,4 +1,4 @@
-"""Depth by transformers' networks: DPT and Depth Anything, and what is said where there is none."""
+"""Depth by transformers' networks: DPT and Depth Anything, and and the message if a file is missing."""
 
 import json
 import sys
@@ -90,9 +90,9 @@ def test_depth_anything_is_brought_into_the_released_range(depth_anything, no_ne
     frames = ((video[0].permute(1, 2, 3, 0) - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
         raw = network(frames).predicted_depth
-    told = []
-    out, which = depth(video, depth_anything, at_once=2, progress=lambda *done: told.append(done))
-    assert which == "depth_anything" and told == [("depth", 2, 3), ("depth", 3, 3)]
+    reports = []
+    out, which = depth(video, depth_anything, at_once=2, progress=lambda *done: reports.append(done))
+    assert which == "depth_anything" and reports == [("depth", 2, 3), ("depth", 3, 3)]
     torch.testing.assert_close(out, by_percentiles(raw[None, None]))
     assert np.percentile(out.numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)
 
@@ -139,9 +139,9 @@ def test_published_files_of_older_names_are_read(depth_anything, tmp_path):
 def test_the_folders_own_statistics_count(dpt, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((dpt / name).read_bytes())
-    told = {"image_mean": [25.5, 51, 76.5], "image_std": [255, 255, 255]}
+    reports = {"image_mean": [25.5, 51, 76.5], "image_std": [255, 255, 255]}
     for rescaled, unit in ((True, 1), (False, 255)):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(told | {"do_rescale": rescaled}))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(reports | {"do_rescale": rescaled}))
         mean, std = load_depth_model(tmp_path).statistics
         assert mean == pytest.approx(np.array([25.5, 51, 76.5]) / unit) and std == (255 / unit,) * 3
 
@@ -161,25 +161,25 @@ def test_without_a_model_the_error_names_what_to_get(tmp_path):
     model = next(model for model in MODELS if model.name == "midas_v3_dpt_large.pth")
     with pytest.raises(UserError) as caught:
         depth(clip(), models=tmp_path)
-    for told in (model.name, "1372.2 MB", "not published", model.source, f"into {tmp_path}", "Depth-Anything-V2"):
-        assert told in str(caught.value)
+    for reports in (model.name, "1372.2 MB", "not published", model.source, f"into {tmp_path}", "Depth-Anything-V2"):
+        assert reports in str(caught.value)
     with pytest.raises(UserError, match=r"There is no depth model at .*absent"):
         depth(clip(), tmp_path / "absent")
 
 
 def test_what_is_no_depth_model_is_refused(dpt, tmp_path, depth_anything):
-    with pytest.raises(UserError, match=r"holds no weights of a depth model: expected model.safetensors or"):
+    with pytest.raises(UserError, match=r"contains no weights of a depth model\. Expected model.safetensors or"):
         depth(clip(), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes((dpt / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"the config.json of transformers' DPT or Depth Anything is not in"):
+    with pytest.raises(UserError, match=r"contains no config.json of transformers' DPT or Depth Anything"):
         depth(clip(), weights)
     config = tmp_path / "config.json"
     for text, message in (
         ("{", "cannot be read"),
-        ('{"model_type": "zoedepth"}', "of the kind 'zoedepth': expected a depth model of the kinds dpt or"),
-        ('{"model_type": "dpt", "backbone": "facebook/dinov2-base"}', "names a backbone elsewhere"),
-        ((depth_anything / "config.json").read_text(), "does not fit its settings"),
+        ('{"model_type": "zoedepth"}', "has model_type 'zoedepth'. Expected dpt or"),
+        ('{"model_type": "dpt", "backbone": "facebook/dinov2-base"}', "names a backbone that is not in the folder"),
+        ((depth_anything / "config.json").read_text(), "does not match its settings"),
         (json.dumps({**json.loads((dpt / "config.json").read_text()), "hidden_size": 64}), "have another shape"),
         (json.dumps({**json.loads((dpt / "config.json").read_text()), "hidden_act": "none"}), "can build"),
     ):

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or somebody else's: one sentence, exit status 2, and nothing half-written."""
+"""Disks that are full, read-only or without permission: one error, exit status 2, and no partly written files."""
 
 import errno
 import json
@@ -41,27 +41,27 @@ def noise(frames=4):
     return torch.rand(1, 3, frames, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-# --- What is said ---------------------------------------------------------------------------------------------------
+# --- Messages -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.ENOSPC, "make room"),
-        (errno.EDQUOT, "make room"),
-        (errno.EROFS, "can only be read"),
+        (errno.ENOSPC, "Free space"),
+        (errno.EDQUOT, "Free space"),
+        (errno.EROFS, "read-only"),
         (errno.EACCES, "permissions"),
-        (errno.EFBIG, "no file of that size"),
+        (errno.EFBIG, "files of that size"),
         (errno.EIO, "health"),
     ],
 )
-def test_every_answer_of_a_disk_is_one_sentence_that_says_what_to_do(number, advice):
+def test_every_error_of_a_disk_says_what_to_do(number, advice):
     error = write_error(OSError(number, os.strerror(number)), "out.png")
-    assert str(error).startswith(f"out.png: cannot be written ({os.strerror(number)}): ") and advice in str(error)
+    assert str(error).startswith(f"out.png cannot be written ({os.strerror(number)}). ") and advice in str(error)
     assert error.number == number and isinstance(error, UserError) and "\n" not in str(error)
 
 
-def test_errors_of_another_kind_are_left_alone():
+def test_errors_of_another_kind_are_not_converted():
     for error in (ValueError("no"), RuntimeError("expected 2 channels"), KeyError("out")):
         assert write_error(error, "out.png") is None
         with pytest.raises(type(error)), writing("out.png"):
@@ -70,16 +70,16 @@ def test_errors_of_another_kind_are_left_alone():
         raise UserError("a sentence")
 
 
-def test_a_program_tells_what_nobody_has_told(capsys, monkeypatch):
+def test_a_program_reports_errors_without_a_message(capsys, monkeypatch):
     def work():
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
 
     assert run_program(work) == 2
     assert capsys.readouterr().err == (
-        "vc: /some/file: cannot be read or written (Permission denied): change its permissions, or choose another "
+        "vc: /some/file cannot be read or written (Permission denied). Change its permissions or choose another "
         "place.\n"
     )
-    with pytest.raises(OSError):  # no disk's answer, but a mistake of ours
+    with pytest.raises(OSError):  # not an error of the disk but a bug
         run_program(lambda: (_ for _ in ()).throw(OSError("cannot identify image file")))
     monkeypatch.setattr(terminal, "debugging", True)
     with pytest.raises(OSError):
@@ -87,14 +87,14 @@ def test_a_program_tells_what_nobody_has_told(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_an_output_that_cannot_be_written_and_one_that_nobody_reads(repository):
+def test_an_output_that_cannot_be_written_or_is_not_read(repository):
     command = [sys.executable, "-m", "vc_core", "info"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, cwd=repository, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "vc: A file or the output: cannot be written (No space left on device): make room on its disk, then do the "
-        "same again.\n"
+        "vc: A file or the output cannot be written (No space left on device). Free space on its disk, then try "
+        "again.\n"
     )
     for words in (["info"], ["compose", "--help"]):
         reader, writer = os.pipe()
@@ -104,7 +104,7 @@ def test_an_output_that_cannot_be_written_and_one_that_nobody_reads(repository):
         assert (ended.returncode, ended.stderr) == (141, "")
 
 
-# --- Nothing half-written -------------------------------------------------------------------------------------------
+# --- No partly written files ----------------------------------------------------------------------------------------
 
 WRITERS = {
     "a.safetensors": lambda path: save_tensors(path, STATE),
@@ -121,11 +121,11 @@ def _write_text(path, text):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_whatever_writes_tells_a_full_disk_and_leaves_what_was_there(tmp_path, name):
+def test_all_writers_report_a_full_disk_and_keep_older_files(tmp_path, name):
     write, path = WRITERS[name], tmp_path / name
-    with files_up_to(4096), pytest.raises(WriteError, match=f"{name}: {ADVICE}") as told:
+    with files_up_to(4096), pytest.raises(WriteError, match=f"{name} {ADVICE}") as caught:
         write(path)
-    assert told.value.number == errno.EFBIG and not everything_in(tmp_path)
+    assert caught.value.number == errno.EFBIG and not everything_in(tmp_path)
     write(path)
     before = {file: os.stat(tmp_path / file).st_mtime_ns for file in everything_in(tmp_path)}
     with files_up_to(4096), pytest.raises(WriteError):
@@ -133,14 +133,14 @@ def test_whatever_writes_tells_a_full_disk_and_leaves_what_was_there(tmp_path, n
     assert {file: os.stat(tmp_path / file).st_mtime_ns for file in everything_in(tmp_path)} == before
 
 
-def test_a_pickled_file_is_whole_and_the_same_by_whatever_name(tmp_path):
-    save_pickled(STATE, tmp_path / "one.pth")
-    save_pickled(STATE, tmp_path / "other.pth")
-    assert torch.equal(open_tensors(tmp_path / "one.pth").get()("a"), STATE["a"])
-    assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+def test_a_pickled_file_is_complete_and_does_not_depend_on_its_name(tmp_path):
+    save_pickled(STATE, tmp_path / "first.pth")
+    save_pickled(STATE, tmp_path / "second.pth")
+    assert torch.equal(open_tensors(tmp_path / "first.pth").get()("a"), STATE["a"])
+    assert (tmp_path / "first.pth").read_bytes() == (tmp_path / "second.pth").read_bytes()
 
 
-def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+def test_a_line_is_appended_completely_or_not_at_all(tmp_path):
     path = tmp_path / "log.jsonl"
     append(path, "first\n")
     with files_up_to(9), pytest.raises(WriteError, match=ADVICE):
@@ -150,19 +150,21 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
     assert path.read_text(encoding="utf-8") == "first\nä second one\n"
 
 
-def test_folders_that_cannot_be_made(tmp_path):
+def test_folders_that_cannot_be_created(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir() and make_folder(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(WriteError, match=f"^{path}: cannot be made a folder "):
+        with pytest.raises(WriteError, match=f"^The folder {path} cannot be created "):
             make_folder(path)
 
 
-def test_a_folder_that_allows_no_new_files_is_told_before_the_work(tmp_path, monkeypatch):
-    """Root may write everywhere, so the answer is made here."""
+def test_a_folder_without_write_permission_is_reported_before_the_work(tmp_path, monkeypatch):
+    """Root may write everywhere, so the missing permission is simulated."""
     monkeypatch.setattr("vc_core.disk.os.access", lambda path, mode: path != tmp_path)
     for check in (check_place, check_folder):
-        with pytest.raises(WriteError, match=rf"out: cannot be written, as its folder {tmp_path} allows no new files"):
+        with pytest.raises(
+            WriteError, match=rf"out cannot be written because its folder {tmp_path} allows no new files"
+        ):
             check(tmp_path / "out")
 
 
@@ -170,7 +172,7 @@ def test_a_folder_that_allows_no_new_files_is_told_before_the_work(tmp_path, mon
 
 
 def commands(clip, tiny_checkpoint, out):
-    """Commands that write, each with one file that is too large for the disk."""
+    """Commands that each write a file that is too large for the disk."""
     compose = ["compose", "--checkpoint", tiny_checkpoint, "--text", "x", "--steps", 1, "--frames", 3]
     yield ["convert", tiny_checkpoint, out / "c.safetensors"], "c.safetensors"
     yield ["convert", BUNDLED, out / "c.pth", "--parts", "vae", "--layout", "taesd"], "c.pth"
@@ -178,16 +180,16 @@ def commands(clip, tiny_checkpoint, out):
     yield [*compose, "-o", out / "v.webp", "--scale", 8], "v.webp"
 
 
-def test_every_command_says_one_sentence_and_returns_2(clip, tiny_checkpoint, tmp_path, capsys):
+def test_every_command_prints_one_error_and_returns_2(clip, tiny_checkpoint, tmp_path, capsys):
     for command, name in commands(clip, tiny_checkpoint, tmp_path):
         with files_up_to(4096):
             assert cli.main([str(word) for word in command]) == 2, command
-        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vc: ")]
-        assert len(told) == 1 and told[0].startswith(f"vc: {tmp_path / name}: cannot be written (File too large)")
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vc: ")]
+        assert len(errors) == 1 and errors[0].startswith(f"vc: {tmp_path / name} cannot be written (File too large)")
         assert not everything_in(tmp_path)
 
 
-def test_a_sheet_that_does_not_fit_any_more(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_sheet_on_a_full_disk_is_reported(tiny_checkpoint, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -195,7 +197,7 @@ def test_a_sheet_that_does_not_fit_any_more(tiny_checkpoint, tmp_path, capsys, m
     monkeypatch.setattr(Image.Image, "save", lambda *a, **k: full() if k["format"] == "PNG" else save(*a, **k))
     words = ["--steps", 1, "--frames", 3, "--text", "x", "-o", tmp_path / "v.webp", "--sheet", tmp_path / "s.png"]
     assert cli.main(["compose", "--checkpoint", str(tiny_checkpoint), *map(str, words)]) == 2
-    assert "s.png: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert "s.png cannot be written (No space left on device)" in capsys.readouterr().err
     assert everything_in(tmp_path) == ["v.webp"]
 
 
@@ -204,9 +206,9 @@ def test_a_disk_that_is_really_full(tiny_checkpoint, tmp_path, capsys):
         for name in ("c.safetensors", "c.pth"):
             parts = ["--parts", "model", "--layout", "released"] if name.endswith("pth") else []
             assert cli.main(["convert", str(tiny_checkpoint), str(disk / name), *parts]) == 2
-            said = capsys.readouterr().err
-            if "would lose" not in said:
-                assert f"{name}: cannot be written (No space left on device): make room" in said
+            message = capsys.readouterr().err
+            if "cannot store" not in message:
+                assert f"{name} cannot be written (No space left on device). Free space" in message
             assert not everything_in(disk)
         for name in ("v.mp4", "v.webm", "v.gif", "v.webp", "v"):
             with pytest.raises(WriteError, match="No space left on device"):

@@ -1,4 +1,4 @@
-"""Autoencoders and towers: from every layout that users own, against diffusers and transformers themselves."""
+"""Autoencoders and towers: every file layout that users have, compared with diffusers and transformers."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ PROMPTS = ["a red circle moving right", ""]
 
 
 def shaken(module):
-    """Fresh weights of which no two tensors are alike: norms start as ones and zeros, which would hide a mix-up."""
+    """Add noise to new weights, so that all tensors differ: new norms are ones and zeros, which would hide a mix-up."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -55,7 +55,7 @@ def clip():
 
 
 def text_tower(clip):
-    """The text tower of a CLIP alone, as `layout_of` takes it."""
+    """The text tower of a CLIP, for `layout_of`."""
     alone = towers.new_towers(TINY, "meta")
     alone.visual = None
     alone.load_state_dict({k: v for k, v in clip.state_dict().items() if not k.startswith("visual.")}, assign=True)
@@ -91,7 +91,7 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def old_names(state):
-    """diffusers' names as its first files had them."""
+    """The names in diffusers' first files."""
     result = {}
     for name, tensor in state.items():
         for new, old in OLD.items():
@@ -101,7 +101,7 @@ def old_names(state):
 
 
 def other_matrices(state):
-    """The attention's linear layers as 1 x 1 convolutions, or the reverse."""
+    """Turn the attention's linear layers into 1 x 1 convolutions, or the reverse."""
 
     def other(name, tensor):
         if not name.endswith("weight") or not ("attn_1" in name or ".attentions." in name) or "norm" in name:
@@ -127,7 +127,7 @@ def test_autoencoders_are_read_and_written_in_every_layout(tiny, kl, tmp_path, l
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
-def test_ldm_and_diffusers_layouts_are_diffusers_own(kl):
+def test_ldm_and_diffusers_layouts_equal_diffusers_conversion(kl):
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     state = kl.state_dict()
@@ -137,7 +137,7 @@ def test_ldm_and_diffusers_layouts_are_diffusers_own(kl):
         assert torch.equal(converted[name], state[name]), name
 
 
-def test_stable_diffusions_autoencoder_has_its_size():
+def test_the_size_of_stable_diffusions_autoencoder():
     model = new_autoencoder("ldm", device="meta")
     assert sum(p.numel() for p in model.parameters()) == 83_653_863
     shapes = {k: tuple(t.shape) for k, t in exported("vae", "ldm", model).items()}
@@ -184,7 +184,7 @@ def test_wrong_autoencoders_are_named(kl):
     with pytest.raises(UserError, match=r"decoder\.conv_in\.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):
         load(state | sixteen)
     video = {"decoder.up.0.block.0.time_stack.in_layers.0.weight": torch.zeros(32)}
-    with pytest.raises(UserError, match=r"has no place for \(decoder\.up\.0\.block\.0\.time_stack"):
+    with pytest.raises(UserError, match=r"autoencoder does not have \(decoder\.up\.0\.block\.0\.time_stack"):
         load(state | video)
     transposed = {"encoder.mid.attn_1.q.weight": torch.zeros(64, 1, 64, 1)}
     with pytest.raises(UserError, match=r"attn_1\.q\.weight is \(64, 1, 64, 1\)"):
@@ -203,7 +203,7 @@ def test_towers_are_read_and_written_in_every_layout(clip, tmp_path, layout):
     save_tensors(tmp_path / "image.safetensors", image.tensors.state())
     files = [open_tensors(tmp_path / name) for name in ("text.safetensors", "image.safetensors")]
     assert [find_parts(file.shapes) for file in files] == [{name: (layout, "")} for name in ("text", "image")]
-    loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), whole=True)
+    loaded = load_towers(TINY, Part("text", layout, files[0]), Part("image", layout, files[1]), complete=True)
     assert_same_state(loaded, clip)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     for written, module in ((text, text_tower(loaded)), (image, loaded.visual)):
@@ -223,11 +223,11 @@ def text_model(with_projection=True):
 
 
 @pytest.mark.parametrize("with_projection", [True, False])
-def test_text_is_encoded_as_transformers_encodes_it(with_projection):
+def test_text_is_encoded_as_in_transformers(with_projection):
     model = text_model(with_projection)
     tensors = Tensors.of(model.state_dict())
     ((name, (layout, prefix)),) = find_parts(tensors.shapes).items()
-    assert (name, layout) == ("text", "transformers")  # 5 leaves out text_model. where there is nothing beside it
+    assert (name, layout) == ("text", "transformers")  # version 5 omits the prefix text_model. without a projection
     clip = load_towers(TINY, Part("text", "transformers", tensors.below(prefix)), None)
     tokens = towers.tokenize(PROMPTS)
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_text_is_encoded_as_transformers_encodes_it(with_projection):
     torch.testing.assert_close(encode_text(clip, PROMPTS), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_images_are_embedded_as_transformers_embeds_them():
+def test_images_are_embedded_as_in_transformers():
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
@@ -255,7 +255,7 @@ def test_images_are_embedded_as_transformers_embeds_them():
 
 
 @pytest.mark.parametrize("layout", ["open_clip", "transformers"])
-def test_the_last_text_block_is_neither_needed_nor_loaded(clip, layout):
+def test_the_last_text_block_is_not_required_and_not_loaded(clip, layout):
     text, _ = tower_parts(clip, layout)
     blocks = {"open_clip": "transformer.resblocks.", "transformers": "text_model.encoder.layers."}[layout]
     state = {k: v for k, v in text.tensors.state().items() if not k.startswith((f"{blocks}2.", "text_proj", "logit"))}
@@ -264,7 +264,7 @@ def test_the_last_text_block_is_neither_needed_nor_loaded(clip, layout):
     assert len(load_towers(TINY, text, None).transformer.resblocks) == 2
     assert torch.equal(encode_text(short, PROMPTS), encode_text(clip, PROMPTS))
     with pytest.raises(UserError, match=r"lacks \d+ tensors of the text tower"):
-        load_towers(TINY, as_part("text", layout, state), None, whole=True)
+        load_towers(TINY, as_part("text", layout, state), None, complete=True)
     fewer = {k: v for k, v in state.items() if not k.startswith(f"{blocks}1.")}
     with pytest.raises(UserError, match=r"lacks \d+ tensors of the text tower \(.*\.1\."):
         load_towers(TINY, as_part("text", layout, fewer), None)
@@ -277,28 +277,28 @@ def test_one_tower_works_without_the_other(clip):
     assert not any(name.startswith("visual") for name, _ in alone.named_parameters())
     with pytest.raises(UserError, match=r"no image tower.*OpenCLIP ViT-H/14"):
         encode_image(alone, torch.rand(1, 3, 28, 28))
-    alone, picture = load_towers(TINY, None, image), torch.rand(1, 3, 28, 28)
-    assert torch.equal(encode_image(alone, picture), encode_image(clip, picture))
+    alone, pixels = load_towers(TINY, None, image), torch.rand(1, 3, 28, 28)
+    assert torch.equal(encode_image(alone, pixels), encode_image(clip, pixels))
     assert all(name.startswith("visual.") for name, _ in alone.named_parameters())
     with pytest.raises(UserError, match="no text tower"):
         encode_text(alone, PROMPTS)
 
 
-def test_towers_of_another_width_are_told_so(clip):
+def test_towers_of_another_width_are_refused(clip):
     text, image = tower_parts(clip, "transformers")
     with pytest.raises(
-        UserError, match=r"x\.safetensors is of another model: its text tower is 32 wide, expected 1024"
+        UserError, match=r"x\.safetensors belongs to another model: its text tower has width 32, expected 1024"
     ):
         load_towers(TowersConfig(), text, None)
     with pytest.raises(
-        UserError, match=r"x\.safetensors is of another model: its image tower is 48 wide, expected 1280"
+        UserError, match=r"x\.safetensors belongs to another model: its image tower has width 48, expected 1280"
     ):
         load_towers(TowersConfig(), None, image)
     with pytest.raises(UserError, match=r"positional_embedding|position_embedding"):
         load_towers(replace(TINY, image_size=56), None, image)
 
 
-def test_the_released_towers_have_their_size():
+def test_the_size_of_the_released_towers():
     clip = towers.new_towers(TowersConfig(), "meta")
     assert sum(p.numel() for p in clip.parameters()) == 986_109_441
     visual, clip.visual = clip.visual, None
@@ -337,7 +337,7 @@ def test_half_precision_on_the_cpu(tiny, kl, clip, dtype):
 # --- Encoding and decoding ------------------------------------------------------------------------------------------
 
 
-def test_stable_diffusions_latents_are_the_posteriors_mode(kl):
+def test_stable_diffusions_latents_are_the_mode_of_the_posterior(kl):
     video = torch.rand(2, 3, 3, 16, 24)
     frames = video.transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
@@ -352,8 +352,8 @@ def test_stable_diffusions_latents_are_the_posteriors_mode(kl):
     torch.testing.assert_close(result.transpose(1, 2).flatten(0, 1), pixels.clamp(0, 1), atol=1e-5, rtol=1e-5)
 
 
-def seen_by(module, run):
-    """Shapes of all that a module was given while `run` ran."""
+def input_shapes(module, run):
+    """Shapes of a module's inputs while `run` runs."""
     shapes = []
     handle = module.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
     try:
@@ -364,25 +364,25 @@ def seen_by(module, run):
 
 
 @pytest.mark.parametrize("kind", ["tiny", "kl"])
-def test_chunks_and_tiles_bound_what_is_computed_at_a_time(kind, request):
+def test_chunks_and_tiles_limit_what_is_computed_at_a_time(kind, request):
     ae = request.getfixturevalue(kind)
     first = ae.encoder.layers if kind == "tiny" else ae.encoder
     video, calls = torch.rand(1, 3, 3, 64, 80), []
-    chunked = seen_by(first, lambda: encode(ae, video, tiling=Tiling(2), progress=lambda *call: calls.append(call)))
+    chunked = input_shapes(first, lambda: encode(ae, video, Tiling(2), lambda *call: calls.append(call)))
     assert [shape[0] for shape in chunked] == [2, 1]
     assert calls == [("encoding", 2, 3), ("encoding", 3, 3)]
-    tiled = seen_by(first, lambda: encode(ae, video, tiling=Tiling(tile=64)))
+    tiled = input_shapes(first, lambda: encode(ae, video, tiling=Tiling(tile=64)))
     assert [shape[-2:] for shape in tiled] == [(64, 64)] * 2
     latent = encode(ae, video, tiling=Tiling(2))
     torch.testing.assert_close(latent, encode(ae, video))
-    whole = decode(ae, latent)
-    torch.testing.assert_close(decode(ae, latent, tiling=Tiling(2)), whole)
+    full = decode(ae, latent)
+    torch.testing.assert_close(decode(ae, latent, tiling=Tiling(2)), full)
     assert decode(ae, latent, tiling=Tiling(tile=64)).shape == video.shape
-    assert torch.equal(decode(ae, latent, tiling=Tiling(tile=87)), whole)  # one tile is the whole frame
+    assert torch.equal(decode(ae, latent, tiling=Tiling(tile=87)), full)  # one tile covers the frame
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 17), (23, 8), (30, 41)])
-def test_tiles_cover_everything_and_leave_no_seam(height, width):
+def test_tiles_cover_everything_without_seams(height, width):
     latents = torch.rand(2, 4, height, width, dtype=torch.float64).float()
 
     def enlarge(piece):
@@ -395,7 +395,7 @@ def test_tiles_cover_everything_and_leave_no_seam(height, width):
         torch.testing.assert_close(back, latents)
 
 
-def test_tiles_change_a_picture_little():
+def test_tiles_change_an_image_little():
     tensors = open_tensors(BUNDLED)
     ae = load_autoencoder(Part("vae", "taesd", tensors.below("vae.")))
     axis = torch.linspace(0, 6, 128)
@@ -410,19 +410,19 @@ def test_tiles_change_a_picture_little():
 
 def test_wrong_videos_chunks_and_tiles_are_named(tiny):
     with pytest.raises(
-        UserError, match=r"\(1, 3, 1, 16, 20\) where \(B, 3, F, H, W\) with sides that are multiples of 8"
+        UserError, match=r"\(1, 3, 1, 16, 20\)\. Expected \(B, 3, F, H, W\) with H and W multiples of 8"
     ):
         encode(tiny, torch.rand(1, 3, 1, 16, 20))
-    with pytest.raises(UserError, match=r"\(1, 16, 1, 2, 2\) where \(B, 4, F, h, w\)"):
+    with pytest.raises(UserError, match=r"\(1, 16, 1, 2, 2\)\. Expected \(B, 4, F, h, w\)"):
         decode(tiny, torch.rand(1, 16, 1, 2, 2))
-    with pytest.raises(UserError, match="chunk is 0 frames"):
+    with pytest.raises(UserError, match="chunk must be at least 1 frame, got 0"):
         Tiling(chunk=0)
-    with pytest.raises(UserError, match="tile is 32 pixels: expected at least 64"):
+    with pytest.raises(UserError, match=r"tile must be at least 64 pixels.* Got 32"):
         Tiling(tile=32)
 
 
 @pytest.mark.slow
-def test_stable_diffusions_autoencoder_from_a_whole_file(tmp_path):
+def test_stable_diffusions_autoencoder_from_a_complete_file(tmp_path):
     model = new_autoencoder("ldm", device="meta")
     zeros = {k: torch.zeros(t.shape, dtype=torch.float16) for k, t in exported("vae", "ldm", model).items()}
     save_tensors(tmp_path / "sd.safetensors", {f"first_stage_model.{k}": t for k, t in zeros.items()})

@@ -1,4 +1,4 @@
-"""The words of messages."""
+"""Functions that format parts of messages."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from vc_core.errors import counted, shorten
         (2, ("tensor is", "tensors are"), "2 tensors are"),
     ],
 )
-def test_a_number_goes_with_its_noun(number, words, text):
+def test_a_number_has_its_noun(number, words, text):
     assert counted(number, *words) == text
 
 

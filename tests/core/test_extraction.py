@@ -54,13 +54,13 @@ def vc(*arguments):
 def test_from_a_video(clip, tmp_path, capsys, kind, options, shape):
     out = tmp_path / "x.safetensors"
     assert vc("extract", kind, clip, "-o", out, "--json", "--preview", tmp_path / "x.png", *options) == 0
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     tensors = open_tensors(out)
     assert set(tensors.shapes) == {"condition"}
-    assert tensors.shapes["condition"] == shape == tuple(told["shape"])
+    assert tensors.shapes["condition"] == shape == tuple(report["shape"])
     settings = json.loads(tensors.metadata["videocomposer"])
     assert settings["kind"] == kind and len(settings["sha256"]) == 64 and settings["rate"] > 0
-    assert torch.isfinite(tensors.state()["condition"]).all() and told["least"] < told["most"]
+    assert torch.isfinite(tensors.state()["condition"]).all() and report["least"] < report["most"]
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.width > sheet.height >= LEGIBLE
 
@@ -124,35 +124,35 @@ def test_from_an_image(picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("motion", "PICTURE"), "is an image, and motion comes from a video"),
+        (("motion", "PICTURE"), "motion requires a video, but "),
         (("depth", "CLIP"), "midas_v3_dpt_large.pth"),
         (("sketch", "CLIP", "--sketch-method", "pidinet"), "table5_pidinet.pth"),
-        (("mask", "CLIP"), "needs a mask file"),
-        (("sketch", "CLIP", "--vectors"), "--vectors does nothing for sketch: leave it out, it goes with motion"),
-        (("motion", "CLIP", "--vectors", "--mode", "stream"), "--motion-mode stream does not go with --vectors"),
-        (("motion", "CLIP", "--vectors", "--nominal-height", "96"), "--nominal-height 96 does not go with --vectors"),
+        (("mask", "CLIP"), "The condition 'mask' requires a mask"),
+        (("sketch", "CLIP", "--vectors"), "--vectors has no effect on sketch, only on motion"),
+        (("motion", "CLIP", "--vectors", "--mode", "stream"), "--motion-mode stream and --vectors exclude each other"),
         (
-            ("motion", "CLIP", "--mode", "strem"),
-            "--motion-mode strem is not possible: expected one of released, stream",
+            ("motion", "CLIP", "--vectors", "--nominal-height", "96"),
+            "--nominal-height 96 and --vectors exclude each other",
         ),
-        (("single_sketch", "CLIP", "--lines", "dark"), "--sketch-lines goes with an image"),
-        (("single_sketch", "PICTURE", "--lines", "dark", "--sketch-method", "edges"), "give one of them"),
-        (("single_image", "PICTURE", "--rate", "4"), "--rate goes with a video, and"),
-        (("sketch", "CLIP", "--models", "none"), "There is no folder at none, which --models names"),
+        (("motion", "CLIP", "--mode", "strem"), "--motion-mode is strem. Expected one of released, stream"),
+        (("single_sketch", "CLIP", "--lines", "dark"), "--sketch-lines requires an image, but "),
+        (("single_sketch", "PICTURE", "--lines", "dark", "--sketch-method", "edges"), "Set only one of them"),
+        (("single_image", "PICTURE", "--rate", "4"), "--rate requires a video, but "),
+        (("sketch", "CLIP", "--models", "none"), "none is not a folder, but --models names it"),
         (("depth", "CLIP", "--depth-maps", "PICTURE", "--depth-model", "PICTURE"), "exclude each other"),
-        (("depth", "CLIP", "--depth-maps", "none.png"), "There is no file at none.png, which --depth-maps names"),
-        (("depth", "CLIP", "--scale", "2"), "--depth-scale goes with --depth-maps"),
+        (("depth", "CLIP", "--depth-maps", "none.png"), "none.png does not exist, but --depth-maps names it"),
+        (("depth", "CLIP", "--scale", "2"), "--depth-scale requires --depth-maps"),
         (("mask", "CLIP", "--mask", "PICTURE", "--draw", "half"), "exclude each other"),
-        (("mask", "CLIP", "--draw", "box"), "expected one of strokes, rectangles, half, any"),
+        (("mask", "CLIP", "--draw", "box"), "Expected one of strokes, rectangles, half, any"),
         (("style", "CLIP", "--checkpoint", "PICTURE"), "cannot be read as a checkpoint"),
-        (("single_sketch", "PICTURE", "--device", "cpu"), "--device goes with networks, and none is run here"),
-        (("depth", "CLIP", "--depth-maps", "PICTURE", "--models", "."), "--models goes with networks"),
+        (("single_sketch", "PICTURE", "--device", "cpu"), "--device has no effect, because this run needs no network"),
+        (("depth", "CLIP", "--depth-maps", "PICTURE", "--models", "."), "--models has no effect, because"),
         (("motion", "CLIP", "--preview", "."), "and something else is in it|is the current folder"),
-        (("motion", "CLIP", "--size", "60x60"), "expected WIDTHxHEIGHT|multiples of 8"),
-        (("motion", "CLIP", "-o", "x.pt"), "expected a name that ends in .safetensors"),
-        (("motion", "CLIP", "--preview", "x.avi"), "no video is written as .avi"),
-        (("motion", "nothing.mp4"), "There is no file at nothing.mp4, which FILE names"),
-        (("motion", ".."), "..: is a folder without images"),
+        (("motion", "CLIP", "--size", "60x60"), "--size is 60x60. Expected multiples of 8"),
+        (("motion", "CLIP", "-o", "x.pt"), "A condition is a .safetensors file, but its name is x.pt"),
+        (("motion", "CLIP", "--preview", "x.avi"), "x.avi ends in .avi, which is not a supported video format"),
+        (("motion", "nothing.mp4"), "nothing.mp4 does not exist, but FILE names it"),
+        (("motion", ".."), "but .. is a folder without images"),
     ],
 )
 def test_refusals(clip, picture, tmp_path, monkeypatch, capsys, arguments, message):
@@ -170,7 +170,7 @@ def test_options_that_do_nothing_for_a_kind_are_refused(clip, tmp_path, capsys, 
     for name, kinds in OPTIONS.items():
         if kind not in kinds:
             assert vc("extract", kind, clip, as_option(name), 1, "-o", tmp_path / "x.safetensors") == 2
-            assert f"{as_option(name)} does nothing for {kind}: leave it out, it goes with" in capsys.readouterr().err
+            assert f"{as_option(name)} has no effect on {kind}, only on {kinds[0]}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,18 +200,18 @@ def level(tmp_path_factory):
 def test_options_do_something(clip, level, tmp_path, kind, common, option):
     frames = () if kind == "single_image" or "--frames" in option else ("--frames", 3)
     size = () if "--size" in option else ("--size", "64x64")
-    made = []
+    written = []
     for options in ((), option):
         given = [level if word == "LEVEL" else word for word in (*common, *frames, *size, *options)]
         assert vc("extract", kind, clip, "-o", tmp_path / "x.safetensors", *given) == 0
-        made.append(open_tensors(tmp_path / "x.safetensors").state()["condition"])
-    assert made[0].shape != made[1].shape or not torch.equal(*made)
+        written.append(open_tensors(tmp_path / "x.safetensors").state()["condition"])
+    assert written[0].shape != written[1].shape or not torch.equal(*written)
 
 
 def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
     out, frames = tmp_path / "x.safetensors", ("--frames", 2)
     assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "-o", out) == 0
-    assert "0.0142 became the depth 0 and 0.982 became 2 (percentiles 2 and 98)" in capsys.readouterr().out
+    assert "levels 0.0142 and 0.982 (percentiles 2 and 98) were mapped to the depths 0 and 2" in capsys.readouterr().out
     how = json.loads(open_tensors(out).metadata["videocomposer"])["how"]
     assert how["levels"] == pytest.approx([0.02, 0.98], abs=0.01)
     assert (how["became"], how["percentiles"], how["scale"]) == ([0, 2], [2, 98], None)
@@ -249,8 +249,8 @@ def test_several_folders_of_models(clip, tmp_path):
     out = ("-o", tmp_path / "x.safetensors")
     options = ("--models", tmp_path / "a", "--models", tmp_path / "b", "--frames", 2, "--size", "64x64")
     assert vc("extract", "sketch", clip, *out, *options) == 0
-    told = json.loads(open_tensors(out[1]).metadata["videocomposer"])
-    assert told["models"] == [str(tmp_path / "a"), str(tmp_path / "b")] and "mask_white" not in told
+    report = json.loads(open_tensors(out[1]).metadata["videocomposer"])
+    assert report["models"] == [str(tmp_path / "a"), str(tmp_path / "b")] and "mask_white" not in report
 
 
 def test_small_conditions_are_shown_large(clip, tmp_path):
@@ -281,7 +281,7 @@ def test_composing_with_motion_made_by_hand(tiny_checkpoint, tiny_config, tmp_pa
     assert tracks.shape == pan.shape == (1, 2, 3, 32, 40)
     assert tracks[0, 0, 1].max() > 5 and tracks[0, 1].abs().max() < 1e-3 and not tracks[:, :, 0].any()
     assert pan[0, 0, 1:].min() > 5  # the camera goes left, so what it sees goes right
-    assert read_record(tmp_path / "x.mp4").made["motion"] == {"method": "by hand"}
+    assert read_record(tmp_path / "x.mp4").methods["motion"] == {"method": "by hand"}
 
 
 @pytest.fixture
@@ -309,13 +309,13 @@ def test_a_drawing_is_the_same_condition_for_both_commands(
 ):
     out = tmp_path / "x.safetensors"
     assert vc("extract", "single_sketch", picture, "--checkpoint", tiny_checkpoint, "-o", out, *options) == 0
-    told = capsys.readouterr().out
+    report = capsys.readouterr().out
     mine = open_tensors(out).state()["condition"]
     assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
-    assert "is taken as a drawing with dark lines" in capsys.readouterr().out or options
+    assert "is read as a drawing with dark lines" in capsys.readouterr().out or options
     # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
     assert (mine[..., 0, 0] > 0.99).all() == (options == ())
-    assert ("is taken as a drawing with dark lines" in told) == (options == ())
+    assert ("is read as a drawing with dark lines" in report) == (options == ())
 
 
 def test_masks_and_depth_maps_are_the_same_for_both_commands(composed, tiny_checkpoint, clip, level, picture, tmp_path):
@@ -334,17 +334,17 @@ def test_masks_and_depth_maps_are_the_same_for_both_commands(composed, tiny_chec
 def test_composing_from_the_first_frame_of_a_short_clip(composed, tmp_path, capsys):
     short = write_video(tmp_path / "short.mp4", draw_clip(size=64, frames=1), 8)
     assert composed("--video", short, "--use", "single_image")["single_image"].shape == (1, 3, 1, 48, 60)
-    assert "frames taken from each second" not in capsys.readouterr().out
+    assert "frames sampled per second" not in capsys.readouterr().out
     assert read_record(tmp_path / "x.mp4").settings.fps == 8  # the checkpoint's: one frame has no rate
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--use", "motion", "--video", "CLIP", "--zoom", "1.2"), "'motion' was given twice, by --use and by hand"),
-        (("--canvas", "64x64"), "--canvas goes with --tracks"),
-        (("--depth-near", "sideways"), "expected one of bright, dark"),
-        (("--depth-maps", "CLIP"), "--depth-maps is not used: add depth to --use"),
+        (("--use", "motion", "--video", "CLIP", "--zoom", "1.2"), "'motion' is set twice, by --use and by hand"),
+        (("--canvas", "64x64"), "--canvas requires --tracks"),
+        (("--depth-near", "sideways"), "Expected one of bright, dark"),
+        (("--depth-maps", "CLIP"), "--depth-maps has no effect. Add depth to --use"),
     ],
 )
 def test_settings_that_cannot_be_meant(clip, tmp_path, capsys, options, message):
@@ -359,7 +359,7 @@ def test_no_input_is_overwritten(clip, picture, tmp_path, capsys):
     assert vc("extract", "single_image", picture, *out, "--preview", picture) == 2
     assert vc("extract", "style", picture, *out, "--preview", tmp_path / "none" / "x.png") == 2
     assert picture.read_bytes() == before and not (tmp_path / "x.safetensors").exists()
-    assert "would overwrite what is read" in capsys.readouterr().err
+    assert "would overwrite an input" in capsys.readouterr().err
 
 
 def test_the_style_of_a_video_and_names_with_colons(clip, tmp_path):
@@ -373,13 +373,13 @@ def test_the_style_of_a_video_and_names_with_colons(clip, tmp_path):
 def test_tracks_beside_the_video_are_told(tmp_path, capsys):
     (tmp_path / "tracks.json").write_text(json.dumps([{"x": 300, "y": 300}, {"x": 480, "y": 300}]))
     assert vc("compose", "--tracks", tmp_path / "tracks.json", "-o", tmp_path / "x.mp4") == 2
-    assert "give --canvas WIDTHxHEIGHT" in capsys.readouterr().err
+    assert "Set --canvas WIDTHxHEIGHT" in capsys.readouterr().err
 
 
 def test_a_mask_is_drawn_again_instead_of_a_file_that_is_gone(composed, clip, picture, tmp_path):
     kept = picture.rename(tmp_path / "mask.png")
     file = composed("--video", clip, "--use", "mask", "--mask", kept)["mask"]
     kept.unlink()
-    made = (tmp_path / "x.mp4").rename(tmp_path / "made.mp4")
-    drawn = composed("--from", made, "--mask-draw", "half")["mask"]
+    written = (tmp_path / "x.mp4").rename(tmp_path / "made.mp4")
+    drawn = composed("--from", written, "--mask-draw", "half")["mask"]
     assert file.shape == drawn.shape and set(drawn[:, 3].mean((1, 2, 3)).tolist()) == {0.5}

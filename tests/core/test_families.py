@@ -1,4 +1,4 @@
-"""Networks of the family: told by their shapes, and composed with what is assumed of them."""
+"""Families of networks: recognized by their shapes, and composed with the settings that are assumed for them."""
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ SMALL = UNetConfig(
 FAMILIES = {
     "released": SMALL,
     "vgen": dataclasses.replace(SMALL, style_tokens=4),
-    "text alone": dataclasses.replace(SMALL, style_tokens=0, conditions=(), stc_channels=0),
+    "text only": dataclasses.replace(SMALL, style_tokens=0, conditions=(), stc_channels=0),
 }
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
 def family(request, tmp_path_factory):
-    """A family's name, a small network of it, and its file, which says nothing but its tensors."""
+    """A family's name, a small network of it, and its file, which contains only tensors."""
     torch.manual_seed(0)
     unet = UNet3D(FAMILIES[request.param]).eval().requires_grad_(False)
     path = tmp_path_factory.mktemp("family") / "network.pth"
@@ -39,7 +39,7 @@ def family(request, tmp_path_factory):
     return request.param, unet, path
 
 
-def test_shapes_tell_the_family(family):
+def test_the_family_is_recognized_by_shapes(family):
     name, unet, path = family
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
@@ -62,22 +62,22 @@ def test_a_network_of_each_family_composes(family, tiny_composer, tiny_config):
     assert video.shape == (1, 3, 3, 32, 40) and video.isfinite().all()
     style = Style(torch.rand(1, 3, 32, 32))
     image = Condition("single_image", torch.rand(1, 3, 1, 48, 60))
-    if name == "text alone":
-        with pytest.raises(UserError, match="no STC-encoder for 'single_image'"):
+    if name == "text only":
+        with pytest.raises(UserError, match="does not support 'single_image'"):
             compose(composer, "a", conditions=[image], sampling=Sampling(steps=2))
-        with pytest.raises(UserError, match="takes no style"):
+        with pytest.raises(UserError, match="does not support style"):
             compose(composer, "a", style=style, sampling=Sampling(steps=2))
     else:
         changed = [
-            compose(composer, "a", sampling=Sampling(steps=2), **one)
-            for one in ({"style": style}, {"conditions": [image]})
+            compose(composer, "a", sampling=Sampling(steps=2), **inputs)
+            for inputs in ({"style": style}, {"conditions": [image]})
         ]
         assert all(not torch.equal(video, other) for other in changed)
 
 
 @pytest.mark.parametrize("sampler", ["ddim_released", "ddim", "dpmpp_2m", "euler", "unipc", "lcm"])
 def test_zero_terminal_snr_samples_from_noise_alone(sampler):
-    """A network that always knows the clean latent leads to it, though nothing of it is in the first step's input."""
+    """A network that always predicts the clean latent reaches it, although the first step's input is pure noise."""
     diffusion = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(1, 4, 3, 4, 5, generator=generator) for _ in range(2))
@@ -86,17 +86,17 @@ def test_zero_terminal_snr_samples_from_noise_alone(sampler):
         between = t.double() % 1
         alpha = diffusion.alphas_cumprod[[int(t.floor()), int(t.ceil())]]
         alpha = alpha[0].lerp(alpha[1], between)
-        left = (x.double() - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-        return (alpha.sqrt() * left - (1 - alpha).sqrt() * clean).float()
+        remaining = (x.double() - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return (alpha.sqrt() * remaining - (1 - alpha).sqrt() * clean).float()
 
     run = make_sampler(Sampling(sampler, 8), diffusion)
     assert run.timesteps[0] == (876 if sampler == "ddim_released" else 999)  # as released, 1 + 7 * 125
-    made = sample(denoiser, run.start(noise), run, [generator])
-    # The released loop ends at the first timestep, which has 3 % of noise; between timesteps, levels are a little off.
-    torch.testing.assert_close(made, clean, rtol=0, atol=0.15 if sampler == "ddim_released" else 0.01)
+    result = sample(denoiser, run.start(noise), run, [generator])
+    # The released loop ends at the first timestep, with 3 % of noise; between timesteps the levels are inexact.
+    torch.testing.assert_close(result, clean, rtol=0, atol=0.15 if sampler == "ddim_released" else 0.01)
 
 
-def test_what_the_user_says_takes_the_place_of_what_is_assumed(family):
+def test_the_users_settings_override_the_assumed_ones(family):
     _, _, path = family
     config = read_checkpoint(path, prediction="epsilon", size=(320, 576), frames=24, guidance=7.5).config
     assert config.diffusion == DiffusionConfig() and (config.height, config.width, config.frames) == (320, 576, 24)
@@ -105,7 +105,7 @@ def test_what_the_user_says_takes_the_place_of_what_is_assumed(family):
         read_checkpoint(path, prediction="epsilon", zero_terminal_snr=True)
 
 
-def test_few_steps_bring_their_sampler_and_no_guidance(family, tiny_composer, tiny_config):
+def test_few_steps_set_their_sampler_and_no_guidance(family, tiny_composer, tiny_config):
     _, _, path = family
     config = read_checkpoint(path, few_steps=True).config
     assert (config.sampler, config.steps, config.guidance) == ("lcm", 4, 1.0)
@@ -120,7 +120,7 @@ def test_few_steps_bring_their_sampler_and_no_guidance(family, tiny_composer, ti
     assert steps == [4] * 4
 
 
-def test_keys_of_later_versions_are_written_only_where_they_say_something():
+def test_keys_of_later_versions_are_written_only_if_they_differ_from_the_default():
     assert not {"few_steps", "style_tokens", "sampling_rate"} & set(str(json.loads(Config().to_json())).split("'"))
     config, _ = assumed(FAMILIES["vgen"])
     assert Config.from_json(config.to_json()) == config and '"style_tokens": 4' in config.to_json()
@@ -132,7 +132,7 @@ def test_a_clip_is_sampled_at_the_rate_of_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("few_steps", "size", "steps", "guidance", "said"),
+    ("few_steps", "size", "steps", "guidance", "parts"),
     [
         (False, (256, 256), 50, 9.0, []),
         (False, (320, 576), 50, 9.0, []),  # ZeroScope's
@@ -143,30 +143,31 @@ def test_a_clip_is_sampled_at_the_rate_of_the_checkpoint(tmp_path):
         (True, (256, 256), 4, 9.0, ["distilled for few steps"]),
     ],
 )
-def test_what_a_checkpoint_was_not_made_for_is_said(few_steps, size, steps, guidance, said):
-    sentences = list(odd_settings(Config(few_steps=few_steps), size, steps, guidance))
-    assert len(sentences) == len(said) and all(part in one for part, one in zip(said, sentences, strict=True))
+def test_settings_that_do_not_suit_a_checkpoint_are_reported(few_steps, size, steps, guidance, parts):
+    warnings = list(odd_settings(Config(few_steps=few_steps), size, steps, guidance))
+    assert len(warnings) == len(parts) and all(part in warning for part, warning in zip(parts, warnings, strict=True))
 
 
-def test_lcm_on_a_network_of_many_steps_is_told():
-    (said,) = odd_settings(Config(), (256, 256), 4, 1.0, "lcm")
-    assert "say few_steps yes" in said
+def test_lcm_on_a_network_of_many_steps_is_reported():
+    (warning,) = odd_settings(Config(), (256, 256), 4, 1.0, "lcm")
+    assert "set few_steps to yes" in warning
     assert not [*odd_settings(Config(few_steps=True), (256, 256), 4, 1.0, "lcm")]
     assert not [*odd_settings(Config(), (256, 256), 20, 9.0, "dpmpp_2m")]
 
 
-def test_what_was_assumed_leaves_out_what_was_said(family):
+def test_the_note_on_assumed_settings_excludes_the_users_own(family):
     name, _, path = family
-    (asks,), (said,) = (read_checkpoint(path, few_steps=few).assumed for few in (None, True))
-    assert ("VideoLCM has the same shapes" in asks) == (name == "vgen") and "same shapes" not in said
-    assert said.endswith("; but for few_steps, as was said") and asks.split("; ")[0] == said.split("; ")[0]
+    (plain,), (overriding,) = (read_checkpoint(path, few_steps=few).assumed for few in (None, True))
+    assert ("VideoLCM has the same shapes" in plain) == (name == "vgen") and "same shapes" not in overriding
+    assert overriding.endswith(". Your own settings apply for few_steps.")
+    assert plain.split(". ")[0].rstrip(".") == overriding.split(". ")[0]
 
 
-def test_a_pth_is_refused_where_it_would_lose_what_was_said(family, tmp_path):
+def test_a_pth_that_cannot_store_the_users_settings_is_refused(family, tmp_path):
     _, _, path = family
-    for said in ({"size": (320, 576)}, {"frames": 24}, {"rate": 5.0}, {"guidance": 7.0}, {"few_steps": True}):
-        with pytest.raises(UserError, match="would lose"):
-            convert(path, tmp_path / "x.pth", **said)
+    for overrides in ({"size": (320, 576)}, {"frames": 24}, {"rate": 5.0}, {"guidance": 7.0}, {"few_steps": True}):
+        with pytest.raises(UserError, match="cannot store this config"):
+            convert(path, tmp_path / "x.pth", **overrides)
     assert not (tmp_path / "x.pth").exists()
     convert(path, tmp_path / "x.pth", frames=16, guidance=9.0, prediction=None)
     assert convert(path, tmp_path / "x.safetensors", size=(320, 576)).config.width == 576

@@ -1,4 +1,4 @@
-"""Files of tensors: what is read without reading it, what is refused, and what stays in memory."""
+"""Files of tensors: lazy reading, refusals, and memory use."""
 
 import argparse
 import collections
@@ -41,8 +41,8 @@ def test_files_can_be_read_by_others(tmp_path):
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o044 == 0o044
 
 
-def test_a_training_programs_leftovers_are_left_behind(tmp_path):
-    """As in Stable Diffusion's own .ckpt files: tensors under `state_dict`, beside counts and callbacks."""
+def test_other_entries_of_a_training_program_are_ignored(tmp_path):
+    """As in Stable Diffusion's own .ckpt files: tensors under `state_dict`, next to counts and callbacks."""
     torch.save({"state_dict": STATE, "global_step": 875000, "callbacks": {"x": {"best": 1.0}}}, tmp_path / "sd.ckpt")
     assert set(open_tensors(tmp_path / "sd.ckpt").shapes) == set(STATE)
 
@@ -53,7 +53,7 @@ def test_the_format_before_zip(tmp_path):
 
 
 def test_a_lightning_callback_is_not_imported(tmp_path):
-    """A pickle that names Lightning's ModelCheckpoint, as v1 checkpoints do, is read; nothing of Lightning is run."""
+    """A pickle that names Lightning's ModelCheckpoint, as v1 checkpoints do, is read without running Lightning."""
     import sys
     import types
 
@@ -84,8 +84,8 @@ def test_the_sum(tmp_path):
 
 def test_a_safetensors_cut_anywhere(tmp_path):
     """After the length, in the header, at its end, and before, at and after every tensor's end."""
-    save_tensors(tmp_path / "whole.safetensors", STATE)
-    data = (tmp_path / "whole.safetensors").read_bytes()
+    save_tensors(tmp_path / "complete.safetensors", STATE)
+    data = (tmp_path / "complete.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     ends = [8 + length + v["data_offsets"][1] for k, v in json.loads(data[8 : 8 + length]).items() if k in STATE]
     cuts = {0, 1, 7, 8, 9, 8 + length // 2, 7 + length, 8 + length, *(e + d for e in ends for d in (-1, 0, 1))}
@@ -97,9 +97,9 @@ def test_a_safetensors_cut_anywhere(tmp_path):
 
 
 def test_a_pth_cut_anywhere(tmp_path):
-    save_tensors(tmp_path / "whole.pth", STATE)
-    data = (tmp_path / "whole.pth").read_bytes()
-    with zipfile.ZipFile(tmp_path / "whole.pth") as archive:
+    save_tensors(tmp_path / "complete.pth", STATE)
+    data = (tmp_path / "complete.pth").read_bytes()
+    with zipfile.ZipFile(tmp_path / "complete.pth") as archive:
         offsets = [entry.header_offset for entry in archive.infolist()]
         ends = [*offsets[1:], archive.start_dir]
     cut = tmp_path / "cut.pth"
@@ -158,40 +158,40 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, zipped, place):
         "callback": {"state_dict": STATE, "callbacks": Evil()},
     }[place]
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"evil\.pth holds other objects than tensors \("):
+    with pytest.raises(UserError, match=r"evil\.pth contains objects that are not tensors \("):
         open_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 
 
-def test_what_is_no_state_dict(tmp_path):
+def test_files_without_a_state_dict(tmp_path):
     for content in ([torch.ones(1)], {"steps": 3}, {1: torch.ones(1)}, torch.ones(3)):
         torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(UserError, match="does not hold named tensors"):
+        with pytest.raises(UserError, match="contains no named tensors"):
             open_tensors(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"GGUF\x03\0\0\0" + bytes(80), "is a GGUF file"),
         (b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', "is the index of a sharded"),
-        (b'\n{"_class_name": "UNet"}', "is a text of JSON"),
+        (b'\n{"_class_name": "UNet"}', "is a JSON file"),
         (b"<!DOCTYPE html><html>Access denied</html>", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth", "x.gguf", "x.index.json"])
-def test_what_comes_in_place_of_a_checkpoint_is_called_by_its_name(tmp_path, data, said, name):
+def test_files_that_users_confuse_with_checkpoints_are_recognized(tmp_path, data, message, name):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"{re.escape(name)} {said}") as told:
+    with pytest.raises(UserError, match=rf"{re.escape(name)} {message}") as raised:
         open_tensors(tmp_path / name)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
-def test_a_safetensors_is_none_of_these_whatever_its_length(tmp_path, name):
-    """The file begins with the length of its header, of which any byte may be that of a text or of a pickle."""
-    for length in range(8, 264, 8):  # so that the last byte is each that is possible
+def test_a_safetensors_of_any_length_is_not_confused_with_these(tmp_path, name):
+    """The file begins with the length of its header, which may contain any byte that starts a text or a pickle."""
+    for length in range(8, 264, 8):  # so that the last byte takes every possible value
         text = "x" * length
         save_tensors(tmp_path / "x.safetensors", STATE, {"text": text})
         (tmp_path / "x.safetensors").rename(tmp_path / name)
@@ -203,12 +203,12 @@ def test_a_safetensors_is_none_of_these_whatever_its_length(tmp_path, name):
     "value",
     [np.float64(0.5), np.zeros(2), argparse.Namespace(lr=1), collections.defaultdict(list), pathlib.PurePath("a")],
 )
-def test_objects_beside_the_tensors_are_named(tmp_path, value):
+def test_objects_that_are_not_tensors_are_named(tmp_path, value):
     torch.save({"state_dict": STATE, "more": value}, tmp_path / "x.ckpt")
-    said = rf"x\.ckpt holds other objects than tensors \({type(value).__module__[:5]}"
-    with pytest.raises(UserError, match=said) as told:
+    message = rf"x\.ckpt contains objects that are not tensors \({type(value).__module__[:5]}"
+    with pytest.raises(UserError, match=message) as raised:
         open_tensors(tmp_path / "x.ckpt")
-    assert "weights_only" not in str(told.value) and "\x1b" not in str(told.value)
+    assert "weights_only" not in str(raised.value) and "\x1b" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_objects_beside_the_tensors_are_named(tmp_path, value):
         ({"model.a": torch.ones(2), "model": torch.ones(3)}, {"model.a": torch.ones(2), "model": torch.ones(3)}),
     ],
 )
-def test_a_state_dict_is_found_where_programs_keep_it(tmp_path, content, expected):
+def test_a_state_dict_is_found_under_the_keys_of_other_programs(tmp_path, content, expected):
     torch.save(content, tmp_path / "x.pt")
     read = open_tensors(tmp_path / "x.pt").state()
     assert read.keys() == expected.keys() and all(torch.equal(read[name], expected[name]) for name in read)
@@ -232,16 +232,16 @@ def test_a_state_dict_is_found_where_programs_keep_it(tmp_path, content, expecte
 def test_a_file_that_may_not_be_read(tmp_path):
     save_tensors(tmp_path / "x.safetensors", STATE)
     (tmp_path / "x.safetensors").chmod(0)
-    with pytest.raises(UserError, match=r"x\.safetensors cannot be read \(Permission denied\): check its permissions"):
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be read \(Permission denied\)\. Check its permissions"):
         open_tensors(tmp_path / "x.safetensors")
 
 
 def test_folders_and_missing_files(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"Expected a checkpoint, but .* is a folder"):
         open_tensors(tmp_path)
     with pytest.raises(UserError, match="There is no checkpoint at"):
         open_tensors(tmp_path / "none.pth")
-    with pytest.raises(UserError, match=r"expected a name that ends in \.safetensors or \.pth"):
+    with pytest.raises(UserError, match=r"Expected a name that ends in \.safetensors or \.pth"):
         save_tensors(tmp_path / "x.txt", STATE)
 
 
@@ -270,7 +270,7 @@ def net() -> Net:
     return module
 
 
-def test_a_layout_serves_both_ways():
+def test_a_layout_works_in_both_directions():
     module = net()
     state = part(module.state_dict(), LAYOUT)
     assert {name: tuple(t.shape) for name, t in state.items()} == {
@@ -283,7 +283,7 @@ def test_a_layout_serves_both_ways():
     assert all(torch.equal(p, module.get_parameter(name)) for name, p in again.named_parameters())
 
 
-def test_a_mapped_file_is_not_copied_where_it_need_not_be(tmp_path):
+def test_a_mapped_file_is_not_copied_unnecessarily(tmp_path):
     torch.manual_seed(0)
     save_tensors(tmp_path / "x.safetensors", part(net().state_dict(), LAYOUT))
     tensors = open_tensors(tmp_path / "x.safetensors")
@@ -292,18 +292,18 @@ def test_a_mapped_file_is_not_copied_where_it_need_not_be(tmp_path):
     def get():
         inner = tensors.get()
 
-        def one(name):
+        def get_tensor(name):
             shared.append(inner(name))
             return shared[-1]
 
-        return one
+        return get_tensor
 
     module = Net()
     fill(module, LAYOUT, Tensors(tensors.source, tensors.shapes, tensors.dtypes, get), "a network")
     assert module.shaped.data_ptr() in {t.data_ptr() for t in shared}
 
 
-def test_what_does_not_fit_is_listed():
+def test_tensors_that_do_not_fit_are_listed():
     state = part(net().state_dict(), LAYOUT)
     tensors = Tensors.of({k: t for k, t in state.items() if k not in "qs"} | {"q": torch.ones(3, 4)}, "f.pth")
     with pytest.raises(UserError, match=r"f\.pth lacks 1 tensor of a network \(s\)"):
@@ -312,5 +312,5 @@ def test_what_does_not_fit_is_listed():
     with pytest.raises(UserError, match=r"1 tensor of another shape .*q is \(3, 4\), expected \(2, 4\)"):
         check(LAYOUT, tensors, "a network")
     tensors = Tensors.of(state | {"t": torch.ones(3, 2, dtype=torch.int8)}, "f.pth")
-    with pytest.raises(UserError, match=r"not of floating-point numbers \(t is torch\.int8\)"):
+    with pytest.raises(UserError, match=r"1 tensor of a network that are not floating point \(t is torch\.int8\)"):
         check(LAYOUT, tensors, "a network")

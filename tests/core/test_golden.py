@@ -1,4 +1,4 @@
-"""The network against the official one: every pair of files in the golden folder, whatever entries it has."""
+"""The network compared with the official one, for every pair of files in the golden folder and all their entries."""
 
 import json
 import re
@@ -25,7 +25,7 @@ OURS = {spec.guidance_key: name for name, spec in CONDITIONS.items()}
 
 
 def value(name: str, shape) -> torch.Tensor:
-    """The golden folder's rule: a value for every name and shape."""
+    """The golden folder's rule: a fixed value for every name and shape."""
     n = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(tuple(shape), dtype=np.float32)
     if len(shape) == 1:
         n = (1 + np.float32(0.1) * n) if name.endswith("weight") else np.float32(0.1) * n
@@ -53,7 +53,7 @@ class Run:
         fill(unet, released_layout(unet), tensors, "the golden network")
         self.unet = unet.eval().requires_grad_(False)
         b, f = self.spec["batch"], self.spec["frames"]
-        # VGen's runs name their size, which their conditions have too; the released ones are of 256 x 256.
+        # VGen's runs have a size, which is also that of their conditions. The released runs have 256 x 256.
         width, height = self.spec.get("resolution_width_height", (256, 256))
         self.size = height // 8, width // 8
         self.x = self.input("x", (b, 4, f, *self.size))
@@ -61,8 +61,8 @@ class Run:
         self.zero = self.input("zero_y", (1, 77, 1024)).expand(b, -1, -1)
         self.style = self.input("image", (b, 1, 1024))
         self.conditions = {}
-        for key, of in self.spec["conditions"].items():
-            channels, *size = (of, height, width) if isinstance(of, int) else (*of, of[1])
+        for key, shape in self.spec["conditions"].items():
+            channels, *size = (shape, height, width) if isinstance(shape, int) else (*shape, shape[1])
             tensor = self.input(key, (b, channels, f, *size))
             if key == "masked":
                 tensor[:, -1] = (tensor[:, -1] > 0).float()
@@ -98,15 +98,15 @@ def test_single_forwards_and_stc_outputs(run):
             out = run.unet.encode_condition(OURS[name], run.conditions[name], run.size)
         else:
             if kind not in ("alphas_cumprod", "q_sample", "lcm") and not (DDIM.fullmatch(kind) or LCM.fullmatch(kind)):
-                warnings.warn(f"no test knows the golden entry {entry}", stacklevel=1)
+                warnings.warn(f"no test checks the golden entry {entry}", stacklevel=1)
             continue
         assert relative(out, reference) <= 1e-4, entry
 
 
 @pytest.mark.parametrize("length", [range(10), pytest.param(range(10, 1000), marks=pytest.mark.slow)])
 @torch.inference_mode()
-def test_whole_runs(run, length):
-    """DDIM on the released grid, of text, style, motion and depth under guidance 9; and LCM."""
+def test_complete_runs(run, length):
+    """DDIM on the released grid, with text, style, motion, depth and guidance 9; and LCM."""
     stc = [Embedded(run.unet.encode_condition(k, run.conditions[k], run.size)) for k in ("motion", "depth")]
     style = Embedded(run.unet.encode_style(run.style))
     no_style = run.unet.encode_style(torch.zeros_like(run.style))
@@ -115,14 +115,14 @@ def test_whole_runs(run, length):
         if (match := DDIM.fullmatch(entry)) and int(match[1]) in length:
             sampler = make_sampler(Sampling("ddim_released", int(match[1])), run.diffusion)
             assert relative(sample(denoiser, sampler.start(run.x), sampler), reference) <= 1e-3, entry
-        if (match := LCM.fullmatch(entry)) and int(match[1]) in length:  # as VideoLCM: text and depth, no guidance
+        if (match := LCM.fullmatch(entry)) and int(match[1]) in length:  # like VideoLCM: text and depth, no guidance
             depth = [Embedded(run.unet.encode_condition("depth", run.conditions["depth"], run.size))]
             denoiser_of_text = GuidedDenoiser(run.unet, run.text, run.zero, None, None, depth, guidance=1.0)
             sampler = make_sampler(Sampling("lcm", int(match[1])), run.diffusion)
             assert sampler.timesteps.tolist() == run.reference[f"{entry}.timesteps"].tolist()
             generator = torch.Generator().manual_seed(0)
-            made = sample(denoiser_of_text, sampler.start(run.x), sampler, [generator])
-            assert relative(made, reference) <= 1e-3, entry
+            latent = sample(denoiser_of_text, sampler.start(run.x), sampler, [generator])
+            assert relative(latent, reference) <= 1e-3, entry
 
 
 def test_schedule(run):
@@ -144,9 +144,9 @@ def test_schedule(run):
         ("vgen_parameters", UNetConfig(attention_levels=(1, 2, 3), style_tokens=4)),
     ],
 )
-def test_names_and_shapes_of_the_whole_networks(golden_dir, file, config):
-    there = json.loads((golden_dir / f"{file}.json").read_text())
+def test_names_and_shapes_of_the_full_networks(golden_dir, file, config):
+    shapes = json.loads((golden_dir / f"{file}.json").read_text())
     with torch.device("meta"):
         layout = released_layout(UNet3D(config))
-    assert {origin.names[0]: list(origin.shape) for origin in layout.values()} == there
-    assert unet_config_from_shapes(there) == config
+    assert {origin.names[0]: list(origin.shape) for origin in layout.values()} == shapes
+    assert unet_config_from_shapes(shapes) == config

@@ -30,11 +30,13 @@ def test_block_vectors_as_released(clip, golden, clips_dir, capsys):
     assert (info.frames, info.height, info.width) == (facts["frames"], facts["height"], facts["width"])
     assert (plan.rate, plan.start, plan.frames) == (facts["fps"], 0, 16)
 
-    found = block_vectors(info.path, dataclasses.replace(plan, frames=facts["encoded_frames"]))
-    coded = {*found.rows["frame"].tolist()}
-    assert "".join("IP"[frame in coded] for frame in range(found.frames)) == facts["kinds"]
+    extracted = block_vectors(info.path, dataclasses.replace(plan, frames=facts["encoded_frames"]))
+    coded = {*extracted.rows["frame"].tolist()}
+    assert "".join("IP"[frame in coded] for frame in range(extracted.frames)) == facts["kinds"]
     expected = {tuple(map(int, row[:3])): row[3:] for row in vectors}
-    actual = {tuple(map(int, (r["frame"], r["dst_x"], r["dst_y"]))): np.array([r["dx"], r["dy"]]) for r in found.rows}
+    actual = {
+        tuple(map(int, (r["frame"], r["dst_x"], r["dst_y"]))): np.array([r["dx"], r["dy"]]) for r in extracted.rows
+    }
     both = expected.keys() & actual.keys()
     share = sum((expected[key] == actual[key]).all() for key in both) / len(expected.keys() | actual.keys())
     difference = np.mean([np.abs(expected[key] - actual[key]).mean() for key in both])

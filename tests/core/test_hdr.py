@@ -1,4 +1,4 @@
-"""HDR video as SDR: known light in, known pixels out, through every codec and container that people have it in."""
+"""HDR video as SDR: known light gives known pixels, in all common codecs and containers."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.odd_files import deep_frame, hdr_video, told_by_the_container
+from tests.core.odd_files import deep_frame, hdr_video, tagged_container
 from vc_core import cli
 from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import FramePlan, hdr, plan_frames, probe, read_frames
@@ -17,7 +17,7 @@ PQ, HLG, SDR = 16, 18, 1
 
 
 def pq_signal(light):
-    """The inverse of the EOTF: SMPTE ST 2084, written anew from its own formula."""
+    """The inverse of the EOTF: SMPTE ST 2084, implemented independently from its formula."""
     y = (light / 10000) ** 0.1593017578125
     return ((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375
 
@@ -35,13 +35,13 @@ def colour(path):
 
 @pytest.mark.parametrize(("codec", "ending"), FILES)
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-def test_diffuse_white_is_white_and_it_is_told(tmp_path, codec, ending, transfer):
+def test_diffuse_white_is_white_and_a_note_says_so(tmp_path, codec, ending, transfer):
     white, info = colour(hdr_video(tmp_path / f"a.{ending}", codec, [WHITE[transfer]] * 3, transfer))
     assert white.min() >= 250
     assert hdr.NAMES[transfer] in info.note and str(tmp_path) in info.note
 
 
-def test_sdr_video_is_left_alone(tmp_path):
+def test_sdr_video_is_unchanged(tmp_path):
     grey, info = colour(hdr_video(tmp_path / "a.mkv", "ffv1", [0.75] * 3, SDR))
     assert (grey - 0.75 * 255).abs().max() < 3 and not info.note
 
@@ -58,7 +58,7 @@ def test_a_grey_card_is_grey_and_highlights_differ(tmp_path, transfer):
 
 @pytest.mark.parametrize("kind", ["yuv420p", "yuvj420p", "yuv420p10le", "yuv444p12le"])
 @pytest.mark.parametrize("level", [0.0, 0.25, 0.58, 1.0])
-def test_pixels_of_16_bits_are_as_exact_as_what_they_come_from(kind, level):
+def test_16_bit_pixels_are_as_exact_as_their_source(kind, level):
     bits = int(kind[7:9]) if kind.endswith("le") else 8
     low, range_ = (0, 2**bits - 1) if kind == "yuvj420p" else (16 << bits - 8, 219 << bits - 8)
     luma = low + round(level * range_)
@@ -68,24 +68,24 @@ def test_pixels_of_16_bits_are_as_exact_as_what_they_come_from(kind, level):
         plane.update(np.full(plane.buffer_size // size().itemsize, luma if number == 0 else 1 << bits - 1, size))
     frame.colorspace, frame.color_range = 9, 2 if kind == "yuvj420p" else 1
     expected = (luma - low) / range_ * 65535
-    assert np.abs(rgb48(frame)[8:56, 8:56].astype(float) - expected).max() < 24  # a tenth of a level of 8 bits
+    assert np.abs(rgb48(frame)[8:56, 8:56].astype(float) - expected).max() < 24  # a tenth of an 8-bit level
 
 
 def test_wide_colours_become_those_of_bt709(tmp_path):
     """A pure red of BT.709, of 100 candela, has three parts in BT.2020 (BT.2087) and one here."""
-    red = [pq_signal(100 * share) for share in (0.6274, 0.0691, 0.0164)]
-    seen, _ = colour(hdr_video(tmp_path / "red.mkv", "ffv1", red, PQ))
-    assert (seen - torch.tensor([255 * (100 / 203) ** (1 / 2.4), 0, 0])).abs().max() < 16
-    assert seen[1:].max() < 40 < 180 < seen[0]  # without the matrix green would be above 60
+    red = [pq_signal(100 * part) for part in (0.6274, 0.0691, 0.0164)]
+    result, _ = colour(hdr_video(tmp_path / "red.mkv", "ffv1", red, PQ))
+    assert (result - torch.tensor([255 * (100 / 203) ** (1 / 2.4), 0, 0])).abs().max() < 16
+    assert result[1:].max() < 40 < 180 < result[0]  # without the matrix green would be above 60
 
 
-def test_what_only_the_container_tells_counts(tmp_path):
+def test_tags_of_only_the_container_are_used(tmp_path):
     raw = hdr_video(tmp_path / "raw.h265", "libx265", [WHITE[HLG]] * 3, 2, format="hevc")
-    white, info = colour(told_by_the_container(tmp_path / "told.mkv", raw, HLG))
+    white, info = colour(tagged_container(tmp_path / "tagged.mkv", raw, HLG))
     assert white.min() >= 250 and "HLG" in info.note
 
 
-def test_the_curve_keeps_hue_and_what_is_below_its_knee():
+def test_the_curve_keeps_hue_and_light_below_its_knee():
     dim = torch.full((1, 3), round(65535 * pq_signal(100)), dtype=torch.int32)
     assert hdr.tone_mapped(dim, PQ).mean().item() == pytest.approx((100 / 203) ** (1 / 2.4), abs=2e-3)
     bright = torch.tensor([[pq_signal(2000), pq_signal(1000), pq_signal(1000)]])
@@ -93,7 +93,7 @@ def test_the_curve_keeps_hue_and_what_is_below_its_knee():
     assert red > 0.999 and green == pytest.approx(0.5 ** (1 / 2.4), abs=2e-3)
 
 
-def test_motion_and_commands_see_sdr(tmp_path, capsys):
+def test_motion_and_commands_read_sdr(tmp_path, capsys):
     path = hdr_video(tmp_path / "a.mkv", "ffv1", [WHITE[PQ]] * 3, PQ)
     assert read_motion(path, FramePlan(0.0, Fraction(10), 3), (64, 64)).field.abs().max() == 0
     command = ["extract", "single_image", path, "-o", tmp_path / "a.safetensors", "--size", "64x64"]

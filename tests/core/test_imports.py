@@ -1,4 +1,4 @@
-"""Importing the core is light, silent and without side effects, and never reaches another room."""
+"""Importing the core is fast, silent and without side effects, and never loads another room."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ OTHER_ROOMS = {"comfy", "comfy_api", "folder_paths", "nodes", "training"}
 
 
 def run_python(repository, code: str, *arguments: str) -> str:
-    """What a fresh interpreter prints (stdout and stderr) when it runs the code with the project importable."""
+    """The output (stdout and stderr) of a new interpreter that runs the code and can import the project."""
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=repository)
@@ -21,7 +21,7 @@ def run_python(repository, code: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-# What a fresh interpreter has loaded after each of these in turn, and the state of what imports must leave alone.
+# The modules that a new interpreter has loaded after each of these stages, and the state that imports must not change.
 IMPORT_EVERYTHING = """
 import importlib, importlib.util, json, pkgutil, random, sys
 
@@ -30,9 +30,9 @@ loaded = {}
 def note(stage):
     loaded[stage] = sorted({name.partition(".")[0] for name in sys.modules})
 
-door = importlib.util.spec_from_file_location("the_door", sys.argv[1])
-door.loader.exec_module(importlib.util.module_from_spec(door))
-note("the door")
+root = importlib.util.spec_from_file_location("root", sys.argv[1])
+root.loader.exec_module(importlib.util.module_from_spec(root))
+note("root")
 
 import numpy, torch
 
@@ -56,12 +56,12 @@ print(json.dumps({"names": names, "before": before, "after": state(), "loaded": 
 
 @pytest.fixture(scope="module")
 def imports(repository):
-    """What IMPORT_EVERYTHING tells."""
+    """The output of IMPORT_EVERYTHING."""
     return json.loads(run_python(repository, IMPORT_EVERYTHING, str(repository / "__init__.py")))
 
 
-def test_the_root_package_is_harmless_without_comfyui(imports):
-    assert {"torch", "vc_core"}.isdisjoint(imports["loaded"]["the door"])
+def test_the_root_package_loads_nothing_without_comfyui(imports):
+    assert {"torch", "vc_core"}.isdisjoint(imports["loaded"]["root"])
 
 
 @pytest.mark.parametrize("module", ["vc_core", "vc_core.conditions", "vc_core.config", "vc_core.cli"])
@@ -76,14 +76,14 @@ def test_importing_every_module_changes_nothing_and_stays_in_its_room(imports):
 
 
 def test_training_needs_little(repository):
-    """A machine that trains has torch; open_clip, diffusers and kornia are imported where they are used."""
+    """A machine that trains has torch. open_clip, diffusers and kornia are imported only when they are used."""
     code = "import sys, json, training.trainer, training.bundled.towers; print(json.dumps(sorted(sys.modules)))"
     loaded = {name.partition(".")[0] for name in json.loads(run_python(repository, code))}
     assert loaded.isdisjoint(HEAVY | {"comfy", "nodes", "PIL"}), loaded & HEAVY
 
 
 def imported(path):
-    """The modules that a file imports, as they are written: dots first for relative ones."""
+    """The modules that a file imports, as written: relative imports begin with dots."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or "")
@@ -91,12 +91,12 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
-def test_nodes_reach_the_core_alone_and_by_its_place(repository):
-    """ComfyUI has a module `nodes` of its own, and a pack's folder may have any name: so all is relative."""
+def test_nodes_import_only_the_core_and_by_relative_imports(repository):
+    """ComfyUI has its own module `nodes`, and a pack's folder may have any name, so all imports are relative."""
     files = list((repository / "nodes").rglob("*.py"))
     assert len(files) > 10
     for file in files:
-        up = len(file.relative_to(repository).parts)  # dots that lead to the project's folder
+        up = len(file.relative_to(repository).parts)  # number of dots up to the project's folder
         for name in imported(file):
             room = name.lstrip(".")
             assert not name.startswith(("vc_core", "nodes", "training")), f"{file}: {name}"
@@ -104,6 +104,6 @@ def test_nodes_reach_the_core_alone_and_by_its_place(repository):
                 assert room.split(".")[0] == "vc_core", f"{file}: {name}"
 
 
-def test_the_core_is_found_by_its_place_too(repository):
+def test_the_core_imports_itself_by_relative_imports(repository):
     for file in (repository / "vc_core").rglob("*.py"):
         assert not [name for name in imported(file) if name.split(".")[0] in ("vc_core", "training", "nodes")], file

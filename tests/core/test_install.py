@@ -1,4 +1,4 @@
-"""`pip install .` gives a core that composes in an environment with the libraries and nothing else of this project."""
+"""`pip install .` installs a core that composes in an environment with nothing else of this project."""
 
 import json
 import os
@@ -21,7 +21,7 @@ print(json.dumps({"status": status, "core": vc_core.__file__, "rooms": rooms}))
 
 
 def run(command, folder) -> str:
-    """What it prints; in the folder, and without what leads to this checkout."""
+    """Run a command in a folder, without the variables that lead to this checkout; return its output."""
     hidden = ("PYTHONPATH", "PYTHONSAFEPATH", "VC_MODELS")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -31,9 +31,9 @@ def run(command, folder) -> str:
 
 @pytest.fixture
 def installed(repository, tmp_path) -> Path:
-    """The folder of an environment of its own with the core in it; it borrows the libraries of the one that tests."""
+    """The folder of a new environment with the core. It uses the libraries of the environment that runs the tests."""
     if not (find_spec("pip") and find_spec("setuptools")):
-        pytest.skip("this environment has no pip and setuptools, which install without a network")
+        pytest.skip("installing without a network requires pip and setuptools in this environment")
     checkout, environment = tmp_path / "checkout", tmp_path / "environment"
     shutil.copytree(repository, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "shared"))
     venv.create(environment)
@@ -49,7 +49,7 @@ def test_the_installed_core_composes_from_any_folder(installed, tmp_path):
     shutil.rmtree(tmp_path / "checkout")
     (elsewhere := tmp_path / "elsewhere").mkdir()
     python = next(path for name in ("bin/python", "Scripts/python.exe") if (path := installed / name).exists())
-    told = json.loads(run([python, "-c", COMPOSE], elsewhere).splitlines()[-1])
-    assert Path(told["core"]).is_relative_to(installed)
-    assert told["status"] == 0 and told["rooms"] == []
+    result = json.loads(run([python, "-c", COMPOSE], elsewhere).splitlines()[-1])
+    assert Path(result["core"]).is_relative_to(installed)
+    assert result["status"] == 0 and result["rooms"] == []
     assert (elsewhere / "out.mp4").stat().st_size > 500

@@ -1,7 +1,7 @@
-"""The launcher ./vc: where it may be called from, what it hands on, when it sets up and what it says when it cannot.
+"""The launcher ./vc: the folders it works from, the arguments it passes on, its set-up and its error messages.
 
-The launcher runs as a copy in a folder with a space in its name, with scripts in the place of Python, so that nothing
-is downloaded and each test takes a moment.
+The launcher runs as a copy in a folder with a space in its name. Scripts replace Python, so that nothing is downloaded
+and the tests are fast.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="./vc needs bash: on Windows it is python -m vc_core")
 
-# An environment's Python: tells what it was called with, and where.
+# An environment's Python: prints its arguments and its working folder.
 FAKE_ENVIRONMENT = """#!/bin/sh
 case $1 in
     */missing_packages.py) printf '%s\\n' "${FAKE_MISSING-}"; exit ;;
@@ -26,7 +26,7 @@ printf 'arg=%s\\n' "$@"
 exit "${FAKE_STATUS-0}"
 """
 
-# A Python that makes environments in which it stands in for pip and the libraries, and logs what it has to install.
+# A Python that creates environments, replaces pip and the libraries in them, and logs what to install.
 FAKE_PYTHON = """#!/bin/sh
 case $* in
     *ensurepip*) exit 0 ;;
@@ -54,7 +54,7 @@ def write_script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def project(tmp_path, repository) -> Path:
-    """A copy of the launcher and what it reads, in a folder whose name has a space."""
+    """A copy of the launcher and of the files it reads, in a folder with a space in its name."""
     root = tmp_path / "a path with spaces" / "vc clone"
     shutil.copytree(repository / "launcher", root / "launcher", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("vc", "requirements.txt", "requirements-dev.txt", "constraints.txt"):
@@ -89,8 +89,8 @@ def set_up(project, elsewhere, tmp_path):
     log = tmp_path / "log"
     write_script(tmp_path / "bin" / "python3", FAKE_PYTHON)
     for tool in ("bash", "cat", "cksum", "cp", "dirname", "env", "flock", "mkdir", "mv", "readlink", "rm", "sh"):
-        if found := shutil.which(tool):
-            (tmp_path / "bin" / tool).symlink_to(found)
+        if path := shutil.which(tool):
+            (tmp_path / "bin" / tool).symlink_to(path)
 
     def run(*arguments, **variables):
         log.write_text("")
@@ -106,11 +106,11 @@ def reported(output: str, field: str) -> list[str]:
     return re.findall(rf"^{field}=(.*)$", output, flags=re.MULTILINE)
 
 
-def is_one_sentence(text: str) -> bool:
+def is_one_line(text: str) -> bool:
     return text.startswith("vc: ") and text.count("\n") == 1 and text.endswith(".\n") and "Traceback" not in text
 
 
-# --- What is handed on ----------------------------------------------------------------------------------------------
+# --- Passing arguments on -------------------------------------------------------------------------------------------
 
 
 def test_arguments_and_exit_status_pass_through_from_the_users_folder(call, project, elsewhere):
@@ -138,26 +138,26 @@ def test_help_needs_no_environment(call, project, arguments):
     assert not (project / ".venv").exists()
 
 
-# --- An environment of the user's own -------------------------------------------------------------------------------
+# --- The user's own environment -------------------------------------------------------------------------------------
 
 
-def test_a_vc_python_that_is_not_there_is_named(call, project):
+def test_a_vc_python_that_does_not_exist_is_named(call, project):
     done = call("info", VC_PYTHON="/no/such/python")
-    assert done.returncode == 2 and is_one_sentence(done.stderr) and "/no/such/python" in done.stderr
+    assert done.returncode == 2 and is_one_line(done.stderr) and "VC_PYTHON is /no/such/python" in done.stderr
     assert not (project / ".venv").exists()
 
 
-def test_packages_that_the_named_environment_lacks_are_named(call):
+def test_packages_that_the_users_environment_lacks_are_named(call):
     done = call("info", FAKE_MISSING="av, einops")
-    assert done.returncode == 2 and is_one_sentence(done.stderr) and "lacks av, einops" in done.stderr
+    assert done.returncode == 2 and is_one_line(done.stderr) and "lacks av, einops" in done.stderr
     assert done.stdout == ""
 
 
-def test_a_folder_may_name_the_environment(call, tmp_path):
+def test_vc_python_may_be_a_folder(call, tmp_path):
     assert reported(call("info", VC_PYTHON=str(tmp_path / "fake env")).stdout, "arg") == ["-m", "vc_core", "info"]
 
 
-def test_missing_packages_are_found_out_from_the_requirements_file(repository, tmp_path):
+def test_missing_packages_are_those_of_the_requirements_file(repository, tmp_path):
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("# pytest-is-no-such\npytest>=8  # comment\nno-such-distribution-x>=1,<2\n\n")
     script = repository / "launcher" / "missing_packages.py"
@@ -174,16 +174,16 @@ def test_sets_up_once(set_up, project):
     assert log.splitlines()[0] == "venv" and log.count("pip -m pip install") == 1
     for name in ("constraints.txt", "requirements.txt", "requirements-dev.txt"):
         assert str(project / name) in log
-    assert "GB" in done.stderr  # how much it downloads
-    assert done.stdout == "ran -m vc_core info x\n"  # nothing of the set-up
+    assert "GB" in done.stderr  # the size of the download
+    assert done.stdout == "ran -m vc_core info x\n"  # without output of the set-up
 
     done, log = set_up("info", "x")
     assert (done.returncode, done.stdout, done.stderr, log) == (0, "ran -m vc_core info x\n", "", "")
 
 
-def test_an_interrupted_set_up_is_taken_up_again(set_up, project):
+def test_an_interrupted_set_up_is_repeated(set_up, project):
     done, _ = set_up("info", FAKE_PIP_STATUS="1")
-    assert done.returncode == 2 and done.stdout == "" and "run ./vc again" in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and "Run ./vc again" in done.stderr
     done, log = set_up("info")
     assert done.returncode == 0 and "venv" not in log.split() and "pip -m pip install" in log
     (project / ".venv" / "bin" / "python").unlink()
@@ -191,14 +191,14 @@ def test_an_interrupted_set_up_is_taken_up_again(set_up, project):
     assert done.returncode == 0 and log.splitlines()[0] == "venv"
 
 
-def test_an_environment_that_the_user_may_not_change_is_told(set_up, project):
+def test_an_environment_that_the_user_cannot_change_is_reported(set_up, project):
     set_up("info")
     stamp = project / ".venv" / "vc-setup.stamp"
     stamp.unlink()
-    (stamp / "stays").mkdir(parents=True)  # in the stamp's place what nobody, not even root, can remove by `rm -f`
+    (stamp / "stays").mkdir(parents=True)  # not even root can remove a folder by `rm -f`
     done, log = set_up("info")
-    assert (done.returncode, done.stdout, log) == (2, "", "") and is_one_sentence(done.stderr)
-    assert f"{stamp.parent} is out of date, and you may not write there" in done.stderr
+    assert (done.returncode, done.stdout, log) == (2, "", "") and is_one_line(done.stderr)
+    assert f"{stamp.parent} is out of date, and you cannot write there" in done.stderr
 
 
 def test_changed_requirements_are_installed(set_up, project):
@@ -209,7 +209,7 @@ def test_changed_requirements_are_installed(set_up, project):
     assert set_up("info")[1] == ""
 
 
-def test_the_torchvision_declarations_are_placed_where_torch_is_a_cpu_build_and_only_there(set_up, project):
+def test_the_torchvision_declarations_are_added_only_for_a_cpu_build_of_torch(set_up, project):
     placed = project / ".venv" / "packages" / "_torchvision_schemas.pth"
     done, _ = set_up("info")
     assert done.returncode == 0 and not placed.exists()
@@ -221,31 +221,31 @@ def test_the_torchvision_declarations_are_placed_where_torch_is_a_cpu_build_and_
     assert done.returncode == 0 and not placed.exists()
 
 
-def test_no_python_gives_one_sentence(set_up, project, tmp_path):
+def test_without_python_there_is_a_message(set_up, project, tmp_path):
     write_script(tmp_path / "bin" / "python3", "#!/bin/sh\nexit 1\n")
     done, _ = set_up("demo")
-    assert done.returncode == 2 and is_one_sentence(done.stderr) and "Python 3.10" in done.stderr
+    assert done.returncode == 2 and is_one_line(done.stderr) and "no Python 3.10 or later" in done.stderr
     assert not (project / ".venv").exists()
 
 
-# --- What the set-up installs ---------------------------------------------------------------------------------------
+# --- The packages of the set-up -------------------------------------------------------------------------------------
 
 
-def named(path: Path) -> list[str]:
+def packages_in(path: Path) -> list[str]:
     return re.findall(r"^[A-Za-z0-9][A-Za-z0-9._-]*", path.read_text(), flags=re.MULTILINE)
 
 
 def test_requirements_leave_a_comfyui_environments_torch_alone(repository):
-    assert not {"torch", "torchvision", "torchaudio"} & set(named(repository / "requirements.txt"))
-    # All that a stock ComfyUI 0.3.64 has installed, in any case: the nodes bring no package of their own.
+    assert not {"torch", "torchvision", "torchaudio"} & set(packages_in(repository / "requirements.txt"))
+    # Every stock ComfyUI 0.3.64 has these packages: the nodes need no additional package.
     stock = {"av", "einops", "kornia", "numpy", "pillow", "pydantic", "safetensors", "tqdm"}
-    assert {name.lower() for name in named(repository / "requirements.txt")} <= stock
+    assert {name.lower() for name in packages_in(repository / "requirements.txt")} <= stock
     assert "==" not in (repository / "requirements.txt").read_text()
 
 
-def test_every_named_package_is_pinned(repository):
+def test_every_required_package_is_pinned(repository):
     pins = (repository / "constraints.txt").read_text()
-    for package in named(repository / "requirements.txt") + named(repository / "requirements-dev.txt"):
+    for package in packages_in(repository / "requirements.txt") + packages_in(repository / "requirements-dev.txt"):
         assert re.search(rf"^{re.escape(package)}==\S+", pins, flags=re.MULTILINE), package
 
 

@@ -1,4 +1,4 @@
-"""What small files may ask for: a picture's pixels are counted before any is decoded."""
+"""Small files that decode to huge ones: pixels are counted before decoding."""
 
 import struct
 import subprocess
@@ -27,7 +27,7 @@ PLAN = FramePlan(0.0, Fraction(10), 2)
 
 
 def webp_bomb(path):
-    """An animated WebP whose canvas is said to be 16383 by 16383: its decoder takes gigabytes."""
+    """An animated WebP with a canvas size of 16383 by 16383: its decoder needs gigabytes."""
     data = bytearray(animated(path, [(250, 0, 0), (0, 250, 0)]).read_bytes())
     data[24:30] = (16383 - 1).to_bytes(3, "little") * 2
     path.write_bytes(data)
@@ -35,7 +35,7 @@ def webp_bomb(path):
 
 
 def lying_film_bomb(path):
-    """A video whose container says that its pictures are small."""
+    """A video whose container says that its frames are small."""
     data = png_film_bomb(path).read_bytes()
     path.write_bytes(data.replace(struct.pack(">HH", 13000, 13000), struct.pack(">HH", 16, 16)))
     assert path.read_bytes() != data
@@ -54,7 +54,7 @@ def tiff_bomb(path):
 
 
 def film_bomb(path):
-    """A video whose pictures have twice as many pixels as are allowed here, by the environment."""
+    """A video whose frames have twice as many pixels as `small_limit` allows."""
     return of_streams(path, ("mpeg4", 2, (320, 400), (0, 0, 200)))
 
 
@@ -89,8 +89,8 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-def test_bombs_are_refused_before_they_take_memory(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_bombs_are_refused_before_they_fill_memory(tmp_path):
     bombs = {"a.png": png_bomb, "a.gif": gif_bomb, "a.tif": tiff_bomb, "a.mov": png_film_bomb, "b.mov": lying_film_bomb}
     bombs |= {"a.webp": webp_bomb} if features.check("webp") else {}
     paths = [make(tmp_path / name) for name, make in bombs.items()]
@@ -98,12 +98,12 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path):
     command = [sys.executable, "-c", MEASURE, *map(str, paths)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout[-500:] + run.stderr[-500:]
-    taken = dict(zip(bombs, map(int, run.stdout.split()), strict=True))
-    assert max(taken.values()) < 100, taken  # MB; decoded they would be 160 to 3,600
+    used = dict(zip(bombs, map(int, run.stdout.split()), strict=True))
+    assert max(used.values()) < 100, used  # MB; decoding would need 160 to 3,600
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "avi", "ts"])
-def test_a_video_of_too_large_frames_is_refused(tmp_path, small_limit, container):
+def test_a_video_with_too_large_frames_is_refused(tmp_path, small_limit, container):
     path = tmp_path / f"a.{container}"
     film_bomb(path) if container != "ts" else of_streams(path, ("mpeg2video", 2, (320, 400), (0, 0, 200)))
     for read in (
@@ -116,17 +116,17 @@ def test_a_video_of_too_large_frames_is_refused(tmp_path, small_limit, container
             read(path)
 
 
-def test_a_video_that_lies_about_its_size_is_refused(tmp_path, small_limit):
+def test_a_video_with_a_wrong_size_is_refused(tmp_path, small_limit):
     path = of_streams(tmp_path / "a.mkv", ("mpeg4", 2, (320, 400), (0, 0, 200)))
     data = path.read_bytes()
-    told = data.replace(b"\xb0\x82\x01\x90\xba\x82\x01\x40", b"\xb0\x82\x00\x10\xba\x82\x00\x10")
-    assert told != data
-    path.write_bytes(told)
-    with pytest.raises(UserError, match=r"a\.mkv: is 400 by 320 pixels"):
+    changed = data.replace(b"\xb0\x82\x01\x90\xba\x82\x01\x40", b"\xb0\x82\x00\x10\xba\x82\x00\x10")
+    assert changed != data
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=r"a\.mkv is 400 by 320 pixels"):
         read_frames(path, PLAN)
 
 
-def test_pictures_of_tiles_animations_and_settings_are_counted_too(tmp_path, monkeypatch):
+def test_the_limit_applies_to_tiles_animations_and_settings(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(heic(np.zeros((100, 150, 3), np.uint8), (64, 64)))
     first = Image.new("RGB", (150, 100))
     first.save(tmp_path / "a.png", save_all=True, append_images=[Image.new("RGB", (150, 100), "red")], duration=100)
@@ -158,18 +158,18 @@ HEADS = {
 
 
 @pytest.mark.parametrize("ending", HEADS)
-def test_frames_that_nothing_decodes_are_told_by_their_size(tmp_path, ending):
+def test_sizes_are_read_without_a_decoder(tmp_path, ending):
     path = tmp_path / f"large.{ending}"
     path.write_bytes(HEADS[ending] + bytes(100))
     for read in (probe, lambda path: probe(path.read_bytes()), lambda path: load_mask(path, PLAN, "paint", (8, 8))):
-        with pytest.raises(UserError, match=r"is 20000 by 20000 pixels, 400 megapixels.*--max-megapixels"):
+        with pytest.raises(UserError, match=r"is 20000 by 20000 pixels \(400 megapixels\).*--max-megapixels"):
             read(path)
 
 
-def test_texts_that_would_fill_the_memory_are_refused(tmp_path):
+def test_texts_that_would_fill_memory_are_refused(tmp_path):
     path = text_bomb(tmp_path / "texts.png")
     for read in (lambda path: read_depth_maps(path, plan(1)), probe, read_image):
-        with pytest.raises(UserError, match=r"texts\.png.*(texts of more than 64 MB|too large)"):
+        with pytest.raises(UserError, match=r"texts\.png.*(more than 64 MB of text|too large)"):
             read(path)
     assert read_depth_maps(text_bomb(tmp_path / "less.png", 30), plan(1)).shape == (1, 1, 1, 4, 4)
 
@@ -178,14 +178,14 @@ def test_the_limit_is_a_hundred_megapixels_and_can_be_raised(tmp_path, monkeypat
     monkeypatch.delenv(VARIABLE, raising=False)
     assert most_pixels() == 100_000_000
     check_pixels("x", (10_000, 10_000))
-    with pytest.raises(UserError, match="x: is 10001 by 10000 pixels"):
+    with pytest.raises(UserError, match="x is 10001 by 10000 pixels"):
         check_pixels("x", (10_000, 10_001))
-    monkeypatch.setenv(VARIABLE, "2000")  # the most
+    monkeypatch.setenv(VARIABLE, "2000")  # the highest possible limit
     film = of_streams(tmp_path / "a.mkv", ("mpeg4", 2, (32, 32), (0, 0, 200)))
     assert probe(film).width == 32
     for wrong in ("many", "0", "-1", "nan", "1e9"):
         monkeypatch.setenv(VARIABLE, wrong)
-        with pytest.raises(UserError, match=f"{VARIABLE} is '{wrong}': expected megapixels"):
+        with pytest.raises(UserError, match=rf"{VARIABLE} is '{wrong}'\. Expected megapixels"):
             most_pixels()
     monkeypatch.setenv(VARIABLE, "0.0001")
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
@@ -196,42 +196,42 @@ def test_the_limit_is_a_hundred_megapixels_and_can_be_raised(tmp_path, monkeypat
         cli.main([*command, "--max-megapixels", "none"])
 
 
-def test_pillows_own_limit_is_as_it_was(tmp_path, monkeypatch):
+def test_pillows_own_limit_is_restored(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").shape[-1] == 32
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-# --- wider than encoders ------------------------------------------------------------------------------------------
+# --- larger than encoders allow -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["points", "dense"])
 @pytest.mark.parametrize("size", [(64, 20000), (20000, 64)], ids=["wide", "high"])
-def test_what_the_encoder_does_not_take_names_the_nominal_height(layout, size):
+def test_errors_for_sizes_above_the_encoders_limit_name_a_nominal_height(layout, size):
     frames = torch.zeros(2, 3, *size)
     plan = FramePlan(0.0, Fraction(8), 2)
     for read in (lambda: read_motion(frames, plan, layout=layout), lambda: block_vectors(frames, plan, layout)):
-        with pytest.raises(UserError, match=r"takes at most .*--nominal-height [0-9]+") as error:
+        with pytest.raises(UserError, match=r"supports at most .*--nominal-height [0-9]+") as error:
             read()
-        given = int(str(error.value).partition("--nominal-height ")[2].rstrip("."))
-        assert read_motion(frames, plan, (32, 32), layout, nominal_height=given).field.shape[-1] == 32
+        height = int(str(error.value).partition("--nominal-height ")[2].split()[0])
+        assert read_motion(frames, plan, (32, 32), layout, nominal_height=height).field.shape[-1] == 32
 
 
 @pytest.mark.parametrize("size", [(32, 20000), (20000, 32)], ids=["wide", "high"])
-def test_a_strip_that_no_height_helps_is_to_be_cropped(size):
-    with pytest.raises(UserError, match=r"takes at most 8191 a side: crop it\."):
+def test_a_strip_too_long_for_any_height_must_be_cropped(size):
+    with pytest.raises(UserError, match=r"supports at most 8191 pixels per side\. Crop it\."):
         read_motion(torch.zeros(2, 3, *size), FramePlan(0.0, Fraction(8), 2))
 
 
-def test_a_picture_that_swscale_does_not_scale_is_told():
-    """Its filters have a bounded length: from 60000 lines it makes no 16."""
+def test_a_frame_that_swscale_cannot_scale_is_reported():
+    """swscale's filters have a limited length: it cannot scale 60000 lines to 16."""
     with pytest.raises(UserError, match=r"32 by 60000 pixels cannot be scaled"):
         read_motion(torch.zeros(2, 3, 60000, 32), FramePlan(0.0, Fraction(8), 2), nominal_height=16)
 
 
-def test_the_encoders_limits_are_as_the_table_has_them():
-    """The largest side is taken, and for all that is beyond there is our sentence, never the encoder's error."""
+def test_the_encoders_limits_are_those_of_the_table():
+    """The largest side works, and larger ones give our message, never the encoder's error."""
     for layout in ("points", "dense"):
         side, plan = REENCODE[layout].largest // 2 * 2, FramePlan(0.0, Fraction(8), 2)
         assert block_vectors(torch.zeros(2, 3, 32, side), plan, layout).frames == 2
@@ -239,12 +239,12 @@ def test_the_encoders_limits_are_as_the_table_has_them():
             block_vectors(torch.zeros(2, 3, 32, side + 2), plan, layout)
 
 
-def test_a_panorama_is_told_by_name_and_works_at_the_height_that_is_named(tmp_path, capsys):
+def test_a_panorama_is_reported_and_works_at_the_suggested_height(tmp_path, capsys):
     path = of_streams(tmp_path / "wide.mkv", ("ffv1", 3, (64, 8400), (0, 0, 200)))
     command = ["extract", "motion", path, "-o", tmp_path / "m.safetensors", "--frames", 2, "--rate", 10]
     command = [str(word) for word in (*command, "--size", "64x64")]
     assert cli.main(command) == 2
-    said = capsys.readouterr().err
-    assert "wide.mkv: motion is taken from 8400 by 64 pixels" in said and "--nominal-height 62" in said
+    message = capsys.readouterr().err
+    assert "wide.mkv has frames of 8400 by 64 pixels" in message and "--nominal-height 62" in message
     assert cli.main([*command, "--nominal-height", "62"]) == 0
-    assert cli.main([*command, "--mode", "stream"]) == 0  # by another encoder, which takes it
+    assert cli.main([*command, "--mode", "stream"]) == 0  # with another encoder, which supports the size

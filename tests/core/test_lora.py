@@ -1,4 +1,4 @@
-"""LoRA files in the names that programs give them: each makes the same network; what does not fit is told."""
+"""LoRA files with the names of different programs: each gives the same network; what does not fit is reported."""
 
 import json
 
@@ -30,7 +30,7 @@ KERNELS = ("encoder.0.resnet.conv1", "encoder.0.resnet.temporal.convs.1", "conv_
 
 
 def changes(unet, modules):
-    """Random halves by module: (rank, in, *kernel) and (out, rank)."""
+    """Return random halves by module: (rank, in, *kernel) and (out, rank)."""
     generator = torch.Generator().manual_seed(5)
     weights = {name: unet.get_parameter(f"{name}.weight") for name in modules if f"{name}.weight" in unet.state_dict()}
     halves = {name: ((RANK, *weight.shape[1:]), (len(weight), RANK)) for name, weight in weights.items()}
@@ -38,7 +38,7 @@ def changes(unet, modules):
 
 
 def file_of(halves, name_of, down, up, alpha=None, before=""):
-    """The tensors of a file: `name_of` gives a module's name, `down`, `up` and `alpha` are the ends of keys."""
+    """Return the tensors of a file: `name_of` returns a module's name; `down`, `up` and `alpha` are ends of keys."""
     tensors = {}
     for module, (a, b) in halves.items():
         name = before + name_of(module)
@@ -68,7 +68,7 @@ def checkpoint(tiny_config, tiny_unet, tmp_path):
 
 
 def processor(name):
-    """As diffusers' first LoRAs call the matrices of an attention."""
+    """Return the name of an attention's matrix in diffusers' first LoRAs."""
     attention, _, matrix = name.removesuffix(".0").rpartition(".")
     return f"{attention}.processor.{matrix}_lora"
 
@@ -111,20 +111,18 @@ def test_every_naming_changes_the_same_weights(
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_network_in_diffusers_layout_takes_them_too(tmp_path):
-    """ModelScope's, whose convolutions over time and matrices have other shapes in the file."""
-    text_alone = {"conditions": (), "stc_channels": 0, "style_tokens": 0}
-    unet = UNet3D(
-        UNetConfig(width=32, multipliers=(1,), res_blocks=1, attention_levels=(0,), head_dim=16, **text_alone)
-    )
+def test_a_network_in_diffusers_layout_accepts_loras(tmp_path):
+    """ModelScope's network, which has other shapes of temporal convolutions and matrices in the file."""
+    text_only = {"conditions": (), "stc_channels": 0, "style_tokens": 0}
+    unet = UNet3D(UNetConfig(width=32, multipliers=(1,), res_blocks=1, attention_levels=(0,), head_dim=16, **text_only))
     unet.requires_grad_(False)
     save_tensors(tmp_path / "net.safetensors", part(unet.state_dict(), layout_of("model", "diffusers", unet)))
     halves = kohya(unet, tmp_path / "x.safetensors", ("temporal_in.proj_in", "encoder.0.resnet.temporal.convs.1"))
-    found = load_unet(
+    state = load_unet(
         read_checkpoint(tmp_path / "net.safetensors"), loras={tmp_path / "x.safetensors": 1.0}
     ).state_dict()
     for name, tensor in expected(unet, halves).items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_convolution_in_three_parts(tiny_unet, tmp_path):
@@ -138,10 +136,10 @@ def test_a_convolution_in_three_parts(tiny_unet, tmp_path):
         {f"{key}.lora_up.weight": up, f"{key}.lora_mid.weight": mid, f"{key}.lora_down.weight": down},
         tmp_path / "x.safetensors",
     )
-    found = read_lora(tmp_path / "x.safetensors", tiny_unet).changes[module].change().reshape(weight.shape)
+    change = read_lora(tmp_path / "x.safetensors", tiny_unet).changes[module].change().reshape(weight.shape)
     x = torch.randn(1, weight.shape[1], 5, 5)
     conv = torch.nn.functional.conv2d
-    torch.testing.assert_close(conv(x, found), conv(conv(conv(x, down), mid), up), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(conv(x, change), conv(conv(conv(x, down), mid), up), rtol=1e-4, atol=1e-3)
 
 
 def kohya(tiny_unet, path, modules=LINEAR, more=None):
@@ -152,23 +150,23 @@ def kohya(tiny_unet, path, modules=LINEAR, more=None):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_weights_of_every_type_and_no_file_is_written_to(tiny_config, tiny_unet, tmp_path, suffix, dtype):
+def test_weights_of_every_dtype_and_no_file_is_changed(tiny_config, tiny_unet, tmp_path, suffix, dtype):
     path, lora = tmp_path / f"net.{suffix}", tmp_path / "lora.safetensors"
     save_tensors(path, {name: tensor.half() for name, tensor in to_released(tiny_unet).items()})
     checkpoint = Checkpoint(path, tiny_config, {"model": Part("model", "released", open_tensors(path))})
     before = path.read_bytes()
     halves = kohya(tiny_unet, lora)
-    found = load_unet(checkpoint, dtype=dtype, loras={lora: 2.0}).state_dict()
+    changed = load_unet(checkpoint, dtype=dtype, loras={lora: 2.0}).state_dict()
     plain = load_unet(checkpoint, dtype=dtype).state_dict()
     assert path.read_bytes() == before
     halved = {name: tensor.half().float() for name, tensor in tiny_unet.state_dict().items()}
     for module, (a, b) in halves.items():
-        wanted = (halved[f"{module}.weight"] + 2.0 * ALPHA / RANK * b @ a).to(dtype)  # rounded once
+        target = (halved[f"{module}.weight"] + 2.0 * ALPHA / RANK * b @ a).to(dtype)  # rounded once
         torch.testing.assert_close(
-            found[f"{module}.weight"].float(), wanted.float(), rtol=0.13 if dtype.itemsize < 2 else 1e-2, atol=1e-3
+            changed[f"{module}.weight"].float(), target.float(), rtol=0.13 if dtype.itemsize < 2 else 1e-2, atol=1e-3
         )
     others = [name for name in plain if name.removesuffix(".weight") not in halves]
-    assert all(torch.equal(found[name].float(), plain[name].float()) for name in others)
+    assert all(torch.equal(changed[name].float(), plain[name].float()) for name in others)
 
 
 def test_several_are_added(checkpoint, tiny_unet, tmp_path):
@@ -197,8 +195,8 @@ def test_a_composer_with_loras(tiny_checkpoint, tiny_unet, tmp_path, offload):
     reference = UNet3D(plain.config.unet).eval()
     reference.load_state_dict(expected(tiny_unet, halves))
     with torch.no_grad():
-        made, wanted = (net(x, torch.tensor([300]), context) for net in (composer.unet, reference))
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+        output, target = (net(x, torch.tensor([300]), context) for net in (composer.unet, reference))
+    torch.testing.assert_close(output, target, rtol=1e-4, atol=1e-4)
 
 
 # --- What does not fit ----------------------------------------------------------------------------------------------
@@ -211,17 +209,17 @@ def test_a_composer_with_loras(tiny_checkpoint, tiny_unet, tmp_path, offload):
         ("lora_unet_x.lokr_w1", "LoKr"),
         ("lora_unet_x.dora_scale", "DoRA"),
         ("base_model.model.x.lora_magnitude_vector", "DoRA"),
-        ("diffusion_model.x.diff", "a file of whole differences"),
+        ("diffusion_model.x.diff", "a file of full weight differences"),
     ],
 )
 def test_other_kinds_are_refused_by_name(tiny_unet, tmp_path, key, kind):
     kohya(tiny_unet, tmp_path / "x.safetensors", more={key: torch.zeros(1)})
-    with pytest.raises(UserError, match=rf"x\.safetensors is {kind}.*by its key {key}, and LoRA alone is read"):
+    with pytest.raises(UserError, match=rf"x\.safetensors is {kind} \(key {key}\)\. Only LoRA is supported"):
         read_lora(tmp_path / "x.safetensors", tiny_unet)
 
 
-def test_what_is_not_used_is_a_note(checkpoint, tiny_unet, tmp_path):
-    """Layers that the network has not, and a text encoder's: the rest is used, as ComfyUI does."""
+def test_unused_changes_are_reported(checkpoint, tiny_unet, tmp_path):
+    """Layers that the network does not have, or of a text encoder, are not used; the rest is, as in ComfyUI."""
     foreign = {
         "diffusion_model.blocks.7.self_attn.q": 1,
         "lora_te_text_model_encoder_layers_0_mlp_fc1": 1,
@@ -230,14 +228,14 @@ def test_what_is_not_used_is_a_note(checkpoint, tiny_unet, tmp_path):
     more = {f"{key}.lora_{half}.weight": torch.zeros(2, 2) for key in foreign for half in ("down", "up")}
     more["diffusion_model.time_in.lora_up.bias"] = torch.zeros(2)
     halves = kohya(tiny_unet, tmp_path / "x.safetensors", more=more)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         state = load_unet(checkpoint, loras={tmp_path / "x.safetensors": 1.0}).state_dict()
-    said = [str(one.message) for one in told]
+    notes = [str(warning.message) for warning in caught]
     assert any(
-        "of 2 layers are not used (diffusion_model.blocks.7.self_attn.q, diffusion_model.time_in.lora_up.bias)" in one
-        for one in said
+        "of 2 layers are not used (diffusion_model.blocks.7.self_attn.q, diffusion_model.time_in.lora_up.bias)" in note
+        for note in notes
     )
-    assert any("the changes of 2 layers are not used (lora_te" in one and "text encoder" in one for one in said)
+    assert any("The changes of 2 layers are not used (lora_te" in note and "text encoder" in note for note in notes)
     torch.testing.assert_close(state["time_in.weight"], expected(tiny_unet, halves)["time_in.weight"])
 
 
@@ -248,49 +246,57 @@ def test_a_lora_of_another_network_is_refused(tiny_unet, tmp_path, before):
     save_file(
         {f"{before}.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}, tmp_path / "x.safetensors"
     )
-    said = rf"x\.safetensors has no LoRA for this network: expected keys such as diffusion_model\..*, found {before}"
-    with pytest.raises(UserError, match=said):
+    message = (
+        r"x\.safetensors contains no LoRA for this network\. Expected keys such as diffusion_model\..*, found layers "
+    )
+    with pytest.raises(UserError, match=message + before):
         read_lora(tmp_path / "x.safetensors", tiny_unet)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda t, down, up: t | {down: t[down][:, 1:].contiguous()}, "is of another network"),
-        (lambda t, down, up: t | {up: t[up][:, 1:].contiguous()}, "is of another network"),
-        (lambda t, down, up: t | {down: t[down][0].contiguous()}, "is of another network"),
+        (lambda t, down, up: t | {down: t[down][:, 1:].contiguous()}, "style_out has shapes .* but the layer is"),
+        (lambda t, down, up: t | {up: t[up][:, 1:].contiguous()}, "style_out has shapes .* but the layer is"),
+        (lambda t, down, up: t | {down: t[down][0].contiguous()}, "style_out has shapes .* but the layer is"),
         (
             lambda t, down, up: {k: v for k, v in t.items() if k != up},
-            r"lacks the up half of diffusion_model\.style_out",
+            r"diffusion_model\.style_out has no up tensor",
         ),
-        (lambda t, down, up: t | {down: t[down][:0].clone(), up: t[up][:, :0].clone()}, "is of another network"),
+        (
+            lambda t, down, up: t | {down: t[down][:0].clone(), up: t[up][:, :0].clone()},
+            "has shapes .* but the layer is",
+        ),
         (
             lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.ones(2)},
-            "no single, finite number",
+            "is not one finite number",
         ),
-        (lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.tensor(torch.nan)}, "finite number"),
+        (
+            lambda t, down, up: t | {down.replace("lora_down.weight", "alpha"): torch.tensor(torch.nan)},
+            "is not one finite number",
+        ),
         (
             lambda t, down, up: t | {key.replace("diffusion_model.", "unet."): t[key] for key in (down, up)},
             "twice, also as",
         ),
         (lambda t, down, up: t | {up.replace("lora_up", "lora_B.other"): t[up]}, r"style_out twice \(.*lora_B\.other"),
-        (lambda t, down, up: {"a.weight": t[up]}, r"is no LoRA: expected keys that end in \.lora_down\.weight"),
+        (lambda t, down, up: {"a.weight": t[up]}, r"is not a LoRA\. Expected keys that end in \.lora_down\.weight"),
     ],
 )
-def test_files_that_are_damaged_or_of_another_network(tiny_unet, tmp_path, change, said):
+def test_files_that_are_damaged_or_of_another_network(tiny_unet, tmp_path, change, message):
     tensors = file_of(changes(tiny_unet, LINEAR), str, **KOHYA, before="diffusion_model.")
     down, up = (f"diffusion_model.style_out.lora_{half}.weight" for half in ("down", "up"))
     save_tensors(tmp_path / "x.safetensors", change(tensors, down, up))
-    with pytest.raises(UserError, match=said) as told:
+    with pytest.raises(UserError, match=message) as raised:
         read_lora(tmp_path / "x.safetensors", tiny_unet)
-    assert "x.safetensors" in str(told.value) and "\n" not in str(told.value)
+    assert "x.safetensors" in str(raised.value) and "\n" not in str(raised.value)
 
 
 # --- Alpha ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "alphas"),
+    ("config", "alphas"),
     [
         ({"lora_alpha": 8}, (8.0, 8.0)),
         ({"lora_alpha": 8, "use_rslora": True}, (8 * 2**0.5, 8 * 2**0.5)),
@@ -298,25 +304,25 @@ def test_files_that_are_damaged_or_of_another_network(tiny_unet, tmp_path, chang
         ({}, (2.0, 2.0)),
     ],
 )
-@pytest.mark.parametrize("place", ["beside", "metadata"])
-def test_alpha_in_a_config(tiny_config, tiny_unet, tmp_path, said, alphas, place):
+@pytest.mark.parametrize("place", ["file", "metadata"])
+def test_alpha_in_a_config(tiny_config, tiny_unet, tmp_path, config, alphas, place):
     path = tmp_path / "adapter_model.safetensors"
-    before = "base_model.model." if place == "beside" else "unet."
+    before = "base_model.model." if place == "file" else "unet."
     tensors = file_of(changes(tiny_unet, ("time_in", "style_out")), str, **PEFT, before=before)
-    packed = {f"unet.{key}": value for key, value in said.items()}
-    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(packed)} if place == "metadata" else None)
-    if place == "beside":
-        (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    prefixed = {f"unet.{key}": value for key, value in config.items()}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(prefixed)} if place == "metadata" else None)
+    if place == "file":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     lora = read_lora(path, on_meta(tiny_config))
     assert [lora.changes[name].alpha for name in ("time_in", "style_out")] == pytest.approx(alphas)
     assert not lora.notes
 
 
-def test_a_peft_file_without_its_config_is_told(tiny_unet, tmp_path):
+def test_a_missing_config_of_peft_is_reported(tiny_unet, tmp_path):
     tensors = file_of(changes(tiny_unet, ("time_in",)), str, **PEFT, before="base_model.model.")
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     lora = read_lora(tmp_path / "adapter_model.safetensors", tiny_unet)
-    assert lora.changes["time_in"].alpha == RANK and "no adapter_config.json is beside it" in lora.notes[0]
+    assert lora.changes["time_in"].alpha == RANK and "contains no adapter_config.json with alpha" in lora.notes[0]
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "much"}')
-    with pytest.raises(UserError, match=r"adapter_config\.json does not say the LoRA's alpha"):
+    with pytest.raises(UserError, match=r"adapter_config\.json contains no valid alpha for the LoRA"):
         read_lora(tmp_path / "adapter_model.safetensors", tiny_unet)

@@ -44,9 +44,9 @@ def test_every_shape_of_a_mask(shape):
     picture = torch.rand(shape, generator=generator())
     keep = as_mask(picture, frames=5)
     assert keep.shape == (shape[0], 1, 5, 8, 8) and set(keep.unique().tolist()) == {0, 1}
-    one = picture if picture.ndim == 5 else picture[:, :, None]
+    frames = picture if picture.ndim == 5 else picture[:, :, None]
     for frame in range(5):
-        assert torch.equal(keep[:, :, frame], as_mask(one[:, :, frame % one.shape[2]])[:, :, 0])
+        assert torch.equal(keep[:, :, frame], as_mask(frames[:, :, frame % frames.shape[2]])[:, :, 0])
 
 
 def test_the_middle_grey_is_white():
@@ -66,10 +66,10 @@ def test_a_mask_is_fitted_as_its_video_is():
     ("picture", "options", "says"),
     [
         (torch.zeros(1, 4, 8, 8), {}, "shape"),
-        (torch.zeros(1, 1, 3, 8, 8), {"frames": 5}, "3 frames: expected 5, or 1"),
+        (torch.zeros(1, 1, 3, 8, 8), {"frames": 5}, "3 frames. Expected 5, or 1"),
         (torch.full((1, 1, 8, 8), 255), {}, "outside 0..1"),
         (torch.full((1, 1, 8, 8), math.nan), {}, "outside 0..1"),
-        (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase' is unknown: choose one of paint, keep"),
+        (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase'. Expected one of paint, keep"),
     ],
 )
 def test_what_is_no_mask_is_told(picture, options, says):
@@ -105,7 +105,7 @@ def test_a_folder_must_have_an_image_a_frame(tmp_path):
         read_mask(tmp_path, 2, size=(8, 8))
 
 
-# --- labels, and what is told ---------------------------------------------------------------------------------
+# --- labels, and the note -------------------------------------------------------------------------------------
 
 
 def labels():
@@ -145,8 +145,10 @@ def test_what_is_labelled_is_painted(tmp_path, kind, size):
     mask = load_mask(tmp_path / "mask.png", plan(2), "paint", size)
     width = mask.keep.shape[-1]
     assert (mask.keep[..., : width // 2] == 1).all() and (mask.keep[..., width // 2 :] == 0).all()
-    assert mask.note == "Mask: 50 percent of the picture is painted anew. It has no white: what is not black in it " \
-                        "counts as white."  # fmt: skip
+    assert mask.note == (
+        "Mask: 50 percent of the frame area is repainted. It contains no white, so everything that is not black counts "
+        "as white."
+    )
     assert torch.equal(read_mask(tmp_path / "mask.png", 2, "keep", size), 1 - mask.keep)
 
 
@@ -180,9 +182,9 @@ def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, share):
 @pytest.mark.parametrize(
     ("painted", "says"),
     [
-        (torch.zeros(1, 1, 2, 8, 8), "nothing is painted anew; give another mask"),
-        (torch.ones(1, 1, 2, 8, 8), "all of the picture is painted anew"),
-        (torch.ones(1, 1, 2, 8, 8).tril(), "56 percent of the picture is painted anew."),
+        (torch.zeros(1, 1, 2, 8, 8), "nothing is repainted. Use another mask"),
+        (torch.ones(1, 1, 2, 8, 8), "the entire frame is repainted"),
+        (torch.ones(1, 1, 2, 8, 8).tril(), "56 percent of the frame area is repainted."),
         (torch.nn.functional.pad(torch.ones(1, 1, 1, 1, 1), (0, 31, 0, 31)), "less than 1 percent"),
     ],
 )
@@ -191,22 +193,22 @@ def test_what_a_mask_paints_is_told(painted, says):
 
 
 def test_masks_of_nodes_may_be_of_zero_and_one_255th():
-    found = mask_of((torch.from_numpy(labels()) > 0).float()[None, None, None] / 255, "paint", 3, (32, 64))
-    assert found.labels and found.keep.shape[2] == 3 and (1 - found.keep).mean() == 0.5
+    areas = mask_of((torch.from_numpy(labels()) > 0).float()[None, None, None] / 255, "paint", 3, (32, 64))
+    assert areas.labels and areas.keep.shape[2] == 3 and (1 - areas.keep).mean() == 0.5
 
 
 def test_extract_tells_what_the_mask_paints(tmp_path, capsys):
     clip = write_video(tmp_path / "a.mp4", torch.rand(1, 3, 8, 32, 64, generator=generator()), 8)
     for name, pixels in (("labels", labels()), ("empty", labels() * 0), ("full", labels() * 0 + 255)):
         save(tmp_path / f"{name}.png", pixels)
-    said = {}
+    printed = {}
     for name in ("labels", "empty", "full"):
         command = ["extract", "mask", clip, "--mask", tmp_path / f"{name}.png", "-o", tmp_path / "m.safetensors"]
         options = ["--frames", 2, "--size", "64x32", "--rate", 8]
         assert cli.main([str(word) for word in (*command, *options)]) == 0
-        said[name] = capsys.readouterr().out
-    assert "Mask: 50 percent of the picture is painted anew" in said["labels"]
-    assert "nothing is painted anew" in said["empty"] and "all of the picture is painted anew" in said["full"]
+        printed[name] = capsys.readouterr().out
+    assert "Mask: 50 percent of the frame area is repainted" in printed["labels"]
+    assert "nothing is repainted" in printed["empty"] and "the entire frame is repainted" in printed["full"]
 
 
 # --- drawn ----------------------------------------------------------------------------------------------------
@@ -317,9 +319,9 @@ def test_strokes_are_as_the_released_training_drew_them():
                     draw.ellipse([cx - width / 2, cy - width / 2, cx + width / 2, cy + width / 2], fill=1)
                 x, y = end
         expected.append(np.asarray(image).mean())
-    found = [(1 - random_mask(1, (64, 64), generator(seed), "strokes")).mean().item() for seed in range(300)]
-    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.03)
-    assert np.quantile(found, [0.1, 0.9]) == pytest.approx(np.quantile(expected, [0.1, 0.9]), abs=0.06)
+    areas = [(1 - random_mask(1, (64, 64), generator(seed), "strokes")).mean().item() for seed in range(300)]
+    assert np.mean(areas) == pytest.approx(np.mean(expected), abs=0.03)
+    assert np.quantile(areas, [0.1, 0.9]) == pytest.approx(np.quantile(expected, [0.1, 0.9]), abs=0.06)
 
 
 def test_strokes_turn_to_the_left_and_to_the_right_in_turn():
@@ -346,7 +348,9 @@ def test_kinds_are_drawn_by_the_released_shares():
     halves = [1 - draw_shapes([half(side, (16, 16))], (16, 16)) for side in ("left", "right", "top", "bottom")]
     drawn = [random_mask(1, (16, 16), lots) for _ in range(total)]
     assert [share for share, _ in RANDOM_MASKS.values()] == [0.7, 0.2, 0.1]
-    assert sum(any(torch.equal(keep, one) for one in halves) for keep in drawn) / total == pytest.approx(0.1, abs=0.045)
+    assert sum(any(torch.equal(keep, half_mask) for half_mask in halves) for keep in drawn) / total == pytest.approx(
+        0.1, abs=0.045
+    )
 
 
 def test_an_unknown_kind_is_told():

@@ -1,5 +1,5 @@
-"""How much memory loading and composing take, measured in processes of their own; what is counted before; and what is
-said where there was too little."""
+"""Memory of loading and composing: measured in separate processes, counted in advance, and the error if it is not
+enough."""
 
 import dataclasses
 import importlib.util
@@ -21,7 +21,16 @@ from vc_core.conditions import condition_size
 from vc_core.config import AutoencoderConfig, Config, UNetConfig
 from vc_core.encoders.autoencoder import Tiling, decode, encode, new_autoencoder
 from vc_core.encoders.clip import preprocess
-from vc_core.memory import PROGRAM, Need, activation_elements, as_text, available, needed, told_of_memory, weight_bytes
+from vc_core.memory import (
+    PROGRAM,
+    Need,
+    activation_elements,
+    as_text,
+    available,
+    needed,
+    report_out_of_memory,
+    weight_bytes,
+)
 from vc_core.model.unet import UNet3D
 from vc_core.terminal import run_program
 
@@ -36,7 +45,7 @@ def loading(repository):
 
 def needs_proc():
     if not Path("/proc/self/status").exists():
-        pytest.skip("this system has no /proc, which tells the most memory that a process had")
+        pytest.skip("this system has no /proc, which reports the peak memory of a process")
 
 
 def benchmark(repository, name):
@@ -47,25 +56,25 @@ def benchmark(repository, name):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_conversion_while_loading_does_not_hold_the_file(loading, tmp_path, suffix):
+def test_a_conversion_while_loading_does_not_keep_the_file_in_memory(loading, tmp_path, suffix):
     path = tmp_path / f"noise.{suffix}"
     loading.write_noise(path, dataclasses.replace(UNetConfig(), width=128, multipliers=(1, 2, 2)))
     size = path.stat().st_size
-    # Half of it in fp16, and 16 MB and a tensor of it mapped meanwhile; 0.5 + 1 where the mapping is kept.
+    # Half the size in fp16, plus 16 MB and one mapped tensor. It would be 1.5 if the entire file stayed mapped.
     assert loading.measure(path, "float16", 2**24)["peak"] < 0.8 * size
 
 
 @pytest.mark.slow
 def test_a_file_of_the_released_size(loading, tmp_path):
-    """5.65 GB there and back, and never more than 1.15 times that in memory."""
+    """5.65 GB, converted in both directions, with a peak memory of at most 1.15 times the size."""
     from vc_core.checkpoint.conversion import convert
 
     path = tmp_path / "non_ema.pth"
     loading.write_noise(path, UNetConfig())
     size = path.stat().st_size
     assert size > 5.6e9
-    for how in ("float32", "float16", "float8_e4m3fn"):
-        assert loading.measure(path, how)["peak"] <= 1.15 * size
+    for dtype in ("float32", "float16", "float8_e4m3fn"):
+        assert loading.measure(path, dtype)["peak"] <= 1.15 * size
     convert(path, tmp_path / "ours.safetensors")
     assert loading.measure(tmp_path / "ours.safetensors", "float32")["peak"] <= 1.15 * size
     path.rename(tmp_path / "first.pth")
@@ -74,12 +83,12 @@ def test_a_file_of_the_released_size(loading, tmp_path):
     (tmp_path / "ours.safetensors").unlink()
     again = open_tensors(path)
     assert again.shapes == first.shapes
-    get, got = first.get(), again.get()
-    assert all(torch.equal(get(name), got(name)) for name in first.shapes)
+    before, after = first.get(), again.get()
+    assert all(torch.equal(before(name), after(name)) for name in first.shapes)
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, also of those on meta; `weights` are left out."""
+    """Count the bytes of the tensors in memory, including those on meta, without `weights`."""
 
     def __init__(self, weights):
         super().__init__()
@@ -114,7 +123,7 @@ class Live(TorchDispatchMode):
 )  # fmt: skip
 @pytest.mark.parametrize("config", [UNetConfig(), read_checkpoint(BUNDLED).config.unet], ids=["released", "bundled"])
 def test_activations_are_estimated(config, shape, scale):
-    """The estimate is enough and not twice too much, both for the UNet and for an STC-encoder."""
+    """The estimate is enough, and less than twice as much, for the UNet and for an STC-encoder."""
     batch, frames, height, width = shape
     with torch.device("meta"), torch.inference_mode():
         unet = UNet3D(config, attend=lambda q, k, v, heads: torch.empty_like(q))
@@ -129,7 +138,7 @@ def test_activations_are_estimated(config, shape, scale):
     assert most < activation_elements(config, *shape, scale) < 2 * most
 
 
-# --- A whole composition --------------------------------------------------------------------------------------------
+# --- A complete composition -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +146,8 @@ def memory(repository):
     return benchmark(repository, "memory")
 
 
-def given(composer, style=True):
-    """Arguments of `compose` in which every part takes part."""
+def inputs(composer, style=True):
+    """Arguments of `compose` that use every part."""
     frames, seeded = composer.config.frames, torch.Generator().manual_seed(0)
     depth = Condition("depth", torch.rand(1, 1, frames, 48, 60, generator=seeded))
     return {
@@ -148,9 +157,9 @@ def given(composer, style=True):
     }
 
 
-def test_each_tower_is_there_only_while_it_is_used(tiny_checkpoint, tiny_composer, monkeypatch):
-    """And the video is the same to the bit."""
-    towers, there = [], {}
+def test_each_tower_is_in_memory_only_while_it_is_used(tiny_checkpoint, tiny_composer, monkeypatch):
+    """The video is the same to the bit."""
+    towers, in_memory = [], {}
     load = vc_core.checkpoint.loading.load_towers
 
     def spied(*args, **kwargs):
@@ -159,27 +168,26 @@ def test_each_tower_is_there_only_while_it_is_used(tiny_checkpoint, tiny_compose
 
     monkeypatch.setattr("vc_core.checkpoint.loading.load_towers", spied)
     composer = VideoComposer.load(tiny_checkpoint, keep=False)
-    assert composer.kept is None
+    assert composer.loaded_towers is None
 
     def look(where):
-        gone = [tower() is None for tower in towers]
-        there[where] = [i for i, each in enumerate(gone) if not each]
+        in_memory[where] = [i for i, tower in enumerate(towers) if tower() is not None]
 
     monkeypatch.setattr("vc_core.encoders.clip.preprocess", lambda *args: (look("style"), preprocess(*args))[1])
     for name in ("unet", "autoencoder"):
         module = getattr(composer, name)
         (module if name == "unet" else module.decoder.layers[0]).register_forward_pre_hook(lambda *_, n=name: look(n))
-    made = [compose(each, "a circle", **given(each)) for each in (tiny_composer, composer)]
-    assert torch.equal(*made)
-    # The first was loaded to see whether the files fit; then that of the text, and that of the image.
-    assert len(towers) == 3 and there == {"style": [2], "unet": [], "autoencoder": []}
-    compose(composer, "a circle", **given(composer, style=False))
+    videos = [compose(each, "a circle", **inputs(each)) for each in (tiny_composer, composer)]
+    assert torch.equal(*videos)
+    # The first tower was loaded to check the files, the second for the text, the third for the image.
+    assert len(towers) == 3 and in_memory == {"style": [2], "unet": [], "autoencoder": []}
+    compose(composer, "a circle", **inputs(composer, style=False))
     assert len(towers) == 4
     assert composer.towers.visual is not None and composer.towers.transformer is not None
 
 
-def test_small_towers_are_kept(tiny_composer):
-    assert tiny_composer.kept is tiny_composer.towers is tiny_composer.towers
+def test_small_towers_stay_loaded(tiny_composer):
+    assert tiny_composer.loaded_towers is tiny_composer.towers is tiny_composer.towers
 
 
 @pytest.mark.parametrize("layout", ["kl", "taesd"])
@@ -199,58 +207,58 @@ def test_decoding_is_estimated(layout, size, tiling):
 
 
 def test_all_frames_of_a_long_video_are_counted():
-    seen = {"size": (64, 64), "frames": 16, "tiling": Tiling(8)}
-    short, long = (needed(Config(), 0, 0, torch.float32, length=length, **seen) for length in (None, 100))
+    run = {"size": (64, 64), "frames": 16, "tiling": Tiling(8)}
+    short, long = (needed(Config(), 0, 0, torch.float32, length=length, **run) for length in (None, 100))
     assert long.activations == short.activations  # of a window
     assert long.decoding - short.decoding == (100 - 16) * 3 * 64 * 64 * 4
 
 
-def test_a_container_has_what_it_may_take(monkeypatch, tmp_path):
+def test_the_memory_limit_of_a_container(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr("vc_core.memory._CONTAINER", (tmp_path / "not there", limit))
+    monkeypatch.setattr("vc_core.memory._CONTAINER", (tmp_path / "missing", limit))
     for content, expected in (("max\n", 2**20), ("12345678\n", 12345678)):
         limit.write_text(content)
         assert (available(CPU) == expected) == (content != "max\n") and available(CPU) >= expected
 
 
-def test_a_whole_composition_is_estimated(tiny_composer):
-    """Beside the weights, which are there before."""
-    modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.kept
+def test_a_complete_composition_is_estimated(tiny_composer):
+    """Without the weights, which are already in memory."""
+    modules = tiny_composer.unet, tiny_composer.autoencoder, tiny_composer.loaded_towers
     with Live(p for module in modules for p in module.parameters()) as run:
-        compose(tiny_composer, "a circle", **given(tiny_composer), size=(64, 96))
+        compose(tiny_composer, "a circle", **inputs(tiny_composer), size=(64, 96))
     need = tiny_composer.needs(True, size=(64, 96), frames=3)
     most = max(need.towers, need.activations, need.decoding)
     assert run.most < 1.1 * most and most < 4 * run.most
     assert need.weights == sum(map(weight_bytes, modules)) and need.towers == 0
 
 
-def test_the_video_is_there_once(tiny_composer, monkeypatch):
+def test_the_video_is_in_memory_once(tiny_composer, monkeypatch):
     decoded = []
     monkeypatch.setattr(
         "vc_core.encoders.autoencoder.decode", lambda *args: decoded.append(decode(*args)) or decoded[0]
     )
-    made = compose(tiny_composer, sampling=Sampling(steps=1))
-    assert made.data_ptr() == decoded[0].data_ptr()
-    made.mul_(0.5)  # as any tensor
+    video = compose(tiny_composer, sampling=Sampling(steps=1))
+    assert video.data_ptr() == decoded[0].data_ptr()
+    video.mul_(0.5)  # it can be changed like any tensor
 
 
-def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
+def test_the_error_if_memory_runs_out(tiny_checkpoint, monkeypatch):
     composer = VideoComposer.load(tiny_checkpoint, dtype="fp16")
     errors = [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
     ]  # fmt: skip
-    with pytest.raises(RuntimeError) as of_torch:
+    with pytest.raises(RuntimeError) as torch_error:
         torch.empty(2**55)
-    for error in (*errors, of_torch.value):
+    for error in (*errors, torch_error.value):
         monkeypatch.setattr(composer.unet, "forward", mock.Mock(side_effect=error))
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             compose(composer, ["a", "b"], tiling=Tiling(1, 64))
-        assert str(told.value) == (
-            "The memory of the computer is not enough: try dtype fp8, or fewer videos at a time, or a smaller size, or "
+        assert str(raised.value) == (
+            "The computer does not have enough memory. Try dtype fp8, or fewer videos at a time, or a smaller size, or "
             "fewer frames or a smaller window."
         )
-    with pytest.raises(UserError, match="try ending other programs"), told_of_memory(CPU, []):
+    with pytest.raises(UserError, match="Try closing other programs"), report_out_of_memory(CPU, []):
         raise MemoryError
     composer.device, composer.offload = torch.device("cuda"), True
     assert composer.advice()[:2] == ["dtype fp8", "the device cpu"]
@@ -264,24 +272,24 @@ def test_memory_that_was_too_little_is_told(tiny_checkpoint, monkeypatch):
         compose(composer)
 
 
-def test_any_command_tells_of_memory_in_a_sentence(capsys):
+def test_any_command_reports_that_memory_ran_out(capsys):
     def work():
         raise MemoryError
 
     assert run_program(work) == 2
-    assert capsys.readouterr().err.startswith("vc: The memory is not enough: try a smaller size")
+    assert capsys.readouterr().err.startswith("vc: There is not enough memory. Choose a smaller size")
 
 
-def test_what_a_run_needs_is_told():
+def test_the_text_on_what_a_run_needs():
     need = Need(6_000_000_000, 2_000_000_000, 1_500_000_000, 0)
     assert need.total == 8_600_000_000
     text = (
-        "needs about 8.6 GB of memory: 6.0 for weights (fp16, offloaded), 0.6 for the program and, one after the "
-        "other, 2.0 for towers, 1.5 for activations; 8.6 GB are free"
+        "This run needs about 8.6 GB of memory: 6.0 for weights (fp16, offloaded), 0.6 for the program, and the "
+        "largest of these: 2.0 for towers, 1.5 for activations. 8.6 GB are free"
     )
     assert as_text(need, torch.float16, True, 8_600_000_000, ["a", "b"]) == f"{text}."
     text = text.replace("8.6 GB are", "8.5 GB are")
-    assert as_text(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, too few: try a, or b."
+    assert as_text(need, torch.float16, True, 8_500_000_000, ["a", "b"]) == f"{text}, which is not enough. Try a, or b."
     assert 0 < available(CPU) < 2**50
 
 
@@ -294,9 +302,9 @@ def test_offloaded_runs_fit_a_card_of_8_gb_by_count(memory, repository):
 
 @pytest.mark.slow
 def test_a_composition_of_the_released_size(memory, tmp_path):
-    """16 frames of 256x256 with text, style and depth in fp32: one step, in a process of its own."""
+    """16 frames of 256x256 with text, style and depth in fp32: one step, in a separate process."""
     needs_proc()
-    seen = memory.measure(memory.write_files(tmp_path, memory.RELEASED))
-    assert seen["peak"] <= 8.5e9
+    measured = memory.measure(memory.write_files(tmp_path, memory.RELEASED))
+    assert measured["peak"] <= 8.5e9
     need = needed(memory.RELEASED, 0, 0, torch.float32, size=(256, 256), frames=16)
-    assert seen["anonymous"] < PROGRAM + max(need.activations, need.decoding) < 1.5 * seen["anonymous"]
+    assert measured["anonymous"] < PROGRAM + max(need.activations, need.decoding) < 1.5 * measured["anonymous"]

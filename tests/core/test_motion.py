@@ -123,8 +123,8 @@ def test_vectors_of_b_frames_are_exact_at_every_run(keyframes):
             expected = [exported(frame).tobytes() for frame in container.decode(stream)]
         table = index(video)
         for _ in range(3):
-            found = decode(video, table, table.times, vectors=True)
-            assert [exported(frame).tobytes() for _, frame in found] == expected
+            result = decode(video, table, table.times, vectors=True)
+            assert [exported(frame).tobytes() for _, frame in result] == expected
 
 
 def test_an_i_frame_in_the_window_leaves_no_gap():
@@ -136,7 +136,7 @@ def test_an_i_frame_in_the_window_leaves_no_gap():
         assert_moves(motion.field[:, :, [0, frame]], 3, -2)
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["own vectors", "encoded anew"])
+@pytest.mark.parametrize("own", [True, False], ids=["own vectors", "re-encoded"])
 def test_an_object_is_followed_along_skipped_frames(own):
     """The square moves 8 pixels a frame; a fixed place that summed what passes would see less at its rim."""
     data = encode(None, sprite(8), **(OWN if own else {"bf": "2"}), crf="10")
@@ -160,13 +160,13 @@ def test_zoom_and_rotation(mode):
 
     def turned(matrix: np.ndarray, frames: int = 7) -> tuple[list[np.ndarray], torch.Tensor]:
         y, x = torch.meshgrid(torch.arange(128) - 63.5, torch.arange(128) - 63.5, indexing="ij")
-        places, found = torch.stack([x, y], dim=-1), []
+        places, result = torch.stack([x, y], dim=-1), []
         for n in range(frames):
             back = torch.tensor(np.linalg.matrix_power(np.linalg.inv(matrix), n), dtype=torch.float32)
             view = F.grid_sample(picture, (places @ back.T / 159.5)[None], align_corners=True)
-            found.append(view[0].permute(1, 2, 0).round().byte().numpy())
+            result.append(view[0].permute(1, 2, 0).round().byte().numpy())
         step = torch.tensor(np.eye(2) - np.linalg.inv(matrix), dtype=torch.float32)
-        return found, (places @ step.T).permute(2, 0, 1)
+        return result, (places @ step.T).permute(2, 0, 1)
 
     angle = 0.04
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -180,11 +180,11 @@ def test_zoom_and_rotation(mode):
 
 def test_points_of_a_stream_are_sparse_and_in_source_pixels():
     data = encode(None, moving(3, -2), **OWN)
-    found = extract_motion(data, PLAN, "points", (96, 128), mode="stream")
+    result = extract_motion(data, PLAN, "points", (96, 128), mode="stream")
     expected = torch.zeros(96, 128, dtype=torch.bool)
     expected[8::16, 8::16] = True
-    assert (found[0, :, 1:, ~expected] == 0).all()
-    assert (found[0, 0, 1:, expected] - 9).abs().median() < 0.5
+    assert (result[0, :, 1:, ~expected] == 0).all()
+    assert (result[0, 0, 1:, expected] - 9).abs().median() < 0.5
 
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
@@ -215,8 +215,8 @@ offsets = st.floats(-20, 20, width=16)
 @given(st.lists(st.tuples(offsets, offsets), min_size=1, max_size=70))
 def test_uniform_steps_add(steps):
     """However many there are, also where they are followed in parts."""
-    found = next(between_ticks(iter([uniform(*step) for step in steps]), [len(steps)]))
-    assert np.allclose(found, uniform(*np.sum(steps, axis=0, dtype=np.float32)), atol=1e-2)
+    result = next(between_ticks(iter([uniform(*step) for step in steps]), [len(steps)]))
+    assert np.allclose(result, uniform(*np.sum(steps, axis=0, dtype=np.float32)), atol=1e-2)
 
 
 @quick

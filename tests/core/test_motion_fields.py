@@ -41,7 +41,7 @@ def test_a_released_checkpoint_sees_blocks_of_the_nominal_source(size):
     dx, dy = field[0, :, 1:].unbind(0)
     dx += 2
     dy -= 1
-    found = condition_from_field(field, RELEASED, size)
+    condition = condition_from_field(field, RELEASED, size)
     short = min(size)
     source = (336, 336 * size[1] // short) if short == size[0] else (336 * size[0] // short, 336)
     rows = [
@@ -51,24 +51,26 @@ def test_a_released_checkpoint_sees_blocks_of_the_nominal_source(size):
         for x in range(8, source[1] + 8, 16)
     ]
     vectors = BlockVectors(np.array(rows, VECTOR), *source, 14)
-    assert torch.allclose(found, rasterise_points(vectors, size), atol=1e-5)
-    assert found[:, :, [0, 12]].abs().max() == 0 and found[:, :, 11].abs().max() > 0
+    assert torch.allclose(condition, rasterise_points(vectors, size), atol=1e-5)
+    assert condition[:, :, [0, 12]].abs().max() == 0 and condition[:, :, 11].abs().max() > 0
     if size == (256, 256):  # one pixel a block, in pixels of the source
         # Scaling without antialiasing hits some pixels nearly whole, and none with more than they have.
-        assert 0.9 < found[0, 0, 1].max() / (2 * 336 / 256) <= 1 and 0.9 < found[0, 1, 1].min() / (-336 / 256) <= 1
-        assert 0.003 < (found[0, 0, 1] != 0).float().mean() < 0.02
+        assert (
+            0.9 < condition[0, 0, 1].max() / (2 * 336 / 256) <= 1 and 0.9 < condition[0, 1, 1].min() / (-336 / 256) <= 1
+        )
+        assert 0.003 < (condition[0, 0, 1] != 0).float().mean() < 0.02
 
 
 def test_blocks_take_the_motion_at_their_place():
     """Each vector of a zoom, where nothing was lost in scaling, is the field's at that place."""
     size = (336, 336)
     field = camera_field(CameraMove(zoom=1.5, pan=(0.2, 0)), 3, size)
-    found = condition_from_field(field, RELEASED, size)
+    condition = condition_from_field(field, RELEASED, size)
     centers = (..., slice(8, None, 16), slice(8, None, 16))
     # A block's centre is between four pixels; its vector stands at the lower right one.
     around = F.avg_pool2d(field[0], 2, stride=1)[None]
     expected = around[..., slice(7, None, 16), slice(7, None, 16)]
-    assert torch.allclose(found[centers], expected, atol=1e-4) and (found != 0).sum() <= 2 * 2 * 21 * 21
+    assert torch.allclose(condition[centers], expected, atol=1e-4) and (condition != 0).sum() <= 2 * 2 * 21 * 21
 
 
 def test_the_released_path_sees_the_same_of_a_real_clip(tmp_path):
@@ -77,13 +79,13 @@ def test_the_released_path_sees_the_same_of_a_real_clip(tmp_path):
     views = [scene[0, :, 20 + 2 * f : 356 + 2 * f, 80 - 3 * f : 416 - 3 * f] for f in range(14)]  # by (3, -2)
     clip = write_video(tmp_path / "pan.mp4", torch.stack(views, dim=1)[None], 8)
     seen = extract_motion(clip, FramePlan(0.0, Fraction(8), 14), "points", (256, 256))
-    made = condition_from_field(
+    drawn_condition = condition_from_field(
         camera_field(CameraMove(pan=(-39 / 336, 26 / 336)), 14, (256, 256)), RELEASED, (256, 256)
     )
-    assert torch.equal((seen != 0).any(dim=1).sum((0, 2, 3)) > 0, (made != 0).any(dim=1).sum((0, 2, 3)) > 0)
-    assert ((seen - made).abs().amax(dim=1) < 0.01).float().mean() > 0.995
-    moving = (made != 0).any(dim=1)
-    assert ((seen - made).abs().amax(dim=1)[moving] < 0.01).float().mean() > 0.9
+    assert torch.equal((seen != 0).any(dim=1).sum((0, 2, 3)) > 0, (drawn_condition != 0).any(dim=1).sum((0, 2, 3)) > 0)
+    assert ((seen - drawn_condition).abs().amax(dim=1) < 0.01).float().mean() > 0.995
+    moving = (drawn_condition != 0).any(dim=1)
+    assert ((seen - drawn_condition).abs().amax(dim=1)[moving] < 0.01).float().mean() > 0.9
 
 
 @quick

@@ -1,4 +1,4 @@
-"""The network's behaviour that the golden values cannot show: any size, injected layers, nothing repeated."""
+"""Behaviour of the network that the golden values do not show: any size, layers of a host, no repeated work."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_samples_of_a_batch_do_not_mix(tiny_unet):
 
 
 @torch.inference_mode()
-def test_one_frame_of_a_spatial_condition_stands_for_all(tiny_unet):
+def test_one_frame_of_a_spatial_condition_equals_all_frames(tiny_unet):
     x, t, context = inputs(tiny_unet.config)
     image = torch.rand(2, 3, 1, 60, 72)
     once = tiny_unet.encode_condition("single_image", image, (5, 6))
@@ -53,8 +53,8 @@ def test_one_frame_of_a_spatial_condition_stands_for_all(tiny_unet):
 
 
 @torch.inference_mode()
-def test_tokens_keys_and_time_are_computed_once_a_clip(tiny_config):
-    """With 8 times the frames, the layers that see text and time do the same work."""
+def test_tokens_keys_and_time_are_computed_once_per_clip(tiny_config):
+    """With 8 times the frames, the layers for text and time do the same work."""
     rows = {}
     frames = 0
 
@@ -80,12 +80,12 @@ def test_tokens_keys_and_time_are_computed_once_a_clip(tiny_config):
 
 @torch.inference_mode()
 def test_layers_and_attention_come_from_the_host(tiny_unet, tiny_config):
-    made, attended = [], []
+    layers, attended = [], []
 
     class Operations:
         def __getattr__(self, name):
             def make(*args, **kwargs):
-                made.append(name)
+                layers.append(name)
                 return getattr(nn, name)(*args, **kwargs)
 
             return make
@@ -97,7 +97,7 @@ def test_layers_and_attention_come_from_the_host(tiny_unet, tiny_config):
     unet = UNet3D(tiny_config.unet, Operations(), attend).eval()
     unet.load_state_dict(tiny_unet.state_dict())
     leaves = [m for m in unet.modules() if not list(m.children()) and list(m.parameters())]
-    assert len(made) == len(leaves)
+    assert len(layers) == len(leaves)
     arguments = inputs(tiny_config.unet)
     assert torch.equal(unet(*arguments), tiny_unet(*arguments))
     unet.encode_condition("depth", torch.rand(1, 1, 2, 48, 48), (4, 4))
@@ -111,9 +111,9 @@ def test_forward_keeps_no_state(tiny_unet):
     assert before == {name: set(vars(module)) for name, module in tiny_unet.named_modules()}
 
 
-def test_a_network_has_encoders_for_its_rows_alone(tiny_config):
+def test_a_network_has_encoders_only_for_its_conditions(tiny_config):
     unet = UNet3D(dataclasses.replace(tiny_config.unet, conditions=("motion", "depth")))
     assert set(unet.stc) == {"motion", "depth"}
-    with pytest.raises(UserError, match=r"no STC-encoder for 'sketch'.*motion, depth"):
+    with pytest.raises(UserError, match=r"does not support 'sketch'.*motion, depth"):
         unet.encode_condition("sketch", torch.rand(1, 1, 2, 48, 48), (4, 4))
     assert set(CONDITIONS) == set(UNet3D(tiny_config.unet).stc)

@@ -1,4 +1,4 @@
-"""What may be opened: every kind of file that users have, and nothing that opens others or the network."""
+"""All kinds of users' files can be opened, but no file that opens other files or the network."""
 
 import errno
 import importlib
@@ -15,7 +15,7 @@ from PIL import Image
 
 import vc_core
 from tests.core.pictures import plan
-from tests.hostile import OWN_PICTURES, hostile, made
+from tests.hostile import OWN_PICTURES, encoded, hostile
 from tests.traced import needs_strace, traced
 from vc_core.errors import UserError
 from vc_core.extract.depth.maps import read_depth_maps
@@ -24,7 +24,7 @@ from vc_core.video import opening, plan_frames, probe, read_frames, read_image
 from vc_core.video.metadata import read_metadata
 from vc_core.video.opening import DEMUXERS
 
-# Ending -> the muxer, the encoder, the format of its pixels and, where the encoder is for some sizes only, the size.
+# Ending -> muxer, encoder, pixel format and, if the encoder supports only some sizes, the size.
 KINDS = {
     "mp4": ("mp4", "libx264", "yuv420p"),
     "m4v": ("ipod", "libx264", "yuv420p"),
@@ -72,17 +72,17 @@ KINDS = {
 
 
 @pytest.mark.parametrize("ending", KINDS)
-def test_what_users_have_is_opened(tmp_path, ending):
-    path = made(tmp_path / f"clip.{ending}", *KINDS[ending])
+def test_users_files_are_opened(tmp_path, ending):
+    path = encoded(tmp_path / f"clip.{ending}", *KINDS[ending])
     for source in (path, path.read_bytes()):
         plan = plan_frames(probe(source), 1, 1)
         frames = read_frames(source, plan)
         assert frames.shape[-2] == (KINDS[ending][3][1] if KINDS[ending][3:] else 64)
-        assert frames[..., 3].mean() > frames[..., -4].mean() + 0.2  # the bar, and what is beside it
+        assert frames[..., 3].mean() > frames[..., -4].mean() + 0.2  # the bar, and the area next to it
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "m4a"])
-def test_a_sound_is_told_to_be_one(tmp_path, ending):
+def test_sound_files_are_reported(tmp_path, ending):
     path = tmp_path / f"sound.{ending}"
     codec = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "m4a": "aac"}[ending]
     with av.open(str(path), "w") as container:
@@ -92,7 +92,7 @@ def test_a_sound_is_told_to_be_one(tmp_path, ending):
         samples.rate = 44100
         for frame in [*av.AudioResampler(format=format, layout="mono", rate=44100).resample(samples), None]:
             container.mux(stream.encode(frame))
-    with pytest.raises(UserError, match="holds no video stream"):
+    with pytest.raises(UserError, match="contains no video stream"):
         probe(path)
 
 
@@ -101,8 +101,8 @@ IMAGES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "bmp": "BMP", "tif": "TIF
 
 @pytest.mark.parametrize("name", ["map", "map%03d", "map*", "map?", "map{1}", "50% [x]", "a:b", "%%", "map001"])
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_an_image_is_the_file_of_its_name_and_no_pattern(tmp_path, name, ending):
-    for number, level in ((0, 10), (1, 20), (2, 30)):  # what a pattern would find
+def test_names_of_images_are_not_patterns(tmp_path, name, ending):
+    for number, level in ((0, 10), (1, 20), (2, 30)):  # files that a pattern would match
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(tmp_path / f"map{number:03d}.{ending}")
     path = tmp_path / f"{name}.{ending}"
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(path)
@@ -112,10 +112,10 @@ def test_an_image_is_the_file_of_its_name_and_no_pattern(tmp_path, name, ending)
 
 
 @pytest.mark.parametrize("name", ["clip%03d.mp4", "clip*.mp4", "50%/clip?.mp4", "concat:a.mp4", "subfile,,:.mp4"])
-def test_a_video_is_the_file_of_its_name(tmp_path, name):
+def test_names_of_videos_are_not_patterns(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    made(tmp_path / "plain.mp4", *KINDS["mp4"]).rename(path)
+    encoded(tmp_path / "plain.mp4", *KINDS["mp4"]).rename(path)
     assert probe(path).frames == 6
 
 
@@ -127,9 +127,9 @@ def test_images_are_opened(tmp_path, ending):
     assert read_depth_maps(path, plan(1)).mean() == pytest.approx(200 / 255, abs=0.02)
 
 
-def test_an_image_is_no_script(tmp_path):
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png", "EPS")  # for Pillow, Ghostscript's
-    with pytest.raises(UserError, match=r"image\.png: cannot be read as an image"):
+def test_scripts_are_not_read_as_images(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png", "EPS")  # Pillow would start Ghostscript
+    with pytest.raises(UserError, match=r"image\.png cannot be read as an image"):
         read_image(tmp_path / "image.png")
 
 
@@ -141,7 +141,7 @@ def test_everything_is_opened_in_one_place():
         for path in (root / folder).rglob("*.py")
         if re.search(r"\bav\.open\(|Image\.open\(", text := path.read_text(encoding="utf-8"))
     }
-    assert {path for path, found in opening.items() if found} == {
+    assert {path for path, calls in opening.items() if calls} == {
         f"vc_core/video/{n}.py" for n in ("opening", "formats")
     }
     writing = (Path(vc_core.__file__).parent / "video/formats.py").read_text(encoding="utf-8")
@@ -157,16 +157,16 @@ def test_the_demuxers_are_known_and_open_nothing_else():
             av.ContainerFormat(name, "r")
         except ValueError:
             unknown.append(name)
-    assert len(unknown) < 12  # those that older or smaller builds lack; a name that none has would be a slip
+    assert len(unknown) < 12  # some formats are missing in older or smaller builds; more would be misspelled names
 
 
-# --- What would open others -----------------------------------------------------------------------------------------
+# --- Files that refer to others -------------------------------------------------------------------------------------
 
 
 def read_all(path):
-    """Reads a file in every way there is; returns what could be."""
-    given = []
-    for how in (
+    """Read a file with every reader; return the successful results."""
+    results = []
+    for read in (
         lambda: plan_frames(probe(path), 1),
         lambda: read_frames(path, plan_frames(probe(path), 1)),
         lambda: read_frames(path.read_bytes(), plan_frames(probe(path.read_bytes()), 1)),
@@ -175,33 +175,33 @@ def read_all(path):
         lambda: read_metadata(path),
     ):
         try:
-            given.append(how())
+            results.append(read())
         except UserError as error:
             assert path.name in str(error) or "in memory" in str(error), error
-    return given
+    return results
 
 
-def test_what_would_open_others_is_refused(tmp_path):
+def test_files_that_refer_to_others_are_refused(tmp_path):
     for name, path in hostile(tmp_path).items():
         assert name in OWN_PICTURES or not read_all(path), name
 
 
 @needs_strace
-def test_nothing_else_is_opened(tmp_path):
+def test_no_other_file_is_opened(tmp_path):
     paths = list(hostile(tmp_path).values())
     assert traced("tests.core.test_opening", "read_all", paths) == []
 
 
 @needs_strace
 @pytest.mark.parametrize("name", ["sdp.mp4", "concat.mp4"])
-def test_the_trace_shows_what_is_opened_where_all_may_be(tmp_path, name):
+def test_the_trace_shows_files_opened_without_the_allowlist(tmp_path, name):
     hostile(tmp_path)
-    seen = traced("tests.core.test_opening", "read_openly", [tmp_path / name])
-    assert any("18766" in line if name == "sdp.mp4" else "secret.mp4" in line for line in seen), seen
+    lines = traced("tests.core.test_opening", "read_openly", [tmp_path / name])
+    assert any("18766" in line if name == "sdp.mp4" else "secret.mp4" in line for line in lines), lines
 
 
 def read_openly(path):
-    """As `opened` would do it without a list of what is allowed."""
+    """Read like `opened`, but without its list of allowed formats."""
     with av.open(io.BytesIO(path.read_bytes()), options={"safe": "0"}) as container:
         next(container.decode(video=0))
 
@@ -214,7 +214,7 @@ def test_a_name_of_a_workflow_stays_below_the_model_folders(tmp_path):
     for file in (top / "sub" / "a.pth", top / "b.pth", other / "c.pth", tmp_path / "out.pth", top / "..d.pth"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
-    (top / "linked").symlink_to(other)  # as users keep models on another disk
+    (top / "linked").symlink_to(other)  # some users keep models on another disk
     (top / "gone.pth").symlink_to(tmp_path / "none")
     for name in ("sub/a.pth", "b.pth", "sub", "linked/c.pth", "./b.pth", "..d.pth"):
         assert named_below([tmp_path / "none", top], name) == [top / name], name
@@ -235,7 +235,7 @@ def node_folders(monkeypatch, tmp_path):
     comfyui.get_folder_paths = lambda name: [str(tmp_path / "models")]
     monkeypatch.setitem(sys.modules, "folder_paths", comfyui)
     for name, folder in (("pack", root), ("pack.nodes", root / "nodes"), ("pack.nodes.host", root / "nodes" / "host")):
-        package = types.ModuleType(name)  # not the real one, which asks for all of ComfyUI
+        package = types.ModuleType(name)  # not the real package, which requires ComfyUI
         package.__path__ = [str(folder)]
         monkeypatch.setitem(sys.modules, name, package)
     yield importlib.import_module("pack.nodes.host.folders")
@@ -243,7 +243,7 @@ def node_folders(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_the_nodes_find_models_by_it(node_folders, tmp_path):
+def test_the_nodes_find_models_only_in_model_folders(node_folders, tmp_path):
     models, outside = tmp_path / "models", tmp_path / "outside.pth"
     (models / "net").mkdir(parents=True)
     for file in (models / "a.pth", models / "net" / "config.json", outside):
@@ -255,16 +255,16 @@ def test_the_nodes_find_models_by_it(node_folders, tmp_path):
     for name in ("../outside.pth", str(outside), "..", "net/../../outside.pth", "..\\outside.pth", "", "a" * 9999):
         assert node_folders.fingerprint(name) == []
         for find in (node_folders.model_path, node_folders.checkpoint_path):
-            with pytest.raises(Exception, match="There is no ") as raised:
+            with pytest.raises(Exception, match=r"^The (checkpoint|model) '.* is missing") as raised:
                 find(name)
             assert type(raised.value).__name__ == "UserError" and len(str(raised.value)) < 1000
 
 
-def test_a_video_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_a_video_without_read_permission_is_not_reported_as_damaged(tmp_path, monkeypatch):
     def refused(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")  # which nobody tells root
+        raise PermissionError(errno.EACCES, "Permission denied")  # root never gets this error
 
     (tmp_path / "x.mp4").touch()
     monkeypatch.setattr(opening, "open", refused, raising=False)
-    with pytest.raises(UserError, match=r"x\.mp4: cannot be read \(Permission denied\): check its permissions"):
+    with pytest.raises(UserError, match=r"x\.mp4 cannot be read \(Permission denied\)\. Check its permissions"):
         probe(tmp_path / "x.mp4")

@@ -1,4 +1,4 @@
-"""What ComfyUI's registry asks of the project, read as its command line reads it: from pyproject.toml alone."""
+"""The requirements of ComfyUI's registry, checked as its command line does: from pyproject.toml alone."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from PIL import Image
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest brings it
+    import tomli as tomllib  # a dependency of pytest
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def project(pyproject):
 
 
 def requirements(file):
-    """The lines of a requirements file without their comments."""
+    """Return the lines of a requirements file without comments."""
     lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
@@ -37,13 +37,13 @@ def test_the_extra_dependencies_have_the_ranges_of_the_requirements_file(project
     assert set(project["optional-dependencies"]["standalone"]) <= set(requirements(repository / "requirements-dev.txt"))
 
 
-def test_the_name_is_one_that_the_registry_takes(project):
+def test_the_registry_accepts_the_name(project):
     assert re.fullmatch(r"[A-Za-z]+([-_.][A-Za-z0-9]+)*", project["name"]) and len(project["name"]) < 100
     assert "comfy" not in project["name"].lower()
 
 
-def test_what_is_left_to_the_owner_is_filled_in_at_once(pyproject):
-    """The publisher, the repository and the addresses of both pictures: all of them or none."""
+def test_the_owners_entries_are_filled_in_together(pyproject):
+    """The publisher, the repository and the addresses of both images: all of them or none."""
     comfy, urls = pyproject["tool"]["comfy"], pyproject["project"].get("urls", {})
     filled = [urls.get("Repository"), *(comfy.get(key) for key in ("PublisherId", "Icon", "Banner"))]
     if not any(filled):
@@ -55,7 +55,7 @@ def test_what_is_left_to_the_owner_is_filled_in_at_once(pyproject):
     assert re.fullmatch(rf"{branch}/docs/banner\.png", comfy["Banner"])
 
 
-def test_icon_and_banner_have_the_registrys_sizes(repository):
+def test_icon_and_banner_have_the_sizes_of_the_registry(repository):
     files = [repository / "docs" / f"{name}.png" for name in ("icon", "banner")]
     (width, height), banner = (Image.open(file).size for file in files)
     assert width == height <= 400
@@ -63,7 +63,7 @@ def test_icon_and_banner_have_the_registrys_sizes(repository):
     assert all(file.stat().st_size < 60 * 1024 for file in files)
 
 
-def test_the_changelog_begins_with_what_is_not_released_or_this_version(project, repository):
+def test_the_changelog_begins_with_unreleased_or_this_version(project, repository):
     versions = re.findall(r"^## \[?([^\]\s]+)", (repository / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     released = [version for version in versions if version != "Unreleased"]
     assert released[0] == project["version"]

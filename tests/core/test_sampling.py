@@ -1,4 +1,4 @@
-"""Samplers against denoisers that know the answer; guidance; video to video; batches."""
+"""Samplers with exact denoisers; guidance; video to video; batches."""
 
 import math
 from dataclasses import replace
@@ -30,18 +30,18 @@ MEAN = 0.7
 DDIMS = ("ddim", "ddim_released")
 
 
-def signal_left(config, t):
-    """The share of the signal's variance at a timestep that may be fractional."""
+def remaining_signal(config, t):
+    """The fraction of the signal's variance at a timestep, which may be fractional."""
     alphas = config.alphas_cumprod
     levels = ((1 - alphas) / alphas).log().numpy()
     return 1 / (1 + math.exp(np.interp(float(t), np.arange(config.steps), levels)))
 
 
 def exact(config, deviation):
-    """The best possible denoiser of data that is normally distributed around MEAN; a point where deviation is 0."""
+    """The best possible denoiser for data normally distributed around MEAN; for a point if the deviation is 0."""
 
     def denoise(x, t):
-        a = signal_left(config, t)
+        a = remaining_signal(config, t)
         x = x.double()
         clean = (MEAN * (1 - a) + deviation**2 * math.sqrt(a) * x) / (1 - a + deviation**2 * a)
         noise = (x - math.sqrt(a) * clean) / math.sqrt(1 - a)
@@ -64,28 +64,28 @@ def gaussian(*shape, seed=0):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("schedule", [{}, LINEAR, SHORT, NOISE_ALONE], ids=["released", "linear", "short", "zsnr"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_point_is_found_in_any_number_of_steps(name, schedule, prediction):
+def test_any_number_of_steps_reaches_a_point(name, schedule, prediction):
     if schedule is NOISE_ALONE and prediction == "epsilon":
-        with pytest.raises(UserError, match="v_prediction alone"):
+        with pytest.raises(UserError, match="requires the prediction v_prediction"):
             DiffusionConfig(prediction=prediction, **schedule)
         return
     config = DiffusionConfig(prediction=prediction, **schedule)
     for steps in (1, 2, 7, 20, 50):
         if name == "ddim_released":
-            # As released, the last step lands on the schedule's least noise, not on none.
-            steps, left = max(steps, 7), 5 * math.sqrt(1 - signal_left(config, 0))
+            # The released loop ends at the schedule's lowest noise level, not at zero.
+            steps, tolerance = max(steps, 7), 5 * math.sqrt(1 - remaining_signal(config, 0))
         else:
-            left = 1e-4 if schedule is not NOISE_ALONE else 2e-3  # float32 beside a noise level of 4518
+            tolerance = 1e-4 if schedule is not NOISE_ALONE else 2e-3  # float32, next to a noise level of 4518
         out = run(name, config, steps, 0.0, gaussian(1, 4, 2, 4, 4))
-        assert (out - MEAN).abs().max() < left, steps
+        assert (out - MEAN).abs().max() < tolerance, steps
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
 def test_a_normal_distribution_is_mapped_along_the_exact_path(name, prediction):
-    """The probability flow has a solution here: the standardised noise is carried over."""
+    """Here the probability flow has an exact solution: it preserves the standardised noise."""
     config, deviation, noise = DiffusionConfig(prediction=prediction), 0.5, gaussian(1, 4, 4, 16, 16)
-    a = signal_left(config, config.steps - 1)
+    a = remaining_signal(config, config.steps - 1)
     expected = MEAN + deviation * (noise - math.sqrt(a) * MEAN) / math.sqrt(a * deviation**2 + 1 - a)
     errors = [float((run(name, config, steps, deviation, noise) - expected).abs().max()) for steps in (10, 100)]
     first_order = {"ddim": 0.1, "ddim_released": 0.1, "euler": 0.06}
@@ -101,7 +101,7 @@ def test_second_order_samplers_are_more_accurate_than_ddim():
 
 
 @pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("ddim_released", 1.0), ("ddim", 0.5)])
-def test_fresh_noise_leaves_the_distribution_as_it_is(name, eta):
+def test_new_noise_preserves_the_distribution(name, eta):
     out = run(name, DiffusionConfig(), 200, 0.5, gaussian(1, 4, 16, 32, 32), eta=eta)
     assert out.mean() == pytest.approx(MEAN, abs=0.02)
     assert out.std() == pytest.approx(0.5, abs=0.02)
@@ -116,8 +116,8 @@ def test_noise_levels_come_from_the_exact_schedule(name):
         sampler = make_sampler(Sampling(name, 20), config)
         sigmas = sampler.scheduler.sigmas.double()
         assert sigmas[[0, -2, -1]].tolist() == pytest.approx([levels[-1].item(), levels[0].item(), 0.0], rel=1e-6)
-        told = [(1 - signal_left(config, t)) / signal_left(config, t) for t in sampler.timesteps]
-        assert torch.tensor(told).sqrt().tolist() == pytest.approx(sigmas[:-1].tolist(), rel=1e-4)
+        squares = [(1 - remaining_signal(config, t)) / remaining_signal(config, t) for t in sampler.timesteps]
+        assert torch.tensor(squares).sqrt().tolist() == pytest.approx(sigmas[:-1].tolist(), rel=1e-4)
         assert sampler.timesteps[[0, -1]].tolist() == pytest.approx([config.steps - 1, 0], abs=1e-3)
 
 
@@ -132,34 +132,34 @@ def test_steps_descend_from_the_last_timestep(name, steps):
     assert len(t) == len(sampler.keys) and 0 <= t.min() <= t.max() <= 999
 
 
-# --- From a video on ------------------------------------------------------------------------------------------------
+# --- From a video ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("steps", "denoise", "total"), [(8, 0.4, 20), (5, 0.05, 100), (3, 0.7, 4)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_denoise_runs_the_last_steps_of_a_longer_run(name, steps, denoise, total):
     config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
-    whole, part = (make_sampler(Sampling(name, *each), config) for each in ((total,), (steps, denoise)))
-    told = []
-    sample(lambda x, t: told.append((x, float(t))) or x, part.start(noise, latent), part, [torch.Generator()])
-    assert [t for _, t in told] == whole.timesteps[-steps:].tolist()
-    x, t = told[0]
-    a = signal_left(config, t)
+    full, part = (make_sampler(Sampling(name, *each), config) for each in ((total,), (steps, denoise)))
+    inputs = []
+    sample(lambda x, t: inputs.append((x, float(t))) or x, part.start(noise, latent), part, [torch.Generator()])
+    assert [t for _, t in inputs] == full.timesteps[-steps:].tolist()
+    x, t = inputs[0]
+    a = remaining_signal(config, t)
     torch.testing.assert_close(x, math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("steps", "denoise", "first", "taken"),
+    ("steps", "denoise", "first", "count"),
     [(51, 0.1, 100, 100), (30, 0.5, 497, 32), (20, 0.29, 281, 21), (50, 0.5, 491, 50), (1, 0.0009995, 1, 1)],
 )
-def test_ddim_released_begins_at_the_noise_asked_for(steps, denoise, first, taken):
-    """Its grid has more steps than were asked for where they do not divide 1000: the last ones begin too late."""
+def test_ddim_released_starts_at_the_requested_noise(steps, denoise, first, count):
+    """If `steps` does not divide 1000, its grid has more steps: the last `steps` would start with too little noise."""
     config, noise, latent = DiffusionConfig(), gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1)
-    sampler, told = make_sampler(Sampling("ddim_released", steps, denoise), config), []
-    sample(lambda x, t: told.append((x, float(t))) or x, sampler.start(noise, latent), sampler)
-    assert (told[0][1], told[-1][1], len(told)) == (first, 1, taken)
-    a = signal_left(config, first)
-    torch.testing.assert_close(told[0][0], math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
+    sampler, inputs = make_sampler(Sampling("ddim_released", steps, denoise), config), []
+    sample(lambda x, t: inputs.append((x, float(t))) or x, sampler.start(noise, latent), sampler)
+    assert (inputs[0][1], inputs[-1][1], len(inputs)) == (first, 1, count)
+    a = remaining_signal(config, first)
+    torch.testing.assert_close(inputs[0][0], math.sqrt(a) * latent + math.sqrt(1 - a) * noise, rtol=1e-4, atol=1e-4)
 
 
 def test_the_highest_timestep_of_a_part_is_not_lost_to_rounding():
@@ -176,8 +176,8 @@ def test_the_released_timesteps_are_those_of_its_sampler(steps, denoise):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "euler"])
-def test_given_noise_levels_are_run_on(name, prediction):
-    """Those of every 50th timestep; the network is told whole ones, the start is noise of unit variance."""
+def test_sigmas_replace_the_noise_levels(name, prediction):
+    """Sigmas of every 50th timestep: the network receives integers, and the start is noise of unit variance."""
     config = DiffusionConfig(prediction=prediction)
     alphas = config.alphas_cumprod
     sigmas = torch.cat([((1 - alphas) / alphas).sqrt()[range(999, 0, -50)], torch.zeros(1)])
@@ -190,67 +190,67 @@ def test_given_noise_levels_are_run_on(name, prediction):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_part_of_the_run_finds_the_point_too(name):
+def test_a_part_of_a_run_also_reaches_the_point(name):
     out = run(name, DiffusionConfig(), 6, 0.0, gaussian(1, 4, 1, 4, 4), gaussian(1, 4, 1, 4, 4, seed=1), denoise=0.5)
     assert (out - MEAN).abs().max() < (0.2 if name == "ddim_released" else 1e-4)
 
 
-def test_little_denoising_gives_the_video_back_and_more_gives_less(tiny_composer, monkeypatch):
+def test_more_denoising_changes_the_video_more(tiny_composer, monkeypatch):
     monkeypatch.setattr("vc_core.encoders.autoencoder.decode", lambda autoencoder, latent, *_: latent)
     video = torch.rand(1, 3, 3, 64, 60, generator=torch.Generator().manual_seed(0))  # another size: it is resized
-    given = encode_video(tiny_composer, video, (32, 40))  # its factor is 1
+    source = encode_video(tiny_composer, video, (32, 40))  # its factor is 1
     scaled = replace(tiny_composer.config, autoencoder=AutoencoderConfig("taesd", 50.0))
     composer = replace(tiny_composer, config=scaled)
 
     def change(denoise):
-        made = composed(composer, "a", init=video, denoise=denoise, steps=2, sampler="euler")
-        assert made.shape == given.shape == (1, 4, 3, 4, 5)
-        return float((made - given).abs().mean())
+        latent = composed(composer, "a", init=video, denoise=denoise, steps=2, sampler="euler")
+        assert latent.shape == source.shape == (1, 4, 3, 4, 5)
+        return float((latent - source).abs().mean())
 
     small, middle, large = (change(denoise) for denoise in (0.002, 0.3, 0.9))
-    assert small < 0.2 * given.abs().mean() and small < middle / 3 and middle < large / 1.5
+    assert small < 0.2 * source.abs().mean() and small < middle / 3 and middle < large / 1.5
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"denoise": 0.5}, "denoise 0.5 needs a video"),
-        ({"init": torch.zeros(1, 3, 3, 32, 40)}, "denoise 1 leaves nothing"),
-        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.0}, "denoise 0.0.*more than 0"),
-        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 1.5}, "denoise 1.5.*at most 1"),
+        ({"denoise": 0.5}, "denoise 0.5 requires an init video"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40)}, "denoise 1 keeps nothing"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.0}, "denoise must be above 0.*got 0.0"),
+        ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 1.5}, "denoise must be .*at most 1, got 1.5"),
         ({"init": torch.zeros(1, 3, 3, 32, 40), "denoise": 0.001}, "last of 4000.*at most 1000"),
         ({"init": torch.zeros(1, 3, 4, 32, 40), "denoise": 0.5, "frames": 3}, r"\(1, 3, 4, 32, 40\).*3, 3, height"),
-        ({"init": torch.zeros(3, 3, 32, 40), "denoise": 0.5, "frames": 3}, "video has the shape"),
-        ({"eta": 0.5}, "eta 0.5.*'dpmpp_2m'.*ddim, ddim_released"),
-        ({"eta": 1.5, "sampler": "ddim"}, "eta 1.5.*0 to 1"),
-        ({"batch": 0}, "batch of 0"),
-        ({"text": ["a", "b"], "batch": 3}, "2 of 'text'.*1 or 3"),
-        ({"text": []}, "0 of 'text'"),
-        ({"negative": ["a", "b"]}, "2 of 'negative'.*batch of 1: expected 1"),
-        ({"batch": 3, "conditions": [Condition("motion", torch.zeros(2, 2, 3, 32, 40))]}, "2 of 'motion'.*1 or 3"),
-        ({"batch": 3, "style": Style(torch.zeros(2, 3, 32, 32))}, "2 of 'style'"),
-        ({"batch": 3, "init": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "2 of 'video'"),
-        ({"seed": 2**63 - 1, "batch": 2}, f"seed {2**63 - 1}.*0 to {2**63 - 2}"),
-        ({"rescale": 1.5}, "rescale 1.5.*0 to 1"),
-        ({"sigmas": torch.tensor([14.6, 1.0, 0.0]), "sampler": "ddim"}, "3 sigmas.*'ddim'.*dpmpp_2m, unipc, euler"),
+        ({"init": torch.zeros(3, 3, 32, 40), "denoise": 0.5, "frames": 3}, "init video has the shape"),
+        ({"eta": 0.5}, "'dpmpp_2m' does not support eta 0.5.*ddim, ddim_released"),
+        ({"eta": 1.5, "sampler": "ddim"}, "eta must be from 0 to 1, got 1.5"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"text": ["a", "b"], "batch": 3}, "'text' has 2 items .*Expected 1 or 3"),
+        ({"text": []}, "'text' has 0 items"),
+        ({"negative": ["a", "b"]}, "'negative' has 2 items for a batch of 1. Expected 1"),
+        ({"batch": 3, "conditions": [Condition("motion", torch.zeros(2, 2, 3, 32, 40))]}, "'motion' has 2 .*1 or 3"),
+        ({"batch": 3, "style": Style(torch.zeros(2, 3, 32, 32))}, "'style' has 2 items"),
+        ({"batch": 3, "init": torch.zeros(2, 3, 3, 32, 40), "denoise": 0.5}, "'init' has 2 items"),
+        ({"seed": 2**63 - 1, "batch": 2}, f"seed .*0 to {2**63 - 2}, got {2**63 - 1}"),
+        ({"rescale": 1.5}, "rescale must be from 0 to 1, got 1.5"),
+        ({"sigmas": torch.tensor([14.6, 1.0, 0.0]), "sampler": "ddim"}, "dpmpp_2m, unipc, euler. Got 3 .*'ddim'"),
     ],
 )
-def test_what_cannot_be_sampled(tiny_composer, settings, message):
+def test_wrong_sampling_settings_are_refused(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
         composed(tiny_composer, **{"text": "a", "steps": 4, **settings})
 
 
-def test_the_names_of_earlier_versions_go_on_working(tiny_composer):
+def test_argument_names_of_earlier_versions_still_work(tiny_composer):
     video = torch.rand(1, 3, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     sampling = Sampling("ddim", 3, 0.5, eta=0.5, guidance=3.0, rescale=0.5)
     now = compose(tiny_composer, "a", init=video, sampling=sampling, tiling=Tiling(1))
     earlier = {"sampler": "ddim", "steps": 3, "denoise": 0.5, "eta": 0.5, "guidance": 3.0, "rescale": 0.5, "chunk": 1}
-    with pytest.warns(DeprecationWarning) as told:
+    with pytest.warns(DeprecationWarning) as caught:
         assert torch.equal(now, compose(tiny_composer, "a", video=video, **earlier))
-    assert len(told) == 1 and told[0].filename == __file__  # of whoever calls it
-    message = str(told[0].message)
-    assert message.endswith("tiling=Tiling(chunk=...) in place of chunk=.")
-    assert "init=... in place of video=" in message and "sampling=Sampling(steps=...) in place of steps=" in message
+    assert len(caught) == 1 and caught[0].filename == __file__  # the caller's file
+    message = str(caught[0].message)
+    assert message.endswith("tiling=Tiling(chunk=...) instead of chunk=.")
+    assert "init=... instead of video=" in message and "sampling=Sampling(steps=...) instead of steps=" in message
     with pytest.raises(TypeError, match=r"compose\(\) got an unexpected keyword argument 'stepps'"):
         compose(tiny_composer, "a", stepps=3, steps=2)
 
@@ -272,23 +272,21 @@ def test_the_names_of_earlier_versions_go_on_working(tiny_composer):
         (9.0, 0.0, [NOTHING, CONDITIONED, EVERYTHING]),
     ],
 )
-def test_only_the_sides_that_count_are_needed(guidance, condition_guidance, sides):
+def test_only_sides_with_an_effect_are_predicted(guidance, condition_guidance, sides):
     e = {side: gaussian(2, 4, 3, 4, 4, seed=side).double() for side in (NOTHING, CONDITIONED, EVERYTHING)}
-    whole = (
-        e[NOTHING] + condition_guidance * (e[CONDITIONED] - e[NOTHING]) + guidance * (e[EVERYTHING] - e[CONDITIONED])
-    )
+    full = e[NOTHING] + condition_guidance * (e[CONDITIONED] - e[NOTHING]) + guidance * (e[EVERYTHING] - e[CONDITIONED])
     needed, scales = needed_sides(guidance, condition_guidance)
     assert needed == sides
-    torch.testing.assert_close(combine([e[side] for side in needed], scales), whole)
+    torch.testing.assert_close(combine([e[side] for side in needed], scales), full)
 
 
-def test_without_condition_guidance_it_is_the_released_guidance_to_the_bit():
+def test_without_condition_guidance_the_result_is_the_released_one_to_the_bit():
     negative, positive = gaussian(2, 4, 3, 4, 4), gaussian(2, 4, 3, 4, 4, seed=1)
     _, scales = needed_sides(9.0, 1.0)
     assert torch.equal(combine([negative, positive], scales), negative + 9.0 * (positive - negative))
 
 
-def test_rescaling_brings_back_the_deviation_of_each_video():
+def test_rescaling_restores_the_deviation_of_each_video():
     negative, positive = gaussian(2, 4, 3, 4, 4), gaussian(2, 4, 3, 4, 4, seed=1)
     guided = combine([negative, positive], [9.0])
 
@@ -301,11 +299,11 @@ def test_rescaling_brings_back_the_deviation_of_each_video():
     assert torch.equal(combine([positive], [], 1.0), positive)
 
 
-def test_the_network_sees_each_side_as_it_is_meant(tiny_composer):
-    seen = []
+def test_inputs_of_the_network_for_each_side(tiny_composer):
+    inputs = []
 
     def network(x, t, context, stc):
-        seen.append((x, t, context, stc))
+        inputs.append((x, t, context, stc))
         return torch.stack([torch.full_like(x[0], float(i)) for i in range(len(x))])
 
     text, negative = torch.ones(1, 77, 16), torch.zeros(1, 77, 16)
@@ -313,24 +311,24 @@ def test_the_network_sees_each_side_as_it_is_meant(tiny_composer):
     denoiser = GuidedDenoiser(network, text, negative, None, negative[:, :1], stc, 9.0, condition_guidance=3.0)
     x = gaussian(2, 4, 3, 4, 5)
     out = denoiser(x, torch.tensor(999))
-    _, t, context, embedding = seen.pop()
+    _, t, context, embedding = inputs.pop()
     assert context[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 1] and t.tolist() == [999] * 6
     assert embedding[:, 0, 0, 0, 0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5]
     assert out[:, 0, 0, 0, 0].tolist() == [0 + 3 * (2 - 0) + 9 * (4 - 2), 1 + 3 * (3 - 1) + 9 * (5 - 3)]
-    denoiser(x, torch.tensor(100))  # after the condition's end two sides are left
-    assert seen[0][2][:, 0, 0].tolist() == [0, 0, 1, 1] and seen[0][3] is None
+    denoiser(x, torch.tensor(100))  # after the condition's end, two sides remain
+    assert inputs[0][2][:, 0, 0].tolist() == [0, 0, 1, 1] and inputs[0][3] is None
 
 
-def test_condition_guidance_changes_what_conditions_do_and_nothing_else(tiny_composer):
+def test_condition_guidance_changes_only_the_effect_of_conditions(tiny_composer):
     motion = Condition("motion", gaussian(1, 2, 3, 32, 40))
 
-    def made(*conditions, **settings):
+    def video(*conditions, **settings):
         return composed(tiny_composer, "a", conditions=conditions, steps=3, **settings)
 
-    assert torch.equal(made(motion), made(motion, condition_guidance=1.0))
-    assert not torch.allclose(made(motion), made(motion, condition_guidance=4.0), atol=1e-3)
-    assert torch.equal(made(), made(condition_guidance=4.0))
-    assert not torch.equal(made(motion), made(motion, rescale=0.7))
+    assert torch.equal(video(motion), video(motion, condition_guidance=1.0))
+    assert not torch.allclose(video(motion), video(motion, condition_guidance=4.0), atol=1e-3)
+    assert torch.equal(video(), video(condition_guidance=4.0))
+    assert not torch.equal(video(motion), video(motion, rescale=0.7))
 
 
 # --- Batches and seeds ----------------------------------------------------------------------------------------------
@@ -339,88 +337,88 @@ def test_condition_guidance_changes_what_conditions_do_and_nothing_else(tiny_com
 @pytest.mark.parametrize(
     ("sampler", "eta"), [("dpmpp_2m", 0.0), ("ddim", 1.0), ("lcm", 0.0), ("euler", 0.0), ("ddim_released", 0.3)]
 )
-def test_each_video_of_a_batch_is_the_one_composed_alone(tiny_composer, sampler, eta):
+def test_each_video_of_a_batch_equals_the_one_composed_alone(tiny_composer, sampler, eta):
     motion, image = gaussian(2, 2, 3, 32, 40), torch.rand(1, 3, 1, 48, 60, generator=torch.Generator().manual_seed(1))
     style, video = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.rand(2, 3, 3, 32, 40)
     settings = {"sampler": sampler, "eta": eta, "steps": 3, "denoise": 0.7, "guidance": 3.0, "condition_guidance": 2.0}
 
-    def made(texts, seed, part):
+    def videos(texts, seed, part):
         conditions = [Condition("motion", motion[part]), Condition("single_image", image)]
-        where = {"style": Style(style[part]), "init": video[part], "conditions": conditions}
-        return composed(tiny_composer, texts, seed=seed, **where, **settings)
+        inputs = {"style": Style(style[part]), "init": video[part], "conditions": conditions}
+        return composed(tiny_composer, texts, seed=seed, **inputs, **settings)
 
-    both = made(["a red circle", "a blue square"], 7, slice(0, 2))
+    both = videos(["a red circle", "a blue square"], 7, slice(0, 2))
     assert both.shape == (2, 3, 3, 32, 40)
-    torch.testing.assert_close(both[:1], made("a red circle", 7, slice(0, 1)), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(both[1:], made("a blue square", 8, slice(1, 2)), rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(both[1:], made("a blue square", 7, slice(1, 2)), atol=1e-2)
+    torch.testing.assert_close(both[:1], videos("a red circle", 7, slice(0, 1)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(both[1:], videos("a blue square", 8, slice(1, 2)), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(both[1:], videos("a blue square", 7, slice(1, 2)), atol=1e-2)
 
 
-def test_one_text_makes_as_many_videos_as_asked(tiny_composer):
+def test_one_text_for_several_videos(tiny_composer):
     three = composed(tiny_composer, "a", batch=3, steps=2, seed=2**63 - 3)
     assert len(three) == 3 and not torch.allclose(three[0], three[1], atol=1e-3)
     torch.testing.assert_close(three[2:], composed(tiny_composer, "a", steps=2, seed=2**63 - 1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("lcm", 0.0), ("ddim", 1.0)])
-def test_noise_of_the_steps_comes_from_the_seed_alone(tiny_composer, sampler, eta):
-    def made(seed):
+def test_the_noise_of_the_steps_depends_only_on_the_seed(tiny_composer, sampler, eta):
+    def video(seed):
         return composed(tiny_composer, "a", sampler=sampler, eta=eta, steps=4, seed=seed)
 
-    first = made(1)
+    first = video(1)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    assert torch.equal(first, made(1)) and not torch.equal(first, made(2))
+    assert torch.equal(first, video(1)) and not torch.equal(first, video(2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("schedule", [{}, SHORT, {"steps": 120, "beta_end": 0.1}])
-def test_the_timesteps_of_lcm_can_be_had_without_diffusers(schedule):
+def test_the_timesteps_of_lcm_without_diffusers(schedule):
     config = DiffusionConfig(**schedule)
     for steps, denoise in ((4, 1.0), (4, 0.5), (1, 1.0), (7, 1.0), (33, 0.9), (50, 1.0), (51, 1.0), (60, 0.6)):
-        told = make_sampler(Sampling("lcm", steps, denoise), config).timesteps
-        assert lcm_timesteps(config, steps, denoise).tolist() == told.tolist()
+        expected = make_sampler(Sampling("lcm", steps, denoise), config).timesteps
+        assert lcm_timesteps(config, steps, denoise).tolist() == expected.tolist()
     assert lcm_timesteps(DiffusionConfig(), 4).tolist() == [999, 759, 499, 259]
 
 
-def test_fresh_noise_is_not_the_first_noise_again():
+def test_new_noise_differs_from_the_first_noise():
     config, generator = DiffusionConfig(), torch.Generator().manual_seed(0)
-    noise, seen = draw_noise([generator], (4, 2, 16, 16)), []
+    noise, inputs = draw_noise([generator], (4, 2, 16, 16)), []
 
-    def nothing(x, t):  # the noise that leaves a clean latent of zeros, so that the next input is fresh noise alone
-        seen.append(x.flatten())
-        return x / math.sqrt(1 - signal_left(config, t))
+    def nothing(x, t):  # noise whose clean latent is zero, so that the next input is only new noise
+        inputs.append(x.flatten())
+        return x / math.sqrt(1 - remaining_signal(config, t))
 
     sampler = make_sampler(Sampling("lcm", 2), config)
     sample(nothing, sampler.start(noise), sampler, [generator])
-    assert seen[1].std() > 0.5
-    assert abs(torch.corrcoef(torch.stack(seen))[0, 1]) < 0.1
+    assert inputs[1].std() > 0.5
+    assert abs(torch.corrcoef(torch.stack(inputs))[0, 1]) < 0.1
 
 
 # --- Progress -------------------------------------------------------------------------------------------------------
 
 
-def test_progress_names_what_is_done(tiny_composer):
-    said = []
+def test_progress_reports_each_stage(tiny_composer):
+    reports = []
     motion = Condition("motion", torch.zeros(1, 2, 3, 32, 40))
-    composed(tiny_composer, "a", conditions=[motion], steps=3, progress=lambda *now: said.append(now))
-    stages = [what for i, (what, _, _) in enumerate(said) if i == 0 or said[i - 1][0] != what]
+    composed(tiny_composer, "a", conditions=[motion], steps=3, progress=lambda *report: reports.append(report))
+    stages = [what for i, (what, _, _) in enumerate(reports) if i == 0 or reports[i - 1][0] != what]
     assert stages == ["encoding", "sampling", "decoding"]
-    assert [now[1:] for now in said if now[0] == "sampling"] == [(1, 3), (2, 3), (3, 3)]
+    assert [report[1:] for report in reports if report[0] == "sampling"] == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("stage", ["encoding", "sampling", "decoding"])
-def test_an_exception_from_progress_ends_it_at_once(tiny_composer, stage):
-    said = []
+def test_an_exception_from_progress_stops_at_once(tiny_composer, stage):
+    reports = []
 
     class Cancelled(Exception):
         pass
 
-    def progress(*now):
-        said.append(now)
-        if now[0] == stage:
+    def progress(*report):
+        reports.append(report)
+        if report[0] == stage:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         composed(tiny_composer, "a", init=torch.zeros(1, 3, 3, 32, 40), denoise=0.5, steps=3, progress=progress)
-    assert said[-1][0] == stage and [now[0] for now in said].count(stage) == 1
+    assert reports[-1][0] == stage and [report[0] for report in reports].count(stage) == 1

@@ -1,4 +1,4 @@
-"""Weights of 8 bits with scales beside them: they are what was saved, within the rounding of 8 bits, or are refused."""
+"""8-bit weights with scales: they equal the saved weights within the rounding of 8 bits, or are refused."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.scaled import FP8, columns, quantised, row, rows, spans, tiles, whole
+from tests.scaled import FP8, columns, quantised, row, rows, spans, tensorwise, tiles
 from vc_core import cli
 from vc_core.checkpoint.conversion import convert
 from vc_core.checkpoint.files import open_tensors
@@ -18,15 +18,15 @@ from vc_core.composer import VideoComposer
 from vc_core.errors import UserError
 
 ROUNDING = 2.0**-4
-"""Of three bits after the first one, relative."""
+"""Relative error of a mantissa of three bits."""
 
 
 SPELLINGS = [
-    ("scale_weight", whole, "old"),
-    ("scale_weight", whole, ""),
+    ("scale_weight", tensorwise, "old"),
+    ("scale_weight", tensorwise, ""),
     ("scale_weight", spans, "old"),
-    ("weight_scale", whole, "tensors"),
-    ("weight_scale", whole, "metadata"),
+    ("weight_scale", tensorwise, "tensors"),
+    ("weight_scale", tensorwise, "metadata"),
     ("weight_scale", rows, ""),
     ("weight_scale", row, ""),
     ("weight_scale", columns, ""),
@@ -36,7 +36,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize(("spelling", "kind", "marks"), SPELLINGS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_every_spelling_gives_the_weights_that_were_saved(tiny_checkpoint, tmp_path, spelling, kind, marks, suffix):
+def test_every_spelling_gives_the_saved_weights(tiny_checkpoint, tmp_path, spelling, kind, marks, suffix):
     out, metadata, state = quantised(tiny_checkpoint, spelling, kind, marks)
     path = tmp_path / f"scaled{suffix}"
     if suffix == ".pth":
@@ -47,33 +47,33 @@ def test_every_spelling_gives_the_weights_that_were_saved(tiny_checkpoint, tmp_p
     assert {*read.shapes} == {*state}
     get, changed = read.get(), 0
     for name, tensor in state.items():
-        got = get(name)
-        assert got.dtype == read.dtypes[name] and tuple(got.shape) == read.shapes[name]
+        loaded = get(name)
+        assert loaded.dtype == read.dtypes[name] and tuple(loaded.shape) == read.shapes[name]
         if name not in read.packed:
-            assert torch.equal(got, tensor)
+            assert torch.equal(loaded, tensor)
             continue
         changed += 1
-        assert got.dtype == torch.float32 and read.nbytes(name) == tensor.numel()
-        smallest = float(kind(tensor).max()) / 448 * 2**-9  # below the normal numbers they are as far apart as this
-        torch.testing.assert_close(got, tensor, rtol=ROUNDING, atol=smallest)
+        assert loaded.dtype == torch.float32 and read.nbytes(name) == tensor.numel()
+        smallest = float(kind(tensor).max()) / 448 * 2**-9  # the step between subnormal numbers
+        torch.testing.assert_close(loaded, tensor, rtol=ROUNDING, atol=smallest)
     assert changed == sum(name.endswith(spelling) for name in out)
 
 
-def test_info_convert_and_load_take_a_scaled_file_as_any_other(tiny_checkpoint, tmp_path, capsys):
-    out, metadata, state = quantised(tiny_checkpoint, "scale_weight", whole, "old")
+def test_info_convert_and_load_read_a_scaled_file_like_any_other(tiny_checkpoint, tmp_path, capsys):
+    out, metadata, state = quantised(tiny_checkpoint, "scale_weight", tensorwise, "old")
     path = tmp_path / "scaled.safetensors"
     save_file(out, path, metadata)
     assert cli.main(["info", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "float8_e4m3fn with scales" in said and "not used" not in said
+    report = capsys.readouterr().out
+    assert "float8_e4m3fn with scales" in report and "not used" not in report
     info = inspect(path)
-    assert info.whole and not info.extra
-    # In the file as many bytes as it has; loading tells no more than all of them.
+    assert info.complete and not info.extra
+    # The reported bytes are those in the file, and the progress never exceeds their total.
     model = next(part for part in info.parts if part.name == "model")
     assert model.nbytes == sum(t.nbytes for n, t in out.items() if n.startswith("model.") and n in state)
-    original, told = load_unet(read_checkpoint(tiny_checkpoint)), []
-    unet = load_unet(read_checkpoint(path), progress=lambda what, done, total: told.append((done, total)))
-    assert all(done <= total for done, total in told)
+    original, reports = load_unet(read_checkpoint(tiny_checkpoint)), []
+    unet = load_unet(read_checkpoint(path), progress=lambda what, done, total: reports.append((done, total)))
+    assert all(done <= total for done, total in reports)
     for name, parameter in original.state_dict().items():
         torch.testing.assert_close(
             unet.state_dict()[name], parameter, rtol=ROUNDING, atol=float(parameter.abs().max()) / 448 * 2**-9
@@ -91,44 +91,50 @@ def layer(weight=(8, 8), scale=(), dtype=torch.float32, kind=FP8, spelling="weig
     return {"l.weight": torch.ones(weight).to(kind), f"l.{spelling}": torch.ones(scale).to(dtype), **more}
 
 
-def mark(said):
-    return torch.tensor([*json.dumps(said).encode()], dtype=torch.uint8)
+def mark(content):
+    return torch.tensor([*json.dumps(content).encode()], dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
-        (layer(scale=(3,)), r"the scale l\.weight_scale \(3,\) does not fit its weight \(8, 8\)"),
-        (layer(scale=(3, 8), spelling="scale_weight"), r"the scale l\.scale_weight \(3, 8\) does not fit"),
+        (layer(scale=(3,)), r"The scale l\.weight_scale has shape \(3,\), which does not fit its weight \(8, 8\)"),
+        (layer(scale=(3, 8), spelling="scale_weight"), r"The scale l\.scale_weight has shape \(3, 8\), .* not fit"),
         (layer(scale=(8, 4, 2)), "does not fit"),
-        (layer(scale=(8, 1), dtype=torch.uint8), r"the scale l\.weight_scale is of uint8"),
-        (layer(scale=(8, 1), dtype=torch.float8_e5m2), "is of float8_e5m2"),
+        (layer(scale=(8, 1), dtype=torch.uint8), r"The scale l\.weight_scale has dtype uint8"),
+        (layer(scale=(8, 1), dtype=torch.float8_e5m2), "has dtype float8_e5m2"),
         (layer(**{"l.comfy_quant": mark({"format": "nvfp4"})}), r"1 layer quantised as nvfp4 \(l\)"),
         (layer(**{"l.comfy_quant": mark({"format": "mxfp8"})}), "mxfp8"),
         (layer(**{"l.comfy_quant": mark([1])}), r"quantised as \?"),
         (layer(**{"l.comfy_quant": mark({"format": "int8_tensorwise"})}, kind=torch.int8), "int8_tensorwise"),
-        (layer(spelling="other", **{"l.comfy_quant": mark({"format": "float8_e4m3fn"})}), "lacks the scales"),
-        ({**layer(), "k.weight": torch.ones(8, 8).to(FP8), "scaled_fp8": torch.zeros(2).to(FP8)}, r"lacks .* \(k\)"),
-        (layer(spelling="scale_input"), r"lacks the scales of 1 layer that it says are scaled \(l\)"),
-        ({**layer(), "l.weight_scale": torch.tensor(float("nan"))}, r"the scale l\.weight_scale is no finite number"),
+        (
+            layer(spelling="other", **{"l.comfy_quant": mark({"format": "float8_e4m3fn"})}),
+            "the scales of 1 layer are m",
+        ),
+        (
+            {**layer(), "k.weight": torch.ones(8, 8).to(FP8), "scaled_fp8": torch.zeros(2).to(FP8)},
+            r"the scales of 1 layer are missing \(k\)",
+        ),
+        (layer(spelling="scale_input"), r"incomplete: the scales of 1 layer are missing \(l\)"),
+        ({**layer(), "l.weight_scale": torch.tensor(float("nan"))}, r"The scale l\.weight_scale contains NaN or infin"),
     ],
 )
-def test_what_cannot_be_told_is_refused_in_one_sentence(tmp_path, state, said):
+def test_scales_that_cannot_be_used_are_refused_in_one_line(tmp_path, state, message):
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=said) as told:
+    with pytest.raises(UserError, match=message) as raised:
         open_tensors(tmp_path / "x.safetensors")
-    assert str(told.value).startswith(str(tmp_path / "x.safetensors")) and "\n" not in str(told.value)
+    assert str(raised.value).startswith(str(tmp_path / "x.safetensors")) and "\n" not in str(raised.value)
 
 
-def test_what_no_mark_speaks_of_is_taken_as_it_is(tmp_path):
-    """Beside scaled layers others may be in plain fp8: one whose name the mark is not for, and vectors."""
+def test_layers_without_a_mark_are_plain_fp8(tmp_path):
+    """A file may contain plain fp8 in addition to scaled layers: a layer that the mark does not cover, and vectors."""
     more = {"vae.k.weight": torch.ones(8, 8).to(FP8), "model.norm.weight": torch.ones(8).to(FP8)}
     state = {f"model.{name}": tensor for name, tensor in layer().items()}
     save_file({**state, **more, "model.scaled_fp8": torch.zeros(2).to(FP8)}, tmp_path / "x.safetensors")
     assert {*open_tensors(tmp_path / "x.safetensors").shapes} == {"model.l.weight", *more}
 
 
-def test_marks_of_other_programs_are_no_crash(tmp_path):
+def test_marks_of_other_programs_do_not_crash(tmp_path):
     for text in ("[" * 100_000, "[]", "{", json.dumps({"layers": []}), json.dumps({"layers": {"l": None}})):
         save_file(layer(), tmp_path / "x.safetensors", {"_quantization_metadata": text})
         try:
@@ -143,12 +149,12 @@ def test_marks_of_other_programs_are_no_crash(tmp_path):
         ((8, 4), (), (8, 4)),
         ((8, 4), (1,), (8, 4)),
         ((8, 4), (8,), (1, 4)),
-        ((8, 4), (4,), None),  # of columns, in no shape that says so
+        ((8, 4), (4,), None),  # could be per column, but the shape does not say so
         ((8, 4), (1, 4), (8, 1)),
         ((8, 4), (8, 1), (1, 4)),
         ((8, 4), (2, 2), (4, 2)),
         ((8, 4), (8, 2, 1), (1, 2)),
-        ((200, 300), (2, 3), (128, 128)),  # blocks of 128 are usual, and of 100 none
+        ((200, 300), (2, 3), (128, 128)),  # blocks of 128, not of 100
         ((200, 320), (2, 2), (128, 160)),
         ((64, 192), (1, 3), (64, 64)),
         ((8, 4, 3, 3), (8, 1, 1, 1), (1, 4, 3, 3)),
@@ -156,14 +162,14 @@ def test_marks_of_other_programs_are_no_crash(tmp_path):
         ((8, 4), (0, 1), None),
     ],
 )
-def test_how_far_scales_reach(weight, scale, expected):
+def test_the_blocks_of_scales(weight, scale, expected):
     assert blocks(weight, scale) == expected
     if expected is not None:
         assert scaled(torch.ones(weight), torch.ones(scale)).shape == weight
 
 
-def test_a_last_block_that_is_cut_off():
+def test_a_smaller_last_block():
     weight, scale = torch.ones(200, 320), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    got = scaled(weight, scale)
-    assert got[0, [0, 127, 128, 255, 256, 319]].tolist() == [1, 1, 2, 2, 3, 3]
-    assert got[[0, 127, 128, 199], 0].tolist() == [1, 1, 4, 4]
+    result = scaled(weight, scale)
+    assert result[0, [0, 127, 128, 255, 256, 319]].tolist() == [1, 1, 2, 2, 3, 3]
+    assert result[[0, 127, 128, 199], 0].tolist() == [1, 1, 4, 4]

@@ -1,4 +1,4 @@
-"""What strengths, schedules, prompts and styles mean, in `compose()` as users call it."""
+"""The meaning of strengths, schedules, prompts and styles in `compose()`."""
 
 import warnings
 
@@ -70,20 +70,20 @@ def test_schedule(tiny_composer, start, end, present):
 
 
 def test_a_schedule_is_a_fraction_of_the_noise_schedule(tiny_composer):
-    """The first half of it is the timesteps from 999 down to 500, whatever the number of steps."""
-    seen = {}
+    """The first half of it is the timesteps from 999 down to 500, for any number of steps."""
+    acts = {}
 
     class Spy(GuidedDenoiser):
         def contexts(self, progress):
-            seen[progress] = summed(self.stc, progress) is not None
+            acts[progress] = summed(self.stc, progress) is not None
             return super().contexts(progress)
 
     stc = [Embedded(torch.ones(1, 1, 1, 1, 1), Schedule(1.0, 0.0, 0.5))]
     d = Spy(tiny_composer.unet, *[torch.zeros(1, 77, 16)] * 2, None, None, stc, 1.0)
     for t in (999, 600, 400, 0):
         d(torch.zeros(1, 4, 1, 4, 4), torch.tensor(t))
-    assert list(seen) == pytest.approx([0.0, 1 - 600 / 999, 1 - 400 / 999, 1.0])
-    assert list(seen.values()) == [True, True, False, False]
+    assert list(acts) == pytest.approx([0.0, 1 - 600 / 999, 1 - 400 / 999, 1.0])
+    assert list(acts.values()) == [True, True, False, False]
 
 
 def test_no_text_is_the_empty_prompt(tiny_composer):
@@ -102,7 +102,7 @@ def test_the_states_of_style(tiny_composer):
     wired = denoiser(tiny_composer, style=Embedded(token, Schedule(0.5)))
     positive, negative = wired.contexts(0.5)
     assert torch.equal(positive[:, 77:], 0.5 * token)  # scaled after its projection
-    assert torch.equal(negative[:, 77:], torch.full((1, 1, 16), 7.0))  # the token made from zeros
+    assert torch.equal(negative[:, 77:], torch.full((1, 1, 16), 7.0))  # the token of an image of zeros
     removed = denoiser(tiny_composer, style=Embedded(token, Schedule(0.0)))
     assert [side.shape[1] for side in removed.contexts(0.5)] == [77, 77]
     late = denoiser(tiny_composer, style=Embedded(token, Schedule(1.0, 0.5, 1.0)))
@@ -114,23 +114,23 @@ def test_the_states_of_style(tiny_composer):
     assert not torch.equal(none, run(tiny_composer, style=Style(torch.zeros_like(IMAGE))))
 
 
-def test_longer_prompts_meet_a_shorter_negative(tiny_composer):
+def test_a_prompt_can_be_longer_than_the_negative(tiny_composer):
     long = denoiser(tiny_composer, text=torch.rand(1, 154, 16), negative=torch.rand(1, 77, 16))
     assert [side.shape for side in long.contexts(0.5)] == [(1, 154, 16)] * 2
 
 
 @pytest.mark.parametrize(
-    ("steps", "taken", "first"), [(50, 50, 981), (30, 31, 991), (600, 1000, 999), (1000, 1000, 999)]
+    ("steps", "count", "first"), [(50, 50, 981), (30, 31, 991), (600, 1000, 999), (1000, 1000, 999)]
 )
-def test_ddim_released_is_the_released_grid(tiny_config, steps, taken, first):
-    """1 + k * (1000 // steps), which is more than `steps` where it does not divide 1000."""
+def test_ddim_released_is_the_released_grid(tiny_config, steps, count, first):
+    """1 + k * (1000 // steps): more than `steps` timesteps if `steps` does not divide 1000."""
     sampler = make_sampler(Sampling("ddim_released", steps), tiny_config.diffusion)
-    assert (len(sampler.timesteps), sampler.timesteps[0], sampler.timesteps[-1]) == (taken, first, 1)
+    assert (len(sampler.timesteps), sampler.timesteps[0], sampler.timesteps[-1]) == (count, first, 1)
     x = torch.randn(1, 4, 1, 2, 2)
     assert sampler.scheduler.step(x, sampler.keys[0], x).prev_sample.isfinite().all()
 
 
-def test_guidance_one_computes_one_side(tiny_composer):
+def test_guidance_1_computes_one_prediction_per_step(tiny_composer):
     calls = []
     handle = tiny_composer.unet.conv_in.register_forward_hook(lambda module, args, out: calls.append(len(out)))
     run(tiny_composer, guidance=1.0)
@@ -179,29 +179,29 @@ def test_decoding_in_chunks_changes_nothing(tiny_composer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": (32, 36)}, "36x32.*multiples of 8"),
+        ({"size": (32, 36)}, "multiples of 8.*Got 36x32"),
         ({"size": (0, 8)}, "multiples of 8"),
         ({"frames": 0}, "at least 1"),
         ({"sampler": "heun"}, "Unknown sampler 'heun'.*dpmpp_2m"),
-        ({"steps": 0}, "0 sampling steps"),
-        ({"seed": 2**64}, "seed 18446744073709551616"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 1.5}, "seed 1.5 .*whole number"),
-        ({"seed": "5"}, "seed '5' .*whole number"),
-        ({"text": None}, "text is None: expected a text"),
-        ({"text": ["a", 3]}, r"text is \['a', 3\]: expected a text"),
-        ({"text": b"a"}, "text is b'a': expected a text"),
-        ({"negative": 3}, "negative is 3: expected a text"),
-        ({"guidance": float("nan")}, "guidance nan is not possible: expected a finite number"),
-        ({"guidance": "9"}, "guidance '9'"),
-        ({"condition_guidance": float("inf")}, "condition_guidance inf"),
-        ({"rescale": float("nan")}, "rescale nan"),
-        ({"rescale": "0"}, "rescale '0'"),
-        ({"conditions": [Condition("motion", tensor("motion", frames=2))]}, "'motion' has 2 frames and the video 3"),
-        ({"conditions": [Condition("motion", tensor("motion"))] * 2}, "'motion' was given twice"),
+        ({"steps": 0}, "steps must be from 1 to 1000, got 0"),
+        ({"seed": 2**64}, "seed must be .*, got 18446744073709551616"),
+        ({"seed": -1}, "seed must be .*, got -1"),
+        ({"seed": 1.5}, "seed must be an integer .*, got 1.5"),
+        ({"seed": "5"}, "seed must be an integer .*, got '5'"),
+        ({"text": None}, "text is None. Expected a string"),
+        ({"text": ["a", 3]}, r"text is \['a', 3\]. Expected a string"),
+        ({"text": b"a"}, "text is b'a'. Expected a string"),
+        ({"negative": 3}, "negative is 3. Expected a string"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"guidance": "9"}, "guidance must be a finite number, got '9'"),
+        ({"condition_guidance": float("inf")}, "condition_guidance must be .*, got inf"),
+        ({"rescale": float("nan")}, "rescale must be .*, got nan"),
+        ({"rescale": "0"}, "rescale must be .*, got '0'"),
+        ({"conditions": [Condition("motion", tensor("motion", frames=2))]}, "'motion' has 2 frames. Expected 3 for"),
+        ({"conditions": [Condition("motion", tensor("motion"))] * 2}, "'motion' was passed twice"),
     ],
 )
-def test_what_cannot_be_composed(tiny_composer, settings, message):
+def test_wrong_settings_are_refused(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
         composed(tiny_composer, **{"text": "", "steps": STEPS, **settings})
 
@@ -210,15 +210,15 @@ def test_what_cannot_be_composed(tiny_composer, settings, message):
     ("arguments", "message"),
     [
         (("colour", torch.zeros(1, 1, 1, 8, 8)), "Unknown condition 'colour'.*motion"),
-        (("motion", torch.zeros(1, 3, 2, 8, 8)), r"'motion' has the shape \(1, 3, 2, 8, 8\).*\(batch, 2, frames"),
-        (("depth", torch.full((1, 1, 2, 8, 8), float("nan"))), "'depth' holds values that are not finite"),
-        (("depth", torch.zeros(1, 1, 0, 8, 8)), r"'depth' has the shape \(1, 1, 0, 8, 8\), which is empty"),
-        (("depth", torch.zeros(0, 1, 2, 8, 8)), r"'depth' has the shape .* which is empty"),
+        (("motion", torch.zeros(1, 3, 2, 8, 8)), r"'motion' has shape \(1, 3, 2, 8, 8\).*\(batch, 2, frames"),
+        (("depth", torch.full((1, 1, 2, 8, 8), float("nan"))), "'depth' contains values that are not finite"),
+        (("depth", torch.zeros(1, 1, 0, 8, 8)), r"'depth' has shape \(1, 1, 0, 8, 8\), which is empty"),
+        (("depth", torch.zeros(0, 1, 2, 8, 8)), r"'depth' has shape .* which is empty"),
         (("depth", torch.zeros(1, 1, 2, 8, 8), 1.0, 0.6, 0.4), "'depth' runs from 0.6 to 0.4"),
         (("depth", torch.zeros(1, 1, 2, 8, 8), float("inf")), "strength inf"),
     ],
 )
-def test_conditions_that_cannot_be_meant(arguments, message):
+def test_wrong_conditions_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Condition(*arguments)
 
@@ -226,60 +226,60 @@ def test_conditions_that_cannot_be_meant(arguments, message):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        ([255, 0], "is torch.int64: expected a floating-point tensor of RGB"),
-        ([255.0, 0.0], r"has values from 0 to 255: expected RGB in \[0, 1\]"),
+        ([255, 0], "has the type torch.int64. Expected a floating-point tensor of RGB"),
+        ([255.0, 0.0], r"has values from 0 to 255. Expected RGB in \[0, 1\]"),
         ([0.5, -0.02], "has values from -0.02 to 0.5"),
         ([0.5, float("nan")], "has values from nan"),
         ([0.5, float("inf")], "has values from 0.5 to inf"),
-        ([], "has the shape .* expected"),
+        ([], "has the shape .* Expected"),
     ],
 )
-def test_pictures_that_are_no_rgb(tiny_composer, pixels, message):
+def test_images_that_are_not_rgb(tiny_composer, pixels, message):
     image = torch.tensor(pixels).expand(1, 3, 2, -1)
     with pytest.raises(UserError, match=f"The style image {message}"):
         Style(image)
-    with pytest.raises(UserError, match=f"The video {message}"):
+    with pytest.raises(UserError, match=f"The init video {message}"):
         composed(tiny_composer, init=image[:, :, None], denoise=0.5, steps=STEPS)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3), (1, 3, 1, 8, 8)])
 def test_style_images_of_another_shape(shape):
-    with pytest.raises(UserError, match=r"style image has the shape .*expected \(batch, 3, height, width\)"):
+    with pytest.raises(UserError, match=r"style image has the shape .*Expected \(batch, 3, height, width\)"):
         Style(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 3, 8, 8), (1, 3, 8, 8, 3), (3, 8, 8, 8)])
 def test_videos_of_another_shape(tiny_composer, shape):
-    with pytest.raises(UserError, match=r"video has the shape .*expected \(batch, 3, (frames|3), height, width\)"):
+    with pytest.raises(UserError, match=r"video has the shape .*Expected \(batch, 3, (frames|3), height, width\)"):
         composed(tiny_composer, init=torch.zeros(shape), frames=3, denoise=0.5, steps=STEPS)
 
 
-def test_pictures_that_are_no_tensors(tiny_composer):
-    with pytest.raises(UserError, match="style image is str: expected a floating-point tensor"):
+def test_images_that_are_not_tensors(tiny_composer):
+    with pytest.raises(UserError, match=r"style image has the type str\. Expected a floating-point tensor"):
         Style("style.png")
-    with pytest.raises(UserError, match="video is str: expected a floating-point tensor"):
+    with pytest.raises(UserError, match=r"video has the type str. Expected a floating-point tensor"):
         composed(tiny_composer, init="clip.mp4", denoise=0.5, steps=STEPS)
 
 
-def test_resized_pictures_may_overshoot_by_a_little():
+def test_resized_images_may_overshoot_a_little():
     assert Style(torch.tensor([-0.01, 1.01]).expand(1, 3, 1, 2)).strength == 1.0
 
 
-def test_what_is_composed_can_be_changed_in_place(tiny_composer):
+def test_the_result_can_be_changed_in_place(tiny_composer):
     video = run(tiny_composer)
     before = video.clone()
     torch.testing.assert_close(video.mul_(2), before * 2)
     assert not video.requires_grad
 
 
-def test_a_prompt_that_is_cut_says_which_words_are_lost(tiny_composer):
+def test_the_warning_of_a_cut_prompt_names_the_lost_words(tiny_composer):
     words = " ".join(["red"] * 75)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        whole = run(tiny_composer, text=words)
-    with pytest.warns(UserWarning, match="3 tokens more than the 75 .* were cut: 'a blue square'; shorten it") as seen:
+        short = run(tiny_composer, text=words)
+    with pytest.warns(UserWarning, match="3 tokens longer than the 75 .* cut: 'a blue square'. Shorten") as caught:
         cut = run(tiny_composer, text=words + " a blue square")
-    assert len(seen) == 1 and torch.equal(whole, cut)
-    with pytest.warns(UserWarning) as seen:
+    assert len(caught) == 1 and torch.equal(short, cut)
+    with pytest.warns(UserWarning) as caught:
         run(tiny_composer, text=words + " green" * 5000)
-    assert len(str(seen[0].message)) < 400
+    assert len(str(caught[0].message)) < 400

@@ -1,4 +1,4 @@
-"""Which stream of a file is its video; and videos that are rows of pictures."""
+"""Which stream of a file is its video; and videos that are sequences of images."""
 
 import json
 from fractions import Fraction
@@ -26,7 +26,7 @@ FILM = ("mpeg4", 10, (48, 64), BLUE)
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "mov", "avi", "nut", "asf", "ts"])
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-def test_a_still_beside_the_video_is_not_taken(tmp_path, container, first):
+def test_a_still_next_to_the_video_is_not_read(tmp_path, container, first):
     still = ("mpeg2video" if container == "ts" else "mjpeg", 1, (240, 320), RED)
     path = of_streams(tmp_path / f"a.{container}", *((still, FILM) if first else (FILM, still)))
     info = probe(path)
@@ -36,18 +36,18 @@ def test_a_still_beside_the_video_is_not_taken(tmp_path, container, first):
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "avi"])
-def test_thumbnails_along_the_video_are_not_taken(tmp_path, container):
-    """Fewer pictures than the video has, though larger ones; and as many, but smaller."""
+def test_thumbnails_of_the_video_are_not_read(tmp_path, container):
+    """Fewer and larger images than the video's frames; and as many, but smaller."""
     few = of_streams(tmp_path / f"few.{container}", ("mjpeg", 4, (240, 320), RED), FILM)
     small = of_streams(tmp_path / f"small.{container}", ("mjpeg", 10, (24, 32), RED), FILM)
     assert [probe(path).codec for path in (few, small)] == ["mpeg4", "mpeg4"]
 
 
-def test_of_two_videos_the_larger_is_taken_and_a_single_picture_is_a_video_still(tmp_path):
+def test_of_two_videos_the_larger_is_read_and_a_single_frame_is_still_a_video(tmp_path):
     two = of_streams(tmp_path / "two.mkv", ("mpeg4", 10, (32, 32), RED), FILM)
     assert probe(two).width == 64
-    one = of_streams(tmp_path / "one.mkv", ("mpeg4", 1, (48, 64), BLUE))
-    assert probe(one).frames == 1
+    single = of_streams(tmp_path / "single.mkv", ("mpeg4", 1, (48, 64), BLUE))
+    assert probe(single).frames == 1
 
 
 def test_motion_is_of_the_same_stream(tmp_path):
@@ -56,7 +56,7 @@ def test_motion_is_of_the_same_stream(tmp_path):
     assert read_motion(path, plan_frames(probe(path), 4, 10), (48, 64), "dense").field.abs().max() == 0
 
 
-# --- rows of pictures ---------------------------------------------------------------------------------------------
+# --- sequences of images ------------------------------------------------------------------------------------------
 
 
 def numbered(frames=12, height=32, width=48):
@@ -70,12 +70,12 @@ def numbers(video):
 
 @pytest.fixture(params=["folder", "clip.webp"])
 def written(request, tmp_path):
-    """12 frames at 8 a second as our own writer makes them."""
+    """12 frames at 8 per second from our own writer."""
     needs.pillow(request.param.rpartition(".")[2])
     return write_video(tmp_path / request.param, numbered(), 8)
 
 
-def test_what_was_written_is_read_to_the_bit(written):
+def test_written_videos_are_read_exactly(written):
     info = probe(written)
     assert (info.frames, info.rate, info.duration, info.width, info.height) == (12, 8, 1.5, 48, 32) and not info.note
     video = read_frames(written, plan_frames(info, 12, 8))
@@ -96,7 +96,7 @@ def test_an_animated_webp_is_read_from_bytes_and_files_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "a.webp"])
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_the_known_motion_of_pictures_is_found(tmp_path, name, mode):
+def test_the_known_motion_of_images_is_found(tmp_path, name, mode):
     needs.pillow(name.rpartition(".")[2])
     frames = torch.from_numpy(np.stack(moving(3, 0))).permute(3, 0, 1, 2)[None] / 255
     path = write_video(tmp_path / name, frames, RATE)
@@ -104,11 +104,11 @@ def test_the_known_motion_of_pictures_is_found(tmp_path, name, mode):
     middle = motion.field[0, :, 1:, SHOWN, SHOWN]
     assert (middle[0] - 9).abs().median() < 0.5 and middle[1].abs().median() < 0.5
     if mode == "stream":
-        assert motion.why.endswith("gives no block vectors")
+        assert motion.why.endswith("decoder exports no motion vectors")
 
 
 @pytest.mark.parametrize("ending", ["webp", "avif", "png", "gif"])
-def test_animations_of_others_keep_their_times(tmp_path, ending):
+def test_animations_from_other_programs_keep_their_times(tmp_path, ending):
     needs.pillow(ending)
     path = animated(tmp_path / f"a.{ending}", [(40 * n, 40 * n, 40 * n) for n in range(6)], milliseconds=200)
     info = probe(path)
@@ -124,7 +124,7 @@ def test_uneven_times_of_an_animated_webp_count(tmp_path):
     assert (greys / 40).round().int().tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 2, 3]
 
 
-def test_a_cut_off_webp_is_told(tmp_path):
+def test_a_truncated_webp_is_reported(tmp_path):
     needs.pillow("webp")
     noise = torch.rand(1, 3, 6, 32, 32, generator=torch.Generator().manual_seed(0))
     data = write_video(tmp_path / "a.webp", noise, 8).read_bytes()
@@ -140,11 +140,11 @@ def folder_of(path, count, size=(32, 24), ending="png"):
     return path
 
 
-def test_a_folder_of_somebody_elses_pictures_is_25_a_second_unless_it_says_so(tmp_path):
+def test_a_foreign_folder_is_read_at_25_per_second_unless_it_has_a_rate(tmp_path):
     folder = folder_of(tmp_path / "frames", 12, ending="jpg")
-    (folder / "Thumbs.db").write_bytes(b"no picture")
+    (folder / "Thumbs.db").write_bytes(b"not an image")
     info = probe(folder)
-    assert (info.frames, info.rate) == (12, 25) and "25 frames a second" in info.note
+    assert (info.frames, info.rate) == (12, 25) and "25 frames per second" in info.note
     assert numbers(read_frames(folder, plan_frames(info, 12, 25))) == [*range(12)]  # 2 before 10
     (folder / "video.json").write_text(json.dumps({"frames": 12, "rate": "30000/1001"}))
     assert probe(folder).rate == Fraction(30000, 1001) and not probe(folder).note
@@ -153,16 +153,19 @@ def test_a_folder_of_somebody_elses_pictures_is_25_a_second_unless_it_says_so(tm
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda f: (f / "shot 3.png").unlink(), "has 11 images, and its video.json says 12"),
-        (lambda f: (f / "video.json").write_text("[]"), "video.json: does not say"),
-        (lambda f: (f / "video.json").write_text('{"frames": 12, "rate": 0}'), "the rate is 0 frames a second"),
-        (lambda f: Image.new("RGB", (8, 8)).save(f / "shot 3.png"), "shot 3.png: is 8 by 8 pixels"),
-        (lambda f: (f / "shot 3.png").write_bytes(b"text"), "shot 3.png: cannot be read as an image"),
+        (lambda f: (f / "shot 3.png").unlink(), "contains 11 images, but its video.json says 12"),
+        (lambda f: (f / "video.json").write_text("[]"), "video.json does not describe the images"),
+        (
+            lambda f: (f / "video.json").write_text('{"frames": 12, "rate": 0}'),
+            "the rate must be .* frames per second, got 0",
+        ),
+        (lambda f: Image.new("RGB", (8, 8)).save(f / "shot 3.png"), "shot 3.png is 8 by 8 pixels"),
+        (lambda f: (f / "shot 3.png").write_bytes(b"text"), "shot 3.png cannot be read as an image"),
         (lambda f: Image.new("RGB", (32, 24)).save(f / "cover.jpg"), "several kinds"),
         (lambda f: [path.unlink() for path in f.iterdir()], "without images"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told(tmp_path, change, says):
+def test_problems_of_a_folder_are_reported(tmp_path, change, says):
     folder = folder_of(tmp_path / "frames", 12)
     (folder / "video.json").write_text('{"frames": 12, "rate": 8}')
     change(folder)
@@ -170,17 +173,17 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path, change, says):
         read_frames(folder, plan_frames(probe(folder), 12, 8))
 
 
-def test_commands_take_folders_and_animations_as_videos(tiny_checkpoint, tmp_path, capsys):
+def test_commands_accept_folders_and_animations_as_videos(tiny_checkpoint, tmp_path, capsys):
     folder = folder_of(tmp_path / "frames", 12)
     webp = animated(tmp_path / "a.webp", [(20 * n,) * 3 for n in range(12)], size=(48, 64), lossless=True)
     common = ["compose", "--checkpoint", tiny_checkpoint, "--steps", 1, "--scale", 1, "--text", "x"]
-    for name, given in (("a", ["--video", folder, "--use", "sketch,motion", "--sketch-method", "edges"]),
+    for name, options in (("a", ["--video", folder, "--use", "sketch,motion", "--sketch-method", "edges"]),
                         ("b", ["--init", webp, "--denoise", 0.5])):  # fmt: skip
-        assert cli.main([str(word) for word in (*common, *given, "-o", tmp_path / f"{name}.mp4")]) == 0
+        assert cli.main([str(word) for word in (*common, *options, "-o", tmp_path / f"{name}.mp4")]) == 0
     captured = capsys.readouterr()
-    assert "12 images in the order of their names, taken as 25 frames a second" in captured.err
-    again = ["compose", "--from", tmp_path / "a.mp4", "-o", tmp_path / "c.mp4"]
-    assert cli.main([str(word) for word in again]) == 0  # the folder is found again, and is the same
+    assert "12 images in the order of their names, at 25 frames per second" in captured.err
+    repeated = ["compose", "--from", tmp_path / "a.mp4", "-o", tmp_path / "c.mp4"]
+    assert cli.main([str(word) for word in repeated]) == 0  # the folder is found and unchanged
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
     extract = ["extract", "motion", webp, "-o", tmp_path / "m.safetensors", "--frames", 4, "--size", "64x64"]
     assert cli.main([str(word) for word in extract]) == 0

@@ -1,4 +1,4 @@
-"""Settings: what a file or an option says becomes the same settings; what cannot be meant is refused by its name."""
+"""Settings: files and options give the same settings; wrong values are refused with the name of the setting."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ def as_texts(settings):
 
 @hypothesis_settings(deadline=None, max_examples=50)
 @given(st.fixed_dictionaries(STRATEGIES).map(lambda values: Settings(**values)))
-def test_any_settings_can_be_given_as_options(settings):
+def test_any_settings_can_be_written_as_options(settings):
     assert Settings().with_options(as_texts(settings)) == settings
 
 
@@ -162,13 +162,13 @@ def test_yaml(tmp_path):
     assert Settings.from_yaml(tmp_path / "a.json") == settings
 
 
-def test_an_option_takes_the_place_of_what_it_excludes():
+def test_an_option_replaces_the_setting_that_it_excludes():
     masked = Settings(video="a.mp4", use=("mask",), mask="m.png", mask_white="keep")
-    drawn = masked.with_options({"mask_draw": "half", "mask_seed": "3"})
-    assert (drawn.mask, drawn.mask_white, drawn.mask_draw, drawn.mask_seed) == (None, "paint", "half", 3)
-    assert drawn.with_options({"mask": "m.png", "mask_white": "keep"}) == masked
+    random = masked.with_options({"mask_draw": "half", "mask_seed": "3"})
+    assert (random.mask, random.mask_white, random.mask_draw, random.mask_seed) == (None, "paint", "half", 3)
+    assert random.with_options({"mask": "m.png", "mask_white": "keep"}) == masked
     both = Settings().with_options({"depth_maps": "a", "depth_model": "b"})
-    assert both.depth_maps and both.depth_model  # which is then refused
+    assert both.depth_maps and both.depth_model  # check_settings refuses this
 
 
 def test_options_override_and_mappings_join():
@@ -191,40 +191,40 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
     settings = Settings.from_yaml(tmp_path / "a.yaml")
     assert settings.lora == {tmp_path / name: strength for name, strength in expected.items()}
     assert settings.inputs()["lora"] == tuple(settings.lora)
-    assert settings.with_options({"lora": ["x.pth=2"]}).lora == {Path("x.pth"): 2.0}  # in place of them
+    assert settings.with_options({"lora": ["x.pth=2"]}).lora == {Path("x.pth"): 2.0}  # replaces the file's
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("guidence: 3", "there is no setting 'guidence' (is 'guidance' meant?)"),
-        ("steps: many", "'steps' many is not possible: expected a whole number from 1 on"),
-        ("steps: 2.5", "'steps' 2.5 is not possible"),
-        ("steps: '20'", "'steps' 20 is not possible"),
-        ("steps: true", "'steps' True is not possible"),
-        ("steps: 0", "'steps' 0 is not possible"),
-        ("fps: .nan", "'fps' nan is not possible: expected a number above 0, at most 1000"),
+        ("guidence: 3", "There is no setting 'guidence'. Did you mean 'guidance'? See ./vc compose --help"),
+        ("steps: many", "'steps' is many. Expected an integer of at least 1."),
+        ("steps: 2.5", "'steps' is 2.5. Expected an integer"),
+        ("steps: '20'", "'steps' is 20. Expected an integer"),
+        ("steps: true", "'steps' is True. Expected an integer"),
+        ("steps: 0", "'steps' is 0. Expected an integer of at least 1."),
+        ("fps: .nan", "'fps' is nan. Expected a number above 0 and at most 1000."),
         (f"fps: 1{'0' * 400}", "'fps'"),
-        ("text: 42", "expected text: put it in quotes"),
-        ("text: yes", "expected text: put it in quotes"),
-        ("use: [motion, smell]", "unknown condition 'smell'"),
-        ("use: [motion, motion]", "expected each condition once"),
-        ("sampler: dpmpp", "expected one of dpmpp_2m"),
-        ("size: [64, 48]", "expected WIDTHxHEIGHT"),
-        ("size: 30x30", "expected multiples of 8"),
-        ("strength: 0.5", "expected a mapping such as {motion: 0.5}"),
-        ("strength: {motoin: 1}", "is 'motion' meant?"),
-        ("lora: 0.5", "expected paths, or a mapping of paths to strengths"),
+        ("text: 42", "'text' is 42. Expected text in quotes."),
+        ("text: yes", "Expected text in quotes"),
+        ("use: [motion, smell]", "Unknown condition 'smell'"),
+        ("use: [motion, motion]", "Expected each condition only once"),
+        ("sampler: dpmpp", "Expected one of dpmpp_2m"),
+        ("size: [64, 48]", "Expected WIDTHxHEIGHT"),
+        ("size: 30x30", "Expected multiples of 8"),
+        ("strength: 0.5", "Expected a mapping such as {motion: 0.5}"),
+        ("strength: {motoin: 1}", "Did you mean 'motion'?"),
+        ("lora: 0.5", "Expected paths, or a mapping of paths to strengths"),
         ("lora: {a.safetensors: much}", "'lora'"),
         ("lora: {a.safetensors: .inf}", "'lora'"),
-        ("lora: [a.pth, ./a.pth=2]", "expected each file once"),
-        ("schedule: {style: 0:0.6}", "'schedule'"),  # which YAML takes for 0.6
-        ("schedule: {style: [0.6, 0]}", "expected 0 <= start <= end <= 1"),
-        ("device: gpu", "expected auto, cpu, cuda"),
-        ("video: [a, b]", "expected a path"),
-        ("compile: 1", "expected true or false"),
-        ("- steps: 2", "a mapping of names to values, not a list"),
-        ("", "a mapping of names to values, not a NoneType"),
+        ("lora: [a.pth, ./a.pth=2]", "Expected each file only once"),
+        ("schedule: {style: 0:0.6}", "'schedule'"),  # YAML reads 0:0.6 as 0.6
+        ("schedule: {style: [0.6, 0]}", "Expected 0 <= start <= end <= 1"),
+        ("device: gpu", "Expected auto, cpu, cuda"),
+        ("video: [a, b]", "Expected a path"),
+        ("compile: 1", "Expected true or false"),
+        ("- steps: 2", "Expected settings as a mapping of names to values, got [{'steps': 2}]."),
+        ("", "Expected settings as a mapping of names to values, got None."),
         ("steps: [", "cannot be read as settings"),
         ("steps: !!python/object/apply:os.getcwd []", "cannot be read as settings"),
     ],
@@ -239,8 +239,8 @@ def test_bad_files_are_refused_by_name_and_key(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_of_settings_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match=r"There is no file of settings at .*none\.yaml"):
+def test_a_settings_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"The settings file .*none\.yaml does not exist"):
         Settings.from_yaml(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("text: Gr\u00fcn".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml cannot be read as settings"):
@@ -253,38 +253,41 @@ DEPTH, MASK = ({"video": "a.mp4", "use": (name,)} for name in ("depth", "mask"))
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use": ("motion",)}, "--use motion needs a source: give --video FILE"),
-        ({"video": "a.mp4"}, "say what to take from it, for instance --use motion"),
-        ({"mask": "m.png"}, "add mask to --use"),
-        ({"video": "a.mp4", "use": ("mask",)}, "needs a mask file"),
-        ({"video": "a.mp4", "use": ("single_image",), "image": "b.png"}, "'single_image' was given twice"),
-        ({"strength": {"motion": 0.5}}, "names motion: name conditions that are given"),
-        ({"schedule": {"single_image": (0, 1)}}, "names single_image"),
+        ({"use": ("motion",)}, "--use motion requires a source. Add --video FILE"),
+        ({"video": "a.mp4"}, "Choose the conditions to extract from it, for example --use motion"),
+        ({"mask": "m.png"}, "Add mask to --use"),
+        ({"video": "a.mp4", "use": ("mask",)}, "The condition 'mask' requires a mask"),
+        ({"video": "a.mp4", "use": ("single_image",), "image": "b.png"}, "'single_image' is set twice"),
+        ({"strength": {"motion": 0.5}}, "names conditions that are not used: motion. Remove them"),
+        ({"schedule": {"single_image": (0, 1)}}, "not used: single_image"),
         ({"init": "a.mp4"}, "has no effect at --denoise 1"),
-        ({"denoise": 0.5}, "needs a video to begin from: give --init FILE"),
-        ({"rate": 8}, "--rate 8.0 is not used"),
-        ({"start": 1}, "--start 1.0 is not used"),
-        ({"eta": 0.5}, "--eta 0.5 goes with the ddim samplers"),
-        ({"window": 8, "overlap": 8}, "--overlap 8 is not possible with --window 8"),
-        ({"easing": "ease_in"}, "--easing ease_in is not used: it goes with --tracks, --pan, --zoom, --roll"),
-        ({"zoom": 2, "motion_mode": "stream"}, "--motion-mode is not used: add motion to --use"),
-        ({"pan": (1, 0), "nominal_height": 336}, "--nominal-height is not used: add motion to --use"),
-        ({**DEPTH, "depth_near": "dark"}, "--depth-near goes with --depth-maps"),
-        ({**DEPTH, "depth_scale": 2, "depth_model": "m"}, "--depth-scale goes with --depth-maps"),
+        ({"denoise": 0.5}, "requires a video to start from. Add --init FILE"),
+        ({"rate": 8}, "--rate 8.0 has no effect"),
+        ({"start": 1}, "--start 1.0 has no effect"),
+        ({"eta": 0.5}, "--eta 0.5 works only with the ddim samplers"),
+        ({"window": 8, "overlap": 8}, "--overlap must be smaller than --window 8, got 8"),
+        (
+            {"easing": "ease_in"},
+            "--easing ease_in has no effect. It works only with one of --tracks, --pan, --zoom, --roll",
+        ),
+        ({"zoom": 2, "motion_mode": "stream"}, "--motion-mode has no effect. Add motion to --use"),
+        ({"pan": (1, 0), "nominal_height": 336}, "--nominal-height has no effect. Add motion to --use"),
+        ({**DEPTH, "depth_near": "dark"}, "--depth-near requires --depth-maps"),
+        ({**DEPTH, "depth_scale": 2, "depth_model": "m"}, "--depth-scale requires --depth-maps"),
         ({**DEPTH, "depth_maps": "a", "depth_model": "b"}, "--depth-maps and --depth-model exclude each other"),
         ({**MASK, "mask": "a.png", "mask_draw": "half"}, "--mask and --mask-draw exclude each other"),
-        ({**MASK, "mask_draw": "half", "mask_white": "keep"}, "--mask-white goes with --mask: "),
-        ({**MASK, "mask": "a.png", "mask_seed": 1}, "--mask-seed goes with --mask-draw"),
-        ({"mask_draw": "half"}, "--mask-draw is not used: add mask to --use"),
-        ({"sketch_lines": "bright"}, "--sketch-lines goes with --sketch"),
-        ({"sketch_method": "edges"}, "--sketch-method is not used: add sketch or single_sketch to --use"),
+        ({**MASK, "mask_draw": "half", "mask_white": "keep"}, "--mask-white requires --mask. "),
+        ({**MASK, "mask": "a.png", "mask_seed": 1}, "--mask-seed requires --mask-draw"),
+        ({"mask_draw": "half"}, "--mask-draw has no effect. Add mask to --use"),
+        ({"sketch_lines": "bright"}, "--sketch-lines requires --sketch"),
+        ({"sketch_method": "edges"}, "--sketch-method has no effect. Add sketch or single_sketch to --use"),
         (
             {"sketch": "a.png", "sketch_lines": "dark", "sketch_method": "edges"},
-            "--sketch-lines dark takes the drawing",
+            "--sketch-lines dark means that the image is a drawing",
         ),
     ],
 )
-def test_contradictions_and_what_has_no_effect(values, message):
+def test_contradictions_and_settings_without_effect(values, message):
     with pytest.raises(UserError) as error:
         check_settings(Settings(**values))
     assert message in str(error.value)
@@ -308,7 +311,7 @@ def test_contradictions_and_what_has_no_effect(values, message):
         {**MASK, "mask": "a.png", "mask_white": "keep"},
     ],
 )
-def test_what_is_fine(values):
+def test_settings_without_contradictions(values):
     check_settings(Settings(**values))
 
 
@@ -321,7 +324,7 @@ def test_every_setting_has_a_help_text_and_a_group():
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "inputs": {"image": [1]}}', "null"])
 def test_a_damaged_record(text):
-    with pytest.raises(UserError, match=r"damaged|another version"):
+    with pytest.raises(UserError, match=r"The settings in the file are damaged|Another version of this program"):
         Record.from_json(text)
 
 

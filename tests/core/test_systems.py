@@ -1,11 +1,11 @@
-"""The code runs on Linux, macOS and Windows, and the workflow on GitHub tests it there."""
+"""The code runs on Linux, macOS and Windows, and the GitHub workflow tests it on all of them."""
 
 import ast
 import re
 
 import yaml
 
-# What Python has on some systems alone: modules, and attributes of modules that all have.
+# Modules, and attributes of modules, that Python has only on some systems.
 OF_SOME_SYSTEMS = {
     *("fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty", "msvcrt", "winreg", "winsound"),
     *(f"os.{name}" for name in (
@@ -28,7 +28,7 @@ def asks_for_the_system(node) -> bool:
 
 
 def unguarded(tree):
-    """The names in OF_SOME_SYSTEMS that code uses without asking on which system it is."""
+    """Yield the names in OF_SOME_SYSTEMS that code uses without a check of the system."""
     for node in ast.iter_child_nodes(tree):
         if asks_for_the_system(node):
             continue
@@ -42,16 +42,16 @@ def unguarded(tree):
 
 
 def test_all_runs_on_every_system(repository):
-    """All but ./vc, whose equal on Windows is `python -m vc_core`."""
+    """All but ./vc; on Windows `python -m vc_core` replaces it."""
     rooms = ("vc_core", "training", "nodes", "workflows", "locales", "launcher", "benchmarks")
     files = [repository / "__init__.py", *(file for room in rooms for file in (repository / room).rglob("*.py"))]
     assert len(files) > 150
-    found = {file: set(unguarded(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
-    assert not {file: names for file, names in found.items() if names}
+    used = {file: set(unguarded(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
+    assert not {file: names for file, names in used.items() if names}
 
 
 def test_the_workflow_tests_every_system_and_python(repository):
-    """From the oldest Python that pip admits on; with what ./vc installs, of files that are there."""
+    """From the oldest Python that pip accepts; with the libraries that ./vc installs, from existing files."""
     text = (repository / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     job = yaml.safe_load(text)["jobs"]["test"]
     matrix = job["strategy"]["matrix"]

@@ -1,4 +1,4 @@
-"""ModelScope's text-to-video network: diffusers' own output from its files, both ways, and what it does not take."""
+"""ModelScope's text-to-video network: diffusers' output from its files, conversion in both directions, and refusals."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def of_diffusers(widths, attention, head_dim):
-    """diffusers' UNet of these sizes; nothing in it is zero."""
+    """Return diffusers' UNet with these sizes and no zero parameters."""
     from diffusers import UNet3DConditionModel
 
     kinds = ["CrossAttn" if level in attention else "" for level in range(len(widths))]
@@ -83,7 +83,7 @@ def test_there_and_back(folder, theirs, tmp_path):
     from diffusers import UNet3DConditionModel
 
     info = convert(folder, tmp_path / "ours.safetensors")
-    assert info.config.name == "ModelScope text-to-video" and not info.assumed and info.whole
+    assert info.config.name == "ModelScope text-to-video" and not info.assumed and info.complete
     agrees(load_unet(read_checkpoint(tmp_path / "ours.safetensors")), theirs)
     info = convert(tmp_path / "ours.safetensors", tmp_path / "back", layout="diffusers")
     assert [(part.layout, part.wrong) for part in info.parts] == [("diffusers", None)]
@@ -93,13 +93,13 @@ def test_there_and_back(folder, theirs, tmp_path):
     convert(tmp_path / "ours.safetensors", tmp_path / "again.safetensors", layout="diffusers")
     assert set(load_file(tmp_path / "again.safetensors")) == set(theirs.state_dict())
     (tmp_path / "back" / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"back has other files \(notes\.txt\): give the name of a new folder"):
+    with pytest.raises(UserError, match=r"back contains other files \(notes\.txt\)\. Choose the name of a new folder"):
         convert(tmp_path / "ours.safetensors", tmp_path / "back", layout="diffusers")
 
 
 @torch.no_grad()
 def test_modelscopes_own_file_and_zeroscopes(tmp_path):
-    """LDM's names, which are the released ones without STC-encoders and style; ZeroScope's have the same."""
+    """LDM's names, which are the released ones without STC-encoders and style; ZeroScope uses the same names."""
     sizes = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0,), context_dim=24,
                        conditions=(), stc_channels=0, style_tokens=0)  # fmt: skip
     unet = UNet3D(sizes).eval()
@@ -113,23 +113,23 @@ def test_modelscopes_own_file_and_zeroscopes(tmp_path):
     assert (config.height, config.width, config.frames, config.rate, config.guidance) == (320, 576, 24, 10.0, 15.0)
 
 
-def test_a_network_that_diffusers_has_no_place_for_is_refused(tiny_checkpoint, tmp_path):
-    with pytest.raises(UserError, match="layout diffusers is for networks of text alone, and has no place for STC-enc"):
+def test_a_network_that_diffusers_does_not_support_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(UserError, match="diffusers is for text-to-video networks and does not support STC-encoders"):
         convert(tiny_checkpoint, tmp_path / "out", layout="diffusers", parts=["model"])
     heads = UNetConfig(width=32, multipliers=(1,), res_blocks=1, attention_levels=(0,), head_dim=16, context_dim=24,
                        temporal_in_heads=1, conditions=(), stc_channels=0, style_tokens=0)  # fmt: skip
     save_checkpoint(tmp_path / "x.safetensors", Config(unet=heads), {"model": to_released(UNet3D(heads))})
-    with pytest.raises(UserError, match="1 heads in the first temporal Transformer, which has 8 there"):
+    with pytest.raises(UserError, match="does not support 1 heads in the first temporal Transformer, only 8"):
         convert(tmp_path / "x.safetensors", tmp_path / "out", layout="diffusers")
-    with pytest.raises(UserError, match="each network in a file of its own: give one of model, vae alone"):
+    with pytest.raises(UserError, match=r"'diffusers' stores one network per file\. Choose one of model, vae"):
         convert(tiny_checkpoint, tmp_path / "out", layout="diffusers", parts=["model", "vae"])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_whose_metadata_say_another_network_is_told(folder, tiny_config, tmp_path):
-    """Neither style nor conditions in the file, and both in what it says of itself."""
+def test_metadata_of_another_network_are_reported(folder, tiny_config, tmp_path):
+    """The file contains neither style nor conditions, but its config has both."""
     save_file(load_file(folder / "unet" / WEIGHTS), tmp_path / "x.safetensors", {"config": tiny_config.to_json()})
-    with pytest.raises(UserError, match="no place for STC-encoders and a style"):
+    with pytest.raises(UserError, match="does not support STC-encoders and a style"):
         load_unet(read_checkpoint(tmp_path / "x.safetensors"))
     ours = convert(folder, tmp_path / "ours.safetensors").config
     wrong = dataclasses.replace(ours, unet=dataclasses.replace(ours.unet, style_tokens=1))
@@ -139,16 +139,16 @@ def test_a_file_whose_metadata_say_another_network_is_told(folder, tiny_config, 
         load_unet(read_checkpoint(tmp_path / "y.safetensors"))
 
 
-def test_what_is_no_such_file_is_told(folder, tmp_path):
+def test_incomplete_files_and_folders_are_reported(folder, tmp_path):
     state = load_file(folder / "unet" / WEIGHTS)
     cut = {name: tensor for name, tensor in state.items() if name != "up_blocks.1.temp_convs.0.conv1.2.weight"}
     save_file(cut, tmp_path / "cut.safetensors")
     assert "up_blocks.1.temp_convs.0.conv1.2.weight" in inspect(tmp_path / "cut.safetensors").parts[0].wrong
     save_file({n: t for n, t in state.items() if not n.startswith("mid_block")}, tmp_path / "half.safetensors")
-    with pytest.raises(UserError, match=r"half\.safetensors does not describe a VideoComposer network"):
+    with pytest.raises(UserError, match=r"half\.safetensors contains no valid VideoComposer network"):
         read_checkpoint(tmp_path / "half.safetensors")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=f"empty is a folder, and a checkpoint was expected.*unet/{WEIGHTS}"):
+    with pytest.raises(UserError, match=f"Expected a checkpoint, but .*empty is a folder without.*unet/{WEIGHTS}"):
         read_checkpoint(tmp_path / "empty")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "b"}}))
@@ -156,8 +156,8 @@ def test_what_is_no_such_file_is_told(folder, tmp_path):
         read_checkpoint(tmp_path / "shards")
 
 
-def test_a_pipelines_folder_brings_its_other_parts(folder, tmp_path):
-    """And its SHA-256 is one of all of its files."""
+def test_other_parts_are_read_from_a_pipelines_folder(folder, tmp_path):
+    """Its SHA-256 covers all of these files."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     assert sha256(folder) == sha256(folder / "unet" / WEIGHTS)
@@ -171,16 +171,17 @@ def test_a_pipelines_folder_brings_its_other_parts(folder, tmp_path):
     assert not checkpoint.extra and sha256(tmp_path) != sha256(folder)
 
 
-# --- What the user says ---------------------------------------------------------------------------------------------
+# --- The user's settings --------------------------------------------------------------------------------------------
 
 
-def test_what_is_said_is_kept_in_the_converted_file(tmp_path, capsys):
-    """VideoLCM's file has TF-T2V's shapes: what it is has to be said once."""
+def test_overrides_are_stored_in_the_converted_file(tmp_path, capsys):
+    """VideoLCM's file has TF-T2V's shapes, so the user must set few_steps once."""
     sizes = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), context_dim=24, style_tokens=4)
     torch.save(to_released(UNet3D(sizes)), tmp_path / "videolcm.pth")
     video_lcm, out = str(tmp_path / "videolcm.pth"), str(tmp_path / "x.safetensors")
     assert main(["info", video_lcm]) == 0
-    assert "assumed: four style tokens" in (said := capsys.readouterr().out) and '"few_steps"' not in said
+    report = capsys.readouterr().out
+    assert "assumed: The network has four style tokens" in report and '"few_steps"' not in report
     assert main(["info", video_lcm, "--few-steps", "yes"]) == 0
     assert '"few_steps": true' in capsys.readouterr().out
     assert main(["convert", video_lcm, out, "--few-steps", "yes", "--size", "512x320", "--frames", "8"]) == 0
@@ -188,32 +189,31 @@ def test_what_is_said_is_kept_in_the_converted_file(tmp_path, capsys):
     assert (config.few_steps, config.guidance, config.sampler, config.steps) == (True, 1.0, "lcm", 4)
     assert (config.width, config.height, config.frames, config.rate) == (512, 320, 8, 3.0)
     assert config.diffusion.zero_terminal_snr and config.extraction.condition_scale == 8
-    with pytest.raises(UserError, match=r"x\.pth would lose what a \.pth cannot say of this network \(few_steps is Tr"):
+    with pytest.raises(UserError, match=r"x\.pth: \.pth cannot store this config \(few_steps is True"):
         convert(out, tmp_path / "x.pth")
     options = ["--few-steps", "no", "--prediction", "epsilon", "--zero-terminal-snr", "no", "--rate", "4"]
     assert main(["convert", out, str(tmp_path / "y.safetensors"), *options]) == 0
     config = read_checkpoint(tmp_path / "y.safetensors").config
     assert (config.few_steps, config.guidance, config.rate) == (False, 9.0, 4.0)
     assert (config.diffusion.prediction, config.diffusion.zero_terminal_snr) == ("epsilon", False)
-    convert(video_lcm, tmp_path / "z.pth")  # as TF-T2V, which a .pth says by its shapes
+    convert(video_lcm, tmp_path / "z.pth")  # as TF-T2V, which is recognized by the shapes in a .pth
 
 
-def test_what_cannot_be_said_is_refused(tiny_checkpoint, tmp_path, capsys):
+def test_overrides_that_are_not_possible_are_refused(tiny_checkpoint, tmp_path, capsys):
     for options, message in (
-        (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr goes with the prediction v_pre"),
+        (["--prediction", "epsilon", "--zero-terminal-snr", "yes"], "zero_terminal_snr requires the prediction v_pre"),
         (["--size", "6x3"], "WIDTHxHEIGHT"),
-        (["--few-steps", "maybe"], "expected yes or no"),
+        (["--few-steps", "maybe"], "Expected yes or no"),
     ):
         try:
             status = main(["info", str(tiny_checkpoint), *options])
-        except SystemExit as left:
-            status = left.code
+        except SystemExit as end:
+            status = end.code
         assert status == 2 and message in capsys.readouterr().err
     convert(tiny_checkpoint, tmp_path / "vae.safetensors", layout="taesd")
-    for call in (lambda **said: read_checkpoint(tmp_path / "vae.safetensors", **said),
-                 lambda **said: convert(tmp_path / "vae.safetensors", tmp_path / "x.safetensors", **said)):  # fmt: skip
-        with pytest.raises(UserError, match="holds no network, of which few_steps could be said"):
-            call(few_steps=True)
+    for call, more in ((read_checkpoint, ()), (convert, (tmp_path / "x.safetensors",))):
+        with pytest.raises(UserError, match="contains no network, so few_steps cannot be set"):
+            call(tmp_path / "vae.safetensors", *more, few_steps=True)
 
 
 # --- Composing ------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def text_composer(tiny_config, tiny_checkpoint, tmp_path_factory):
     return VideoComposer.load(path, tiny_checkpoint, device="cpu")
 
 
-def test_text_alone_is_composed_and_all_else_refused(text_composer):
+def test_text_is_composed_and_other_inputs_are_refused(text_composer):
     from vc_core.conditions import Condition
     from vc_core.diffusion.samplers import Sampling
     from vc_core.pipeline import Style, compose
@@ -238,27 +238,27 @@ def test_text_alone_is_composed_and_all_else_refused(text_composer):
     sampling = Sampling(steps=2)
     video = compose(text_composer, "a cat", sampling=sampling)
     assert video.shape == (1, 3, 3, 32, 40) and not torch.equal(video, compose(text_composer, "", sampling=sampling))
-    with pytest.raises(UserError, match="takes no style: it was trained without one; leave the style image out"):
+    with pytest.raises(UserError, match=r"does not support style: it was trained without it. Remove the style image"):
         compose(text_composer, style=Style(torch.rand(1, 3, 8, 8)), sampling=sampling)
-    with pytest.raises(UserError, match="has no STC-encoder for 'single_image': it was trained with none"):
+    with pytest.raises(UserError, match="does not support 'single_image': it was trained with no conditions"):
         compose(text_composer, conditions=[Condition("single_image", torch.rand(1, 3, 1, 32, 40))], sampling=sampling)
 
 
-def test_what_a_network_does_not_take_is_refused_before_anything_is_made(text_composer, monkeypatch, tmp_path):
-    """Else a network for depth would be asked for, which is of no use."""
+def test_unsupported_inputs_are_refused_before_any_work(text_composer, monkeypatch, tmp_path):
+    """Otherwise the user would be asked to install a depth network, which is of no use here."""
     from vc_core.commands import compose
     from vc_core.commands.conditions import make_conditions
     from vc_core.commands.settings import Settings
 
     monkeypatch.setattr("vc_core.commands.conditions.options_of", None)
-    for name, given in (
+    for name, settings in (
         ("depth", {"video": tmp_path / "a.mp4", "use": ("depth",)}),
         ("motion", {"pan": (0.1, 0.0)}),
         ("single_image", {"image": tmp_path / "a.png"}),
     ):
-        with pytest.raises(UserError, match=f"has no STC-encoder for '{name}'.*leave that condition out"):
-            make_conditions(Settings(**given), None, text_composer.config)
+        with pytest.raises(UserError, match=f"does not support '{name}'.*Remove '{name}'"):
+            make_conditions(Settings(**settings), None, text_composer.config)
     monkeypatch.setattr(compose, "make_conditions", None)
     (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match="takes no style"):
+    with pytest.raises(UserError, match="does not support style"):
         compose.run(Settings(style=tmp_path / "a.png", out=tmp_path / "a.mp4"), text_composer)

@@ -1,5 +1,5 @@
-"""Videos whose containers are wrong about their pictures: times, keyframes, numbers, rates; by the pictures' own
-bar codes."""
+"""Videos with wrong times, keyframes, numbers or rates in their containers. Bar codes in the frames show which ones are
+read."""
 
 import io
 import math
@@ -32,7 +32,7 @@ PART2 = {"b": "4000000", "bf": "2", "g": "24"}
 
 
 def picture(number: int) -> np.ndarray:
-    """Its number as a bar code of eight bits, above a texture that moves 2 pixels to the right a frame."""
+    """A frame with its number as an eight-bit bar code, above a texture that moves right by 2 pixels per frame."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for bit in range(8):
         pixels[:32, bit * 16 : bit * 16 + 16] = 255 * (number >> bit & 1)
@@ -41,7 +41,7 @@ def picture(number: int) -> np.ndarray:
 
 
 def number(image: torch.Tensor) -> int:
-    """The bar code of a picture (3, H, W)."""
+    """The bar code of a frame (3, H, W)."""
     return sum(int(image[:, 16, bit * 16 + 8].mean() > 0.5) << bit for bit in range(8))
 
 
@@ -50,7 +50,7 @@ def numbers(data: bytes, start: float, rate: Fraction, count: int) -> list[int]:
 
 
 def expected(start: float, rate: Fraction, count: int, own: Fraction = Fraction(RATE)) -> list[int]:
-    """What the `fps` filter shows of a clip of a fixed rate: the last frame that is nearest to the tick or before."""
+    """The frames that the `fps` filter selects at a fixed rate: the last one assigned to a tick or an earlier one."""
     ticks = [
         math.floor((n / own - Fraction(start).limit_denominator(1000)) * rate + Fraction(1, 2)) for n in range(COUNT)
     ]
@@ -75,7 +75,7 @@ def clip(
 
 
 def muxed(data: bytes, form: str, change: Callable[[list], list] = list, options: dict | None = None) -> bytes:
-    """The packets of a video in another container, or changed on the way."""
+    """Copy the packets of a video to another container, optionally changed."""
     file = io.BytesIO()
     with av.open(io.BytesIO(data)) as source, av.open(file, "w", format=form, options=options or {}) as container:
         stream = container.add_stream_from_template(source.streams.video[0])
@@ -86,29 +86,30 @@ def muxed(data: bytes, form: str, change: Callable[[list], list] = list, options
 
 
 def decode_times(packets: list) -> list:
-    """Each picture said to be shown when it is decoded (OpenCV's and VirtualDub's files)."""
+    """Set display times to decoding times, as in OpenCV's and VirtualDub's files."""
     for packet in packets:
         packet.pts = packet.dts
     return packets
 
 
 def packed(packets: list) -> list:
-    """As XviD and DivX store B-frames: the first one with the frame before it, the others one packet later, and at
-    last a packet of a few bytes that holds none."""
+    """Pack B-frames like XviD and DivX: the first B-frame into the packet before it, the others one packet later, and
+    finally a packet of a few bytes without a picture."""
     code = b"\0\0\1\xb6"
-    held = [bytes(packet).replace(code, b"\0\0\1\xb2DivX503b1393p" + code) for packet in packets]
-    later = [data[data.find(code) + 4] >> 6 == 2 for data in held]
+    contents = [bytes(packet).replace(code, b"\0\0\1\xb2DivX503b1393p" + code) for packet in packets]
+    later = [data[data.find(code) + 4] >> 6 == 2 for data in contents]
     n = 0
-    while n < len(held) - 1:
+    while n < len(contents) - 1:
         n += 1
         if later[n] and not later[n - 1]:
-            last = next((m for m in range(n, len(held)) if not later[m]), len(held)) - 1
-            held[n - 1 : last + 1] = [held[n - 1] + held[n], *held[n + 1 : last + 1], nothing(held[n - 1])]
-    return [replaced(packet, data) for packet, data in zip(packets, held, strict=True)]
+            last = next((m for m in range(n, len(contents)) if not later[m]), len(contents)) - 1
+            first, *others = contents[n - 1 : last + 1]
+            contents[n - 1 : last + 1] = [first + others[0], *others[1:], not_coded(first)]
+    return [replaced(packet, data) for packet, data in zip(packets, contents, strict=True)]
 
 
-def nothing(data: bytes) -> bytes:
-    """The packet of a picture that is not coded, at the time of another one (ISO/IEC 14496-2, 6.2.5)."""
+def not_coded(data: bytes) -> bytes:
+    """A packet with a "not coded" picture, at the time of another picture (ISO/IEC 14496-2, 6.2.5)."""
     code = b"\0\0\1\xb6"
     header = bin(int.from_bytes(b"\1" + data[data.find(code) + 4 :][:8], "big"))[3:]
     ticks = header[header.index("0", 2) + 2 :][:5]  # after the seconds and a marker
@@ -116,10 +117,10 @@ def nothing(data: bytes) -> bytes:
 
 
 def replaced(packet, data: bytes):
-    found = av.Packet(data)
-    found.pts, found.dts, found.time_base = packet.pts, packet.dts, packet.time_base
-    found.duration, found.is_keyframe = packet.duration, packet.is_keyframe
-    return found
+    copy = av.Packet(data)
+    copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+    copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+    return copy
 
 
 def all_keys(packets: list) -> list:
@@ -136,14 +137,14 @@ def marked(packet, key: bool):
 
 
 def assert_right(data: bytes, own: Fraction = Fraction(RATE), shift: int = 0) -> None:
-    """Frames from several starts on are the ones of their times, and the file is as long as it is."""
+    """Check the frames read from several starts, and the number of frames, the rate and the duration."""
     info = probe(data)
     assert info.frames == COUNT and info.rate == pytest.approx(own, rel=0.02)
     assert info.duration == pytest.approx(COUNT / own, abs=0.1)
     late = 2.2 if own <= 30 else 1.5
     for start, rate, count in ((0.0, own, 16), (0.53, Fraction(10), 9), (0.92, own, 24), (late, own, 8)):
-        found = [each - shift for each in numbers(data, start, rate, count)]
-        assert found == expected(start, rate, count, own), (start, rate)
+        frames = [frame - shift for frame in numbers(data, start, rate, count)]
+        assert frames == expected(start, rate, count, own), (start, rate)
 
 
 # --- times ----------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ ORDERED = {
     **{f"h264 {form}": ("libx264", form, X264) for form in ("mp4", "avi", "asf", "mxf", "matroska", "mpegts", "flv")},
     "h264 bare": ("libx264", "h264", X264),
     "h264 no B-frames, avi": ("libx264", "avi", {**X264, "bf": "0"}),
-    "h264 B-frames that are referred to, avi": ("libx264", "avi", {**X264, "b-pyramid": "normal", "bf": "8"}),
+    "h264 B-frames as references, avi": ("libx264", "avi", {**X264, "b-pyramid": "normal", "bf": "8"}),
     "h264 open groups, avi": ("libx264", "avi", {**X264, "x264-params": "open-gop=1"}),
     "h264 intra refresh, bare": ("libx264", "h264", {**X264, "x264-params": "intra-refresh=1"}),
     "h264 of two fields, avi": ("libx264", "avi", {**X264, "x264-params": "interlaced=1"}),
@@ -168,15 +169,15 @@ ORDERED = {
 
 @pytest.mark.parametrize("name", ORDERED)
 def test_b_frames_are_shown_in_their_order(name):
-    """AVI, ASF, MXF and bare streams store no times of showing."""
+    """AVI, ASF, MXF and bare streams store no display times."""
     codec, form, options = ORDERED[name]
     assert_right(clip(codec, form, **options))
 
 
 @pytest.mark.parametrize("form", ["mp4", "matroska", "mpegts", "flv"])
 @pytest.mark.parametrize("codec, options", [("libx264", X264), ("libx265", X265)])
-def test_times_of_decoding_that_are_called_those_of_showing(codec, options, form):
-    """The edit list of an MP4 file cuts what is decoded before the first picture is shown: that picture, too."""
+def test_decoding_times_that_are_stored_as_display_times(codec, options, form):
+    """The edit list of an MP4 file then cuts what is decoded before the first display time, including that picture."""
     assert_right(muxed(clip(codec, "mp4", **options), form, decode_times))
 
 
@@ -187,9 +188,9 @@ def test_a_file_without_its_table_of_times(codec, options):
 
 @pytest.mark.parametrize("form", ["avi", "asf", "matroska", "mp4"])
 def test_at_varying_rates_a_picture_is_shown_when_a_later_one_is_decoded(form):
-    """Times of decoding are those of pictures shown before, as many as the decoder keeps."""
+    """A decoding time is the display time of an earlier picture, by as many pictures as the decoder delays."""
     times = [time for time in range(COUNT + 30) if time % 4]
-    stores = form in ("matroska", "mp4")  # when pictures are shown, if that is told
+    stores = form in ("matroska", "mp4")  # formats that can store display times
     data = clip("libx264", "mp4" if stores else form, times=tuple(times[:COUNT]), **X264)
     data = muxed(data, form, decode_times) if stores else data
     shown = [max(n for n, time in enumerate(times) if time <= 1 + tick) for tick in range(80)]
@@ -198,7 +199,7 @@ def test_at_varying_rates_a_picture_is_shown_when_a_later_one_is_decoded(form):
 
 
 def test_a_stream_that_begins_without_times_is_counted():
-    """Matroska's demuxer does not tell those before zero."""
+    """Matroska's demuxer does not report times before zero."""
 
     def early(packets: list) -> list:
         for packet in packets:
@@ -212,7 +213,7 @@ def test_a_stream_that_begins_without_times_is_counted():
 
 
 def test_mxf_without_its_index_is_read_from_the_beginning():
-    """Times that are told after seeking are guessed then."""
+    """Without an index, times after seeking are guesses."""
     data = clip("mpeg2video", "mxf", **PART2)
     data = data[: len(data) * 4 // 5]
     assert numbers(data, 0.3, Fraction(10), 16) == expected(0.3, Fraction(10), 16)
@@ -222,7 +223,7 @@ def test_mxf_without_its_index_is_read_from_the_beginning():
 @pytest.mark.parametrize(
     "codec, form, options", [("libsvtav1", "obu", {"preset": "12"}), ("libx264", "h264", X264), ("mpeg4", "avi", PART2)]
 )
-def test_a_stream_that_is_cut_off_ends_there(codec, form, options):
+def test_a_truncated_stream_ends_there(codec, form, options):
     data = clip(codec, form, **options)
     data = data[: len(data) * 4 // 5]
     count = probe(data).frames
@@ -259,7 +260,7 @@ def test_a_bare_stream_has_the_rate_of_its_own_headers(codec, form, options, rat
     assert_right(clip(codec, form, rate, **options), rate)
 
 
-def test_of_pictures_at_the_same_time_the_last_one_is_seen():
+def test_of_pictures_at_the_same_time_the_last_is_shown():
     def doubled(packets: list) -> list:
         packets[5].pts, packets[5].dts = packets[4].pts, packets[4].dts
         return packets
@@ -270,17 +271,17 @@ def test_of_pictures_at_the_same_time_the_last_one_is_seen():
 
 def test_an_edit_list_cuts_the_beginning_and_the_end():
     data = bytearray(clip("libx264", "mp4", **X264))
-    at = data.find(b"elst") + 12  # one edit: its duration in milliseconds, and where it begins in the media
+    at = data.find(b"elst") + 12  # one edit: its duration in milliseconds, and its start in the media
     data[at : at + 8] = struct.pack(">II", 1000, struct.unpack(">I", data[at + 4 : at + 8])[0] + 10 * 512)
-    found = probe(bytes(data))
-    assert (found.frames, found.duration) == (30, pytest.approx(1, abs=0.04))
+    info = probe(bytes(data))
+    assert (info.frames, info.duration) == (30, pytest.approx(1, abs=0.04))
     assert numbers(bytes(data), 0.0, Fraction(RATE), 30) == list(range(10, 40))
-    with pytest.raises(UserError, match="only 30 of the 40 frames"):
+    with pytest.raises(UserError, match="Only 30 of the 40 frames"):
         numbers(bytes(data), 0.0, Fraction(RATE), 40)
 
 
 def test_a_bare_stream_begins_with_the_first_picture_that_can_be_decoded():
-    """It is cut at a keyframe that is followed by pictures which are shown before it and refer to what was cut off."""
+    """The stream is cut at a keyframe followed by pictures that are shown before it and refer to removed pictures."""
 
     def cut(packets: list) -> list:
         return packets[[n for n, packet in enumerate(packets) if packet.is_keyframe][1] :]
@@ -291,16 +292,16 @@ def test_a_bare_stream_begins_with_the_first_picture_that_can_be_decoded():
     assert numbers(data, 1.0, Fraction(RATE), 20) == list(range(first + 30, first + 50))
 
 
-def test_decoders_beside_each_other_do_not_take_their_packets_numbers():
+def test_simultaneous_decoders_keep_their_packets_numbers():
     with media(clip("libx264", "mp4", **X264)) as video:
         table = timeline.index(video)
-        with Reader(video, table) as one, Reader(video, table) as other:
-            packets = [next(reader.packets(24, 25))[1] for reader in (one, other)]
+        with Reader(video, table) as first, Reader(video, table) as second:
+            packets = [next(reader.packets(24, 25))[1] for reader in (first, second)]
             del packets[0]
             assert number_of(packets[0]) == 24
 
 
-def test_what_is_right_is_not_decoded_for_its_times(monkeypatch):
+def test_correct_times_are_read_without_decoding(monkeypatch):
     monkeypatch.setattr(timeline, "_presented", None)
     for name in ("h264 mp4", "h264 matroska", "h264 mpegts", "hevc mp4", "mpeg4 avi", "mpeg2 mpegts"):
         codec, form, options = ORDERED[name]
@@ -324,7 +325,7 @@ KEYS = {
 
 @pytest.mark.parametrize("change", [all_keys, no_keys])
 @pytest.mark.parametrize("name", KEYS)
-def test_a_picture_is_no_keyframe_because_its_container_says_so(name, change):
+def test_keyframes_do_not_depend_on_the_containers_flags(name, change):
     codec, options = KEYS[name]
     assert_right(muxed(clip(codec, "matroska", **options), "matroska", change))
 
@@ -350,21 +351,23 @@ def test_a_file_without_its_table_of_keyframes(name):
         ("libsvtav1", "mp4", {"preset": "12", "svtav1-params": "keyint=24"}),
     ],
 )
-def test_pictures_say_what_their_decoder_says(codec, form, options):
+def test_headers_agree_with_the_decoder(codec, form, options):
     with av.open(io.BytesIO(clip(codec, form, **options))) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         context.flags |= av.codec.context.Flags.copy_opaque
-        read, told, shown = reader(context.name, bytes(context.extradata or b"")), [], {}
+        read, headers, shown = reader(context.name, bytes(context.extradata or b"")), [], {}
         for packet in container.demux(stream):
             if packet.size:
-                packet.opaque = len(told)
-                told.append(read(packet))
+                packet.opaque = len(headers)
+                headers.append(read(packet))
             shown |= {frame.opaque: (frame.key_frame, frame.pict_type) for frame in context.decode(packet)}
-    assert {n for n, each in enumerate(told) if each.key} == {n for n, (key, _) in shown.items() if key}
-    assert sum(each.key for each in told) >= 4
-    if codec != "libx265":  # HEVC's first bits do not tell
-        assert {n for n, each in enumerate(told) if each.later} == {n for n, (_, kind) in shown.items() if kind == 3}
+    assert {n for n, coded in enumerate(headers) if coded.key} == {n for n, (key, _) in shown.items() if key}
+    assert sum(coded.key for coded in headers) >= 4
+    if codec != "libx265":  # HEVC's first bits do not say it
+        assert {n for n, coded in enumerate(headers) if coded.later} == {
+            n for n, (_, kind) in shown.items() if kind == 3
+        }
 
 
 # --- numbers, rates and durations -----------------------------------------------------------------------------
@@ -376,24 +379,24 @@ def patched(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
 
 
 HEADERS = {
-    # name: (container, what is found, so many bytes after it, what is written there)
+    # name: (container, bytes to find, offset after them, bytes to write there)
     "a short track": ("mp4", b"mdhd", 16, struct.pack(">I", 1536)),
     "no duration": ("mp4", b"mdhd", 16, bytes(4)),
     "a long film": ("mp4", b"mvhd", 16, struct.pack(">I", 90000)),
     "a short stream": ("avi", b"strh", 36, struct.pack("<I", 3)),
     "an empty stream": ("avi", b"strh", 36, bytes(4)),
     "a long stream": ("avi", b"strh", 36, struct.pack("<I", 9000)),
-    "60000 a second": ("avi", b"strh", 24, struct.pack("<II", 1, 60000)),
+    "60000 per second": ("avi", b"strh", 24, struct.pack("<II", 1, 60000)),
     "no index": ("avi", b"idx1", -4, b"JUNK"),
-    "60000 a second, told": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 16666)),
-    "one a second, told": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 10**9)),
+    "60000 per second, stored": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 16666)),
+    "one per second, stored": ("matroska", b"\x23\xe3\x83", 1, struct.pack(">I", 10**9)),
     "a short script": ("flv", b"duration", 1, struct.pack(">d", 0.1)),
     "a fast script": ("flv", b"framerate", 1, struct.pack(">d", 60000.0)),
 }
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_packets_are_counted_where_the_header_is_wrong(name):
+def test_packets_are_counted_if_the_header_is_wrong(name):
     form, box, offset, value = HEADERS[name]
     data = clip("libx264", form, **X264)
     assert box in data

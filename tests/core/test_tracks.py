@@ -66,30 +66,30 @@ def test_a_track_may_carry_a_box():
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("", "no JSON"),
-        ("[{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("", "Not valid JSON"),
+        ("[{", "Not valid JSON"),
+        ("[" * 100_000, "Not valid JSON"),
         ("[]", "no tracks"),
         ('{"x": 1, "y": 2}', "no tracks"),
         ("7", "no tracks"),
-        ("[[]]", "track 1: it has no points"),
-        ('[{"x": 1}]', "tracks.json: point 1 is {'x': 1}"),
-        ('[{"x": 1, "y": 2}, {"x": 1}]', "point 2 is {'x': 1}"),
-        ('[{"x": 1, "y": NaN}]', "tracks.json: point 1 is {'x': 1, 'y': nan}"),
-        ('[{"x": "1", "y": "2"}, {"x": 3, "y": 4}]', "tracks.json: point 1 is {'x': '1', 'y': '2'}"),
-        ("[null, [1, 2]]", "tracks.json: point 1 is None"),
-        ('[["1", "2"], ["3", "4"]]', "tracks.json: point 1 is ['1', '2']"),
-        ("[[1, 2], [3, Infinity]]", "tracks.json: point 2 is [3, inf]"),
-        ("[[1, 2, 3]]", "tracks.json: point 1 is [1, 2, 3]"),
-        ("[[[1, 2]], [[1, 2], [3, null]]]", "tracks.json, track 2: point 2 is [3, None]"),
-        ('[[{"x": NaN, "y": 2}]]', "tracks.json, track 1: point 1 is {'x': nan, 'y': 2}"),
-        ('[{"x": 1, "y": 2}, {"x": 1e999, "y": 2}]', "point 2 is"),
-        ('[[{"x": 1, "y": 2}], [{"x": "1", "y": 2}]]', "track 2: point 1"),
+        ("[[]]", "track 1: Contains no points"),
+        ('[{"x": 1}]', "tracks.json: Point 1 is {'x': 1}"),
+        ('[{"x": 1, "y": 2}, {"x": 1}]', "Point 2 is {'x': 1}"),
+        ('[{"x": 1, "y": NaN}]', "tracks.json: Point 1 is {'x': 1, 'y': nan}"),
+        ('[{"x": "1", "y": "2"}, {"x": 3, "y": 4}]', "tracks.json: Point 1 is {'x': '1', 'y': '2'}"),
+        ("[null, [1, 2]]", "tracks.json: Point 1 is None"),
+        ('[["1", "2"], ["3", "4"]]', "tracks.json: Point 1 is ['1', '2']"),
+        ("[[1, 2], [3, Infinity]]", "tracks.json: Point 2 is [3, inf]"),
+        ("[[1, 2, 3]]", "tracks.json: Point 1 is [1, 2, 3]"),
+        ("[[[1, 2]], [[1, 2], [3, null]]]", "tracks.json, track 2: Point 2 is [3, None]"),
+        ('[[{"x": NaN, "y": 2}]]', "tracks.json, track 1: Point 1 is {'x': nan, 'y': 2}"),
+        ('[{"x": 1, "y": 2}, {"x": 1e999, "y": 2}]', "Point 2 is"),
+        ('[[{"x": 1, "y": 2}], [{"x": "1", "y": 2}]]', "track 2: Point 1"),
         ('[{"x": true, "y": 2}]', "spline editors"),
-        (['[{"x": 1, "y": 2}]', "what"], "text 2: this is no JSON"),
-        ('{"box": [1, 2, 3, 4]}', "track 1: it has no points"),
-        ('[{"box": [1, 2, 3, 0], "path": [[1, 2]]}]', "track 1: its box is [1, 2, 3, 0]"),
-        ('[[[1, 2]], {"box": {"x": 1, "y": 2, "width": 3}, "path": [[1, 2]]}]', "track 2: its box is {'x': 1"),
+        (['[{"x": 1, "y": 2}]', "what"], "text 2: Not valid JSON"),
+        ('{"box": [1, 2, 3, 4]}', "track 1: Contains no points"),
+        ('[{"box": [1, 2, 3, 0], "path": [[1, 2]]}]', "track 1: Invalid box [1, 2, 3, 0]"),
+        ('[[[1, 2]], {"box": {"x": 1, "y": 2, "width": 3}, "path": [[1, 2]]}]', "track 2: Invalid box {'x': 1"),
     ],
 )
 def test_what_is_no_track_is_told(source, says):
@@ -177,19 +177,19 @@ def test_an_unseen_point_moves_nothing():
     hiding = [both[0], Track(both[1].points, visible=torch.zeros(6, dtype=torch.bool))]
     assert torch.equal(tracks_field(hiding, 6, SIZE, radius=6), shown)
     # Spread over fewer frames, a point between a seen and an unseen one is not seen.
-    made = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
-    assert made["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
+    native_tracks = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
+    assert native_tracks["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
 
 
 def test_tracks_become_native_in_pixels_of_the_video():
     boxed = Track(track((0, 0), (40, 20)), Rectangle(20, 10, 40, 30))
-    made = tracks_to_native([Track(track((10, 20), (90, 60))), boxed], 3, (50, 50), (100, 200))
-    assert made["track_path"].dtype == torch.float32 and made["track_visibility"].dtype == torch.bool
-    assert made["track_path"][:, 0].tolist() == [[-20, 10], [0, 20], [20, 30]]
-    assert made["track_path"][:, 1].tolist() == [[-10, 10], [0, 15], [10, 20]]  # its centre, from (30, 20) on
-    assert made["track_visibility"].shape == (3, 2) and made["track_visibility"].all()
-    again = native_to_tracks(made)
-    assert torch.allclose(torch.stack([track.points for track in again], dim=1).float(), made["track_path"])
+    native_tracks = tracks_to_native([Track(track((10, 20), (90, 60))), boxed], 3, (50, 50), (100, 200))
+    assert native_tracks["track_path"].dtype == torch.float32 and native_tracks["track_visibility"].dtype == torch.bool
+    assert native_tracks["track_path"][:, 0].tolist() == [[-20, 10], [0, 20], [20, 30]]
+    assert native_tracks["track_path"][:, 1].tolist() == [[-10, 10], [0, 15], [10, 20]]  # its centre, from (30, 20) on
+    assert native_tracks["track_visibility"].shape == (3, 2) and native_tracks["track_visibility"].all()
+    again = native_to_tracks(native_tracks)
+    assert torch.allclose(torch.stack([track.points for track in again], dim=1).float(), native_tracks["track_path"])
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_tracks_become_native_in_pixels_of_the_video():
         ({}, "track_path is NoneType"),
         ({"track_path": torch.zeros(1, 4, 2, 2)}, r"track_path is \(1, 4, 2, 2\)"),
         ({"track_path": torch.zeros(4, 0, 2)}, "track_path is"),
-        ({"track_path": torch.full((4, 2, 2), math.nan)}, "no finite.*at frame 1 of track 1"),
-        ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.ones(3, 2)}, r"\(3, 2\), expected .*\(4, 2\)"),
+        ({"track_path": torch.full((4, 2, 2), math.nan)}, "not finite.*at frame 1 of track 1"),
+        ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.ones(3, 2)}, r"\(3, 2\). Expected .*\(4, 2\)"),
         ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.ones(4)}, "track_visibility is"),
-        ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.zeros(4, 2)}, "no point is visible"),
+        ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.zeros(4, 2)}, "No point is visible"),
     ],
 )
 def test_what_is_no_native_track_is_told(given, says):

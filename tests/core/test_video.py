@@ -1,4 +1,4 @@
-"""Reading and writing video: the plan, the frames, and what bad input is told."""
+"""Reading and writing video: the plan, the frames, and the errors for bad input."""
 
 import io
 from fractions import Fraction
@@ -26,7 +26,7 @@ from vc_core.video import (
 
 
 def numbered(frames: int, height: int = 48, width: int = 64) -> torch.Tensor:
-    """A video whose frame n is grey of brightness n / 32, so that a frame read back says which one it is."""
+    """A video in which frame n is grey with brightness n / 32, so that frames can be identified after reading."""
     return (torch.arange(frames) / 32).view(1, 1, frames, 1, 1).expand(1, 3, frames, height, width)
 
 
@@ -36,12 +36,12 @@ def numbers(video: torch.Tensor) -> list[int]:
 
 @pytest.fixture
 def clip(tmp_path):
-    """Half a second and more: 20 numbered frames at 10 a second."""
+    """20 numbered frames at 10 per second."""
     return write_video(tmp_path / "a clip with spaces, ä.mp4", numbered(20), 10)
 
 
 def encode(path, frames, rate=10, rotation=None, codec="libx264", pix_fmt="yuv420p", times=None, **options):
-    """Encode (H, W, 3) uint8 arrays with PyAV directly, for what write_video does not offer."""
+    """Encode (H, W, 3) uint8 arrays directly with PyAV, for options that write_video does not have."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
@@ -104,7 +104,7 @@ def test_released_plan(tmp_path):
         {"frames": 1, "start": 0.7},
     ],
 )
-def test_a_clip_too_short_is_told(tmp_path, arguments):
+def test_clips_that_are_too_short_are_reported(tmp_path, arguments):
     info = probe(write_video(tmp_path / "short.mp4", numbered(8), 12))
     with pytest.raises(UserError, match=r"short\.mp4"):
         plan_frames(info, **arguments)
@@ -113,12 +113,12 @@ def test_a_clip_too_short_is_told(tmp_path, arguments):
 # --- the frames -----------------------------------------------------------------------------------------------
 
 
-def test_frames_are_the_fps_filters_choice(clip):
+def test_frames_are_those_of_the_fps_filter(clip):
     video = read_frames(clip, FramePlan(0.0, Fraction(10), 16))
     assert video.shape == (1, 3, 16, 48, 64) and video.dtype == torch.float32
     assert numbers(video) == list(range(16))
     assert numbers(read_frames(clip, FramePlan(0.5, Fraction(5), 6))) == [5, 7, 9, 11, 13, 15]
-    # Each frame's time goes to the nearest tick, and the last one there is shown: frame k at tick round(0.4 k).
+    # Each frame is assigned to the nearest tick, which shows the last of its frames: frame k at tick round(0.4 k).
     assert numbers(read_frames(clip, FramePlan(0.0, Fraction(4), 6))) == [1, 3, 6, 8, 11, 13]
 
 
@@ -130,7 +130,7 @@ def test_starting_late_gives_the_same_frames(clips_dir):
 
 
 def test_uneven_frame_times_follow_the_clock(tmp_path):
-    times = [0, 100, 200, 300, 1300, 1400, 1500, 1600]  # a second of standstill
+    times = [0, 100, 200, 300, 1300, 1400, 1500, 1600]  # one second without motion
     frames = [np.full((48, 64, 3), n * 8, np.uint8) for n in range(8)]
     path = encode(tmp_path / "uneven.mp4", frames, times=times)
     assert numbers(read_frames(path, FramePlan(0.0, Fraction(10), 16))) == [0, 1, 2] + [3] * 10 + [4, 5, 6]
@@ -138,7 +138,7 @@ def test_uneven_frame_times_follow_the_clock(tmp_path):
 
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("form", ["mp4", "matroska"])
-def test_every_turned_and_mirrored_picture_is_shown_rightly(matrix, form):
+def test_rotated_and_mirrored_frames_are_shown_upright(matrix, form):
     shown = np.zeros((48, 64, 3), np.uint8)
     shown[:24, :32] = 255, 255, 255  # top left
     shown[24:, :32] = 255, 0, 0  # bottom left
@@ -151,10 +151,10 @@ def test_every_turned_and_mirrored_picture_is_shown_rightly(matrix, form):
     assert ((video - expected).abs() > 0.1).float().mean() < 0.05
 
 
-def test_a_picture_between_two_turns_is_told(tmp_path):
+def test_other_rotations_are_reported(tmp_path):
     path = encode(tmp_path / "askew.mp4", [np.zeros((48, 64, 3), np.uint8)] * 4, rotation=30)
     for read in (probe, lambda path: read_frames(path, FramePlan(0.0, Fraction(10), 2))):
-        with pytest.raises(UserError, match=r"askew\.mp4.*30 degrees"):
+        with pytest.raises(UserError, match=r"askew\.mp4 has a -?30° rotation tag"):
             read(path)
 
 
@@ -163,7 +163,7 @@ def test_a_picture_between_two_turns_is_told(tmp_path):
     [
         (Fraction(16, 15), (1, 0, 0, 1), (48, 68)),  # DV for televisions
         (Fraction(1, 2), (1, 0, 0, 1), (48, 32)),
-        (Fraction(2), (0, 1, -1, 0), (128, 48)),  # the pixels are wide as stored, so high as shown
+        (Fraction(2), (0, 1, -1, 0), (128, 48)),  # pixels are wide as stored, so they are high as shown
         (Fraction(1000, 1001), (1, 0, 0, 1), (48, 64)),  # rounding of a container
     ],
 )
@@ -175,7 +175,7 @@ def test_pixels_are_shown_square(aspect, matrix, size):
     assert read_frames(data, FramePlan(0.0, Fraction(10), 2)).shape[-2:] == size
 
 
-def test_absurd_pixels_are_told():
+def test_absurd_pixel_aspects_are_reported():
     data = moving_clips.encode(None, [np.zeros((48, 640, 3), np.uint8)] * 4, aspect=Fraction(32))
     for read in (probe, lambda data: read_frames(data, FramePlan(0.0, Fraction(10), 2))):
         with pytest.raises(UserError, match="20480 by 48 pixels"):
@@ -183,15 +183,15 @@ def test_absurd_pixels_are_told():
 
 
 @pytest.mark.parametrize("codec", INTERLACED)
-def test_interlaced_pictures_have_no_combs(codec):
+def test_interlaced_frames_have_no_combs(codec):
     form, options = INTERLACED[codec]
-    frames = [np.repeat(each.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1) for each in moving(6, 0, 12)]
+    frames = [np.repeat(frame.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1) for frame in moving(6, 0, 12)]
     data = moving_clips.encode(None, woven(frames), codec, form, **options)
-    found = read_frames(data, FramePlan(0.0, Fraction(12), 6))[0].permute(1, 2, 3, 0) * 255
-    upper, combed = (torch.from_numpy(np.stack(each)).float() for each in (frames[::2], woven(frames)))
-    assert found.shape == upper.shape
-    assert (found - upper).abs().mean() < 0.4 * (combed - upper).abs().mean()
-    lines = (found[:, 1:] - found[:, :-1]).abs().mean()  # from each line to the next
+    video = read_frames(data, FramePlan(0.0, Fraction(12), 6))[0].permute(1, 2, 3, 0) * 255
+    upper, combed = (torch.from_numpy(np.stack(images)).float() for images in (frames[::2], woven(frames)))
+    assert video.shape == upper.shape
+    assert (video - upper).abs().mean() < 0.4 * (combed - upper).abs().mean()
+    lines = (video[:, 1:] - video[:, :-1]).abs().mean()  # differences between neighbouring lines
     assert lines < 1.2 * (upper[:, 1:] - upper[:, :-1]).abs().mean() < (combed[:, 1:] - combed[:, :-1]).abs().mean()
 
 
@@ -205,8 +205,8 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("codec", TRANSPARENT)
-def test_alpha_lies_over_white(codec):
-    """As that of images does; groups of pictures and decoders that are used again change nothing about it."""
+def test_alpha_is_blended_over_white(codec):
+    """As for images. Several groups of pictures and reused decoders make no difference."""
     needs.encoders(codec)
     form, pix_fmt, options = TRANSPARENT[codec]
     pixels = np.zeros((64, 96, 4), np.uint8)
@@ -219,9 +219,9 @@ def test_alpha_lies_over_white(codec):
         assert (middle - torch.tensor(colour).view(3, 1, 1, 1)).abs().max() < 6, colour
 
 
-def test_hd_without_a_tag_is_read_as_the_released_pipeline_reads_it():
-    """Black and grey do not depend on the matrix; this colour is 190 red by BT.709 and 179 by BT.601."""
-    found = {}
+def test_hd_without_a_tag_is_read_as_in_the_released_pipeline():
+    """Black and grey do not depend on the matrix. The red of this colour is 190 with BT.709 and 179 with BT.601."""
+    colours = {}
     for name, tag in {"none": None, "bt709": 1, "bt601": 5}.items():
         frame = av.VideoFrame(1280, 720, "yuv420p")
         for plane, value in zip(frame.planes, (100, 90, 180), strict=True):
@@ -237,9 +237,9 @@ def test_hd_without_a_tag_is_read_as_the_released_pipeline_reads_it():
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         video = read_frames(file.getvalue(), FramePlan(0.0, Fraction(10), 1))
-        found[name] = (video[0, :, 0, 360, 640] * 255).round().int().tolist()
-    assert found["none"] == found["bt601"]
-    assert found["bt709"][0] - found["bt601"][0] > 8
+        colours[name] = (video[0, :, 0, 360, 640] * 255).round().int().tolist()
+    assert colours["none"] == colours["bt601"]
+    assert colours["bt709"][0] - colours["bt601"][0] > 8
 
 
 # --- single frames --------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_hd_without_a_tag_is_read_as_the_released_pipeline_reads_it():
 @pytest.mark.parametrize("form", ["mp4", "matroska", "gif"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_single_frame_of_the_shortest_video(form, count):
-    """A clip may be shorter than the step of the plan."""
+    """A clip may be shorter than the plan's step."""
     if form == "gif":
         file = io.BytesIO()
         pictures = [Image.new("RGB", (64, 48), (200 - 100 * n,) * 3) for n in range(count)]
@@ -259,7 +259,7 @@ def test_a_single_frame_of_the_shortest_video(form, count):
         data = moving_clips.encode(None, frames, form=form)
     info = probe(data)
     assert info.frames == count
-    # A slow plan's first step goes on beyond the clip's end, and the last frame that it gets is shown.
+    # The first step of a slow plan ends after the clip, and shows the last frame in it.
     for rate, grey in ((None, 200), (1000, 200), (4, 300 - 100 * count), (0.01, 300 - 100 * count)):
         video = read_frames(data, plan_frames(info, frames=1, rate=rate))
         assert video.shape == (1, 3, 1, 48, 64)
@@ -268,8 +268,8 @@ def test_a_single_frame_of_the_shortest_video(form, count):
         plan_frames(info, frames=count + 1)
 
 
-def test_for_a_single_frame_nothing_after_it_is_decoded():
-    """What follows it may be damaged."""
+def test_for_a_single_frame_no_later_frames_are_decoded():
+    """Later frames may be damaged."""
     data = moving_clips.encode(None, moving(2, 0, 13), "mpeg4", "avi", b="2000000", g="30")
     with av.open(io.BytesIO(data)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
@@ -289,7 +289,7 @@ def test_colours_survive_the_round_trip(tmp_path):
     assert (video - colours).abs().max() < 0.04
 
 
-def test_ten_bit_pictures_read(tmp_path):
+def test_ten_bit_frames_are_read(tmp_path):
     frames = [np.full((48, 64, 3), n * 8, np.uint8) for n in range(8)]
     path = encode(tmp_path / "ten.mkv", frames, codec="ffv1", pix_fmt="yuv420p10le")
     assert numbers(read_frames(path, FramePlan(0.0, Fraction(10), 8))) == list(range(8))
@@ -323,7 +323,7 @@ def test_read_image(tmp_path):
     assert image[..., :3].max() == 0 and image[..., 3:].min() == 1
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise by 90 degrees
+    exif[0x0112] = 6  # rotate clockwise by 90 degrees
     grey = np.zeros((8, 16, 3), np.uint8)
     grey[:, :8] = 255
     Image.fromarray(grey).save(tmp_path / "turned.png", exif=exif)
@@ -335,7 +335,7 @@ def test_read_image(tmp_path):
     assert read_image(tmp_path / "camera.jfif").shape == (1, 3, *scene().shape[:2])
     animated = [Image.new("RGB", (6, 4), colour) for colour in ("white", "black")]
     animated[0].save(tmp_path / "animated.gif", save_all=True, append_images=animated[1:])
-    assert read_image(tmp_path / "animated.gif").min() == 1  # the first picture
+    assert read_image(tmp_path / "animated.gif").min() == 1  # the first image
 
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png").mean() == pytest.approx(0.5, abs=1e-3)
@@ -346,7 +346,7 @@ def test_read_image(tmp_path):
 
 def bad_files(folder, clip):
     data = clip.read_bytes()
-    (folder / "text.mp4").write_text("this is no video " * 50)
+    (folder / "text.mp4").write_text("this is not a video " * 50)
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "headless.mp4").write_bytes(data[: data.find(b"moov")])
     Image.new("RGB", (8, 8)).save(folder / "image.png")
@@ -360,16 +360,16 @@ def bad_files(folder, clip):
     return ["absent.mp4", ".", "text.mp4", "empty.mp4", "headless.mp4", "image.png", "image.jpg", "sound.mp4"]
 
 
-def test_bad_videos_are_told(tmp_path, clip):
+def test_bad_videos_are_reported(tmp_path, clip):
     plan = FramePlan(0.0, Fraction(4), 4)
     for name in bad_files(tmp_path, clip):
         for read in (probe, lambda path: read_frames(path, plan)):
             with pytest.raises(UserError) as caught:
                 read(tmp_path / name)
-            assert str(tmp_path / name) in str(caught.value) and "expected" in str(caught.value), name
+            assert str(tmp_path / name) in str(caught.value) and "Expected" in str(caught.value), name
 
 
-def test_a_cut_off_video_is_told(tmp_path):
+def test_a_truncated_video_is_reported(tmp_path):
     noise = torch.rand(1, 3, 20, 64, 64, generator=torch.Generator().manual_seed(0))
     path = write_video(tmp_path / "cut.mp4", noise, 10)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -379,7 +379,7 @@ def test_a_cut_off_video_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["absent.png", ".", "text.png"])
-def test_bad_images_are_told(tmp_path, name):
-    (tmp_path / "text.png").write_text("no image")
+def test_bad_images_are_reported(tmp_path, name):
+    (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(UserError, match="image"):
         read_image(tmp_path / name)

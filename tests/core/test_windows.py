@@ -1,4 +1,4 @@
-"""Context windows: how a long video is cut and blended, and that a long video obeys over its whole length."""
+"""Context windows: splitting and blending long videos, and that a long video obeys over its full length."""
 
 from itertools import pairwise
 
@@ -20,8 +20,8 @@ def starts(windows, frames):
     return [(span.start, span.stop) for span in windows.spans(frames)]
 
 
-def test_where_windows_lie():
-    assert starts(Windows(16), 28) == [(0, 16), (8, 24), (12, 28)]  # the last one is shifted so that it is full
+def test_positions_of_windows():
+    assert starts(Windows(16), 28) == [(0, 16), (8, 24), (12, 28)]  # the last one is moved back so that it is full
     assert starts(Windows(16), 32) == [(0, 16), (8, 24), (16, 32)]
     assert starts(Windows(16), 17) == [(0, 16), (1, 17)]
     assert starts(Windows(16, 0), 32) == [(0, 16), (16, 32)]
@@ -53,26 +53,26 @@ def test_weights_are_a_tent_as_wide_as_the_overlap():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "Windows of 0 frames"), ((8, 8), "8 frames cannot overlap by 8: expected 0 to 7"), ((8, -1), "by -1")],
+    [((0,), "at least 1 frame, got 0"), ((8, 8), "of 8 frames must be from 0 to 7, got 8"), ((8, -1), "got -1")],
 )
-def test_windows_that_cannot_be(arguments, message):
+def test_windows_with_a_wrong_length_or_overlap(arguments, message):
     with pytest.raises(UserError, match=message):
         Windows(*arguments)
 
 
-def test_each_window_is_denoised_by_itself_and_blended():
-    windows, seen = Windows(4, 2), []
+def test_each_window_is_denoised_separately_and_blended():
+    windows, inputs = Windows(4, 2), []
 
     def denoiser(value):
-        return lambda x, t: seen.append((x[0, 0, :, 0, 0].tolist(), float(t))) or torch.full_like(x, value)
+        return lambda x, t: inputs.append((x[0, 0, :, 0, 0].tolist(), float(t))) or torch.full_like(x, value)
 
     x = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(2, 4, -1, 3, 3)
     out = WindowedDenoiser([denoiser(1.0), denoiser(4.0)], windows, 6)(x, torch.tensor(7))
-    assert seen == [([0, 1, 2, 3], 7), ([2, 3, 4, 5], 7)]
+    assert inputs == [([0, 1, 2, 3], 7), ([2, 3, 4, 5], 7)]
     torch.testing.assert_close(out[1, 3, :, 2, 2], torch.tensor([1.0, 1.0, 2.0, 3.0, 4.0, 4.0]))
 
 
-def test_what_a_window_sees():
+def test_conditions_of_a_window():
     motion = Condition("motion", torch.arange(1.0, 9.0).view(1, 1, 8, 1, 1).expand(1, 2, 8, 4, 4), 0.8, 0.1, 0.9)
     depth, image = Condition("depth", motion.tensor[:, :1]), Condition("single_image", torch.ones(1, 3, 1, 8, 8), 0.6)
 
@@ -97,24 +97,24 @@ def conditions(frames):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_windows_change_nothing_where_one_holds_the_video(tiny_composer, frames):
-    def made(windows):
+def test_a_video_within_one_window_is_not_changed(tiny_composer, frames):
+    def video(windows):
         return composed(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
 
-    assert torch.equal(made(None), made(Windows(3, 2)))
-    assert torch.equal(made(None), made(Windows(16)))
+    assert torch.equal(video(None), video(Windows(3, 2)))
+    assert torch.equal(video(None), video(Windows(16)))
 
 
 @pytest.mark.parametrize(
     ("frames", "windows", "count"),
     [(4, None, 2), (5, Windows(3, 2), 3), (3, Windows(1), 3), (5, Windows(5), 1), (6, Windows(2, 0), 3)],
 )
-def test_conditions_are_encoded_once_a_window_and_the_network_sees_windows_alone(tiny_composer, frames, windows, count):
-    encoded, seen = [], []
+def test_conditions_are_encoded_once_per_window_and_networks_see_windows(tiny_composer, frames, windows, count):
+    encoded, lengths = [], []
     unet = tiny_composer.unet
     hooks = [
         unet.stc["motion"].register_forward_hook(lambda module, inputs, out: encoded.append(inputs[0].shape[2])),
-        unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2])),
+        unet.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[2])),
     ]
     try:
         video = composed(tiny_composer, "a", conditions=conditions(frames), frames=frames, windows=windows, steps=2)
@@ -123,10 +123,10 @@ def test_conditions_are_encoded_once_a_window_and_the_network_sees_windows_alone
             hook.remove()
     length = (windows or Windows(3)).length
     assert video.shape == (1, 3, frames, 32, 40)
-    assert encoded == [length] * count and seen == [length] * count * 2
+    assert encoded == [length] * count and lengths == [length] * count * 2
 
 
-def test_a_long_batch_and_a_long_video_to_change(tiny_composer):
+def test_a_long_batch_from_a_long_init_video(tiny_composer):
     video = torch.rand(1, 3, 5, 32, 40, generator=torch.Generator().manual_seed(0))
     options = {"init": video, "denoise": 0.5, "conditions": conditions(5), "steps": 2, "condition_guidance": 2.0}
     both = composed(tiny_composer, ["a", "b"], seed=3, sampler="ddim", eta=0.5, **options)
@@ -135,15 +135,15 @@ def test_a_long_batch_and_a_long_video_to_change(tiny_composer):
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
 
 
-def test_a_long_video_obeys_over_its_whole_length_and_shows_no_seams(tmp_path):
-    """28 frames from a checkpoint for 16: a disc that moves on, from a text, its motion and its first frame."""
+def test_a_long_video_obeys_over_its_full_length_and_shows_no_seams(tmp_path):
+    """28 frames with a checkpoint for 16: a moving disc, from a text, its motion and its first frame."""
     frames, composer = 28, VideoComposer.load()
     config = composer.config
     clip = write_video(tmp_path / "clip.mp4", draw_clip((0.6 / 64, 0.0), frames=frames), RATE)
     plan = plan_frames(probe(clip), frames, rate=RATE)
     source = Source(clip, plan, (config.height, config.width), config.extraction)
-    given = [Condition(name, extract(name, source)) for name in ("motion", "single_image")]
-    video = composed(composer, TEXT, conditions=given, frames=frames, steps=10)
+    conditions = [Condition(name, extract(name, source)) for name in ("motion", "single_image")]
+    video = composed(composer, TEXT, conditions=conditions, frames=frames, steps=10)
 
     x, y = follow(video, RED, (*STRIPES, tuple(sum(c) / 2 for c in zip(*STRIPES, strict=True)))).T / video.shape[-1]
     commanded = 0.6 / 64

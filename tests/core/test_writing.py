@@ -1,4 +1,4 @@
-"""Writing videos: every format read back by the libraries themselves, the texts inside, and nothing half-written."""
+"""Writing videos: each format is read back with other libraries, the texts inside, and no partly written files."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def painting(frames=5, height=32, width=40):
-    """Two soft gradients, of which the second moves; no two frames are equal."""
+    """Two soft gradients, the second one moving; no two frames are equal."""
     sides = torch.linspace(0, 1, height), torch.linspace(0, 1, width), torch.arange(frames) / frames
     y, x, t = torch.meshgrid(*sides, indexing="ij")
     video = torch.stack([x * 0.8, y, (x + y) / 4 + t / 2])
@@ -35,12 +35,12 @@ def painting(frames=5, height=32, width=40):
 
 
 def as_bytes(video):
-    """(1, C, F, H, W) -> (F, H, W, 3) as whole numbers from 0 to 255."""
+    """(1, C, F, H, W) -> (F, H, W, 3) as integers from 0 to 255."""
     return (video[0].expand(3, -1, -1, -1) * 255).round().permute(1, 2, 3, 0).int().numpy()
 
 
 def read_back(path):
-    """Frames (F, H, W, 3) as whole numbers, and how many seconds each is shown."""
+    """Frames (F, H, W, 3) as integers, and the seconds of each frame."""
     if path.is_dir():
         description = json.loads((path / "video.json").read_text())
         files = sorted(path.glob("*.png"))
@@ -70,11 +70,11 @@ def read_back(path):
 
 
 def listing(folder):
-    """Every file below a folder with what it holds."""
+    """All files below a folder with their contents."""
     return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
 
 
-# --- What is written ------------------------------------------------------------------------------------------------
+# --- Written files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_video_reads_back(tmp_path, name, mean, even):
     )
     error = np.abs(frames[:, :33, :47] - as_bytes(video))
     assert error.mean() <= mean
-    assert error.mean(axis=(1, 2, 3)).max() <= mean + 1  # each frame is itself
+    assert error.mean(axis=(1, 2, 3)).max() <= mean + 1  # no frame is swapped
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +101,7 @@ def test_one_frame_of_a_mask(tmp_path, name):
     mask[..., 10:, :] = 1
     frames, seconds = read_back(write_video(tmp_path / name, mask, 4))
     assert np.abs(frames - as_bytes(mask)).max() <= 6
-    assert seconds == [Fraction(1, 4)] or name == "out.webp"  # a still picture there, which has no duration
+    assert seconds == [Fraction(1, 4)] or name == "out.webp"  # an image there, which has no duration
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +115,7 @@ def test_pixels_are_enlarged(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.webm"])
 @pytest.mark.parametrize("height, space", [(96, 6), (720, 1)])
-def test_colours_are_true_and_the_file_says_how_they_are_coded(tmp_path, name, height, space):
+def test_colours_are_right_and_the_file_has_colour_tags(tmp_path, name, height, space):
     colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.2, 0.9]]).T.view(1, 3, 3, 1, 1)
     path = write_video(tmp_path / name, colours.expand(-1, -1, -1, height, 64), 4)
     assert np.abs(read_back(path)[0] - as_bytes(colours)).max() <= 4
@@ -140,14 +140,14 @@ def test_a_gif_has_one_palette_and_keeps_few_colours(tmp_path):
     still[:, :, :, :24] = still[:, :, :1, :24]  # the upper half does not move
     frames, _ = read_back(write_video(tmp_path / "still.gif", still, 10))
     assert (frames[:, :24] == frames[:1, :24]).all()
-    which = torch.randint(0, 216, (4, 32, 32), generator=torch.Generator().manual_seed(0))
-    few = torch.cartesian_prod(*[torch.arange(6)] * 3)[which].permute(3, 0, 1, 2)[None] / 5
+    indices = torch.randint(0, 216, (4, 32, 32), generator=torch.Generator().manual_seed(0))
+    few = torch.cartesian_prod(*[torch.arange(6)] * 3)[indices].permute(3, 0, 1, 2)[None] / 5
     frames, _ = read_back(write_video(tmp_path / "few.gif", few, 10))
     assert (frames == as_bytes(few)).all()
 
 
 @pytest.mark.parametrize("name", ["out.gif", "out.webp"])
-def test_equal_frames_become_one_that_lasts(tmp_path, name):
+def test_equal_frames_are_merged(tmp_path, name):
     video = painting(frames=2)[:, :, [0, 0, 0, 1]]
     frames, seconds = read_back(write_video(tmp_path / name, video, 10))
     assert len(frames) == 2 and seconds == [Fraction(3, 10), Fraction(1, 10)]
@@ -166,7 +166,9 @@ def test_a_batch_goes_to_numbered_files(tmp_path):
             assert read_metadata(path) == {"a": "b"}
     assert len(list(tmp_path.iterdir())) == 2 * len(NAMES)
     assert (
-        write_videos(tmp_path / "one.gif", videos[:1], 8) == [tmp_path / "one.gif"] == numbered(tmp_path / "one.gif", 1)
+        write_videos(tmp_path / "single.gif", videos[:1], 8)
+        == [tmp_path / "single.gif"]
+        == numbered(tmp_path / "single.gif", 1)
     )
 
 
@@ -177,15 +179,15 @@ def test_the_same_video_gives_the_same_bytes(tmp_path):
             write_video(folder / name, video, 8, metadata=SETTINGS)
         return listing(folder)
 
-    video = painting(height=320, width=48)  # high enough for x264 to share it between threads
+    video = painting(height=320, width=48)  # high enough for x264 to use several threads
     first = write(tmp_path / "first")
     begun = int(time.time())
-    while int(time.time()) == begun:  # files tell the second they were made in
+    while int(time.time()) == begun:  # some files contain the second of their creation
         time.sleep(0.01)
     assert write(tmp_path / "second") == first
     if len(getattr(os, "sched_getaffinity", lambda _: [0])(0)) > 1:
         cores = os.sched_getaffinity(0)
-        try:  # as on a machine with another number of cores
+        try:  # simulate a machine with another number of cores
             os.sched_setaffinity(0, {min(cores)})
             assert write(tmp_path / "third") == first
         finally:
@@ -203,7 +205,7 @@ def test_metadata_survives_exactly(tmp_path, name):
     assert len(frames) == 2
 
 
-def test_every_picture_of_a_folder_and_a_sheet_hold_the_texts(tmp_path):
+def test_all_images_of_a_folder_and_a_sheet_contain_the_texts(tmp_path):
     folder = write_video(tmp_path / "out", painting(), 8, metadata=SETTINGS)
     assert all(read_metadata(folder / f"0000{i}.png") == SETTINGS for i in range(5))
     assert (
@@ -211,7 +213,7 @@ def test_every_picture_of_a_folder_and_a_sheet_hold_the_texts(tmp_path):
     )
 
 
-def test_metadata_lies_where_other_programs_look(tmp_path):
+def test_metadata_is_stored_for_other_programs(tmp_path):
     for name in ("out.mp4", "out.webm"):
         with av.open(str(write_video(tmp_path / name, painting(), 8, metadata={"prompt": "{}"}))) as container:
             assert {key.lower(): text for key, text in container.metadata.items()}["prompt"] == "{}"
@@ -233,35 +235,35 @@ def test_a_file_without_metadata_says_so(tmp_path, name):
         path = write_contact_sheet(tmp_path / name, [("a", painting())])
     else:
         path = write_video(tmp_path / name, painting(frames=2), 8)
-    with pytest.raises(UserError, match="holds no settings"):
+    with pytest.raises(UserError, match="contains no settings"):
         read_metadata(path)
 
 
 @pytest.mark.parametrize("name", ["absent.mp4", "empty", "text.mp4", "text.gif", "text.webp", "text.png", "zero.webm"])
-def test_what_is_no_video_is_told(tmp_path, name):
+def test_files_that_are_not_videos_are_reported(tmp_path, name):
     (tmp_path / "empty").mkdir()
     for path in tmp_path, tmp_path / "empty":
         assert path.is_dir()
     for ending in ("mp4", "gif", "webp", "png"):
-        (tmp_path / f"text.{ending}").write_text("no video " * 50)
+        (tmp_path / f"text.{ending}").write_text("not a video " * 50)
     (tmp_path / "zero.webm").write_bytes(b"")
-    with pytest.raises(UserError, match=r"check the path|whole file") as caught:
+    with pytest.raises(UserError, match=r"Check the path|complete file") as caught:
         read_metadata(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger than file")
 @pytest.mark.parametrize("name", [*NAMES[:-1], "out/00000.png"])
-def test_damaged_files_give_a_sentence_or_the_texts(tmp_path, name):
+def test_damaged_files_give_an_error_or_the_texts(tmp_path, name):
     write_video(
         tmp_path / name.partition("/")[0], painting(frames=2, height=16, width=16), 8, metadata={"key": "text " * 99}
     )
     path, damage = tmp_path / name, np.random.default_rng(0)
-    whole = path.read_bytes()
-    cuts = [whole[:size] for size in damage.integers(0, len(whole), 20)]
-    flips = [bytearray(whole) for _ in range(20)]
+    original = path.read_bytes()
+    cuts = [original[:size] for size in damage.integers(0, len(original), 20)]
+    flips = [bytearray(original) for _ in range(20)]
     for data in flips:
-        for at in damage.integers(0, len(whole), 8):
+        for at in damage.integers(0, len(original), 8):
             data[at] = damage.integers(256)
     for data in cuts + flips:
         path.write_bytes(data)
@@ -285,14 +287,14 @@ def test_metadata_that_would_not_survive_is_refused(tmp_path, key, text):
     assert not list(tmp_path.iterdir())
 
 
-# --- Nothing half-written -------------------------------------------------------------------------------------------
+# --- No partly written files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("the disk is full")])
 @pytest.mark.parametrize("after", [2, 8])
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, name, error, after):
-    """Of two videos of 5 frames, in the first and in the second; older files of these names survive."""
+    """Fail in the first or in the second of two videos with 5 frames; older files with these names stay."""
 
     def stop(what, done, total):
         if done == after:
@@ -322,10 +324,10 @@ def test_an_encoder_that_fails_leaves_nothing(tmp_path, name, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_a_folder_is_replaced_completely(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
-    write_video(folder, painting(frames=5), 8)  # an empty folder is as good as none
+    write_video(folder, painting(frames=5), 8)  # an empty folder is accepted
     (folder / ".DS_Store").write_text("")
     write_video(folder, painting(frames=2), Fraction(30000, 1001))
     assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png", "video.json"]
@@ -337,7 +339,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_rename_that_fails_leaves_the_older_folder(tmp_path, monkeypatch, failing):
+def test_a_failed_rename_restores_the_older_folder(tmp_path, monkeypatch, failing):
     write_video(tmp_path / "out", painting(frames=5), 8)
     before, rename, calls = listing(tmp_path), os.rename, itertools.count(1)
 
@@ -368,12 +370,12 @@ def test_a_folder_with_other_files_is_refused(tmp_path, change):
     assert listing(tmp_path) == before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there pipes are no files")
+@pytest.mark.skipif(os.name == "nt", reason="pipes are not files on Windows")
 @pytest.mark.parametrize("name", ["out", "out.mp4", "out.gif"])
 def test_a_pipe_or_a_device_is_refused_and_stays(tmp_path, name):
     path = tmp_path / name
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"is a device or a pipe, and a (file|folder) to write was expected"):
+    with pytest.raises(UserError, match=r"Expected a (file|folder) to write, but .* is a device or a pipe"):
         write_video(path, painting(), 8)
     assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
 
@@ -385,15 +387,15 @@ def test_the_current_folder_is_refused(tmp_path, monkeypatch):
     assert tmp_path.is_dir() and not list(tmp_path.iterdir())
 
 
-# --- What is refused ------------------------------------------------------------------------------------------------
+# --- Refused input --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["out.avi", "out.png", "no/such/out.mp4", "no/such/out", "file", "folder.mp4"])
-def test_an_unwritable_path_is_told(tmp_path, name):
+def test_an_unwritable_path_is_reported(tmp_path, name):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.mp4").mkdir()
     before = listing(tmp_path)
-    with pytest.raises(UserError, match=r"give|make") as caught:
+    with pytest.raises(UserError, match=r"Use a name|Create the folder|Choose another name|Pass a file name") as caught:
         write_video(tmp_path / name, painting(), 8)
     assert str(tmp_path / name) in str(caught.value)
     assert listing(tmp_path) == before
@@ -401,13 +403,13 @@ def test_an_unwritable_path_is_told(tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), 0.001, 1001])
-def test_an_impossible_rate_is_told(tmp_path, name, rate):
-    with pytest.raises(UserError, match="frames a second"):
+def test_an_impossible_rate_is_reported(tmp_path, name, rate):
+    with pytest.raises(UserError, match=r"cannot be written at .* frames per second"):
         write_video(tmp_path / name, painting(), rate)
 
 
-def test_a_format_that_cannot_hold_the_video_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"60 frames a second cannot be kept in \.gif"):
+def test_a_format_that_does_not_support_the_video_is_reported(tmp_path):
+    with pytest.raises(UserError, match=r"60 frames per second\. Use 0\.01 to 50 frames per second for \.gif"):
         check_format("out.gif", 60)
     with pytest.raises(UserError, match="at most 16383"):
         write_video(tmp_path / "out.webp", torch.zeros(3, 1, 2, 1639), 8, scale=10)
@@ -424,13 +426,13 @@ def test_a_missing_encoder_is_named(tmp_path, monkeypatch):
         assert check_format(tmp_path / name) is FORMATS[(tmp_path / name).suffix]
     monkeypatch.setattr("av.Codec", missing)
     monkeypatch.setattr(features, "check", lambda name: False)
-    for name, needed in {"out.mp4": "libx264", "out.webm": "libvpx-vp9", "out.webp": "Pillow with WebP"}.items():
-        with pytest.raises(UserError, match=needed):
+    for name, encoder in {"out.mp4": "libx264", "out.webm": "libvpx-vp9", "out.webp": "Pillow with WebP"}.items():
+        with pytest.raises(UserError, match=encoder):
             write_video(tmp_path / name, painting(), 8)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8, 8), (1, 2, 4, 8, 8), (3, 8, 8), (1, 3, 0, 8, 8)])
-def test_another_shape_is_our_mistake(tmp_path, shape):
+def test_another_shape_is_a_bug(tmp_path, shape):
     with pytest.raises(ValueError, match="expected"):
         write_video(tmp_path / "out.mp4", torch.zeros(shape), 8)
 

@@ -1,4 +1,4 @@
-"""What the tests against a real ComfyUI share."""
+"""Fixtures for the tests against a real ComfyUI."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.host.scene import Scene
 
 @pytest.fixture
 def scene(host):
-    """A fresh graph with the bundled checkpoint."""
+    """A new graph with the bundled checkpoint."""
     return Scene(host)
 
 

@@ -1,4 +1,4 @@
-"""Graphs in ComfyUI's API format, written as a script."""
+"""Build graphs in ComfyUI's API format."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ class Node(str):
 
 
 class Graph(dict[str, Any]):
-    """node id -> its class and inputs; what `Host.run` takes.
+    """Node id -> class and inputs of the node, for `Host.run`.
 
     Args:
-        nodes: what ComfyUI says about all nodes, see `Host.object_info`.
+        nodes: ComfyUI's description of all nodes, see `Host.object_info`.
     """
 
     def __init__(self, nodes: dict[str, Any]):
@@ -22,39 +22,39 @@ class Graph(dict[str, Any]):
         self._nodes = nodes
 
     def add(self, kind: str, **inputs: Any) -> Node:
-        """Adds a node. A `Node` among the inputs is its first output; widgets that are left out keep their default."""
-        given = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
+        """Add a node. A `Node` as an input is its first output. Widgets that are not passed keep their default."""
+        linked = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
         node = Node(len(self) + 1)
-        self[str(node)] = {"class_type": kind, "inputs": {**defaults(self._nodes[kind]), **given}}
+        self[str(node)] = {"class_type": kind, "inputs": {**defaults(self._nodes[kind]), **linked}}
         return node
 
     def set(self, node: Node, **inputs: Any) -> None:
-        """Changes inputs of a node that is there."""
-        given = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
-        self[str(node)]["inputs"].update(given)
+        """Change inputs of an existing node."""
+        linked = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
+        self[str(node)]["inputs"].update(linked)
 
 
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
-"""A list whose choice brings inputs of its own, named as `format.codec`; newer ComfyUIs have it."""
+"""Type of a combo in newer ComfyUIs whose options add inputs, named like `format.codec`."""
 
 
 def defaults(info: dict[str, Any]) -> dict[str, Any]:
-    """Input -> default, of the required widgets of a node, and of those that the default of a list brings."""
+    """Return input -> default, of a node's required widgets and of those that a combo's default option adds."""
     return _defaults(info["input"].get("required", {}), "")
 
 
 def _defaults(inputs: dict[str, Any], prefix: str) -> dict[str, Any]:
-    found = {}
+    values = {}
     for name, spec in inputs.items():
         value = default(spec)
         if value is not None:
-            found[prefix + name] = value
-        found |= _defaults(brought(spec, value).get("required", {}), f"{prefix}{name}.")
-    return found
+            values[prefix + name] = value
+        values |= _defaults(brought(spec, value).get("required", {}), f"{prefix}{name}.")
+    return values
 
 
 def default(spec: list[Any]) -> Any:
-    """The default of an input as `/object_info` tells it: what it says, else a list's first choice, else None."""
+    """Return the default of an input in `/object_info`, otherwise a combo's first option, otherwise None."""
     kind, *rest = spec
     options = rest[0] if rest else {}
     choices = kind if isinstance(kind, list) else options.get("options") if kind in ("COMBO", DYNAMIC) else None
@@ -64,6 +64,6 @@ def default(spec: list[Any]) -> Any:
 
 
 def brought(spec: list[Any], value: Any) -> dict[str, Any]:
-    """The inputs that a choice brings, {"required": {name: spec}, "optional": ...}, of names without the list's own."""
+    """Return the inputs that an option adds, {"required": {name: spec}, "optional": ...}, without their prefix."""
     options = spec[1]["options"] if spec[0] == DYNAMIC else []
     return next((option["inputs"] for option in options if option["key"] == value), {})

@@ -1,4 +1,4 @@
-"""A node that tests put beside the pack: it interrupts a run from within, in a call of the network that it is told."""
+"""A node for tests that interrupts a run during a certain call of the network."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import folder_paths
 
 
 class InterruptAt:
-    """Gives a MODEL whose `call`-th prediction interrupts; the number of those made is written to `CALLS`."""
+    """Return a MODEL whose `call`-th prediction interrupts. The number of predictions is written to `CALLS`."""
 
     CALLS = "calls.txt"
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "apply", "tests"
@@ -18,17 +18,17 @@ class InterruptAt:
 
     @classmethod
     def IS_CHANGED(cls, **inputs):
-        return float("nan")  # each run counts anew
+        return float("nan")  # each run starts counting again
 
     def apply(self, model, call):
-        made, file = [], Path(folder_paths.get_output_directory()) / self.CALLS
+        calls, file = [], Path(folder_paths.get_output_directory()) / self.CALLS
 
-        def predict(network, given):
-            made.append(given["input"].shape[2])
-            file.write_text(str(len(made)))
-            if len(made) == call:
+        def predict(network, arguments):
+            calls.append(arguments["input"].shape[2])
+            file.write_text(str(len(calls)))
+            if len(calls) == call:
                 comfy.model_management.interrupt_current_processing()
-            return network(given["input"], given["timestep"], **given["c"])
+            return network(arguments["input"], arguments["timestep"], **arguments["c"])
 
         model = model.clone()
         model.set_model_unet_function_wrapper(predict)

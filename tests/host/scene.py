@@ -1,4 +1,4 @@
-"""The graphs of the tests: the bundled checkpoint in float32, two prompts, and what a test hangs on them."""
+"""Graphs for tests: the bundled checkpoint in float32 and two prompts, to which a test adds nodes."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ TEXT = "a red circle on a background of blue and white stripes"
 
 
 class Scene:
-    """A graph that has the checkpoint and its prompts, and waits for conditions and samplers.
+    """A graph with the checkpoint and prompts, to which tests add conditions and samplers.
 
     Attributes:
-        graph: what `Host.run` takes.
-        loader: its outputs are the MODEL, CLIP, CLIP_VISION and VAE.
+        graph: the graph for `Host.run`.
+        loader: the node with the outputs MODEL, CLIP, CLIP_VISION and VAE.
         positive, negative: the encoded prompts.
     """
 
@@ -27,7 +27,7 @@ class Scene:
         self.positive, self.negative = self.text(TEXT), self.text("")
 
     def add(self, kind: str, **inputs: Any) -> Node:
-        """Adds a node as `Graph.add` does; a socket `model` is the loader's unless given, None leaves it unplugged."""
+        """Add a node like `Graph.add`. The socket `model` defaults to the loader; None leaves it unconnected."""
         sockets = self.host.nodes[kind]["input"]
         if "model" in {**sockets.get("required", {}), **sockets.get("optional", {})}:
             inputs = {"model": self.loader, **inputs}
@@ -38,21 +38,21 @@ class Scene:
         return self.add("CLIPTextEncode", text=text, clip=self.loader[1])
 
     def encode(self, **inputs: Any) -> Node:
-        """An STCEncode, of these prompts unless others are given."""
+        """Add an STCEncode, by default with these prompts."""
         return self.add("STCEncode", **{"positive": self.positive, "negative": self.negative, **inputs})
 
     def sample(self, stc: Node, **inputs: Any) -> Node:
-        """Our sampler on what an STCEncode gave."""
+        """Add our sampler after an STCEncode."""
         links = {"positive": stc[0], "negative": stc[1], "latent": stc[2]}
         return self.add("VC3DUNetSampler", **{**_QUICK, **links, **inputs})
 
     def stock_sample(self, stc: Node, **inputs: Any) -> Node:
-        """The stock KSampler on what an STCEncode gave."""
+        """Add the stock KSampler after an STCEncode."""
         links = {"positive": stc[0], "negative": stc[1], "latent_image": stc[2]}
         return self.add("KSampler", **{**_QUICK, **links, **inputs})
 
     def latents(self, *nodes: Node) -> list[Tensor]:
-        """Runs the graph and returns the latents that these nodes give."""
+        """Run the graph and return the latents of these nodes."""
         saved = [self.add("SaveLatent", samples=node) for node in nodes]
         result = self.host.run(self.graph)
         return [saved_latent(result, node) for node in saved]
@@ -62,11 +62,11 @@ _QUICK = {"seed": 1, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler
 
 
 def saved_latent(result: Result, node: Node) -> Tensor:
-    """What a SaveLatent wrote."""
+    """Return the latent that a SaveLatent wrote."""
     (file,) = result.files_of(node)
     return load_file(file)["latent_tensor"]
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """Relative error, in the Euclidean norm."""
-    return ((found - expected).norm() / expected.norm()).item()
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return the relative error in the Euclidean norm."""
+    return ((actual - expected).norm() / expected.norm()).item()

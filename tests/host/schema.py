@@ -1,6 +1,6 @@
-"""The frozen ids and inputs of the nodes: workflows that were saved once go on working.
+"""The frozen ids and inputs of the nodes, which keep saved workflows valid.
 
-After adding nodes or inputs, `./vc python -m tests.host.schema` adds them to schema.json; it takes nothing away.
+After adding nodes or inputs, run `./vc python -m tests.host.schema` to add them to schema.json. It removes nothing.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import Any
 FROZEN = Path(__file__).with_name("schema.json")
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-# Lists that are ComfyUI's or the user's folders', of which this project freezes nothing.
+# Options that depend on ComfyUI or on the user's files, which are not frozen.
 _OTHERS_LISTS = {("VC3DUNetSampler", "sampler_name"), ("VC3DUNetSampler", "scheduler"),
                  ("VCCheckpointLoader", "ckpt_name"), ("DepthSequence", "depth_model")}  # fmt: skip
 
 
 def schema_of(nodes: dict[str, Any]) -> dict[str, Any]:
-    """What is frozen of nodes as `/object_info` tells them: inputs with type, default and options, and outputs."""
+    """Return the frozen part of nodes in `/object_info`: inputs with type, default and options, and outputs."""
     return {
         name: {
             **{group: _inputs(name, info["input"].get(group, {})) for group in ("required", "optional")},
@@ -29,26 +29,26 @@ def schema_of(nodes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(node: str, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for name, (kind, *rest) in inputs.items():
         options = rest[0] if rest else {}
-        choices = kind if isinstance(kind, list) else options.get("options", [])  # newer hosts have the second form
+        choices = kind if isinstance(kind, list) else options.get("options", [])  # newer ComfyUIs use the second form
         entry = {"name": name, "type": "COMBO" if isinstance(kind, list) else kind}
         if "default" in options:
             entry["default"] = options["default"]
         if choices and (node, name) not in _OTHERS_LISTS:
             entry["options"] = list(choices)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def widgets(node: dict[str, Any]) -> list[str]:
-    """The names of a node's widgets in the order in which a workflow file has their values."""
+    """Return the names of a node's widgets in the order in which a workflow file stores their values."""
     return [i["name"] for group in ("required", "optional") for i in node[group] if i["type"] in WIDGETS]
 
 
 def main() -> None:
-    """Writes schema.json anew: refuses to if that breaks what it holds."""
+    """Update schema.json, unless that would break what it promises."""
     from tests.host.server import Host
     from tests.host.test_registration import broken_promises
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def written(nodes: dict[str, Any]) -> str:
-    """A schema as JSON with an input a line, so that a change is a line too."""
+    """Return a schema as JSON with one input per line, for readable diffs."""
     texts = []
     for name, groups in nodes.items():
         lists = [

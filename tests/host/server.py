@@ -1,4 +1,4 @@
-"""A real ComfyUI that runs with this checkout linked in as a pack."""
+"""A real ComfyUI that runs with this checkout as a pack."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.host.websocket import WebSocket
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 PACK_FOLDER = "ComfyUI-VideoComposer v0.1 (copy)"
-"""The folder the pack lies in: a user may call it anything, so it has a space, a dot, a dash and brackets."""
+"""The folder of the pack. Users may choose any name, so it has a space, a dot, a dash and brackets."""
 
 INTERRUPTER = Path(__file__).with_name("interrupter.py")
 
@@ -29,7 +29,7 @@ _START_SECONDS, _RUN_SECONDS, _STOP_SECONDS = 180, 300, 20
 
 
 def environment() -> dict[str, str]:
-    """The variables for a ComfyUI's Python: what ./vc sets for this project's would hide ComfyUI's modules from it."""
+    """Return the variables for a ComfyUI's Python, without those of ./vc, which would hide ComfyUI's modules."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME")}
 
 
@@ -38,13 +38,13 @@ class Result:
     """One run of a graph.
 
     Attributes:
-        outputs: node id -> what the node shows, under ComfyUI's keys ("images", "latents", "video", "text").
-        events: all messages of the websocket about the run as (type, data), in their order. Binary ones are there as
-            ("binary", bytes); and texts on a node as ("text", (node id, text)).
-        error: of a failed run the message "execution_error", with "node_type", "exception_type",
-            "exception_message"; None of one that succeeded or was interrupted.
-        interrupted: whether it was.
-        seconds: how long it took.
+        outputs: node id -> what the node shows, by ComfyUI's keys ("images", "latents", "video", "text").
+        events: all websocket messages about the run as (type, data), in their order. Binary messages are
+            ("binary", bytes), texts on a node are ("text", (node id, text)).
+        error: the message "execution_error" of a failed run, with "node_type", "exception_type" and
+            "exception_message". None if the run succeeded or was interrupted.
+        interrupted: whether the run was interrupted.
+        seconds: duration of the run.
     """
 
     outputs: dict[str, dict[str, Any]]
@@ -61,27 +61,27 @@ class Result:
 
     @property
     def cached(self) -> set[str]:
-        """Ids of the nodes that did not have to."""
+        """Ids of the nodes that did not have to run."""
         return {node for kind, data in self.events if kind == "execution_cached" for node in data["nodes"]}
 
     @property
     def notes(self) -> list[str]:
-        """What the nodes told the user."""
+        """The notes that the nodes showed."""
         return [text for kind, data in self.events if kind == "text" for text in data[1].split("\n")]
 
     @property
     def files(self) -> list[Path]:
-        """Every file that the run saved, or would have saved again; what nodes show on themselves is temporary."""
+        """Every file that the run saved or found in the cache, without the temporary ones that nodes show."""
         return [file for node in self.outputs for file in self.files_of(node) if file.parent.name != "temp"]
 
     def files_of(self, node: str) -> list[Path]:
-        """The files that a node made."""
+        """Return the files that a node saved."""
         entries = [entry for listed in self.outputs[node].values() for entry in listed if isinstance(entry, dict)]
         return [self._folder / e["type"] / e["subfolder"] / e["filename"] for e in entries if "filename" in e]
 
 
 class RunFailed(AssertionError):
-    """A graph that should have run did not."""
+    """A graph failed that should have run."""
 
 
 @dataclass
@@ -89,9 +89,9 @@ class Host:
     """A running ComfyUI.
 
     Attributes:
-        url: such as `http://127.0.0.1:8188`.
-        folder: its base directory, with `input`, `output`, `models`, `user`.
-        start_log: what it logged until it was up.
+        url: for example `http://127.0.0.1:8188`.
+        folder: its base directory, with `input`, `output`, `models` and `user`.
+        start_log: its log until it was ready.
     """
 
     url: str
@@ -108,14 +108,14 @@ class Host:
         source: Path = REPOSITORY,
         front_end: Path | None = None,
     ) -> "Host":
-        """Starts a ComfyUI on the CPU with an empty base directory.
+        """Start a ComfyUI on the CPU with an empty base directory.
 
         Args:
-            folder: where that directory is made.
-            pack: what the folder of this pack in it is called; None leaves the pack out.
-            comfyui: which one; by default the first that `find_comfyuis` finds.
-            source: where this pack lies.
-            front_end: the static files of the page, where they are not to be those that it was installed with.
+            folder: the base directory to create.
+            pack: name of this pack's folder; None leaves the pack out.
+            comfyui: the ComfyUI to start; by default the first of `find_comfyuis`.
+            source: the folder of this pack.
+            front_end: the page's static files; by default the installed ones.
         """
         comfyui = comfyui or find_comfyuis()[0]
         for name in ("custom_nodes", "input", "output", "user", "models/videocomposer", "models/loras"):
@@ -162,7 +162,7 @@ class Host:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise RuntimeError(f"ComfyUI did not come up; its log ends:\n{self.log()[-3000:]}")
+        raise RuntimeError(f"ComfyUI did not start. Its log ends with:\n{self.log()[-3000:]}")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -173,7 +173,7 @@ class Host:
             self.process.wait()
 
     def log(self) -> str:
-        """Everything that it has logged so far."""
+        """Return its log so far."""
         return self._log.read_text(errors="replace")
 
     # --- Its HTTP interface -----------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Host:
             return json.load(response)
 
     def post(self, path: str, content: Any) -> Any:
-        """What a POST of JSON answers, of status 400 too, where that says what is wrong with a graph."""
+        """Post JSON and return the answer, also for status 400, which describes errors in a graph."""
         data, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
         try:
             with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=30) as response:
@@ -195,7 +195,7 @@ class Host:
         return json.loads(body) if body else None
 
     def object_info(self) -> dict[str, Any]:
-        """node id -> what ComfyUI says about it, of all nodes there are."""
+        """Return node id -> ComfyUI's description, for all nodes."""
         return self.get("/object_info")
 
     @property
@@ -208,28 +208,28 @@ class Host:
         return self.object_info()
 
     def graph(self) -> Graph:
-        """An empty graph, whose nodes get the defaults of every widget that is not given."""
+        """Return an empty graph, whose nodes get the defaults of their widgets."""
         return Graph(self.nodes)
 
     def pack_nodes(self) -> dict[str, Any]:
-        """Those of `object_info` that are this pack's."""
+        """Return the entries of `object_info` for this pack's nodes."""
         module = f"custom_nodes.{INTERRUPTER.stem}"
         nodes = {k: v for k, v in self.object_info().items() if v["python_module"].startswith("custom_nodes")}
         return {k: v for k, v in nodes.items() if v["python_module"] != module}
 
     def unload_models(self) -> None:
-        """Takes all models out of memory; what was computed stays in the cache."""
+        """Unload all models from memory. Computed results stay in the cache."""
         self.post("/free", {"unload_models": True})
-        time.sleep(0.5)  # it is the worker that does it, woken up by the request
+        time.sleep(0.5)  # the request wakes up the worker, which unloads them
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
     def run(self, graph: dict[str, Any], on_event: Any = None) -> Result:
-        """Runs a graph in API format to its end.
+        """Run a graph in API format to its end.
 
         Args:
-            on_event: called as `on_event(type, data)` with each message of the websocket as it comes.
+            on_event: called as `on_event(type, data)` for each websocket message.
 
         Raises:
             RunFailed: ComfyUI refused the graph, or a node failed.
@@ -244,10 +244,10 @@ class Host:
         return result
 
     def fails(self, graph: dict[str, Any]) -> dict[str, Any]:
-        """The error of a graph that cannot run, see `Result.error`."""
+        """Run a graph that must fail, and return its error, see `Result.error`."""
         error = self._run(graph).error
         if error is None:
-            raise RunFailed("The graph ran.")
+            raise RunFailed("The graph should have failed, but it ran.")
         return error
 
     def _run(self, graph: dict[str, Any], on_event: Any = None) -> Result:
@@ -266,13 +266,13 @@ class Host:
                     on_event(kind, data)
                 if kind == "executing" and data["node"] is None:
                     break
-        there = {kind: data for kind, data in events}
+        last = {kind: data for kind, data in events}
         history = self.get(f"/history/{prompt}")[prompt]
         return Result(
             history["outputs"],
             events,
-            there.get("execution_error"),
-            "execution_interrupted" in there,
+            last.get("execution_error"),
+            "execution_interrupted" in last,
             time.monotonic() - started,
             self.folder,
         )
@@ -291,7 +291,7 @@ def _parsed(message: str | bytes) -> tuple[str, Any]:
     return "text", (message[8:end].decode(), message[end:].decode())
 
 
-if __name__ == "__main__":  # for a look at the pages: python -m tests.host.server FOLDER
+if __name__ == "__main__":  # to look at the pages: python -m tests.host.server FOLDER
     running = Host.start(Path(sys.argv[1]))
     print(running.url, flush=True)
     try:

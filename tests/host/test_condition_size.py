@@ -1,4 +1,4 @@
-"""A checkpoint whose config says at what size it takes conditions: nodes, STCEncode and the network follow it."""
+"""A checkpoint whose config sets the size of conditions: nodes, STCEncode and the network follow it."""
 
 from dataclasses import replace
 
@@ -24,16 +24,16 @@ NAME, RELEASED = "scale4.safetensors", "released_scale.safetensors"
 
 @pytest.fixture(scope="module")
 def scaled(host):
-    """The bundled network, told that it takes conditions at 4 times the latent, and beside it one that takes them at
-    the table's size; the first in the core."""
+    """Two copies of the bundled checkpoint: one expects conditions at 4 times the latent's size, one at the
+    table's size. Returns the first, loaded by the core."""
     from vc_core.composer import VideoComposer
 
     with safe_open(BUNDLED, "pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     config = Config.from_json(metadata["config"])
     for name, scale in ((NAME, 4), (RELEASED, None)):
-        told = replace(config, extraction=replace(config.extraction, condition_scale=scale))
-        save_file(tensors, host.checkpoints / name, {**metadata, "config": told.to_json()})
+        changed = replace(config, extraction=replace(config.extraction, condition_scale=scale))
+        save_file(tensors, host.checkpoints / name, {**metadata, "config": changed.to_json()})
     return VideoComposer.load(host.checkpoints / NAME, device="cpu", dtype="fp32")
 
 
@@ -47,8 +47,8 @@ def expected(composer, *conditions):
     return compose_latent(composer, TEXT, conditions=conditions, seed=1, guidance=2.0, **schedule)
 
 
-def made_for(scene, model):
-    """Nodes that make a motion, a sketch and an image for a model."""
+def conditions_for(scene, model):
+    """Add nodes that compute a motion, a sketch and an image for a model."""
     clip = scene.add("VCExampleClip")
     return {
         "motion": scene.add("VCCameraMotion", pan_right=0.3, model=model),
@@ -64,31 +64,31 @@ def test_nodes_make_what_the_core_makes_for_the_checkpoint(scene, scaled):
         sketch=scene.add("VCSketchSequence", video=clip[1], method="edges"),
         single_image=scene.add("VCSingleImage", image=clip[1]),
     )
-    (found,) = scene.latents(scene.sample(stc, steps=STEPS))
+    (actual,) = scene.latents(scene.sample(stc, steps=STEPS))
     size, extraction = (config.height, config.width), config.extraction
     pictures = resize_crop(draw_clip(), condition_size("sketch", size))
-    made = {"motion": clip_motion(config)}
+    conditions = {"motion": clip_motion(config)}
     for name, tensor in {"sketch": edges(pictures), "single_image": pictures[:, :, :1]}.items():
-        made[name] = refit(name, tensor, size, tensor.shape[2], extraction)
-    assert [tuple(one.shape[-2:]) for one in made.values()] == [(32, 32)] * 3
-    assert error(found, expected(scaled, *(Condition(*one) for one in made.items()))) <= ALLOWED
+        conditions[name] = refit(name, tensor, size, tensor.shape[2], extraction)
+    assert [tuple(value.shape[-2:]) for value in conditions.values()] == [(32, 32)] * 3
+    assert error(actual, expected(scaled, *(Condition(*item) for item in conditions.items()))) <= ALLOWED
 
 
 def test_motion_from_a_camera_is_in_pixels_of_the_video(scene, scaled):
     stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3))
-    (found,) = scene.latents(scene.sample(stc, steps=STEPS))
+    (actual,) = scene.latents(scene.sample(stc, steps=STEPS))
     motion = pan_motion(scaled.config, (0.3, 0.0), 16)
     assert motion.shape[-2:] == (32, 32)
     assert motion[0, 0, 1:].mean().item() == pytest.approx(-0.3 * 64 / 15, rel=1e-4)
-    assert error(found, expected(scaled, Condition("motion", motion))) <= ALLOWED
+    assert error(actual, expected(scaled, Condition("motion", motion))) <= ALLOWED
 
 
 def test_conditions_for_another_checkpoint_are_brought_to_this_one_s_size_and_that_is_said(scene):
-    """By STCEncode, and by the network where STCEncode served the other checkpoint too."""
+    """By STCEncode, or by the network if STCEncode used the other checkpoint too."""
     other = scene.add("VCCheckpointLoader", ckpt_name=RELEASED, weight_dtype="fp32")
-    own = scene.encode(**made_for(scene, scene.loader))
-    by_stc = scene.encode(**made_for(scene, other))
-    by_network = scene.encode(**made_for(scene, other), model=other)
+    own = scene.encode(**conditions_for(scene, scene.loader))
+    by_stc = scene.encode(**conditions_for(scene, other))
+    by_network = scene.encode(**conditions_for(scene, other), model=other)
     samples = [scene.sample(stc, steps=STEPS) for stc in (own, by_stc, by_network)]
     samples.append(scene.sample(by_network, steps=STEPS, model=other))
     saved = [scene.add("SaveLatent", samples=each) for each in samples]
@@ -99,7 +99,7 @@ def test_conditions_for_another_checkpoint_are_brought_to_this_one_s_size_and_th
     notes = "\n".join(result.notes)
     assert "motion: resampled from 16 x 64x64 to 16 x 32x32 (frames x width x height)." in notes
     assert "sketch: resampled from 16 x 96x96 to 16 x 32x32 (frames x width x height)." in notes
-    assert "motion, sketch, single_image: resampled to the latent's 64x64." in notes
+    assert "motion, sketch, single_image: resampled to the latent's size, 64x64." in notes
 
 
 def test_motions_add_up_for_one_checkpoint_and_between_two(scene):
@@ -108,8 +108,8 @@ def test_motions_add_up_for_one_checkpoint_and_between_two(scene):
         scene.add("VCCameraMotion", zoom=1.3, add_to=scene.add("VCCameraMotion", pan_right=0.3, model=model))
         for model in (scene.loader, other)
     ]
-    one, two = scene.latents(*(scene.sample(scene.encode(motion=motion), steps=STEPS) for motion in sums))
-    assert error(two, one) <= ALLOWED
+    first, second = scene.latents(*(scene.sample(scene.encode(motion=motion), steps=STEPS) for motion in sums))
+    assert error(second, first) <= ALLOWED
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -1,4 +1,4 @@
-"""Conditions on the sampler: absent, of no strength and unplugged are one thing; sizes and lengths are fitted."""
+"""Conditions on the sampler: strength 0 is the same as not connected; sizes and lengths are fitted."""
 
 import numpy as np
 import pytest
@@ -20,17 +20,17 @@ SOURCES = {
 
 
 def side_of(name, video=64):
-    """Pixels of a side at which the bundled checkpoint takes a condition of a square video."""
+    """Return the side in pixels of a condition of a square video for the bundled checkpoint."""
     scale = read_checkpoint(BUNDLED).config.extraction.condition_scale
     return condition_size(name, (video, video), scale)[0]
 
 
 TRIM = "Video Slice"
-"""The node by which newer ComfyUIs take a part of a VIDEO."""
+"""The node with which newer ComfyUIs trim a VIDEO."""
 
 
 def source(scene, name, **inputs):
-    """The node that makes a condition of the example clip."""
+    """Add the node that computes a condition from the example clip."""
     kind, sockets = SOURCES[name]
     return scene.add(kind, **sockets(scene.add("VCExampleClip")), **inputs)
 
@@ -84,7 +84,7 @@ def test_conditions_of_two_encoders_add_up(scene):
 
 
 def test_conditions_are_fitted_to_the_latent_that_is_sampled(scene):
-    """As for a second pass at twice the size: vectors are twice as long there."""
+    """As in a second pass at twice the size, where motion vectors are twice as long."""
     motion, image = source(scene, "motion"), source(scene, "single_image")
     small, large = (
         scene.encode(motion=motion, single_image=image, width=side, height=side, frames=8) for side in (64, 128)
@@ -92,7 +92,7 @@ def test_conditions_are_fitted_to_the_latent_that_is_sampled(scene):
     saved = [scene.add("SaveLatent", samples=s) for s in (scene.sample(small, latent=large[2]), scene.sample(large))]
     result = scene.host.run(scene.graph)
     assert torch.equal(*(saved_latent(result, node) for node in saved))
-    assert "motion, single_image: resampled to the latent's 128x128." in result.notes
+    assert "motion, single_image: resampled to the latent's size, 128x128." in result.notes
 
 
 def test_the_motion_of_fewer_images_is_slower_and_even(scene):
@@ -123,24 +123,24 @@ def test_a_style_of_no_strength_is_unplugged_to_the_bit(scene):
 
 def test_a_style_may_come_from_the_stock_encoder(scene):
     image, sides = scene.add("VCExampleClip", frames=1)[1], {"positive": scene.positive, "negative": scene.negative}
-    seen = scene.add("CLIPVisionEncode", clip_vision=scene.loader[2], image=image, crop="center")
+    encoded = scene.add("CLIPVisionEncode", clip_vision=scene.loader[2], image=image, crop="center")
     styles = [
         scene.add("StyleEmbed", **sides, clip_vision=scene.loader[2], image=image),
-        scene.add("StyleEmbed", **sides, clip_vision_output=seen),
+        scene.add("StyleEmbed", **sides, clip_vision_output=encoded),
     ]
     ours, stock = scene.latents(*(scene.sample(scene.encode(positive=s[0], negative=s[1]), steps=2) for s in styles))
     assert torch.equal(ours, stock)
 
 
-def test_conditions_of_another_video_are_fitted_and_that_is_said(scene):
-    """Eight frames at 64 x 64 for a video of twelve at 96 x 64."""
-    made = {name: source(scene, name, frames=8) for name in ("motion", "depth", "sketch", "mask")}
-    stc = scene.encode(**made, frames=12, width=96, height=64)
+def test_conditions_of_another_video_are_fitted_and_a_note_says_so(scene):
+    """Conditions of 8 frames at 64 x 64 for a video of 12 frames at 96 x 64."""
+    conditions = {name: source(scene, name, frames=8) for name in ("motion", "depth", "sketch", "mask")}
+    stc = scene.encode(**conditions, frames=12, width=96, height=64)
     saved = scene.add("SaveLatent", samples=scene.sample(stc, steps=1))
     result = scene.host.run(scene.graph)
     assert saved_latent(result, saved).shape == (1, 4, 12, 8, 12)
     notes = "\n".join(result.notes)
-    for name in made:
+    for name in conditions:
         assert f"{name}: resampled from 8 x" in notes
 
 
@@ -160,22 +160,22 @@ def test_each_condition_shows_what_the_network_sees(scene, name):
         assert high - low > 20  # not blank
 
 
-def test_of_a_trimmed_video_that_part_alone_is_taken(scene):
+def test_only_the_part_of_a_trimmed_video_is_used(scene):
     from vc_core.demo import draw_clip
     from vc_core.video import write_video
 
     if TRIM not in scene.host.nodes:
         pytest.skip("this ComfyUI trims no videos")
     write_video(scene.host.folder / "input" / "long.mp4", draw_clip(), 8)
-    whole = scene.add("LoadVideo", file="long.mp4")
-    part = scene.add(TRIM, video=whole, start_time=1.5, duration=0.5)
+    full = scene.add("LoadVideo", file="long.mp4")
+    part = scene.add(TRIM, video=full, start_time=1.5, duration=0.5)
     images = scene.add("GetVideoComponents", video=part)
     sketches = [
         scene.add("SaveImage", filename_prefix=name, images=scene.add("VCSketchSequence", video=video, **options)[1])
         for name, video, options in (
             ("part", part, {"frames": 4}),
             ("images", images, {"frames": 4}),
-            ("whole", whole, {"frames": 4, "frame_rate": 8.0}),
+            ("whole", full, {"frames": 4, "frame_rate": 8.0}),
         )
     ]
     result = scene.host.run(scene.graph)
@@ -187,8 +187,8 @@ def test_of_a_trimmed_video_that_part_alone_is_taken(scene):
     assert (of_part != of_whole).any()
 
 
-def told(scene, output):
-    """What an output holds, as ComfyUI's Preview Any shows it."""
+def preview_text(scene, output):
+    """Return an output as text, from ComfyUI's Preview Any, and the run's result."""
     shown = scene.add("PreviewAny", source=output)
     result = scene.host.run(scene.graph)
     return result.outputs[shown]["text"][0], result
@@ -198,7 +198,7 @@ def told(scene, output):
     "inputs, expected",
     [
         (lambda scene, clip: {}, 8.0),  # as the checkpoint was trained
-        (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[1])}, 8.0),  # images have no seconds
+        (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[1])}, 8.0),  # images have no rate
         (lambda scene, clip: {"sketch": scene.add("VCSketchSequence", video=clip[0], frame_rate=6.0)}, 6.0),
         (lambda scene, clip: {"motion": scene.add("MotionVectorExtract", video=clip[0])}, 4.0),  # the released rule
         (lambda scene, clip: {"motion": scene.add("VCCameraMotion", zoom=1.2, add_to=scene.add(
@@ -208,18 +208,18 @@ def told(scene, output):
     ],
 )  # fmt: skip
 def test_fps_plays_the_video_as_fast_as_the_one_that_its_conditions_are_from(scene, inputs, expected):
-    clip = scene.add("VCExampleClip", frames=40, size=64)  # of 8 frames a second
-    text, result = told(scene, scene.encode(**inputs(scene, clip))[3])
+    clip = scene.add("VCExampleClip", frames=40, size=64)  # 8 frames per second
+    text, result = preview_text(scene, scene.encode(**inputs(scene, clip))[3])
     assert float(text) == expected
     assert not [note for note in result.notes if "fps" in note]
 
 
-def test_fps_is_that_of_the_first_condition_where_they_differ_and_that_is_said(scene):
+def test_fps_is_that_of_the_first_condition_if_they_differ_and_a_note_says_so(scene):
     clip = scene.add("VCExampleClip", frames=40, size=64)
     sketch, motion = (
         scene.add(kind, video=clip[0], frame_rate=rate)
         for kind, rate in (("VCSketchSequence", 8.0), ("MotionVectorExtract", 4.0))
     )
-    text, result = told(scene, scene.encode(sketch=sketch, motion=motion)[3])
+    text, result = preview_text(scene, scene.encode(sketch=sketch, motion=motion)[3])
     assert float(text) == 4.0
-    assert "The conditions differ in frames a second (motion 4, sketch 8): fps is that of motion." in result.notes
+    assert "The conditions have different frame rates (motion 4, sketch 8). fps is the rate of motion." in result.notes

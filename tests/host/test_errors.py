@@ -1,4 +1,4 @@
-"""Wrong wiring and wrong files: one sentence at the node that cannot go on, which names the socket or the file."""
+"""Wrong wiring and wrong files: an error on the node that fails, which names the socket or the file."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from vc_core.video import write_video
 
 
 def depth_of(scene, output=2):
-    """Depth of what an output of the example clip holds; the third are its depth maps."""
+    """Add the depth of an output of the example clip; output 2 has the depth maps."""
     return scene.add("DepthSequence", video=scene.add("VCExampleClip")[output], input="depth maps, near is bright")
 
 
@@ -26,22 +26,22 @@ def motion_of(scene, file, **inputs):
 
 
 def clip_files(scene):
-    """A file of 3 frames, and the first half of it."""
+    """Write a file of 3 frames, and the first half of it."""
     folder = scene.host.folder / "input"
     write_video(folder / "short.mp4", draw_clip(frames=3), 8)
-    whole = (folder / "short.mp4").read_bytes()
-    (folder / "damaged.mp4").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "short.mp4").read_bytes()
+    (folder / "damaged.mp4").write_bytes(content[: len(content) // 2])
 
 
 def wide_files(scene):
-    """A panorama that is wider than the encoder of motion takes, and a video whose frames would fill the memory."""
+    """Write a video that is wider than the motion encoder supports, and one whose frames would fill the memory."""
     folder = scene.host.folder / "input"
     of_streams(folder / "wide.mkv", ("ffv1", 4, (64, 16400), (0, 0, 200)))
     png_film_bomb(folder / "large.mov")
 
 
-# What is wrong -> the node that says so, words of its sentence, and how it is wired: returns an STCEncode, after which
-# the graph is sampled.
+# Mistake -> the node with the error, words of its message, and a function that builds the graph up to an STCEncode. The
+# test then adds a sampler.
 WIRING = {
     "another condition's socket": (
         "STCEncode", ["'motion'", "'depth'"],
@@ -56,17 +56,17 @@ WIRING = {
         lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=s.add("VCCameraMotion", frames=8))),
     ),
     "a motion with a strength of its own to add to": (
-        "VCCameraMotion", ["'add_to'", "strength 0.5"],
+        "VCCameraMotion", ["'add_to'", "strength 1", "got 0.5"],
         lambda s: s.encode(motion=s.add("VCCameraMotion", add_to=s.add("VCCameraMotion", strength=0.5))),
     ),
     "one condition from two encoders": (
-        "STCEncode", ["'positive'", "'motion'", "another STCEncode"],
+        "STCEncode", ["'positive'", "'motion'", "another STC Encode"],
         lambda s: s.encode(
             positive=s.encode(motion=s.add("VCCameraMotion"))[0], motion=s.add("VCCameraMotion", zoom=2.0)
         ),
     ),
     "motion of one image": (
-        "MotionVectorExtract", ["'video'", "one image"],
+        "MotionVectorExtract", ["'video'", "single image"],
         lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=1)[1])),
     ),
     "a style without its image": (
@@ -75,7 +75,7 @@ WIRING = {
     ),
     "a style of nothing": ("StyleEmbed", ["'clip_vision_output'"], styled),
     "more style images than videos": (
-        "VC3DUNetSampler", ["StyleEmbed", "16 images"],
+        "VC3DUNetSampler", ["Style Embed", "16 images"],
         lambda s: styled(s, clip_vision=s.loader[2], image=s.add("VCExampleClip")[1]),
     ),
     "a schedule that ends before it starts": (
@@ -106,7 +106,7 @@ WIRING = {
         "MotionVectorExtract", ["large.mov", "100 megapixels", "VC_MAX_MEGAPIXELS"],
         lambda s: (wide_files(s), motion_of(s, "large.mov", frame_rate=8.0, frames=2))[1],
     ),
-    "tracks that are no JSON": (
+    "tracks that are not JSON": (
         "VCMotionFromTracks", ["'tracks'", "JSON"],
         lambda s: s.encode(motion=s.add("VCMotionFromTracks", tracks="[{")),
     ),
@@ -130,7 +130,7 @@ WIRING = {
 def test_wrong_wiring(scene, wrong):
     node, words, wire = WIRING[wrong]
     scene.add("SaveLatent", samples=scene.sample(wire(scene), steps=1))
-    assert_told(scene, node, *words)
+    assert_error(scene, node, *words)
 
 
 @pytest.mark.parametrize(
@@ -142,40 +142,40 @@ def test_wrong_wiring(scene, wrong):
         (lambda s: {"scheduler": "ddim_released", "steps": 1000, "denoise": 0.5}, ["2000", "1000"]),
         (
             lambda s: {"scheduler": "ddim_released", "model": s.add("ModelSamplingDiscrete", sampling="lcm")},
-            ["50 noise levels", "1000"],
+            ["1000 noise levels", "has 50"],
         ),
     ],
     ids=[
         "a latent of an image",
         "a latent of another length",
-        "windows that overlap whole",
+        "windows that overlap completely",
         "too many steps",
-        "the released grid of another schedule",
+        "released timesteps with another schedule",
     ],
 )
 def test_wrong_settings_of_the_sampler(scene, inputs, words):
     stc = scene.encode(motion=scene.add("VCCameraMotion"))
     scene.add("SaveLatent", samples=scene.sample(stc, **{"steps": 1, **inputs(scene)}))
-    assert_told(scene, "VC3DUNetSampler", *words)
+    assert_error(scene, "VC3DUNetSampler", *words)
 
 
 @pytest.mark.parametrize("kind", ["VC3DUNetSampler", "KSampler"])
 def test_a_prompt_of_another_text_encoder(scene, kind):
     folder = scene.host.folder / "models" / "text_encoders"
     folder.mkdir(exist_ok=True)
-    # ComfyUI takes what it does not know for Stable Diffusion 1's, 768 wide, and leaves what is missing as it is.
+    # ComfyUI treats an unknown text encoder as Stable Diffusion 1's, 768 wide, and ignores missing tensors.
     save_file({"text_model.final_layer_norm.weight": torch.ones(768)}, folder / "other.safetensors")
     clip = scene.add("CLIPLoader", clip_name="other.safetensors", type="stable_diffusion")
     prompt = scene.add("CLIPTextEncode", text="", clip=clip)
     stc = scene.encode(positive=prompt, negative=prompt)
     sample = {"VC3DUNetSampler": scene.sample, "KSampler": scene.stock_sample}[kind]
     scene.add("SaveLatent", samples=sample(stc, steps=1))
-    assert_told(scene, kind, "768", "64", "CLIP")
+    assert_error(scene, kind, "768", "64", "CLIP")
 
 
 def _half(file):
-    whole = BUNDLED_FILE.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
+    content = BUNDLED_FILE.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
 
 
 def _lacking_a_tensor(file):
@@ -185,7 +185,7 @@ def _lacking_a_tensor(file):
 
 
 class _Code:
-    """Makes a file when it is unpickled."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -198,20 +198,20 @@ FILES = {
     "truncated.safetensors": _half,
     "foreign.safetensors": lambda file: save_file({"a.weight": torch.zeros(3)}, file),
     "lacking.safetensors": _lacking_a_tensor,
-    "noise.safetensors": lambda file: file.write_bytes(b"no checkpoint" * 1000),
+    "noise.safetensors": lambda file: file.write_bytes(b"not a checkpoint" * 1000),
     "empty.pth": lambda file: file.write_bytes(b""),
     "code.pth": lambda file: torch.save({"a": _Code(str(file) + ".ran")}, file),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_checkpoint(scene, name):
+def test_a_file_that_is_not_a_checkpoint(scene, name):
     file = scene.host.checkpoints / name
     FILES[name](file)
     try:
         scene.graph.set(scene.loader, ckpt_name=name)
         scene.add("SaveLatent", samples=scene.sample(scene.encode(), steps=1))
-        assert_told(scene, "VCCheckpointLoader", name)
+        assert_error(scene, "VCCheckpointLoader", name)
         assert not file.with_name(f"{name}.ran").exists()
     finally:
         file.unlink()
@@ -229,7 +229,7 @@ USES = {
 
 
 @pytest.mark.parametrize("kind", USES)
-def test_a_part_that_the_checkpoint_lacks_is_told_where_it_is_used(scene, kind):
+def test_using_a_part_that_the_checkpoint_lacks_is_an_error(scene, kind):
     name = "network.safetensors"
     network = {key: tensor for key, tensor in _bundled().items() if key.startswith("model.")}
     save_file(network, scene.host.checkpoints / name, _metadata())
@@ -239,7 +239,7 @@ def test_a_part_that_the_checkpoint_lacks_is_told_where_it_is_used(scene, kind):
         scene.add(output[0], **{output[1]: used}, filename_prefix="x")
     else:
         scene.add("PreviewAny", source=used)
-    assert_told(scene, kind, name, "Load")
+    assert_error(scene, kind, name, "Load")
 
 
 def _bundled():
@@ -252,8 +252,8 @@ def _metadata():
         return file.metadata()
 
 
-def assert_told(scene, node, *words):
-    """The graph fails at a node of this kind, in one sentence for users that has these words."""
+def assert_error(scene, node, *words):
+    """Check that the graph fails at a node of this kind, with a one-line user message that contains these words."""
     error = scene.host.fails(scene.graph)
     message = error["exception_message"].strip()
     assert error["node_type"] == node, message

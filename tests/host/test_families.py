@@ -1,4 +1,4 @@
-"""Each file of the family through the nodes: small networks of random weights under the published files' names."""
+"""Every file of the family in the nodes: small networks with random weights under the published files' names."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.host.reference import compose_latent, karras_sigmas, normal_sigmas
 from tests.host.scene import TEXT, Scene, error
-from tests.host.test_errors import assert_told
+from tests.host.test_errors import assert_error
 from vc_core.checkpoint.loading import load_unet
 from vc_core.checkpoint.reading import read_checkpoint
 from vc_core.checkpoint.released import to_released
@@ -33,8 +33,8 @@ class File:
     """One file of the family.
 
     Attributes:
-        unet: a small network of its kind.
-        few: what the loader is told.
+        unet: a small network of the same kind.
+        few: the loader's few_steps.
     """
 
     unet: UNetConfig
@@ -58,13 +58,13 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def files(host):
-    """Writes them where the loader finds them."""
+    """Write the files into the loader's folder."""
     for number, (name, file) in enumerate(FILES.items()):
         torch.manual_seed(number)
         unet = UNet3D(file.unet)
         with torch.no_grad():
             for parameter in unet.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))  # the last layers are zeros else
+                parameter.add_(0.02 * torch.randn_like(parameter))  # otherwise the last layers are zeros
         torch.save(to_released(unet), host.checkpoints / name)
     yield host.checkpoints
     for name in FILES:
@@ -72,7 +72,7 @@ def files(host):
 
 
 class Wired:
-    """A file's network with text, and with motion and style where it has them, in a graph and in the core."""
+    """A file's network with text, and with motion and style if it supports them, in a graph and in the core."""
 
     def __init__(self, host, composer, folder, name, few=None):
         self.scene, file = Scene(host), FILES[name]
@@ -88,8 +88,8 @@ class Wired:
             image = self.scene.add("VCExampleClip", frames=1, size=SIDE)[1]
             style = self.scene.add("StyleEmbed", **sides, clip_vision=self.bundled[2], image=image, strength=0.7)
             sides = {"positive": style[0], "negative": style[1]}
-            seen = (draw_clip(size=SIDE, frames=1)[:, :, 0] * 255).round() / 255
-            self.settings["style"] = Style(seen, 0.7)
+            picture = (draw_clip(size=SIDE, frames=1)[:, :, 0] * 255).round() / 255
+            self.settings["style"] = Style(picture, 0.7)
         if file.unet.conditions:
             more["motion"] = self.scene.add("VCCameraMotion", pan_right=PAN, **VIDEO)
             size = (SIDE, SIDE)
@@ -110,22 +110,22 @@ def wired(host, composer, files):
 
 @pytest.mark.parametrize(("name", "few"), [*((name, None) for name in FILES), ("non_ema_228000.pth", "yes")])
 def test_each_file_runs_in_the_stock_sampler_in_ours_and_with_lcm_as_in_the_core(wired, name, few):
-    one = wired(name, few)
-    scene, config = one.scene, one.config
-    stock = scene.stock_sample(one.stc, steps=4, scheduler="sgm_uniform" if config.few_steps else "normal",
+    wiring = wired(name, few)
+    scene, config = wiring.scene, wiring.config
+    stock = scene.stock_sample(wiring.stc, steps=4, scheduler="sgm_uniform" if config.few_steps else "normal",
                                sampler_name="lcm" if config.few_steps else "euler")  # fmt: skip
-    made = scene.latents(stock, scene.sample(one.stc, **AUTO), scene.sample(one.stc, **LCM))
-    assert all(latent.isfinite().all() and latent.std() > 0.1 for latent in made)
-    by_lcm = one.composed(sampler="lcm", steps=4, guidance=1.0)
+    latents = scene.latents(stock, scene.sample(wiring.stc, **AUTO), scene.sample(wiring.stc, **LCM))
+    assert all(latent.isfinite().all() and latent.std() > 0.1 for latent in latents)
+    by_lcm = wiring.composed(sampler="lcm", steps=4, guidance=1.0)
     if config.few_steps:
         assert (config.sampler, config.steps, config.guidance) == ("lcm", 4, 1.0)
         own = by_lcm
     else:
-        euler = one.composed(sampler="euler", steps=4, sigmas=normal_sigmas(config, 4), guidance=2.0)
-        assert error(made[0], euler) <= ALLOWED
-        own = one.composed(sampler="dpmpp_2m", steps=20, sigmas=karras_sigmas(config, 20), guidance=9.0)
-    assert error(made[1], own) <= ALLOWED
-    assert error(made[2], by_lcm) <= ALLOWED
+        euler = wiring.composed(sampler="euler", steps=4, sigmas=normal_sigmas(config, 4), guidance=2.0)
+        assert error(latents[0], euler) <= ALLOWED
+        own = wiring.composed(sampler="dpmpp_2m", steps=20, sigmas=karras_sigmas(config, 20), guidance=9.0)
+    assert error(latents[1], own) <= ALLOWED
+    assert error(latents[2], by_lcm) <= ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -133,70 +133,74 @@ def test_each_file_runs_in_the_stock_sampler_in_ours_and_with_lcm_as_in_the_core
     [("ddim", "ddim_released"), ("dpmpp_2m", "karras"), ("euler", "normal"), ("lcm", "lcm_released")],
 )
 def test_v_prediction_begins_at_noise_alone(wired, sampler, scheduler):
-    """In 4 steps, so that the first one counts; with zero terminal SNR the signal's share there is 0."""
-    one = wired(TFT2V)
-    assert one.config.diffusion.zero_terminal_snr and one.config.diffusion.prediction == "v_prediction"
+    """In 4 steps, so that the first step counts. With zero terminal SNR it contains no signal."""
+    wiring = wired(TFT2V)
+    assert wiring.config.diffusion.zero_terminal_snr and wiring.config.diffusion.prediction == "v_prediction"
     names = {"sampler_name": sampler, "scheduler": scheduler, "steps": 4}
-    (found,) = one.scene.latents(one.scene.sample(one.stc, **names))
+    (actual,) = wiring.scene.latents(wiring.scene.sample(wiring.stc, **names))
     sigmas = {"karras": karras_sigmas, "normal": normal_sigmas}.get(scheduler)
-    given = {} if sigmas is None else {"sigmas": sigmas(one.config, 4)}
+    sigma_settings = {} if sigmas is None else {"sigmas": sigmas(wiring.config, 4)}
     core = scheduler if scheduler == "ddim_released" else sampler
-    assert found.isfinite().all()
-    # ComfyUI's ddim goes down from a level of 4,500 in float32, where the core's stays near 1.
+    assert actual.isfinite().all()
+    # ComfyUI's ddim starts at a noise level of 4,500 in float32; the core's values stay near 1.
     allowed = 2e-3 if core == "ddim_released" else ALLOWED
-    assert error(found, one.composed(sampler=core, steps=4, guidance=2.0, **given)) <= allowed
+    assert error(actual, wiring.composed(sampler=core, steps=4, guidance=2.0, **sigma_settings)) <= allowed
 
 
 def test_stock_schedulers_begin_at_noise_alone_too(wired):
-    one = wired(TFT2V)
+    wiring = wired(TFT2V)
     names = [("lcm", "sgm_uniform"), ("euler", "simple"), ("dpmpp_2m", "beta"), ("ddim", "ddim_uniform")]
-    made = one.scene.latents(*(one.scene.stock_sample(one.stc, sampler_name=s, scheduler=g, steps=3) for s, g in names))
-    assert all(latent.isfinite().all() and latent.std() > 0.1 for latent in made)
+    latents = wiring.scene.latents(
+        *(wiring.scene.stock_sample(wiring.stc, sampler_name=s, scheduler=g, steps=3) for s, g in names)
+    )
+    assert all(latent.isfinite().all() and latent.std() > 0.1 for latent in latents)
 
 
 def test_the_loader_sets_what_model_sampling_discrete_would_and_that_overrides_it(wired):
-    """Of TF-T2V the node changes nothing; of a network of few steps it takes the schedule of the distillation away."""
+    """The node changes nothing for TF-T2V. For a few-step network it replaces the schedule of the distillation."""
     many, few = wired(TFT2V), wired(TFT2V, "yes")
     latents = []
-    for one in (many, few):
-        model = one.scene.add("ModelSamplingDiscrete", sampling="v_prediction", zsnr=True)
-        latents += one.scene.latents(one.scene.stock_sample(one.stc), one.scene.stock_sample(one.stc, model=model))
+    for wiring in (many, few):
+        model = wiring.scene.add("ModelSamplingDiscrete", sampling="v_prediction", zsnr=True)
+        latents += wiring.scene.latents(
+            wiring.scene.stock_sample(wiring.stc), wiring.scene.stock_sample(wiring.stc, model=model)
+        )
     plain, same, distilled, overridden = latents
     assert torch.equal(same, plain) and torch.equal(overridden, plain)
     assert error(distilled, plain) > 10 * ALLOWED
 
 
-def test_few_steps_and_the_usual_size_are_told_where_a_run_has_others(wired):
-    one = wired(VIDEOLCM)
+def test_a_note_says_if_steps_or_size_do_not_suit_the_network(wired):
+    wiring = wired(VIDEOLCM)
     for settings in (LCM, {**LCM, "steps": 20}, {**LCM, "cfg": 7.0}):
-        one.scene.add("SaveLatent", samples=one.scene.sample(one.stc, **settings))
-    text = one.scene.add("VCCheckpointLoader", ckpt_name=TEXT_ONLY)
-    one.scene.add("SaveLatent", samples=one.scene.encode(model=text, **VIDEO)[2])
-    notes = one.scene.host.run(one.scene.graph).notes
+        wiring.scene.add("SaveLatent", samples=wiring.scene.sample(wiring.stc, **settings))
+    text = wiring.scene.add("VCCheckpointLoader", ckpt_name=TEXT_ONLY)
+    wiring.scene.add("SaveLatent", samples=wiring.scene.encode(model=text, **VIDEO)[2])
+    notes = wiring.scene.host.run(wiring.scene.graph).notes
     (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
-    assert assumed.endswith("many steps; but for few_steps, as was said")
-    assert any(note.endswith("take 576x320, 24 frames and a window of 24 for it") for note in notes)
-    assert sorted(note.split(":")[0].split(", and ")[1] for note in notes if "was distilled" in note) == [
-        "20 with a guidance of 1 spoil the video", "4 with a guidance of 7 spoil the video",
+    assert assumed.endswith("many steps. Your own settings apply for few_steps.")
+    assert any(note.endswith("Use 576x320, 24 frames and a window of 24 for it.") for note in notes)
+    assert sorted(note.split(". ")[0].split("; ")[1] for note in notes if "was distilled" in note) == [
+        "20 steps with guidance scale 1 spoil the video", "4 steps with guidance scale 7 spoil the video",
     ]  # fmt: skip
-    assert len([note for note in notes if note.startswith("64x64 is far from 448x256")]) == 3
+    assert len([note for note in notes if note.startswith("The frame size 64x64 is far from 448x256")]) == 3
 
 
 def test_a_network_without_style_or_conditions_refuses_them_by_name(wired):
-    one = wired(TEXT_ONLY)
-    scene = one.scene
+    wiring = wired(TEXT_ONLY)
+    scene = wiring.scene
     motion = scene.encode(motion=scene.add("VCCameraMotion", **VIDEO), **VIDEO)
     scene.add("SaveLatent", samples=scene.sample(motion))
-    assert_told(scene, "STCEncode", "'motion'", "none", "unplug")
+    assert_error(scene, "STCEncode", "'motion'", "none", "Disconnect")
 
 
 @pytest.mark.parametrize("kind", ["VC3DUNetSampler", "KSampler"])
 def test_a_style_is_refused_by_a_network_without(wired, kind):
-    one = wired(TEXT_ONLY)
-    scene, image = one.scene, one.scene.add("VCExampleClip", frames=1)[1]
+    wiring = wired(TEXT_ONLY)
+    scene, image = wiring.scene, wiring.scene.add("VCExampleClip", frames=1)[1]
     sides = {"positive": scene.positive, "negative": scene.negative}
-    style = scene.add("StyleEmbed", **sides, clip_vision=one.bundled[2], image=image)
+    style = scene.add("StyleEmbed", **sides, clip_vision=wiring.bundled[2], image=image)
     stc = scene.encode(positive=style[0], negative=style[1], **VIDEO)
     sample = {"VC3DUNetSampler": scene.sample, "KSampler": scene.stock_sample}[kind]
     scene.add("SaveLatent", samples=sample(stc))
-    assert_told(scene, kind, "takes no style", "StyleEmbed", "bypass")
+    assert_error(scene, kind, "does not support a style image", "Bypass Style Embed")

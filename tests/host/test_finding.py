@@ -1,4 +1,4 @@
-"""Which ComfyUIs the tests take, and what they say where there is none."""
+"""Which ComfyUIs the tests use, and what they report if there is none."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.host.finding import REPOSITORY, NoHost, find_comfyuis
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """No ComfyUI where any is looked for; `tmp_path` is the home folder."""
+    """An environment without any ComfyUI; `tmp_path` is the home folder."""
     for name in ("COMFYUI_PATH", "COMFYUI_PYTHON"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -22,7 +22,7 @@ def nowhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(folder, version="0.3.64", environment=".venv"):
+def install(folder, version="0.3.64", environment=".venv"):
     for name in ("main.py", "comfy/model_base.py", f"{environment}/bin/python"):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,32 +37,32 @@ def name(monkeypatch, variable, *paths):
 
 
 def folders():
-    return [one.folder for one in find_comfyuis()]
+    return [comfyui.folder for comfyui in find_comfyuis()]
 
 
-def test_none_is_told_with_what_to_do(nowhere):
-    with pytest.raises(NoHost, match="set COMFYUI_PATH"):
+def test_the_error_without_any_says_what_to_do(nowhere):
+    with pytest.raises(NoHost, match="Set COMFYUI_PATH"):
         find_comfyuis()
 
 
 @pytest.mark.parametrize("environment", [".venv", "venv"])
 def test_the_one_in_the_home_folder(nowhere, environment):
-    folder = make(nowhere / "ComfyUI", environment=environment)
+    folder = install(nowhere / "ComfyUI", environment=environment)
     assert find_comfyuis() == [(folder, folder / environment / "bin" / "python", "0.3.64")]
 
 
 def test_all_in_the_home_folder_that_have_an_environment_the_newest_first(nowhere):
-    old, new = make(nowhere / "ComfyUI", "0.3.64"), make(nowhere / "ComfyUI-new", "0.33.0")
-    unknown = make(nowhere / "ComfyUI-unknown", version="")
-    make(nowhere / "ComfyUI-without", environment="elsewhere")
+    old, new = install(nowhere / "ComfyUI", "0.3.64"), install(nowhere / "ComfyUI-new", "0.33.0")
+    unknown = install(nowhere / "ComfyUI-unknown", version="")
+    install(nowhere / "ComfyUI-without", environment="elsewhere")
     (nowhere / "ComfyUI-models").mkdir()
     (nowhere / "ComfyUI-link").symlink_to(new)
-    assert [one.version for one in find_comfyuis()] == ["0.33.0", "0.3.64", "unknown"]
+    assert [comfyui.version for comfyui in find_comfyuis()] == ["0.33.0", "0.3.64", "unknown"]
     assert [folder.resolve() for folder in folders()] == [new, old, unknown]
 
 
 def test_the_one_whose_custom_nodes_holds_the_checkout_comes_before_newer_ones(nowhere, monkeypatch):
-    home, folder = make(nowhere / "ComfyUI", "0.33.0"), make(nowhere / "other", "0.3.64")
+    home, folder = install(nowhere / "ComfyUI", "0.33.0"), install(nowhere / "other", "0.3.64")
     checkout = folder / "custom_nodes" / "pack"
     checkout.mkdir(parents=True)
     monkeypatch.setattr("tests.host.finding.REPOSITORY", checkout)
@@ -70,8 +70,8 @@ def test_the_one_whose_custom_nodes_holds_the_checkout_comes_before_newer_ones(n
 
 
 def test_the_one_whose_custom_nodes_holds_a_link_to_it(nowhere, monkeypatch):
-    home = make(nowhere / "ComfyUI", "0.33.0")
-    folder, checkout = make(nowhere / "other", "0.3.64"), nowhere / "checkout"
+    home = install(nowhere / "ComfyUI", "0.33.0")
+    folder, checkout = install(nowhere / "other", "0.3.64"), nowhere / "checkout"
     (folder / "custom_nodes").mkdir()
     checkout.mkdir()
     link = folder / "custom_nodes" / "pack"
@@ -83,8 +83,8 @@ def test_the_one_whose_custom_nodes_holds_a_link_to_it(nowhere, monkeypatch):
 
 
 def test_those_that_are_named_are_all_there_are(nowhere, monkeypatch):
-    make(nowhere / "ComfyUI", "0.99.0")
-    old, new = make(nowhere / "old", "0.3.64"), make(nowhere / "new", "0.33.0")
+    install(nowhere / "ComfyUI", "0.99.0")
+    old, new = install(nowhere / "old", "0.3.64"), install(nowhere / "new", "0.33.0")
     name(monkeypatch, "COMFYUI_PATH", old)
     assert folders() == [old]
     name(monkeypatch, "COMFYUI_PATH", old, new)
@@ -92,18 +92,18 @@ def test_those_that_are_named_are_all_there_are(nowhere, monkeypatch):
 
 
 def test_one_python_for_all_or_one_for_each(nowhere, monkeypatch):
-    old, new = make(nowhere / "ComfyUI", "0.3.64"), make(nowhere / "ComfyUI-new", "0.33.0", "elsewhere")
+    old, new = install(nowhere / "ComfyUI", "0.3.64"), install(nowhere / "ComfyUI-new", "0.33.0", "elsewhere")
     name(monkeypatch, "COMFYUI_PYTHON", old / "main.py")
-    assert [one.python for one in find_comfyuis()] == [old / "main.py"] * 2
+    assert [comfyui.python for comfyui in find_comfyuis()] == [old / "main.py"] * 2
     name(monkeypatch, "COMFYUI_PATH", old, new)
-    assert [one.python for one in find_comfyuis()] == [old / "main.py"] * 2
+    assert [comfyui.python for comfyui in find_comfyuis()] == [old / "main.py"] * 2
     name(monkeypatch, "COMFYUI_PYTHON", old / "main.py", new / "main.py")
-    assert [one.python for one in find_comfyuis()] == [new / "main.py", old / "main.py"]
+    assert [comfyui.python for comfyui in find_comfyuis()] == [new / "main.py", old / "main.py"]
 
 
 @pytest.mark.parametrize("named", [0, 1, 3])
 def test_pythons_of_another_number_are_an_error(nowhere, monkeypatch, named):
-    folder = make(nowhere / "ComfyUI")
+    folder = install(nowhere / "ComfyUI")
     name(monkeypatch, "COMFYUI_PATH", *[folder] * named)
     name(monkeypatch, "COMFYUI_PYTHON", folder / "main.py", folder / "main.py")
     with pytest.raises(ValueError, match=f"2 Pythons and COMFYUI_PATH {named} ComfyUIs"):
@@ -112,18 +112,18 @@ def test_pythons_of_another_number_are_an_error(nowhere, monkeypatch, named):
 
 @pytest.mark.parametrize("variable", ["COMFYUI_PATH", "COMFYUI_PYTHON"])
 def test_a_variable_that_names_none_is_an_error(nowhere, monkeypatch, variable):
-    make(nowhere / "ComfyUI")
+    install(nowhere / "ComfyUI")
     name(monkeypatch, variable, nowhere / "nothing")
     with pytest.raises(FileNotFoundError, match=variable):
         find_comfyuis()
 
 
 def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
-    folder = make(nowhere / "ComfyUI", environment="elsewhere")
-    with pytest.raises(NoHost, match="set COMFYUI_PYTHON"):
+    folder = install(nowhere / "ComfyUI", environment="elsewhere")
+    with pytest.raises(NoHost, match="Set COMFYUI_PYTHON"):
         find_comfyuis()
-    name(monkeypatch, "COMFYUI_PATH", folder)  # what is named is not left out in silence
-    with pytest.raises(FileNotFoundError, match="set COMFYUI_PYTHON"):
+    name(monkeypatch, "COMFYUI_PATH", folder)  # a named one is not skipped silently
+    with pytest.raises(FileNotFoundError, match="Set COMFYUI_PYTHON"):
         find_comfyuis()
 
 
@@ -136,9 +136,9 @@ def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
     ],
 )
 def test_each_is_tested_after_the_other_and_the_end_says_which(nowhere, arguments, versions, ran, summary):
-    """By this project's conftest.py, beside two tests that need no more than a folder."""
+    """With this project's conftest.py and two tests that only need a folder."""
     for version in versions:
-        make(nowhere / f"ComfyUI-{version}", version)
+        install(nowhere / f"ComfyUI-{version}", version)
     tests = nowhere / "tests"
     (tests / "host").mkdir(parents=True)
     shutil.copy(REPOSITORY / "tests" / "conftest.py", tests)

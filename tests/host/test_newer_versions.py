@@ -1,6 +1,6 @@
-"""What no ComfyUI here does, simulated in a process of its Python: what versions in between did, or do on a GPU alone.
+"""Behaviour of other ComfyUI versions, simulated in a ComfyUI's Python: of versions in between, or only on a GPU.
 
-What newer versions do everywhere is tested on them, by the tests of the other files.
+The tests of the other files test what the newest version does everywhere.
 """
 
 import subprocess
@@ -38,12 +38,12 @@ def run(comfyui):
 
 def test_a_cache_that_asks_outputs_what_they_are(run):
     run("""
-missing = module("nodes.host.towers").Missing("There is none.")
+missing = module("nodes.host.towers").Missing("It is missing.")
 assert not hasattr(missing, "is_dynamic") and not hasattr(missing, "get_ram_usage")
 try:
     missing.encode_image
 except module("vc_core.errors").UserError as error:
-    assert str(error) == "There is none."
+    assert str(error) == "It is missing."
 else:
     raise AssertionError
 import comfy_execution.caching as caching
@@ -53,7 +53,7 @@ if hasattr(caching, "all_outputs_dynamic"):
 
 
 def test_a_copy_of_a_model_without_loading_on_demand(run):
-    """On an NVIDIA GPU newer versions put a patcher in the place of ModelPatcher that has its copies made like this."""
+    """On an NVIDIA GPU, newer versions replace ModelPatcher by a class that creates its copies like this."""
     run("""
 import comfy.model_patcher as patchers
 class CoreModelPatcher(patchers.ModelPatcher):

@@ -1,4 +1,4 @@
-"""What nodes show and say on themselves: what the network sees, the seconds of a clip, what a checkpoint knows."""
+"""Previews and notes on the nodes: what the network sees, the part of a clip, what a checkpoint knows."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from tests.host.test_conditions import SOURCES, side_of, source
 
 
 def shown(result, node):
-    """The picture on a node, as the page gets it: a file for a while, and whether it moves."""
-    told, (path,) = result.outputs[node], result.files_of(node)
-    assert told["images"][0]["type"] == "temp" and path.suffix == ".webp"
-    return path, bool(told.get("animated", [False])[0])
+    """Return the temporary image file that the page shows on a node, and whether it is animated."""
+    output, (path,) = result.outputs[node], result.files_of(node)
+    assert output["images"][0]["type"] == "temp" and path.suffix == ".webp"
+    return path, bool(output.get("animated", [False])[0])
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -21,15 +21,15 @@ def test_each_condition_node_shows_what_the_network_sees(scene, name):
     path, moves = shown(result := scene.host.run(scene.graph), node)
     assert moves == (not name.startswith("single"))
     with Image.open(path) as picture:
-        side = side_of(name) * -(-96 // side_of(name))  # enlarged: older pages show pictures as large as they are
+        side = side_of(name) * -(-96 // side_of(name))  # enlarged, because older pages do not enlarge images
         assert picture.size == (side, side)
         assert getattr(picture, "n_frames", 1) > 1 or not moves
         picture.seek(getattr(picture, "n_frames", 1) - 1)
         low, high = picture.convert("L").getextrema()
         assert high - low > 20  # not blank
-    again = scene.host.run(scene.graph)  # out of the cache: newer versions tell nothing then, and the page keeps it
+    again = scene.host.run(scene.graph)  # from the cache: newer versions send nothing, and the page keeps the image
     assert node in again.cached and again.outputs.get(node, result.outputs[node]) == result.outputs[node]
-    assert not result.files  # nothing is left in the folder for results
+    assert not result.files  # the output folder stays empty
 
 
 def test_large_and_long_ones_are_shown_small_and_as_fast(scene):
@@ -63,16 +63,16 @@ def test_what_is_switched_off_shows_a_blank_picture(scene):
 
 
 @pytest.mark.parametrize("kind", ["MotionVectorExtract", "DepthSequence", "VCSketchSequence", "VCMaskSequence"])
-def test_each_node_says_which_seconds_of_the_clip_were_used(scene, kind):
+def test_each_node_says_which_part_of_the_clip_it_used(scene, kind):
     clip = scene.add("VCExampleClip", frames=80, size=64)
     images, mask = clip[2 if kind == "DepthSequence" else 1], clip[3]
     extra = {"DepthSequence": {"input": "depth maps, near is bright"}, "VCMaskSequence": {"mask": mask}}.get(kind, {})
     video = scene.add("CreateVideo", images=images, fps=8.0)  # 10 seconds
     plans = {
-        "Seconds 0.00 to 3.75 of the clip, 4 frames a second.": {},
-        "Seconds 1.50 to 4.50 of the clip, 5 frames a second.": {"start_time": 1.5, "frame_rate": 5.0},
-        "Seconds 2.00 to 5.00 of the clip, 1 frame a second.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 4},
-        "Second 2.00 of the clip.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 1},
+        "Uses 0.00 s to 3.75 s of the clip, 4 frames per second.": {},
+        "Uses 1.50 s to 4.50 s of the clip, 5 frames per second.": {"start_time": 1.5, "frame_rate": 5.0},
+        "Uses 2.00 s to 5.00 s of the clip, 1 frame per second.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 4},
+        "Uses the frame at 2.00 s of the clip.": {"start_time": 2.0, "frame_rate": 1.0, "frames": 1},
     }
     for plan in plans.values():
         node = scene.add(kind, video=video, **extra, **plan)
@@ -82,13 +82,13 @@ def test_each_node_says_which_seconds_of_the_clip_were_used(scene, kind):
     of_images = scene.add(kind, video=images, **extra)
     scene.add("SaveImage", images=of_images[1], filename_prefix="seconds")
     result = scene.host.run(scene.graph)
-    told = [note for sort, (node, note) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
-    first, *others = told[0].splitlines()
-    assert len(told) == 1 and first == "80 frames were spread over 16."
-    assert len(others) == (kind == "VCMaskSequence") and all("of the picture is painted anew" in one for one in others)
+    texts = [text for sort, (node, text) in ((k, d) for k, d in result.events if k == "text") if node == of_images]
+    first, *others = texts[0].splitlines()
+    assert len(texts) == 1 and first == "80 frames were spread over 16."
+    assert len(others) == (kind == "VCMaskSequence") and all("of the frame area is repainted" in n for n in others)
 
 
-def test_a_mask_that_paints_nothing_or_has_no_white_is_told(scene):
+def test_a_note_says_if_a_mask_paints_nothing_or_has_no_white(scene):
     clip = scene.add("VCExampleClip", frames=16, size=64)
     for value in (0.0, 1.0):
         mask = scene.add("SolidMask", value=value, width=64, height=64)
@@ -100,9 +100,9 @@ def test_a_mask_that_paints_nothing_or_has_no_white_is_told(scene):
     scene.add("SaveImage", images=scene.add("VCMaskSequence", video=clip[1], mask=mask)[1], filename_prefix="mask")
     notes = " ".join(scene.host.run(scene.graph).notes)
     for words in (
-        "nothing is painted anew",
-        "all of the picture is painted anew",
-        "50 percent of the picture is painted",
+        "nothing is repainted",
+        "the entire frame is repainted",
+        "50 percent of the frame area is repainted",
     ):
         assert words in notes
 
@@ -110,4 +110,7 @@ def test_a_mask_that_paints_nothing_or_has_no_white_is_told(scene):
 def test_the_loader_says_what_the_bundled_checkpoint_knows(scene):
     scene.add("SaveLatent", samples=scene.encode(model=scene.add("VCCheckpointLoader", weight_dtype="bf16"))[2])
     (note,) = [note for note in scene.host.run(scene.graph).notes if note.startswith("This checkpoint")]
-    assert "simple drawn shapes at 64x64 only" in note and "https://www.modelscope.cn/models/damo/VideoComposer" in note
+    assert (
+        "only knows simple drawn shapes at 64x64" in note
+        and "https://www.modelscope.cn/models/damo/VideoComposer" in note
+    )

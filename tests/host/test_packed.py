@@ -1,5 +1,5 @@
-"""The package that ComfyUI's registry hands out: git's files but those of .comfyignore. It holds what the nodes need,
-and they run from it."""
+"""The package for ComfyUI's registry: git's files without those of .comfyignore. It contains everything that the nodes
+need, and they run from it."""
 
 import ast
 import os
@@ -22,22 +22,22 @@ def git_files(repository, *options):
     try:
         done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("the package is made of a checkout's files by git, and this is no checkout or has no git")
+        pytest.skip("the package consists of the files of a git checkout, but this is no checkout or git is missing")
     return set(done.stdout.decode().split("\0")) - {""}
 
 
 @pytest.fixture(scope="module")
 def packed(repository, tmp_path_factory):
     """The unpacked package."""
-    there = tmp_path_factory.mktemp("registry")
+    folder = tmp_path_factory.mktemp("registry")
     ignored = git_files(repository, "--cached", "--ignored", "--exclude-from=.comfyignore")
-    with zipfile.ZipFile(there / "node.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(folder / "node.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in sorted(git_files(repository) - ignored):
-            if (repository / name).is_file():  # git lists what is deleted and not committed yet too
+            if (repository / name).is_file():  # git also lists files that are deleted but not committed
                 archive.write(repository / name, name)
-    with zipfile.ZipFile(there / "node.zip") as archive:
-        archive.extractall(there / NAME)
-    return there / NAME
+    with zipfile.ZipFile(folder / "node.zip") as archive:
+        archive.extractall(folder / NAME)
+    return folder / NAME
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def packed_host(packed, comfyui, tmp_path_factory):
     running.stop()
 
 
-def test_it_holds_what_the_nodes_need_and_nothing_else(packed, repository):
+def test_it_contains_what_the_nodes_need_and_nothing_else(packed, repository):
     assert {path.name for path in packed.iterdir()} == {
         *("__init__.py", "nodes", "vc_core", "web", "locales", "workflows"),
         *("pyproject.toml", "requirements.txt", "requirements-dev.txt", "README.md", "CHANGELOG.md", "LICENSE"),
@@ -56,9 +56,9 @@ def test_it_holds_what_the_nodes_need_and_nothing_else(packed, repository):
     files = {path.relative_to(packed).as_posix(): path.stat().st_size for path in packed.rglob("*") if path.is_file()}
     assert sum(files.values()) < MOST_BYTES
     assert not [path for folder in ("web", "locales", "workflows") for path in (packed / folder).rglob("*.py")]
-    for folder in ("nodes", "vc_core", "web"):  # these go whole
-        whole = {name for name in git_files(repository, folder) if (repository / name).is_file()}
-        assert {name for name in files if name.startswith(f"{folder}/")} == whole
+    for folder in ("nodes", "vc_core", "web"):  # these folders are complete
+        expected = {name for name in git_files(repository, folder) if (repository / name).is_file()}
+        assert {name for name in files if name.startswith(f"{folder}/")} == expected
 
 
 def test_nothing_in_it_imports_what_is_left_out(packed):
@@ -76,7 +76,7 @@ def test_a_command_whose_folder_is_left_out_says_so(packed, command):
     environment = {**os.environ, "PYTHONPATH": str(packed)}
     done = subprocess.run(vc, cwd=packed, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"vc: {command} needs the folder ")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"vc: The command {command} requires the folder ")
 
 
 def test_a_video_is_composed_from_it(packed_host):

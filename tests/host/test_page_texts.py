@@ -1,4 +1,4 @@
-"""What the page says about the nodes: help pages and both languages speak of every node, input and output there is."""
+"""Help pages and translations of the nodes: both languages describe every node, input and output."""
 
 import json
 import re
@@ -16,7 +16,7 @@ HEADINGS = {
     "en": ("Inputs", "Outputs", "Example", "Good to know"),
     "zh": ("输入", "输出", "示例", "须知"),
 }
-# Nodes whose work needs files that users have to get -> the files of vc_core.published that their page has to name.
+# Node that requires downloads -> the files of vc_core.published that its page must name.
 FILES = {
     "VCCheckpointLoader": ("non_ema_228000.pth", "vae-ft-mse-840000-ema-pruned.safetensors",
                            "text_encoder/model.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"),
@@ -31,19 +31,19 @@ def inputs_of(node):
 
 
 def sections(page):
-    """Heading -> text below it, of the second level."""
+    """Return second-level heading -> the text below it."""
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def entries(section):
-    """Name in backquotes -> (what stands in brackets behind it, the text after), of the lists of a section."""
-    found = re.findall(r"^- `([^`]+)` ?[(（](.+?)[)）][:：] ?(.+)$", section, flags=re.MULTILINE)
-    return {name: (brackets, text) for name, brackets, text in found}
+    """Return name in backquotes -> (text in brackets, text after it), for the lists in a section."""
+    rows = re.findall(r"^- `([^`]+)` ?[(（](.+?)[)）][:：] ?(.+)$", section, flags=re.MULTILINE)
+    return {name: (brackets, text) for name, brackets, text in rows}
 
 
 @pytest.mark.parametrize("language", PAGES)
-def test_every_node_has_a_help_page_that_tells_everything(host, language):
+def test_every_node_has_a_complete_help_page(host, language):
     lacking = []
     for name, node in host.pack_nodes().items():
         path = PAGES[language](name)
@@ -51,35 +51,37 @@ def test_every_node_has_a_help_page_that_tells_everything(host, language):
             lacking.append(f"{name}: no page {path}")
             continue
         page, (inputs, outputs, *others) = path.read_text(encoding="utf-8"), HEADINGS[language]
-        found = sections(page)
+        parts = sections(page)
         if not page.startswith("# ") or any(
-            not found.get(heading, "").strip() for heading in (inputs, outputs, *others)
+            not parts.get(heading, "").strip() for heading in (inputs, outputs, *others)
         ):
-            lacking.append(f"{name}: it lacks one of the sections {', '.join(HEADINGS[language])}")
+            lacking.append(f"{name}: one of the sections {', '.join(HEADINGS[language])} is missing")
             continue
-        if list(entries(found[inputs])) != (expected := list(inputs_of(node))):
-            lacking.append(f"{name}: its inputs are {list(entries(found[inputs]))}, expected {expected}")
-        if list(entries(found[outputs])) != node["output_name"]:
-            lacking.append(f"{name}: its outputs are {list(entries(found[outputs]))}, expected {node['output_name']}")
+        if list(entries(parts[inputs])) != (expected := list(inputs_of(node))):
+            lacking.append(f"{name}: its inputs are {list(entries(parts[inputs]))}, expected {expected}")
+        if list(entries(parts[outputs])) != node["output_name"]:
+            lacking.append(f"{name}: its outputs are {list(entries(parts[outputs]))}, expected {node['output_name']}")
         for key, (kind, options) in inputs_of(node).items():
-            brackets, text = entries(found[inputs]).get(key, ("", ""))
-            if not default_is_told(brackets, kind, options):
+            brackets, text = entries(parts[inputs]).get(key, ("", ""))
+            if not default_is_stated(brackets, kind, options):
                 lacking.append(f"{name}: {key} has the default {options['default']!r}")
-            lacking += [f"{name}: {key} does not tell of `{word}`" for word in words(kind, options) if word not in text]
+            lacking += [
+                f"{name}: {key} does not describe `{word}`" for word in words(kind, options) if word not in text
+            ]
     assert not lacking
 
 
-def default_is_told(brackets, kind, options):
-    """Whether an input's brackets begin with its default; those of texts and sockets name the type."""
+def default_is_stated(brackets, kind, options):
+    """Whether an input's brackets start with its default; for texts and sockets they contain the type."""
     default = options.get("default")
     if default is None or kind == "STRING":
         return True
-    told = re.match(r"(?:default|默认) (?:`(.+?)`|(-?[\d.]+))", brackets)
-    return told is not None and (told[1] == default if isinstance(default, str) else float(told[2]) == default)
+    match = re.match(r"(?:default|默认) (?:`(.+?)`|(-?[\d.]+))", brackets)
+    return match is not None and (match[1] == default if isinstance(default, str) else float(match[2]) == default)
 
 
 def words(kind, options):
-    """The options of an input that are this pack's own, which its row has to name."""
+    """Return an input's options that are this pack's own, which its row must name."""
     choices = kind if isinstance(kind, list) else options.get("options") or []
     own = len(choices) <= 8 and not any(choice.endswith(")") for choice in choices)
     return [f"`{choice}`" for choice in choices] if own else []
@@ -98,20 +100,20 @@ def test_pages_name_the_files_that_a_node_needs_and_their_sizes(language):
             assert files[name].source.startswith(address), row
 
 
-def test_there_is_no_page_of_a_node_that_is_gone(host):
+def test_there_is_no_page_of_a_removed_node(host):
     pages = {path.stem if path.is_file() else path.name for path in DOCS.iterdir()}
     assert pages == set(host.pack_nodes())
 
 
 def test_the_english_texts_are_those_of_the_schemas(host):
     assert json.loads(ENGLISH.read_text(encoding="utf-8")) == node_texts(host.pack_nodes()), (
-        "start ComfyUI with this pack, and run  python locales/english.py http://127.0.0.1:8188"
+        "Start ComfyUI with this pack, then run: python locales/english.py http://127.0.0.1:8188"
     )
 
 
 def test_every_text_has_a_chinese_one(host):
     texts = json.loads((LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    # A widget of the page's own, beside every seed.
+    # A widget that the page adds to every seed.
     extra = {("VC3DUNetSampler", "inputs", "control_after_generate", "name")}
     english = {keys for keys, _ in leaves(node_texts(host.pack_nodes()))}
     chinese = dict(leaves(texts))
@@ -133,15 +135,15 @@ def test_every_category_has_a_text(host):
 
 
 @pytest.mark.parametrize("language", PAGES)
-def test_no_text_is_taken_for_the_syntax_of_translations(language):
-    """vue-i18n reads `{`, `}`, `@`, `|` and `$` in a text as its own, but for literals such as {'@'}."""
+def test_no_text_contains_the_syntax_of_translations(language):
+    """In vue-i18n, `{`, `}`, `@`, `|` and `$` are syntax, except in literals such as {'@'}."""
     for path in (LOCALES / language).glob("*.json"):
         for keys, text in leaves(json.loads(path.read_text(encoding="utf-8"))):
             assert not re.search(r"[{}@|$]", re.sub(r"\{'[{}@|$]'\}", "", text)), (path.name, keys)
 
 
 def leaves(texts, keys=()):
-    """(keys, text) of every text."""
+    """Yield (keys, text) for every text."""
     for key, value in texts.items():
         if isinstance(value, dict):
             yield from leaves(value, (*keys, key))

@@ -1,4 +1,4 @@
-"""The nodes and the core compose the same: float32, one seed, one checkpoint, the very same conditions."""
+"""The nodes and the core give the same result: float32, one seed, one checkpoint, identical conditions."""
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ SIGMAS = {"karras": karras_sigmas, "normal": normal_sigmas}
 
 @pytest.fixture
 def wired(scene, composer):
-    """Motion, a single image, depth and style, each with a strength and a schedule: the STCEncode that has them, and
-    what `compose` takes in its place."""
+    """An STCEncode with motion, a single image, depth and style, each with its own strength and schedule, and the same
+    as arguments of `compose`."""
     config = composer.config
     picture = (draw_clip(size=config.width, frames=1)[0, :, 0] * 255).round().byte()
-    # Of 8 bits and of the image tower's size: ComfyUI rounds to these, and the core does not.
+    # 8 bits and the image tower's size, to which ComfyUI rounds its images and the core does not.
     Image.fromarray(picture.movedim(0, -1).numpy()).save(scene.host.folder / "input" / "style.png")
     ramp = (torch.outer(torch.linspace(0.1, 1, 64), torch.linspace(0.2, 1, 64)) * 255).round().byte()
     Image.fromarray(ramp.numpy()).save(scene.host.folder / "input" / "depth.png")
@@ -53,7 +53,7 @@ def wired(scene, composer):
     side = drawing_size("depth", (config.height, config.width))
     maps = (ramp / 255).expand(1, 3, config.frames, -1, -1)
     image = resize_crop(draw_clip()[:, :, :1], side)
-    conditions = [  # which `compose` brings to the checkpoint's own size
+    conditions = [  # `compose` scales them to the checkpoint's size
         Condition("motion", clip_motion(config), 0.8, 0.0, 0.7),
         Condition("single_image", image, 0.9, 0.1, 1.0),
         Condition("depth", depth_from_maps(resize_crop(maps, side), "bright", None), 0.5, 0.2, 0.9),
@@ -63,9 +63,9 @@ def wired(scene, composer):
 
 def test_our_sampler_on_the_released_grid_is_the_released_loop(scene, composer, wired):
     stc, settings = wired
-    (found,) = scene.latents(scene.sample(stc, sampler_name="ddim", scheduler="ddim_released", steps=6))
+    (actual,) = scene.latents(scene.sample(stc, sampler_name="ddim", scheduler="ddim_released", steps=6))
     expected = compose_latent(composer, TEXT, sampler="ddim_released", steps=6, guidance=2.0, **settings)
-    assert error(found, expected) <= ALLOWED
+    assert error(actual, expected) <= ALLOWED
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), [("euler", "karras"), ("dpmpp_2m", "normal")])
@@ -80,21 +80,21 @@ def test_our_sampler_the_stock_one_and_compose_agree_on_the_same_sigmas(scene, c
 
 
 def test_the_compared_conditions_count(scene, wired):
-    """Else the tests above would compare less than they say."""
+    """Otherwise the tests above would compare less than their names say."""
     inputs = scene.graph[wired[0]]["inputs"]
     lacking = [{k: v for k, v in inputs.items() if k != name} for name in ("motion", "single_image", "depth")]
     lacking.append({**inputs, "positive": scene.positive[0]})  # without the style
-    even = {"scheduler": "normal", "steps": 4}  # Karras' levels of a schedule without signal at its end lie at the ends
-    whole, *others = scene.latents(*(scene.sample(scene.add("STCEncode", **i), **even) for i in (inputs, *lacking)))
-    assert min(error(other, whole) for other in others) > 10 * ALLOWED
+    even = {"scheduler": "normal", "steps": 4}  # Karras' levels lie at both ends if a schedule ends without signal
+    complete, *others = scene.latents(*(scene.sample(scene.add("STCEncode", **i), **even) for i in (inputs, *lacking)))
+    assert min(error(other, complete) for other in others) > 10 * ALLOWED
 
 
-def test_a_long_video_in_windows_is_the_one_that_compose_makes(scene, composer):
+def test_a_long_video_in_windows_equals_the_one_of_compose(scene, composer):
     frames, config = 28, composer.config
     motion = scene.add("VCCameraMotion", pan_right=0.4, frames=frames)
     image = scene.add("VCSingleImage", image=scene.add("VCExampleClip")[1])
     stc = scene.encode(motion=motion, single_image=image)
-    (found,) = scene.latents(scene.sample(stc, steps=4))
+    (actual,) = scene.latents(scene.sample(stc, steps=4))
     side = drawing_size("single_image", (config.height, config.width))
     expected = compose_latent(
         composer,
@@ -110,8 +110,8 @@ def test_a_long_video_in_windows_is_the_one_that_compose_makes(scene, composer):
         sigmas=karras_sigmas(config, 4),
         guidance=2.0,
     )
-    assert found.shape[2] == frames
-    assert error(found, expected) <= ALLOWED
+    assert actual.shape[2] == frames
+    assert error(actual, expected) <= ALLOWED
 
 
 def test_a_guidance_of_0_is_the_one_that_the_checkpoint_recommends(scene, composer):

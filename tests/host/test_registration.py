@@ -1,4 +1,4 @@
-"""The pack loads without a word of warning, and its nodes are as they were promised."""
+"""The pack loads without warnings, and its nodes keep what was promised."""
 
 import json
 
@@ -35,38 +35,38 @@ def test_nothing_that_saved_workflows_rely_on_has_changed(host):
 
 def test_every_node_and_input_is_frozen(host):
     frozen, now = json.loads(FROZEN.read_text()), schema_of(host.pack_nodes())
-    assert frozen == now, "new nodes or inputs: ./vc python -m tests.host.schema adds them to schema.json"
+    assert frozen == now, "New nodes or inputs: add them to schema.json by ./vc python -m tests.host.schema"
 
 
 def broken_promises(frozen, now):
-    """What has changed of the frozen schema, a sentence each. What is new may only come last.
+    """Return a sentence for each incompatible change of the frozen schema. New items may only come last.
 
-    A socket that had to be connected may become optional: links are saved by the socket's name.
+    A required socket may become optional, because links are saved by the socket's name.
     """
     broken = []
     for node, old in frozen.items():
         if node not in now:
-            broken.append(f"{node} is gone.")
+            broken.append(f"{node} is missing.")
             continue
         new = now[node]
-        freed = [one for one in old["required"] if one["type"] not in WIDGETS and one in new["optional"]]
-        old = {**old, "required": [one for one in old["required"] if one not in freed]}
-        new = {**new, "optional": [one for one in new["optional"] if one not in freed]}
+        freed = [entry for entry in old["required"] if entry["type"] not in WIDGETS and entry in new["optional"]]
+        old = {**old, "required": [entry for entry in old["required"] if entry not in freed]}
+        new = {**new, "optional": [entry for entry in new["optional"] if entry not in freed]}
         for group in ("required", "optional"):
             for i, before in enumerate(old[group]):
                 after = new[group][i] if i < len(new[group]) else None
                 if after is None or {**before, "options": None} != {**after, "options": None}:
-                    broken.append(f"{node}: {group} input {i} was {before} and is {after}.")
+                    broken.append(f"{node}: expected {before} as {group} input {i}, got {after}.")
                 elif lost := [option for option in before.get("options", []) if option not in after["options"]]:
-                    broken.append(f"{node}: input {before['name']} no longer takes {lost}.")
+                    broken.append(f"{node}: input {before['name']} no longer has the options {lost}.")
         if widgets(new)[: len(widgets(old))] != widgets(old):
-            broken.append(f"{node}: a new widget lies before old ones, whose values a workflow has by their place.")
+            broken.append(f"{node}: a new widget comes before old ones, whose values workflows store by position.")
         if new["outputs"][: len(old["outputs"])] != old["outputs"]:
-            broken.append(f"{node}: the outputs were {old['outputs']} and are {new['outputs']}.")
+            broken.append(f"{node}: expected the outputs {old['outputs']}, got {new['outputs']}.")
     return broken
 
 
-def test_a_broken_promise_is_seen(host):
+def test_a_broken_promise_is_detected(host):
     now = schema_of(host.pack_nodes())
 
     def changed(change):
@@ -77,13 +77,13 @@ def test_a_broken_promise_is_seen(host):
     def freed(inputs, node):
         copy = json.loads(json.dumps(now))
         for name in inputs:
-            (one,) = [each for each in copy[node]["required"] if each["name"] == name]
-            copy[node]["required"].remove(one)
-            copy[node]["optional"].insert(0, one)
+            (entry,) = [item for item in copy[node]["required"] if item["name"] == name]
+            copy[node]["required"].remove(entry)
+            copy[node]["optional"].insert(0, entry)
         return broken_promises(now, copy)
 
     assert not freed(["video", "mask"], "VCMaskSequence") and not freed(["model"], "STCEncode")
-    assert freed(["width"], "VCMaskSequence")  # a widget, whose value would be another's
+    assert freed(["width"], "VCMaskSequence")  # a widget, whose value would move to another
 
     assert not changed(lambda inputs: inputs.append({"name": "new", "type": "INT", "default": 0}))
     assert changed(lambda inputs: inputs.insert(0, {"name": "new", "type": "INT", "default": 0}))

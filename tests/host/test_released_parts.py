@@ -1,4 +1,4 @@
-"""The released checkpoint's case: a network without parts, and what stock loaders bring of Stable Diffusion 2.1's."""
+"""A network-only file like the released checkpoint, with the other parts from stock loaders."""
 
 import dataclasses
 import re
@@ -33,18 +33,18 @@ CONFIG = dataclasses.replace(
     unet=UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), head_dim=32,
                     temporal_in_heads=2),
 )  # fmt: skip
-"""Small, but with tokens as wide as the released network's, and made for its autoencoder and towers."""
+"""Small, but with tokens as wide as the released network's, and for its autoencoder and towers."""
 
 
 def write(module, name, layout, path):
-    """A module's weights, in half precision, in a layout that users have files in."""
+    """Write a module's weights in half precision, in the layout of published files."""
     state = {key: tensor.half().contiguous() for key, tensor in module.state_dict().items()}
     save_tensors(path, {k: v.contiguous() for k, v in part(state, layout_of(name, layout, module, {})).items()}, {})
 
 
 @pytest.fixture(scope="module")
 def files(host):
-    """Noise in the shapes and under the names of the files that users own, where ComfyUI looks for them: 2.3 GB."""
+    """Write noise in the shapes and under the names of published files into ComfyUI's folders: 2.3 GB."""
     torch.manual_seed(0)
     unet = UNet3D(CONFIG.unet)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def files(host):
 
 @pytest.mark.slow
 def test_stock_loaders_serve_the_released_checkpoint(host, files):
-    """Text by CLIPLoader, style by CLIPVisionEncode, frames by VAELoader: the video is the core's."""
+    """With CLIPLoader, CLIPVisionEncode and VAELoader, the video equals the core's."""
     scene = Scene.__new__(Scene)
     scene.host, scene.graph = host, host.graph()
     scene.loader = scene.graph.add("VCCheckpointLoader", ckpt_name="network.safetensors", weight_dtype="fp32")
@@ -90,27 +90,29 @@ def test_stock_loaders_serve_the_released_checkpoint(host, files):
     stc = scene.add("STCEncode", positive=style[0], negative=style[1], single_image=image)
     samples = scene.sample(stc, sampler_name="ddim", scheduler="ddim_released", steps=4, cfg=0.0, seed=3)
     again = scene.add("VAEEncode", pixels=scene.add("VAEDecode", samples=samples, vae=vae), vae=vae)
-    found, encoded = scene.latents(samples, again)
+    actual, encoded = scene.latents(samples, again)
 
     parts = [files[name] for name in ("vae", "text", "image")]
     composer = VideoComposer.load(files["network"], parts, device="cpu", dtype="fp32")
     first = draw_clip(size=224, frames=1)
     image = Condition("single_image", resize_crop(first, drawing_size("single_image", (64, 64))))
-    seen = Style((first[:, :, 0] * 255).round() / 255, 0.8, 0.0, 0.6)
-    expected = compose_latent(composer, TEXT, style=seen, conditions=[image], seed=3, steps=4, sampler="ddim_released")
-    assert error(found, expected) <= 1e-4
-    assert encoded.shape == found.shape == (1, 4, 4, 8, 8)
+    style_image = Style((first[:, :, 0] * 255).round() / 255, 0.8, 0.0, 0.6)
+    expected = compose_latent(
+        composer, TEXT, style=style_image, conditions=[image], seed=3, steps=4, sampler="ddim_released"
+    )
+    assert error(actual, expected) <= 1e-4
+    assert encoded.shape == actual.shape == (1, 4, 4, 8, 8)
 
 
-# --- The three files that the official instructions name ------------------------------------------------------------
+# --- The three files in the authors' instructions -------------------------------------------------------------------
 
 NETWORK, TOWERS, STABLE_DIFFUSION = "non_ema_228000.pth", "open_clip_pytorch_model.bin", "v2-1_512-ema-pruned.ckpt"
 SMALL = UNetConfig(width=64, multipliers=(1, 2), res_blocks=1, attention_levels=(0, 1), temporal_in_heads=2)
-"""A network whose file says all of this by its shapes."""
+"""A network whose config can be recognized by the shapes in its file."""
 
 
 class Weights:
-    """Weights of any shape as views of one small storage, so that a file of a whole tower has a few MB."""
+    """Weights of any shape as views of one small storage, so that the file of an entire tower has a few MB."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -127,22 +129,22 @@ class Weights:
 
 
 def shapes_in(module, part_name, layout):
-    return {n: one.shape for one in layout_of(part_name, layout, module, {}).values() for n in one.names}
+    return {n: origin.shape for origin in layout_of(part_name, layout, module, {}).values() for n in origin.names}
 
 
 def shapes_of_sd_unet():
-    """A UNet of one level in LDM's names, as wide as Stable Diffusion 2.1's, which ComfyUI knows it by."""
+    """Return a UNet of one level with LDM's names and Stable Diffusion 2.1's width, by which ComfyUI recognizes it."""
     with torch.device("meta"):
         unet = UNet3D(
             UNetConfig(width=320, multipliers=(1,), res_blocks=1, attention_levels=(0,), stc_channels=0, conditions=())
         )
     over_time = re.compile(r"^input_blocks\.0\.1|temopral|_blocks\.\d+\.2\.|^middle_block\.2\.|^pre_image")
-    named = {name: one.shape for name, one in to_released(unet).items() if not over_time.search(name)}
+    named = {name: tensor.shape for name, tensor in to_released(unet).items() if not over_time.search(name)}
     return {name.replace("middle_block.3.", "middle_block.2."): shape for name, shape in named.items()}
 
 
 def write_official(models):
-    """Files of the three names and layouts, where ComfyUI looks for them; the SD file's text tower is OpenCLIP's."""
+    """Write files with the three names and layouts into ComfyUI's folders; the SD file has OpenCLIP's text tower."""
     weights = Weights()
     with torch.device("meta"):
         network = to_released(UNet3D(SMALL))
@@ -153,11 +155,11 @@ def write_official(models):
     vae = weights.state(shapes_in(new_autoencoder("ldm", device="meta"), "vae", "ldm"))
     unet = weights.state(shapes_of_sd_unet())
     prefixes = {"model.diffusion_model.": unet, "first_stage_model.": vae, "cond_stage_model.model.": text}
-    state = {prefix + name: one for prefix, part_of in prefixes.items() for name, one in part_of.items()}
+    state = {prefix + name: tensor for prefix, tensors in prefixes.items() for name, tensor in tensors.items()}
     contents = {
-        f"videocomposer/{NETWORK}": weights.state({name: one.shape for name, one in network.items()}),
+        f"videocomposer/{NETWORK}": weights.state({name: tensor.shape for name, tensor in network.items()}),
         f"checkpoints/{STABLE_DIFFUSION}": {"state_dict": {**state, "betas": torch.zeros(1000)}, "global_step": 220000},
-        f"clip_vision/{TOWERS}": {**text, **{f"visual.{name}": one for name, one in image.items()}},
+        f"clip_vision/{TOWERS}": {**text, **{f"visual.{name}": tensor for name, tensor in image.items()}},
     }
     contents[f"text_encoders/{TOWERS}"] = contents[f"clip_vision/{TOWERS}"]
     for name, content in contents.items():
@@ -167,8 +169,8 @@ def write_official(models):
 
 
 @pytest.mark.slow
-def test_the_files_of_the_official_instructions_work_as_they_are(host):
-    """Network, text, style, sampler and frames: each file in the node that takes it, and the video is the core's."""
+def test_the_files_of_the_authors_instructions_work_unchanged(host):
+    """With each file in its node, the video equals the core's."""
     network, diffusion, *towers = paths = write_official(host.folder / "models")
     try:
         assert max(path.stat().st_size for path in paths) < 2**23
@@ -176,7 +178,7 @@ def test_the_files_of_the_official_instructions_work_as_they_are(host):
         scene.host, scene.graph = host, host.graph()
         scene.loader = scene.graph.add("VCCheckpointLoader", ckpt_name=NETWORK, weight_dtype="fp32")
         stable = scene.add("CheckpointLoaderSimple", ckpt_name=STABLE_DIFFUSION)
-        text = scene.add("CLIPLoader", clip_name=TOWERS, type="stable_diffusion")  # in place of the other's
+        text = scene.add("CLIPLoader", clip_name=TOWERS, type="stable_diffusion")  # instead of the other file's
         vision = scene.add("CLIPVisionLoader", clip_name=TOWERS)
         vae = scene.add("VCVideoVAE", vae=stable[2])
         example = scene.add("VCExampleClip", size=224, frames=1)
@@ -192,7 +194,7 @@ def test_the_files_of_the_official_instructions_work_as_they_are(host):
         )
         samples = scene.sample(stc, sampler_name="ddim", scheduler="ddim_released", steps=4, cfg=3.0, seed=3)
         again = scene.add("VAEEncode", pixels=scene.add("VAEDecode", samples=samples, vae=vae), vae=vae)
-        found, encoded = scene.latents(samples, again)
+        actual, encoded = scene.latents(samples, again)
 
         composer = VideoComposer.load(network, [diffusion, towers[0]], device="cpu", dtype="fp32")
     finally:
@@ -204,5 +206,5 @@ def test_the_files_of_the_official_instructions_work_as_they_are(host):
         composer, TEXT, style=Style((first[:, :, 0] * 255).round() / 255), conditions=[image], seed=3, steps=4,
         sampler="ddim_released", guidance=3.0, frames=4, size=(64, 64),
     )  # fmt: skip
-    assert error(found, expected) <= 1e-4
-    assert encoded.shape == found.shape == (1, 4, 4, 8, 8)
+    assert error(actual, expected) <= 1e-4
+    assert encoded.shape == actual.shape == (1, 4, 4, 8, 8)

@@ -1,4 +1,4 @@
-"""What happens while and between runs: previews, interrupting, caching, memory."""
+"""Behaviour during and between runs: previews, interruption, caching, memory."""
 
 import base64
 import io
@@ -35,11 +35,11 @@ def test_every_step_shows_all_frames(scene, sampler):
 def test_an_interrupted_run_ends(scene):
     node = scene.sample(scene.encode(), steps=500)
     scene.add("SaveLatent", samples=node)
-    told = []
+    interrupts = []
 
     def on_event(kind, data):
-        if kind == "progress" and not told:
-            told.append(scene.host.interrupt())
+        if kind == "progress" and not interrupts:
+            interrupts.append(scene.host.interrupt())
 
     result = scene.host.run(scene.graph, on_event)
     assert result.interrupted and not result.outputs
@@ -52,7 +52,7 @@ def test_an_interrupted_run_ends(scene):
     ids=["within a step", "within a step of the stock sampler", "within a window"],
 )
 def test_an_interrupted_run_ends_within(scene, sampler, frames, call):
-    """What is running when it is told is finished, and nothing more is computed."""
+    """The current prediction is finished, and nothing more is computed."""
     sample = {"ours": scene.sample, "stock": scene.stock_sample}[sampler]
     # A scale of 1 has one prediction in each step or window.
     node = sample(scene.encode(frames=frames), steps=6, cfg=1.0, model=scene.add("InterruptAt", call=call))
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_within(scene, sampler, frames, call):
 
 
 def result_graph(scene, seed=1):
-    """A whole graph: a clip, its motion, a sampler, pictures. Returns its nodes by name."""
+    """Build a complete graph: a clip, its motion, a sampler, images. Returns its nodes by name."""
     clip = scene.add("VCExampleClip")
     motion = scene.add("MotionVectorExtract", video=clip, frame_rate=8.0)
     stc = scene.encode(motion=motion)
@@ -114,7 +114,7 @@ def test_a_replaced_video_file_is_read_again(scene):
     assert {video, motion} <= scene.host.run(scene.graph).executed
 
 
-def test_annotators_files_are_used_once_they_are_there(scene):
+def test_annotators_files_are_used_as_soon_as_they_exist(scene):
     sketch = scene.add("VCSketchSequence", video=scene.add("VCExampleClip"), method="edges")
     scene.add("SaveImage", images=sketch[1], filename_prefix="sketch")
     scene.host.run(scene.graph)
@@ -132,7 +132,7 @@ def test_unloaded_models_come_back_as_they_were(scene):
     node = scene.sample(scene.encode())
     saved = scene.add("SaveLatent", samples=node)
     before = saved_latent(scene.host.run(scene.graph), saved)
-    scene.graph.set(node, seed=2)  # else the result would come from the cache
+    scene.graph.set(node, seed=2)  # otherwise the result would come from the cache
     scene.host.run(scene.graph)
     scene.host.unload_models()
     scene.graph.set(node, seed=1)

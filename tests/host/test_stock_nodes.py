@@ -1,4 +1,4 @@
-"""ComfyUI's own nodes on the pack's models and 5-D latents."""
+"""ComfyUI's own nodes with the pack's models and 5-D latents."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def moved(scene):
 
 
 def half_mask(scene, size=64):
-    """A MASK that is black on the left and white on the right."""
+    """Add a MASK that is black on the left and white on the right."""
     white = scene.add("SolidMask", value=1.0, width=size, height=size)
     black = scene.add("SolidMask", value=0.0, width=size // 2, height=size)
     return scene.add("MaskComposite", destination=white, source=black, x=0, y=0, operation="multiply")
@@ -45,13 +45,13 @@ def test_a_video_comes_back_from_the_vae(scene):
 def test_tiles_decode_and_encode_every_frame(scene):
     pixels = scene.add("VCExampleClip", size=96, frames=3)[1]
     tiles = {"tile_size": 64, "overlap": 16, "vae": scene.loader[3]}
-    whole = scene.add("VAEEncode", pixels=pixels, vae=scene.loader[3])
+    complete = scene.add("VAEEncode", pixels=pixels, vae=scene.loader[3])
     tiled = scene.add("VAEEncodeTiled", pixels=pixels, **tiles)
     shown = [
-        scene.add("SaveImage", images=scene.add("VAEDecode", samples=whole, vae=scene.loader[3])),
-        scene.add("SaveImage", images=scene.add("VAEDecodeTiled", samples=whole, **tiles)),
+        scene.add("SaveImage", images=scene.add("VAEDecode", samples=complete, vae=scene.loader[3])),
+        scene.add("SaveImage", images=scene.add("VAEDecodeTiled", samples=complete, **tiles)),
     ]
-    saved = [scene.add("SaveLatent", samples=node) for node in (whole, tiled)]
+    saved = [scene.add("SaveLatent", samples=node) for node in (complete, tiled)]
     result = scene.host.run(scene.graph)
     latents = [saved_latent(result, node) for node in saved]
     assert latents[1].shape == (1, 4, 3, 12, 12)
@@ -63,7 +63,7 @@ def test_tiles_decode_and_encode_every_frame(scene):
 # --- Samplers ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_way_of_sampling_gives_the_same_video(scene, moved):
+def test_all_samplers_give_the_same_video(scene, moved):
     """KSampler, KSamplerAdvanced in two parts, SamplerCustom, SamplerCustomAdvanced and ours."""
     sides = {"positive": moved[0], "negative": moved[1]}
     steps = {"steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "karras", **sides}
@@ -93,13 +93,13 @@ def test_every_way_of_sampling_gives_the_same_video(scene, moved):
         assert error(other, ours) < 1e-5
 
 
-def test_a_given_video_is_changed_by_the_share_of_denoise(scene, moved):
-    given = scene.add("VAEEncode", pixels=scene.add("VCExampleClip", size=64, frames=FRAMES)[1], vae=scene.loader[3])
+def test_denoise_sets_how_much_a_video_changes(scene, moved):
+    source = scene.add("VAEEncode", pixels=scene.add("VCExampleClip", size=64, frames=FRAMES)[1], vae=scene.loader[3])
     before, little, ours, stock = scene.latents(
-        given,
-        scene.sample(moved, latent=given, denoise=0.2),
-        scene.sample(moved, latent=given, denoise=0.6),
-        scene.stock_sample(moved, latent_image=given, denoise=0.6),
+        source,
+        scene.sample(moved, latent=source, denoise=0.2),
+        scene.sample(moved, latent=source, denoise=0.6),
+        scene.stock_sample(moved, latent_image=source, denoise=0.6),
     )
     assert error(ours, stock) < 1e-5
     assert 0.0 < error(little, before) < error(ours, before)
@@ -125,17 +125,17 @@ def test_each_of_a_batch_is_a_video_of_its_own(scene):
     shown = scene.add("SaveImage", images=scene.add("VAEDecode", samples=scene.sample(both), vae=scene.loader[3]))
     saved = [scene.add("SaveLatent", samples=scene.sample(stc)) for stc in (both, alone)]
     result = scene.host.run(scene.graph)
-    two, one = (saved_latent(result, node) for node in saved)
-    assert error(two[:1], one) < 1e-5
-    assert error(two[1:], one) > 0.1
+    batch, single = (saved_latent(result, node) for node in saved)
+    assert error(batch[:1], single) < 1e-5
+    assert error(batch[1:], single) > 0.1
     assert len(result.files_of(shown)) == 2 * FRAMES
 
 
 def test_each_of_a_batch_of_long_videos_is_a_video_of_its_own(scene):
     motion = scene.add("VCCameraMotion", pan_right=0.4, frames=24)
-    one, two = scene.latents(*(scene.sample(scene.encode(motion=motion, batch_size=count)) for count in (1, 2)))
-    assert error(two[:1], one) < 1e-4
-    assert error(two[1:], one) > 0.1
+    single, batch = scene.latents(*(scene.sample(scene.encode(motion=motion, batch_size=n)) for n in (1, 2)))
+    assert error(batch[:1], single) < 1e-4
+    assert error(batch[1:], single) > 0.1
 
 
 def test_a_prompt_may_be_longer_than_the_tower(scene):
@@ -146,16 +146,16 @@ def test_a_prompt_may_be_longer_than_the_tower(scene):
     assert latent.isfinite().all() and error(latent, plain) > 1e-3
 
 
-# --- Parts of the picture ---------------------------------------------------------------------------------------------
+# --- Parts of the frame -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", ["one for all frames", "one for each frame"])
 def test_a_noise_mask_keeps_what_is_black(scene, moved, mask):
     clip = scene.add("VCExampleClip", size=64, frames=FRAMES, speed=2.0)
-    given = scene.add("VAEEncode", pixels=clip[1], vae=scene.loader[3])
+    source = scene.add("VAEEncode", pixels=clip[1], vae=scene.loader[3])
     area = half_mask(scene) if mask == "one for all frames" else clip[3]
-    masked = scene.add("SetLatentNoiseMask", samples=given, mask=area)
-    before, after = scene.latents(given, scene.sample(moved, latent=masked))
+    masked = scene.add("SetLatentNoiseMask", samples=source, mask=area)
+    before, after = scene.latents(source, scene.sample(moved, latent=masked))
     changed = (after - before).abs().amax((0, 1)) > 1e-4  # (F, h, w)
     if mask == "one for all frames":
         assert not changed[..., :4].any() and changed[..., 4:].float().mean() > 0.9
@@ -179,19 +179,19 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_prompt_for_a_part_of_the_video(scene, moved, part):
-    """Two prompts, one of which counts in a part only: after one step the rest is as without it."""
+    """Two prompts, one only for a part: after one step, the rest is the same as without it."""
     inputs, rest = PARTS[part]
     inputs = {"strength": 1.0, **inputs(scene)}
     other = dict(scene.graph[moved]["inputs"]) | {"positive": scene.text("a green square")[0]}
     local = scene.add(part.split()[0], conditioning=scene.add("STCEncode", **other)[0], **inputs)
     both = scene.add("ConditioningCombine", conditioning_1=local, conditioning_2=moved[0])
-    whole, partial = scene.latents(scene.sample(moved, steps=1), scene.sample(moved, steps=1, positive=both))
-    torch.testing.assert_close(partial[rest], whole[rest], rtol=1e-4, atol=1e-4)
-    assert error(partial, whole) > 0.01
+    complete, partial = scene.latents(scene.sample(moved, steps=1), scene.sample(moved, steps=1, positive=both))
+    torch.testing.assert_close(partial[rest], complete[rest], rtol=1e-4, atol=1e-4)
+    assert error(partial, complete) > 0.01
 
 
 def test_an_area_sees_its_own_part_of_the_conditions(scene):
-    """Two images that differ on the far left alone are one to an area on the right."""
+    """Two images that only differ on the far left are the same for an area on the right."""
     left_is_black = draw_clip(size=64, frames=1)
     left_is_black[..., :16] = 0
     plain = scene.encode(frames=FRAMES)
@@ -204,62 +204,62 @@ def test_an_area_sees_its_own_part_of_the_conditions(scene):
         both = scene.add("ConditioningCombine", conditioning_1=right, conditioning_2=plain[0])
         return scene.sample(plain, steps=1, positive=both)
 
-    made = [on_the_right(plain)]
-    for name, image in {"whole.png": draw_clip(size=64, frames=1), "black.png": left_is_black}.items():
+    samples = [on_the_right(plain)]
+    for name, image in {"complete.png": draw_clip(size=64, frames=1), "black.png": left_is_black}.items():
         to_pil_image(image[0, :, 0]).save(scene.host.folder / "input" / name)
-        seen = scene.add("VCSingleImage", image=scene.add("LoadImage", image=name))
-        made.append(on_the_right(scene.encode(single_image=seen, frames=FRAMES)))
-    without, whole, black = scene.latents(*made)
-    assert error(whole, without) > 0.01
-    assert torch.equal(whole, black)
+        single = scene.add("VCSingleImage", image=scene.add("LoadImage", image=name))
+        samples.append(on_the_right(scene.encode(single_image=single, frames=FRAMES)))
+    without, complete, black = scene.latents(*samples)
+    assert error(complete, without) > 0.01
+    assert torch.equal(complete, black)
 
 
 def test_a_condition_for_a_part_of_the_schedule(scene, moved):
-    """A stock node that limits a CONDITIONING in time does so with what it carries of ours."""
+    """A stock node that limits a CONDITIONING to a part of the schedule also limits our conditions."""
     plain = scene.encode(positive=scene.text(""), frames=FRAMES)
     halves = [
         scene.add("ConditioningSetTimestepRange", conditioning=stc[0], start=start, end=end)
         for stc, start, end in ((moved, 0.0, 0.5), (plain, 0.5, 1.0))
     ]
     both = scene.add("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1])
-    whole, changed = scene.latents(scene.sample(moved, steps=4), scene.sample(moved, steps=4, positive=both))
-    assert changed.isfinite().all() and error(changed, whole) > 0.01
+    complete, changed = scene.latents(scene.sample(moved, steps=4), scene.sample(moved, steps=4, positive=both))
+    assert changed.isfinite().all() and error(changed, complete) > 0.01
 
 
 # --- Context windows --------------------------------------------------------------------------------------------------
 
 
 ANCHOR = "causal_window_fix"
-"""Newer ComfyUIs' switch, on by default, for a further frame before each window but the first."""
+"""A switch in newer ComfyUIs, on by default, that adds a frame before every window but the first."""
 
 
 def cut(scene, anchor=False, **inputs):
-    """The MODEL in stock context windows along the frames."""
+    """Add stock context windows along the frames to the MODEL."""
     windows = "ContextWindowsManual"
     switch = {ANCHOR: anchor} if ANCHOR in scene.host.nodes[windows]["input"]["required"] else {}
     return scene.add(windows, dim=2, **switch, **inputs)
 
 
-def test_stock_context_windows_are_ours_where_nothing_overlaps(scene):
-    """Each window has the conditions of its own frames, whichever node cut it."""
+def test_stock_context_windows_equal_ours_without_overlap(scene):
+    """Each window has the conditions of its own frames, with either node."""
     frames = 2 * FRAMES
     motion = scene.add("VCCameraMotion", pan_right=0.5, frames=frames, easing="ease_in_out")
     stc = scene.encode(motion=motion, single_image=scene.add("VCSingleImage", image=scene.add("VCExampleClip")[1]))
     windows = cut(scene, context_length=FRAMES, context_overlap=0)
-    ours, stock, whole = scene.latents(
+    ours, stock, complete = scene.latents(
         scene.sample(stc, context_length=FRAMES, context_overlap=0),
         scene.stock_sample(stc, model=windows),
         scene.stock_sample(stc),
     )
     assert ours.shape == (1, 4, frames, 8, 8)
     assert error(stock, ours) < 1e-5
-    assert error(whole, ours) > 0.01
+    assert error(complete, ours) > 0.01
 
 
 def test_a_frame_before_a_window_has_its_own_conditions(scene):
-    """The second of two windows of 8 frames sees frame 7 too: the same nine as the second of two windows of 9."""
+    """The second of two 8-frame windows also has frame 7: the same nine frames as the second of two 9-frame windows."""
     if ANCHOR not in scene.host.nodes["ContextWindowsManual"]["input"]["required"]:
-        pytest.skip("this ComfyUI puts no frame before a context window")
+        pytest.skip("this ComfyUI does not add a frame before a context window")
     stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.5, frames=2 * FRAMES, easing="ease_in_out"))
     models = [
         cut(scene, context_length=length, context_overlap=overlap, anchor=anchor)

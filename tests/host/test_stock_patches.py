@@ -1,4 +1,4 @@
-"""Every stock node that changes a MODEL or guides: it has an effect on our network, or is said to have none."""
+"""Every stock node that patches or guides a MODEL either affects our network, or a note says that it does not."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.host.graph import Node
 from tests.host.scene import Scene, error, saved_latent
 
-FRAMES = 4  # of the 16 that the checkpoint was trained for, which is enough here
+FRAMES = 4  # of the checkpoint's 16; enough here
 
 
 @dataclass
@@ -18,22 +18,22 @@ class Row:
     """A node before the sampler.
 
     Attributes:
-        inputs: its own, defaults left out. A function makes one from the scene and the STCEncode.
-        effect: whether the video is another than without the node.
-        told: words that the sampler says of it; "" where it says nothing of it.
-        steps: that it takes to show.
-        mask: sample a given video under a mask.
+        inputs: the node's inputs that are not defaults. A function returns one for the scene and the STCEncode.
+        effect: whether the node changes the video.
+        note: words of the sampler's note about it; "" if there is none.
+        steps: sampling steps until its effect shows.
+        mask: whether to sample an existing video with a mask.
     """
 
     inputs: dict[str, Any] = field(default_factory=dict)
     effect: bool = True
-    told: str = ""
+    note: str = ""
     steps: int = 2
     mask: bool = False
 
 
 def other_model(scene, stc):
-    """A MODEL with other weights."""
+    """Add a MODEL with other weights."""
     return scene.add("UNetSelfAttentionMultiply", q=1.5, v=3.0)
 
 
@@ -50,10 +50,10 @@ def tonemapped(scene, stc):
 
 
 POSITIVE, NEGATIVE = (lambda scene, stc: stc[0]), (lambda scene, stc: stc[1])
-FOREIGN = {"effect": False, "told": "it is for other networks"}
+FOREIGN = {"effect": False, "note": "It is for other networks"}
 SMALL = {"width": 64, "height": 64, "length": FRAMES}
 MERGED = {"model1": lambda scene, stc: scene.loader, "model2": other_model}
-NOWHERE = {"effect": False, "told": "have no effect on it"}
+NOWHERE = {"effect": False, "note": "have no effect on this model"}
 CACHE = {"reuse_threshold": 3.0, "start_percent": 0.0}
 SKIP = {"start_percent": 0.0}
 
@@ -73,44 +73,46 @@ PATCHES = {
     "RenormCFG": Row({"renorm_cfg": 0.8}),
     "RescaleCFG": Row(),
     "TCFG": Row(),
-    "VideoLinearCFGGuidance": Row(told="goes over the videos of a batch"),
-    "VideoTriangleCFGGuidance": Row(told="goes over the videos of a batch"),
+    "VideoLinearCFGGuidance": Row(note="varies cfg over the videos of a batch"),
+    "VideoTriangleCFGGuidance": Row(note="varies cfg over the videos of a batch"),
     # the network's layers
     "FreeU": Row(),
     "FreeU_V2": Row(),
-    "HyperTile": Row({"tile_size": 32}, effect=False),  # of attention at the latent's own size, which there is none of
+    "HyperTile": Row({"tile_size": 32}, effect=False),  # for attention at the latent's size, which is not used here
     "PatchModelAddDownscale": Row(),
     "SkipLayerGuidanceDiT": Row(SKIP, **NOWHERE),
     "SkipLayerGuidanceDiTSimple": Row(SKIP, **NOWHERE),
     "SkipLayerGuidanceSD3": Row(SKIP, **NOWHERE),
-    "TomePatchModel": Row(effect=False),  # of the same
+    "TomePatchModel": Row(effect=False),  # as HyperTile
     # weights
     "ModelComputeDtype": Row({"dtype": "bf16"}),
     "ModelMergeAdd": Row(MERGED),
     "ModelMergeBlocks": Row(
-        {**MERGED, "input": 1.0, "middle": 0.0, "out": 0.5}, told="ModelMergeBlocks: out had no effect"
+        {**MERGED, "input": 1.0, "middle": 0.0, "out": 0.5}, note="ModelMergeBlocks: out had no effect"
     ),
     "ModelMergeSimple": Row({**MERGED, "ratio": 0.5}),
     "ModelMergeSubtract": Row({**MERGED, "multiplier": 0.1}),
     "UNetCrossAttentionMultiply": Row({"q": 1.2}),
-    "UNetCrossAttentionMultiply out": Row({"out": 1.2}, effect=False, told="UNetCrossAttentionMultiply: out had no"),
+    "UNetCrossAttentionMultiply out": Row({"out": 1.2}, effect=False, note="UNetCrossAttentionMultiply: out had no"),
     "UNetSelfAttentionMultiply": Row({"q": 1.2}),
-    "UNetSelfAttentionMultiply out": Row({"out": 1.2}, effect=False, told="UNetSelfAttentionMultiply: out had no"),
+    "UNetSelfAttentionMultiply out": Row({"out": 1.2}, effect=False, note="UNetSelfAttentionMultiply: out had no"),
     "UNetTemporalAttentionMultiply": Row(
-        {"self_temporal": 0.5}, effect=False, told="UNetTemporalAttentionMultiply: self_temporal had no effect"
+        {"self_temporal": 0.5}, effect=False, note="UNetTemporalAttentionMultiply: self_temporal had no effect"
     ),
     # sampling
     "ContextWindowsManual": Row({"context_length": 2, "context_overlap": 1, "dim": 2}),
     "DifferentialDiffusion": Row({"strength": 0.5}, mask=True),
     "LTXVContextWindows": Row({"context_length": 17, "context_overlap": 8}),  # 3 frames of ours
     "MiniMaxH3SigmaShift": Row(),
-    "ModelAttentionBackend": Row(effect=False),  # for time, not for another video
+    "ModelAttentionBackend": Row(effect=False),  # it changes the speed, not the video
     "ModelSamplingContinuousEDM": Row(),
     "ModelSamplingContinuousV": Row(),
     "ModelSamplingDiscrete": Row({"sampling": "v_prediction"}),
-    "ModelSamplingDiscrete own": Row({"sampling": "v_prediction", "zsnr": True}, effect=False),  # is the checkpoint's
+    "ModelSamplingDiscrete own": Row(
+        {"sampling": "v_prediction", "zsnr": True}, effect=False
+    ),  # the checkpoint's own settings
     "ModelSamplingDiscrete lcm": Row(
-        {"sampling": "lcm", "zsnr": True}, told="'lcm' takes what the network predicts for"
+        {"sampling": "lcm", "zsnr": True}, note="'lcm' is for networks that predict noise"
     ),
     "TemporalScoreRescaling": Row(),
     "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
@@ -137,16 +139,16 @@ REFUSED = ("FluxKVCache", "SelfAttentionGuidance")
 
 
 @dataclass
-class Made:
-    """What all rows made: a latent, one of the same steps without the node, and what the sampler said."""
+class Outcome:
+    """The result of a row: a latent, one with the same steps without the node, and the sampler's note."""
 
     latent: Tensor
     plain: Tensor
-    told: str
+    note: str
 
 
 def node_of(name: str) -> str:
-    """The node's id: a row may be a further one of a node."""
+    """Return the node's id: a node may have several rows."""
     return name if name == "Epsilon Scaling" else name.partition(" ")[0]
 
 
@@ -163,8 +165,8 @@ def scene_and_stc(host) -> tuple[Scene, Node]:
 
 def patched(scene: Scene, stc: Node, name: str) -> Node:
     inputs = ROWS[name].inputs if name in ROWS else {}
-    made = {key: value(scene, stc) if callable(value) else value for key, value in inputs.items()}
-    return scene.add(node_of(name), **made)
+    values = {key: value(scene, stc) if callable(value) else value for key, value in inputs.items()}
+    return scene.add(node_of(name), **values)
 
 
 def guided(scene: Scene, stc: Node, guider: Node, steps: int) -> Node:
@@ -179,12 +181,12 @@ def guided(scene: Scene, stc: Node, guider: Node, steps: int) -> Node:
 
 
 @pytest.fixture(scope="module")
-def made(host) -> dict[str, Made]:
-    """All rows in one graph, which loads and encodes once."""
+def outcomes(host) -> dict[str, Outcome]:
+    """Run all rows in one graph, which loads and encodes once."""
     scene, stc = scene_and_stc(host)
-    given = scene.add("VAEEncode", pixels=picture(scene, stc), vae=scene.loader[3])
+    encoded = scene.add("VAEEncode", pixels=picture(scene, stc), vae=scene.loader[3])
     half = scene.add("SolidMask", value=0.5, width=64, height=64)
-    masks = {False: stc[2], True: scene.add("SetLatentNoiseMask", samples=given, mask=half)[0]}
+    masks = {False: stc[2], True: scene.add("SetLatentNoiseMask", samples=encoded, mask=half)[0]}
     plain: dict[tuple[int, bool], Node] = {}
     samplers: dict[str, Node] = {}
     for name, row in ROWS.items():
@@ -199,23 +201,23 @@ def made(host) -> dict[str, Made]:
         )
     saved = {node: scene.add("SaveLatent", samples=node) for node in (*plain.values(), *samplers.values())}
     result = host.run(scene.graph)
-    told = dict(data for kind, data in result.events if kind == "text")  # the last of each node
+    notes = dict(data for kind, data in result.events if kind == "text")  # the last text of each node
     latents = {node: saved_latent(result, save) for node, save in saved.items()}
     return {
-        name: Made(latents[node], latents[plain[ROWS[name].steps, ROWS[name].mask]], told.get(node, ""))
+        name: Outcome(latents[node], latents[plain[ROWS[name].steps, ROWS[name].mask]], notes.get(node, ""))
         for name, node in samplers.items()
     }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_has_an_effect_or_is_told(host, made, name):
+def test_it_has_an_effect_or_a_note_says_so(host, outcomes, name):
     absent(host, name)
-    row, found = ROWS[name], made[name]
-    assert found.latent.isfinite().all()
-    change = error(found.latent, found.plain)
-    same = 5e-5 if name.startswith("SkipLayer") else 1e-5  # it adds a side to the batch, which rounds differently
+    row, outcome = ROWS[name], outcomes[name]
+    assert outcome.latent.isfinite().all()
+    change = error(outcome.latent, outcome.plain)
+    same = 5e-5 if name.startswith("SkipLayer") else 1e-5  # it adds a side to the batch, which changes rounding
     assert change > 1e-4 if row.effect else change < same, change
-    assert (row.told in found.told) if row.told else ("effect" not in found.told)
+    assert (row.note in outcome.note) if row.note else ("effect" not in outcome.note)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -224,26 +226,26 @@ def test_what_cannot_work_is_refused_by_name(host, name):
     scene, stc = scene_and_stc(host)
     scene.add("SaveLatent", samples=scene.sample(stc, model=patched(scene, stc, name)))
     failed = host.fails(scene.graph)
-    assert f"'{name}'" in failed["exception_message"] and "remove that node" in failed["exception_message"]
+    assert f"'{name}'" in failed["exception_message"] and "Remove or bypass that node" in failed["exception_message"]
 
 
-def test_it_is_told_at_every_run_and_through_a_guider(host):
-    """Also of a node that is not the last before the sampler."""
+def test_the_note_appears_at_every_run_and_through_a_guider(host):
+    """Also for a node that is not the last one before the sampler."""
     for cfg in (2.0, 3.0):
         scene, stc = scene_and_stc(host)
         model = scene.add("UNetTemporalAttentionMultiply", cross_temporal=2.0)
         model = scene.add("RescaleCFG", model=scene.add("SkipLayerGuidanceDiTSimple", model=model, **SKIP))
         guider = scene.add("CFGGuider", model=model, positive=stc[0], negative=stc[1], cfg=cfg)
         scene.add("SaveLatent", samples=guided(scene, stc, guider, steps=2))
-        *_, said = (data[1] for kind, data in host.run(scene.graph).events if kind == "text")
-        assert said.count("cross_temporal had no effect") == 1
-        assert said.count("SkipLayerGuidanceDiTSimple") == 1
+        *_, text = (data[1] for kind, data in host.run(scene.graph).events if kind == "text")
+        assert text.count("cross_temporal had no effect") == 1
+        assert text.count("SkipLayerGuidanceDiTSimple") == 1
 
 
 @pytest.mark.parametrize(("kind", "most"), [("EasyCache", 0.5), ("LazyCache", float("inf"))])
 def test_a_cache_skips_steps(host, kind, most):
-    """EasyCache wraps the network's forward; LazyCache the sampler's prediction, for which these steps are too few. All
-    versions of EasyCache are right without guidance."""
+    """EasyCache wraps the network's forward, LazyCache the sampler's prediction, for which these steps are too few.
+    Without guidance, all versions of EasyCache are correct."""
     scene, stc = scene_and_stc(host)
     sampled = [
         scene.sample(stc, cfg=1.0, steps=6, **inputs)

@@ -1,8 +1,8 @@
-"""The templates: each runs as it was saved, for ever, and its video shows what it promises.
+"""The templates: every saved version must run for ever, and its video must show what it promises.
 
-templates.json holds every version of every template that was ever released, as the page saves it and as ComfyUI is to
-understand it. After a template was added or changed, `./vc python -m tests.host.test_templates` adds the new version;
-it takes nothing away.
+templates.json contains every released version of every template, as the page saves it and as ComfyUI must understand
+it. After adding or changing a template, run `./vc python -m tests.host.test_templates` to add the new version. It
+removes nothing.
 """
 
 import importlib
@@ -35,16 +35,16 @@ from vc_core.video import plan_frames, probe, read_frames
 
 WORKFLOWS = REPOSITORY / "workflows"
 FROZEN = Path(__file__).with_name("templates.json")
-NOTES = ("MarkdownNote", "Note")  # the page's own, of which the server knows nothing
+NOTES = ("MarkdownNote", "Note")  # the page's own nodes, which the server does not have
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 GROWING = "COMFY_AUTOGROW_V3"
 LARGE = "15 Large network with the style of an image"
-"""The template whose network is to be downloaded."""
+"""The template that requires a downloaded network."""
 LATE = {"FrameInterpolationModelLoader", "FrameInterpolate", "ComfyMathExpression"}
-"""ComfyUI's own nodes that 0.3.64 has not yet."""
+"""ComfyUI's own nodes that 0.3.64 does not have."""
 
-# A node as frozen: {"type", "values": what the page stores of its widgets, by their order,
-# "inputs": what ComfyUI is to be told, by their names; links are [node id, output]}.
+# A frozen node: {"type", "values": widget values in the order in which the page stores them,
+# "inputs": name -> value for ComfyUI; links are [node id, output]}.
 Frozen = dict[str, dict[str, Any]]
 
 
@@ -54,44 +54,44 @@ Frozen = dict[str, dict[str, Any]]
 
 
 def inputs(info: dict[str, Any], values: list[Any], links: dict[str, list[Any]]) -> dict[str, Any]:
-    """What a node is told: its links, and its widgets' stored values in the order that `/object_info` gives.
+    """Return a node's inputs: its links, and its widgets' stored values, which are in the order of `/object_info`.
 
-    Widgets that were appended since it was saved have no value there, and keep their default; links to sockets that
-    are gone are lost. A list that brings widgets has them right below it, named with its name before a dot, as have the
-    sockets of a list that grows.
+    Widgets that were added later have no stored value and keep their default. Links to removed sockets are dropped. The
+    widgets that a combo's option adds come right after it and are named `combo.widget`; so are the sockets of a growing
+    input.
     """
-    left, told = iter(values), {}
+    stored, result = iter(values), {}
 
-    def tell(name: str, spec: list[Any]) -> None:
+    def add(name: str, spec: list[Any]) -> None:
         kind, *rest = spec
         options = rest[0] if rest else {}
         if isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
-            told[name] = next(left, default(spec))
+            result[name] = next(stored, default(spec))
             if options.get("control_after_generate"):
-                next(left, None)
-            for group in brought(spec, told[name]).values():
+                next(stored, None)
+            for group in brought(spec, result[name]).values():
                 for inner, its in group.items():
-                    tell(f"{name}.{inner}", its)
+                    add(f"{name}.{inner}", its)
         if name in links:
-            told[name] = links[name]
+            result[name] = links[name]
         if kind == GROWING:
-            told.update((each, link) for each, link in links.items() if each.startswith(f"{name}."))
+            result.update((each, link) for each, link in links.items() if each.startswith(f"{name}."))
 
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
-            tell(name, info["input"][group][name])
-    return told
+            add(name, info["input"][group][name])
+    return result
 
 
 def frozen_of(workflow: dict[str, Any], nodes: dict[str, Any]) -> Frozen:
-    """The part of a template's file that must mean the same for ever."""
+    """Return the part of a template's file whose meaning must never change."""
     origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     result = {}
     for node in workflow["nodes"]:
         if node["type"] not in NOTES:
-            links = {one["name"]: origins[one["link"]] for one in node["inputs"] if one["link"] is not None}
-            told = inputs(nodes[node["type"]], node["widgets_values"], links)
-            result[str(node["id"])] = {"type": node["type"], "values": node["widgets_values"], "inputs": told}
+            links = {socket["name"]: origins[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
+            values = inputs(nodes[node["type"]], node["widgets_values"], links)
+            result[str(node["id"])] = {"type": node["type"], "values": node["widgets_values"], "inputs": values}
     return result
 
 
@@ -99,17 +99,17 @@ def links_of(node: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: value for name, value in node["inputs"].items() if is_link(value)}
 
 
-def same(one: Frozen, other: Frozen) -> bool:
-    """Whether two were saved alike, whatever inputs the nodes have got since."""
+def same(first: Frozen, second: Frozen) -> bool:
+    """Whether two versions were saved alike, whatever inputs the nodes gained since."""
 
     def saved(template: Frozen) -> Any:
         return {number: (node["type"], node["values"], links_of(node)) for number, node in template.items()}
 
-    return saved(one) == saved(other)
+    return saved(first) == saved(second)
 
 
 def lacking(types: Iterable[str], nodes: dict[str, Any]) -> set[str]:
-    """Those of the classes of nodes that are too late for a ComfyUI."""
+    """Return the node classes that this ComfyUI is too old for."""
     return LATE & set(types) - set(nodes)
 
 
@@ -118,11 +118,11 @@ def types_of(workflow: dict[str, Any]) -> list[str]:
 
 
 def as_understood(saved: Frozen, nodes: dict[str, Any]) -> dict[str, Any]:
-    """The graph in API format that a frozen template becomes with today's nodes."""
+    """Return a frozen template as a graph in API format, with today's nodes."""
     graph = {}
     for number, node in saved.items():
-        told = inputs(nodes[node["type"]], node["values"], links_of(node))
-        graph[number] = {"class_type": node["type"], "inputs": told}
+        values = inputs(nodes[node["type"]], node["values"], links_of(node))
+        graph[number] = {"class_type": node["type"], "inputs": values}
     return graph
 
 
@@ -138,7 +138,7 @@ VERSIONS: dict[str, list[Frozen]] = json.loads(FROZEN.read_text()) if FROZEN.exi
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What each video is to show
+# What each video must show
 # ---------------------------------------------------------------------------------------------------------------
 
 COLORS = {
@@ -151,27 +151,27 @@ GROUNDS = {
     "purple": ((0.50, 0.25, 0.69),),
 }
 ALONG = VELOCITY[0] * 15
-"""How far the example clip's disc goes in 16 frames, in frame widths."""
+"""Displacement of the example clip's disc in 16 frames, in frame widths."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a template's video is to show.
+    """What a template's video must show.
 
     Attributes:
         disc: the object's colour.
         ground: a key of `GROUNDS`.
-        path: where the object is to be, (share of the video's duration, x, y) from its first place in frame widths.
-        place: where it begins, x and y in frame widths, of a template whose sketch says that alone.
-        kept: direction in which the example clip's disc goes, of a template that keeps all but the disc.
-        times: how often the frames of the network are in the video, which has others between them.
+        path: the object's path, (fraction of the duration, x, y), relative to its start, in frame widths.
+        place: the object's start, x and y in frame widths, for a template whose sketch only sets that.
+        direction: in which the example clip's disc moves, for a template that keeps everything except the disc.
+        times: frames of the video per frame of the network, for a template that interpolates.
     """
 
     disc: str
     ground: str
     path: tuple[tuple[float, float, float], ...] = ()
     place: tuple[float, float] | None = None
-    kept: tuple[float, float] | None = None
+    direction: tuple[float, float] | None = None
     frames: int = 16
     times: int = 1
 
@@ -189,41 +189,43 @@ PROMISES = {
     "09 Depth with the style of an image": Promise("green", "purple", to(ALONG, 0)),
     "10 Sketches from a clip": Promise("yellow", "blue and purple", to(0, -ALONG)),
     "06 Restyle a video": Promise("yellow", "blue and purple", to(ALONG, 0)),
-    "07 Repaint an area that moves": Promise("yellow", "stripes", to(ALONG, 0), kept=(1, 0)),
+    "07 Repaint an area that moves": Promise("yellow", "stripes", to(ALONG, 0), direction=(1, 0)),
     "04 Motion along drawn tracks": Promise("red", "stripes", to(74 / 512, -166 / 512)),
-    # Of this one the camera is not tested: the bundled checkpoint follows objects alone.
+    # The camera is not tested here: the bundled checkpoint only follows objects.
     "05 Motion of a camera": Promise("red", "stripes", to(0, -156 / 512)),
     "12 Long video in windows": Promise("red", "stripes", ((0.5, 0, -180 / 512), (1.0, 0, 0)), frames=32),
     "13 More frames a second": Promise("yellow", "blue and purple", to(ALONG, 0), times=2),
-    "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), kept=(0.7, 0.7)),
+    "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
 }
 
 
 def check(video: Tensor, promise: Promise) -> None:
-    """Checks a video `(1, 3, F, H, W)` in [0, 1] against what it is to show."""
+    """Check a video `(1, 3, F, H, W)` in [0, 1] against its promise."""
     assert video.shape == (1, 3, promise.frames, 256, 256)
     assert video.std() > 0.05, "blank"
     centers = follow(video, COLORS[promise.disc], GROUNDS[promise.ground]) / 256
     assert not centers.isnan().any(), f"no {promise.disc} object in frames {centers.isnan().any(1).nonzero().flatten()}"
     ground = video[0].flatten(1).median(1).values
     off = min(math.dist(ground.tolist(), color) for color in GROUNDS[promise.ground])
-    assert off < 0.25, f"the ground is {ground.tolist()}"
-    way = max((math.hypot(*point) for _, *point in promise.path), default=0.0)
-    for share, *goal in promise.path:
-        went = centers[round(share * (promise.frames - 1))] - centers[0]
-        assert math.dist(went.tolist(), goal) < 0.45 * way, f"went {went.tolist()} instead of {goal}"
+    assert off < 0.25, f"unexpected background {ground.tolist()}"
+    distance = max((math.hypot(*point) for _, *point in promise.path), default=0.0)
+    for fraction, *goal in promise.path:
+        displacement = centers[round(fraction * (promise.frames - 1))] - centers[0]
+        assert math.dist(displacement.tolist(), goal) < 0.45 * distance, (
+            f"expected the displacement {goal}, got {displacement.tolist()}"
+        )
     if promise.place:
         begun = centers[: promise.frames // 2]
-        assert (begun - torch.tensor(promise.place)).norm(dim=1).max() < 0.1, f"is at {begun.tolist()}"
-    if promise.kept:
-        clip = draw_clip(tuple(VELOCITY[0] * side for side in promise.kept))
-        kept = outside_the_disc(promise.kept, promise.frames)
-        wrong = (video - clip).abs().mean(1, keepdim=True)[kept].mean()
-        assert wrong < 0.13, f"{wrong:.3f} off the clip where it is to be kept"  # 0.2 beside the mirrored clip
+        assert (begun - torch.tensor(promise.place)).norm(dim=1).max() < 0.1, f"unexpected start {begun.tolist()}"
+    if promise.direction:
+        clip = draw_clip(tuple(VELOCITY[0] * side for side in promise.direction))
+        outside = outside_the_disc(promise.direction, promise.frames)
+        wrong = (video - clip).abs().mean(1, keepdim=True)[outside].mean()
+        assert wrong < 0.13, f"kept part differs from the clip by {wrong:.3f}"  # 0.2 with the mirrored clip
 
 
 def outside_the_disc(direction: tuple[float, float], frames: int) -> Tensor:
-    """Where the moving mask keeps the example clip, and somewhat further out, `(1, 1, F, 256, 256)`."""
+    """Return where the moving mask keeps the example clip, with some margin, `(1, 1, F, 256, 256)`."""
     at, t = (torch.arange(256) + 0.5) / 256 - 0.5, torch.arange(frames)[:, None, None] * VELOCITY[0]
     return (torch.hypot(at - direction[0] * t, at[:, None] - direction[1] * t) > 0.25)[None, None]
 
@@ -240,11 +242,11 @@ def nodes(host):
 
 @pytest.fixture(scope="module")
 def interpolation(host, nodes, comfyui):
-    """A file for ComfyUI's interpolation node, of zeros: it puts the mean of two frames between them."""
+    """A file of zeros for ComfyUI's interpolation node, which then inserts the mean of two frames."""
     if "FrameInterpolate" not in nodes:
         return
     file = host.folder / "models" / "frame_interpolation" / "rife_v4.26.safetensors"
-    file.parent.mkdir(exist_ok=True)  # a further time where pytest makes this fixture anew for the same ComfyUI
+    file.parent.mkdir(exist_ok=True)  # pytest may run this fixture again for the same ComfyUI
     script = (
         "import sys, comfy.cli_args, torch, safetensors.torch; comfy.cli_args.args.cpu = True\n"
         "from comfy_extras.frame_interpolation_models.ifnet import IFNet\n"
@@ -260,7 +262,7 @@ def test_every_template_is_frozen_has_a_picture_and_a_note(nodes):
     assert set(files) == set(VERSIONS) == {*PROMISES, LARGE}
     for name, workflow in files.items():
         assert lacking(types_of(workflow), nodes) or same(frozen_of(workflow, nodes), VERSIONS[name][-1]), (
-            f"{name} changed: see this file's first lines"
+            f"{name} changed. See the first lines of this file."
         )
         assert 1000 < (WORKFLOWS / f"{name}.jpg").stat().st_size < 40_000
         (note,) = [node for node in workflow["nodes"] if node["type"] in NOTES]
@@ -270,25 +272,25 @@ def test_every_template_is_frozen_has_a_picture_and_a_note(nodes):
 def test_templates_are_laid_out_without_overlaps_and_from_left_to_right():
     for name, workflow in templates().items():
         boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
-        for one, (x, y, width, height) in boxes.items():
-            for other, (left, top, w, h) in boxes.items():
+        for node, (x, y, width, height) in boxes.items():
+            for another, (left, top, w, h) in boxes.items():
                 apart = x + width <= left or left + w <= x or y + height + 30 <= top or top + h + 30 <= y
-                assert one == other or apart, f"{name}: nodes {one} and {other} overlap"
+                assert node == another or apart, f"{name}: nodes {node} and {another} overlap"
         for _, origin, _, goal, _, _ in workflow["links"]:
             assert boxes[origin][0] <= boxes[goal][0], f"{name}: a link from {origin} back to {goal}"
 
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_what_was_saved_means_the_same(name, nodes):
-    for saved in known(name, nodes):
+    for saved in versions_of(name, nodes):
         graph = as_understood(saved, nodes)
         for number, node in saved.items():
-            told = {name: graph[number]["inputs"].get(name) for name in node["inputs"]}
-            assert told == node["inputs"], f"node {number}, {node['type']}"
+            values = {name: graph[number]["inputs"].get(name) for name in node["inputs"]}
+            assert values == node["inputs"], f"node {number}, {node['type']}"
 
 
-def test_what_the_builder_makes_is_understood(nodes, monkeypatch):
-    """With the nodes of whichever ComfyUI, whose lists may bring inputs."""
+def test_comfyui_understands_what_the_builder_writes(nodes, monkeypatch):
+    """With the nodes of any ComfyUI, whose combos may add inputs."""
     monkeypatch.syspath_prepend(WORKFLOWS)
     build, layout = (importlib.import_module(name) for name in ("build", "layout"))
     for name, template in build.TEMPLATES.items():
@@ -296,15 +298,15 @@ def test_what_the_builder_makes_is_understood(nodes, monkeypatch):
             continue
         graph = layout.Graph(nodes, build.GROUPS)
         template.build(graph)
-        made = layout.workflow(graph, name, ""), layout.prompt(graph)
-        saved, told = json.loads(json.dumps(made))
-        assert as_understood(frozen_of(saved, nodes), nodes) == told, name
+        built = layout.workflow(graph, name, ""), layout.prompt(graph)
+        saved, expected = json.loads(json.dumps(built))
+        assert as_understood(frozen_of(saved, nodes), nodes) == expected, name
 
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_template_runs_and_shows_what_it_promises(name, host, nodes, interpolation):
     promise = PROMISES[name]
-    for saved in known(name, nodes):
+    for saved in versions_of(name, nodes):
         (path,) = [file for file in host.run(as_understood(saved, nodes)).files if file.suffix == ".mp4"]
         info = probe(path)
         assert info.rate == Fraction(RATE) * promise.times
@@ -329,7 +331,7 @@ def test_the_page_offers_the_files_of_the_large_network_and_the_note_names_its_c
 
 @pytest.mark.parametrize("few", ["auto", "yes"])
 def test_the_large_network_s_template_runs(host, nodes, few):
-    """On a small network of its kind under its name, smaller frames, and the bundled parts in place of the others."""
+    """With a small network of the same kind under its name, smaller frames, and the bundled other parts."""
     small = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), temporal_in_heads=1,
                        context_dim=64, style_tokens=4)  # fmt: skip
     parts = {"CLIPLoader": ["bundled", 1], "CLIPVisionLoader": ["bundled", 2], "VCVideoVAE": ["bundled", 3]}
@@ -338,11 +340,11 @@ def test_the_large_network_s_template_runs(host, nodes, few):
         graph = as_understood(saved, nodes)
         bundled = {number: parts[node["class_type"]] for number, node in graph.items() if node["class_type"] in parts}
         for node in graph.values():
-            told = node["inputs"]
-            told |= others.get(node["class_type"], {})
-            told |= {name: bundled.get(value[0], value) for name, value in told.items() if is_link(value)}
+            values = node["inputs"]
+            values |= others.get(node["class_type"], {})
+            values |= {name: bundled.get(value[0], value) for name, value in values.items() if is_link(value)}
             if node["class_type"] == "VCCheckpointLoader":
-                torch.save(to_released(UNet3D(small)), host.checkpoints / told["ckpt_name"])
+                torch.save(to_released(UNet3D(small)), host.checkpoints / values["ckpt_name"])
         graph = {number: node for number, node in graph.items() if number not in bundled}
         graph["bundled"] = {
             "class_type": "VCCheckpointLoader",
@@ -356,7 +358,7 @@ def test_the_large_network_s_template_runs(host, nodes, few):
 
 
 def test_a_restyled_video_keeps_its_sound(host, nodes):
-    """And its rate, where both are of a file in place of the example clip."""
+    """And its frame rate, with a file instead of the example clip."""
     with av.open(host.folder / "input" / "loud.mp4", "w") as file:
         video, audio = file.add_stream("h264", rate=12), file.add_stream("aac", rate=16000)
         video.width = video.height = 64
@@ -377,12 +379,12 @@ def test_a_restyled_video_keeps_its_sound(host, nodes):
     assert (probe(path).rate, probe(path).frames) == (12, 16)
     with av.open(path) as file:
         heard = np.concatenate([frame.to_ndarray().mean(0) for frame in file.decode(audio=0)])
-    assert 0.2 < np.sqrt((heard**2).mean()) < 0.5  # of a sine of that loudness 0.35
+    assert 0.2 < np.sqrt((heard**2).mean()) < 0.5  # 0.35 for a sine of that loudness
     assert len(heard) / 16000 == pytest.approx(16 / 12, abs=0.15)  # as long as the frames
 
 
-def known(name: str, nodes: dict[str, Any]) -> list[Frozen]:
-    """The versions of a template; its test is skipped on a ComfyUI that has not all of its nodes."""
+def versions_of(name: str, nodes: dict[str, Any]) -> list[Frozen]:
+    """Return a template's versions. Skips the test if this ComfyUI does not have all of its nodes."""
     types = [node["type"] for saved in VERSIONS[name] for node in saved.values()]
     if lacks := lacking(types, nodes):
         pytest.skip(f"this ComfyUI has no {', '.join(sorted(lacks))}")
@@ -390,10 +392,10 @@ def known(name: str, nodes: dict[str, Any]) -> list[Frozen]:
 
 
 def main() -> None:
-    """Adds the versions that are not frozen yet, as the oldest ComfyUI understands them: newer ones add inputs."""
+    """Freeze new versions as the oldest ComfyUI understands them, because newer ones add inputs."""
     from tempfile import TemporaryDirectory
 
-    left = templates()
+    remaining = templates()
     for comfyui in reversed(find_comfyuis()):
         with TemporaryDirectory() as folder:
             host = Host.start(Path(folder) / "host", comfyui=comfyui)
@@ -401,8 +403,8 @@ def main() -> None:
                 nodes = host.object_info()
             finally:
                 host.stop()
-        for name in [name for name, workflow in left.items() if not lacking(types_of(workflow), nodes)]:
-            versions, now = VERSIONS.setdefault(name, []), frozen_of(left.pop(name), nodes)
+        for name in [name for name, workflow in remaining.items() if not lacking(types_of(workflow), nodes)]:
+            versions, now = VERSIONS.setdefault(name, []), frozen_of(remaining.pop(name), nodes)
             if not versions or not same(now, versions[-1]):
                 versions.append(now)
                 print(f"{name}: version {len(versions)}")

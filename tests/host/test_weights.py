@@ -1,4 +1,4 @@
-"""The network's weights in ComfyUI's hands: LoRAs, storage types, saving and loading again."""
+"""The network's weights in ComfyUI: LoRAs, data types, saving and loading again."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.host.reference import compose_latent, karras_sigmas, pan_motion
 from tests.host.scene import BUNDLED, TEXT, Scene, error
-from tests.scaled import quantised, whole
+from tests.scaled import quantised, tensorwise
 from vc_core.checkpoint.reading import BUNDLED as BUNDLED_FILE
 from vc_core.conditions import Condition
 
 
 def write_lora(path, unet, rank=4, strength=0.05):
-    """A LoRA of every matrix and convolution of a network, under the names that ComfyUI's loader derives from them."""
+    """Write a LoRA for every matrix and convolution of a network, with the key names of ComfyUI's loader."""
     torch.manual_seed(0)
     state = {}
     for name, weight in unet.named_parameters():
@@ -40,13 +40,13 @@ def with_lora(scene, lora, strength):
     return scene.add("LoraLoaderModelOnly", lora_name=lora, strength_model=strength)
 
 
-def test_a_lora_changes_the_video_and_goes_without_a_trace(host, lora):
-    made = []
-    for strength in (None, 1.0, 0.0, None):  # a run each, so that none of them is the cache's
+def test_a_lora_changes_the_video_and_leaves_no_trace(host, lora):
+    latents = []
+    for strength in (None, 1.0, 0.0, None):  # one run for each, so that none comes from the cache
         scene = Scene(host)
         model = scene.loader if strength is None else with_lora(scene, lora, strength)
-        made += scene.latents(scene.sample(scene.encode(**conditions(scene)), model=model))
-    before, under, at_0, after = made
+        latents += scene.latents(scene.sample(scene.encode(**conditions(scene)), model=model))
+    before, under, at_0, after = latents
     assert error(under, before) > 0.01
     assert torch.equal(at_0, before)
     assert torch.equal(after, before)
@@ -54,9 +54,9 @@ def test_a_lora_changes_the_video_and_goes_without_a_trace(host, lora):
 
 
 def test_a_lora_reaches_every_weight(scene, lora, composer):
-    """What ComfyUI samples with a LoRA is what the core composes with the LoRA's changes in its weights."""
+    """ComfyUI with a LoRA gives the same result as the core with the LoRA merged into its weights."""
     stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3))
-    (found,) = scene.latents(scene.sample(stc, model=with_lora(scene, lora, 1.0), steps=3))
+    (actual,) = scene.latents(scene.sample(stc, model=with_lora(scene, lora, 1.0), steps=3))
     changes = load_file(scene.host.folder / "models" / "loras" / lora)
     state = {name: tensor.clone() for name, tensor in composer.unet.state_dict().items()}
     merged = dict(state)
@@ -72,10 +72,10 @@ def test_a_lora_reaches_every_weight(scene, lora, composer):
         expected = compose_latent(composer, TEXT, conditions=[motion], guidance=2.0, seed=1, **steps)
     finally:
         composer.unet.load_state_dict(state)
-    assert error(found, expected) <= 1e-4
+    assert error(actual, expected) <= 1e-4
 
 
-def test_weights_of_every_type_make_about_the_same_video(scene):
+def test_weights_of_every_type_give_about_the_same_video(scene):
     stc = scene.encode(**conditions(scene))
     ranges = {"default": (0.0, 0.001), "fp16": (0.0, 0.001), "bf16": (0.001, 0.03), "fp8_e4m3fn": (0.03, 0.3)}
     models = [
@@ -88,8 +88,8 @@ def test_weights_of_every_type_make_about_the_same_video(scene):
 
 
 @pytest.mark.parametrize(("spelling", "marks"), [("scale_weight", "old"), ("weight_scale", "tensors")])
-def test_weights_with_scales_beside_them_make_about_the_same_video(scene, spelling, marks):
-    state, metadata, _ = quantised(BUNDLED_FILE, spelling, whole, marks)
+def test_weights_with_scales_give_about_the_same_video(scene, spelling, marks):
+    state, metadata, _ = quantised(BUNDLED_FILE, spelling, tensorwise, marks)
     name = f"scaled_{marks}.safetensors"
     save_file(state, scene.host.checkpoints / name, metadata)
     stc = scene.encode(**conditions(scene))

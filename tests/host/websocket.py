@@ -1,4 +1,4 @@
-"""A small client of WebSocket (RFC 6455) that only listens: the tests need no package for it."""
+"""A small WebSocket client (RFC 6455) that only listens, so that the tests need no package for it."""
 
 import base64
 import os
@@ -10,11 +10,11 @@ _CONTINUED, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 
 
 class WebSocket:
-    """The messages of a server, texts as `str` and the others as `bytes`, until it closes the connection.
+    """Iterate over a server's messages, `str` for texts and `bytes` otherwise, until it closes the connection.
 
     Raises:
-        ConnectionError: the server does not talk WebSocket there, or is gone.
-        TimeoutError: nothing came for `timeout` seconds.
+        ConnectionError: the server does not support WebSocket there, or closed the connection.
+        TimeoutError: no message arrived for `timeout` seconds.
     """
 
     def __init__(self, url: str, timeout: float):
@@ -61,7 +61,7 @@ class WebSocket:
                 gathered = b""
 
     def _frame(self) -> tuple[bool, int, bytes]:
-        first, length = self._read(2)  # a server's frames have no mask, thus no bit of it beside the length
+        first, length = self._read(2)  # a server's frames are not masked, so the mask bit beside the length is 0
         if length > 125:
             length = int.from_bytes(self._read(2 if length == 126 else 8), "big")
         return bool(first & 0x80), first & 0x0F, self._read(length)
@@ -69,5 +69,5 @@ class WebSocket:
     def _read(self, count: int) -> bytes:
         data = self._stream.read(count)
         if len(data) != count:
-            raise ConnectionError("the server closed the connection within a message")
+            raise ConnectionError("the server closed the connection during a message")
         return data

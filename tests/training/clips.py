@@ -1,4 +1,4 @@
-"""What the tests of the data sets share: a folder of small videos, and a spy."""
+"""Helpers for the tests of the data sets: a folder of small videos, and a spy."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from tests.core.moving_clips import OWN, encode, moving
 from vc_core.config import ExtractionConfig
 
 SIZE = (32, 40)
-"""(height, width) of the training; the conditions' larger size is half as much again."""
+"""(height, width) of the training; the conditions' larger size is 1.5 times that."""
 FRAMES = 3
 EVERYTHING = ("text", "style", "motion", "depth", "sketch", "mask", "single_image", "single_sketch")
 EDGES = ExtractionConfig(sketch="edges", depth="relative")
@@ -22,7 +22,7 @@ def generator(seed=0):
 
 
 def make_folder(folder, motions=MOTIONS):
-    """Videos of known motion, `captions.csv` for them, and the same as `captions.jsonl` under another name."""
+    """Write videos of known motion, `captions.csv` for them, and the same captions as `others.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, motion in motions.items():
         encode(folder / name, moving(*motion), **OWN)
@@ -36,7 +36,7 @@ def make_folder(folder, motions=MOTIONS):
 
 
 class Spy:
-    """Counts the calls of functions, which it puts itself before."""
+    """Replaces functions by wrappers that count the calls."""
 
     def __init__(self, monkeypatch):
         self.monkeypatch, self.calls = monkeypatch, {}
@@ -56,7 +56,7 @@ class Spy:
 
 
 def same(a, b):
-    """Two samples are equal to the bit."""
+    """Assert that two samples are bit-identical."""
     for name, value in vars(a).items():
         other = getattr(b, name)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Runs that a signal interrupts in the middle of a step: what the tests of the trainer share.
+"""Runs that a signal interrupts in the middle of a step, for the tests of the trainer.
 
 As a program, `python interrupted.py STEP RECIPE [OPTIONS]`: a run that is killed (SIGKILL) in that step.
 """
@@ -13,11 +13,11 @@ from training.trainer import train
 
 
 def train_interrupted(recipe, number, step):
-    """Trains by a recipe, with a signal in a step, the first one being 1. Returns the exit status."""
+    """Train with a recipe and raise a signal in a step; the first step is 1. Returns the exit status."""
 
     class Interrupted(Step):
         def __call__(self, batch):
-            if batch.after == step * self.recipe.data[0].batch:  # of one rank on the first domain
+            if batch.after == step * self.recipe.data[0].batch:  # one rank, first domain
                 signal.raise_signal(number)
             return super().__call__(batch)
 

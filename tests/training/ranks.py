@@ -1,7 +1,7 @@
-"""A tiny network that learns from made-up samples, on one rank or several: what the tests of the engine share.
+"""A tiny network that learns from random samples, on one rank or several, for the tests of the engine.
 
 As a program, `python ranks.py FOLDER NAME...` with torchrun's variables: runs some of `SCENARIOS` on its ranks and
-writes the weights that come of it to FOLDER.
+writes the resulting weights to FOLDER.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training.data.order import Order, Share, generator_for
+from training.data.order import Order, RankOrder, generator_for
 from training.data.sample import Batch, Sample
 from training.engine import Learner, checkpoints
 from training.ranks import joined, lanes_of
@@ -30,9 +30,9 @@ STEPS = 2
 
 
 def make_recipe(batches=(2,), frames=(3,), ranks=None, **optimizer):
-    shares = ranks or [1] * len(batches)
+    ratios = ranks or [1] * len(batches)
     data = [Domain(batch=b, frames=f, ranks=r, weight=1.0 + i) for i, (b, f, r) in
-            enumerate(zip(batches, frames, shares, strict=True))]  # fmt: skip
+            enumerate(zip(batches, frames, ratios, strict=True))]  # fmt: skip
     settings = {"learning_rate": 1e-3, "warmup": 0, "ema": 0.9, **optimizer}
     return Recipe(start=Start(), steps=100, data=tuple(data), optimizer=Optimizer(**settings),
                   engine=Engine(device="cpu"))  # fmt: skip
@@ -44,7 +44,7 @@ def make_unet(dtype=torch.float64):
 
 
 def make_batch(recipe, slot, order, dtype=torch.float64, clips=None):
-    """Samples that are functions of their numbers, of which every third keeps the motion and every other the depth."""
+    """Samples that depend on their numbers. Every third keeps the motion, every second the depth."""
     numbers = [order.number(count) for count in slot.counts]
     samples, kept = [], {"motion": torch.tensor([n % 3 == 0 for n in numbers]),
                          "depth": torch.tensor([n % 2 == 0 for n in numbers])}  # fmt: skip
@@ -60,7 +60,7 @@ def make_batch(recipe, slot, order, dtype=torch.float64, clips=None):
 
 
 class Step:
-    """A loss like the real one's, without its encoders. `seen` are the samples' numbers."""
+    """A loss like the real one, without its encoders. `seen` are the samples' numbers."""
 
     def __init__(self, unet, seed=0):
         self.unet, self.seed, self.seen = unet, seed, []
@@ -85,7 +85,7 @@ class Step:
 
 
 class Run:
-    """A few steps of a recipe, from its beginning or from a checkpoint."""
+    """A few steps of a recipe, from the start or from a checkpoint."""
 
     def __init__(self, recipe, world, dtype=torch.float64, clips=None):
         unet = make_unet(dtype)
@@ -97,20 +97,20 @@ class Run:
         self.counts = [0] * len(recipe.data)
 
     def learn(self, steps=STEPS):
-        """Makes steps. Returns the norms and, of each step, the mean loss on this rank."""
+        """Run some steps. Returns the norms and the mean losses on this rank, one of each per step."""
         norms, means = [], []
         for _ in range(steps):
             batches = []
             for lane in self.lanes:
                 domain = self.recipe.data[lane.domain]
                 order = Order(self.recipe.seed, 1000, lane.domain, len(self.recipe.data))
-                share = Share(order, (domain.frames,), domain.batch, lane.rank, lane.ranks,
-                              self.recipe.optimizer.accumulate)  # fmt: skip
-                slots = share.step(self.counts[lane.domain])
+                own = RankOrder(order, (domain.frames,), domain.batch, lane.rank, lane.ranks,
+                                self.recipe.optimizer.accumulate)  # fmt: skip
+                slots = own.step(self.counts[lane.domain])
                 batches += [(lane, make_batch(self.recipe, s, order, self.dtype, self.clips)) for s in slots]
                 self.counts[lane.domain] = slots[-1].after
-            found, outcomes = self.engine.update(batches)
-            norms.append(found["all"])
+            step_norms, outcomes = self.engine.update(batches)
+            norms.append(step_norms["all"])
             means.append(float(torch.cat([losses for losses, _ in outcomes]).mean()))
         return norms, means
 
@@ -148,7 +148,7 @@ def main(folder, names):
             if world.main:
                 torch.save(weights, folder / f"{name}.pt")
         if "fsdp2" in names:
-            resumed = Run(SCENARIOS["fsdp2"], world)  # what one rank wrote, by two that share it
+            resumed = Run(SCENARIOS["fsdp2"], world)  # a checkpoint of one rank, loaded by two
             resumed.load(folder / "one")
             resumed.learn()
             weights = resumed.engine.weights(False)

@@ -1,4 +1,4 @@
-"""What the tests of shards share: some that are prepared, and copies to damage."""
+"""Helpers for the tests of shards: prepared shards, and copies to damage."""
 
 import shutil
 
@@ -13,19 +13,19 @@ from training.data.shards import ShardClips, Shards
 from vc_core.checkpoint.reading import BUNDLED
 
 LONG = 5
-"""Frames that the shards have."""
+"""Frames per clip in the shards."""
 FORM = Form(SIZE, FRAMES, EDGES, style_size=24)
 
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-    """What the shards are made of."""
+    """The source videos of the shards."""
     return make_folder(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="session")
 def prepared(videos, tmp_path_factory):
-    """Five clips in three shards, with latents and sketches; not to be changed."""
+    """Five clips in three shards, with latents and sketches. Tests must not change them."""
     out = tmp_path_factory.mktemp("out") / "shards"
     options = PrepareOptions(videos, LONG, SIZE, rate=5, latents=BUNDLED, sketch="edges")
     summary = prepare(options, read_captions(videos), out, per_shard=2)
@@ -35,9 +35,9 @@ def prepared(videos, tmp_path_factory):
 
 @pytest.fixture
 def copied(prepared, tmp_path):
-    """The shards, for tests that damage them."""
+    """A copy of the shards, for tests that damage them."""
     for file in prepared.iterdir():
-        shutil.copy2(file, tmp_path)  # with their times, so that the indexes hold
+        shutil.copy2(file, tmp_path)  # with their times
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""The small autoencoder and towers: file layout, conventions at the doors, and the short trainings around them."""
+"""The small autoencoder and towers: file layout, conventions of inputs and outputs, and their training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Clamp(nn.Module):
 
 
 def taesd_decoder() -> nn.Sequential:
-    """TAESD's decoder as its file numbers it: layer 0 is the clamp."""
+    """TAESD's decoder with the numbering of its file: layer 0 is the clamp."""
     layers = [_Clamp(), nn.Conv2d(4, 64, 3, padding=1), nn.ReLU()]
     for _ in range(3):
         layers += [
@@ -78,7 +78,7 @@ def taesd_encoder() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(64, 4, 3, padding=1))
 
 
-def test_the_file_is_what_a_taesd_reads(ae):
+def test_a_taesd_reads_the_file(ae):
     state = loading.to_taesd_layout(ae)
     assert state["vae_scale"] == 1.0 and state["vae_shift"] == 0.0
     video = torch.rand(1, 3, 2, 32, 32)
@@ -94,7 +94,7 @@ def test_the_file_is_what_a_taesd_reads(ae):
     torch.testing.assert_close(ours, pixels.clamp(0, 1), atol=1e-5, rtol=1e-4)
 
 
-def test_diffusers_own_doors_agree(ae):
+def test_diffusers_own_encode_and_decode_agree(ae):
     video = torch.rand(2, 3, 3, 24, 40)
     frames = video.transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_wrong_autoencoder_files_are_named(ae):
     load = loading.load_autoencoder
     with pytest.raises(UserError, match=r"x.safetensors lacks 1 tensor.*taesd_decoder.1.weight"):
         load(vae_part({k: v for k, v in state.items() if k != "taesd_decoder.1.weight"}))
-    with pytest.raises(UserError, match=r"has no place for \(taesd_decoder.surplus\)"):
+    with pytest.raises(UserError, match=r"does not have \(taesd_decoder.surplus\)"):
         load(vae_part(state | {"taesd_decoder.surplus": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"taesd_decoder.1.weight is \(64, 16, 3, 3\), expected \(64, 4, 3, 3\)"):
         load(vae_part(state | {"taesd_decoder.1.weight": torch.zeros(64, 16, 3, 3)}))
@@ -143,7 +143,7 @@ def test_wrong_autoencoder_files_are_named(ae):
         ae_module.decode(ae, torch.rand(4, 3, 8, 8))
 
 
-def test_latents_are_asked_to_have_unit_variance():
+def test_latents_are_penalised_for_other_than_unit_variance():
     good = torch.randn(64, 4, 16, 16).clamp(-2.5, 2.5)
     penalty = autoencoder_training.latent_penalty
     assert penalty(good) < 0.01
@@ -176,17 +176,17 @@ def test_a_few_steps_of_autoencoder_training_help():
 
 
 def test_text_tokens_are_the_penultimate_layer_after_the_final_norm(clip):
-    seen = {}
-    handle = clip.transformer.resblocks[-2].register_forward_hook(lambda module, args, out: seen.update(hidden=out))
+    outputs = {}
+    handle = clip.transformer.resblocks[-2].register_forward_hook(lambda module, args, out: outputs.update(hidden=out))
     tokens = clip_module.tokenize(["a red circle moving right", ""])
     with torch.no_grad():
         pooled = clip.encode_text(tokens)
-        expected = clip.ln_final(seen["hidden"])
+        expected = clip.ln_final(outputs["hidden"])
     handle.remove()
     context = clip_module.encode_text(clip, ["a red circle moving right", ""])
     assert context.shape == (2, 77, 32)
     torch.testing.assert_close(context, expected)
-    # The last of the layers, pooled and projected, is open_clip's own answer.
+    # The last layer, pooled and projected, is open_clip's own result.
     last = clip_module.text_layers(clip, tokens)[-1]
     own = last[torch.arange(2), tokens.argmax(1)] @ clip.text_projection
     torch.testing.assert_close(own.detach(), pooled)
@@ -232,24 +232,24 @@ def test_the_small_towers_fit_their_budget():
     assert sum(p.numel() for p in model.parameters()) * 2 < 9e6
 
 
-def test_labels_say_what_the_captions_say():
+def test_labels_match_the_captions():
     frames, tokens, scenes = towers_training.pairs(1, 0, 12, motion=True, background=True)
     assert frames.shape == (12, 3, 64, 64) and len(tokens) == 12
-    said = towers_training.labels(scenes, motion=True, background=True)
-    for name, values in said.items():
+    labels = towers_training.labels(scenes, motion=True, background=True)
+    for name, values in labels.items():
         assert values.min() >= 0 and values.max() < towers_training.READOUTS[name], name
     texts = towers_training.captions(scenes, variation=0, motion=1.0, background=1.0)
-    for text, direction in zip(texts, said["direction"].tolist(), strict=True):
+    for text, direction in zip(texts, labels["direction"].tolist(), strict=True):
         assert (*DIRECTION_WORDS, "standing still")[direction] in text
     silent = towers_training.labels(scenes, motion=False, background=False)
     assert (silent["direction"] == towers_training.READOUTS["direction"] - 1).all()
     assert (silent["background_first"] == towers_training.READOUTS["background_first"] - 1).all()
-    seen = towers_training.image_labels(scenes)
-    assert torch.equal(seen["objects"].sum(1), scenes.count.float())
-    assert (seen["colors"].sum(1) == 2).all()
+    visible = towers_training.image_labels(scenes)
+    assert torch.equal(visible["objects"].sum(1), scenes.count.float())
+    assert (visible["colors"].sum(1) == 2).all()
 
 
-# --- what the short trainings share ---
+# --- the optimizer and timed runs ---
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (4, 576), (8, 288), (64, 128)])
@@ -259,7 +259,7 @@ def test_muon_orthogonalizes(shape, spread):
     left, _, right = torch.linalg.svd(torch.randn(8, *shape), full_matrices=False)
     matrices = left * torch.logspace(0, -spread, min(shape)) @ right
     values = torch.linalg.svdvals(orthogonalize(matrices))
-    assert values.max() < 1.4  # of gradients, however much larger one direction is, nothing is made larger
+    assert values.max() < 1.4  # no direction is enlarged, however much the directions of a gradient differ
     assert values[..., 0].min() > 0.5 and (spread > 0 or values.min() > 0.5)
 
 
@@ -289,7 +289,7 @@ def test_a_timed_run_resumes_where_it_was(tmp_path):
     for step in run:
         run.update(run.model(torch.ones(3, 4)).square().mean())
         if step == 4:
-            run.used = run.budget  # the time is up after this step
+            run.used = run.budget  # this is the last step
     run.used = 30.0
     run.log(loss=0.5)
     run.save()

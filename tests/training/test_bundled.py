@@ -1,4 +1,4 @@
-"""The bundled checkpoint by one command: its budget, its ring of scenes, its runs from beginning to file."""
+"""The bundled checkpoint's command: its time budget, its ring of scenes, its runs from start to file."""
 
 from __future__ import annotations
 
@@ -45,67 +45,69 @@ def design():
 @pytest.fixture(scope="module")
 def ring():
     torch.manual_seed(0)
-    made = Ring(
+    ring = Ring(
         load_autoencoder(read_checkpoint(BUNDLED).part("vae")),
         new_towers(SIZES).eval(),
         seed=1,
         capacity=6,
         scale=4,
     )
-    made.draw(4)
-    return made
+    ring.draw(4)
+    return ring
 
 
 # --- Budget and design ----------------------------------------------------------------------------------------------
 
 
-def test_a_budget_is_shared_and_the_network_gets_the_rest(design):
-    shares = budget(design[0], 10.0, {}, set())
-    assert sum(shares.values()) == pytest.approx(10.0) and set(shares) == set(PARTS)
-    assert shares["autoencoder"] == pytest.approx(10 * design[0].shares["autoencoder"])
+def test_a_budget_is_divided_and_the_network_gets_the_rest(design):
+    minutes = budget(design[0], 10.0, {}, set())
+    assert sum(minutes.values()) == pytest.approx(10.0) and set(minutes) == set(PARTS)
+    assert minutes["autoencoder"] == pytest.approx(10 * design[0].shares["autoencoder"])
     large = budget(design[0], 1e4, {}, set())
     assert large["autoencoder"] == design[0].most_minutes["autoencoder"] and large["network"] > 9000
-    # A part that is complete keeps what it used, however large the budget becomes.
+    # A complete part keeps the minutes that it used, however large the budget becomes.
     again = budget(design[0], 100.0, {"autoencoder": 3.0, "towers": 1.0, "network": 6.0}, {"autoencoder", "towers"})
     assert again == {"autoencoder": 3.0, "towers": 1.0, "network": 96.0}
 
 
-def test_a_budget_that_is_too_small_says_what_is_enough(design):
-    with pytest.raises(UserError, match=r"0.5 minutes is too small .* expected --minutes 1 or more"):
+def test_the_message_for_a_small_budget_says_how_much_is_enough(design):
+    with pytest.raises(UserError, match=r"--minutes 0.5 is too short .* Use --minutes 1 or more"):
         budget(design[0], 0.5, {}, set())
     with pytest.raises(
-        UserError, match=r"5 minutes is too small to go on: the run has used 20.0; expected --minutes 2"
+        UserError, match=r"5 is too short to continue, because the run has already used 20.0\. Use --minutes 2"
     ):
         budget(design[0], 5.0, {"autoencoder": 6.0, "towers": 2.0, "network": 12.0}, {"autoencoder", "towers"})
 
 
-def test_the_same_command_again_is_not_refused_for_the_last_steps_overrun(design):
+def test_the_same_command_again_tolerates_the_last_steps_overrun(design):
     used = {"autoencoder": 3.02, "towers": 1.01, "network": 6.03}
     assert budget(design[0], 10.0, used, {"autoencoder", "towers"})["network"] == pytest.approx(5.97)
 
 
-def test_a_run_of_another_design_is_refused(design, tmp_path):
+def test_a_run_with_another_design_is_an_error(design, tmp_path):
     keep_design(tmp_path, *design)
     keep_design(tmp_path, *design)
     other = replace(design[0], network=replace(design[0].network, learning_rate=1e-3))
-    with pytest.raises(UserError, match=r"another design: network.learning_rate was 0.0015 there and is 0.001 now"):
+    with pytest.raises(UserError, match=r"another design: network.learning_rate is 0.0015 there, but 0.001 now"):
         keep_design(tmp_path, other, design[1])
-    with pytest.raises(UserError, match=r"config.guidance was .* give another folder"):
+    with pytest.raises(UserError, match=r"config.guidance is .* Pass another folder"):
         keep_design(tmp_path, design[0], replace(design[1], guidance=3.5))
-    keep_design(tmp_path, replace(design[0], shares={"autoencoder": 0.2, "towers": 0.2}), design[1])  # of time alone
+    keep_design(
+        tmp_path, replace(design[0], shares={"autoencoder": 0.2, "towers": 0.2}), design[1]
+    )  # only the division of time
 
 
-def test_a_design_with_unknown_keys_is_refused(tmp_path):
+def test_a_design_with_unknown_keys_is_an_error(tmp_path):
     (tmp_path / "small.json").write_text(RECIPE.with_name("small.json").read_text())
     (tmp_path / "d.json").write_text(json.dumps(json.loads(RECIPE.read_text()) | {"networks": {}}))
-    with pytest.raises(UserError, match="unknown key networks: expected network"):
+    with pytest.raises(UserError, match=r"Unknown recipe key networks\. Did you mean network"):
         read_design(tmp_path / "d.json")
-    with pytest.raises(UserError, match="cannot be read as a design"):
+    with pytest.raises(UserError, match=r"Cannot read .*missing\.json as a design"):
         read_design(tmp_path / "missing.json")
     (tmp_path / "e.json").write_text(
         json.dumps({k: v for k, v in json.loads(RECIPE.read_text()).items() if k != "shares"})
     )
-    with pytest.raises(UserError, match=r"cannot be read as a design .*shares"):
+    with pytest.raises(UserError, match=r"Cannot read .*e\.json as a design .*shares"):
         read_design(tmp_path / "e.json")
 
 
@@ -115,17 +117,17 @@ def test_a_design_with_unknown_keys_is_refused(tmp_path):
 def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
     ring = Ring(new_autoencoder().eval(), new_towers(SIZES).eval(), 1, capacity=3, size=32, scale=4)
     ring.draw(2)
-    whole = torch.arange(16)[None]
+    frames = torch.arange(16)[None]
 
     def depth(ring: Ring, *clips: int) -> Tensor:
-        return ring.take("depth", torch.tensor(clips), whole)
+        return ring.take("depth", torch.tensor(clips), frames)
 
     first = depth(ring, 0, 1)
     ring.draw(2)
     assert len(ring) == 3 and ring.drawn == 4
-    kept = depth(ring, 0, 1, 2)
-    assert torch.equal(kept[1], first[1]) and not torch.equal(kept[0], first[0])
-    # Two ranks see what one would see, each its half; a resumed one goes on with scenes that it has not seen.
+    stored = depth(ring, 0, 1, 2)
+    assert torch.equal(stored[1], first[1]) and not torch.equal(stored[0], first[0])
+    # Two ranks use the scenes of one, each a half of them. A resumed rank continues with new scenes.
     options = {"size": 32, "scale": 4, "capacity": 4}
     halves = [Ring(ring.autoencoder, ring.towers, 1, rank=rank, ranks=2, **options) for rank in (0, 1)]
     for half in halves:
@@ -134,10 +136,10 @@ def test_a_ring_replaces_its_oldest_scenes_by_new_ones():
     assert torch.equal(depth(halves[1], 0), first[1:])
     resumed = Ring(ring.autoencoder, ring.towers, 1, start=3, **options)
     resumed.draw(1)
-    assert torch.equal(depth(resumed, 0)[0], kept[0])
+    assert torch.equal(depth(resumed, 0)[0], stored[0])
 
 
-def test_windows_lie_in_the_clip():
+def test_windows_are_inside_the_clip():
     generator = torch.Generator().manual_seed(0)
     frames, stride = windows(16, 4, 500, generator=generator)
     assert frames.shape == (500, 4) and frames.min() == 0 and frames.max() == 15
@@ -146,12 +148,12 @@ def test_windows_lie_in_the_clip():
     assert torch.equal(windows(16, 16, 3, generator=generator)[0], torch.arange(16).expand(3, -1))
 
 
-def test_a_step_feeds_the_network_what_it_keeps(ring, design):
-    seen = {}
+def test_a_step_passes_kept_conditions_to_the_network(ring, design):
+    shapes = {}
 
     class Spy(UNet3D):
         def encode_condition(self, name, tensor, size):
-            seen[name] = tensor.shape
+            shapes[name] = tensor.shape
             return super().encode_condition(name, tensor, size)
 
     torch.manual_seed(0)
@@ -160,16 +162,16 @@ def test_a_step_feeds_the_network_what_it_keeps(ring, design):
     step = NetworkStep(unet, design[1], design[0].network, empty)
 
     def loss_of() -> Tensor:
-        given = step.drawn(len(ring), 12, torch.Generator().manual_seed(3))
-        return step(ring, 8, given, torch.Generator().manual_seed(3))
+        inputs = step.draw(len(ring), 12, torch.Generator().manual_seed(3))
+        return step(ring, 8, inputs, torch.Generator().manual_seed(3))
 
     loss = loss_of()
-    assert loss.isfinite() and set(seen) == set(CONDITIONS)
-    for name, (count, channels, frames, height, width) in seen.items():
+    assert loss.isfinite() and set(shapes) == set(CONDITIONS)
+    for name, (count, channels, frames, height, width) in shapes.items():
         assert 0 < count < 12 and (height, width) == (32, 32)
         assert channels == CONDITIONS[name].channels
         assert frames == (8 if CONDITIONS[name].kind == "temporal" else 1)
-    assert torch.equal(loss_of(), loss)  # everything random comes from the two generators
+    assert torch.equal(loss_of(), loss)  # all random values come from the two generators
 
 
 def test_attention_in_full_is_attention():
@@ -204,15 +206,13 @@ def test_a_signal_saves_the_run_and_ends_it(tmp_path):
     assert run.came == signal.SIGTERM and run.step in (3, 4)  # at the latest in the step after it
     again = start()
     assert (again.step, again.used, again.more) == (run.step, run.used, run.more)
-    for one, other in ((run.model, again.model), (run.average, again.average)):
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-    momenta = [
-        [state["momentum"] for state in each.optimizer.state.values() if "momentum" in state] for each in (run, again)
-    ]
+    for before, after in ((run.model, again.model), (run.average, again.average)):
+        assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    momenta = [[state["momentum"] for state in r.optimizer.state.values() if "momentum" in state] for r in (run, again)]
     assert momenta[0] and all(map(torch.equal, *momenta))
 
 
-def test_a_run_that_comes_apart_goes_back_to_its_best_weights_and_says_so(tmp_path):
+def test_a_run_that_diverges_returns_to_its_best_weights_and_reports_it(tmp_path):
     torch.manual_seed(0)
     run = TimedRun(tmp_path, nn.Linear(2, 1), Muon(nn.Linear(2, 1).parameters()), minutes=1.0)
     best = {name: tensor.clone() for name, tensor in run.average.state_dict().items()}
@@ -220,11 +220,11 @@ def test_a_run_that_comes_apart_goes_back_to_its_best_weights_and_says_so(tmp_pa
     with torch.no_grad():
         for tensor in (*run.model.parameters(), *run.average.parameters()):
             tensor.add_(50.0)
-    keep_best(run, 0.4)  # a bad moment
-    (parameter,) = (each for each in run.optimizer.param_groups[0]["params"] if each.dim() == 2)
+    keep_best(run, 0.4)  # worse, but not diverged
+    (parameter,) = (p for p in run.optimizer.param_groups[0]["params"] if p.dim() == 2)
     run.optimizer.state[parameter]["momentum"] = torch.full_like(parameter, float("nan"))
     run._norm = torch.tensor(float("nan"))
-    with pytest.raises(UserError, match=r"was 0.2 at its best and is nan now"):
+    with pytest.raises(UserError, match=r"has diverged: its held-out loss was 0.2 at best, and is nan now"):
         keep_best(run, float("nan"))
     again = TimedRun(tmp_path, nn.Linear(2, 1), Muon(nn.Linear(2, 1).parameters()), minutes=1.0)
     for model in (again.model, again.average):
@@ -233,14 +233,14 @@ def test_a_run_that_comes_apart_goes_back_to_its_best_weights_and_says_so(tmp_pa
 
 
 def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):
-    said, times = [], []
+    messages, times = [], []
     model = nn.Linear(2, 1)
-    run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=said.append)
-    left = [2]
+    run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=messages.append)
+    remaining = [2]
 
     def full(state, path):
-        if left[0]:
-            left[0] -= 1
+        if remaining[0]:
+            remaining[0] -= 1
             path.write_bytes(bytes(10))
             raise OSError(errno.ENOSPC, "No space left on device")
         return save_pickled(state, path)
@@ -249,7 +249,7 @@ def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("training.timed.time.sleep", times.append)
     run.step = 7
     run.save()
-    assert len(times) == 2 and len(said) == 1 and "disk" in said[0] and "full" in said[0]
+    assert len(times) == 2 and len(messages) == 1 and "disk" in messages[0] and "full" in messages[0]
     assert TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0).step == 7
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
@@ -257,11 +257,11 @@ def test_a_full_disk_pauses_the_run_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(errno.EACCES, "denied")
 
     monkeypatch.setattr("training.timed.save_pickled", denied)
-    with pytest.raises(UserError, match="denied"):  # nothing that waiting would mend
+    with pytest.raises(UserError, match="denied"):  # waiting would not help
         run.save()
 
 
-def test_a_log_on_a_full_disk_has_whole_lines_and_waiting_is_no_training(tmp_path, monkeypatch):
+def test_a_log_on_a_full_disk_has_complete_lines_and_waiting_is_not_training_time(tmp_path, monkeypatch):
     model = nn.Linear(2, 1)
     run = TimedRun(tmp_path, model, Muon(model.parameters()), minutes=1.0, say=lambda _: None)
     run.log(loss=1.0)
@@ -293,17 +293,17 @@ def test_pieces_are_small_and_join_to_the_same_file(tmp_path):
     pieces = files.split(BUNDLED, tmp_path / "pieces")
     assert len(pieces) > 1 and all(path.stat().st_size <= 16_000_000 for path in pieces)
     files.export_run(tmp_path / "pieces", tmp_path / "whole.safetensors")
-    one, other = read_checkpoint(BUNDLED), read_checkpoint(tmp_path / "whole.safetensors")
-    assert other.config == one.config and other.training == one.training
-    for name, part in one.parts.items():
-        state = other.part(name).tensors.state()
+    bundled, joined = read_checkpoint(BUNDLED), read_checkpoint(tmp_path / "whole.safetensors")
+    assert joined.config == bundled.config and joined.training == bundled.training
+    for name, part in bundled.parts.items():
+        state = joined.part(name).tensors.state()
         assert all(torch.equal(tensor, state[key]) for key, tensor in part.tensors.state().items())
     assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "raw.safetensors"), "--raw"]) == 2
     assert export.main([str(tmp_path / "pieces"), "-o", str(tmp_path / "again.safetensors")]) == 0
     pieces[0].unlink()
-    with pytest.raises(UserError, match=r"holds \d pieces?, expected \d of one checkpoint"):
+    with pytest.raises(UserError, match=r"Expected \d pieces of one checkpoint in .*, but it contains \d pieces?"):
         files.export_run(tmp_path / "pieces", tmp_path / "again.safetensors")
-    with pytest.raises(UserError, match="no run and no pieces"):
+    with pytest.raises(UserError, match="contains neither a run nor pieces"):
         files.export_run(tmp_path, tmp_path / "again.safetensors")
 
 
@@ -312,59 +312,59 @@ def test_pieces_are_small_and_join_to_the_same_file(tmp_path):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Options of a run whose parts are of the real sizes and are not worth measuring."""
+    """Options of a run with parts of the real sizes, without measuring them."""
     plain = json.loads(RECIPE.read_text())
     plain["config"] = str(RECIPE.with_name(plain["config"]))
     for part in PARTS:
         plain[part]["batch"] = {"cpu": 2, "cuda": 2}
     plain["network"]["scenes"] = {"cpu": 4, "cuda": 4}
     (tmp_path / "tiny.json").write_text(json.dumps(plain | {"least_minutes": 0.0}))
-    for measure in ("autoencoder.evaluate", "autoencoder.told_right", "towers.evaluate"):
+    for measure in ("autoencoder.evaluate", "autoencoder.recognition", "towers.evaluate"):
         monkeypatch.setattr(f"training.bundled.{measure}", lambda *_: {})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return ["--design", str(tmp_path / "tiny.json"), "--device", "cpu", "--no-evaluation", "--ranks"]
 
 
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_a_run_from_nothing_goes_on_with_a_larger_budget_and_from_its_file(tiny, tmp_path, capsys, ranks):
+def test_a_run_from_scratch_continues_with_a_larger_budget_and_from_its_file(tiny, tmp_path, capsys, ranks):
     run, other = tmp_path / "run", tmp_path / "other"
     assert main([*tiny, "1", "--out", str(run), "--minutes", "0.02"]) == 0
-    whole = run / files.CHECKPOINT
-    made = read_checkpoint(whole)
-    assert set(made.parts) == {"model", "vae", "text", "image"} and whole.stat().st_size <= 40_000_000
-    assert made.config.extraction.condition_scale == 4 and knows_scenes_only(made)
+    file = run / files.CHECKPOINT
+    checkpoint = read_checkpoint(file)
+    assert set(checkpoint.parts) == {"model", "vae", "text", "image"} and file.stat().st_size <= 40_000_000
+    assert checkpoint.config.extraction.condition_scale == 4 and knows_scenes_only(checkpoint)
     assert all(path.stat().st_size <= 16_000_000 for path in (run / files.PIECES).iterdir())
-    first = json.loads(made.training)["step"]
+    first = json.loads(checkpoint.training)["step"]
     average = torch.load(run / "network" / "state.pt", weights_only=True)["average"]["conv_out.bias"]
-    assert torch.equal(made.part("model").tensors.state()["out.2.bias"], average.half())
+    assert torch.equal(checkpoint.part("model").tensors.state()["out.2.bias"], average.half())
     before = (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns
 
-    # What is complete stays, and the network goes on, on as many ranks or more.
+    # Complete parts stay, and the network continues, on the same or more ranks.
     state = torch.load(run / "network" / "state.pt", weights_only=True)
     minutes = sum(used(run).values()) + state["used"] / 60 + 0.01
     assert main([*tiny, ranks, "--out", str(run), "--minutes", str(minutes)]) == 0
     assert (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns == before
-    assert json.loads(read_checkpoint(whole).training)["step"] > first
+    assert json.loads(read_checkpoint(file).training)["step"] > first
 
-    # Of the file alone, where the folder is gone.
-    assert main([*tiny, "1", "--out", str(other), "--minutes", "0.01", "--start", str(whole)]) == 0
+    # Only from the file, without the folder.
+    assert main([*tiny, "1", "--out", str(other), "--minutes", "0.01", "--start", str(file)]) == 0
     states = [read_checkpoint(path / files.CHECKPOINT).part("vae").tensors.state() for path in (run, other)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert load_unet(read_checkpoint(other / files.CHECKPOINT)) is not None
     capsys.readouterr()
 
     assert main(["--out", str(run), "--minutes", "5", "--device", "cpu"]) == 2  # the real design
-    assert "begun with another design" in capsys.readouterr().err
+    assert "has another design" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
     assert main([*tiny, "1", "--out", str(tmp_path / "full"), "--minutes", "1"]) == 2
-    assert "holds other files than a run's" in capsys.readouterr().err
+    assert "contains other files. Use another --out" in capsys.readouterr().err
     bundled = read_checkpoint(BUNDLED)
     config = replace(bundled.config, extraction=replace(bundled.config.extraction, condition_scale=8))
     other_design = tmp_path / "other design.safetensors"
     save_checkpoint(other_design, config, {name: part.tensors.state() for name, part in bundled.parts.items()})
     assert main([*tiny, "1", "--out", str(tmp_path / "new"), "--minutes", "1", "--start", str(other_design)]) == 2
-    assert "its network is of another design" in capsys.readouterr().err
+    assert "has another design. Leave out --start" in capsys.readouterr().err
 
 
 BLOCKED = """
@@ -377,7 +377,7 @@ class Blocked:
         frame = sys._getframe(1)
         while "importlib" in frame.f_globals.get("__name__", ""):
             frame = frame.f_back
-        # What diffusers and open_clip import for themselves comes with them.
+        # Imports by diffusers and open_clip themselves are allowed.
         if frame.f_globals.get("__name__", "").partition(".")[0] not in ("training", "vc_core", "__main__"):
             return None
         raise ImportError(f"{name} is blocked")
@@ -388,8 +388,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_design_is_read_with_little_installed(repository):
-    """Without pydantic nothing is checked, and lists become tuples all the same."""
+def test_the_design_is_read_with_few_packages(repository):
+    """Without pydantic nothing is checked, but lists still become tuples."""
     read = (
         "from training.bundled.design import read_design\n"
         "design, config = read_design()\n"
@@ -402,14 +402,14 @@ def test_the_design_is_read_with_little_installed(repository):
 
 
 @pytest.mark.slow
-def test_a_minute_of_the_real_design_with_little_installed(repository, tmp_path):
+def test_a_minute_of_the_real_design_with_few_packages(repository, tmp_path):
     options = ["--out", str(tmp_path / "run"), "--minutes", "1", "--device", "cpu", "--ranks", "1"]
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     environment.pop("ONEDNN_MAX_CPU_ISA", None)  # as a user's machine has it, see conftest.py
     command = [sys.executable, "-c", BLOCKED, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=repository)
     assert done.returncode == 0, done.stderr
-    assert "not evaluated, as PyAV is not installed here" in done.stdout
+    assert "not evaluated, because PyAV is not installed" in done.stdout
     log = [json.loads(line) for line in (tmp_path / "run" / "autoencoder" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["psnr"] > log[0]["psnr"]
     assert read_checkpoint(tmp_path / "run" / files.CHECKPOINT).part("model")

@@ -1,4 +1,4 @@
-"""Damaged shards: bad samples where a sample is, errors where a shard is, never zeros."""
+"""Damaged shards: a damaged sample is a bad sample, a damaged shard is an error, and nothing becomes zeros."""
 
 import os
 from itertools import islice
@@ -12,14 +12,14 @@ from tests.training.shards import FORM, LONG, clips, keep_all
 from training.data import packing
 from training.data import shards as module
 from training.data.loading import load
-from training.data.order import Order, Share
+from training.data.order import Order, RankOrder
 from training.data.sample import BadSample
 from training.data.shards import Shards, index_path
 from vc_core.errors import UserError
 
 
 def damage(folder, index, ending, data=None):
-    """Overwrites a member with noise, or with data of its length."""
+    """Overwrite a member with noise, or with data of its length."""
     shard, _, members = Shards(folder).find(index)
     offset, size = members[ending]
     stamp = shard.stat()
@@ -30,18 +30,20 @@ def damage(folder, index, ending, data=None):
 
 
 DAMAGES = 120
-"""Of each kind of member."""
+"""Damaged copies of each kind of member."""
 
 
 def damages(data, seed):
-    """Copies of bytes, most of them with some bits flipped, the others cut off."""
+    """Yield copies of bytes, most of them with flipped bits, the others cut off."""
     random = np.random.default_rng(seed)
     for number in range(DAMAGES):
         copy = bytearray(data)
         if number % 4 == 0:
             yield bytes(copy[: random.integers(len(copy))])
             continue
-        among = min(len(copy), 160) if number % 2 else len(copy)  # the headers, whose damage does most, are short
+        among = (
+            min(len(copy), 160) if number % 2 else len(copy)
+        )  # the short headers: damage there has the largest effect
         for place in random.integers(among, size=random.integers(1, 4)):
             copy[-1 - place if number % 8 == 7 else place] ^= 1 << random.integers(8)
         yield bytes(copy)
@@ -51,26 +53,26 @@ def damages(data, seed):
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_members_are_bad_samples_or_give_finite_numbers(prepared, monkeypatch, ending):
     shards = Shards(prepared)
-    name, whole = shards.read(3, ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
+    name, intact = shards.read(3, ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
     data = clips(prepared, FORM, shards.settings["latents"]["fingerprint"] if ending == "latents.npy" else None)
     expected = data.sample(3, EVERYTHING, generator())
     refused = 0
-    for number, damaged in enumerate(damages(whole[ending], 7)):
-        members = {**whole, ending: damaged}
-        monkeypatch.setattr(Shards, "read", lambda self, index, endings: (name, members))  # noqa: B023 - it is now
+    for number, damaged in enumerate(damages(intact[ending], 7)):
+        members = {**intact, ending: damaged}
+        monkeypatch.setattr(Shards, "read", lambda self, index, endings: (name, members))  # noqa: B023 - used at once
         try:
             sample = data.sample(3, EVERYTHING, generator())
         except BadSample as error:
-            assert str(error).startswith(f"{name}: .{'' if ending == 'json' else ending}"), error
+            assert str(error).startswith(f"{name}.{'' if ending == 'json' else ending}"), error
             refused += 1
             continue
         for field in ("latents", "video", "style", "source"):
-            there, like = getattr(sample, field), getattr(expected, field)
-            assert (there is None) == (like is None), (number, field)
-            assert there is None or (there.shape == like.shape and there.isfinite().all()), (number, field)
+            value, like = getattr(sample, field), getattr(expected, field)
+            assert (value is None) == (like is None), (number, field)
+            assert value is None or (value.shape == like.shape and value.isfinite().all()), (number, field)
         for condition, like in expected.conditions.items():
-            there = sample.conditions[condition]
-            assert there.shape == like.shape and there.isfinite().all(), (number, condition)
+            value = sample.conditions[condition]
+            assert value.shape == like.shape and value.isfinite().all(), (number, condition)
     assert refused > DAMAGES / 5
 
 
@@ -79,8 +81,8 @@ def test_numbers_that_are_not_finite_are_a_bad_sample(copied):
     latents = torch.zeros(1, 4, LONG, 4, 5)
     latents[0, 2, 4, 1, 1] = torch.inf
     damage(copied, 3, "latents.npy", packing.pack_latents(latents))
-    for seed in range(4):  # of a window without it, too: the sample is damaged
-        with pytest.raises(BadSample, match=r"000000003: \.latents\.npy.*not finite"):
+    for seed in range(4):  # also in a window without the value: the sample is damaged
+        with pytest.raises(BadSample, match=r"000000003\.latents\.npy.*not finite"):
             clips(copied, FORM, fingerprint).sample(3, (), generator(seed))
     vectors = packing.unpack_vectors(Shards(copied).read(3, ["motion.npz"])[1]["motion.npz"], (96, 128), 0, LONG)
     vectors.rows["dy"][7] = np.nan
@@ -88,7 +90,7 @@ def test_numbers_that_are_not_finite_are_a_bad_sample(copied):
         packing.unpack_vectors(packing.pack_vectors(vectors), (96, 128), 0, LONG)
 
 
-def test_our_own_mistakes_are_no_bad_samples(prepared, monkeypatch):
+def test_our_own_mistakes_are_not_bad_samples(prepared, monkeypatch):
     def mistaken(*_, **__):
         raise TypeError("ours")
 
@@ -100,7 +102,7 @@ def test_our_own_mistakes_are_no_bad_samples(prepared, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_tars_are_told(prepared, tmp_path):
+def test_damaged_tars_are_reported(prepared, tmp_path):
     tar, read = tmp_path / "shard-000000.tar", 0
     data = (prepared / "shard-000002.tar").read_bytes()
     for damaged in damages(data, 8):
@@ -109,23 +111,23 @@ def test_damaged_tars_are_told(prepared, tmp_path):
         try:
             read += len(Shards(tmp_path))
         except UserError as error:
-            assert str(error).startswith(str(tar))
+            assert str(tar) in str(error)
     assert read > 10
 
 
 @pytest.mark.parametrize("ending", ["json", "mp4", "motion.npz", "sketch.png", "latents.npy"])
-def test_a_damaged_member_is_a_bad_sample_where_it_is_needed(copied, ending):
+def test_a_damaged_member_is_a_bad_sample_if_it_is_needed(copied, ending):
     damage(copied, 3, ending)
     latents = Shards(copied).settings["latents"]["fingerprint"] if ending == "latents.npy" else None
     data = clips(copied, FORM, latents)
-    with pytest.raises(BadSample, match=r"shard-000001.tar:000000003: .+"):
+    with pytest.raises(BadSample, match=r"shard-000001\.tar:000000003\..+"):
         data.sample(3, EVERYTHING, generator())
     assert data.sample(2, EVERYTHING, generator()).key
     if ending in ("motion.npz", "sketch.png"):
         assert data.sample(3, ("text",), generator()).key
 
 
-def test_json_of_another_kind_is_a_bad_sample(copied):
+def test_json_that_is_not_an_object_is_a_bad_sample(copied):
     damage(copied, 3, "json", b"[1, 2]")
     with pytest.raises(BadSample):
         clips(copied).sample(3, ("motion",), generator())
@@ -133,27 +135,27 @@ def test_json_of_another_kind_is_a_bad_sample(copied):
 
 def test_corrupt_samples_are_skipped_and_counted_and_too_many_stop(copied):
     damage(copied, 1, "mp4")
-    share = Share(Order(0, 5), (FRAMES,), batch=5)
+    order = RankOrder(Order(0, 5), (FRAMES,), batch=5)
 
     def batches(max_bad):
-        return islice(load({FRAMES: clips(copied)}, share, keep_all, max_bad=max_bad), 4)
+        return islice(load({FRAMES: clips(copied)}, order, keep_all, max_bad=max_bad), 4)
 
     for batch in batches(1.0):
         assert len(batch.samples) == 5 and len(batch.bad) >= 1
         assert all("000000001" not in sample.key for sample in batch.samples)
-        assert all("000000001: " in told for told in batch.bad)
+        assert all("000000001.mp4" in message for message in batch.bad)
     with pytest.raises(UserError, match="000000001"):
         list(batches(0.001))
 
 
-def test_a_shard_that_is_cut_off_is_told(copied):
+def test_a_shard_that_is_cut_off_is_reported(copied):
     tar = copied / "shard-000001.tar"
     data = tar.read_bytes()
     for length in (len(data) // 2, 1024 * 3, 100):
         tar.write_bytes(data[:length])
-        with pytest.raises(UserError, match=r"shard-000001\.tar: (is cut off|was not written)"):
+        with pytest.raises(UserError, match=r"shard-000001\.tar (is cut off|was not written)"):
             Shards(copied)
-    shards = Shards.__new__(Shards)  # as a run has opened it, before it was cut off
+    shards = Shards.__new__(Shards)  # opened by a run before it is cut off
     tar.write_bytes(data)
     shards.__init__(copied)
     shards.find(3)

@@ -29,7 +29,7 @@ def clips(videos, form=FORM, **options):
     return FolderClips(videos, read_captions(videos), form, **options)
 
 
-def test_captions_are_read_from_both_kinds_of_files(videos):
+def test_captions_are_read_from_csv_and_jsonl(videos):
     entries = read_captions(videos)
     assert [entry.file for entry in entries] == list(MOTIONS)
     assert entries[0].caption == "a scene, right" and entries[0].others == {"license": "CC0"}
@@ -37,24 +37,24 @@ def test_captions_are_read_from_both_kinds_of_files(videos):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
-        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1.*'caption'"),
-        ("a.jsonl", '{"file": "x.mp4", "caption": "x"}\n[]\n', "line 2.*object"),
-        ("a.jsonl", "{\n", "line 1.*JSON"),
+        ("a.jsonl", '{"file": "x.mp4"}\n', "Line 1 .*'caption'"),
+        ("a.jsonl", '{"file": "x.mp4", "caption": "x"}\n[]\n', "Line 2 .*object"),
+        ("a.jsonl", "{\n", "Line 1 .*JSON"),
         ("a.jsonl", "\n", "lists no files"),
-        ("a.csv", "name,caption\nx.mp4,x\n", "line 2.*'file'"),
-        ("a.csv", "file,caption\nx.mp4\n", "line 2.*'caption'"),
-        ("a.txt", "x", "neither .csv nor .jsonl"),
+        ("a.csv", "name,caption\nx.mp4,x\n", "Line 2 .*'file'"),
+        ("a.csv", "file,caption\nx.mp4\n", "Line 2 .*'caption'"),
+        ("a.txt", "x", r"Expected captions as \.csv or \.jsonl"),
     ],
 )
-def test_captions_that_are_not_as_expected_are_named(tmp_path, name, text, told):
+def test_wrong_captions_are_reported_with_their_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_captions(tmp_path, tmp_path / name)
 
 
-def test_a_text_beside_each_file_is_its_caption(tmp_path):
+def test_a_text_next_to_each_file_is_its_caption(tmp_path):
     (tmp_path / "street").mkdir()
     for name, text in {
         "swan.mp4": "",
@@ -66,26 +66,26 @@ def test_a_text_beside_each_file_is_its_caption(tmp_path):
         (tmp_path / name).write_text(text)
     assert read_captions(tmp_path) == [Entry("street/1.png", "", {}), Entry("swan.mp4", "a black swan", {})]
     (tmp_path / "other.mp4").touch()
-    with pytest.raises(UserError, match=r"1 files.*other\.mp4"):
+    with pytest.raises(UserError, match=r"1 file, .*other\.mp4"):
         read_captions(tmp_path)
     (tmp_path / "captions.csv").write_text("file,caption\nother.mp4,x\n")
     assert read_captions(tmp_path) == [Entry("other.mp4", "x", {})]
 
 
 def test_a_folder_without_captions_is_refused(tmp_path):
-    with pytest.raises(UserError, match="captions"):
+    with pytest.raises(UserError, match="contains no captions"):
         read_captions(tmp_path)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         read_captions(tmp_path / "nowhere")
 
 
-def test_a_sample_has_what_is_kept_in_its_shape(videos):
+def test_a_sample_has_the_requested_inputs_in_their_shapes(videos):
     sample = clips(videos).sample(0, EVERYTHING, generator())
     assert sample.video.shape == (3, FRAMES, *SIZE)
     assert sample.text == "a scene, right"
     assert sample.style.shape == (3, 24, 24)
     assert sample.source.shape == (3, FRAMES, *condition_size("depth", SIZE))
-    assert set(sample.conditions) == {"motion", "mask", "single_image"}  # the step makes the others of the source
+    assert set(sample.conditions) == {"motion", "mask", "single_image"}  # the step computes the others from the source
     for name, tensor in sample.conditions.items():
         spec = CONDITIONS[name]
         frames = FRAMES if spec.kind == "temporal" else 1
@@ -96,18 +96,18 @@ def test_a_sample_has_what_is_kept_in_its_shape(videos):
     assert set(mask[3].unique().tolist()) <= {0.0, 1.0}
 
 
-def test_motion_is_the_videos(videos):
+def test_motion_is_that_of_the_video(videos):
     dense = ExtractionConfig(motion_layout="dense", motion_unit="pixels")
     data = clips(videos, Form((96, 128), FRAMES, dense))
     for index, motion in enumerate(MOTIONS.values()):
-        moved = data.sample(index, {"motion"}, generator()).conditions["motion"]
-        assert moved[:, 0].abs().max() == 0
-        middle = moved[:, 1:, 24:-24, 24:-24].flatten(1).median(dim=1).values
-        assert middle.tolist() == pytest.approx([3 * step for step in motion], abs=0.5)  # 4 of 12 frames a second
+        field = data.sample(index, {"motion"}, generator()).conditions["motion"]
+        assert field[:, 0].abs().max() == 0
+        middle = field[:, 1:, 24:-24, 24:-24].flatten(1).median(dim=1).values
+        assert middle.tolist() == pytest.approx([3 * step for step in motion], abs=0.5)  # 4 of 12 frames per second
 
 
-def test_motion_is_taken_at_the_nominal_height(videos):
-    """Points are in pixels of the source: half of its height halves them. Scaled up again, a point is 9/16 as high."""
+def test_motion_is_computed_at_the_nominal_height(videos):
+    """Points are in pixels of the source: half the height halves them. After scaling up, a point is 9/16 as high."""
 
     def largest(height):
         data = clips(videos, Form((96, 128), FRAMES), nominal_height=height)
@@ -116,17 +116,17 @@ def test_motion_is_taken_at_the_nominal_height(videos):
     assert largest(None) == pytest.approx(9, abs=1) and largest(48) == pytest.approx(4.5 * 9 / 16, abs=0.6)
 
 
-def test_frames_are_random_and_a_function_of_the_generator(videos):
+def test_frames_are_random_and_depend_on_the_generator(videos):
     data = clips(videos)
     assert same(data.sample(0, EVERYTHING, generator(3)), data.sample(0, EVERYTHING, generator(3)))
-    seen = {tuple(data.sample(0, (), generator(seed)).video[:, 0, 16, 20].tolist()) for seed in range(12)}
-    assert 2 <= len(seen) <= 6  # of 13 frames at 12 a second, 0.33 s are spare
+    pixels = {tuple(data.sample(0, (), generator(seed)).video[:, 0, 16, 20].tolist()) for seed in range(12)}
+    assert 2 <= len(pixels) <= 6  # of 13 frames at 12 per second, 0.33 s are spare
     path = videos / "right.mp4"
     beginning = read_frames(path, plan_frames(probe(path), FRAMES), SIZE)[0]
     assert any(torch.equal(data.sample(0, (), generator(seed)).video, beginning) for seed in range(40))
 
 
-def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
+def test_inputs_that_are_not_requested_are_not_computed(videos, monkeypatch):
     spy = Spy(monkeypatch)
     spy.watch(module, "extract")
     spy.watch(making, "random_mask", "fitted", "masked_video")
@@ -135,10 +135,10 @@ def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
     monkeypatch.setattr(making, "fit", lambda picture, size: sizes.append(size) or fit(picture, size))
     data = clips(videos)
 
-    def calls(*kept):
+    def calls(*inputs):
         sizes.clear()
         spy.calls.update(dict.fromkeys(spy.calls, 0))
-        sample = data.sample(0, kept, generator())
+        sample = data.sample(0, inputs, generator())
         return sample, {name for name, count in spy.calls.items() if count}, sizes.count(FORM.large)
 
     sample, called, large = calls()
@@ -154,19 +154,19 @@ def test_what_is_dropped_is_not_even_made(videos, monkeypatch):
     assert calls("depth")[1:] == (set(), FRAMES)
 
 
-def test_bad_files_are_told_by_name_and_reason(tmp_path):
+def test_bad_files_are_reported_with_name_and_reason(tmp_path):
     make_folder(tmp_path, {"right.mp4": (3, 0)})
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "right.mp4").read_bytes()[:700])
     entries = [{"file": name, "caption": ""} for name in ("cut.mp4", "missing.mp4", "right.mp4")]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
     data = FolderClips(tmp_path, read_captions(tmp_path, tmp_path / "list.jsonl"), Form(SIZE, 14))
-    for index, told in enumerate(["cannot be read", "no such file", "too short"]):
-        with pytest.raises(BadSample, match=told) as caught:
+    for index, message in enumerate(["cannot be read", "there is no file at", "too short"]):
+        with pytest.raises(BadSample, match=message) as caught:
             data.sample(index, ("motion",), generator())
         assert str(tmp_path / entries[index]["file"]) in str(caught.value)
 
 
-def test_mistakes_of_ours_are_no_bad_samples(videos, monkeypatch):
+def test_our_own_mistakes_are_not_bad_samples(videos, monkeypatch):
     monkeypatch.setattr(making, "random_mask", lambda *_: (_ for _ in ()).throw(ValueError("ours")))
     with pytest.raises(ValueError, match="ours"):
         clips(videos).sample(0, ("mask",), generator())

@@ -1,4 +1,4 @@
-"""Shards of other programs, written here as those programs write them, are read, trained on and prepared."""
+"""Shards of other programs, written here in the same way as those programs: reading, training, preparing."""
 
 import bz2
 import gzip
@@ -72,14 +72,14 @@ def picture(color, ending):
     return buffer.getvalue()
 
 
-# --- What others write ----------------------------------------------------------------------------------------------
+# --- Other programs' shards ------------------------------------------------------------------------------------------
 
 
-def test_video2datasets_shards_give_the_samples_of_the_files(videos, tmp_path):
-    """A .txt and a .json for each, texts alone of what failed, a table and figures beside the tar."""
+def test_shards_of_video2dataset_give_the_samples_of_the_files(videos, tmp_path):
+    """A .txt and a .json for each sample, only texts for failed downloads, a table and statistics next to the tar."""
     shards = tmp_path / "shards"
     names = ["right", "left", "down"]
-    members = {"00003.txt": "gone", "00003.json": about("00003", "gone", status="failed_to_download")}
+    members = {"00003.txt": "lost", "00003.json": about("00003", "lost", status="failed_to_download")}
     for number, name in enumerate(names):
         key = f"0000{number}_00001"
         members[f"{key}.mp4"] = (videos / f"{name}.mp4").read_bytes()
@@ -88,22 +88,22 @@ def test_video2datasets_shards_give_the_samples_of_the_files(videos, tmp_path):
     write_tar(shards / "00000.tar", members)
     for name in ("00000.parquet", "00000_stats.json"):
         (shards / name).write_bytes(b"{}")
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as warned:
         entries = read_captions(shards)
-    messages = " ".join(str(warning.message) for warning in told)
-    assert "leaves out 1 sample without a video" in messages and "00000.parquet" in messages
+    messages = " ".join(str(warning.message) for warning in warned)
+    assert "Skipped 1 sample without a video" in messages and "00000.parquet" in messages
     assert [(e.file, e.caption) for e in entries] == [
         (f"00000.tar:0000{n}_00001.mp4", f"goes {name}") for n, name in enumerate(names)
     ]
     of_files = [Entry(f"{name}.mp4", f"goes {name}", {}) for name in names]
     ours, theirs = FolderClips(shards, entries, FORM), FolderClips(videos, of_files, FORM)
     for index in range(len(names)):
-        sample, wanted = ours.sample(index, EVERYTHING, generator(3)), theirs.sample(index, EVERYTHING, generator(3))
-        assert sample.text == f"goes {names[index]}" and same(sample, replace(wanted, key=sample.key))
+        sample, expected = ours.sample(index, EVERYTHING, generator(3)), theirs.sample(index, EVERYTHING, generator(3))
+        assert sample.text == f"goes {names[index]}" and same(sample, replace(expected, key=sample.key))
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
-def test_img2datasets_shards_give_images(tmp_path, ending):
+def test_shards_of_img2dataset_give_images(tmp_path, ending):
     members = {}
     for number, color in enumerate([(255, 0, 0), (0, 0, 255)]):
         key = f"00000000{number}"
@@ -114,7 +114,7 @@ def test_img2datasets_shards_give_images(tmp_path, ending):
     sample = data.sample(1, EVERYTHING, generator())
     assert sample.text == "color 1" and sample.video.shape == (3, 1, *SIZE)
     assert (sample.video - torch.tensor([0, 0, 1.0]).view(3, 1, 1, 1)).abs().max() < 0.02
-    with pytest.raises(UserError, match=r"00000\.tar:000000000.* is an image"):
+    with pytest.raises(UserError, match=r"00000\.tar:000000000\S* is an image"):
         FolderClips(tmp_path, read_captions(tmp_path), FORM)
 
 
@@ -129,25 +129,25 @@ def test_img2datasets_shards_give_images(tmp_path, ending):
         ({"1.mp4": b"v", "1.json": '{"Caption": ["", "x", "y"]}'}, {"1.mp4": "x"}),
         ({"1.mp4": b"v", "1.txt": "['x', 'y']", "1.json": '{"caption": ["x", "y"]}'}, {"1.mp4": "x"}),
         ({"1.mp4": b"v", "1.txt": "", "1.json": '{"prompt": "x"}'}, {"1.mp4": "x"}),
-        # Keys with dots, of which WebDataset's rule would make one sample.
+        # Keys with dots, which WebDataset's rule would merge into one sample.
         ({"a_0.5.mp4": b"v", "a_0.5.txt": "x", "a_0.7.mp4": b"v", "a_0.7.txt": "y"},
          {"a_0.5.mp4": "x", "a_0.7.mp4": "y"}),
         ({"a_0.5.mp4": b"v", "a_0.5.json": '{"caption": "x"}'}, {"a_0.5.mp4": "x"}),
-        # WebDataset's rule: all up to the first dot.
+        # WebDataset's rule: equal up to the first dot.
         ({"1.video.mp4": b"v", "1.caption.txt": "x"}, {"1.video.mp4": "x"}),
         ({"1.mp4": b"v", "1.en.txt": "x"}, {"1.mp4": "x"}),
         ({"1.left.jpg": b"v", "1.video.mp4": b"v", "1.txt": "x"}, {"1.video.mp4": "x"}),
-        # What else is in a sample.
+        # Other members of a sample.
         ({"1.mp4": b"v", "1.m4a": b"s", "1.npy": b"n", "1.cls": "3", "1.txt": "x"}, {"1.mp4": "x"}),
         ({"1.jpg": b"p", "1.mp4": b"v", "1.txt": "x"}, {"1.mp4": "x"}),
         ({"1.jpg": b"p", "1.seg.png": b"p", "1.txt": "x"}, {"1.jpg": "x"}),
-        # Folders in the tar, with equal names, and what systems and WebDataset put there.
+        # Folders in the tar with equal names, and files of operating systems and WebDataset.
         ({"a/1.mp4": b"v", "a/1.txt": "x", "b.c/1.mp4": b"v", "b.c/1.txt": "y"}, {"a/1.mp4": "x", "b.c/1.mp4": "y"}),
         ({"./1.mp4": b"v", "./1.txt": "x", "./._1.mp4": b"m", "__MACOSX/1.mp4": b"m"}, {"1.mp4": "x"}),
         ({"__info__.json": "{}", "1.mp4": b"v", "1.txt": "x"}, {"1.mp4": "x"}),
     ],
 )  # fmt: skip
-def test_samples_are_told_from_the_names(tmp_path, members, expected):
+def test_samples_are_recognized_by_their_names(tmp_path, members, expected):
     write_tar(tmp_path / "0.tar", members)
     assert dict(read(tmp_path)) == {f"0.tar:{name}": caption for name, caption in expected.items()}
 
@@ -161,15 +161,15 @@ def test_parts_of_a_sample_may_lie_anywhere_in_the_tar():
     assert without == 0 and aside == []
 
 
-def test_a_video_without_a_text_among_others_that_have_one_is_told(tmp_path):
+def test_a_video_without_a_text_among_others_with_a_text_is_reported(tmp_path):
     names = {"a_0.5.mp4": b"v", "a_0.5.txt": "x", "a_0.7.mp4": b"v"}
     write_tar(tmp_path / "0.tar", names)
-    with pytest.warns(UserWarning, match=r"leaves out 1 member without texts.*0\.tar:a_0\.7\.mp4"):
+    with pytest.warns(UserWarning, match=r"Skipped 1 member without a text.*0\.tar:a_0\.7\.mp4"):
         assert read(tmp_path) == [("0.tar:a_0.5.mp4", "x")]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_form_of_tar_is_read(tmp_path, form, clip):
+def test_every_format_of_tar_is_read(tmp_path, form, clip):
     name = "a" * 90 if form == tarfile.USTAR_FORMAT else "ä" * 150
     write_tar(tmp_path / "0.tar", {f"{name}.mp4": clip, f"{name}.txt": "x"}, format=form)
     (entry,) = read_captions(tmp_path)
@@ -187,13 +187,13 @@ def test_compressed_tars_are_read_in_any_order_and_thread(videos, tmp_path, name
     with pytest.warns(UserWarning, match="1 shard is compressed"):
         (clips,) = open_clips(Domain("shards", tmp_path, frames=FRAMES), SIZE, Config(), {}).values()
     assert isinstance(clips, FolderClips)
-    found = {entry.caption: entry.member for entry in clips.entries}
+    members = {entry.caption: entry.member for entry in clips.entries}
     for key in ("down", "right", "left", "right"):
-        assert found[key].read() == data[key]
+        assert members[key].read() == data[key]
     wrong = []
 
     def reads(key):
-        wrong.extend(1 for _ in range(20) if found[key].read() != data[key])
+        wrong.extend(1 for _ in range(20) if members[key].read() != data[key])
 
     threads = [threading.Thread(target=reads, args=(key,)) for key in data]
     for thread in threads:
@@ -203,7 +203,7 @@ def test_compressed_tars_are_read_in_any_order_and_thread(videos, tmp_path, name
     assert not wrong
 
 
-def test_a_member_that_is_there_twice_is_the_last_one(tmp_path):
+def test_of_two_members_with_one_name_the_last_counts(tmp_path):
     path = write_tar(tmp_path / "0.tar", {"1.mp4": b"v", "1.txt": "old"})
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("1.txt")
@@ -220,32 +220,32 @@ def three(clip):
 
 
 @pytest.mark.parametrize("compress", [None, gzip.compress])
-def test_of_a_tar_that_is_cut_off_what_comes_before_is_taken_and_told(tmp_path, clip, compress):
-    whole = write_tar(tmp_path / "0.tar", three(clip), compress).read_bytes()
+def test_samples_before_the_damage_of_a_tar_are_used_and_the_damage_is_reported(tmp_path, clip, compress):
+    intact = write_tar(tmp_path / "0.tar", three(clip), compress).read_bytes()
     write_tar(tmp_path / "1.tar", {"9.mp4": clip, "9.txt": "text 9"})
     (tmp_path / "2.tar").write_bytes(b"")
-    seen = set()
-    for length in (len(whole) * 2 // 3, len(whole) // 2, 100):
-        (tmp_path / "0.tar").write_bytes(whole[:length])
+    lengths = set()
+    for length in (len(intact) * 2 // 3, len(intact) // 2, 100):
+        (tmp_path / "0.tar").write_bytes(intact[:length])
         with pytest.warns(UserWarning, match=r"2 shards are cut off or damaged.*0\.tar"):
-            found = read(tmp_path)
-        assert found[-1] == ("1.tar:9.mp4", "text 9")
-        seen.add(len(found))
-    assert max(seen) > 1
+            samples = read(tmp_path)
+        assert samples[-1] == ("1.tar:9.mp4", "text 9")
+        lengths.add(len(samples))
+    assert max(lengths) > 1
 
 
-def test_a_tar_that_ends_between_members_or_goes_on_with_noise_is_told(tmp_path, clip):
+def test_a_tar_that_ends_between_members_or_continues_with_noise_is_reported(tmp_path, clip):
     path = write_tar(tmp_path / "0.tar", three(clip))
-    second = next(each for each in members_of(path)[0] if each.name == "1.mp4")
-    whole = path.read_bytes()
+    second = next(member for member in members_of(path)[0] if member.name == "1.mp4")
+    intact = path.read_bytes()
     assert members_of(path)[1] is None
-    for damaged in (whole[: second.offset - 512], whole[: second.offset - 512] + b"noise" * 4000):
+    for damaged in (intact[: second.offset - 512], intact[: second.offset - 512] + b"noise" * 4000):
         path.write_bytes(damaged)
         members, damage = members_of(path)
-        assert [each.name for each in members] == ["0.mp4", "0.txt"] and "no end mark" in str(damage)
+        assert [member.name for member in members] == ["0.mp4", "0.txt"] and "the end mark at byte" in str(damage)
 
 
-def test_members_that_cannot_be_used_are_faults_and_the_others_are_read(tmp_path, clip):
+def test_members_that_cannot_be_used_are_faults_and_the_others_are_used(tmp_path, clip):
     members = three(clip) | {"3.mp4": clip, "3.txt": b"caf\xe9", "4.mp4": b"", "4.txt": "empty", "5.mp4": clip,
                              "5.json": about("5", "x", status="failed_to_subsample", error_message="why"),
                              "6.mp4": clip, "6.json": "[" * 100_000, "7.mp4": clip, "7.json": '{"url": "x"}',
@@ -259,23 +259,23 @@ def test_members_that_cannot_be_used_are_faults_and_the_others_are_read(tmp_path
     assert data.sample(0, (), generator()).video is not None
     with pytest.raises(BadSample, match=r"0\.tar:5\.mp4: .*failed_to_subsample"):
         data.sample(5, (), generator())
-    with pytest.warns(UserWarning, match="leaves out 7 of 10 clips"):
+    with pytest.warns(UserWarning, match="Skipped 7 of 10 clips"):
         (clips,) = open_clips(Domain("shards", tmp_path, frames=FRAMES), SIZE, Config(), {}).values()
     assert len(clips) == 3
 
 
-def test_bytes_that_are_no_video_are_a_bad_sample_with_their_name(tmp_path, clip):
+def test_bytes_that_are_not_a_video_are_a_bad_sample_with_their_name(tmp_path, clip):
     write_tar(tmp_path / "0.tar", {"0.mp4": b"noise" * 100, "0.txt": "x", "1.jpg": b"noise", "1.txt": "y"})
     entries = read_captions(tmp_path)
     for frames, index in ((FRAMES, 0), (1, 1)):
         data = FolderClips(tmp_path, entries[index : index + 1], Form(SIZE, frames, EDGES, 24))
-        with pytest.raises(BadSample, match=rf"^0\.tar:{index}\."):
+        with pytest.raises(BadSample, match=rf"0\.tar:{index}\."):
             data.sample(0, ("motion",), generator())
 
 
 @pytest.mark.parametrize("compress", [None, gzip.compress])
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_shards_are_entries_or_told(tmp_path, compress):
+def test_damaged_shards_give_entries_or_an_error(tmp_path, compress):
     random = np.random.default_rng(5)
     members = {
         f"{n}{e}": d for n in range(4) for e, d in ((".mp4", b"v" * 700), (".txt", "x"), (".json", about("0", "x")))
@@ -290,7 +290,7 @@ def test_damaged_shards_are_entries_or_told(tmp_path, compress):
         try:
             entries = read_shards([path], tmp_path)
         except UserError as error:
-            assert "neither videos" in str(error)
+            assert "contain no videos or images" in str(error)
             continue
         for entry in entries:
             try:
@@ -300,7 +300,7 @@ def test_damaged_shards_are_entries_or_told(tmp_path, compress):
             assert len(source.open().getvalue()) == entry.member.size
 
 
-def test_sizes_that_nothing_has_are_told(tmp_path, clip):
+def test_impossible_sizes_are_reported(tmp_path, clip):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, size in (("0.mp4", 3), ("0.txt", 3), ("1.mp4", 2**40)):
@@ -308,7 +308,7 @@ def test_sizes_that_nothing_has_are_told(tmp_path, clip):
             info.size = size
             tar.addfile(info, io.BytesIO(b"abc")) if size == 3 else tar.fileobj.write(info.tobuf())
     (tmp_path / "0.tar").write_bytes(buffer.getvalue())
-    with pytest.warns(UserWarning, match=r"1\.mp4 goes on beyond its end"):
+    with pytest.warns(UserWarning, match=r"1\.mp4 extends beyond the end"):
         assert read(tmp_path) == [("0.tar:0.mp4", "abc")]
     (tmp_path / "0.tar").write_bytes(gzip.compress(buffer.getvalue()))
     with pytest.raises(UserError, match=r"1024\.0 GiB"):
@@ -325,28 +325,28 @@ def _header(name, size, kind=tarfile.REGTYPE):
 def test_a_header_that_would_fill_the_memory_is_damage(tmp_path, clip, kind):
     path = write_tar(tmp_path / "0.tar", {"0.mp4": clip, "0.txt": "x"})
     size = 2 * 2**20
-    whole = path.read_bytes().rstrip(b"\0")
-    whole += bytes(-len(whole) % 512) + _header("long", size, kind) + bytes(size)
-    path.with_name("0.tar.gz").write_bytes(gzip.compress(whole + _header("1.txt", 0) + bytes(1024)))
+    data = path.read_bytes().rstrip(b"\0")
+    data += bytes(-len(data) % 512) + _header("long", size, kind) + bytes(size)
+    path.with_name("0.tar.gz").write_bytes(gzip.compress(data + _header("1.txt", 0) + bytes(1024)))
     path.unlink()
-    with pytest.warns(UserWarning, match=rf"0\.tar\.gz \(a header of {size} bytes\)"):
+    with pytest.warns(UserWarning, match=rf"0\.tar\.gz \(a header has {size} bytes\)"):
         assert read(tmp_path) == [("0.tar.gz:0.mp4", "x")]
 
 
-def test_a_member_that_would_fill_the_memory_is_no_sample(tmp_path, clip, monkeypatch):
+def test_a_member_that_would_fill_the_memory_is_refused(tmp_path, clip, monkeypatch):
     monkeypatch.setattr("training.data.tars.UNPACKED", 2**17)
     members = {"0.mp4": clip, "0.txt": "x", "1.mp4": bytes(2**20), "1.txt": "y"}
     path = write_tar(tmp_path / "0.tar.gz", members, gzip.compress)
-    found = {member.name: member for member in members_of(path)[0]}
-    assert found["0.mp4"].read() == clip
-    with pytest.raises(UserError, match=r"1\.mp4: has .* GiB, and .* are read at the most"):
-        found["1.mp4"].read()
+    by_name = {member.name: member for member in members_of(path)[0]}
+    assert by_name["0.mp4"].read() == clip
+    with pytest.raises(UserError, match=r"1\.mp4 has .* GiB\. Expected at most .* GiB"):
+        by_name["1.mp4"].read()
 
 
 @pytest.mark.parametrize("name", ["", ".", "./", "/"])
-def test_members_without_a_name_are_left_out(name):
+def test_members_without_a_name_are_skipped(name):
     path = Path("0.tar")
-    samples, _, _ = grouped([Member(path, each, 0, 1) for each in (name, "0.mp4", "0.txt")])
+    samples, _, _ = grouped([Member(path, member, 0, 1) for member in (name, "0.mp4", "0.txt")])
     assert [(member.name, [*texts]) for member, texts in samples] == [("0.mp4", [".txt"])]
 
 
@@ -360,18 +360,18 @@ def test_a_tar_that_has_changed_is_a_bad_sample(tmp_path, clip):
 
 def test_shards_without_samples_are_refused(tmp_path):
     write_tar(tmp_path / "0.tar", {"notes.md": "x", "1.npy": "x"})
-    with pytest.raises(UserError, match="neither videos nor images"):
+    with pytest.raises(UserError, match="contain no videos or images"):
         read_captions(tmp_path)
-    with pytest.raises(UserError, match="neither videos nor images"):
+    with pytest.raises(UserError, match="contain no videos or images"):
         open_clips(Domain("shards", tmp_path, frames=FRAMES), SIZE, Config(), {})
     assert first_name(tmp_path / "0.tar") == "notes.md" and first_name(tmp_path / "none") == ""
 
 
-def test_shards_of_two_programs_are_told_apart(prepared, copied, clip):
+def test_shards_of_two_programs_are_distinguished(prepared, copied, clip):
     with pytest.raises(UserError, match=r"is a shard of \./vc prepare"):
         read_captions(prepared)
     write_tar(copied / "00000.tar", {"0.mp4": clip, "0.txt": "x"})
-    with pytest.raises(UserError, match=r"00000\.tar: is a shard of another program"):
+    with pytest.raises(UserError, match=r"00000\.tar is a shard of another program"):
         Shards(copied)
     gz = copied / "shard-000000.tar"
     (copied / "00000.tar").unlink()
@@ -380,7 +380,7 @@ def test_shards_of_two_programs_are_told_apart(prepared, copied, clip):
         Shards(copied)
 
 
-def test_files_with_texts_come_before_tars_beside_them(tmp_path, clip):
+def test_files_with_texts_come_before_tars_next_to_them(tmp_path, clip):
     write_tar(tmp_path / "backup.tar", {"0.mp4": clip, "0.txt": "x"})
     (tmp_path / "a.mp4").write_bytes(clip)
     (tmp_path / "a.txt").write_text("of a")
@@ -396,7 +396,7 @@ def prepared_from(folder, out, jobs="1"):
     return main([str(folder), "-o", str(out), "--frames", str(FRAMES), "--size", size, "--jobs", jobs])
 
 
-def test_shards_are_prepared_and_again_with_the_output_among_them(videos, tmp_path, capsys, clip):
+def test_shards_are_prepared_repeatedly_with_the_output_among_them(videos, tmp_path, capsys, clip):
     shards = tmp_path / "shards"
     write_tar(shards / "a" / "00000.tar", three(clip) | {"bad.mp4": b"noise", "bad.txt": "x"})
     write_tar(tmp_path / "elsewhere" / "1.tar.gz", {"z.mp4": clip, "z.json": about("z", "text z")}, gzip.compress)
@@ -409,17 +409,17 @@ def test_shards_are_prepared_and_again_with_the_output_among_them(videos, tmp_pa
         for name in ("Thumbs.db", "desktop.ini", "._00000.tar", ".DS_Store"):
             (shards / name).write_bytes(b"noise")
             (shards / "out" / name).write_bytes(b"noise")
-    made = Shards(shards / "out")
-    told = [json.loads(made.read(n, ["json"])[1]["json"]) for n in range(len(made))]
-    assert [each["caption"] for each in told] == ["text 0", "text 1", "text 2", "text z"]
-    assert told[3]["file"] == "linked/1.tar.gz:z.mp4"
-    # The same clips as of the files themselves.
-    sample = ShardClips(made, Form(SIZE, FRAMES, EDGES, 24)).sample(0, ("motion",), generator())
+    prepared = Shards(shards / "out")
+    records = [json.loads(prepared.read(n, ["json"])[1]["json"]) for n in range(len(prepared))]
+    assert [record["caption"] for record in records] == ["text 0", "text 1", "text 2", "text z"]
+    assert records[3]["file"] == "linked/1.tar.gz:z.mp4"
+    # The clips are the same as those from the files themselves.
+    sample = ShardClips(prepared, Form(SIZE, FRAMES, EDGES, 24)).sample(0, ("motion",), generator())
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "0.mp4").write_bytes(clip)
     prepare(PrepareOptions(tmp_path / "files", FRAMES, SIZE), [Entry("0.mp4", "x", {})], tmp_path / "of_files")
     plan = json.loads(Shards(tmp_path / "of_files").read(0, ["json"])[1]["json"])["plan"]
-    assert plan["rate"] == told[0]["plan"]["rate"] and sample.conditions["motion"].abs().max() > 1
+    assert plan["rate"] == records[0]["plan"]["rate"] and sample.conditions["motion"].abs().max() > 1
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_compressed_shards_are_prepared_by_several_processes(tmp_path, clip):
     assert (tmp_path / "one/shard-000000.tar").read_bytes() == (tmp_path / "two/shard-000000.tar").read_bytes()
 
 
-def test_read_shards_names_members_by_their_place_below_the_folder(tmp_path, clip):
+def test_read_shards_names_members_by_their_path_below_the_folder(tmp_path, clip):
     tar = write_tar(tmp_path / "part" / "0.tar", {"a/1.mp4": clip, "a/1.txt": "x"})
     (entry,) = read_shards([tar], tmp_path)
     assert entry.file == "part/0.tar:a/1.mp4" and entry.name(tmp_path) == entry.file and not entry.is_image(tmp_path)

@@ -1,4 +1,4 @@
-"""Captions as people and tools write them, each list and text made here."""
+"""Captions as people and tools write them; every list and text is written here."""
 
 import codecs
 import json
@@ -26,8 +26,8 @@ TEXT = {".csv": f'file,caption\na.mp4,"{SWAN} é 天"\n', ".tsv": f"file\tcaptio
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_caption_with_a_comma_is_whole_or_refused(tmp_path):
-    """Of a caption that was cut at its comma nothing would be seen."""
+def test_a_caption_with_a_comma_is_complete_or_refused(tmp_path):
+    """Nobody would notice a caption that was cut at its comma."""
     quoted = f'file,caption\na.mp4,"{SWAN}"\nb.mp4,x\n'
     assert read(tmp_path, "a.csv", quoted) == [("a.mp4", SWAN), ("b.mp4", "x")]
     assert read(tmp_path, "a.csv", quoted.replace(",", ", "))[0] == ("a.mp4", SWAN.replace(",", ", "))
@@ -38,7 +38,7 @@ def test_a_caption_with_a_comma_is_whole_or_refused(tmp_path):
         f"file\tcaption\nb.mp4\tx\na.mp4\t{SWAN}\tCC0\n",
         f"file,caption,,\nb.mp4,x,,\na.mp4,{SWAN}\n",
     ):
-        with pytest.raises(UserError, match="line 3: has more columns than the header"):
+        with pytest.raises(UserError, match="Line 3 has more columns than the header"):
             read(tmp_path, "a.csv", text)
     assert read(tmp_path, "a.csv", "file,caption,,\na.mp4,x,,\nb.mp4,y,,,\n") == [("a.mp4", "x"), ("b.mp4", "y")]
 
@@ -65,18 +65,18 @@ def test_other_columns_are_kept_by_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
-def test_columns_are_parted_as_the_header_is(tmp_path, mark):
+def test_columns_have_the_separator_of_the_header(tmp_path, mark):
     text = f'file{mark}caption\r\na.mp4{mark}"one{mark} two"\r\nb.mp4{mark}"lines\nof ""text"""\r\n\r\n'
     assert read(tmp_path, "a.csv", text) == [("a.mp4", f"one{mark} two"), ("b.mp4", 'lines\nof "text"')]
 
 
-def test_characters_that_only_look_like_ends_of_lines_are_of_the_caption(tmp_path):
+def test_characters_that_only_look_like_line_ends_belong_to_the_caption(tmp_path):
     for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
         text = f"file{mark}caption\na.mp4{mark}one\u2028two\x85three\x0cfour\n"
         assert read(tmp_path, name, text) == [("a.mp4", "one\u2028two\x85three\x0cfour")]
 
 
-def test_quotes_of_a_tsv_are_text(tmp_path):
+def test_quotes_in_a_tsv_are_text(tmp_path):
     text = 'file\tcaption\na.mp4\t"Hello", it says\nb.mp4\t"a ""big"" swan"\nc.mp4\t5" of snow\nd.mp4\t"\n'
     assert [caption for _, caption in read(tmp_path, "a.tsv", text)] == [
         '"Hello", it says', 'a "big" swan', '5" of snow', '"',
@@ -86,7 +86,7 @@ def test_quotes_of_a_tsv_are_text(tmp_path):
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 ROWS = [{"file_name": "a.mp4", "text": SWAN}, {"file_name": "b.mp4", "text": "x"}]
-FOUND = [("a.mp4", SWAN), ("b.mp4", "x")]
+EXPECTED = [("a.mp4", SWAN), ("b.mp4", "x")]
 
 
 @pytest.mark.parametrize(
@@ -103,35 +103,35 @@ FOUND = [("a.mp4", SWAN), ("b.mp4", "x")]
     ],
 )
 def test_json_is_read_in_its_usual_forms(tmp_path, name, text):
-    assert read(tmp_path, name, text) == FOUND
+    assert read(tmp_path, name, text) == EXPECTED
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
-        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y" z\n', "line 3: "),
-        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y\n', "line 3: "),
-        ("a.csv", "file,Caption,caption\na.mp4,x,y\n", "line 1: has two columns caption"),
-        ("a.csv", "a.mp4,x\nb.mp4,y\n", r"line 2: has no 'file' \(but a.mp4 and x\)"),
-        ("a.tsv", "file,caption\na.mp4,x\n", r"line 2: has no 'file' \(but file,caption\)"),
-        ("a.json", "{", "no JSON"),
-        ("a.json", "7", "entry 1: is no object"),
-        ("a.jsonl", '{"file": "a.mp4", "caption": "x"}\n' + "[" * 100_000, "line 2: is no JSON"),
-        ("a.jsonl", '{"file": "", "caption": "x"}', "line 1: has no text for 'file'"),
+        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y" z\n', "Line 3 is not CSV"),
+        ("a.csv", 'file,caption\na.mp4,x\nb.mp4,"y\n', "Line 3 is not CSV"),
+        ("a.csv", "file,Caption,caption\na.mp4,x,y\n", "Line 1 has two columns named caption"),
+        ("a.csv", "a.mp4,x\nb.mp4,y\n", r"Line 2 has no 'file' \(it has a.mp4 and x\)"),
+        ("a.tsv", "file,caption\na.mp4,x\n", r"Line 2 has no 'file' \(it has file,caption\)"),
+        ("a.json", "{", "it is not JSON"),
+        ("a.json", "7", "Entry 1 is not an object"),
+        ("a.jsonl", '{"file": "a.mp4", "caption": "x"}\n' + "[" * 100_000, "Line 2 is not JSON"),
+        ("a.jsonl", '{"file": "", "caption": "x"}', "Line 1 has no text for 'file'"),
         ("a.csv", "file,caption\na.mp4,x\n".encode("utf-16-le"), "byte order mark"),
     ],
 )
-def test_lists_that_are_not_built_as_expected_are_refused_with_the_line(tmp_path, name, text, told):
-    with pytest.raises(UserError, match=told) as caught:
+def test_lists_with_a_wrong_structure_are_refused_with_the_line(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message) as caught:
         read(tmp_path, name, text)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_excels_first_line_says_what_parts_the_columns(tmp_path):
+def test_the_first_line_of_excel_sets_the_separator(tmp_path):
     assert read(tmp_path, "a.csv", "sep=;\r\nfile;caption\r\na.mp4;x, y\r\n") == [("a.mp4", "x, y")]
 
 
-def test_what_could_not_be_written_again_is_a_fault(tmp_path):
+def test_a_value_that_shards_cannot_store_is_a_fault(tmp_path):
     row = {"file": "a.mp4", "caption": "x", "more": json.loads("[" * 400 + "]" * 400)}
     (tmp_path / "a.jsonl").write_text(f'{json.dumps(row)}\n{{"file": "b.mp4", "caption": "x", "more": {{"a": [1]}}}}')
     assert [bool(entry.fault) for entry in read_list(tmp_path / "a.jsonl")] == [True, False]
@@ -146,11 +146,11 @@ def test_the_guide_shows_the_table(repository):
 
 @pytest.mark.parametrize("ending", READERS)
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_lists_are_entries_or_told(tmp_path, ending):
+def test_damaged_lists_give_entries_or_an_error(tmp_path, ending):
     random = np.random.default_rng(7)
-    whole = TEXT[ending].encode() + TEXT[ending].encode().split(b"\n")[-2 if ending in (".csv", ".tsv") else 0]
+    intact = TEXT[ending].encode() + TEXT[ending].encode().split(b"\n")[-2 if ending in (".csv", ".tsv") else 0]
     for number in range(250):
-        data = bytearray(whole)
+        data = bytearray(intact)
         for place in random.integers(len(data), size=random.integers(1, 6)):
             data[place] = random.choice([0, 10, 34, 44, 92, 0xFF, random.integers(256)])
         (tmp_path / f"a{ending}").write_bytes(data[: len(data) - number % 7])
@@ -178,11 +178,11 @@ def test_every_list_and_text_is_read_in_every_marked_encoding(tmp_path, encoding
     for ending, text in TEXT.items():
         assert read(tmp_path, f"list{ending}", encoded(text)) == [("a.mp4", f"{SWAN} é 天")]
     for number, ending in enumerate(TEXTS):
-        (tmp_path / "beside").mkdir(exist_ok=True)
-        (tmp_path / "beside" / f"{number}.mp4").touch()
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{number}.mp4").touch()
         text = json.dumps({"caption": "é 天"}, ensure_ascii=False) if ending == ".json" else " é\n天\n"
-        (tmp_path / "beside" / f"{number}{ending}").write_bytes(encoded(text))
-    assert [entry.caption for entry in read_captions(tmp_path / "beside")] == ["é 天"] * len(TEXTS)
+        (tmp_path / "texts" / f"{number}{ending}").write_bytes(encoded(text))
+    assert [entry.caption for entry in read_captions(tmp_path / "texts")] == ["é 天"] * len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -203,22 +203,22 @@ def test_every_list_and_text_is_read_in_every_marked_encoding(tmp_path, encoding
         ("a.json", b'{"a.mp4": [], "b.mp4": "x"}'),
     ],
 )
-def test_one_bad_caption_is_the_fault_of_its_clip_alone(tmp_path, name, text):
+def test_a_bad_caption_affects_its_clip_only(tmp_path, name, text):
     (tmp_path / name).write_bytes(text)
     bad, good = read_list(tmp_path / name)
     assert bad.fault and bad.caption == "" and good == Entry("b.mp4", "x", {})
-    with pytest.warns(UserWarning, match="leaves out 1 of 2 clips"):
+    with pytest.warns(UserWarning, match="Skipped 1 of 2 clips"):
         assert usable([bad, good], tmp_path) == [good]
-    with pytest.raises(UserError, match="none of its 1 clip can"):
+    with pytest.raises(UserError, match="None of the 1 clip can"):
         usable([bad], tmp_path)
 
 
-def test_a_whole_emoji_in_two_escapes_is_one_character(tmp_path):
+def test_an_emoji_in_two_escapes_is_one_character(tmp_path):
     text = '{"file": "a.mp4", "caption": "nice \\ud83e\\udda2"}'
     assert read(tmp_path, "a.jsonl", text) == [("a.mp4", "nice 🦢")]
 
 
-# --- Beside files ---------------------------------------------------------------------------------------------------
+# --- Next to files --------------------------------------------------------------------------------------------------
 
 
 def folder_of(tmp_path, **texts):
@@ -229,7 +229,7 @@ def folder_of(tmp_path, **texts):
     return tmp_path
 
 
-def test_texts_beside_files_are_read_in_the_order_of_the_table(tmp_path):
+def test_texts_next_to_files_are_read_in_the_order_of_the_table(tmp_path):
     folder_of(tmp_path, a_mp4="", a_txt="of a", a_json='{"caption": "other"}', b_mp4="", b_caption="of\nb", c_mp4="",
               c_json='{"Text": "of c", "url": "x"}', d_mp4="", d_txt="", d_json='{"caption": "of d"}', e_mp4="",
               e_json='"of e"', f_mp4="", f_txt="", f_json='{"url": "x"}', g_mp4="", g_txt="of g",
@@ -247,13 +247,13 @@ def test_texts_that_cannot_be_read_are_faults_of_their_clips(tmp_path):
     assert [bool(entry.fault) for entry in entries] == [True] * 5 + [False]
 
 
-def test_what_is_no_video_needs_no_text(tmp_path):
+def test_a_file_that_is_not_a_video_needs_no_text(tmp_path):
     folder_of(tmp_path, a_mp4="", a_txt="x", a_npz="", a_jpg="", README_md="", Thumbs_db="", desktop_ini="",
-              data_parquet="", odd_xyz="", odd_txt="tried", failed_txt="gone", failed_json="{}")  # fmt: skip
-    with pytest.warns(UserWarning) as told:
+              data_parquet="", odd_xyz="", odd_txt="tried", failed_txt="lost", failed_json="{}")  # fmt: skip
+    with pytest.warns(UserWarning) as warned:
         assert [entry.file for entry in read_captions(tmp_path)] == ["a.mp4", "odd.xyz"]
-    messages = " ".join(str(warning.message) for warning in told)
-    assert "1 file, texts without a video or an image: failed.txt" in messages
+    messages = " ".join(str(warning.message) for warning in warned)
+    assert "1 file (texts without a video or an image): failed.txt" in messages
     assert "README.md" in messages and "data.parquet" in messages and "a.jpg" in messages and "Thumbs" not in messages
 
 
@@ -261,7 +261,7 @@ def test_linked_folders_have_texts_too(tmp_path):
     folder_of(tmp_path, data__a_mp4="", data__a_txt="of a", more__b_mp4="", more__b_txt="of b")
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    with pytest.warns(UserWarning, match="1 linked folder that.*: loop"):
+    with pytest.warns(UserWarning, match=r"1 linked folder \(.*\): loop"):
         entries = read_captions(tmp_path / "data")
     assert [(entry.file, entry.caption) for entry in entries] == [("a.mp4", "of a"), ("linked/b.mp4", "of b")]
 
@@ -278,7 +278,7 @@ def test_lists_are_found_by_their_names(tmp_path, name):
     assert [(entry.file, entry.caption) for entry in read_captions(tmp_path)] == [("a.mp4", "x")]
 
 
-def test_lists_of_parts_name_files_in_their_own_folders(tmp_path):
+def test_lists_of_parts_are_relative_to_their_own_folders(tmp_path):
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "metadata.jsonl").write_text(json.dumps({"file_name": "sub/a.mp4", "text": part}) + "\n")
@@ -287,31 +287,31 @@ def test_lists_of_parts_name_files_in_their_own_folders(tmp_path):
     assert [(e.file, e.caption) for e in entries] == [("test/sub/a.mp4", "test"), ("train/sub/a.mp4", "train")]
 
 
-def test_metadata_without_captions_is_told_and_texts_are_taken(tmp_path):
+def test_metadata_without_captions_is_reported_and_texts_are_used(tmp_path):
     folder_of(tmp_path, a_mp4="", a_txt="x", metadata_csv="file_name,label\na.mp4,3\n")
     with pytest.warns(UserWarning, match=r"metadata\.csv"):
         assert [entry.caption for entry in read_captions(tmp_path)] == ["x"]
     (tmp_path / "captions.csv").write_text("file,caption\na.mp4,y\n")
     assert [entry.caption for entry in read_captions(tmp_path)] == ["y"]
     (tmp_path / "captions.tsv").write_text("file\tcaption\na.mp4\tz\n")
-    with pytest.raises(UserError, match=r"has both captions\.csv and captions\.tsv"):
+    with pytest.raises(UserError, match=r"contains captions\.csv and captions\.tsv"):
         read_captions(tmp_path)
 
 
-def test_parquet_is_told_where_captions_are_missing(tmp_path):
+def test_parquet_is_reported_if_captions_are_missing(tmp_path):
     folder_of(tmp_path, a_mp4="", metadata_parquet="PAR1")
-    with pytest.raises(UserError, match=r"write the columns of its \.parquet as metadata\.jsonl"):
+    with pytest.raises(UserError, match=r"save the columns of its \.parquet as metadata\.jsonl"):
         read_captions(tmp_path)
 
 
-def test_names_as_windows_writes_them_are_found(tmp_path):
+def test_file_names_from_windows_are_found(tmp_path):
     folder_of(tmp_path, street__a_mp4="x")
     entry = Entry("street\\a.mp4", "x", {})
     assert entry.source(tmp_path) == tmp_path / "street/a.mp4"
 
 
-def test_a_list_of_other_things_is_left_out_and_told_once(tmp_path, recwarn):
+def test_a_list_of_other_things_is_skipped_and_reported_once(tmp_path, recwarn):
     folder_of(tmp_path, a_mp4="", a_txt="of a", metadata_csv="file_name,label\na.mp4,0\n")
     assert [entry.caption for entry in read_captions(tmp_path)] == ["of a"]
-    (told,) = recwarn
-    assert "leaves out 1 file, a list without columns for file and caption" in str(told.message)
+    (warned,) = recwarn
+    assert "Skipped 1 file (a list without columns for file and caption" in str(warned.message)

@@ -1,5 +1,5 @@
-"""Pictures and videos of every kind in data sets: what is prepared of them, and how small files that ask for much
-memory are refused."""
+"""Images and videos of every kind in data sets: the clips prepared from them. Small files that would need much memory
+are refused."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def prepared(folder, out, *options):
     return json.loads((out / SUMMARY).read_text())
 
 
-def test_a_picture_of_tiles_is_prepared_whole(tmp_path):
+def test_an_image_of_tiles_is_prepared_completely(tmp_path):
     quarters = np.zeros((128, 128, 3), np.uint8)
     quarters[:64, 64:, 0] = quarters[64:, :64, 1] = quarters[64:, 64:, 2] = 250
     (tmp_path / "IMG_0001.HEIC").write_bytes(heic(quarters, (64, 64)))
@@ -45,7 +45,7 @@ def test_a_picture_of_tiles_is_prepared_whole(tmp_path):
     assert picture[0, : middle - 2, middle + 2 :].mean() > 230 and picture[2, middle + 2 :, middle + 2 :].mean() > 230
 
 
-def test_animations_and_folders_of_pictures_are_clips(tmp_path):
+def test_animations_and_folders_of_images_are_clips(tmp_path):
     needs.pillow("webp")
     colours = [(20 * n, 0, 0) for n in range(12)]
     animated(tmp_path / "a.webp", colours, size=(48, 48))
@@ -67,13 +67,13 @@ def test_bombs_are_dropped_with_the_reason(tmp_path, monkeypatch, capsys):
     of_streams(tmp_path / "small.mp4", ("mpeg4", 12, (64, 64), (0, 0, 200)))
     summary = prepared(listed(tmp_path, "large.mp4", "small.mp4"), tmp_path / "out", "--frames", 3)
     assert summary["clips"] == 1
-    assert [each["file"] for each in summary["dropped"]] == ["large.mp4"]
+    assert [clip["file"] for clip in summary["dropped"]] == ["large.mp4"]
     assert "400 by 320 pixels" in summary["dropped"][0]["reason"]
     options = ("--frames", 3, "--max-megapixels", 1)
     assert prepared(tmp_path, tmp_path / "again", *options)["clips"] == 2
 
 
-def test_a_video_that_is_too_wide_for_its_motion_is_dropped_with_the_height_that_helps(tmp_path):
+def test_a_video_that_is_too_wide_for_its_motion_is_dropped_and_a_height_suggested(tmp_path):
     of_streams(tmp_path / "wide.mkv", ("ffv1", 12, (64, 8400), (0, 0, 200)))
     of_streams(tmp_path / "small.mp4", ("mpeg4", 12, (64, 64), (0, 0, 200)))
     folder = listed(tmp_path, "wide.mkv", "small.mp4")
@@ -82,7 +82,7 @@ def test_a_video_that_is_too_wide_for_its_motion_is_dropped_with_the_height_that
     assert prepared(folder, tmp_path / "again", "--frames", 3, "--nominal-height", 62)["clips"] == 2
 
 
-def test_bytes_of_shards_are_counted_too(monkeypatch):
+def test_limits_apply_to_members_of_shards_too(monkeypatch):
     monkeypatch.setenv("VC_MAX_MEGAPIXELS", "1")
     images = {kind: io.BytesIO() for kind in ("PNG", "WEBP")}
     for kind, file in images.items():
@@ -96,5 +96,5 @@ def test_bytes_of_shards_are_counted_too(monkeypatch):
     packed = io.BytesIO()
     np.savez_compressed(packed, frame=np.zeros(2**26, np.int32))
     assert len(packed.getvalue()) < 2**19
-    with pytest.raises(ValueError, match="268 MB when it is unpacked"):
+    with pytest.raises(ValueError, match="268 MB when unpacked"):
         unpack_vectors(packed.getvalue(), (64, 64), 0, 2)

@@ -1,4 +1,4 @@
-"""`./vc prepare`: restarts, what is dropped, its command."""
+"""`./vc prepare`: restarts, dropped clips, the command."""
 
 import json
 import os
@@ -27,11 +27,11 @@ from vc_core.errors import UserError
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Five videos, one that is cut off, one that is missing."""
+    """Five complete videos, one that is cut off, and one that is missing."""
     folder = make_folder(tmp_path_factory.mktemp("videos"))
     (folder / "cut.mp4").write_bytes((folder / "up.mp4").read_bytes()[:700])
     with open(folder / "captions.csv", "a", encoding="utf-8") as file:
-        file.write("cut.mp4,cut off,\nmissing.mp4,not there,\n")
+        file.write("cut.mp4,cut off,\nmissing.mp4,missing,\n")
     return folder
 
 
@@ -39,30 +39,30 @@ def options(videos, **others):
     return PrepareOptions(videos, FRAMES, SIZE, **{"sketch": "edges", **others})
 
 
-def made(folder):
-    """Names and bytes of what matters of a folder of shards; an index tells when its tar was written."""
+def contents(folder):
+    """Names and bytes of the files in a folder of shards, without the indexes."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".index.json")}
 
 
 @pytest.fixture(scope="module")
-def whole(videos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
+def complete(videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("complete")
     prepare(options(videos), read_captions(videos), out, per_shard=2)
     return out
 
 
-def test_what_is_dropped_is_told_with_the_reason(whole, videos):
-    summary = json.loads((whole / SUMMARY).read_text())
+def test_dropped_clips_are_reported_with_the_reason(complete, videos):
+    summary = json.loads((complete / SUMMARY).read_text())
     assert (summary["clips"], summary["shards"]) == (5, 4)
-    assert [each["file"] for each in summary["dropped"]] == ["cut.mp4", "missing.mp4"]
+    assert [clip["file"] for clip in summary["dropped"]] == ["cut.mp4", "missing.mp4"]
     assert "cannot be read" in summary["dropped"][0]["reason"]
-    assert "no such file" in summary["dropped"][1]["reason"]
-    assert summary["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
-    shards = Shards(whole)
+    assert "there is no file at" in summary["dropped"][1]["reason"]
+    assert summary["bytes"] == sum(path.stat().st_size for path in complete.glob("*.tar"))
+    shards = Shards(complete)
     assert [json.loads(shards.read(n, ["json"])[1]["json"])["file"] for n in range(5)] == list(MOTIONS)
 
 
-def test_a_run_that_was_stopped_goes_on_and_gives_the_same_shards(whole, videos, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_and_gives_the_same_shards(complete, videos, tmp_path, monkeypatch):
     calls, make = [], preparing.make_members
 
     def stopped(clip, *rest):
@@ -77,19 +77,19 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_shards(whole, videos,
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["shard-000000.tar"]
     before = (tmp_path / "shard-000000.tar").stat().st_mtime_ns
     (tmp_path / ".shard-000001.123.tar").write_bytes(b"of a run that was killed")
-    told = []
-    prepare(options(videos), read_captions(videos), tmp_path, 2, progress=lambda *values: told.append(values))
+    reports = []
+    prepare(options(videos), read_captions(videos), tmp_path, 2, progress=lambda *values: reports.append(values))
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5, 6]  # finished shards stay
-    assert told == [("preparing", done, 7) for done in range(3, 8)]
+    assert reports == [("preparing", done, 7) for done in range(3, 8)]
     assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == before
-    assert made(tmp_path) == made(whole)
+    assert contents(tmp_path) == contents(complete)
     prepare(options(videos), read_captions(videos), tmp_path, 2)
-    assert len(calls) == 9 and made(tmp_path) == made(whole)
+    assert len(calls) == 9 and contents(tmp_path) == contents(complete)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="there processes have no group")
-def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(whole, videos, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
+def test_a_killed_run_resumes_with_another_number_of_processes(complete, videos, tmp_path):
     settings = ["--sketch", "edges", "--frames", str(FRAMES), "--size", f"{SIZE[1]}x{SIZE[0]}"]
     command = [sys.executable, "-m", "training.data.prepare", str(videos), "-o", str(tmp_path), *settings,
                "--per-shard", "2", "--jobs", "2"]  # fmt: skip
@@ -111,10 +111,10 @@ def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(whole, v
         os.killpg(run.pid, signal.SIGKILL)
         pytest.fail("processes are left behind")
     assert subprocess.call(command, env=environment, stderr=subprocess.DEVNULL) == 0
-    assert made(tmp_path) == made(whole)
+    assert contents(tmp_path) == contents(complete)
 
 
-def test_each_clip_of_a_video_begins_elsewhere_as_the_seed_says(videos, tmp_path):
+def test_each_clip_of_a_video_has_another_start_that_depends_on_the_seed(videos, tmp_path):
     def starts(seed, name):
         prepare(options(videos, clips=3, seed=seed, sketch=None), read_captions(videos)[:1], tmp_path / name)
         shards = Shards(tmp_path / name)
@@ -124,30 +124,30 @@ def test_each_clip_of_a_video_begins_elsewhere_as_the_seed_says(videos, tmp_path
     assert len(set(first)) == 3 and first == starts(0, "b") and set(first).isdisjoint(starts(1, "c"))
 
 
-def test_shards_of_something_else_are_not_mixed_with(whole, videos, tmp_path):
-    before = made(whole)
-    for others, told in [
+def test_shards_of_another_plan_are_refused(complete, videos, tmp_path):
+    before = contents(complete)
+    for others, message in [
         ({"options": options(videos, seed=1)}, "other seed"),
         ({"options": options(videos, sketch=None)}, "other settings"),
         ({"per_shard": 3}, "other per_shard"),
         ({"entries": read_captions(videos)[1:]}, "other entries"),
     ]:
         arguments = {"options": options(videos), "entries": read_captions(videos), "per_shard": 2, **others}
-        with pytest.raises(UserError, match=told):
-            prepare(out=whole, **arguments)
-    assert made(whole) == before
+        with pytest.raises(UserError, match=message):
+            prepare(out=complete, **arguments)
+    assert contents(complete) == before
     (tmp_path / "shard-000000.tar").write_bytes(b"")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="already contains other shards"):
         prepare(options(videos), read_captions(videos), tmp_path)
     assert not (tmp_path / PLAN).exists()
 
 
-def test_nothing_that_can_be_prepared_is_an_error(videos, tmp_path):
-    with pytest.raises(UserError, match="none of the files"):
+def test_a_folder_without_a_usable_file_is_an_error(videos, tmp_path):
+    with pytest.raises(UserError, match="None of the files gave a clip"):
         prepare(options(videos), read_captions(videos)[5:], tmp_path)
 
 
-def test_a_process_that_is_killed_is_told(videos, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported(videos, tmp_path, monkeypatch):
     class Pool:
         def __init__(self, *_):
             pass
@@ -163,7 +163,7 @@ def test_a_process_that_is_killed_is_told(videos, tmp_path, monkeypatch):
         prepare(options(videos), read_captions(videos), tmp_path, jobs=2)
 
 
-def test_the_command_prints_what_it_made_and_dropped(videos, tmp_path, capsys):
+def test_the_command_prints_the_numbers_of_clips_and_dropped_clips(videos, tmp_path, capsys):
     size = f"{SIZE[1]}x{SIZE[0]}"
     arguments = [str(videos), "-o", str(tmp_path / "out"), "--frames", str(FRAMES), "--size", size, "--jobs", "1"]
     assert main(arguments) == 0
@@ -177,42 +177,43 @@ def test_the_command_prints_what_it_made_and_dropped(videos, tmp_path, capsys):
     assert main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 2
 
 
-def test_on_a_full_disk_it_stops_and_goes_on_with_the_same_command(videos, whole, tmp_path, capsys):
-    """The clips are done one after the other, so of the shards one is written before the one that does not fit."""
+def test_on_a_full_disk_it_stops_and_the_same_command_resumes(videos, complete, tmp_path, capsys):
+    """Clips are prepared one after the other, so a shard is written before the shard that does not fit."""
     size = f"{SIZE[1]}x{SIZE[0]}"
     command = [videos, "-o", tmp_path / "out", "--frames", FRAMES, "--size", size, "--jobs", 1, "--per-shard", 2]
     command = [*map(str, command), "--sketch", "edges"]
-    sizes = [(whole / f"shard-{number:06d}.tar").stat().st_size for number in range(4)]
+    sizes = [(complete / f"shard-{number:06d}.tar").stat().st_size for number in range(4)]
     with files_up_to(max(sizes) - 1):
         assert main(command) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     full = f"shard-{sizes.index(max(sizes)):06d}.tar"
-    assert f"vc: {tmp_path / 'out' / full}: cannot be written (File too large): " in told and "Traceback" not in told
-    left = everything_in(tmp_path / "out")
-    assert full not in left and not [name for name in left if name.startswith(".") and name != FILE]
+    assert f"vc: {tmp_path / 'out' / full} cannot be written (File too large). " in message
+    assert "Traceback" not in message
+    files = everything_in(tmp_path / "out")
+    assert full not in files and not [name for name in files if name.startswith(".") and name != FILE]
     assert main(command) == 0
-    assert made(tmp_path / "out") == made(whole)
+    assert contents(tmp_path / "out") == contents(complete)
 
 
 @pytest.mark.parametrize("wrong", [["--size", "30x30"], ["--frames", "0"], ["--jobs", "no"], ["--sketch", "pencil"]])
 def test_options_that_are_wrong_are_refused(videos, tmp_path, wrong, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(videos), "-o", str(tmp_path), *wrong])
-    told = capsys.readouterr().err
-    assert caught.value.code == 2 and wrong[0] in told and ("expected" in told or "invalid choice" in told)
+    message = capsys.readouterr().err.lower()
+    assert caught.value.code == 2 and wrong[0] in message and ("expected" in message or "invalid choice" in message)
 
 
 @pytest.mark.parametrize(
-    "given", [["--sketch", "edges", "FOLDER"], ["FOLDER", "--sketch"], ["--sketch", "-o", "x", "FOLDER"]]
+    "words", [["--sketch", "edges", "FOLDER"], ["FOLDER", "--sketch"], ["--sketch", "-o", "x", "FOLDER"]]
 )
-def test_a_sketch_has_its_method_behind_it_or_none(tmp_path, given, capsys):
-    """Whatever follows: with a method the folder, without one the end or another option."""
-    out = [] if "-o" in given else ["-o", str(tmp_path / "out")]
-    assert main([str(tmp_path / "nowhere") if word == "FOLDER" else word for word in [*out, *given]]) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
+def test_sketch_accepts_a_method_or_none(tmp_path, words, capsys):
+    """With a method followed by the folder, and without one followed by nothing or another option."""
+    out = [] if "-o" in words else ["-o", str(tmp_path / "out")]
+    assert main([str(tmp_path / "nowhere") if word == "FOLDER" else word for word in [*out, *words]]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
-# --- Bad clips, and what lies about ---------------------------------------------------------------------------------
+# --- Bad clips, and other files in the folder -----------------------------------------------------------------------
 
 
 def run(folder, out, *more):
@@ -226,8 +227,8 @@ def abouts(out):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_bad_clip_is_dropped_and_told_whatever_is_bad_of_it(videos, tmp_path, capsys):
-    """Of these some ended all of the work, at every try."""
+def test_a_bad_clip_is_dropped_and_reported_whatever_its_fault(videos, tmp_path, capsys):
+    """Some of these once ended the entire command, every time."""
     rows = [
         {"file": "right.mp4", "caption": "nice \ud83d swan"},
         {"file": "right.mp4", "caption": None},
@@ -251,7 +252,7 @@ def test_a_bad_clip_is_dropped_and_told_whatever_is_bad_of_it(videos, tmp_path, 
         assert run(tmp_path, tmp_path / "out") == 0
         assert "10 clips were dropped" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text(encoding="utf-8"))
-    assert len(summary["dropped"]) == 10 and all(each["reason"] for each in summary["dropped"])
+    assert len(summary["dropped"]) == 10 and all(clip["reason"] for clip in summary["dropped"])
     (about,) = abouts(tmp_path / "out")
     assert about["caption"] == "good" and about["others"]["license"] == "\ud83d"
 
@@ -267,11 +268,11 @@ def test_a_file_name_that_is_not_utf8_is_prepared(videos, tmp_path, capsys):
     (folder / os.fsdecode(b"\xff.txt")).write_text("x")
     assert run(folder, folder / os.fsdecode(b"\xe9ut")) == 0
     capsys.readouterr().out.encode("utf-8")
-    assert [each["caption"] for each in abouts(folder / os.fsdecode(b"\xe9ut"))] == ["c", "z"]
+    assert [about["caption"] for about in abouts(folder / os.fsdecode(b"\xe9ut"))] == ["c", "z"]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_exception_of_a_decoder_is_that_of_its_clip_and_ours_are_seen(videos, tmp_path, monkeypatch):
+def test_any_exception_of_a_decoder_drops_its_clip_and_our_own_mistakes_are_raised(videos, tmp_path, monkeypatch):
     from training.data import folder as module
 
     planned = module.planned_frames
@@ -291,7 +292,7 @@ def test_any_exception_of_a_decoder_is_that_of_its_clip_and_ours_are_seen(videos
 
 
 @pytest.mark.parametrize("inside", [".", "shards", "shards/deep"])
-def test_the_same_command_goes_on_with_its_output_among_the_videos(videos, tmp_path, inside, capsys):
+def test_the_same_command_works_again_with_its_output_among_the_videos(videos, tmp_path, inside, capsys):
     for name in ("right", "left"):
         (tmp_path / f"{name}.mp4").write_bytes((videos / f"{name}.mp4").read_bytes())
         (tmp_path / f"{name}.txt").write_text(f"goes {name}")
@@ -301,8 +302,8 @@ def test_the_same_command_goes_on_with_its_output_among_the_videos(videos, tmp_p
     first = None
     for _ in range(3):
         assert run(tmp_path, out) == 0, capsys.readouterr().err
-        first = first or made_of(out)
-        assert made_of(out) == first and [each["caption"] for each in abouts(out)] == ["goes left", "goes right"]
+        first = first or times_of(out)
+        assert times_of(out) == first and [about["caption"] for about in abouts(out)] == ["goes left", "goes right"]
         for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._right.mp4", "__MACOSX/._left.mp4", "__MACOSX/x.mp4"):
             for place in (tmp_path, out):
                 (place / name).parent.mkdir(exist_ok=True)
@@ -311,8 +312,8 @@ def test_the_same_command_goes_on_with_its_output_among_the_videos(videos, tmp_p
     assert [entry.caption for entry in clips.entries] == ["goes left", "goes right"]
 
 
-def test_a_run_and_an_evaluation_among_the_videos_are_no_data(videos, tmp_path, tiny_config):
-    """What they write are videos and pictures without texts, which would be refused when they go on."""
+def test_a_run_and_an_evaluation_among_the_videos_are_not_data(videos, tmp_path, tiny_config):
+    """They write videos and images without texts, which would otherwise be refused when they resume."""
     for name in ("right", "left"):
         shutil.copy(videos / f"{name}.mp4", tmp_path)
         (tmp_path / f"{name}.txt").write_text(f"goes {name}")
@@ -324,9 +325,9 @@ def test_a_run_and_an_evaluation_among_the_videos_are_no_data(videos, tmp_path, 
     data = open_data(tmp_path, tiny_config, out=out)
     for entries in (clips.entries, data.entries):
         assert [entry.caption for entry in entries] == ["goes left", "goes right"]
-    with pytest.raises(UserError, match="1 files have no text"):
+    with pytest.raises(UserError, match="No text file is next to 1 file"):
         open_clips(domain, SIZE, Config(), {})
 
 
-def made_of(out):
+def times_of(out):
     return {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}

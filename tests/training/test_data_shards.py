@@ -1,4 +1,4 @@
-"""Shards: what lies in them, the map against the tar, damage."""
+"""Shards: their members, random access compared with the tar, the index."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from training.data import shards as module
 from training.data.domains import open_clips
 from training.data.folder import read_captions
 from training.data.loading import load
-from training.data.order import Order, Share
+from training.data.order import Order, RankOrder
 from training.data.precomputed import fingerprint
 from training.data.sample_fields import Form
 from training.data.shard_writing import PrepareOptions, prepare
@@ -49,7 +49,7 @@ def plan_of(about):
     return FramePlan(about["plan"]["start"], Fraction(about["plan"]["rate"]), LONG)
 
 
-def test_the_map_is_the_tar_read_from_its_beginning_to_its_end(prepared):
+def test_random_access_equals_reading_the_tar_in_order(prepared):
     shards, index = Shards(prepared), 0
     for file in sorted(prepared.glob("*.tar")):
         samples = {}
@@ -71,15 +71,16 @@ def test_the_map_is_the_tar_read_from_its_beginning_to_its_end(prepared):
 def test_members_are_those_of_the_source(videos, prepared):
     shards = Shards(prepared)
     for index, file in enumerate(MOTIONS):
-        told = about(shards, index)
-        assert told["file"] == file and told["caption"].startswith("a scene") and told["others"] == {"license": "CC0"}
-        assert told["fps"] == 5 and told["size"] == [48, 60] and told["motion"] == {"height": 96, "width": 128}
-        assert 0 <= told["plan"]["start"] <= 13 / 12 - 1
-        frames = read_frames(videos / file, plan_of(told), (48, 60))
+        record = about(shards, index)
+        assert record["file"] == file and record["caption"].startswith("a scene")
+        assert record["others"] == {"license": "CC0"} and record["motion"] == {"height": 96, "width": 128}
+        assert record["fps"] == 5 and record["size"] == [48, 60]
+        assert 0 <= record["plan"]["start"] <= 13 / 12 - 1
+        frames = read_frames(videos / file, plan_of(record), (48, 60))
         stored = packing.unpack_video(shards.read(index, ["mp4"])[1]["mp4"], Fraction(5), LONG)
         error = stored.transpose(0, 1).float() / 255 - frames[0]
-        assert error.mean((1, 2, 3)).abs().max() < 0.01  # no colour is off
-        grey = error[0] * 0.299 + error[1] * 0.587 + error[2] * 0.114  # of colours one stands for four pixels
+        assert error.mean((1, 2, 3)).abs().max() < 0.01  # no colour shift
+        grey = error[0] * 0.299 + error[1] * 0.587 + error[2] * 0.114  # chroma is stored for four pixels at once
         assert grey.abs().mean() < 0.02
         sketch = packing.unpack_maps(shards.read(index, ["sketch.png"])[1]["sketch.png"], 0, 1, LONG)
         assert (sketch - edges(frames)[0]).abs().max() <= 0.5 / 255 + 1e-6
@@ -87,7 +88,7 @@ def test_members_are_those_of_the_source(videos, prepared):
 
 @pytest.mark.parametrize("layout", ["points", "dense"])
 def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
-    """To the bit, though only the blocks are stored, and in windows that begin anywhere."""
+    """Bit-identical, although only the blocks are stored, and in windows with any start."""
     unit = {"points": "source_pixels", "dense": "pixels"}[layout]
     extraction = ExtractionConfig(layout, unit)
     options = PrepareOptions(videos, LONG, SIZE, rate=5, layout=layout, nominal_height=48)
@@ -95,19 +96,19 @@ def test_motion_equals_that_of_the_file(videos, tmp_path, layout):
     shards = Shards(tmp_path)
     plan, size = plan_of(about(shards, 0)), condition_size("motion", SIZE)
     expected = read_motion(videos / "right.mp4", plan, size, layout, nominal_height=48).field[0]
-    whole = ShardClips(shards, Form(SIZE, LONG, extraction)).sample(0, {"motion"}, generator())
-    assert expected.abs().max() > 1 and torch.equal(whole.conditions["motion"], expected)
+    complete = ShardClips(shards, Form(SIZE, LONG, extraction)).sample(0, {"motion"}, generator())
+    assert expected.abs().max() > 1 and torch.equal(complete.conditions["motion"], expected)
     starts = set()
     for seed in range(20):
         part = ShardClips(shards, Form(SIZE, FRAMES, extraction)).sample(0, {"motion"}, generator(seed))
         motion = part.conditions["motion"]
-        first = next(n for n in range(3) if torch.equal(part.video, whole.video[:, n : n + FRAMES]))
+        first = next(n for n in range(3) if torch.equal(part.video, complete.video[:, n : n + FRAMES]))
         assert not motion[:, 0].any() and torch.equal(motion[:, 1:], expected[:, first + 1 : first + FRAMES])
         starts.add(first)
     assert starts == {0, 1, 2}
 
 
-def test_a_sample_has_what_is_kept_in_its_shape(prepared):
+def test_a_sample_has_the_requested_inputs_in_their_shapes(prepared):
     sample = clips(prepared).sample(2, EVERYTHING, generator())
     assert sample.key.endswith("shard-000001.tar:000000002") and sample.text == "a scene, down"
     assert sample.latents is None and sample.video.shape == (3, FRAMES, *SIZE)
@@ -122,7 +123,7 @@ def test_a_sample_has_what_is_kept_in_its_shape(prepared):
     assert same(sample, clips(prepared).sample(2, EVERYTHING, generator()))
 
 
-def test_latents_are_the_autoencoders(prepared):
+def test_latents_are_those_of_the_autoencoder(prepared):
     settings = Shards(prepared).settings
     data = clips(prepared, Form(SIZE, LONG, EDGES), settings["latents"]["fingerprint"])
     sample = data.sample(0, {"text"}, generator())
@@ -130,38 +131,40 @@ def test_latents_are_the_autoencoders(prepared):
     video = clips(prepared, Form(SIZE, LONG, EDGES)).sample(0, (), generator()).video
     expected = encode(load_autoencoder(read_checkpoint(BUNDLED).part("vae")), video[None])[0]
     assert sample.latents.shape == expected.shape
-    assert (sample.latents - expected).abs().mean() < 0.1 * expected.abs().mean()  # the video was encoded once more
-    with pytest.raises(UserError, match="latents are those of another autoencoder"):
+    assert (
+        sample.latents - expected
+    ).abs().mean() < 0.1 * expected.abs().mean()  # the video was compressed in the shard
+    with pytest.raises(UserError, match="are from another autoencoder"):
         clips(prepared, FORM, "0123")
 
 
-def test_fingerprints_tell_weights_and_factors():
+def test_fingerprints_depend_on_weights_and_factors():
     state = {"a": torch.rand(3, 4), "b": torch.zeros(0), "c": torch.tensor(1.0)}
 
-    def told(changes, scale=1.0):
+    def of(changes, scale=1.0):
         return fingerprint(Part("vae", "taesd", Tensors.of({**state, **changes})), scale)
 
-    assert told({}) == told({}, 1) == told({"a": state["a"].clone()}) == told({"vae_scale": torch.tensor(1.0)})
+    assert of({}) == of({}, 1) == of({"a": state["a"].clone()}) == of({"vae_scale": torch.tensor(1.0)})
     other = state["a"].clone()
     other[2, 3] += 1e-3
-    changed = [told({"a": other}), told({"a": state["a"].T}), told({"d": torch.zeros(1)}), told({}, 0.5)]
-    assert len({told({}), *changed}) == 5
+    changed = [of({"a": other}), of({"a": state["a"].T}), of({"d": torch.zeros(1)}), of({}, 0.5)]
+    assert len({of({}), *changed}) == 5
 
 
-def test_fingerprints_are_those_of_half_precision_in_all_layouts():
+def test_fingerprints_in_half_precision_are_equal_in_all_layouts():
     torch.manual_seed(0)
     model = new_autoencoder("ldm", (32, 32, 32, 32))
 
-    def told(layout, dtype):
+    def of(layout, dtype):
         state = part(model.state_dict(), layout_of("vae", layout, model))
         return fingerprint(Part("vae", layout, Tensors.of({name: t.to(dtype) for name, t in state.items()})), 0.18215)
 
-    halves = {told(layout, dtype) for layout in ("ldm", "diffusers") for dtype in (torch.float32, torch.float16)}
-    assert len(halves) == 1 and told("ldm", torch.bfloat16) not in halves
+    halves = {of(layout, dtype) for layout in ("ldm", "diffusers") for dtype in (torch.float32, torch.float16)}
+    assert len(halves) == 1 and of("ldm", torch.bfloat16) not in halves
 
 
-def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
-    """`prepare --latents` by a checkpoint in float32, then a run that starts from what `./vc export` made of it."""
+def test_latents_of_a_file_match_its_export_in_half_precision(videos, tmp_path):
+    """`prepare --latents` with a checkpoint in float32, then a run that starts from its export by `./vc export`."""
     bundled, config = read_checkpoint(BUNDLED), Config()
     state = {
         name: t.float() * (1 if name in SCALARS else 1.0001) for name, t in bundled.part("vae").tensors.state().items()
@@ -171,8 +174,8 @@ def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
         save_checkpoint(tmp_path / name, config, {"vae": state}, dtype)
         return read_checkpoint(tmp_path / name).part("vae")
 
-    saved("whole.safetensors", state, torch.float32)
-    options = PrepareOptions(videos, FRAMES, SIZE, latents=tmp_path / "whole.safetensors")
+    saved("full.safetensors", state, torch.float32)
+    options = PrepareOptions(videos, FRAMES, SIZE, latents=tmp_path / "full.safetensors")
     prepare(options, read_captions(videos)[:1], tmp_path / "shards")
     domain = Domain("shards", tmp_path / "shards", frames=FRAMES)
 
@@ -182,7 +185,7 @@ def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
 
     for dtype in (torch.float32, torch.float16):
         assert latents(saved("export.safetensors", state, dtype)) is not None
-    with pytest.raises(UserError, match="another autoencoder"):
+    with pytest.raises(UserError, match="are from another autoencoder"):
         latents(
             saved(
                 "export.safetensors",
@@ -195,17 +198,17 @@ def test_latents_of_a_file_serve_its_export_in_half_precision(videos, tmp_path):
 def test_windows_of_latents_video_and_sketches_are_the_same(prepared):
     settings = Shards(prepared).settings
     latents = settings["latents"]["fingerprint"]
-    whole = clips(prepared, Form(SIZE, LONG, EDGES), latents).sample(0, {"sketch"}, generator())
+    complete = clips(prepared, Form(SIZE, LONG, EDGES), latents).sample(0, {"sketch"}, generator())
     plain = clips(prepared, Form(SIZE, LONG, EDGES)).sample(0, (), generator())
     for seed in range(6):
         part = clips(prepared, FORM, latents).sample(0, {"sketch"}, generator(seed))
         video = clips(prepared).sample(0, (), generator(seed)).video
-        first = next(n for n in range(3) if torch.equal(part.latents, whole.latents[:, n : n + FRAMES]))
-        assert torch.equal(part.conditions["sketch"], whole.conditions["sketch"][:, first : first + FRAMES])
+        first = next(n for n in range(3) if torch.equal(part.latents, complete.latents[:, n : n + FRAMES]))
+        assert torch.equal(part.conditions["sketch"], complete.conditions["sketch"][:, first : first + FRAMES])
         assert torch.equal(video, plain.video[:, first : first + FRAMES])
 
 
-def test_what_is_dropped_is_not_even_read(prepared, monkeypatch):
+def test_inputs_that_are_not_requested_are_not_read(prepared, monkeypatch):
     read = []
     find = Shards.read
     monkeypatch.setattr(Shards, "read", lambda self, n, endings: read.append(set(endings)) or find(self, n, endings))
@@ -213,7 +216,7 @@ def test_what_is_dropped_is_not_even_read(prepared, monkeypatch):
     spy.watch(module, "rasterise_points", "unpack_video", "unpack_maps")
     shards = Shards(prepared)
     cached, plain = ShardClips(shards, FORM, shards.settings["latents"]["fingerprint"]), ShardClips(shards, FORM)
-    for kept, members in {
+    for inputs, members in {
         (): {"latents.npy"},
         ("text",): {"latents.npy"},
         ("motion",): {"latents.npy", "motion.npz"},
@@ -221,15 +224,15 @@ def test_what_is_dropped_is_not_even_read(prepared, monkeypatch):
         ("style",): {"latents.npy", "mp4"},
         ("depth",): {"latents.npy", "mp4"},
     }.items():
-        cached.sample(0, kept, generator())
+        cached.sample(0, inputs, generator())
         assert read.pop() == {"json", *members}
     assert spy.calls == {"rasterise_points": 1, "unpack_video": 2, "unpack_maps": 1}
     plain.sample(0, (), generator())
     assert read.pop() == {"json", "mp4"}
-    assert plain.sample(0, ("sketch", "single_image"), generator()).source is None  # nothing is left for the step
+    assert plain.sample(0, ("sketch", "single_image"), generator()).source is None  # the step has nothing to compute
 
 
-def test_depth_is_between_its_two_values(tmp_path):
+def test_depth_is_stored_between_its_minimum_and_maximum(tmp_path):
     depth = torch.rand(1, 1, LONG, 48, 60) * 3 + 0.5
     span = [depth.min().item(), depth.max().item()]
     back = packing.unpack_maps(packing.pack_maps(depth, *span), *span, LONG)
@@ -256,7 +259,7 @@ def test_images_are_stored_as_images(tmp_path):
 # --- The index ------------------------------------------------------------------------------------------------------
 
 
-def test_the_index_is_made_anew_where_it_is_missing_broken_or_of_another_tar(copied, monkeypatch):
+def test_the_index_is_rebuilt_if_it_is_missing_broken_or_of_another_tar(copied, monkeypatch):
     scans = Spy(monkeypatch)
     scans.watch(module, "_scan")
     expected = [Shards(copied).read(n, ["json"])[1] for n in range(5)]
@@ -265,21 +268,21 @@ def test_the_index_is_made_anew_where_it_is_missing_broken_or_of_another_tar(cop
     index_path(first).unlink()
     index_path(second).write_text('{"count": ')
     with open(third, "ab") as file:
-        file.write(bytes(10240))  # which readers of tars take for its end
+        file.write(bytes(10240))  # readers treat it as the end of the tar
     module._table.cache_clear()
     assert [Shards(copied).read(n, ["json"])[1] for n in range(5)] == expected
     assert scans.calls == {"_scan": 3}
     module._table.cache_clear()
     Shards(copied).read(0, ["json"])
-    assert scans.calls == {"_scan": 3}  # they were written
+    assert scans.calls == {"_scan": 3}  # the indexes were written
 
 
-def test_where_no_index_can_be_written_that_is_told_once(copied, monkeypatch, recwarn):
-    """As of a data set on a disk that can only be read: of 40,000 shards nobody reads as many lines."""
+def test_an_index_that_cannot_be_written_is_reported_once(copied, monkeypatch, recwarn):
+    """For example on a read-only disk: 40,000 shards must not give as many warnings."""
     expected = [Shards(copied).read(index, ["json"]) for index in range(5)]
 
     def refused(path):
-        raise WriteError(f"{path}: cannot be written")
+        raise WriteError(f"{path} cannot be written")
 
     for shard in copied.glob("*.tar"):
         index_path(shard).unlink()
@@ -287,11 +290,11 @@ def test_where_no_index_can_be_written_that_is_told_once(copied, monkeypatch, re
     module._table.cache_clear()
     shards = Shards(copied)
     assert [shards.read(index, ["json"]) for index in range(5)] == expected
-    told = {str(each.message) for each in recwarn}
-    assert len(told) == 1 and told.pop().startswith(f"{copied}: has shards without an index, and none can be written")
+    messages = {str(warned.message) for warned in recwarn}
+    assert len(messages) == 1 and messages.pop().startswith(f"{copied}: No index can be written for its shards")
 
 
-def test_an_index_holds_for_a_copy_whatever_its_times(prepared, tmp_path, monkeypatch):
+def test_an_index_is_valid_for_a_copy_whatever_its_times(prepared, tmp_path, monkeypatch):
     expected = [Shards(prepared).read(n, ["json"])[1] for n in range(5)]
     for number, file in enumerate(sorted(prepared.iterdir(), reverse=True)):
         shutil.copyfile(file, tmp_path / file.name)
@@ -303,7 +306,7 @@ def test_an_index_holds_for_a_copy_whatever_its_times(prepared, tmp_path, monkey
 
 
 def other_tars():
-    """Settings and samples of tars of one size, the first of them the one that has an index."""
+    """Yield settings and samples of tars of equal size. The first tar is the one with an index."""
     sizes = {"a": 20_000, "b": 45_000, "c": 20_000}
     data = {key: {"mp4": os.urandom(size), "json": json.dumps(key).encode()} for key, size in sizes.items()}
     yield {"latents": "0123"}, data
@@ -314,7 +317,7 @@ def other_tars():
 
 
 @pytest.mark.parametrize("number", range(1, 5))
-def test_an_index_of_another_tar_of_its_size_is_told_from_its_own(tmp_path, number):
+def test_an_index_of_another_tar_of_equal_size_is_not_used(tmp_path, number):
     first, *others = other_tars()
     tar, other = tmp_path / "here" / "shard.tar", tmp_path / "there" / "shard.tar"
     for path, (settings, samples) in ((tar, first), (other, others[number - 1])):
@@ -346,10 +349,10 @@ def test_threads_and_processes_read_the_same(prepared):
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda n: data.sample(n % 5, EVERYTHING, generator(n)), range(10)))
     assert all(map(same, alone, together))
-    share = Share(Order(0, 5), (FRAMES,), batch=2)
+    order = RankOrder(Order(0, 5), (FRAMES,), batch=2)
 
     def keys(workers):
-        batches = islice(load({FRAMES: data}, share, keep_all, workers=workers), 3)
+        batches = islice(load({FRAMES: data}, order, keep_all, workers=workers), 3)
         return [(sample.key, sample.video) for batch in batches for sample in batch.samples]
 
     for (a, x), (b, y) in zip(keys(0), keys(2), strict=True):
@@ -372,13 +375,16 @@ def test_a_set_may_be_prepared_in_parts(copied):
 def test_other_tars_and_other_settings_are_refused(copied, tmp_path):
     with pytest.raises(UserError, match=r"\.tar"):
         Shards(tmp_path / "nothing")
-    for form, told in [
+    for form, message in [
         (Form((32, 32), FRAMES, EDGES), "prepared at 40x32"),
         (Form(SIZE, LONG + 1, EDGES), f"prepared with {LONG} frames"),
-        (Form(SIZE, FRAMES, ExtractionConfig("dense", "pixels", "edges")), "motion is points"),
-        (Form(SIZE, FRAMES, ExtractionConfig()), "sketch is edges"),
+        (
+            Form(SIZE, FRAMES, ExtractionConfig("dense", "pixels", "edges")),
+            "motion is points, but the network requires dense",
+        ),
+        (Form(SIZE, FRAMES, ExtractionConfig()), "sketch is edges, but the network requires"),
     ]:
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             clips(copied, form)
     settings = {name: value for name, value in Shards(copied).settings.items() if name != "format"}
     write_shard(copied / "shard-000009.tar", {**settings, "rate": 7}, [])

@@ -38,15 +38,15 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def cache(bundled, tmp_path_factory):
-    """Two scenes with latents and tokens, which the opening of a domain has cached."""
+    """Two scenes with latents and tokens, which `open_clips` has cached."""
     folder = tmp_path_factory.mktemp("cache")
     domain = Domain(path=folder, count=2)
-    told = []
-    clips = open_clips(domain, (64, 64), bundled.config, bundled.parts, lambda *values: told.append(values))
-    assert told == [("scenes", 2, 2)]
+    reports = []
+    clips = open_clips(domain, (64, 64), bundled.config, bundled.parts, lambda *values: reports.append(values))
+    assert reports == [("scenes", 2, 2)]
     files = sorted(folder.rglob("*.safetensors"))
     stamps = [file.stat().st_mtime_ns for file in files]
-    open_clips(domain, (64, 64), bundled.config, bundled.parts)  # what exists is not made again
+    open_clips(domain, (64, 64), bundled.config, bundled.parts)  # existing files are not written again
     assert stamps == [file.stat().st_mtime_ns for file in sorted(folder.rglob("*.safetensors"))] and len(stamps) == 1
     return clips[16].tensors
 
@@ -57,7 +57,7 @@ def test_scenes_are_the_same_drawn_and_cached(cache):
     for name in ("video", "edges", "outline", "object", "depth", "motion"):
         for frames in (slice(None), slice(3, 9)):
             a, b = cache.read(name, 1, frames).float(), drawn.read(name, 1, frames).float()
-            if name == "motion":  # that of a clip's first frame is none, wherever it begins
+            if name == "motion":  # zero in the first frame, wherever the window starts
                 a = torch.cat([torch.zeros_like(a[:1]), a[1:]])
             assert a.shape == b.shape, name
             assert (a - b).abs().max() <= (0.002 if name in ("motion", "depth") else 1), name
@@ -70,7 +70,7 @@ def test_cached_latents_are_those_of_the_scene(cache, bundled):
     assert (sample.latents / 2 - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
-def test_windows_lie_in_the_clip_and_take_every_length_of_it():
+def test_windows_are_inside_the_clip_and_have_every_possible_stride():
     windows = [draw_window(16, 4, generator(seed)) for seed in range(300)]
     assert all(w.start >= 0 and w.stop == w.start + 3 * w.step + 1 <= 16 for w in windows)
     assert {w.step for w in windows} == {1, 2, 3, 4, 5}
@@ -80,7 +80,7 @@ def test_windows_lie_in_the_clip_and_take_every_length_of_it():
 
 @pytest.mark.parametrize("kind", ["cached", "drawn"])
 @pytest.mark.parametrize("frames", [1, 4, 16])
-def test_a_sample_has_what_is_kept_in_its_shape(cache, kind, frames):
+def test_a_sample_has_the_requested_inputs_in_their_shapes(cache, kind, frames):
     data = SyntheticClips(cache if kind == "cached" else DrawnScenes(SCENES, 2), frames, 24)
     sample = data.sample(1, EVERYTHING, generator(5))
     if kind == "cached":
@@ -109,28 +109,28 @@ def test_conditions_and_video_are_of_the_same_frames():
         assert min(distances) == distances[0] < 0.03
 
 
-def test_spoiled_motion_is_still_that_motion():
+def test_spoiled_motion_stays_close_to_the_motion():
     motion = torch.zeros(60, 6, 2, 64, 64)
     motion[:, 1:, 0, 16:48, 16:48] = 2.0
     spoiled = spoil_motion(motion, generator())
     assert spoiled.shape == motion.shape and not spoiled[:, 0].any()
     inside, outside = spoiled[:, 1:, :, 20:44, 20:44], spoiled[:, 1:, :, :12]
-    there = inside.abs().amax(2, keepdim=True) > 0
-    assert 0.03 < 1 - there.float().mean() < 0.15  # up to MISSING of the vectors, in half of the clips
-    mean = (inside * there).sum((1, 3, 4)) / there.sum((1, 3, 4))
+    present = inside.abs().amax(2, keepdim=True) > 0
+    assert 0.03 < 1 - present.float().mean() < 0.15  # up to MISSING of the vectors, in half of the clips
+    mean = (inside * present).sum((1, 3, 4)) / present.sum((1, 3, 4))
     assert (mean - torch.tensor([2.0, 0.0])).abs().max() < 0.15
     assert outside.abs().mean((1, 2, 3, 4)).max() < 0.1
-    # Blocks of one clip are of one size, and clips differ in it.
+    # All blocks of a clip have one size, which differs between clips.
     steps = [int((clip[1, 0, 32].diff() != 0).sum()) for clip in spoiled]
     assert len(set(steps)) > 2
 
 
-def test_a_clip_is_spoiled_by_itself_as_in_a_batch_of_its_own_numbers():
+def test_spoiled_motion_depends_only_on_the_generator():
     motion = torch.randn(1, 4, 2, 16, 16)
     assert torch.equal(spoil_motion(motion, generator(3)), spoil_motion(motion.clone(), generator(3)))
 
 
-def test_masks_paint_some_and_keep_some():
+def test_masks_repaint_a_part_and_keep_a_part():
     objects = torch.zeros(200, 4, 1, 48, 48)
     objects[:, :, :, 10:20, 10:20] = 1
     keep = draw_mask(objects, generator())
@@ -139,13 +139,13 @@ def test_masks_paint_some_and_keep_some():
     assert painted.min() > 0.02 and painted.max() < 0.8
     halves, moving = painted == 0.5, (keep * objects).sum((1, 2, 3, 4)) == 0
     assert 0.1 < halves.float().mean() < 0.3 and 0.4 < (moving & ~halves).float().mean() < 0.7
-    grown = {int((1 - one[0, 0]).sum()) for one in keep[moving & ~halves]}
-    assert len(grown) > 2 and min(grown) >= 12 * 12  # wider than the object, by more or less
-    sides = {tuple(int(k) for k in one[0, 0, [0, -1, 0, -1], [0, 0, -1, -1]]) for one in keep[halves]}
+    grown = {int((1 - mask[0, 0]).sum()) for mask in keep[moving & ~halves]}
+    assert len(grown) > 2 and min(grown) >= 12 * 12  # wider than the object by various margins
+    sides = {tuple(int(k) for k in mask[0, 0, [0, -1, 0, -1], [0, 0, -1, -1]]) for mask in keep[halves]}
     assert sides == {(0, 1, 0, 1), (1, 0, 1, 0), (0, 0, 1, 1), (1, 1, 0, 0)}  # top, bottom, left, right
 
 
-def test_captions_and_stills_vary_and_are_the_scenes(cache):
+def test_captions_and_stills_vary_and_match_the_scenes(cache):
     drawn = DrawnScenes(SCENES, 2)
     texts = {SyntheticClips(drawn).sample(0, ("text",), generator(seed)).text for seed in range(12)}
     scene = drawn.scene(0)
@@ -155,11 +155,11 @@ def test_captions_and_stills_vary_and_are_the_scenes(cache):
     assert 1 < len({tuple(style.flatten().tolist()) for style in styles}) <= STILLS
 
 
-def test_what_is_dropped_is_not_even_drawn(monkeypatch):
+def test_inputs_that_are_not_requested_are_not_drawn(monkeypatch):
     spy = Spy(monkeypatch)
     spy.watch(module, "render", "edges", "fitted", "captions", "spoil_motion", "draw_mask")
     data = SyntheticClips(DrawnScenes(SCENES, 2), 4, 24)
-    for kept, called in {
+    for inputs, called in {
         (): {"render": 1},
         ("text",): {"render": 1, "captions": 1},
         ("style",): {"render": 2, "fitted": 1},
@@ -167,14 +167,14 @@ def test_what_is_dropped_is_not_even_drawn(monkeypatch):
         ("mask",): {"render": 3, "draw_mask": 1},
     }.items():
         spy.calls.update(dict.fromkeys(spy.calls, 0))
-        sample = data.sample(0, kept, generator())
+        sample = data.sample(0, inputs, generator())
         assert {name: count for name, count in spy.calls.items() if count} == called
-        assert set(sample.conditions) == set(kept) & set(CONDITIONS)
+        assert set(sample.conditions) == set(inputs) & set(CONDITIONS)
 
 
-def test_a_cache_may_be_of_fewer_scenes_than_a_shard(cache):
-    made = make_shard(scene_seeds(SCENES, 0, 1), *untrained())
-    assert {name: tensor.shape for name, tensor in made.items()} == {n: (1, *cache.read(n, 0).shape) for n in made}
+def test_a_cache_may_have_fewer_scenes_than_a_shard(cache):
+    shard = make_shard(scene_seeds(SCENES, 0, 1), *untrained())
+    assert {name: tensor.shape for name, tensor in shard.items()} == {n: (1, *cache.read(n, 0).shape) for n in shard}
 
 
 def untrained():
@@ -190,7 +190,7 @@ def untrained():
 CONFIG = Config(extraction=EDGES)
 
 
-def test_domains_open_as_their_kind_says(tmp_path, bundled):
+def test_domains_open_according_to_their_kind(tmp_path, bundled):
     videos = make_folder(tmp_path / "videos", {"right.mp4": (3, 0)})
     folder = Domain("folder", videos, lengths=(1, FRAMES, FRAMES), rate=5, nominal_height=48)
     opened = open_clips(folder, SIZE, CONFIG, {})
@@ -202,29 +202,29 @@ def test_domains_open_as_their_kind_says(tmp_path, bundled):
 
     prepare(PrepareOptions(videos, FRAMES, SIZE, latents=BUNDLED), read_captions(videos), tmp_path / "shards")
     shards = Domain("shards", tmp_path / "shards", frames=FRAMES)
-    clips = open_clips(shards, SIZE, CONFIG, {})[FRAMES]  # a run without an autoencoder takes the latents as they are
+    clips = open_clips(shards, SIZE, CONFIG, {})[FRAMES]  # a run without an autoencoder uses any latents
     assert isinstance(clips, ShardClips) and clips.sample(0, (), generator()).latents is not None
     same_factor = Config(extraction=EDGES, autoencoder=bundled.config.autoencoder)
     assert open_clips(shards, SIZE, same_factor, bundled.parts)[FRAMES].sample(0, (), generator()).latents is not None
-    with pytest.raises(UserError, match="another autoencoder"):
-        open_clips(shards, SIZE, CONFIG, bundled.parts)  # another factor of the latents
+    with pytest.raises(UserError, match="are from another autoencoder"):
+        open_clips(shards, SIZE, CONFIG, bundled.parts)  # another latent factor
 
 
 @pytest.mark.parametrize(
-    ("domain", "size", "told"),
+    ("domain", "size", "message"),
     [
-        (Domain("folder"), (64, 64), "without a path"),
-        (Domain("shards"), (64, 64), "without a path"),
-        (Domain(), (64, 96), "squares"),
-        (Domain(frames=CLIP_FRAMES + 1), (64, 64), "squares"),
-        (Domain(lengths=(4, 0)), (64, 64), "lengths"),
+        (Domain("folder"), (64, 64), "has no path"),
+        (Domain("shards"), (64, 64), "has no path"),
+        (Domain(), (64, 96), "are square"),
+        (Domain(frames=CLIP_FRAMES + 1), (64, 64), "are square"),
+        (Domain(lengths=(4, 0)), (64, 64), "lengths must be"),
     ],
 )
-def test_domains_that_cannot_be_opened_say_why(domain, size, told):
-    with pytest.raises(UserError, match=told):
+def test_domains_that_cannot_be_opened_report_why(domain, size, message):
+    with pytest.raises(UserError, match=message):
         open_clips(domain, size, CONFIG, {})
 
 
-def test_a_cache_of_scenes_needs_the_encoders(tmp_path):
+def test_a_cache_of_scenes_requires_the_encoders(tmp_path):
     with pytest.raises(UserError, match="the autoencoder and the text tower and the image tower"):
         open_clips(Domain(path=tmp_path), (64, 64), CONFIG, {})

@@ -1,4 +1,4 @@
-"""The engine: ranks, what they share, checkpoints."""
+"""The engine: ranks, steps, checkpoints."""
 
 import errno
 import os
@@ -18,7 +18,8 @@ from training.ranks import World, lanes_of
 from training.recipe import Optimizer
 from vc_core.errors import UserError
 
-WHOLE = make_recipe(batches=(4,))
+SINGLE = make_recipe(batches=(4,))
+"""The recipe of a single process, with the batch of two ranks together."""
 
 
 def free_port():
@@ -28,9 +29,9 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def one():
-    """One process: twice the batch of the two ranks'."""
-    run = Run(WHOLE, World())
+def single():
+    """A run in one process, with twice the batch of each of two ranks, and its norms."""
+    run = Run(SINGLE, World())
     norms, _ = run.learn()
     return run, norms
 
@@ -40,16 +41,16 @@ SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsd
 
 
 @pytest.fixture(scope="module")
-def two(repository, one, tmp_path_factory):
-    """The folder of what two ranks made of the quick scenarios."""
+def two(repository, single, tmp_path_factory):
+    """The folder with the results of two ranks for the quick scenarios."""
     folder = tmp_path_factory.mktemp("ranks")
-    one[0].save(folder / "one")
+    single[0].save(folder / "one")
     return run_two(repository, folder, QUICK)
 
 
 @pytest.fixture(scope="module")
 def two_more(repository, tmp_path_factory):
-    """The folder of what two ranks made of the others."""
+    """The folder with the results of two ranks for the other scenarios."""
     return run_two(repository, tmp_path_factory.mktemp("ranks"), [n for n in SCENARIOS if n not in QUICK])
 
 
@@ -63,11 +64,11 @@ def run_two(repository, folder, names):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        told = [rank.communicate(timeout=120)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
     return folder
 
 
@@ -85,9 +86,9 @@ def assert_same(weights, expected, **tolerance):
 # --- Ranks ----------------------------------------------------------------------------------------------------------
 
 
-def test_ranks_are_dealt_out_by_the_domains_shares():
-    def owners(size, shares):
-        return [lanes_of(rank, size, shares)[0].domain for rank in range(size)]
+def test_ranks_are_divided_among_the_domains():
+    def owners(size, ranks):
+        return [lanes_of(rank, size, ranks)[0].domain for rank in range(size)]
 
     assert owners(4, [3, 1]) == [0, 0, 0, 1]
     assert owners(8, [3, 1]).count(1) == 2
@@ -95,24 +96,24 @@ def test_ranks_are_dealt_out_by_the_domains_shares():
     assert owners(7, [1]) == [0] * 7
     for size in (3, 5, 16):
         lanes = [lanes_of(rank, size, [2, 1, 1]) for rank in range(size)]
-        assert all(len(each) == 1 for each in lanes)
+        assert all(len(lanes_of_rank) == 1 for lanes_of_rank in lanes)
         for domain in range(3):
-            mine = [each[0] for each in lanes if each[0].domain == domain]
-            assert [lane.rank for lane in mine] == list(range(len(mine)))
-            assert {lane.ranks for lane in mine} == {len(mine)}
+            own = [lane for (lane,) in lanes if lane.domain == domain]
+            assert [lane.rank for lane in own] == list(range(len(own)))
+            assert {lane.ranks for lane in own} == {len(own)}
     assert [(lane.domain, lane.rank, lane.ranks) for lane in lanes_of(0, 1, [3, 1])] == [(0, 0, 1), (1, 0, 1)]
     with pytest.raises(UserError, match="2 ranks"):
         lanes_of(0, 2, [1, 1, 1])
 
 
-def test_what_the_ranks_tell_is_gathered_on_each(two):
+def test_messages_of_all_ranks_are_gathered_on_each(two):
     for rank in range(2):
         assert torch.load(two / f"gathered.{rank}.pt", weights_only=True) == ["bad on rank 0", "bad on rank 1"]
 
 
 @pytest.mark.parametrize("name", ["accumulated", "fsdp2", *SLOW])
-def test_two_ranks_learn_what_one_learns_with_twice_the_batch(one, request, name):
-    run, norms = one
+def test_two_ranks_learn_the_same_as_one_with_twice_the_batch(single, request, name):
+    run, norms = single
     two = request.getfixturevalue("two" if name in QUICK else "two_more")
     assert weights_of(two, name, "norms") == pytest.approx(norms, rel=1e-6)
     assert_same(weights_of(two, name), run.engine.weights(False))
@@ -122,25 +123,25 @@ def test_two_ranks_learn_what_one_learns_with_twice_the_batch(one, request, name
 
 
 @pytest.mark.parametrize("name", ["images", pytest.param("images_fsdp2", marks=pytest.mark.slow)])
-def test_one_rank_on_images_beside_one_on_videos_learns_what_one_process_learns_of_both(request, name):
+def test_a_rank_on_images_and_one_on_videos_learn_the_same_as_one_process(request, name):
     two = request.getfixturevalue("two" if name in QUICK else "two_more")
     run = Run(SCENARIOS["images"], World())
     run.learn()
     assert_same(weights_of(two, name), run.engine.weights(False))
 
 
-def test_more_ranks_of_a_domain_do_not_change_what_it_counts():
-    """A domain's loss is the mean of its batches, however many there are."""
+def test_more_ranks_of_a_domain_do_not_change_its_weight():
+    """A domain's loss is the mean over its batches, however many there are."""
     few, many = (make_recipe(batches=(2, images), frames=(3, 1), ema=0.0) for images in (1, 1))
     run = Run(few, World())
-    three = [(lane.ranks, run.engine._weight(lane)) for lane in run.lanes]
-    assert three == [(1, 1 / 3), (1, 2 / 3)]
+    weights = [(lane.ranks, run.engine._weight(lane)) for lane in run.lanes]
+    assert weights == [(1, 1 / 3), (1, 2 / 3)]
     engine = Run(many, World()).engine
     engine.world = World(size=4)
-    of_ranks = [engine._weight(lanes_of(rank, 4, [3, 1])[0]) for rank in range(4)]
+    weights = [engine._weight(lanes_of(rank, 4, [3, 1])[0]) for rank in range(4)]
     # Gradients are averaged over the ranks.
-    assert sum(of_ranks[:3]) / 4 == pytest.approx(1 / 3)
-    assert of_ranks[3] / 4 == pytest.approx(2 / 3)
+    assert sum(weights[:3]) / 4 == pytest.approx(1 / 3)
+    assert weights[3] / 4 == pytest.approx(2 / 3)
 
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
@@ -183,10 +184,10 @@ def test_the_average_follows_the_weights():
     assert not Run(make_recipe(ema=0.0), World()).engine.average
 
 
-def test_checkpointing_changes_nothing(one):
-    run = Run(replace(WHOLE, engine=replace(WHOLE.engine, checkpointing=True)), World())
+def test_checkpointing_changes_nothing(single):
+    run = Run(replace(SINGLE, engine=replace(SINGLE.engine, checkpointing=True)), World())
     run.learn()
-    assert_same(run.engine.weights(False), one[0].engine.weights(False), rtol=0.0, atol=1e-12)
+    assert_same(run.engine.weights(False), single[0].engine.weights(False), rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -197,10 +198,10 @@ def test_blocks_are_compiled_also_where_activations_are_recomputed(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    recipe = replace(WHOLE, engine=replace(WHOLE.engine, compile=True, checkpointing=True))
+    recipe = replace(SINGLE, engine=replace(SINGLE.engine, compile=True, checkpointing=True))
     Run(recipe, World()).learn(1)
-    told = torch._dynamo.utils.counters
-    assert told["stats"]["unique_graphs"] >= 1 and not told["graph_break"]
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
 
 
 @pytest.mark.parametrize("clips", [1, 8])
@@ -229,10 +230,10 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, kind):
     assert first.step.seen + second.step.seen == straight.step.seen
 
 
-def test_what_sharded_ranks_wrote_is_read_by_one_and_the_other_way_round(one, two):
-    expected = Run(WHOLE, World())
+def test_checkpoints_of_sharded_ranks_are_read_by_one_process_and_vice_versa(single, two):
+    expected = Run(SINGLE, World())
     expected.learn(2 * STEPS)
-    run = Run(WHOLE, World())
+    run = Run(SINGLE, World())
     run.load(two / "fsdp2")
     run.learn()
     assert_same(run.engine.weights(False), expected.engine.weights(False))
@@ -241,7 +242,7 @@ def test_what_sharded_ranks_wrote_is_read_by_one_and_the_other_way_round(one, tw
     assert_same(average, weights_of(two, "fsdp2", "average"), rtol=0.0, atol=0.0)
 
 
-def test_the_last_checkpoints_are_kept_and_half_written_ones_are_none(tmp_path):
+def test_the_last_checkpoints_are_kept_and_incomplete_ones_are_ignored(tmp_path):
     recipe = make_recipe()
     run = Run(replace(recipe, engine=replace(recipe.engine, keep=2)), World())
     for step in range(1, 5):
@@ -252,17 +253,17 @@ def test_the_last_checkpoints_are_kept_and_half_written_ones_are_none(tmp_path):
     assert read_state(checkpoints(tmp_path)[-1])["step"] == 4
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_another_run_is_an_error_that_names_the_difference(tmp_path):
     run = Run(make_recipe(), World())
     run.learn(1)
     folder = run.save(tmp_path)
-    with pytest.raises(UserError, match=r"of another network, optimizer.*average\."):
+    with pytest.raises(UserError, match=r"with another network, optimizer.*average\."):
         Run(make_recipe(ema=0.0), World()).load(tmp_path)
     file = next(folder.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged"):
         Run(make_recipe(), World()).load(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint of a run"):
         read_state(tmp_path)
 
 
@@ -281,8 +282,8 @@ def test_a_save_that_fails_leaves_the_checkpoints_as_they_were(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.engine.os.fsync", fail)  # after the tensors, with the last of it
-        with pytest.raises(UserError, match=f"step-00000002: {ADVICE}make room"):
+        patched.setattr("training.engine.os.fsync", fail)  # after the tensors, at the end
+        with pytest.raises(UserError, match=f"step-00000002 {ADVICE}Free space"):
             run.save(tmp_path)
     assert everything_in(tmp_path) == before
     run.save(tmp_path)

@@ -1,4 +1,4 @@
-"""`./vc evaluate`: what is composed, by whom it is compared, and what is left on the disk."""
+"""`./vc evaluate`: what is composed, how results are compared, and which files are written."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ import torch
 from training.data.synthetic.scenes import OBJECT_COLORS, SHAPES
 from training.evaluate import __main__ as program
 from training.evaluate import evaluation, fvd, trials
-from training.evaluate.evaluation import EvaluationSettings, evaluate, names_of, possible, summed_up
+from training.evaluate.evaluation import EvaluationSettings, evaluate, names_of, possible
+from training.evaluate.evaluation import row_of as measured_row
 from training.evaluate.examples import HELD_OUT, PACES, clip_size, held_out_clips, held_out_scenes
 from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES
@@ -52,7 +53,7 @@ def test_no_recipe_can_train_on_the_held_out_scenes():
         Recipe(seed=HELD_OUT)
 
 
-def test_scenes_do_not_depend_on_how_many_there_are():
+def test_scenes_do_not_depend_on_their_number():
     few, many = held_out_scenes(3), held_out_scenes(90)
     assert few.seed.tolist() == many.seed[:3].tolist()
     assert len(set(many.seed.tolist())) == 90 and (many.count == 1).all()
@@ -69,7 +70,7 @@ def test_few_scenes_have_all_shapes_colours_and_paces():
     assert counts[0] == 8 and 5 <= counts[1] <= 6 and 2 <= counts[2] <= 3
 
 
-def test_clips_fit_the_checkpoint(clips, tiny_config):
+def test_clips_match_the_checkpoint(clips, tiny_config):
     side = min(tiny_config.height, tiny_config.width)
     assert clip_size(tiny_config) == (side, side)
     assert set(clips.conditions) == set(CONDITIONS)
@@ -77,17 +78,17 @@ def test_clips_fit_the_checkpoint(clips, tiny_config):
         frames = 1 if spec.kind == "spatial" else tiny_config.frames
         assert clips.conditions[name].shape == (2, spec.channels, frames, *(side // 8 * spec.scale,) * 2)
     assert clips.truth.video.shape == (2, 3, tiny_config.frames, side, side)
-    kept = clips.conditions["mask"][:, 3:]  # the hole is where the object is, and larger
-    object_there = torch.nn.functional.interpolate(clips.truth.mask[:, None].float(), kept.shape[2:]) > 0.5
-    assert (kept[object_there] == 0).float().mean() > 0.99 and kept.mean() > 0.6
+    keep = clips.conditions["mask"][:, 3:]  # the hole covers the object, and is larger
+    in_object = torch.nn.functional.interpolate(clips.truth.mask[:, None].float(), keep.shape[2:]) > 0.5
+    assert (keep[in_object] == 0).float().mean() > 0.99 and keep.mean() > 0.6
 
 
-def test_the_arms_of_a_trial_differ_in_its_condition_alone():
+def test_the_arms_of_a_trial_differ_only_in_its_condition():
     for name, trial in TRIALS.items():
         given, shuffled, absent = (arms_of(name)[arm] for arm in ARMS)
         assert given == Wiring(absent.own | {trial.condition}) and shuffled == Wiring(absent.own, trial.condition)
-        assert absent.own == set(trial.beside) and trial.condition not in absent.own
-    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 19  # what trials share is made once
+        assert absent.own == set(trial.others) and trial.condition not in absent.own
+    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 19  # common ones only once
 
 
 def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer):
@@ -100,14 +101,14 @@ def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer)
 
     monkeypatch.setattr(trials, "compose", compose)
     wirings = [Wiring(frozenset({"text", "single_image"})), Wiring(frozenset({"single_image"}), "motion")]
-    made = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=3))
-    assert [video.shape[0] for video in made.values()] == [4, 4]
-    (first, one), (_, two), (text, three), _ = calls  # batches of 3 and 1 of each wiring
-    assert (one["seed"], two["seed"], three["seed"]) == (0, 3, 0)
-    assert first == [clips.texts[i] for i in (0, 0, 1)] and text == ""
-    assert [c.name for c in three["conditions"]] == ["motion", "single_image"]
-    motion, image = (c.tensor for c in three["conditions"])
-    assert motion.equal(clips.conditions["motion"][[1, 1, 0]])  # of the other scene
+    videos = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=3))
+    assert [video.shape[0] for video in videos.values()] == [4, 4]
+    (texts, first), (_, second), (text, third), _ = calls  # batches of 3 and 1 of each wiring
+    assert (first["seed"], second["seed"], third["seed"]) == (0, 3, 0)
+    assert texts == [clips.texts[i] for i in (0, 0, 1)] and text == ""
+    assert [c.name for c in third["conditions"]] == ["motion", "single_image"]
+    motion, image = (c.tensor for c in third["conditions"])
+    assert motion.equal(clips.conditions["motion"][[1, 1, 0]])  # from the other scene
     assert image.equal(clips.conditions["single_image"][[0, 0, 1]])
 
 
@@ -124,7 +125,7 @@ def result(settings):
     return evaluate(settings)[0]
 
 
-def test_all_measures_are_taken_of_every_video(result):
+def test_all_measures_are_computed_for_every_video(result):
     assert list(result.rows) == list(MEASURES) and result.notes == []
     assert result.together == Wiring(frozenset({"text", "style", *CONDITIONS}))
     for name, row in result.rows.items():
@@ -135,60 +136,66 @@ def test_all_measures_are_taken_of_every_video(result):
         }
 
 
-def test_the_same_again_gives_the_same_figures_and_a_twin_no_difference(result, settings, tiny_checkpoint, tmp_path):
+def test_figures_are_reproducible_and_the_same_file_twice_has_no_difference(
+    result, settings, tiny_checkpoint, tmp_path
+):
     only = ("style", "kept")
     both = evaluate(replace(settings, checkpoints=(tiny_checkpoint, tiny_checkpoint), only=only))
-    assert [made.name for made in both] == ["1-tiny", "2-tiny"]
+    assert [each.name for each in both] == ["1-tiny", "2-tiny"]
     assert list(both[0].rows) == ["style_palette", "style_palette_beside_text", "style_similarity", "kept"]
     for name, row in both[1].rows.items():
         for arm in ARMS:
             np.testing.assert_array_equal(row.values[arm], result.rows[name].values[arm])
-        gap = both[1].beside[name]
+        gap = both[1].over_first[name]
         assert gap.mean in (0.0, None) and gap.low in (0.0, None)
 
 
-def test_what_a_checkpoint_lacks_is_said_and_not_measured(settings):
-    towers = Judge("", None, {"image": "the checkpoint brings no image tower"})
-    found, notes = possible(settings.measures(), ["text", "motion", "depth"], towers)
-    names = {row.name for row in found}
+def test_conditions_that_a_checkpoint_does_not_have_are_noted_and_not_measured(settings):
+    towers = Judge("", None, {"image": "the checkpoint contains no image tower"})
+    measures, notes = possible(settings.measures(), ["text", "motion", "depth"], towers)
+    names = {row.name for row in measures}
     assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
-    assert "style_palette: not measured, as the checkpoint has no style, or no image tower to see one with." in notes
-    assert "endpoint" not in names  # its image cannot be given
-    assert len(found) + len(notes) == len(MEASURES)
-    assert "kept: not measured, as the checkpoint has no mask condition." in notes
+    assert "style_palette: not measured, because the checkpoint has no style, or no image tower for it." in notes
+    assert "endpoint" not in names  # it requires a single image
+    assert len(measures) + len(notes) == len(MEASURES)
+    assert "kept: not measured, because the checkpoint has no mask condition." in notes
 
 
-def test_names_are_told_apart(tmp_path):
+def test_names_are_unique(tmp_path):
     assert names_of([tmp_path / "a/x.pth", tmp_path / "y.pth", tmp_path / "b/x.pth"]) == ["1-x", "y", "3-x"]
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
-    [({"clips": 1}, "at least 2"), ({"only": ("colours",)}, "colours"), ({"sampling": Composing(seeds=0)}, "seeds")],
+    "wrong, message",
+    [
+        ({"clips": 1}, "at least 2 clips, got 1"),
+        ({"only": ("colours",)}, "Unknown measure 'colours' in --only"),
+        ({"sampling": Composing(seeds=0)}, "--seeds is 0"),
+    ],
 )
-def test_settings_that_cannot_be_meant_are_refused(wrong, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_settings_are_errors(wrong, message):
+    with pytest.raises(UserError, match=message):
         EvaluationSettings(**wrong)
 
 
-def test_a_checkpoint_that_is_missing_is_told_before_the_others_are_evaluated(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_missing_checkpoint_is_reported_before_the_others_are_evaluated(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_evaluate", None)
     with pytest.raises(UserError, match="gone"):
         evaluate(EvaluationSettings((tiny_checkpoint, tmp_path / "gone.safetensors"), clips=2))
 
 
-# --- Short words ----------------------------------------------------------------------------------------------------
+# --- Summary --------------------------------------------------------------------------------------------------------
 
 
-def row_of(name, given, source, together=None):
-    """A row of such values of six clips, with an interval around each."""
-    arms = {"given": given, "shuffled": 0.0, "absent": 0.0, "source": source}
+def row_of(name, figure, source, together=None):
+    """A row with these figures of six clips, with an interval around each."""
+    arms = {"given": figure, "shuffled": 0.0, "absent": 0.0, "source": source}
     arms |= {} if together is None else {TOGETHER: together}
     jitter = np.linspace(-0.01, 0.01, 6)[:, None]
-    return summed_up(MEASURES[name], {arm: figure + jitter for arm, figure in arms.items()})
+    return measured_row(MEASURES[name], {arm: figure + jitter for arm, figure in arms.items()})
 
 
-def test_headlines_are_in_the_measures_own_terms(result):
+def test_headline_figures_depend_on_the_measure(result):
     rows = {
         "colour": row_of("colour", 0.9, 1.0, 0.81),
         "first_frame": row_of("first_frame", 0.06, 0.04, 0.08),
@@ -198,17 +205,17 @@ def test_headlines_are_in_the_measures_own_terms(result):
     assert headline(replace(result, rows=rows)) == pytest.approx(
         {"colour": 0.9, "first_frame_ratio": 1.5, "depth_ratio": 0.75, "consistency": -0.04, "together": 0.75}
     )
-    assert kept_together(rows["first_frame"]) == pytest.approx(0.75)  # an error that is larger is worse
+    assert kept_together(rows["first_frame"]) == pytest.approx(0.75)  # a larger error is worse
     assert {measure for measure, _ in HEADLINES.values()} <= set(MEASURES)
 
 
-def test_what_is_better_goes_by_the_measures_aim(result):
+def test_better_depends_on_the_measures_aim(result):
     gap = {
         "up": Estimate(0.1, 0.05, 0.15, 0.0),
         "down": Estimate(-0.1, -0.2, -0.05, 0.0),
         "none": Estimate(0.1, -0.1, 0.3, 0.0),
     }
-    cases = {  # given, of the first, source, difference, verdict
+    cases = {  # given, the first checkpoint's given, source, difference, verdict
         "colour": (0.8, 0.7, 1.0, "up", "better"),
         "first_frame": (0.08, 0.07, 0.04, "up", "worse"),
         "kept": (0.07, 0.08, 0.04, "down", "better"),
@@ -216,22 +223,21 @@ def test_what_is_better_goes_by_the_measures_aim(result):
         "way": (1.3, 1.1, 1.0, "up", "worse"),  # too far
         "shape": (0.8, 0.7, 1.0, "none", "within the interval"),
     }
-    one = replace(
+    second = replace(
         result,
         rows={name: row_of(name, case[0], case[2]) for name, case in cases.items()},
-        beside={name: gap[case[3]] for name, case in cases.items()},
+        over_first={name: gap[case[3]] for name, case in cases.items()},
     )
-    other = replace(result, rows={name: row_of(name, case[1], case[2]) for name, case in cases.items()})
-    found = verdicts(one, other)
-    assert {name: word for word, names in found.items() for name in names} == {
+    first = replace(result, rows={name: row_of(name, case[1], case[2]) for name, case in cases.items()})
+    assert {name: word for word, names in verdicts(second, first).items() for name in names} == {
         name: case[4] for name, case in cases.items()
     }
 
 
-def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_towers(
+def test_files_with_other_towers_are_compared_by_the_towers_of_the_first(
     settings, tiny_checkpoint, tiny_config, tiny_composer, tmp_path
 ):
-    """Here one that brings neither, and composes at another size."""
+    """Here a file without towers and autoencoder, which composes at another size."""
     from vc_core.checkpoint.released import to_released
 
     part = tmp_path / "network.safetensors"
@@ -240,21 +246,21 @@ def test_files_of_other_towers_and_autoencoders_are_compared_by_the_first_ones_t
     save_checkpoint(part, config, {"model": to_released(tiny_composer.unet)})
     loaded = []
 
-    def watched(named, composer, parts):
+    def watched(path, composer, parts):
         loaded.append(composer.checkpoint.path)
-        return load_judge(named, composer, parts)
+        return load_judge(path, composer, parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "load_judge", watched)
         settings = replace(settings, only=("consistency",), sampling=replace(FAST, seeds=1))
         both = evaluate(replace(settings, checkpoints=(tiny_checkpoint, part), parts=(tiny_checkpoint,)))
     assert loaded == [tiny_checkpoint] and both[1].judge.model is both[0].judge.model
-    assert both[1].beside["consistency"].mean is not None and both[1].clips.keys == both[0].clips.keys
+    assert both[1].over_first["consistency"].mean is not None and both[1].clips.keys == both[0].clips.keys
     table = as_table(settings, both)
-    assert "network beside tiny: better: " in table
+    assert "network compared with tiny: better: " in table
 
 
-def test_everything_together_has_a_sheet_of_its_own(result):
+def test_together_has_its_own_sheet(result):
     labels = [label for label, _ in sheet_rows(result, TOGETHER, seeds=2)]
     assert (labels[1:3] == ["given", "  object found"] and "moving" in labels[0]) or "going" in labels[0]
 
@@ -263,19 +269,19 @@ def test_everything_together_has_a_sheet_of_its_own(result):
 
 
 @pytest.mark.slow
-def test_processes_make_the_same_videos_in_the_same_order(tiny_checkpoint, tiny_composer, clips):
+def test_processes_compose_the_same_videos_in_the_same_order(tiny_checkpoint, tiny_composer, clips):
     wirings = [arms_of("depth")["given"], arms_of("style")["shuffled"]]
-    told = []
+    reports = []
     with evaluation.one_thread(torch.device("cpu")):
-        here = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=1))
+        expected = compose_wirings(run_here(tiny_composer), clips, wirings, replace(FAST, batch=1))
     run = run_in_processes(tiny_checkpoint, (), "cpu", 2)
-    there = compose_wirings(run, clips, wirings, replace(FAST, batch=1), lambda *report: told.append(report))
-    assert list(here) == list(there) and all(here[wiring].equal(there[wiring]) for wiring in here)
-    assert told[-1] == ("composing", 8, 8)
+    videos = compose_wirings(run, clips, wirings, replace(FAST, batch=1), lambda *report: reports.append(report))
+    assert list(expected) == list(videos) and all(expected[wiring].equal(videos[wiring]) for wiring in expected)
+    assert reports[-1] == ("composing", 8, 8)
 
 
 @pytest.mark.slow
-def test_what_a_process_cannot_do_is_the_users_to_read(tiny_checkpoint):
+def test_user_errors_of_a_process_are_raised(tiny_checkpoint):
     task = Task("", None, {}, {"frames": 0, "size": (32, 32)})
     with pytest.raises(UserError, match="0 frames"):
         list(run_in_processes(tiny_checkpoint, (), "cpu", 2)([task], None))
@@ -294,14 +300,14 @@ def test_embeddings_are_open_clips(tiny_composer):
     torch.testing.assert_close(clip.images(pictures), model.encode_image(preprocess(pictures, (32, 32))))
 
 
-def test_a_file_without_towers_is_refused(tiny_composer, tiny_config, tiny_unet, tmp_path):
+def test_a_file_without_towers_is_an_error(tiny_composer, tiny_config, tiny_unet, tmp_path):
     from vc_core.checkpoint.released import to_released
 
     save_checkpoint(tmp_path / "network.safetensors", tiny_config, {"model": to_released(tiny_unet)})
-    with pytest.raises(UserError, match="no text and image tower"):
+    with pytest.raises(UserError, match="contains no text and image tower"):
         load_judge(tmp_path / "network.safetensors", tiny_composer)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no file of weights"):
+    with pytest.raises(UserError, match="contains no file of weights"):
         load_judge(tmp_path / "empty", tiny_composer)
 
 
@@ -309,7 +315,7 @@ def test_a_file_without_towers_is_refused(tiny_composer, tiny_config, tiny_unet,
 
 
 class FakeDistance:
-    """The interface of cd-fvd that is used, with a distance that can be checked."""
+    """The part of cd-fvd's interface that is used, with a simple distance."""
 
     def __init__(self, model, n_fake, ckpt_path, device):
         assert (model, n_fake, device) == ("i3d", "full", "cpu")
@@ -320,19 +326,19 @@ class FakeDistance:
 
     empty_fake_stats = empty_real_stats
 
-    def compute_fvd(self, real, made):
+    def compute_fvd(self, real, fake):
         assert real.dtype == np.uint8 and real.shape[-1] == 3
-        return abs(float(real.mean()) - float(made.mean()))
+        return abs(float(real.mean()) - float(fake.mean()))
 
 
-def test_without_weights_fvd_says_what_to_get_and_no_figure():
-    none = fvd.load_fvd(None)
-    told = fvd.described(none, torch.zeros(1), {})
-    assert told["distances"] == {} and "i3d_pretrained_400.pt" in told["note"] and "cd-fvd" in told["note"]
+def test_without_weights_fvd_says_what_to_install():
+    distance = fvd.load_fvd(None)
+    entry = fvd.described(distance, torch.zeros(1), {})
+    assert entry["distances"] == {} and "i3d_pretrained_400.pt" in entry["note"] and "cd-fvd" in entry["note"]
 
 
-def test_weights_that_are_named_must_be_there_and_so_must_the_package(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no such file"):
+def test_missing_weights_or_a_missing_package_are_errors(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"i3d\.pt does not exist"):
         fvd.load_fvd(tmp_path / "i3d.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
     monkeypatch.setitem(sys.modules, "cdfvd", None)
@@ -340,16 +346,16 @@ def test_weights_that_are_named_must_be_there_and_so_must_the_package(tmp_path, 
         fvd.load_fvd(tmp_path / "i3d.pt")
 
 
-def test_fvd_is_the_packages_between_the_sources_and_each_arm(tmp_path, monkeypatch):
+def test_fvd_is_between_the_sources_and_each_arm(tmp_path, monkeypatch):
     package = types.ModuleType("cdfvd")
     package.fvd = types.SimpleNamespace(cdfvd=FakeDistance)
     monkeypatch.setitem(sys.modules, "cdfvd", package)
     torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
-    found = fvd.load_fvd(tmp_path / "i3d.pt")
+    distance = fvd.load_fvd(tmp_path / "i3d.pt")
     videos = torch.full((4, 3, 16, 8, 8), 100, dtype=torch.uint8)
-    told = fvd.described(found, videos, {"given": videos, "absent": videos + 20})
-    assert told["distances"] == {"given": 0.0, "absent": 20.0} and "of 4 videos" in told["note"]
-    assert fvd.described(found, videos[:, :, :3], {"given": videos})["distances"] == {}
+    entry = fvd.described(distance, videos, {"given": videos, "absent": videos + 20})
+    assert entry["distances"] == {"given": 0.0, "absent": 20.0} and "uses 4 videos" in entry["note"]
+    assert fvd.described(distance, videos[:, :, :3], {"given": videos})["distances"] == {}
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -383,21 +389,21 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
         "together.png",
     }
     first = (out / "evaluation.json").read_text()
-    told = json.loads(first)
-    (checkpoint,) = told["checkpoints"]
-    assert len(checkpoint["sha256"]) == 64 and told["settings"]["clips"] == 2 and len(checkpoint["clips"]) == 2
+    report = json.loads(first)
+    (checkpoint,) = report["checkpoints"]
+    assert len(checkpoint["sha256"]) == 64 and report["settings"]["clips"] == 2 and len(checkpoint["clips"]) == 2
     figures = checkpoint["results"]["outline_overlap"]
     assert np.shape(figures["given"]["values"]) == (2, 1)
     assert figures["given"]["mean"] == pytest.approx(np.mean(figures["given"]["values"]), abs=1e-5)
     assert {"first_frame_ratio", "together"} <= {*checkpoint["headline"]} and "of its own" in printed
-    assert program.main(words) == 0  # earlier results may be replaced
+    assert program.main(words) == 0  # earlier results are replaced
     assert (out / "evaluation.json").read_text() == first
 
 
-def test_other_peoples_folders_are_left_alone(tmp_path, capsys):
+def test_folders_with_other_files_are_not_used(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert program.main(["-o", str(tmp_path)]) == 2
-    assert "holds other files" in capsys.readouterr().err and (tmp_path / "notes.txt").exists()
+    assert "contains other files. Use another -o" in capsys.readouterr().err and (tmp_path / "notes.txt").exists()
 
 
 def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, capsys):
@@ -415,6 +421,6 @@ def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, 
 
 
 def test_the_launcher_hands_the_command_on():
-    from vc_core.cli import HANDED_ON, PROJECT
+    from vc_core.cli import PROGRAMS, PROJECT
 
-    assert "evaluate" in HANDED_ON and "./vc evaluate" in (PROJECT / "vc").read_text()
+    assert "evaluate" in PROGRAMS and "./vc evaluate" in (PROJECT / "vc").read_text()

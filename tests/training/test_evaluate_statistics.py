@@ -1,4 +1,4 @@
-"""Confidence intervals: they cover, they know which samples are independent, and pairs."""
+"""Confidence intervals: coverage, independent samples, paired differences, fitted lines."""
 
 import numpy as np
 import pytest
@@ -6,71 +6,71 @@ import pytest
 from training.evaluate.statistics import difference, estimate, explained, slope
 
 
-def test_intervals_cover_the_mean_as_often_as_they_say():
+def test_intervals_cover_the_mean_as_often_as_they_should():
     random = np.random.default_rng(5)
-    covered = [(found := estimate(random.normal(3.0, 1.0, (20, 2)))).low <= 3.0 <= found.high for _ in range(200)]
-    assert 0.87 <= np.mean(covered) <= 0.99  # of 20 scenes the bootstrap's are a little narrow
+    covered = [(result := estimate(random.normal(3.0, 1.0, (20, 2)))).low <= 3.0 <= result.high for _ in range(200)]
+    assert 0.87 <= np.mean(covered) <= 0.99  # with 20 scenes, bootstrap intervals are slightly too narrow
 
 
-def test_seeds_of_a_scene_are_no_independent_samples():
+def test_seeds_of_a_scene_are_not_independent_samples():
     scenes = np.random.default_rng(1).normal(size=(12, 1))
-    one, many = estimate(scenes), estimate(np.repeat(scenes, 8, axis=1))
-    assert (one.mean, one.low, one.high) == pytest.approx((many.mean, many.low, many.high))
+    single, many = estimate(scenes), estimate(np.repeat(scenes, 8, axis=1))
+    assert (single.mean, single.low, single.high) == pytest.approx((many.mean, many.low, many.high))
 
 
 def test_missing_figures_are_left_out_and_counted():
     values = np.array([[1.0, np.nan], [3.0, 5.0]])
-    found = estimate(values)
-    assert found.mean == 3.0 and found.missing == 0.25
-    none = estimate(np.full((2, 2), np.nan))
-    one = estimate(np.array([[1.0, 2.0], [np.nan, np.nan]]))
-    assert one.mean == 1.5 and one.low is None and one.high is None  # of one scene, who knows
-    assert none.mean is None and none.low is None and none.missing == 1.0
+    result = estimate(values)
+    assert result.mean == 3.0 and result.missing == 0.25
+    empty = estimate(np.full((2, 2), np.nan))
+    single = estimate(np.array([[1.0, 2.0], [np.nan, np.nan]]))
+    assert single.mean == 1.5 and single.low is None and single.high is None  # one scene has no interval
+    assert empty.mean is None and empty.low is None and empty.missing == 1.0
 
 
-def test_differences_are_of_pairs():
+def test_differences_are_paired():
     scenes = np.random.default_rng(2).normal(0, 10, (10, 2))
-    found = difference(scenes + 1.0, scenes)
-    assert (found.mean, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    result = difference(scenes + 1.0, scenes)
+    assert (result.mean, result.low, result.high) == pytest.approx((1.0, 1.0, 1.0))
     assert difference(np.array([[np.nan], [2.0]]), np.array([[0.0], [1.0]])).mean == 1.0
 
 
 def pairs_of(slope, noise, clips=30, seed=4):
-    """Two seeds of three points a clip: what was told, and that times the slope with noise."""
+    """Two seeds with three points per clip: targets, and targets times the slope with noise."""
     random = np.random.default_rng(seed)
-    told = random.normal(size=(clips, 2, 3))
-    return np.stack([told, slope * told + noise * random.normal(size=told.shape)], axis=-1)
+    target = random.normal(size=(clips, 2, 3))
+    return np.stack([target, slope * target + noise * random.normal(size=target.shape)], axis=-1)
 
 
-def test_lines_go_through_the_origin_and_say_how_much_they_explain():
+def test_lines_go_through_the_origin_and_have_r2():
     clean, noisy = pairs_of(0.7, 0.0), pairs_of(0.7, 0.7)
     assert estimate(clean, slope).mean == pytest.approx(0.7) and estimate(clean, explained).mean == pytest.approx(1.0)
-    line, share = estimate(noisy, slope), estimate(noisy, explained)
-    assert line.low < 0.7 < line.high and 0.4 < share.mean < 0.6 and share.low < 0.5 < share.high
-    told, seen = noisy[..., 0].ravel(), noisy[..., 1].ravel()
-    left = np.sum((seen - line.mean * told) ** 2)
-    assert share.mean == pytest.approx(1 - left / np.sum(seen**2))
+    line, r2 = estimate(noisy, slope), estimate(noisy, explained)
+    assert line.low < 0.7 < line.high and 0.4 < r2.mean < 0.6 and r2.low < 0.5 < r2.high
+    target, measured = noisy[..., 0].ravel(), noisy[..., 1].ravel()
+    residual = np.sum((measured - line.mean * target) ** 2)
+    assert r2.mean == pytest.approx(1 - residual / np.sum(measured**2))
     still = estimate(pairs_of(0.0, 0.0), explained)
     assert still.mean is None and estimate(pairs_of(0.0, 0.0), slope).mean == 0.0
 
 
-def test_points_that_were_not_told_are_not_missing_and_lost_ones_are():
+def test_points_without_a_target_are_not_missing_and_unmeasured_ones_are():
     values = pairs_of(0.5, 0.0, clips=4)
-    values[0, 0] = np.nan  # three that were not told
-    values[1, 1, 0, 1] = np.nan  # one of 21 that was not seen
-    found = estimate(values, slope)
-    assert found.mean == pytest.approx(0.5) and found.missing == pytest.approx(1 / 21)
+    values[0, 0] = np.nan  # three without a target
+    values[1, 1, 0, 1] = np.nan  # one of 21 without a measured value
+    result = estimate(values, slope)
+    assert result.mean == pytest.approx(0.5) and result.missing == pytest.approx(1 / 21)
 
 
-def test_differences_of_lines_are_of_the_points_that_both_have():
-    one, other = pairs_of(0.9, 0.1), pairs_of(0.9, 0.1)
-    other[..., 1] -= 0.2 * other[..., 0]
-    one[3], other[5, 1, 2] = np.nan, np.nan
-    found = difference(one, other, slope)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
-    assert difference(one, one, explained).high == 0.0
+def test_differences_of_lines_use_the_points_that_both_have():
+    first, second = pairs_of(0.9, 0.1), pairs_of(0.9, 0.1)
+    second[..., 1] -= 0.2 * second[..., 0]
+    first[3], second[5, 1, 2] = np.nan, np.nan
+    result = difference(first, second, slope)
+    assert (result.mean, result.low, result.high) == pytest.approx((0.2, 0.2, 0.2))
+    assert difference(first, first, explained).high == 0.0
 
 
-def test_intervals_are_the_same_at_every_call():
+def test_intervals_are_reproducible():
     values = np.random.default_rng(3).normal(size=(7, 3))
     assert estimate(values) == estimate(values)

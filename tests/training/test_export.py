@@ -1,4 +1,4 @@
-"""What a run has learned, in one file: it composes, it is trained on, and the nodes' loader takes it."""
+"""Exported runs: the file composes, and the nodes' loader reads it."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from vc_core.pipeline import compose
 
 
 def run(recipe, steps=3):
-    """A run of a few steps on one clip, and its engine."""
+    """Train a few steps on one clip. Returns the engine."""
     started = begin(recipe)
     size = (recipe.height, recipe.width)
     encoders = Encoders(started.config, gather_parts(recipe), size)
@@ -40,12 +40,12 @@ def run(recipe, steps=3):
     engine = Learner(started.unet, step, recipe, World())
     keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
     scale = started.config.extraction.condition_scale
-    whole = {
+    conditions = {
         name: torch.ones(spec.channels, 3 if spec.kind == "temporal" else 1, *condition_size(name, size, scale))
         for name, spec in CONDITIONS.items()
     }
     for number in range(steps):
-        sample = Sample("clip", latents=torch.ones(4, 3, 4, 5), text="a clip", conditions=whole,
+        sample = Sample("clip", latents=torch.ones(4, 3, 4, 5), text="a clip", conditions=conditions,
                         style=torch.ones(3, 32, 32))  # fmt: skip
         engine.update([(Lane(0, 0, 1), Batch([sample], keep([number]), [number]))])
     engine.save(recipe.out, {"config": started.config.to_json()})
@@ -76,21 +76,21 @@ def weights_of(path):
     return dict(load_unet(read_checkpoint(path)).named_parameters())
 
 
-def test_an_exported_file_composes_and_says_how_it_was_trained(recipe, exported):
+def test_an_exported_file_composes_and_contains_its_recipe(recipe, exported):
     composer = VideoComposer.load(exported)
     assert composer.config.frames == 3 and composer.config.width == 40
     video = compose(composer, "a clip", sampling=Sampling(steps=2))
     assert video.shape == (1, 3, 3, 32, 40)
     with safe_open(exported, "pt") as file:
-        said = json.loads(file.metadata()["training"])
-    assert (said["step"], said["weights"]) == (3, "averaged")
-    assert said["recipe"]["optimizer"]["learning_rate"] == 0.01
-    assert said["recipe"]["start"]["checkpoint"] == recipe.start.checkpoint.name
-    assert str(recipe.out.parent) not in json.dumps(said)  # nobody's folders are told to others
+        metadata = json.loads(file.metadata()["training"])
+    assert (metadata["step"], metadata["weights"]) == (3, "averaged")
+    assert metadata["recipe"]["optimizer"]["learning_rate"] == 0.01
+    assert metadata["recipe"]["start"]["checkpoint"] == recipe.start.checkpoint.name
+    assert str(recipe.out.parent) not in json.dumps(metadata)  # no folders of the user's machine
     assert set(read_checkpoint(exported).parts) == {"model", "vae", "text", "image"}
 
 
-def test_info_tells_the_training_and_a_converted_file_keeps_it(exported, tiny_checkpoint, tmp_path):
+def test_info_shows_the_training_and_a_converted_file_keeps_it(exported, tiny_checkpoint, tmp_path):
     info = inspect(exported)
     assert info.training["step"] == 3 and as_mapping(info)["training"] == info.training
     assert '"learning_rate": 0.01' in as_text(info) and "trained" not in as_text(info, brief=True)
@@ -114,7 +114,7 @@ def test_averaged_or_raw_weights(recipe, engine, exported, tmp_path, capsys):
     assert any(not torch.allclose(raw[name], averaged[name], atol=1e-3) for name in raw)
 
 
-def test_what_was_not_trained_comes_from_the_start(recipe, tiny_unet, tmp_path):
+def test_layers_that_were_not_trained_come_from_the_start(recipe, tiny_unet, tmp_path):
     recipe = dataclasses.replace(recipe, out=tmp_path / "stc", train=Train("stc"))
     run(recipe, 1)
     export(recipe.out, tmp_path / "stc.safetensors", dtype="fp32")
@@ -123,12 +123,12 @@ def test_what_was_not_trained_comes_from_the_start(recipe, tiny_unet, tmp_path):
 
 
 def test_a_run_that_trained_everything_needs_no_start(recipe, engine, tmp_path):
-    """A run may be exported where the files that it began with are not."""
+    """A run can be exported without the files that it started from."""
     folder = shutil.copytree(recipe.out, tmp_path / "run")
-    state = next(folder.glob("checkpoints/*/state.json"))
-    said = json.loads(state.read_text())
-    said["recipe"]["start"]["checkpoint"] = str(tmp_path / "gone.safetensors")
-    state.write_text(json.dumps(said))
+    path = next(folder.glob("checkpoints/*/state.json"))
+    state = json.loads(path.read_text())
+    state["recipe"]["start"]["checkpoint"] = str(tmp_path / "gone.safetensors")
+    path.write_text(json.dumps(state))
     export(folder, tmp_path / "mine.safetensors", network_only=True, dtype="fp32")
     averaged = engine.weights()
     for name, parameter in weights_of(tmp_path / "mine.safetensors").items():
@@ -153,16 +153,16 @@ def test_a_loras_run_gives_the_lora_or_the_merged_network(recipe, tiny_checkpoin
 def test_an_export_onto_a_full_disk_leaves_nothing(recipe, engine, tmp_path, capsys):
     with files_up_to(8192):
         assert main([str(recipe.out), "-o", str(tmp_path / "x.safetensors")]) == 2
-    assert "x.safetensors: cannot be written (File too large): " in capsys.readouterr().err
+    assert "x.safetensors cannot be written (File too large). " in capsys.readouterr().err
     assert everything_in(tmp_path) == []
 
 
-def test_what_cannot_be_exported_is_said(recipe, engine, tmp_path, capsys):
+def test_errors_of_export(recipe, engine, tmp_path, capsys):
     assert main([str(tmp_path), "-o", str(tmp_path / "a.safetensors")]) == 2
-    assert "no checkpoint of a run" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no checkpoint of a run"):
+    assert "contains no checkpoint of a run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="contains no checkpoint of a run"):
         export(tmp_path, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=r"\.safetensors"):
+    with pytest.raises(UserError, match=r"a name that ends in \.safetensors"):
         export(recipe.out, tmp_path / "a.pth")
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +184,7 @@ print(model.model.videocomposer.frames, sum(p.numel() for p in model.model.diffu
 
 
 @pytest.mark.slow
-def test_the_nodes_loader_takes_it(comfyui, exported, tiny_unet, repository):
+def test_the_nodes_loader_reads_it(comfyui, exported, tiny_unet, repository):
     folder, python, _ = comfyui
     done = subprocess.run(
         [python, "-c", _LOAD, folder, repository, exported], capture_output=True, text=True, check=False

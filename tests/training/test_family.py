@@ -35,19 +35,19 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, tiny_config):
-    """A network of each, of which all else than its family is tiny; of text alone in diffusers' layout."""
-    folder, made = tmp_path_factory.mktemp("family"), {}
+    """A tiny network of each family; the text-only one in diffusers' layout."""
+    folder, paths = tmp_path_factory.mktemp("family"), {}
     for name, (sizes, more) in FAMILIES.items():
         unet = replace(tiny_config.unet, **sizes)
         config, _ = assumed(unet)
         tiny = {key: getattr(tiny_config, key) for key in ("frames", "height", "width", "towers", "autoencoder")}
-        ways = {"sketch": "edges", "depth": "relative"}
-        config = replace(config, extraction=replace(config.extraction, **ways), **(tiny | more))
-        made[name] = folder / f"{name}.safetensors"
+        methods = {"sketch": "edges", "depth": "relative"}
+        config = replace(config, extraction=replace(config.extraction, **methods), **(tiny | more))
+        paths[name] = folder / f"{name}.safetensors"
         torch.manual_seed(0)
-        save_checkpoint(made[name], config, {"model": to_released(UNet3D(unet))})
-    convert(made["modelscope"], folder / "diffusers", layout="diffusers")
-    return {**made, "modelscope": folder / "diffusers"}
+        save_checkpoint(paths[name], config, {"model": to_released(UNet3D(unet))})
+    convert(paths["modelscope"], folder / "diffusers", layout="diffusers")
+    return {**paths, "modelscope": folder / "diffusers"}
 
 
 def recipe_from(path, parts, out, **changes):
@@ -57,9 +57,9 @@ def recipe_from(path, parts, out, **changes):
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*distilled for few steps")
+@pytest.mark.filterwarnings("ignore:.*distilled for few sampling steps")
 @pytest.mark.parametrize("name", FAMILIES)
-def test_fine_tuning_keeps_what_a_network_is(files, tiny_checkpoint, tmp_path, name):
+def test_fine_tuning_keeps_a_networks_config(files, tiny_checkpoint, tmp_path, name):
     before = read_checkpoint(files[name]).config
     run(recipe_from(files[name], tiny_checkpoint, tmp_path / "run", stage=1 if name == "modelscope" else 2), steps=2)
     export(tmp_path / "run", tmp_path / "mine.safetensors", dtype="fp32")
@@ -77,9 +77,9 @@ def test_stage_2_of_a_text_to_video_network_makes_it_compositional(files, tiny_c
     assert config.unet.inputs == tiny_config.unet.inputs and config.name == "VideoComposer"
 
 
-@pytest.mark.filterwarnings("ignore:.*distilled for few steps")
+@pytest.mark.filterwarnings("ignore:.*distilled for few sampling steps")
 @pytest.mark.parametrize("name", ["tft2v", "modelscope"])
-def test_a_lora_of_it_goes_back_into_it(files, tiny_checkpoint, tmp_path, name):
+def test_a_lora_can_be_merged_into_its_network(files, tiny_checkpoint, tmp_path, name):
     recipe = recipe_from(files[name], tiny_checkpoint, tmp_path / "run", train=Train(what="lora", lora_rank=2))
     run(recipe, steps=2)
     export(tmp_path / "run", tmp_path / "whole.safetensors", merge=True, dtype="fp32")
@@ -98,9 +98,9 @@ def test_training_validates_by_the_networks_own_sampling(files, tiny_checkpoint,
     recipe = recipe_from(files["videolcm"], tiny_checkpoint, tmp_path / "run")
     watch = replace(recipe.watch, validate_every=1, prompts=("a red circle",))
     data = (Domain(frames=3, count=2),)
-    with pytest.warns(UserWarning, match="distilled for few steps"):
+    with pytest.warns(UserWarning, match="distilled for few sampling steps"):
         assert train(replace(recipe, width=32, steps=1, watch=watch, data=data)) == 0
-    assert [(one.sampler, one.steps, one.guidance) for one in used] == [("lcm", 4, 1.0)]
+    assert [(sampling.sampler, sampling.steps, sampling.guidance) for sampling in used] == [("lcm", 4, 1.0)]
     assert [path.name for path in (tmp_path / "run/validation/step-00000001").iterdir()] == ["0-seed0.mp4"]
 
 
@@ -111,14 +111,14 @@ def test_all_are_evaluated_side_by_side_on_own_clips(files, tiny_checkpoint, tmp
         only=("style_palette", "text"), sampling=Composing(seeds=1, many=2), device="cpu", jobs=1,
     )  # fmt: skip
     results = evaluate(settings)
-    assert [one.about["sampling"] for one in results] == [
+    assert [result.about["sampling"] for result in results] == [
         "2 steps of dpmpp_2m",
         "4 steps of lcm",
         "2 steps of dpmpp_2m",
     ]
-    assert [one.about["guidance"] for one in results] == [9.0, 1.0, 9.0]
-    assert ["style_palette" in one.rows for one in results] == [True, True, False]
-    assert any("style_palette: not measured, as the checkpoint has no style" in note for note in results[2].notes)
+    assert [result.about["guidance"] for result in results] == [9.0, 1.0, 9.0]
+    assert ["style_palette" in result.rows for result in results] == [True, True, False]
+    assert any("style_palette: not measured, because the checkpoint has no style" in note for note in results[2].notes)
     assert "2 steps of dpmpp_2m or 4 steps of lcm" in as_table(settings, results)
 
 

@@ -1,4 +1,4 @@
-"""Whatever is read, damaged: a sentence or a right result, no crash, at most 10 s and 512 MB for each."""
+"""Damaged files of every kind: an error message or a correct result, no crash, at most 10 s and 512 MB per file."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.core.moving_clips import OWN, encode, moving
 from tests.core.pictures import plan, read_mask
-from tests.fuzzing import WHOLE, outcomes
-from tests.hostile import made
+from tests.fuzzing import UNDAMAGED, outcomes
+from tests.hostile import encoded
 from tests.training.clips import EVERYTHING, generator
 from tests.training.shards import clips
 from training.data.folder import read_captions
@@ -29,11 +29,11 @@ from vc_core.extract.motion.from_video import read_motion
 from vc_core.extract.motion.tracks import read_tracks
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, read_image, write_video
 
-SECONDS, MEGABYTES = 10, 512  # for each case; the seconds are the processor's, of all threads
+SECONDS, MEGABYTES = 10, 512  # per case; CPU seconds of all threads
 CASES = {"quick": 4, "all": 48}
-"""Of each file of `FILES`."""
+"""Damaged copies of each file of `FILES`."""
 
-# --- Readers: each reads a path, and asserts that what it gives is of the form that it promises ---------------------
+# --- Readers: each reads a path and checks the form of the result --------------------------------------------------
 
 
 def is_finite(tensor, low, high):
@@ -88,7 +88,7 @@ def read_a_shard(path):
 
 
 def read_samples(path):
-    """Of a shard, or of one whose index this is."""
+    """Read the samples of a shard; the path is the shard or its index."""
     data = clips(path.parent)
     for number in range(len(Shards(path.parent))):
         sample = data.sample(number, EVERYTHING, generator())
@@ -115,7 +115,7 @@ def read_a_recipe(path):
     read_recipe(path)
 
 
-def read_how_it_was_made(path):
+def read_a_record(path):
     read_record(path)
 
 
@@ -127,7 +127,7 @@ def read_depth_settings(path):
 
 
 def _video(muxer, codec, pixels, *size):
-    return lambda path, host: made(path, muxer, codec, pixels, *size)
+    return lambda path, host: encoded(path, muxer, codec, pixels, *size)
 
 
 def _picture(mode, **options):
@@ -170,9 +170,9 @@ def _checkpoint(path, host):
 
 
 def _recorded(path, host):
-    made_with = {"format": 1, "inputs": {"video": [{"path": "a.mp4", "name": "a.mp4", "sha256": "0" * 64}]},
+    record = {"format": 1, "inputs": {"video": [{"path": "a.mp4", "name": "a.mp4", "sha256": "0" * 64}]},
                  "settings": Settings().to_mapping(), "made": {}, "versions": {}, "machine": {}}  # fmt: skip
-    write_video(path, draw_clip(frames=2), 8, metadata={"videocomposer": json.dumps(made_with)})
+    write_video(path, draw_clip(frames=2), 8, metadata={"videocomposer": json.dumps(record)})
 
 
 _BOX = {"x": 1, "y": 2, "width": 3, "height": 4}
@@ -181,7 +181,7 @@ _SETTINGS = "text: a swan\nframes: 8\nsize: 64x64\nuse: [motion, depth]\nstrengt
 _RECIPE = "out: run\nsteps: 10\nstart: {kind: scratch}\ndata:\n- {kind: synthetic}\nloss: {lone: {motion: 0.3}}\n"
 _DEPTH = {"model_type": "dpt", "backbone": None, "image_size": 384, "hidden_size": 16, "num_hidden_layers": 2}
 
-# Name of the file -> what makes it, and the readers of its damaged copies.
+# Name of the file -> the function that writes it, and the readers of its damaged copies.
 FILES = {
     "own.mp4": (lambda path, host: encode(path, moving(3, 0), **OWN), read_a_video, read_a_video_in_memory),
     "h264.mkv": (_video("matroska", "libx264", "yuv420p"), read_a_video),
@@ -222,29 +222,29 @@ FILES = {
     "settings.json": (_text(json.dumps(Settings().to_mapping())), read_settings),
     "recipe.yaml": (_text(_RECIPE), read_a_recipe),
     "config.json": (_text(json.dumps(_DEPTH)), read_depth_settings),
-    "recorded.mp4": (_recorded, read_how_it_was_made),
-    "recorded.webp": (_recorded, read_how_it_was_made),
-    "recorded.gif": (_recorded, read_how_it_was_made),
+    "recorded.mp4": (_recorded, read_a_record),
+    "recorded.webp": (_recorded, read_a_record),
+    "recorded.gif": (_recorded, read_a_record),
 }  # fmt: skip
 
 JOBS = [(name, reader) for name, (_, *readers) in FILES.items() for reader in readers]
 
 
 def wrong(request, tmp_path, numbers):
-    """What went wrong with the damaged copies of these numbers, of all files."""
+    """The outcomes that are wrong, for the damaged copies of these numbers of all files."""
     for folder in ("files", "copies"):
         (tmp_path / folder).mkdir()
     for name, (make, *_) in FILES.items():
         make(tmp_path / "files" / name, request.getfixturevalue)
     jobs = [(reader.__name__, tmp_path / "files" / name) for name, reader in JOBS]
-    found = list(outcomes("tests.training.test_fuzzing", jobs, numbers, tmp_path / "copies"))
-    assert len(found) == len(JOBS) * (1 + len(numbers))
+    results = list(outcomes("tests.training.test_fuzzing", jobs, numbers, tmp_path / "copies"))
+    assert len(results) == len(JOBS) * (1 + len(numbers))
     return [
-        one | {"job": JOBS[one["job"]][0]}
-        for one in found
-        if one["outcome"] not in (("right",) if one["case"] == WHOLE else ("right", "told"))
-        or one["seconds"] > SECONDS
-        or one["megabytes"] > MEGABYTES
+        result | {"job": JOBS[result["job"]][0]}
+        for result in results
+        if result["outcome"] not in (("right",) if result["case"] == UNDAMAGED else ("right", "error"))
+        or result["seconds"] > SECONDS
+        or result["megabytes"] > MEGABYTES
     ]
 
 

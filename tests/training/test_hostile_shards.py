@@ -1,4 +1,4 @@
-"""Shards whose members are not what they are called: bad samples, at once, and nothing else is opened."""
+"""Shards with members of another type than their names say: they are bad samples, and no other file is opened."""
 
 import io
 import tarfile
@@ -15,20 +15,20 @@ from training.data.shards import index_path
 
 @pytest.fixture
 def shards(prepared, tmp_path):
-    """A folder with one shard for each hostile file, which stands there for the video of the first clip."""
+    """Shards, one for each hostile file, which replaces the video of the first clip."""
     source = sorted(prepared.glob("*.tar"))[0]
     (tmp_path / "files").mkdir()
-    found = []
+    shards = []
     for name, path in hostile(tmp_path / "files").items():
-        found.append(tmp_path / name / "shard-000000.tar")
-        found[-1].parent.mkdir()
-        with tarfile.open(source) as old, tarfile.open(found[-1], "w", format=tarfile.USTAR_FORMAT) as new:
+        shards.append(tmp_path / name / "shard-000000.tar")
+        shards[-1].parent.mkdir()
+        with tarfile.open(source) as old, tarfile.open(shards[-1], "w", format=tarfile.USTAR_FORMAT) as new:
             for member in old:
                 data = old.extractfile(member).read()
                 data = path.read_bytes() if member.name.endswith(".mp4") else data
                 member.size = len(data)
                 new.addfile(member, io.BytesIO(data))
-    return found
+    return shards
 
 
 def read_shard(path):
@@ -39,12 +39,12 @@ def read_shard(path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_members_that_would_open_others_are_bad_samples(shards):
+def test_members_that_would_open_other_files_are_bad_samples(shards):
     for path in shards:
         assert path.parent.name in OWN_PICTURES or read_shard(path) is None, path
 
 
 @needs_strace
-def test_nothing_else_is_opened(shards):
+def test_no_other_file_is_opened(shards):
     also = [file for path in shards for file in (path.parent, index_path(path))]
     assert traced("tests.training.test_hostile_shards", "read_shard", shards, also) == []

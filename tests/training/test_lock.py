@@ -1,4 +1,4 @@
-"""Two at once in one folder: the second is told who is at work; a process that was killed leaves nothing behind."""
+"""Two processes in one folder: the second learns who holds the lock; a killed process leaves no lock behind."""
 
 import json
 import os
@@ -14,69 +14,73 @@ from training.data import shard_writing as preparing
 from training.data.folder import read_captions
 from training.data.prepare import main as prepare_main
 from training.data.shard_writing import PrepareOptions, prepare
-from training.lock import FILE, held, held_by
+from training.lock import FILE, locked, locked_by_main
 from training.ranks import World
 from vc_core.errors import UserError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from training.lock import held
-with held(Path(sys.argv[1]), "./vc train"):
-    print("held", flush=True)
+from training.lock import locked
+with locked(Path(sys.argv[1]), "./vc train"):
+    print("locked", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.fixture
 def other(tmp_path, repository):
-    """Another process that holds the folder."""
+    """Another process that has locked the folder."""
     command = [sys.executable, "-c", HOLD, tmp_path]
     process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()
     process.wait()
 
 
-def test_the_second_is_told_who_holds_the_folder(tmp_path, other):
-    said = rf"{tmp_path}: \./vc train \(process {other.pid} on {socket.gethostname()}\) is at work in it: wait"
-    for _ in range(2):  # asking changes nothing
-        with pytest.raises(UserError, match=said), held(tmp_path, "./vc prepare"):
+def test_the_second_process_learns_who_holds_the_lock(tmp_path, other):
+    message = rf"{tmp_path} is in use by \./vc train \(process {other.pid} on {socket.gethostname()}\)\. Wait"
+    for _ in range(2):  # an attempt changes nothing
+        with pytest.raises(UserError, match=message), locked(tmp_path, "./vc prepare"):
             pass
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_process_that_was_killed_holds_nothing(tmp_path, other):
+def test_a_killed_process_holds_no_lock(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / FILE).exists()
-    with held(tmp_path, "./vc prepare"):
+    with locked(tmp_path, "./vc prepare"):
         assert json.loads((tmp_path / FILE).read_bytes()[1:])["process"] == os.getpid()
 
 
-def test_what_was_held_is_free_again_however_it_ended(tmp_path):
+def test_a_lock_is_released_however_the_work_ends(tmp_path):
     for error in (KeyboardInterrupt, UserError("no"), SystemExit(3)):
-        with pytest.raises(BaseException), held(tmp_path, "work"):  # noqa: B017 (whatever it is)
+        with pytest.raises(BaseException), locked(tmp_path, "work"):  # noqa: B017 (any of them)
             raise error
-    said = rf"work \(process {os.getpid()} on "
-    with held(tmp_path, "work"), pytest.raises(UserError, match=said), held(tmp_path, "other"):
+    message = rf"work \(process {os.getpid()} on "
+    with locked(tmp_path, "work"), pytest.raises(UserError, match=message), locked(tmp_path, "other"):
         pass
-    (tmp_path / FILE).write_text("no JSON at all")
-    with held(tmp_path, "work"):
+    (tmp_path / FILE).write_text("not JSON")
+    with locked(tmp_path, "work"):
         pass
 
 
-def test_of_ranks_the_first_holds_and_all_leave(tmp_path):
+def test_the_first_rank_locks_and_all_ranks_end_if_it_cannot(tmp_path):
     class Rank(World):
         def most(self, number):
-            return 1  # another rank was refused
+            return 1  # the lock was refused on another rank
 
-    with pytest.raises(SystemExit, match="75"), held_by(Rank(1, 2), tmp_path, "work"):
+    with pytest.raises(SystemExit, match="75"), locked_by_main(Rank(1, 2), tmp_path, "work"):
         pass
-    with held(tmp_path, "work"), pytest.raises(UserError, match="at work"), held_by(World(), tmp_path, "again"):
+    with (
+        locked(tmp_path, "work"),
+        pytest.raises(UserError, match="in use by"),
+        locked_by_main(World(), tmp_path, "again"),
+    ):
         pass
-    with held_by(World(), tmp_path, "work"):
+    with locked_by_main(World(), tmp_path, "work"):
         pass
 
 
@@ -89,7 +93,7 @@ def videos(tmp_path_factory):
 
 
 def test_a_second_prepare_leaves_the_first_ones_open_shard_alone(videos, tmp_path, monkeypatch, capsys):
-    """The second starts while the first one writes its second shard; the first gives what it gives alone."""
+    """The second starts while the first writes its second shard; the result of the first does not change."""
     make, out, second = preparing.make_members, tmp_path / "shards", []
     options, captions = PrepareOptions(videos, FRAMES, SIZE), read_captions(videos)
     size = f"{SIZE[1]}x{SIZE[0]}"
@@ -106,7 +110,9 @@ def test_a_second_prepare_leaves_the_first_ones_open_shard_alone(videos, tmp_pat
     monkeypatch.setattr(preparing, "make_members", meanwhile)
     summary = prepare(options, captions, out, per_shard=2)
     assert second == [2] and summary["clips"] == 5
-    assert f"./vc prepare (process {os.getpid()} on {socket.gethostname()}) is at work in it" in capsys.readouterr().err
+    assert (
+        f"{out} is in use by ./vc prepare (process {os.getpid()} on {socket.gethostname()})." in capsys.readouterr().err
+    )
     monkeypatch.undo()
     prepare(options, captions, tmp_path / "alone", per_shard=2)
     for shard in (tmp_path / "alone").glob("*.tar"):

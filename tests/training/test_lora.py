@@ -1,4 +1,4 @@
-"""LoRA: its change is what merging adds and what a file holds under ComfyUI's names; which parameters train."""
+"""LoRA: the change of the weights, merging, files with ComfyUI's names; which parameters train."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def unet(tiny_config):
 
 
 def trained(unet, rank=4, alpha=8.0, on=ON):
-    """The network with a LoRA whose change is not none."""
+    """Add a LoRA with a change that is not zero. Returns the layers' names."""
     names = add_lora(unet, rank, alpha, on)
     with torch.no_grad():
         for layer in lora_layers(unet).values():
@@ -43,7 +43,7 @@ def output(unet):
     return unet(x, torch.tensor([300]), context)
 
 
-def test_a_new_lora_changes_nothing_and_alone_trains(unet):
+def test_a_new_lora_changes_nothing_and_only_the_lora_trains(unet):
     before, names_before = output(unet), set(unet.state_dict())
     names = add_lora(unet, 4, None, ON)
     torch.testing.assert_close(output(unet), before, rtol=1e-4, atol=1e-5)
@@ -74,7 +74,7 @@ def test_a_saved_lora_is_the_change_of_the_weights(unet, tmp_path):
     save_lora(tmp_path / "lora.safetensors", unet, {"base": "tiny"})
     tensors = load_file(tmp_path / "lora.safetensors")
     assert len(tensors) == 3 * len(names)
-    for name in names:  # as any loader applies it
+    for name in names:  # as every loader applies it
         down, up, alpha = (
             tensors[f"diffusion_model.{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha")
         )
@@ -97,12 +97,12 @@ def test_the_core_adds_what_training_saved(unet, tiny_config, tmp_path):
     save_checkpoint(tmp_path / "net.safetensors", tiny_config, {"model": to_released(unet)})
     trained(unet)
     save_lora(tmp_path / "lora.safetensors", unet)
-    found = load_unet(read_checkpoint(tmp_path / "net.safetensors"), loras={tmp_path / "lora.safetensors": 1.0})
-    torch.testing.assert_close(output(found), output(unet), rtol=1e-4, atol=1e-5)
+    merged = load_unet(read_checkpoint(tmp_path / "net.safetensors"), loras={tmp_path / "lora.safetensors": 1.0})
+    torch.testing.assert_close(output(merged), output(unet), rtol=1e-4, atol=1e-5)
 
 
-def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
-    """In diffusers' names, by peft, with a text encoder's beside them; not of convolutions, which would not train."""
+def test_training_continues_from_loras_of_other_programs(unet, tmp_path):
+    """With diffusers' names, by peft, and with keys of a text encoder. Convolutions do not train and are errors."""
     names = diffusers_names(unet.config, temporal=True)
     other = copy.deepcopy(unet)
     files = {}
@@ -112,7 +112,7 @@ def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
         files[f"unet.{names[name]}.lora_B.weight"] = layer.lora_up.weight.detach()
     text = {f"text_encoder.text_model.layers.0.fc1.lora_{end}.weight": torch.zeros(2, 2) for end in "AB"}
     save_file({**files, **text}, tmp_path / "peft.safetensors")
-    with pytest.warns(UserWarning, match="the changes of 1 layer are not used .text_encoder"):
+    with pytest.warns(UserWarning, match="The changes of 1 layer are not used .text_encoder"):
         load_lora(unet, tmp_path / "peft.safetensors")
     assert torch.equal(output(unet), output(other))
     merge_lora(unet)
@@ -122,7 +122,7 @@ def test_loras_of_other_programs_are_trained_on(unet, tmp_path):
         "unet.conv_out.lora_B.weight": torch.zeros(4, 4, 1, 1),
     }
     save_file({**files, **conv}, tmp_path / "conv.safetensors")
-    with pytest.raises(UserError, match=r"1 layer that no linear layer of the network matches \(conv_out\)"):
+    with pytest.raises(UserError, match=r"layers that are not linear layers of the network \(conv_out\)"):
         load_lora(unet, tmp_path / "conv.safetensors")
 
 
@@ -132,13 +132,13 @@ def test_keys_that_match_nothing_are_errors(unet, tmp_path):
     save_lora(tmp_path / "lora.safetensors", unet)
     good = load_file(tmp_path / "lora.safetensors")
     down = f"diffusion_model.{names[0]}.lora_down.weight"
-    for wrong, said in (
+    for wrong, message in (
         ({**good, "lora_unet_down.lora_up.weight": torch.zeros(1)}, "lora_unet_down"),
-        ({key: tensor for key, tensor in good.items() if key != down}, "lacks"),
-        ({**good, down: good[down][:, :-1].contiguous()}, "another network"),
+        ({key: tensor for key, tensor in good.items() if key != down}, "has no down tensor"),
+        ({**good, down: good[down][:, :-1].contiguous()}, "Use a LoRA of this network"),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors")
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_lora(bare, tmp_path / "wrong.safetensors")
     assert not lora_layers(bare)
     with pytest.raises(UserError, match="spatial"):
@@ -221,36 +221,36 @@ def test_stage_1_leaves_conditions_and_style_alone(unet):
     choose_parameters(unet, Recipe(stage=1))
     assert not any(name.startswith(("stc.", "style_")) for name in trains(unet))
     assert "conv_in.weight" in trains(unet)
-    with pytest.raises(UserError, match="stage 1"):
+    with pytest.raises(UserError, match="nothing to train in stage 1"):
         choose_parameters(unet, Recipe(stage=1, train=Train("stc")))
 
 
-def test_stc_encoders_that_reach_nothing_are_not_trained_alone(unet):
+def test_stc_encoders_without_a_gradient_are_not_trained_alone(unet):
     with torch.no_grad():
         unet.conv_in.weight[:, 4:] = 0
-    with pytest.raises(UserError, match="learn nothing"):
+    with pytest.raises(UserError, match="would learn nothing"):
         choose_parameters(unet, Recipe(train=Train("stc")))
 
 
-def test_a_lora_by_the_recipe(unet):
+def test_a_lora_from_the_recipe(unet):
     choose_parameters(unet, Recipe(train=Train("lora", lora_rank=2, lora_on=("spatial.block.attn2",))))
     assert trains(unet) and all("spatial.block.attn2" in name and ".lora_" in name for name in trains(unet))
     assert {layer.alpha for layer in lora_layers(unet).values()} == {2}
 
 
-def test_a_lora_begins_as_the_recipes_seed_says(unet):
-    def begun(seed):
-        torch.manual_seed(torch.seed() % 1000)  # whatever the process drew before
+def test_a_loras_initial_weights_depend_on_the_recipes_seed(unet):
+    def initial(seed):
+        torch.manual_seed(torch.seed() % 1000)  # whatever the state of the global generator
         own = copy.deepcopy(unet)
         choose_parameters(own, Recipe(seed=seed, train=Train("lora", lora_rank=2)))
         return {name: p for name, p in own.named_parameters() if p.requires_grad}
 
-    one, again, other = begun(0), begun(0), begun(1)
-    assert all(torch.equal(weight, again[name]) for name, weight in one.items())
-    assert any(not torch.equal(weight, other[name]) for name, weight in one.items())
+    first, again, other = initial(0), initial(0), initial(1)
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    assert any(not torch.equal(weight, other[name]) for name, weight in first.items())
 
 
-def test_a_loras_file_is_trained_on(unet, tmp_path):
+def test_training_continues_from_a_loras_file(unet, tmp_path):
     other = copy.deepcopy(unet)
     names = trained(other)
     save_lora(tmp_path / "lora.safetensors", other)

@@ -1,4 +1,5 @@
-"""The objective: schedule, target and weights against diffusers, dropout by its frequencies, a sample's own chance."""
+"""The objective: schedule, target and weights compared with diffusers; frequencies of dropout; random values per
+sample."""
 
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from vc_core.conditions import CONDITIONS
 from vc_core.config import DiffusionConfig, UNetConfig
 from vc_core.model.unet import UNet3D
 
-NOISE_ALONE = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
+ZERO_SNR = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)
 PREDICTIONS = ["epsilon", "v_prediction"]
 
 
@@ -34,7 +35,7 @@ def generator(seed=0):
 
 
 def chi_square(observed, expected):
-    """The probability of frequencies at least as far from what is expected."""
+    """Return the probability of frequencies that differ at least as much from the expected ones."""
     statistic = ((observed - expected).square() / expected).sum()
     degrees = torch.tensor(len(observed) - 1.0, dtype=statistic.dtype)
     return torch.special.gammaincc(degrees / 2, statistic / 2).item()
@@ -52,14 +53,16 @@ def test_every_pattern_of_dropout_has_its_frequency():
     expected[0] += 0.1
     expected[-1] += 0.1
     assert chi_square(observed, expected * count) > 0.001
-    assert chi_square(observed, torch.full_like(observed, count / len(observed))) < 1e-9  # and the test can tell
+    assert (
+        chi_square(observed, torch.full_like(observed, count / len(observed))) < 1e-9
+    )  # and the test has enough power
 
 
-def test_what_a_sample_keeps_depends_on_its_number_alone():
+def test_the_dropout_of_a_sample_depends_only_on_its_number():
     together = kept_of([7, 8, 9], 0, Loss())
     apart = [kept_of([number], 0, Loss()) for number in (7, 8, 9)]
     for name in NAMES:
-        assert torch.equal(together[name], torch.cat([one[name] for one in apart]))
+        assert torch.equal(together[name], torch.cat([kept[name] for kept in apart]))
     assert any(not torch.equal(keep, kept_of([7, 8, 9], 1, Loss())[name]) for name, keep in together.items())
 
 
@@ -67,13 +70,14 @@ def test_the_released_rule_counts_by_batches():
     kept = torch.stack(list(kept_of(range(20_000), 0, Loss(dropout="released")).values()))
     assert kept.all(0).float().mean() == pytest.approx(0.1 + 0.8 * 0.375**8, abs=0.01)
     assert (~kept).all(0).float().mean() == pytest.approx(0.1 + 0.8 * 0.625**8, abs=0.01)
-    some = kept[:, kept.any(0) & ~kept.all(0)]
-    assert some.float().mean() == pytest.approx(0.375 * 0.8 / (0.8 - 0.8 * 0.625**8), abs=0.01)
-    one = torch.stack([torch.stack(list(kept_of([n], 0, Loss(dropout="released")).values())) for n in range(1500)], 1)
-    assert one.float().mean() == pytest.approx(0.09 + 0.81 * 0.5, abs=0.02)  # dropping all comes before keeping all
+    mixed = kept[:, kept.any(0) & ~kept.all(0)]
+    assert mixed.float().mean() == pytest.approx(0.375 * 0.8 / (0.8 - 0.8 * 0.625**8), abs=0.01)
+    loss = Loss(dropout="released")
+    singles = torch.stack([torch.stack(list(kept_of([n], 0, loss).values())) for n in range(1500)], 1)
+    assert singles.float().mean() == pytest.approx(0.09 + 0.81 * 0.5, abs=0.02)  # dropping all comes before keeping all
 
 
-def test_stage_1_drops_the_text_alone():
+def test_stage_1_drops_only_text():
     kept = kept_of(
         range(8000), 0, Loss(text_dropout=0.1), stage=1, possible=possible_in(Recipe(stage=1), Domain(), NAMES)
     )
@@ -83,7 +87,7 @@ def test_stage_1_drops_the_text_alone():
     assert kept_of(range(50), 0, Loss(), stage=1)["text"].all()
 
 
-def test_what_cannot_be_kept_is_dropped():
+def test_conditions_that_are_not_possible_are_dropped():
     assert possible_in(Recipe(), Domain(frames=1), ("text", "style", "motion", "depth")) == {"text", "style", "depth"}
     kept = kept_of(
         range(200), 0, Loss(), possible=possible_in(Recipe(), Domain(), ("text", "style", "depth", "motion"))
@@ -91,7 +95,7 @@ def test_what_cannot_be_kept_is_dropped():
     assert kept["motion"].any() and kept["style"].any() and not kept["sketch"].any()
 
 
-def test_a_domain_goes_without_what_it_lacks():
+def test_a_domain_drops_what_is_in_its_without():
     recipe = Recipe(data=(Domain(without=("depth", "text")), Domain()), seed=3)
     first, second = (keep_for(recipe, domain, NAMES)(range(100)) for domain in recipe.data)
     for name in NAMES:
@@ -102,9 +106,9 @@ def test_a_domain_goes_without_what_it_lacks():
 def test_motion_alone_more_often():
     kept = draw_kept(40_000, generator(), {"motion": 0.5})
     table = torch.stack(list(kept.values()))
-    none, every = 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES), 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES)
-    assert (~table).all(0).float().mean() == pytest.approx(none, abs=0.01)
-    assert table.all(0).float().mean() == pytest.approx(every, abs=0.01)
+    expected = 0.1 + 0.8 * 0.5 * 0.5 ** len(NAMES)
+    assert (~table).all(0).float().mean() == pytest.approx(expected, abs=0.01)
+    assert table.all(0).float().mean() == pytest.approx(expected, abs=0.01)
     alone = kept["motion"] & ~kept["depth"] & ~kept["sketch"] & ~kept["mask"]
     assert alone.float().mean() == pytest.approx(0.8 * (0.5 + 0.5 / 16), abs=0.01)
     assert kept["text"].float().mean() == pytest.approx(0.5, abs=0.02)
@@ -114,7 +118,7 @@ def test_text_alone_more_often():
     kept = draw_kept(40_000, generator(), {"text": 0.3})
     alone = kept["text"] & ~torch.stack([kept[name] for name in CONDITIONS]).any(0)
     assert alone.float().mean() == pytest.approx(0.8 * (0.3 + 0.7 * 0.5 * 0.5 ** len(CONDITIONS)), abs=0.01)
-    assert kept["style"].float().mean() == pytest.approx(0.5, abs=0.02)  # tells colours beside it, as it may
+    assert kept["style"].float().mean() == pytest.approx(0.5, abs=0.02)  # style may be kept with it
 
 
 def test_a_still_alone_more_often():
@@ -129,17 +133,17 @@ def test_a_still_alone_more_often():
 
 
 def test_timesteps_are_uniform_and_those_of_neighbours_far_apart():
-    drawn = draw_timesteps(0, range(10_000), 1000)
-    assert chi_square(torch.bincount(drawn // 50, minlength=20).double(), torch.full((20,), 500.0).double()) > 0.001
-    assert (drawn.min(), drawn.max()) == (0, 999)
-    for start in range(0, 800, 8):  # of any eight that follow each other, none is alone in a half of the schedule
-        quarters = torch.bincount(drawn[start : start + 8] // 250, minlength=4)
+    steps = draw_timesteps(0, range(10_000), 1000)
+    assert chi_square(torch.bincount(steps // 50, minlength=20).double(), torch.full((20,), 500.0).double()) > 0.001
+    assert (steps.min(), steps.max()) == (0, 999)
+    for start in range(0, 800, 8):  # any eight consecutive ones cover all quarters of the schedule
+        quarters = torch.bincount(steps[start : start + 8] // 250, minlength=4)
         assert quarters.min() >= 1
-    assert torch.equal(draw_timesteps(0, [17], 1000), drawn[17:18])
-    assert not torch.equal(draw_timesteps(1, range(100), 1000), drawn[:100])
+    assert torch.equal(draw_timesteps(0, [17], 1000), steps[17:18])
+    assert not torch.equal(draw_timesteps(1, range(100), 1000), steps[:100])
 
 
-def test_noise_is_a_samples_own():
+def test_noise_depends_only_on_the_sample():
     noise = draw_noise(0, [4, 9], (4, 2, 8, 8))
     assert torch.equal(noise[1:], draw_noise(0, [9], (4, 2, 8, 8)))
     assert not torch.equal(noise[0], noise[1])
@@ -173,14 +177,14 @@ def test_the_noising_is_that_of_diffusers(prediction):
 
 
 def test_the_zero_terminal_schedule_is_that_of_diffusers():
-    ours = NOISE_ALONE.alphas_cumprod
+    ours = ZERO_SNR.alphas_cumprod
     assert ours[-1] < 1e-7
     torch.testing.assert_close(ours.float(), ddpm(rescale_betas_zero_snr=True).alphas_cumprod, rtol=1e-4, atol=1e-6)
 
 
-def test_zero_terminal_snr_trains_on_noise_alone_at_the_end():
+def test_zero_terminal_snr_trains_on_pure_noise_at_the_end():
     latents, noise = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 4, 2, 4, 4)
-    noisy, target = Objective(NOISE_ALONE).noised(latents, noise, torch.tensor([999]))
+    noisy, target = Objective(ZERO_SNR).noised(latents, noise, torch.tensor([999]))
     torch.testing.assert_close(noisy, noise, rtol=0, atol=2e-3)
     torch.testing.assert_close(target, -latents, rtol=0, atol=2e-3)
 
@@ -194,8 +198,8 @@ def test_min_snr_weights_are_the_papers(prediction):
     torch.testing.assert_close(weights.float(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_min_snr_weights_count_noise_alone():
-    alphas = NOISE_ALONE.alphas_cumprod
+def test_min_snr_weights_count_pure_noise():
+    alphas = ZERO_SNR.alphas_cumprod
     weights = snr_weights(alphas, "v_prediction", 5.0)
     assert torch.isfinite(weights).all() and weights[-1] == 1.0
 
@@ -240,7 +244,7 @@ def unet():
     return net
 
 
-def test_a_fresh_network_predicts_zero(unet):
+def test_a_new_network_predicts_zero(unet):
     x = torch.randn(2, 4, 2, 4, 4)
     context = make_context(
         unet, torch.randn(2, 77, 64), torch.randn(1, 77, 64), torch.randn(2, 1, 64),
@@ -255,11 +259,11 @@ def test_dropped_conditions_add_nothing(unet):
     total = embed_conditions(unet, {"motion": motion}, rows, 3, (4, 4), 4)
     assert torch.equal(total[0], torch.zeros_like(total[0])) and torch.equal(total[2], total[0])
     torch.testing.assert_close(total[1:2], unet.encode_condition("motion", motion, (4, 4)))
-    none = embed_conditions(unet, {"motion": motion}, rows, 3, (4, 4), 4, {"motion": torch.zeros(1)})
-    assert not none.any()
+    unweighted = embed_conditions(unet, {"motion": motion}, rows, 3, (4, 4), 4, {"motion": torch.zeros(1)})
+    assert not unweighted.any()
 
 
-def test_dropped_tokens_are_the_empty_prompt_and_the_token_of_zeros(unet):
+def test_dropped_tokens_are_the_empty_prompt_and_encoded_zeros(unet):
     text, empty, style = torch.randn(2, 77, 64), torch.randn(1, 77, 64), torch.randn(2, 1, 64)
     kept = {"text": torch.tensor([True, False]), "style": torch.tensor([False, True])}
     context = make_context(unet, text, empty, style, kept)
@@ -269,7 +273,7 @@ def test_dropped_tokens_are_the_empty_prompt_and_the_token_of_zeros(unet):
     assert make_context(unet, text, empty, None, kept).shape == (2, 77, 64)
 
 
-def test_a_network_of_several_style_tokens_has_them_all_and_one_of_none_takes_text_alone(unet):
+def test_networks_with_several_style_tokens_and_without_any(unet):
     four = UNet3D(replace(unet.config, style_tokens=4))
     text, empty, style = torch.randn(2, 77, 64), torch.randn(1, 77, 64), torch.randn(2, 1, 64)
     kept = {"text": torch.tensor([True, False]), "style": torch.tensor([False, True])}

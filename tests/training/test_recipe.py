@@ -1,4 +1,4 @@
-"""Recipes: files and options in, dataclasses out; what cannot be meant is refused by name."""
+"""Recipes: files and options are read into dataclasses; wrong keys and values are errors that name them."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def test_a_file_changes_the_defaults_and_options_change_the_file(write):
     recipe = read_recipe(path, ["--data.1.batch", "3", "--engine.compile", "--loss.min-snr-gamma", "5"])
     assert (recipe.steps, recipe.height) == (7, Recipe().height)
     assert [(d.frames, d.batch, d.weight) for d in recipe.data] == [(8, 1, 1.0), (1, 3, 0.5)]
-    assert recipe.optimizer.learning_rate == 1e-4  # which YAML takes for a text
+    assert recipe.optimizer.learning_rate == 1e-4  # YAML reads it as a string
     assert recipe.engine.compile and recipe.loss.min_snr_gamma == 5.0
 
 
@@ -35,7 +35,7 @@ def test_a_recipe_survives_being_written():
     assert from_plain(as_plain(recipe)) == recipe
 
 
-def test_files_are_found_beside_the_recipe_and_bundled_is_the_bundled_one(write, tmp_path):
+def test_files_are_searched_in_the_recipes_folder_and_bundled_is_the_bundled_checkpoint(write, tmp_path):
     (tmp_path / "net.json").write_text("{}")
     path = write("out: net.json\nstart: {network: net.json, parts: [bundled, elsewhere.safetensors]}\n")
     recipe = read_recipe(path)
@@ -46,50 +46,53 @@ def test_files_are_found_beside_the_recipe_and_bundled_is_the_bundled_one(write,
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("optimiser: {}", "unknown key optimiser: expected optimizer"),
-        ("data:\n  - {fames: 3}", r"unknown key data\.0\.fames: expected frames"),
-        ("optimizer: 3", "optimizer is 3: expected keys and values"),
-        ("- 1", r"top is \[1\]"),
-        ("optimizer: {betas: [1]}", "expected a list of 2, each a number"),
-        ("optimizer: {clip: 0}", r"optimizer\.clip is 0.*: expected 1e-09 or more"),
-        ("optimizer: {learning_rate: fast}", r"learning_rate is 'fast': expected a number"),
+        ("optimiser: {}", r"Unknown recipe key optimiser\. Did you mean optimizer"),
+        ("data:\n  - {fames: 3}", r"Unknown recipe key data\.0\.fames\. Did you mean frames"),
+        ("optimizer: 3", r"optimizer is 3\. Expected keys and values"),
+        ("- 1", r"The recipe is \[1\]"),
+        ("optimizer: {betas: [1]}", "Expected a list of 2 items, each a number"),
+        ("optimizer: {clip: 0}", r"optimizer\.clip is 0.*\. Expected 1e-09 or more"),
+        ("optimizer: {learning_rate: fast}", r"learning_rate is 'fast'\. Expected a number"),
         ("optimizer: {learning_rate: nan}", r"learning_rate is nan"),
-        ("optimizer: {betas: [0.9, 1.5]}", r"betas is \(0\.9, 1\.5\): expected 0 to 1"),
+        ("optimizer: {betas: [0.9, 1.5]}", r"betas is \(0\.9, 1\.5\)\. Expected 0 to 1"),
         ("train: {lora_alpha: -1}", r"lora_alpha is -1"),
-        ("data:\n  - {batch: 0}", r"data\.0\.batch is 0: expected 1 or more"),
+        ("data:\n  - {batch: 0}", r"data\.0\.batch is 0\. Expected 1 or more"),
         ("data: []", "no domain"),
-        ("engine: {keep: true}", r"engine\.keep is True: expected a whole number"),
-        ("engine: {compile: 1}", "expected true or false"),
-        ("stage: 3", "expected one of 1, 2"),
+        ("engine: {keep: true}", r"engine\.keep is True\. Expected an integer"),
+        ("engine: {compile: 1}", "Expected true or false"),
+        ("stage: 3", "Expected one of 1, 2"),
         ("height: 100", "multiples of 8"),
-        ("start: {kind: modelscope}", r"give start\.checkpoint"),
-        ("engine: {parallel: fsdp2}\noptimizer: {kind: muon}", "muon needs whole matrices"),
-        ("data:\n  - {without: [text, dept]}", r"data\.0\.without names dept: expected of text, style, motion"),
-        ("out: [", "no valid YAML"),
+        ("start: {kind: modelscope}", r"Set start\.checkpoint"),
+        ("engine: {parallel: fsdp2}\noptimizer: {kind: muon}", "muon, which requires complete matrices"),
+        (
+            "data:\n  - {without: [text, dept]}",
+            r"data\.0\.without contains dept\. Expected some of text, style, motion",
+        ),
+        ("out: [", "not valid YAML"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(write, text, said):
-    with pytest.raises(UserError, match=said) as refused:
+def test_wrong_recipes_are_errors_that_name_the_key(write, text, message):
+    with pytest.raises(UserError, match=message) as raised:
         read_recipe(write(text))
-    assert "recipe.yaml" in str(refused.value)
+    assert "recipe.yaml" in str(raised.value)
 
 
-def test_a_file_that_is_not_there_and_options_that_are_not_there_are_refused(write, tmp_path, capsys):
-    with pytest.raises(UserError, match="cannot be read"):
+def test_a_missing_file_and_unknown_options_are_errors(write, tmp_path, capsys):
+    with pytest.raises(UserError, match="Cannot read the recipe"):
         read_recipe(tmp_path / "none.yaml")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as ended:
         read_recipe(write(""), ["--optimizer.momentum", "1"])
-    assert left.value.code == 2
+    assert ended.value.code == 2
     assert "--optimizer.momentum" in capsys.readouterr().err
 
 
-def test_help_shows_every_field_with_what_it_is_for(write, capsys):
-    with pytest.raises(SystemExit) as left:
+def test_help_shows_every_field_with_a_description(write, capsys):
+    with pytest.raises(SystemExit) as ended:
         read_recipe(write("data:\n  - {}"), ["--help"])
-    assert left.value.code == 0
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
 
     def check(kind, where):
         for f in dataclasses.fields(kind):
@@ -100,8 +103,8 @@ def test_help_shows_every_field_with_what_it_is_for(write, capsys):
                 check(inner, f"{f.name}.")
             else:
                 option = f"--{where}{f.name}".replace("_", "-")
-                at = told.index(option)
-                described = told[at : at + 1500].split("(default:")[0].removeprefix(option)
+                at = text.index(option)
+                described = text[at : at + 1500].split("(default:")[0].removeprefix(option)
                 assert len(described.split()) > 1, option
 
     check(Recipe, "")
@@ -120,15 +123,18 @@ def test_help_shows_every_field_with_what_it_is_for(write, capsys):
         ("synthetic", "captions", "others.csv"),
     ],
 )
-def test_settings_that_a_kind_of_data_does_not_take_are_refused(write, kind, field, value):
+def test_settings_of_another_kind_of_data_are_errors(write, kind, field, value):
     path = write(f"data:\n  - {{}}\n  - {{kind: {kind}, path: there}}\n")
-    with pytest.raises(UserError, match=rf"data\.1\.{field.replace('-', '_')} is for .* of the kind {kind}: leave it"):
+    message = rf"data\.1\.{field.replace('-', '_')} works only with kind .*, but data\.1\.kind is {kind}\. Remove it"
+    with pytest.raises(UserError, match=message):
         read_recipe(path, [f"--data.1.{field}", value])
     default = {"count": "2560"}.get(field, "None")
     assert read_recipe(path, [f"--data.1.{field}", default]).data[1].kind == kind  # as the message says
+    text = f"data: [{{}}, {{kind: {kind}, path: there, {field.replace('-', '_')}: {default.replace('None', 'null')}}}]"
+    assert read_recipe(write(text)).data[1].kind == kind
 
 
-def test_a_recipe_of_a_folder_takes_shards_instead(repository):
+def test_a_recipe_for_a_folder_works_with_shards(repository):
     for name in ("finetune", "lora"):
         path = repository / "training" / "recipes" / f"{name}.yaml"
         (domain,) = read_recipe(path, ["--data.0.kind", "shards", "--data.0.path", "data/videos"]).data
@@ -158,22 +164,22 @@ LONG, KEY = "x" * 20_000, "x" * 1000
     ("text", "says"),
     [
         (LAUGHS + "out: *k8\n", "more than 65536 values"),
-        ("a0: &k0 [x, x]\n", "unknown key a0"),
-        ("out: &a [1, *a]", "alias inside of"),
+        ("a0: &k0 [x, x]\n", "Unknown recipe key a0"),
+        ("out: &a [1, *a]", "an alias contains itself"),
         ("[" * 5000, "deeper than 64 levels"),
-        (f"out: [{LONG}, {LONG}]", "recipe's out is"),
-        (f"{KEY}: 1", "unknown key xxx"),
-        (f"start: {{{KEY}: 1}}", "unknown key start.xxx"),
+        (f"out: [{LONG}, {LONG}]", "Recipe key out is"),
+        (f"{KEY}: 1", "Unknown recipe key xxx"),
+        (f"start: {{{KEY}: 1}}", "Unknown recipe key start.xxx"),
         (f"start: {{kind: {LONG}}}", "start.kind is 'xxx"),
-        (f"loss: {{lone: {{{KEY}: 1}}}}", "loss.lone names xxx"),
-        (f"data: [{{without: [{LONG}, {LONG}]}}]", "data.0.without names xxx"),
+        (f"loss: {{lone: {{{KEY}: 1}}}}", "loss.lone contains xxx"),
+        (f"data: [{{without: [{LONG}, {LONG}]}}]", "data.0.without contains xxx"),
         ("steps: 0x" + "f" * 10_000, "steps is an int of 40000 bits"),
         ("loss: {offset_noise: 0x" + "f" * 10_000 + "}", "offset_noise is an int of"),
-        ("steps: 2026-99-99", "no valid YAML"),
+        ("steps: 2026-99-99", "not valid YAML"),
     ],
     ids=range(13),
 )
-def test_a_recipe_that_means_harm_is_told_in_a_line(tmp_path, text, says):
+def test_a_malicious_recipe_gives_a_short_message(tmp_path, text, says):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(UserError, match=says) as raised:
         read_recipe(tmp_path / "recipe.yaml")
@@ -186,8 +192,8 @@ def test_what_yaml_repeats_by_aliases_is_read(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_no_recipe(tmp_path, monkeypatch):
+def test_a_pipe_is_not_a_recipe(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.yaml")
-    monkeypatch.setattr(Path, "read_text", lambda path, **options: pytest.fail("it would be waited for"))
-    with pytest.raises(UserError, match=r"pipe\.yaml cannot be read \(it is a pipe or a device"):
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: pytest.fail("reading it would block"))
+    with pytest.raises(UserError, match=r"Cannot read the recipe .*pipe\.yaml \(it is a pipe or a device"):
         read_recipe(tmp_path / "pipe.yaml")

@@ -1,4 +1,4 @@
-"""What a run begins from: a 2D UNet's own output on every frame, a text-to-video model's whatever the conditions."""
+"""The start of a run: a 2D UNet's own output on every frame; a text-to-video model's output for any conditions."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ from vc_core.model.unet import UNet3D
 
 SIZES = UNetConfig(width=32, multipliers=(1, 2, 2), res_blocks=2, attention_levels=(0, 1), head_dim=16,
                    temporal_in_heads=1, context_dim=24)  # fmt: skip
-"""Stable Diffusion 2.1's structure: two residual blocks a level, no attention at the deepest."""
+"""Stable Diffusion 2.1's structure: two residual blocks per level, no attention at the deepest."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_dimensional():
-    """diffusers' 2D UNet, with biases of a trained one."""
+    """diffusers' 2D UNet with random weights."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(1)
@@ -81,25 +81,25 @@ def test_a_2d_unet_gives_its_own_output_on_every_frame(folder, files_2d, two_dim
     assert "the spatial layers" not in started.fresh
 
 
-def test_the_names_of_ldm_are_stable_diffusions():
+def test_ldm_names_are_stable_diffusions():
     names = ldm_names(UNetConfig())
     assert names["middle_out.norm1"] == "middle_block.2.in_layers.0"
     assert names["decoder.2.upsample.conv"] == "output_blocks.2.1.conv"
     assert names["decoder.5.upsample.conv"] == "output_blocks.5.2.conv"
     assert names["encoder.2.downsample.conv"] == "input_blocks.3.0.op"
     assert names["encoder.0.spatial.block.ff.proj_in"] == "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj"
-    # 686 tensors: what Stable Diffusion 2.1's UNet has.
+    # Stable Diffusion 2.1's UNet has 686 tensors.
     spatial = [n for n, _ in on_meta(Config()).named_parameters() if n.rpartition(".")[0] in names]
     assert len(spatial) == 686
 
 
-def test_stage_1_has_neither_conditions_nor_room_for_them(folder, files_2d):
+def test_stage_1_has_neither_conditions_nor_channels_for_them(folder, files_2d):
     started = from_2d(folder, files_2d["diffusers"], stage=1)
     assert started.unet.conv_in.weight.shape[1] == 4 and started.config.unet.conditions == ()
     started.unet(*inputs())
 
 
-def test_a_foreign_tensor_of_a_2d_unet_is_named(folder, two_dimensional, tmp_path):
+def test_a_foreign_tensor_in_a_2d_unet_is_named(folder, two_dimensional, tmp_path):
     state = {**two_dimensional.state_dict(), "class_embedding.linear_1.weight": torch.zeros(4, 4)}
     save_file(state, tmp_path / "unclip.safetensors")
     with pytest.raises(UserError, match=r"class_embedding\.linear_1\.weight"):
@@ -109,13 +109,13 @@ def test_a_foreign_tensor_of_a_2d_unet_is_named(folder, two_dimensional, tmp_pat
     with pytest.raises(UserError, match=r"mid_block\.resnets\.0\.norm1\.bias"):
         from_2d(folder, tmp_path / "cut.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="no 2D UNet"):
+    with pytest.raises(UserError, match="contains no 2D UNet"):
         from_2d(folder, tmp_path / "other.safetensors")
 
 
 @pytest.fixture(scope="module")
 def text_to_video(folder):
-    """A trained text-to-video model, as stage 1 leaves it: nothing in it is zero."""
+    """A text-to-video model as after stage 1: nothing in it is zero."""
     started = begin(Recipe(stage=1, start=Start(network=folder / "sizes.json")))
     unet, generator = started.unet.eval().requires_grad_(False), torch.Generator().manual_seed(2)
     for parameter in unet.parameters():
@@ -144,7 +144,7 @@ def test_step_0_of_stage_2_is_the_text_to_video_model_whatever_the_conditions(st
         stc = unet.encode_condition(name, condition, (8, 16))
         assert stc.abs().max() > 0.05
         torch.testing.assert_close(unet(x, t, context, stc), expected, rtol=1e-6, atol=1e-6)
-    assert [name for name in started.fresh if "STC" not in name] == []  # a stage 1 file has the style's layers
+    assert [name for name in started.fresh if "STC" not in name] == []  # a stage 1 file contains the style's layers
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def test_modelscopes_unet_has_neither_style_nor_conditions(tmp_path):
 
 
 DIFFUSERS_3D = dataclasses.replace(SIZES, temporal_in_heads=8, conditions=(), stc_channels=0)
-"""Of the first temporal Transformer's heads diffusers lets nobody choose the number."""
+"""diffusers has a fixed number of heads in the first temporal Transformer."""
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def from_diffusers_3d(folder, state, stage=2):
 
 @pytest.mark.parametrize("stage", [1, 2])
 @torch.no_grad()
-def test_modelscopes_unet_of_diffusers_gives_its_own_output(tmp_path, three_dimensional, stage):
+def test_diffusers_layout_of_modelscopes_unet_gives_its_own_output(tmp_path, three_dimensional, stage):
     started = from_diffusers_3d(tmp_path, three_dimensional.state_dict(), stage)
     x, t, context = inputs()
     stc = torch.randn(2, 8, 3, 8, 16) if stage == 2 else None
@@ -208,7 +208,7 @@ def test_modelscopes_unet_of_diffusers_gives_its_own_output(tmp_path, three_dime
     assert expected.std() > 0.1
     torch.testing.assert_close(started.unet.eval()(x, t, context, stc), expected, rtol=1e-5, atol=1e-5)
     still = three_dimensional(x[:, :, [0, 0, 0]], t, context).sample
-    assert (still - expected)[:, :, 0].abs().max() > 0.01  # frames see each other
+    assert (still - expected)[:, :, 0].abs().max() > 0.01  # frames attend to each other
     added = {"the style's layers", *(f"the STC-encoder of {name}" for name in CONDITIONS)}
     assert set(started.fresh) == (added if stage == 2 else set())
 
@@ -224,12 +224,12 @@ def test_every_tensor_of_diffusers_unet_has_one_place(tmp_path, three_dimensiona
     with pytest.raises(UserError, match=r"up_blocks\.1\.temp_attentions\.0\.proj_in\.bias"):
         from_diffusers_3d(tmp_path, state)
     state = {**three_dimensional.state_dict(), "another_module.0.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"another_module\.0\.weight.*another model than ModelScope's"):
+    with pytest.raises(UserError, match=r"Expected ModelScope's text-to-video UNet.*, but .*another_module\.0\.weight"):
         from_diffusers_3d(tmp_path, state)
 
 
 def test_diffusers_file_of_modelscopes_unet_has_the_released_sizes():
-    """The tensors of diffusers' default, which is ModelScope's, are those of our network's default, to the shape."""
+    """diffusers' default is ModelScope's; it has the same tensors and shapes as our network's default."""
     from diffusers import UNet3DConditionModel
 
     with torch.device("meta"):
@@ -242,8 +242,8 @@ def test_diffusers_file_of_modelscopes_unet_has_the_released_sizes():
     assert {name for name, _ in unet.named_parameters()} == set(layout)
 
 
-def test_the_released_names_less_stc_and_style_are_modelscopes():
-    """Checked by the released key table: what the files share is a network without conditions, to the shape."""
+def test_the_released_names_without_stc_and_style_are_modelscopes():
+    """By the released key table: both files contain a network without conditions, with the same shapes."""
     released = {o.names[0]: o.shape for o in released_layout(on_meta(Config())).values()}
     plain = dataclasses.replace(UNetConfig(), conditions=(), stc_channels=0)
     modelscope = {o.names[0]: o.shape for o in released_layout(on_meta(Config(unet=plain))).values()}
@@ -253,7 +253,7 @@ def test_the_released_names_less_stc_and_style_are_modelscopes():
 
 
 @torch.no_grad()
-def test_a_videocomposer_goes_on_as_it_is(tiny_checkpoint, tiny_unet, tiny_config):
+def test_a_videocomposer_starts_unchanged(tiny_checkpoint, tiny_unet, tiny_config):
     recipe = Recipe(start=Start("videocomposer", tiny_checkpoint), data=(Domain(frames=5), Domain(frames=1)),
                     height=64, width=48, loss=Loss(prediction="epsilon"))  # fmt: skip
     started = begin(recipe)
@@ -264,24 +264,24 @@ def test_a_videocomposer_goes_on_as_it_is(tiny_checkpoint, tiny_unet, tiny_confi
     assert (config.frames, config.height, config.width) == (5, 64, 48)
     assert config.diffusion.prediction == "epsilon" and config.unet == tiny_config.unet
     images = begin(dataclasses.replace(recipe, data=(Domain(frames=1),)))
-    assert images.config.frames == tiny_config.frames  # its videos stay as long
+    assert images.config.frames == tiny_config.frames  # keeps its video length
 
 
-def test_what_begins_from_scratch_repeats_and_predicts_nothing(folder):
+def test_a_network_from_scratch_is_reproducible_and_predicts_zero(folder):
     recipe = Recipe(start=Start(network=folder / "sizes.json"), seed=4)
     state = torch.get_rng_state()
-    one, other = (begin(recipe).unet.state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, second = (begin(recipe).unet.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), state)
-    again = begin(dataclasses.replace(recipe, seed=5)).unet
-    assert not torch.equal(again.conv_in.weight, one["conv_in.weight"])
-    assert not again.eval()(*inputs()).any()
+    other = begin(dataclasses.replace(recipe, seed=5)).unet
+    assert not torch.equal(other.conv_in.weight, first["conv_in.weight"])
+    assert not other.eval()(*inputs()).any()
 
 
-def test_a_schedule_and_a_network_that_cannot_be_are_refused():
+def test_wrong_schedules_and_networks_are_errors():
     with pytest.raises(UserError, match="zero_terminal_snr"):
         begin(Recipe(loss=Loss(zero_terminal_snr=True)))
-    with pytest.raises(UserError, match=r"start\.network nowhere\.json"):
+    with pytest.raises(UserError, match=r"Cannot read nowhere\.json, which the recipe names as start\.network"):
         begin(Recipe(start=Start(network=Path("nowhere.json"))))
 
 
@@ -313,8 +313,8 @@ def test_vgens_network_keeps_its_tokens_and_its_schedule(tmp_path):
     assert (noise.prediction, noise.zero_terminal_snr) == ("epsilon", False)
 
 
-def test_a_lora_goes_with_the_network_that_it_begins_from(tmp_path):
-    """One of text alone stays so, or the LoRA would have learned beside layers that the network has not."""
+def test_a_lora_keeps_the_network_that_it_starts_from(tmp_path):
+    """A text-only network stays text-only, or the LoRA would learn with layers that the network does not have."""
     path = saved(tmp_path / "text2video_pytorch_model.pth", **TEXT_ALONE)
     started = begin(Recipe(start=Start("checkpoint", path), train=Train(what="lora", lora_rank=2)))
     assert started.config.unet == small(**TEXT_ALONE) and started.fresh == ()
@@ -325,6 +325,6 @@ def test_a_lora_goes_with_the_network_that_it_begins_from(tmp_path):
 def test_training_from_a_network_for_few_steps_is_noted(tmp_path):
     path = saved(tmp_path / "videolcm.pth", style_tokens=4)
     convert(path, tmp_path / "lcm.safetensors", few_steps=True)
-    with pytest.warns(UserWarning, match=r"lcm\.safetensors was distilled for few steps"):
+    with pytest.warns(UserWarning, match=r"lcm\.safetensors was distilled for few sampling steps"):
         started = begin(Recipe(start=Start("checkpoint", tmp_path / "lcm.safetensors")))
     assert started.config.few_steps and started.config.guidance == 1.0

@@ -1,4 +1,4 @@
-"""One step: only what is kept is made, what is drawn is a sample's own, images leave the temporal layers out."""
+"""One step: only kept inputs are computed, random values belong to the sample, images skip the temporal layers."""
 
 import copy
 import dataclasses
@@ -23,12 +23,12 @@ SIZE = (32, 40)
 
 
 class Counted(Encoders):
-    """Encoders that remember of how many samples they made what."""
+    """Encoders that count for how many samples they computed each input."""
 
-    made: dict
+    counts: dict
 
-    def _count(self, what, given):
-        self.made = getattr(self, "made", {}) | {what: len(given)}
+    def _count(self, name, sources):
+        self.counts = getattr(self, "counts", {}) | {name: len(sources)}
 
     def latents(self, video):
         self._count("latents", video)
@@ -56,9 +56,9 @@ def recipe(tiny_checkpoint):
 @pytest.fixture
 def step(recipe):
     started = begin(recipe)
-    unet = started.unet.eval()  # what layers drop is drawn from torch's own generator
+    unet = started.unet.eval()  # no dropout, which uses torch's own generator
     encoders = Counted(started.config, gather_parts(recipe), SIZE)
-    encoders.options.loaded["depth"] = Greys()  # no network of depth is at hand
+    encoders.options.loaded["depth"] = Greys()  # instead of a depth network
     return Step(unet, encoders, Objective(started.config.diffusion, recipe.loss), recipe)
 
 
@@ -95,45 +95,45 @@ def keeping(names, count=2):
     return {name: torch.full((count,), name in names) for name in NAMES}
 
 
-def test_only_what_is_kept_is_made(step):
+def test_only_kept_inputs_are_computed(step):
     kept = keeping(())
     kept["text"][1] = kept["sketch"][0] = kept["single_sketch"][1] = kept["depth"][1] = True
     losses, timesteps = step(batch([3, 4], kept))
-    assert step.encoders.made == {"latents": 2, "text": 1, "sketch": 1, "single_sketch": 1, "depth": 1}
+    assert step.encoders.counts == {"latents": 2, "text": 1, "sketch": 1, "single_sketch": 1, "depth": 1}
     assert losses.shape == timesteps.shape == (2,) and losses.requires_grad
 
 
-def test_what_is_cached_is_not_made_again(step):
+def test_cached_inputs_are_not_computed_again(step):
     step(batch([3, 4], keeping(set(NAMES) - {"text", "style"}), cached=True))
-    assert not hasattr(step.encoders, "made")
+    assert not hasattr(step.encoders, "counts")
 
 
-def test_a_cached_sample_counts_as_one_that_is_made(step):
-    whole = batch([5], keeping(NAMES, 1))
-    made = step.inputs(whole)
-    tokens = {"text_tokens": made.text[0], "style_embedding": made.style[0], "latents": made.latents[0]}
-    conditions = {name: tensor[0] for name, tensor in made.conditions.items()}
+def test_a_cached_sample_has_the_same_loss(step):
+    plain = batch([5], keeping(NAMES, 1))
+    inputs = step.inputs(plain)
+    tokens = {"text_tokens": inputs.text[0], "style_embedding": inputs.style[0], "latents": inputs.latents[0]}
+    conditions = {name: tensor[0] for name, tensor in inputs.conditions.items()}
     cached = Sample("cached", **tokens, conditions=conditions)
-    torch.testing.assert_close(step(Batch([cached], whole.kept, [5]))[0], step(whole)[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(step(Batch([cached], plain.kept, [5]))[0], step(plain)[0], rtol=1e-6, atol=1e-7)
 
 
-def test_a_sample_without_what_it_keeps_is_named(step):
-    lacking = Sample("clip 9", video=picture(1, 3, 3, *SIZE))
-    with pytest.raises(UserError, match="clip 9 keeps 'motion'"):
-        step(Batch([lacking], keeping(["motion"], 1), [9]))
+def test_a_sample_with_a_missing_input_is_named(step):
+    incomplete = Sample("clip 9", video=picture(1, 3, 3, *SIZE))
+    with pytest.raises(UserError, match="clip 9 requires 'motion'"):
+        step(Batch([incomplete], keeping(["motion"], 1), [9]))
 
 
 @torch.no_grad()
 def test_a_samples_loss_does_not_depend_on_its_batch(step):
-    together, of_all = step(batch([10, 11, 12]))
+    together, all_timesteps = step(batch([10, 11, 12]))
     for row, number in enumerate((10, 11, 12)):
         alone, timesteps = step(batch([number]))
-        assert timesteps == of_all[row]
+        assert timesteps == all_timesteps[row]
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
     assert torch.equal(step(batch([10, 11, 12]))[0], together)
 
 
-def test_a_missing_network_is_named_before_anything_is_made_up(step, tmp_path, monkeypatch):
+def test_a_missing_network_is_an_error_and_not_replaced(step, tmp_path, monkeypatch):
     monkeypatch.setenv("VC_MODELS", str(tmp_path))
     config = dataclasses.replace(step.encoders.config, extraction=ExtractionConfig())
     encoders = Encoders(config, {}, SIZE)
@@ -145,12 +145,12 @@ def test_a_missing_network_is_named_before_anything_is_made_up(step, tmp_path, m
 
 
 def test_bf16_is_near(step):
-    """Autocast is for the network that trains; the frozen ones have types of their own."""
-    given = batch([1, 2], keeping(NAMES))
-    (expected, _), inputs = step(given), step.inputs(given)
+    """Autocast is for the trained network; the frozen ones have their own dtypes."""
+    training_batch = batch([1, 2], keeping(NAMES))
+    (expected, _), inputs = step(training_batch), step.inputs(training_batch)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = step(given)
-        for ours, exact in zip(vars(step.inputs(given)).values(), vars(inputs).values(), strict=True):
+        losses, _ = step(training_batch)
+        for ours, exact in zip(vars(step.inputs(training_batch)).values(), vars(inputs).values(), strict=True):
             if isinstance(exact, torch.Tensor):
                 assert torch.equal(ours, exact)
     losses.mean().backward()
@@ -158,37 +158,39 @@ def test_bf16_is_near(step):
     assert losses.dtype == torch.float32 and not torch.equal(losses, expected)
 
 
-def test_a_share_of_the_steps_has_no_style_token(step):
-    """Of whole steps: their ranks and batches, which have other samples, agree."""
+def test_a_fraction_of_the_steps_has_no_style_token(step):
+    """All batches of a step agree, although they have different samples."""
     step.recipe = dataclasses.replace(step.recipe, loss=Loss(no_style=0.3))
 
     def plain(number):
-        each = [dataclasses.replace(batch([n], keeping(["style"], 1), cached=True), after=number) for n in (number, 99)]
-        return [step.inputs(one).style is None for one in each]
+        batches = [
+            dataclasses.replace(batch([n], keeping(["style"], 1), cached=True), after=number) for n in (number, 99)
+        ]
+        return [step.inputs(part).style is None for part in batches]
 
-    found = [plain(number) for number in range(40)]
-    assert all(one == other for one, other in found)
-    assert 5 <= sum(one for one, _ in found) <= 20
+    steps = [plain(number) for number in range(40)]
+    assert all(first == second for first, second in steps)
+    assert 5 <= sum(first for first, _ in steps) <= 20
 
 
-def test_stage_1_has_text_alone(recipe, tiny_config):
+def test_stage_1_has_only_text(recipe, tiny_config):
     recipe = dataclasses.replace(recipe, stage=1, loss=Loss(text_dropout=0.1))
     started = begin(recipe)
     step = Step(started.unet, Encoders(started.config, gather_parts(recipe), SIZE),
                 Objective(started.config.diffusion), recipe)  # fmt: skip
     keep = keep_for(recipe, recipe.data[0], started.config.unet.inputs)
-    given = batch([1, 2], keep([1, 2]))
-    assert step.inputs(given).style is None and step.inputs(given).conditions == {}
-    step(given)[0].mean().backward()
+    training_batch = batch([1, 2], keep([1, 2]))
+    assert step.inputs(training_batch).style is None and step.inputs(training_batch).conditions == {}
+    step(training_batch)[0].mean().backward()
     for name, parameter in started.unet.named_parameters():
         assert (parameter.grad is None) == name.startswith(("stc.", "style_")), name
 
 
-def test_v_and_epsilon_of_a_perfect_network_cost_nothing(step):
-    """The loss is of what the objective asks for: a network that knows the noise has none."""
-    given = batch([7], keeping(["text"], 1), cached=True)
-    latents = step.inputs(given).latents
-    _, target, _ = step.objective.drawn(latents, step.recipe.seed, [7])
+def test_a_perfect_network_has_no_loss(step):
+    """A network that returns the objective's target has a loss of zero."""
+    training_batch = batch([7], keeping(["text"], 1), cached=True)
+    latents = step.inputs(training_batch).latents
+    _, target, _ = step.objective.draw(latents, step.recipe.seed, [7])
     parameter = torch.zeros((), requires_grad=True)
     perfect = copy.copy(step)
 
@@ -197,15 +199,15 @@ def test_v_and_epsilon_of_a_perfect_network_cost_nothing(step):
             return target + parameter
 
     perfect.unet = Perfect(step.unet.config)
-    assert perfect(given)[0] == 0.0
+    assert perfect(training_batch)[0] == 0.0
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
 
 
 def temporal_names(unet):
-    found = [n for n, m in unet.named_modules() if isinstance(m, TemporalConv | TemporalTransformer)]
-    return {n for n, _ in unet.named_parameters() if n.startswith(tuple(f"{name}." for name in found))}
+    modules = [n for n, m in unet.named_modules() if isinstance(m, TemporalConv | TemporalTransformer)]
+    return {n for n, _ in unet.named_parameters() if n.startswith(tuple(f"{name}." for name in modules))}
 
 
 def test_an_image_gives_temporal_parameters_gradients_of_zeros(step):
@@ -219,7 +221,7 @@ def test_an_image_gives_temporal_parameters_gradients_of_zeros(step):
 
 
 @torch.no_grad()
-def test_an_image_takes_the_2d_path(tiny_unet):
+def test_an_image_skips_the_temporal_layers(tiny_unet):
     torch.manual_seed(0)
     images = leave_out_for_images(copy.deepcopy(tiny_unet))
     spatial = copy.deepcopy(tiny_unet)
@@ -236,24 +238,23 @@ def test_an_image_takes_the_2d_path(tiny_unet):
     assert torch.equal(images(video, t, context), tiny_unet(video, t, context))
 
 
-def test_copies_leave_out_their_own_layers(tiny_unet):
-    one = leave_out_for_images(copy.deepcopy(tiny_unet))
-    other = copy.deepcopy(one)
+def test_copies_skip_their_own_layers(tiny_unet):
+    other = copy.deepcopy(leave_out_for_images(copy.deepcopy(tiny_unet)))
     assert other.temporal_in.without_on_images and not tiny_unet.temporal_in.without_on_images
     assert set(other.state_dict()) == set(tiny_unet.state_dict())
 
 
 def test_images_are_computed_again_in_the_backward_pass(step):
-    """Activation checkpointing runs blocks a second time, outside of the forward."""
+    """Activation checkpointing runs blocks a second time, outside of the network's forward."""
     from torch.utils.checkpoint import checkpoint
 
-    given = batch([1, 2], keeping(["text"]), frames=1, cached=True)
-    step(given)[0].mean().backward()
+    training_batch = batch([1, 2], keeping(["text"]), frames=1, cached=True)
+    step(training_batch)[0].mean().backward()
     expected = {name: p.grad.clone() for name, p in step.unet.named_parameters() if p.grad is not None}
     step.unet.zero_grad()
     block = step.unet.middle
     original = block.forward
     block.forward = lambda *args: checkpoint(original, *args, use_reentrant=False)
-    step(given)[0].mean().backward()
+    step(training_batch)[0].mean().backward()
     for name, gradient in expected.items():
         torch.testing.assert_close(step.unet.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The synthetic scenes: reproducible, consistent with their ground truth, and told truly by their captions."""
+"""The synthetic scenes: reproducible, consistent with their ground truth, and described correctly by their captions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rendered(scenes):
     return render(scenes)
 
 
-def test_a_scene_depends_on_its_seed_and_index_alone(scenes):
+def test_a_scene_depends_only_on_its_seed_and_index(scenes):
     alone = sample_scenes(scene_seeds(5, 7, 1))
     for field in fields(alone):
         assert torch.equal(getattr(alone, field.name), getattr(scenes[7], field.name)), field.name
@@ -50,7 +50,7 @@ def test_the_random_numbers_are_fixed_and_uniform():
     assert torch.corrcoef(torch.stack([values, uniform(seeds, 4)]))[0, 1].abs() < 0.03
 
 
-def test_a_batch_renders_as_its_scenes_alone(scenes, rendered):
+def test_a_batch_renders_like_its_single_scenes(scenes, rendered):
     for index in (0, 5, 11):
         alone = render(scenes[index])
         for name in EVERYTHING:
@@ -67,7 +67,7 @@ def test_shapes_and_ranges(rendered):
     assert rendered.depth.min() > 0.05 and rendered.depth.max() < 2.5
 
 
-def test_only_what_is_asked_for_is_rendered(scenes):
+def test_only_the_requested_fields_are_rendered(scenes):
     result = render(scenes[:2], what=("depth",))
     assert result.depth is not None
     assert result.video is result.motion is result.outline is result.object_mask is None
@@ -86,7 +86,7 @@ def test_a_later_first_frame_continues_the_clip(scenes, rendered):
 
 
 def warp_error(video: torch.Tensor, motion: torch.Tensor, trusted: torch.Tensor) -> torch.Tensor:
-    """Mean difference of each frame from its predecessor fetched along `motion`, over the trusted pixels."""
+    """Mean difference between each frame and its predecessor moved along `motion`, over the trusted pixels."""
     frames, previous = video[:, :, 1:].transpose(1, 2).flatten(0, 1), video[:, :, :-1].transpose(1, 2).flatten(0, 1)
     flow = motion[:, :, 1:].transpose(1, 2).flatten(0, 1)
     size = video.shape[-1]
@@ -98,13 +98,13 @@ def warp_error(video: torch.Tensor, motion: torch.Tensor, trusted: torch.Tensor)
     return ((frames - fetched).abs() * weight).sum() / weight.sum() / 3
 
 
-def test_motion_tells_where_every_pixel_came_from(scenes):
-    # At 96 pixels, away from edges, where antialiasing and uncovered background blend what moves differently.
+def test_motion_points_to_the_origin_of_every_pixel(scenes):
+    # At 96 pixels, away from edges: there, antialiasing and uncovered background mix surfaces with different motion.
     result = render(scenes[:12], size=96, frames=6)
     edges = F.max_pool3d(result.outline, (3, 13, 13), stride=1, padding=(1, 6, 6))
-    moved = result.motion.abs().amax((1, 2, 3, 4)) > 0.5
-    assert moved.sum() >= 6
-    video, motion, trusted = result.video[moved], result.motion[moved], (edges == 0)[moved]
+    moving = result.motion.abs().amax((1, 2, 3, 4)) > 0.5
+    assert moving.sum() >= 6
+    video, motion, trusted = result.video[moving], result.motion[moving], (edges == 0)[moving]
     right = warp_error(video, motion, trusted)
     assert right < 0.004
     assert warp_error(video, -motion, trusted) > 3 * right
@@ -127,7 +127,7 @@ def test_motion_is_the_objects_displacement_and_the_pan(scenes, rendered):
 
 
 def test_centers_are_where_the_object_is(scenes, rendered):
-    """Circles that are alone and wholly in the frame: the mask's centroid is the centre."""
+    """For single circles entirely inside the frame, the mask's centroid is the centre."""
     checked = 0
     y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
     circles = replace(scenes, shape=torch.zeros_like(scenes.shape), count=torch.ones_like(scenes.count))
@@ -145,7 +145,7 @@ def test_centers_are_where_the_object_is(scenes, rendered):
 
 
 def test_nearer_objects_hide_farther_ones(scenes):
-    """Two circles laid over each other: depth, mask and pixels are those of the nearer."""
+    """For two overlapping circles, depth, mask and pixels are those of the nearer circle."""
     still = torch.zeros_like(scenes.velocity)
     pair = replace(
         scenes,
@@ -190,17 +190,17 @@ def test_sizes_agree_and_fine_grain_averages_away(scenes):
     large = render(scenes[:6], size=256, frames=2, what=("video",)).video
     pooled = F.avg_pool3d(large, (1, 4, 4))
     assert (pooled - small).abs().mean() < 0.02
-    # What pooling removes is there at 256, on every surface: no patch is flat.
+    # At 256 every surface has the grain that pooling removes: no patch is flat.
     patches = large[:, :, 0].mean(1).unfold(1, 16, 16).unfold(2, 16, 16)
     assert patches.std(dim=(-1, -2)).min() > 0.008
 
 
-def test_the_data_set_has_the_mix_it_states():
+def test_the_data_set_has_the_documented_mix():
     many = sample_scenes(scene_seeds(9, 0, 4000))
     assert abs((many.count == 2).float().mean() - 0.3) < 0.03
     pan = many.background_velocity
     alone = (pan != 0).any(1) & (many.velocity == pan[:, None]).all((1, 2)) & (many.acceleration == 0).all((1, 2))
-    assert abs(alone.float().mean() - 0.2) < 0.03  # the camera alone moves
+    assert abs(alone.float().mean() - 0.2) < 0.03  # only the camera moves
     rest = many[(~alone).nonzero()[:, 0]]
     assert abs((rest.background_velocity != 0).any(1).float().mean() - 0.17) < 0.03
     assert abs((pan != 0).any(1).float().mean() - 1 / 3) < 0.03
@@ -208,11 +208,11 @@ def test_the_data_set_has_the_mix_it_states():
     assert abs((rest.acceleration[:, 0] != 0).any(1).float().mean() - 0.25) < 0.03
     centers = many.centers(torch.arange(16))
     assert centers.min() > 0.03 and centers.max() < 0.97
-    # The first frame does not tell the direction: objects near the middle go either way.
+    # The first frame does not reveal the direction: objects near the middle move in all directions.
     middle = (centers[:, 0, 0] - 0.5).abs().amax(1) < 0.12
     assert middle.float().mean() > 0.3
-    way = many.displacement()[middle, 0]
-    assert ((way > 0.1).float().mean(0) - (way < -0.1).float().mean(0)).abs().max() < 0.1
+    displacement = many.displacement()[middle, 0]
+    assert ((displacement > 0.1).float().mean(0) - (displacement < -0.1).float().mean(0)).abs().max() < 0.1
     contrast = (many.rgb[:, :, None] - many.background_rgb[:, None]).norm(dim=-1)
     assert contrast.min() > 0.38
     assert (many.color[:, 0] != many.color[:, 1]).all()
@@ -227,7 +227,7 @@ def test_direction_words(dx, dy, word):
     assert DIRECTION_WORDS[direction_class(torch.tensor([float(dx), dy]))] == word
 
 
-def test_captions_tell_the_truth(scenes):
+def test_captions_are_correct(scenes):
     texts = captions(scenes, motion=1.0, background=1.0)
     direction, pace = motion_class(scenes)
     for i, text in enumerate(texts):
@@ -246,19 +246,19 @@ def test_captions_tell_the_truth(scenes):
         assert (other in text) == bool(scenes.count[i] == 2)
 
 
-def test_captions_vary_and_say_only_what_is_asked():
+def test_captions_vary_and_contain_only_the_requested_parts():
     many = sample_scenes(scene_seeds(9, 0, 1000))
     words = ("moving", "going", "standing still")
     plain = captions(many, motion=0.0, background=0.0)
     assert not any(word in text for text in plain for word in (*words, "background", "in front"))
     usual = captions(many)
-    share = sum(any(word in text for word in words) for text in usual) / 1000
-    assert abs(share - 0.5) < 0.05
+    fraction = sum(any(word in text for word in words) for text in usual) / 1000
+    assert abs(fraction - 0.5) < 0.05
     assert captions(many) == usual
     assert sum(a != b for a, b in zip(usual, captions(many, variation=1), strict=True)) > 500
 
 
-def test_captions_are_cut_into_the_tokenizers_tokens(scenes):
+def test_caption_tokens_equal_those_of_the_tokenizer(scenes):
     texts = captions(scenes) + captions(scenes, motion=1.0, background=1.0)
     assert torch.equal(caption_tokens(texts), tokenize(texts))
 

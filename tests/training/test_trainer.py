@@ -1,4 +1,4 @@
-"""The trainer: whole runs of a tiny network on synthetic scenes, interrupted in every way."""
+"""The trainer: complete runs of a tiny network on synthetic scenes, with all kinds of interruptions."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.training.test_data_foreign import write_tar
 from training.data.sample import Batch, Sample
 from training.engine import checkpoints, read_state
 from training.export import export
-from training.lock import FILE, held
+from training.lock import FILE, locked
 from training.log import Log, domain_names
 from training.lora import add_lora, save_lora
 from training.ranks import Lane, World
@@ -51,7 +51,7 @@ CONFIG = Config(
     autoencoder=AutoencoderConfig("taesd", 1.0),
     towers=TowersConfig(16, 16, 2, 2, 32, 16, 32, 16, 1),
 )  # fmt: skip
-"""With dropout in the network, whose random numbers must be the same after a resume too."""
+"""With dropout in the network: its random numbers must be the same after a resume."""
 
 RECIPE = """
 height: 32
@@ -88,13 +88,13 @@ def recipe_file(tmp_path_factory):
 
 @pytest.fixture
 def make(recipe_file, tmp_path):
-    """The recipe with options, in a folder of its own."""
+    """Returns the recipe with options, in its own folder."""
     return lambda *options: read_recipe(recipe_file, ["--out", str(tmp_path / "run"), *options])
 
 
 @pytest.fixture(scope="module")
 def straight(recipe_file, tmp_path_factory):
-    """Folder of 8 steps without an interruption."""
+    """Folder of a run of 8 steps without an interruption."""
     out = tmp_path_factory.mktemp("straight")
     assert train(read_recipe(recipe_file, ["--out", str(out), "--steps", "8", "--engine.save-every", "4"])) == 0
     return out
@@ -108,22 +108,22 @@ def tensors(checkpoint):
     return {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
-def assert_equal_runs(one, other):
-    """The same weights, averages and optimizer, bit for bit, and in every step the same losses of the same samples."""
-    ours, theirs = (tensors(checkpoints(run)[-1]) for run in (one, other))
+def assert_equal_runs(first, second):
+    """Check for the same weights, averages and optimizer, bit for bit, and the same losses and samples in each step."""
+    ours, theirs = (tensors(checkpoints(run)[-1]) for run in (first, second))
     assert ours.keys() == theirs.keys()
     assert {name.split(".")[0] for name in ours} == {"weights", "average", "optimizer"}
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     of_time = ("seconds", "clips_per_second", "frames_per_second", "memory_gib")
-    told = [[{k: v for k, v in line.items() if k not in of_time} for line in lines(run)] for run in (one, other)]
-    assert told[0] == told[1]
-    assert [line["step"] for line in told[0]] == list(range(1, len(told[0]) + 1))
+    logs = [[{k: v for k, v in line.items() if k not in of_time} for line in lines(run)] for run in (first, second)]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there no signal kills")
+@pytest.mark.skipif(os.name == "nt", reason="signals do not kill there")
 def test_a_run_killed_and_then_terminated_is_the_same_run(recipe_file, straight, tmp_path, repository):
-    """8 steps are 4 and SIGKILL, some and SIGTERM, and the rest."""
+    """8 steps: 4 and SIGKILL, some more and SIGTERM, then the rest."""
     options = ["--out", str(tmp_path), "--steps", "8", "--engine.save-every", "4"]
     program = [sys.executable, str(repository / "tests" / "training" / "interrupted.py"), "6", str(recipe_file)]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
@@ -150,7 +150,7 @@ def test_a_signal_saves_and_leaves_within_a_step(make, capsys, number, status):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="there no signal reaches another process")
+@pytest.mark.skipif(os.name == "nt", reason="signals do not reach other processes there")
 def test_a_signal_to_all_processes_of_a_run_saves_too(recipe_file, tmp_path, repository):
     """As torchrun and service managers send it, while a worker reads samples."""
     command = [sys.executable, "-m", "training", str(recipe_file), "--out", str(tmp_path), "--engine.workers", "1"]
@@ -159,27 +159,27 @@ def test_a_signal_to_all_processes_of_a_run_saves_too(recipe_file, tmp_path, rep
         while run.poll() is None and not ((tmp_path / "log.jsonl").exists() and len(lines(tmp_path)) > 2):
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGTERM)
-        said, _ = run.communicate(timeout=60)
+        output, _ = run.communicate(timeout=60)
     finally:
         run.kill()
-    assert run.returncode == 143 and "stopped by SIGTERM" in said
+    assert run.returncode == 143 and "stopped by SIGTERM" in output
     assert read_state(checkpoints(tmp_path)[-1])["step"] == lines(tmp_path)[-1]["step"]
 
 
-def test_ranks_by_themselves_learn_what_one_process_learns(recipe_file, tmp_path, repository, capsys):
-    """The same samples in each step, and the same weights but for rounding; and a run goes on with fewer ranks."""
+def test_ranks_without_torchrun_learn_the_same_as_one_process(recipe_file, tmp_path, repository, capsys):
+    """The same samples in each step, and the same weights except for rounding. A run continues with fewer ranks."""
     config = replace(CONFIG, unet=replace(CONFIG.unet, dropout=0.0, stc_dropout=0.0))
     (tmp_path / "net.json").write_text(config.to_json())
     plain = as_plain(read_recipe(recipe_file, ["--start.network", str(tmp_path / "net.json"), "--steps", "3"]))
-    one = from_plain({**plain, "data": plain["data"][:1], "out": str(tmp_path / "one")})
-    assert train(one) == 0
+    recipe = from_plain({**plain, "data": plain["data"][:1], "out": str(tmp_path / "one")})
+    assert train(recipe) == 0
     command = [sys.executable, "-m", "training", str(tmp_path / "one" / "recipe.yaml"), "--out", str(tmp_path / "two")]
     run = subprocess.run([*command, "--ranks", "2", "--steps", "2"], cwd=repository, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "on 2 ranks (ddp)" in run.stderr and run.stdout.count("is done") == 1
-    assert train(replace(one, out=tmp_path / "two")) == 0
-    told = capsys.readouterr()
-    assert "on 2 ranks" not in told.err and told.out.count("is done") == 2
+    assert "on 2 ranks (ddp)" in run.stderr and run.stdout.count("is complete. Export it") == 1
+    assert train(replace(recipe, out=tmp_path / "two")) == 0
+    printed = capsys.readouterr()
+    assert "on 2 ranks" not in printed.err and printed.out.count("is complete. Export it") == 2
     ours, theirs = (tensors(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
@@ -189,16 +189,16 @@ def test_ranks_by_themselves_learn_what_one_process_learns(recipe_file, tmp_path
         assert other["frames_per_second"] == pytest.approx(3 * other["clips_per_second"])
 
 
-def test_a_users_error_of_all_ranks_is_said_once(recipe_file, tmp_path, repository):
+def test_a_user_error_of_all_ranks_is_printed_once(recipe_file, tmp_path, repository):
     options = ["--out", str(recipe_file), "--ranks", "2", "--optimizer.accumulate", "2"]
     command = [sys.executable, "-m", "training", str(recipe_file), *options]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert run.returncode == 2 and "cannot be made a folder" in run.stderr
+    assert run.returncode == 2 and "cannot be created" in run.stderr
     assert run.stderr.count("vc: ") == 1
 
 
-def test_where_the_data_stands_is_kept(straight):
-    """Two videos and one image in a step, whose numbers alternate between the domains."""
+def test_the_position_in_the_data_is_saved(straight):
+    """A step uses two videos and one image, and numbers alternate between the domains."""
     assert read_state(checkpoints(straight)[-1])["samples"] == [16, 8]
     assert from_plain(read_state(checkpoints(straight)[-1])["recipe"]).steps == 8
     assert read_recipe(straight / "recipe.yaml").steps == 8
@@ -206,42 +206,42 @@ def test_where_the_data_stands_is_kept(straight):
 
 def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
     assert train(make("--steps", "1")) == 0
-    assert "starting fresh: everything" in capsys.readouterr().err
-    remains = make().out / "checkpoints" / ".step-00000007.part"  # of one that was killed while it was written
+    assert "new weights: everything" in capsys.readouterr().err
+    remains = make().out / "checkpoints" / ".step-00000007.part"  # from a run that was killed while it saved
     remains.mkdir()
     assert train(make("--steps", "1")) == 0
     assert len(lines(make().out)) == 1 and not remains.exists()
     capsys.readouterr()
     assert train(make("--steps", "2", "--optimizer.clip", "0.5")) == 0
     assert len(lines(make().out)) == 2
-    told = capsys.readouterr().err
-    assert "optimizer.clip was 1.0 until here, and is 0.5 now" in told
-    assert "steps was 1 until here, and is 2 now" in told
+    output = capsys.readouterr().err
+    assert "optimizer.clip changed from 1.0 to 0.5" in output
+    assert "steps changed from 1 to 2" in output
 
 
-def test_another_number_of_domains_is_refused(make):
+def test_another_number_of_domains_is_an_error(make):
     recipe = make("--steps", "1")
     assert train(recipe) == 0
-    told = (recipe.out / "recipe.yaml").read_text()
-    with pytest.raises(UserError, match="2 domains, and the recipe has 1"):
+    text = (recipe.out / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match="has 2 domains, but the recipe has 1"):
         train(replace(recipe, data=recipe.data[:1]))
-    with pytest.raises(UserError, match="of another network, optimizer"):
+    with pytest.raises(UserError, match="with another network, optimizer"):
         train(replace(recipe, optimizer=replace(recipe.optimizer, ema=0.0)))
-    assert (recipe.out / "recipe.yaml").read_text() == told
+    assert (recipe.out / "recipe.yaml").read_text() == text
 
 
-def test_a_missing_image_tower_is_told_before_the_first_step(make, tmp_path):
+def test_a_missing_image_tower_is_reported_before_the_first_step(make, tmp_path):
     recipe = make()
     convert(recipe.start.parts[0], tmp_path / "few.safetensors", parts=["vae", "text"])
     start, data = replace(recipe.start, parts=(tmp_path / "few.safetensors",)), (Domain("folder", tmp_path, frames=3),)
     recipe = replace(recipe, start=start, data=data)
-    with pytest.raises(UserError, match=r"image tower.*style in the domains' `without`"):
+    with pytest.raises(UserError, match=r"image tower.*add style to `without` of each domain"):
         train(recipe)
-    with pytest.raises(UserError, match="captions"):  # so far without it
+    with pytest.raises(UserError, match="captions"):  # it gets this far without the tower
         train(replace(recipe, data=(replace(data[0], without=("style",)),)))
 
 
-def test_what_is_seen_of_a_run(straight):
+def test_the_log_of_a_run(straight):
     line = lines(straight)[-1]
     assert line["samples"] == [16, 8]
     assert {"loss", "loss/videos", "loss/images", "norm/spatial", "norm/temporal", "norm/all", "rate/spatial",
@@ -251,7 +251,7 @@ def test_what_is_seen_of_a_run(straight):
     assert list((straight / "tensorboard").glob("events*"))
 
 
-def test_losses_are_told_apart_by_domain_and_quarter_of_the_schedule(make, tmp_path):
+def test_losses_are_separate_for_each_domain_and_quarter_of_the_schedule(make, tmp_path):
     log = Log(tmp_path, make(), World(), 1000)
     video, image = (Sample(str(frames), torch.zeros(4, frames, 4, 4)) for frames in (3, 1))
     batches = [(Lane(0, 0, 1), Batch([video] * 3, {}, [0, 1, 2], bad=["a clip: gone"])),
@@ -268,7 +268,7 @@ def test_losses_are_told_apart_by_domain_and_quarter_of_the_schedule(make, tmp_p
     assert domain_names([Domain(), Domain(lengths=(1,)), Domain()]) == ["videos0", "images", "videos2"]
 
 
-def test_a_log_forgets_what_came_after_the_checkpoint(make, tmp_path):
+def test_a_log_removes_lines_after_the_checkpoint(make, tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     Log(tmp_path, make(), World(), 1000, step=2).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
@@ -291,10 +291,10 @@ def test_validation_composes_the_prompts_and_some_samples(make, what, monkeypatc
         (recipe.out.parent / "net.json").write_text(config.to_json())
         recipe = replace(recipe, start=replace(recipe.start, network=recipe.out.parent / "net.json"),
                          train=replace(recipe.train, lora_on=("spatial.block",)))  # fmt: skip
-    if what == "lora_from":  # of other layers, of another rank, and of an alpha that is not the rank
-        lora, begun = recipe.out.parent / "lora.safetensors", UNet3D(config.unet)
-        add_lora(begun, 3, 7.5, ["temporal.block"])
-        save_lora(lora, begun)
+    if what == "lora_from":  # on other layers, with another rank, and with an alpha that is not the rank
+        lora, unet = recipe.out.parent / "lora.safetensors", UNet3D(config.unet)
+        add_lora(unet, 3, 7.5, ["temporal.block"])
+        save_lora(lora, unet)
         recipe = replace(recipe, train=replace(recipe.train, lora_from=lora))
     assert train(recipe) == 0
     videos = sorted((recipe.out / "validation" / "step-00000002").iterdir())
@@ -322,16 +322,16 @@ def test_a_signal_ends_validation_too(make, monkeypatch):
     assert read_state(checkpoints(recipe.out)[-1])["step"] == 2
 
 
-def test_recipes_that_differ_are_told_by_name():
+def test_differences_of_recipes_are_listed_by_name():
     before = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": 4}
     assert changed(before, before) == {}
     assert changed(before, {"a": 1, "b": {"c": [1, 5], "d": 3}}) == {"b.c.1": (2, 5), "e": (4, None)}
 
 
-def test_on_a_full_disk_a_run_stops_and_goes_on_with_the_same_command(make, tmp_path):
+def test_on_a_full_disk_a_run_stops_and_the_same_command_continues_it(make, tmp_path):
     recipe = make("--steps", "2", "--engine.save-every", "1")
-    said = f"{recipe.out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
-    with files_up_to(300_000), pytest.raises(UserError, match=re.escape(said)):
+    message = f"{recipe.out / 'checkpoints' / 'step-00000001'} cannot be written (File too large). "
+    with files_up_to(300_000), pytest.raises(UserError, match=re.escape(message)):
         train(recipe)
     assert everything_in(recipe.out / "checkpoints") == []
     assert train(recipe) == 0
@@ -339,28 +339,28 @@ def test_on_a_full_disk_a_run_stops_and_goes_on_with_the_same_command(make, tmp_
     assert [line["step"] for line in lines(recipe.out)] == [1, 2]
 
 
-def test_tensorboard_on_a_full_disk_says_no_more_than_the_sentence(make, tmp_path, capfd):
+def test_tensorboard_on_a_full_disk_prints_only_the_message(make, tmp_path, capfd):
     recipe = make("--steps", "1")
     log = Log(tmp_path, recipe, World(), 1000)
-    with files_up_to(0), pytest.raises(UserError, match="tensorboard: cannot be written"):
+    with files_up_to(0), pytest.raises(UserError, match="tensorboard cannot be written"):
         for step in range(2000):
             log.video("noise", torch.rand(3, 2, 64, 64), step)
     log.leave()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_second_run_in_the_same_folder_is_told_who_is_there(make, tmp_path):
+def test_a_second_run_in_the_same_folder_names_the_first(make, tmp_path):
     recipe = make()
     recipe.out.mkdir()
     host = re.escape(socket.gethostname())
-    with held(recipe.out, "./vc train"):
-        with pytest.raises(UserError, match=rf"run: \./vc train \(process {os.getpid()} on {host}\) is at work in it"):
+    with locked(recipe.out, "./vc train"):
+        with pytest.raises(UserError, match=rf"run is in use by \./vc train \(process {os.getpid()} on {host}\)"):
             train(recipe)
         assert everything_in(recipe.out) == [FILE]
 
 
 @pytest.mark.slow
-def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tmp_path, repository):
+def test_ranks_print_once_that_the_disk_is_full_or_the_folder_is_in_use(recipe_file, tmp_path, repository):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "training", str(recipe_file), "--out", str(out), "--ranks", "2"]
     command += ["--steps", "1", "--optimizer.accumulate", "2"]
@@ -369,32 +369,35 @@ def test_ranks_say_once_that_the_disk_is_full_or_the_folder_held(recipe_file, tm
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, **limits)
 
     ended = start(preexec_fn=partial(limit_files, 300_000))
-    said = f"vc: {out / 'checkpoints' / 'step-00000001'}: cannot be written (File too large): "
-    assert ended.returncode == 2 and ended.stderr.count(said) == 1, ended.stderr
+    message = f"vc: {out / 'checkpoints' / 'step-00000001'} cannot be written (File too large). "
+    assert ended.returncode == 2 and ended.stderr.count(message) == 1, ended.stderr
     assert "Traceback" not in ended.stderr and everything_in(out / "checkpoints") == []
-    with held(out, "./vc train"):
+    with locked(out, "./vc train"):
         ended = start()
-    assert ended.returncode == 2 and ended.stderr.count(f"vc: {out}: ./vc train (process {os.getpid()} on ") == 1
+    assert (
+        ended.returncode == 2
+        and ended.stderr.count(f"vc: {out} is in use by ./vc train (process {os.getpid()} on ") == 1
+    )
     assert start().returncode == 0
 
 
-def test_the_command_says_what_is_wrong_and_returns_2(recipe_file, monkeypatch, capsys):
+def test_the_command_prints_the_error_and_returns_2(recipe_file, monkeypatch, capsys):
     from training.__main__ import main
 
-    for arguments, status, said in (
+    for arguments, status, message in (
         ([], 2, "usage: vc train RECIPE"),
         (["--help"], 0, "training/recipes/stage1.yaml"),
-        (["none.yaml"], 2, "vc: The recipe none.yaml cannot be read"),
-        ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be made a folder"),
+        (["none.yaml"], 2, "vc: Cannot read the recipe none.yaml"),
+        ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be created"),
     ):
         monkeypatch.setattr(sys, "argv", ["vc train", *arguments])
         assert main() == status
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["shards", "folder"])
-def test_shards_of_another_program_are_trained_on_as_they_are(make, videos, tmp_path, kind):
-    """The same steps as on the files that are in them; one that failed is left out."""
+def test_shards_of_another_program_are_used_without_preparation(make, videos, tmp_path, kind):
+    """The same steps as with the files in them; a sample that failed to download is skipped."""
     steps = {}
     members = {"9.json": json.dumps({"caption": "x", "status": "failed_to_download"})}
     (tmp_path / "files").mkdir()
@@ -406,12 +409,12 @@ def test_shards_of_another_program_are_trained_on_as_they_are(make, videos, tmp_
         (tmp_path / "files" / f"{number}.txt").write_text(f"goes {name}")
     write_tar(tmp_path / "shards" / "00000.tar", members)
     (tmp_path / "shards" / "00000.parquet").touch()
-    for of, path in ((kind, "shards"), ("folder", "files")):
+    for data_kind, path in ((kind, "shards"), ("folder", "files")):
         out = tmp_path / f"run of {path}"
-        domain = Domain(of, tmp_path / path, frames=3, batch=2, without=("depth",))
-        with warnings.catch_warnings(record=True) as told:
+        domain = Domain(data_kind, tmp_path / path, frames=3, batch=2, without=("depth",))
+        with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
             assert train(replace(make("--steps", "3"), out=out, data=(domain,))) == 0
-        assert any("without a video" in str(each.message) for each in told) == (path == "shards")
+        assert any("without a video" in str(note.message) for note in notes) == (path == "shards")
         steps[path] = [line["loss"] for line in lines(out)]
     assert len(steps["files"]) == 3 and steps["shards"] == steps["files"]

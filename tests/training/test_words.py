@@ -1,5 +1,5 @@
-"""What the command lines, settings, recipes and configs say, word for word: words.json beside this holds the options
-with their help texts, and wrong input with the exit status and the sentence that it gets."""
+"""Texts of the command lines, settings, recipes and configs, word for word. words.json contains the options with their
+help texts, and wrong input with its exit status and message."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ RECIPE = "recipe.yaml"
 
 
 def run(words):
-    """The exit status of a command line in this process."""
+    """Run a command line in this process. Returns its exit status."""
     for name, module in PROGRAMS.items():
         if words[: len(name.split())] == name.split():
             return import_module(module).main(words[len(name.split()) :])
@@ -39,12 +39,12 @@ def run(words):
 def status_of(words):
     try:
         return run(words)
-    except SystemExit as left:
-        return left.code
+    except SystemExit as ended:
+        return ended.code
 
 
 def squeezed(text):
-    """A text without its layout: spaces, line breaks and boxes."""
+    """Return a text without its layout: spaces, line breaks and boxes."""
     return "".join(text.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())
 
 
@@ -54,16 +54,15 @@ def test_help(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     Path(RECIPE).write_text("data: [{}]")
     assert status_of([*command.split(), *([RECIPE] if command == "train" else []), "--help"]) == 0
-    told = squeezed(capsys.readouterr().out)
+    output = squeezed(capsys.readouterr().out)
     for *names, help in WORDS["help"][command]:
-        assert [name for name in names if squeezed(name).lower() not in told.lower()] == [], names
-        assert squeezed(help) in told, names
+        assert [name for name in names if squeezed(name).lower() not in output.lower()] == [], names
+        assert squeezed(help) in output, names
 
 
 @pytest.mark.parametrize("case", WORDS["errors"], ids=lambda case: " ".join(case["words"])[:60])
 def test_wrong_input(case, tmp_path, monkeypatch, capsys):
-    """`says` is the whole sentence, or where it ends in ... what it begins with; a parser's own words are not held, but
-    that they name what is wrong."""
+    """`says` is the complete message. For messages of a parser, only `names` must be in them."""
     monkeypatch.chdir(tmp_path)
     for name, text in case.get("files", {}).items():
         Path(name).write_text(text)
@@ -73,8 +72,8 @@ def test_wrong_input(case, tmp_path, monkeypatch, capsys):
         assert str(raised.value) == case["says"]
         return
     assert status_of(case["words"]) == case["status"]
-    told = capsys.readouterr().err.strip()
+    output = capsys.readouterr().err.strip()
     if "names" in case:
-        assert squeezed(case["names"]) in squeezed(told) and "Traceback" not in told
+        assert squeezed(case["names"]) in squeezed(output) and "Traceback" not in output
     else:
-        assert told.splitlines()[-1] == f"vc: {case['says']}"
+        assert output.splitlines()[-1] == f"vc: {case['says']}"

@@ -1,6 +1,6 @@
-// A headless browser on ComfyUI's page, for the tests: node browser.js SCENARIO.js URL OUT [JSON].
-// A scenario is `async (page, given) => result`; the result is printed as JSON, with what the page complained about.
-// `page.shot(name)` keeps a picture in the folder OUT, where it is not empty. What is given may hold `settings` and the
+// A headless browser on ComfyUI's page, for the tests: node browser.js SCENARIO.js URL OUT [OPTIONS as JSON].
+// A scenario is `async (page, options) => result`. The result is printed as JSON, with the page's errors and warnings.
+// `page.shot(name)` saves a screenshot in the folder OUT, unless OUT is empty. The options may contain `settings` and the
 // `viewport` of the page.
 
 const path = require("path");
@@ -11,10 +11,10 @@ const FLAGS = [
   "--disable-component-update", "--disable-sync",
 ];
 
-async function main([scenario, url, out, given = "{}"]) {
+async function main([scenario, url, out, json = "{}"]) {
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM_PATH, args: FLAGS });
   try {
-    const options = JSON.parse(given);
+    const options = JSON.parse(json);
     const page = await browser.newPage({ viewport: options.viewport ?? { width: 1600, height: 1000 } });
     const complaints = [];
     page.on("pageerror", (error) => complaints.push({ kind: "error", text: String(error.stack ?? error), where: "" }));
@@ -41,7 +41,7 @@ async function ready(page) {
     null,
     { timeout: 90000 },
   );
-  // The page loads a workflow of its own once everything is there.
+  // The page loads its own workflow when it is ready.
   await page.waitForFunction(() => window.app.graph.nodes.length > 0, null, { timeout: 30000 }).catch(() => {});
 }
 

@@ -1,15 +1,15 @@
-// Draws on pictures as a user does. given: {pictures: [{path, at: of the object, in pixels}], prompt: a graph in the
-// API's form whose tracks have one of them as their image}.
+// Draws on images as a user does. options: {pictures: [{path, at: position of the object, in pixels}], prompt: a graph in
+// API format with one of the images connected to its tracks}.
 
 const open = require("./editor.js");
 
 module.exports = async (page, { pictures, prompt }) => {
-  const seen = { drawn: [] };
-  for (const picture of pictures) seen.drawn.push(await draw(page, picture));
-  seen.kept = await keep(page);
-  seen.beside = await select(page);
-  seen.ran = await run(page, prompt);
-  return seen;
+  const report = { drawn: [] };
+  for (const picture of pictures) report.drawn.push(await draw(page, picture));
+  report.persistence = await checkPersistence(page);
+  report.panel = await select(page);
+  report.run = await run(page, prompt);
+  return report;
 };
 
 async function choose(page, editor, path) {
@@ -19,7 +19,7 @@ async function choose(page, editor, path) {
   await page.waitForTimeout(500);
 }
 
-/** A track from the object of a picture to the right, and what became of the one that a fresh node has. */
+/** Draws a track from the image's object to the right; also returns the scaled track that a new node starts with. */
 async function draw(page, { path, at: [x, y] }) {
   const editor = await open(page);
   const before = await editor.blue();
@@ -29,28 +29,28 @@ async function draw(page, { path, at: [x, y] }) {
   const blue = [before, await editor.blue()];
   await editor.button("clear").click();
   await editor.click(x, y);
-  await page.waitForTimeout(700); // or it is a double click
+  await page.waitForTimeout(700); // so that it is not a double click
   await editor.click(x + 60, y);
   await page.shot(`picture_${path.split("/").at(-1).split(".")[0]}`);
   return { scaled, blue, tracks: await editor.read(), name: await page.evaluate(() => app.graph.nodes[0].properties.videocomposer_background) };
 }
 
-/** The background after undoing, loading again, copying, taking it away, and without its file. */
-async function keep(page) {
-  const kept = {};
+/** The background after undoing, loading again, copying, removing it, and without its file. */
+async function checkPersistence(page) {
+  const states = {};
   const editor = await open(page, false);
   const look = async () => {
     await page.waitForTimeout(1000);
     return [(await editor.blue()) > 0, JSON.parse(await editor.widget("tracks")).length, await editor.widget("canvas_width")];
   };
-  kept.before = await look();
+  states.before = await look();
   await page.keyboard.press("Control+z"); // the second point
-  kept.undone = await look();
+  states.undone = await look();
   const saved = await page.evaluate(() => JSON.parse(JSON.stringify(app.graph.serialize())));
-  kept.characters = JSON.stringify(saved).length;
+  states.characters = JSON.stringify(saved).length;
   await page.evaluate((saved) => app.loadGraphData(saved), saved);
-  kept.loaded = await look();
-  kept.copied = await page.evaluate(async () => {
+  states.loaded = await look();
+  states.copied = await page.evaluate(async () => {
     const [node] = app.graph.nodes;
     const copy = node.clone();
     copy.pos = [900, 60];
@@ -69,20 +69,20 @@ async function keep(page) {
   await look();
   await editor.set("canvas_width", 100);
   await page.waitForTimeout(500);
-  kept.bent = await editor.caption();
+  states.bent = await editor.caption();
   await editor.set("canvas_width", 512);
   await editor.button("background").click();
-  kept.away = [...(await look()), await editor.button("background").innerText()];
+  states.away = [...(await look()), await editor.button("background").innerText()];
   await page.keyboard.press("Control+z");
-  kept.back = await look();
+  states.back = await look();
   for (const name of ["gone.png [input]", "gone.png [temp]"]) {
     saved.nodes[0].properties.videocomposer_background = name;
     await page.evaluate((saved) => app.loadGraphData(saved), saved);
     await page.waitForTimeout(700);
-    kept[name] = [await editor.blue(), await editor.caption(), await editor.button("background").innerText()];
+    states[name] = [await editor.blue(), await editor.caption(), await editor.button("background").innerText()];
   }
   await page.shot("picture_gone");
-  return kept;
+  return states;
 }
 
 /** The width of the editor before and after its node is selected, and the rows that the side panel has for it. */
@@ -105,7 +105,7 @@ async function select(page) {
   return { before, after, rows: text?.includes("videocomposer_tracks"), others: text?.includes("canvas_width") };
 }
 
-/** The picture that comes through the socket, after a run. */
+/** The image from the connected socket, after a run. */
 async function run(page, prompt) {
   await page.evaluate(async (prompt) => {
     await app.loadApiJson(prompt, "a run");

@@ -1,10 +1,10 @@
-// Draws tracks as a user does, and reads the text that it makes after every step.
+// Draws tracks as a user does, and reads the resulting text after every step.
 
 const open = require("./editor.js");
 
 module.exports = async (page) => {
   const { canvas, at, widget, read, set, click, drag, caption, button } = await open(page);
-  const seen = () => canvas.evaluate((canvas) => {
+  const checksum = () => canvas.evaluate((canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let sum = 0;
     for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + data[i + 1] * 7 + data[i + 2] * 13) % 1000003;
@@ -27,7 +27,7 @@ module.exports = async (page) => {
   await page.waitForTimeout(400);
   await button("track").click();
   await click(60, 60);
-  await page.waitForTimeout(600); // or it is a double click
+  await page.waitForTimeout(600); // so that it is not a double click
   await click(60, 200);
   steps.second = await read();
   await page.shot("tracks_two");
@@ -45,7 +45,7 @@ module.exports = async (page) => {
   steps.undone = await read();
   steps.editorsAfterUndo = await page.locator('[data-action="track"]').count();
 
-  // A box by its button, and its path; one with Shift, that is dragged off with its first point.
+  // A box drawn with the button, and its path; a box drawn with Shift, then moved by its first point.
   await button("box").click();
   await drag([300, 60], [420, 160]);
   await click(360, 300);
@@ -63,14 +63,14 @@ module.exports = async (page) => {
   await page.waitForTimeout(1000);
   steps.boxesAfterUndo = (await read())[0].filter((track) => track.box).length;
 
-  const first = await seen();
+  const first = await checksum();
   await page.locator('textarea.comfy-multiline-input, [data-node-id] textarea').first().fill('[[10, 10], [500, 500]]');
   await page.waitForTimeout(300);
-  const second = await seen();
+  const second = await checksum();
   await page.shot("tracks_text");
   await set("tracks", "[{'x': 1, 'y': 400}, {'x': 400, 'y': 1}]");
   await page.waitForTimeout(300);
-  const third = await seen();
+  const third = await checksum();
   steps.textShown = new Set([first, second, third]).size;
   await set("tracks", "nonsense");
   await page.waitForTimeout(300);
@@ -80,7 +80,7 @@ module.exports = async (page) => {
   await button("clear").click();
   steps.cleared = await read();
 
-  // A canvas without a size of its own is shown as large as the points make likely, and keeps that size once drawn on.
+  // A canvas without a size is shown in a size that fits the points, and keeps it after the first change.
   await set("canvas_width", 0);
   await set("canvas_height", 0);
   await set("tracks", '[{"x": 16, "y": 32}, {"x": 48, "y": 32}]');
@@ -93,7 +93,7 @@ module.exports = async (page) => {
   await page.waitForTimeout(300);
   await page.shot("tracks_cropped");
 
-  // Through the page's own saving and loading the editor stays one, and says what was saved.
+  // After saving and loading there is still one editor, and it shows the saved tracks.
   const saved = await page.evaluate(() => JSON.parse(JSON.stringify(app.graph.serialize())));
   await page.evaluate((saved) => app.loadGraphData(saved), saved);
   await page.waitForTimeout(800);

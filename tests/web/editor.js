@@ -1,6 +1,6 @@
-// The tracks' editor of the first node of a graph, as a user and a test get at it.
+// Access to the tracks' editor of the first node of a graph, for tests.
 
-/** Puts a fresh node with an editor onto an empty graph, or takes the one that is there. */
+/** Puts a new node with an editor onto an empty graph, or uses the existing node. */
 module.exports = async (page, fresh = true) => {
   if (fresh) {
     await page.evaluate(() => app.graph.clear());
@@ -10,7 +10,7 @@ module.exports = async (page, fresh = true) => {
       const node = LiteGraph.createNode("VCMotionFromTracks");
       node.pos = [60, 60];
       app.graph.add(node);
-      // Newer pages give a node the values of a removed one that had its number.
+      // Newer pages give a node the values of a removed node with the same id.
       const fresh = { tracks: '[{"x": 128, "y": 256}, {"x": 384, "y": 256}]', canvas_width: 512, canvas_height: 512 };
       for (const [name, value] of Object.entries(fresh)) node.widgets.find((widget) => widget.name === name).value = value;
     });
@@ -27,7 +27,7 @@ module.exports = async (page, fresh = true) => {
     }, name);
   const size = async () => [await widget("canvas_width"), await widget("canvas_height")];
 
-  /** The place on the page of one in pixels of the node's canvas, which lies in the middle of its element. */
+  /** The page position of a point in pixels of the node's canvas, which is centred in its element. */
   const at = async (x, y, shown) => {
     const box = await canvas.boundingBox();
     const [width, height] = shown ?? (await size());
@@ -56,7 +56,7 @@ module.exports = async (page, fresh = true) => {
       await page.mouse.up();
     },
     caption: () => button("track").locator("xpath=../../div[2]").innerText(),
-    /** How many pixels of the editor are as blue as nothing in it but a picture's object. */
+    /** The number of blue pixels in the editor; only the image's object is so blue. */
     blue: () => canvas.evaluate((canvas) => {
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
       let count = 0;

@@ -1,5 +1,5 @@
-// Loads templates as the page serves them, and says what of them overlaps or leaves its group: as they are, and while the
-// sampler shows its preview. given: {templates: [names], pack: folder}
+// Loads templates as the page serves them, and reports nodes that overlap or are outside their group, with and without the
+// sampler's preview. options: {templates: [names], pack: folder}
 
 const { helpers } = require("./layout.js");
 
@@ -26,21 +26,21 @@ module.exports = async (page, { templates, pack }) => {
 };
 
 async function load([name, pack]) {
-  // Later versions have more widgets, after those that were there.
+  // Later versions have more widgets, after the old ones.
   const begins = (values, old) => old.every((value, i) => JSON.stringify(value) === JSON.stringify(values[i]));
   const { api } = window.comfyAPI.api;
-  const at = (ending) => api.apiURL(`/workflow_templates/${encodeURIComponent(pack)}/${name}.${ending}`); // as the page asks
-  const file = await (await fetch(at("json"))).json();
-  const thumbnail = (await fetch(at("jpg"))).ok;
+  const address = (suffix) => api.apiURL(`/workflow_templates/${encodeURIComponent(pack)}/${name}.${suffix}`); // as the page requests it
+  const file = await (await fetch(address("json"))).json();
+  const thumbnail = (await fetch(address("jpg"))).ok;
   await app.loadGraphData(structuredClone(file), true, true);
   const { prompt, error } = await app.graphToPrompt().then((prompt) => ({ prompt }), (error) => ({ error: String(error) }));
-  const known = (node) => node.type in LiteGraph.registered_node_types;
+  const exists = (node) => node.type in LiteGraph.registered_node_types;
   const saved = app.graph.serialize();
   const old = new Map(file.nodes.map((node) => [node.id, node]));
   return {
     thumbnail,
     error,
-    missing: app.graph.nodes.filter((node) => !known(node) || node.has_errors).map((node) => node.type),
+    missing: app.graph.nodes.filter((node) => !exists(node) || node.has_errors).map((node) => node.type),
     nodes: [file.nodes.length, saved.nodes.length],
     links: [file.links.length, saved.links.length],
     changed: saved.nodes

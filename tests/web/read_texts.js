@@ -1,5 +1,5 @@
-// Reads what the page shows of the pack's nodes in its language, and the help page of one of them.
-// given: {nodes: [ids], help: id, shot: name of a picture}
+// Reads the texts of the pack's nodes in the page's language, and the help page of one node.
+// options: {nodes: [ids], help: id, shot: name of a screenshot}
 
 module.exports = async (page, { nodes, help, shot }) => {
   const texts = await page.evaluate((names) => {
@@ -30,7 +30,7 @@ module.exports = async (page, { nodes, help, shot }) => {
   await page.evaluate((help) => app.canvas.selectNode(app.graph.nodes.find((node) => node.type === help)), help);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Canvas.FitView"));
   await page.waitForTimeout(700);
-  // Newer pages take for selected what was clicked on.
+  // In newer pages a node is selected only by a click.
   const title = await page.evaluate((help) => {
     const node = app.graph.nodes.find((node) => node.type === help);
     const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);

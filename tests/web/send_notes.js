@@ -1,5 +1,5 @@
-// Sends the page texts for a node of the pack and for a stock one, and runs both; returns the texts before and after, and
-// whether all of a long text is to be seen.
+// Sends the page texts for a node of the pack and for a stock node, and runs both; returns the texts before and after,
+// and whether a long text is fully visible.
 
 module.exports = async (page) =>
   page.evaluate(async () => {
@@ -17,11 +17,11 @@ module.exports = async (page) =>
     await wait();
     api.dispatchEvent(new CustomEvent("executing", { detail: null }));
     const after = texts();
-    const long = Array.from({ length: 4 }, (_, i) => `Sentence ${i} of what a node may have to say about a checkpoint.`).join(" ");
+    const long = Array.from({ length: 4 }, (_, i) => `Sentence ${i} of a long note that a node shows about a checkpoint.`).join(" ");
     api.dispatchEvent(new CustomEvent("progress_text", { detail: { nodeId: String(nodes[0].id), text: long } }));
     app.canvas.setDirty(true, true);
     await wait(500);
-    const around = [...document.querySelectorAll("div")].filter(({ textContent }) => textContent.trim() === long);
-    const whole = around.every(({ scrollHeight, clientHeight }) => scrollHeight <= clientHeight + 1);
-    return { before, after, found: around.length > 0, whole };
+    const elements = [...document.querySelectorAll("div")].filter(({ textContent }) => textContent.trim() === long);
+    const fullyVisible = elements.every(({ scrollHeight, clientHeight }) => scrollHeight <= clientHeight + 1);
+    return { before, after, exists: elements.length > 0, fullyVisible };
   });

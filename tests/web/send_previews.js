@@ -1,4 +1,4 @@
-// Sends the page messages of previews as the host does, among them ones that nothing may come of.
+// Sends preview messages to the page as the host does, including messages that must have no effect.
 
 module.exports = async (page) =>
   page.evaluate(async () => {
@@ -7,15 +7,15 @@ module.exports = async (page) =>
     const node = LiteGraph.createNode("VC3DUNetSampler");
     app.graph.add(node);
     const wait = (ms = 150) => new Promise((resolve) => setTimeout(resolve, ms));
-    await wait(600); // nodes of HTML grow to what is in them
+    await wait(600); // HTML nodes grow to fit their contents
     const size = [...node.size];
-    // Nodes of HTML take their height from all that is in them, of which the stock preview below is a part.
+    // The height of HTML nodes depends on their contents, including the stock preview below.
     const asBefore = ([wide, high], tall) =>
       LiteGraph.vueNodesMode ? Math.abs(wide - size[0]) < 1 && high < tall : wide === size[0] && high === size[1];
     const screen = () => node.widgets.find(({ name }) => name === "videocomposer_preview");
     const shown = () => Boolean(screen() && !screen().hidden);
 
-    // 6 frames of 4 x 2 pixels in rows of 4, each of one colour.
+    // 6 frames of 4 x 2 pixels in rows of 4, each in one colour.
     const sheet = document.createElement("canvas");
     [sheet.width, sheet.height] = [16, 4];
     const context = sheet.getContext("2d");
@@ -45,11 +45,11 @@ module.exports = async (page) =>
     await wait();
     result.nothing = shown();
     api.dispatchEvent(new CustomEvent("executing", { detail: null }));
-    result.stockAlone = stock();
+    result.onlyStock = stock();
     send({});
     await wait();
     result.shown = shown();
-    result.stockBeside = stock();
+    result.stockWithOurs = stock();
     const canvas = screen().element;
     result.pixels = [canvas.width, canvas.height];
     const seen = new Set();
@@ -67,9 +67,9 @@ module.exports = async (page) =>
     result.stays = shown();
     api.dispatchEvent(new CustomEvent("executing", { detail: "77" }));
     result.ended = !shown() && asBefore(node.size, tall);
-    const drawn = canvas.toDataURL();
+    const content = canvas.toDataURL();
     await wait(200);
-    result.still = drawn === canvas.toDataURL();
+    result.still = content === canvas.toDataURL();
 
     const ends = {
       executing: null, status: { exec_info: { queue_remaining: 0 } }, execution_start: {}, execution_success: {},
@@ -84,7 +84,7 @@ module.exports = async (page) =>
       if (before && !shown()) result.ends.push(event);
     }
     send({});
-    api.dispatchEvent(new CustomEvent("executing", { detail: null })); // before the picture is decoded
+    api.dispatchEvent(new CustomEvent("executing", { detail: null })); // before the image is decoded
     await wait();
     result.late = shown();
     for (let i = 0; i < 20; i++) send({ rate: 1 + i });

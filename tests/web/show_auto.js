@@ -1,9 +1,9 @@
-// Reads what widgets show, and types numbers into one of them. given: {cases}, each {type: class of a node, name: of the
-// widget, typed: [texts]}
+// Reads the texts on widgets, and types numbers into one of them. options: {cases}, each {type: class of a node, name: of
+// the widget, typed: [texts]}
 
 module.exports = async (page, { cases }) => {
   const results = [];
-  for (const given of cases) results.push(await type(page, given));
+  for (const options of cases) results.push(await type(page, options));
   return results;
 };
 
@@ -41,13 +41,13 @@ function look() {
   return Object.fromEntries(node.widgets.filter(({ type }) => type === "number").map((widget) => [widget.name, [texts(widget), widget.value]]));
 
   function ofCanvas(widget) {
-    const drawn = [];
+    const texts = [];
     const context = app.canvas.ctx;
     const { fillText } = context;
-    context.fillText = (text, ...rest) => drawn.push(text) && fillText.call(context, text, ...rest);
+    context.fillText = (text, ...rest) => texts.push(text) && fillText.call(context, text, ...rest);
     widget.drawWidget(context, { width: node.size[0], showText: true });
     delete context.fillText;
-    return drawn.at(-1);
+    return texts.at(-1);
   }
 
   function ofHtml({ name }) {
@@ -59,13 +59,13 @@ function look() {
   }
 }
 
-/** Where a widget is on the screen. */
+/** The position of a widget on the screen. */
 function middle(name) {
   if (LiteGraph.vueNodesMode) {
     const box = document.querySelector(`[data-node-id="${node.id}"] [aria-label="${name}"] input`).getBoundingClientRect();
     return [box.left + box.width / 2, box.top + box.height / 2];
   }
-  const widget = node.widgets.find((one) => one.name === name);
+  const widget = node.widgets.find((widget) => widget.name === name);
   const box = app.canvas.canvas.getBoundingClientRect();
   const { scale, offset } = app.canvas.ds;
   const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];

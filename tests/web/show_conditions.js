@@ -1,6 +1,6 @@
-// Runs a graph from the page twice, with another text the second time, and looks at what its nodes show on themselves;
+// Runs a graph from the page twice, with another text the second time, and looks at the images and notes on its nodes;
 // then loads a workflow that was saved when `model` was a condition node's first socket.
-// given: {prompt: in the API's form, workflow: in the page's, shot: name of a picture}
+// options: {prompt: in API format, workflow: in the page's format, shot: name of a screenshot}
 
 module.exports = async (page, { prompt, workflow, shot }) => {
   const runs = [];
@@ -24,8 +24,8 @@ module.exports = async (page, { prompt, workflow, shot }) => {
   }
   if (shot) await page.shot(shot);
   await page.evaluate((workflow) => app.loadGraphData(workflow), workflow);
-  const told = await page.evaluate(async () => (await app.graphToPrompt()).output);
-  return { runs, told };
+  const output = await page.evaluate(async () => (await app.graphToPrompt()).output);
+  return { runs, output };
 };
 
 function look() {
@@ -34,14 +34,14 @@ function look() {
   for (const node of app.graph.nodes) {
     const html = document.querySelector(`[data-node-id="${node.id}"]`); // of Nodes 2.0
     const all = html ? [...html.querySelectorAll("img")] : (node.imgs ?? []);
-    const pictures = all.filter((one) => one.src.includes("VideoComposer_seen"));
+    const images = all.filter((image) => image.src.includes("VideoComposer_seen"));
     const note = node.widgets?.find(({ name }) => name === "$$node-text-preview");
     shown[node.type] = {
       html: Boolean(html),
-      pictures: pictures.map((one) => [one.naturalWidth, one.naturalHeight]),
-      // Its height on the node: of an element, or of the widget that the canvas draws it into.
-      drawn: pictures[0]?.isConnected
-        ? pictures[0].getBoundingClientRect().height / scale
+      images: images.map((image) => [image.naturalWidth, image.naturalHeight]),
+      // Height on the node: of the element, or of the widget in which the canvas draws it.
+      height: images[0]?.isConnected
+        ? images[0].getBoundingClientRect().height / scale
         : node.widgets?.find(({ name }) => name.startsWith("$$canvas-image"))?.computedHeight,
       note: note?.value ?? "",
       size: html ? [html.offsetWidth, html.offsetHeight] : [...node.size],

@@ -1,9 +1,9 @@
-// The page with what it loads by itself, for what it complains about where this pack is not.
+// Opens the page with its own workflow, to collect the complaints of a page without this pack.
 
 module.exports = async (page) => {
   await page.evaluate(async () => {
     await app.loadGraphData();
     await app.graphToPrompt();
   });
-  await page.waitForTimeout(1000); // some of its requests come late
+  await page.waitForTimeout(1000); // some of its requests are late
 };

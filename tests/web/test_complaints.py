@@ -1,4 +1,4 @@
-"""Which of a page's complaints count."""
+"""Which complaints of a page are reported."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ THEIR_WARNING = Complaint("warning", "deprecated", "/extensions/core/menu.js")
 
 
 class Played(Browser):
-    """A browser whose pages complain of what they are told, and which counts the pages without the pack."""
+    """A browser with fixed complaints, which counts how often a ComfyUI without the pack is started."""
 
     def __init__(self, complaints, stock):
         super().__init__(None, "", {}, self._start)
@@ -22,21 +22,21 @@ class Played(Browser):
         self.started += 1
         return SimpleNamespace(stop=lambda: None)
 
-    def _play(self, host, scenario, given):
+    def _play(self, host, scenario, options):
         return None, self.complaints if host is None else self.without_pack
 
 
-def test_what_a_page_without_the_pack_says_does_not_count():
+def test_complaints_of_a_page_without_the_pack_are_ignored():
     browser = Played([THEIRS, THEIR_WARNING], [THEIRS])
     assert browser.play("some.js").complaints == browser.play("some.js").complaints == []
     assert browser.started == 1
 
 
-def test_what_is_ours_counts_wherever_it_is_said():
+def test_our_own_complaints_are_always_reported():
     browser = Played([OURS, OUR_WARNING, THEIR_WARNING], [OURS])
     assert browser.play("some.js").complaints == [str(OURS), str(OUR_WARNING)]
     assert browser.started == 0
 
 
-def test_an_error_that_no_stock_page_has_counts():
+def test_an_error_that_no_stock_page_has_is_reported():
     assert Played([THEIRS, NEW], [THEIRS]).play("some.js").complaints == [str(NEW)]

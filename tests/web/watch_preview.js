@@ -1,7 +1,7 @@
-// Runs graphs from the page, and looks at the previews on the node that samples. given: {cases}, each
-// {graph or prompt: in the page's or the API's form, sampler: class of the node, subgraph: put it into one first,
-// replace: load the graph again while it runs, interrupt: the run, shot: name of a picture}. A short run may end before a
-// busy machine has drawn anything: so the last message of each is then sent again, and shown until its video has gone by.
+// Runs graphs from the page, and looks at the previews on the sampler node. options: {cases}, each
+// {graph or prompt: in the page's or the API's format, sampler: class of the node, subgraph: put it into one first,
+// replace: load the graph again while it runs, interrupt: the run, shot: name of a screenshot}. A short run may end before
+// a busy machine has drawn anything, so the last message of each run is sent again and shown until all frames were drawn.
 
 const { helpers } = require("./layout.js");
 
@@ -21,7 +21,7 @@ module.exports = async (page, { cases }) => {
           .filter((widget) => widget.name === "videocomposer_preview" && !widget.hidden)
           .map((widget) => ({
             id,
-            picture: widget.element.toDataURL(),
+            image: widget.element.toDataURL(),
             pixels: [widget.element.width, widget.element.height],
             connected: widget.element.isConnected,
             stock: Boolean(node.imgs?.length),
@@ -36,49 +36,49 @@ module.exports = async (page, { cases }) => {
     }
   });
   const results = [];
-  for (const given of cases) results.push(await watch(page, given));
+  for (const options of cases) results.push(await watch(page, options));
   return results;
 };
 
-async function watch(page, given) {
-  if (given.graph) await page.evaluate((graph) => app.loadGraphData(graph), given.graph);
-  else await page.evaluate((prompt) => app.loadApiJson(prompt, "a run"), given.prompt);
+async function watch(page, options) {
+  if (options.graph) await page.evaluate((graph) => app.loadGraphData(graph), options.graph);
+  else await page.evaluate((prompt) => app.loadApiJson(prompt, "a run"), options.prompt);
   await page.waitForTimeout(300);
   await page.evaluate(() => {
-    // A ComfyUI that has made this video already would send nothing.
+    // If ComfyUI has this video in its cache, it sends nothing.
     const seeds = everyNode().flatMap(([, node]) => (node.widgets ?? []).filter(({ name }) => name === "seed"));
     for (const seed of seeds) seed.value = Math.floor(Math.random() * 1e9);
   });
-  if (given.subgraph) {
+  if (options.subgraph) {
     await page.evaluate((type) => {
       const [, node] = everyNode().find(([, node]) => node.comfyClass === type);
       app.graph.convertToSubgraph(new Set([node]));
-    }, given.sampler);
+    }, options.sampler);
   }
   await page.evaluate(() => {
     app.canvas.ds.reset();
-    Object.assign(window, { messages: [], seen: [], ended: null, before: sizes() });
-    window.watching = setInterval(() => seen.push(...look()), 40);
+    Object.assign(window, { messages: [], looks: [], ended: null, before: sizes() });
+    window.watching = setInterval(() => looks.push(...look()), 40);
   });
   await page.locator('[data-testid="queue-button"]').first().click();
-  await page.waitForFunction(() => seen.length > 3 || ended, null, { timeout: 120000 });
+  await page.waitForFunction(() => looks.length > 3 || ended, null, { timeout: 120000 });
   await page.evaluate(() => {
     const shown = look()[0];
     const node = shown && app.graph.getNodeById(Number(shown.id.split(":")[0]));
     if (node) app.canvas.centerOnNode(node);
   });
-  if (given.shot) {
+  if (options.shot) {
     await page.waitForTimeout(300);
-    await page.shot(given.shot);
+    await page.shot(options.shot);
   }
-  if (given.replace) {
+  if (options.replace) {
     await page.evaluate(() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize()))));
-    await page.evaluate(() => (window.seen.length = 0));
+    await page.evaluate(() => (window.looks.length = 0));
   }
-  if (given.interrupt) await page.evaluate(() => window.comfyAPI.api.api.interrupt());
+  if (options.interrupt) await page.evaluate(() => window.comfyAPI.api.api.interrupt());
   await page.waitForFunction(() => ended, null, { timeout: 240000 });
   await page.waitForTimeout(500);
-  if (given.shot) await page.shot(`${given.shot}_after`);
+  if (options.shot) await page.shot(`${options.shot}_after`);
   const run = await page.evaluate(() => ({ ended, messages: [...messages] }));
   await replay(page);
   const shown = await page.evaluate((sampler) => {
@@ -86,16 +86,16 @@ async function watch(page, given) {
     const samplers = everyNode().filter(([, node]) => node.comfyClass === sampler).map(([id]) => id);
     return {
       samplers,
-      nodes: [...new Set(seen.map(({ id }) => id))].sort(),
-      pixels: seen[0]?.pixels,
-      pictures: new Set(seen.map(({ picture }) => picture)).size,
-      connected: seen.some(({ connected }) => connected),
-      stock: seen.some(({ stock }) => stock),
-      left: look().length,
+      nodes: [...new Set(looks.map(({ id }) => id))].sort(),
+      pixels: looks[0]?.pixels,
+      images: new Set(looks.map(({ image }) => image)).size,
+      connected: looks.some(({ connected }) => connected),
+      stock: looks.some(({ stock }) => stock),
+      remaining: look().length,
       misplaced: misplaced(),
       sizes: samplers.map((id) => [before[id], sizes()[id]]),
     };
-  }, given.sampler);
+  }, options.sampler);
   return { ...shown, ...run };
 }
 
@@ -103,9 +103,9 @@ async function replay(page) {
   await page.waitForFunction(
     () => {
       const { api } = window.comfyAPI.api;
-      // Again where a late message of the run has ended it.
+      // Send it again if a late message of the run has ended it.
       if (!look().length) api.dispatchEvent(new CustomEvent("videocomposer.preview", { detail: last }));
-      return new Set(seen.map(({ picture }) => picture)).size >= last.frames;
+      return new Set(looks.map(({ image }) => image)).size >= last.frames;
     },
     null,
     { timeout: 120000, polling: 500 },

@@ -1,4 +1,4 @@
-"""The bundled checkpoint by one command and a budget of time: autoencoder, towers, network, the file, its evaluation.
+"""Trains the bundled checkpoint with one command and a time budget: autoencoder, towers, network, file, evaluation.
 
-What trains here imports neither tyro nor pydantic, yaml, av or kornia: a machine with a GPU and little else will do.
+Training imports neither tyro nor pydantic, yaml, av or kornia, so that it runs on a machine with few packages.
 """

@@ -24,7 +24,7 @@ from vc_core.video import write_contact_sheet
 
 SIZE = 64
 RENDER_SIZES = (64, 64, 64, 64, 64, 64, 64, 96, 64, 128)
-"""Sizes at which successive batches are rendered, to be cropped to SIZE: grain and large shapes are seen too."""
+"""Sizes at which successive batches are rendered before cropping to SIZE, for grain and large shapes."""
 TRAIN_SEED, TEST_SEED = 1, 2
 FILE = "autoencoder.safetensors"
 SHAPE_WEIGHT = 12.0
@@ -35,9 +35,8 @@ LATENT_NOISE = 0.08
 def random_frames(
     seed: int, start: int, count: int, size: int = SIZE, crop: int = SIZE, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One random frame of each of `count` scenes rendered at `size`, at a random crop: (count, 4, crop, crop).
-
-    Three channels of RGB, and the objects' outlines.
+    """Return one random frame of each of `count` scenes, rendered at `size` and randomly cropped: (count, 4, crop,
+    crop). The channels are RGB and the objects' outlines.
     """
     seeds = scene_seeds(seed, start, count)
     result = render(sample_scenes(seeds.to(device)), size, 1, seeds.remainder(16), ("video", "outline"))
@@ -47,21 +46,21 @@ def random_frames(
 
 
 def psnr(result: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image (N, C, H, W) with values in [0, 1]; (N,)."""
+    """Return the peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [0, 1]."""
     error = (result.clamp(0, 1).float() - target.float()).square().flatten(1).mean(1)
     return -10.0 * error.clamp_min(1e-10).log10()
 
 
 def _near(outline: Tensor) -> Tensor:
-    """Within three pixels of the objects' outlines (N, 1, H, W)."""
+    """Return a mask (N, 1, H, W) of the pixels within three pixels of the objects' outlines."""
     return F.max_pool2d(outline, 5, stride=1, padding=2)
 
 
 def reconstruction_loss(result: Tensor, target: Tensor, outline: Tensor) -> Tensor:
-    """Weighted L1 and squared error of pixels (N, 3, H, W), and L1 of their differences, for sharp edges.
+    """Return the weighted L1 and squared error of pixels (N, 3, H, W), plus L1 of their differences, for sharp edges.
 
-    What is near the objects' outlines counts more: objects cover a tenth of a frame, and without this their shapes are
-    the last thing that is learned.
+    Pixels near the objects' outlines weigh more: objects cover a tenth of a frame, and without this their shapes are
+    learned last.
     """
     weight = 1.0 + SHAPE_WEIGHT * _near(outline)
     weight = weight / weight.mean()
@@ -74,9 +73,9 @@ def reconstruction_loss(result: Tensor, target: Tensor, outline: Tensor) -> Tens
 
 
 def latent_penalty(latents: Tensor) -> Tensor:
-    """Zero where each channel of latents (N, 4, h, w) has mean 0 and variance 1 and nothing exceeds 2.5.
+    """Return a penalty, 0 if each channel of latents (N, 4, h, w) has mean 0, variance 1 and no value above 2.5.
 
-    The decoder's soft clamp at 3 loses what lies further out.
+    The decoder's soft clamp at 3 loses larger values.
     """
     variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
     far = F.relu(latents.abs() - 2.5).square().mean()
@@ -84,10 +83,10 @@ def latent_penalty(latents: Tensor) -> Tensor:
 
 
 def initialize(model: nn.Module) -> nn.Module:
-    """Start with blocks that pass their input on, layers that keep its variance and a grey picture. In place."""
+    """Initialise, in place: blocks are the identity, layers keep the variance, and the output is grey."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
-            # The convolutions without a bias change the resolution and have no activation after them.
+            # Convolutions without bias change the resolution and have no activation after them.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if layer.bias is not None else "linear")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -103,7 +102,7 @@ def initialize(model: nn.Module) -> nn.Module:
 
 
 def training_loss(model: nn.Module, frames: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The loss and the reconstruction of `random_frames` (N, 4, H, W)."""
+    """Return the loss and the reconstruction of `random_frames` (N, 4, H, W)."""
     frames, outline = frames.split([3, 1], dim=1)
     frames = frames.contiguous(memory_format=torch.channels_last)
     fast = torch.autocast(frames.device.type, torch.bfloat16, enabled=dtype != torch.float32)
@@ -127,7 +126,7 @@ def _encoded(model: nn.Module, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, count: int = 256) -> dict[str, object]:
-    """PSNR over held-out frames and the latents' statistics, in float32."""
+    """Measure PSNR on held-out frames, and statistics of the latents, in float32."""
     frames, outline = random_frames(TEST_SEED, 0, count).split([3, 1], dim=1)
     latents = _encoded(model, frames)
     results = _decoded(model, latents)
@@ -148,22 +147,22 @@ def evaluate(model: nn.Module, count: int = 256) -> dict[str, object]:
 
 
 @torch.no_grad()
-def told_right(model: nn.Module) -> dict[str, float]:
-    """Of how many held-out scenes with one object its colour and shape are told right, through the autoencoder."""
+def recognition(model: nn.Module) -> dict[str, float]:
+    """Measure in how many reconstructed held-out scenes with one object its colour and shape are recognized."""
     chosen = sample_scenes(scene_seeds(TEST_SEED, 20_000, 256))
     chosen = chosen[(chosen.count == 1).nonzero(as_tuple=True)[0]]
     frames = render(chosen, SIZE, 4, 4, ("video",)).video.transpose(1, 2).flatten(0, 1)
     results = _decoded(model, _encoded(model, frames)).clamp(0, 1)
-    found = find_objects(results.unflatten(0, (len(chosen), -1)).transpose(1, 2))
+    objects = find_objects(results.unflatten(0, (len(chosen), -1)).transpose(1, 2))
     return {
-        "color_told": (found.color == chosen.color[:, 0]).float().mean().item(),
-        "shape_told": (shapes_of(found.mask) == chosen.shape[:, 0]).float().mean().item(),
+        "color_told": (objects.color == chosen.color[:, 0]).float().mean().item(),
+        "shape_told": (shapes_of(objects.mask) == chosen.shape[:, 0]).float().mean().item(),
     }
 
 
 @torch.no_grad()
 def save_comparison(model: nn.Module, path: Path) -> None:
-    """A sheet of held-out frames, each above its reconstruction, enlarged three times."""
+    """Write a contact sheet of held-out frames above their reconstructions, enlarged three times."""
     frames = random_frames(TEST_SEED, 1000, 12)[:, :3]
     rows = {"held out": frames, "reconstructed": _decoded(model, _encoded(model, frames))}
     strips = [(label, strip.transpose(0, 1)) for label, strip in rows.items()]
@@ -171,14 +170,14 @@ def save_comparison(model: nn.Module, path: Path) -> None:
 
 
 def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable[[str], None] = print) -> TimedRun:
-    """Trains for `minutes`, or goes on with what is in `out`.
+    """Train for `minutes`, or continue the run in `out`.
 
-    Once the time is up OUT/autoencoder.safetensors (TAESD's layout), OUT/report.json and OUT/comparison.png are there.
+    At the end it writes OUT/autoencoder.safetensors (TAESD's layout), OUT/report.json and OUT/comparison.png.
     """
     device, batch = world.device, max(plan.batch[world.device.type] // world.size, 1)
     torch.manual_seed(0)
     model = initialize(new_autoencoder()).to(device, memory_format=torch.channels_last).train()
-    # In a budget of about 2000 steps Muon is worth 2 dB over AdamW.
+    # With about 2000 steps, Muon reaches 2 dB more than AdamW.
     optimizer = Muon(model.parameters(), plan.learning_rate)
     run = TimedRun(out, model, optimizer, minutes, decay=0.999, world=world, say=say)
     for step in run:
@@ -189,11 +188,11 @@ def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable
         loss, result = training_loss(model, frames, fast_type(device))
         norm = run.update(loss)
         if step % 20 == 0:
-            found = psnr(result.detach(), frames[:, :3]).mean()
-            run.log(loss=loss.item(), psnr=found.item(), size=size, gradient=norm.item())
+            ratio = psnr(result.detach(), frames[:, :3]).mean()
+            run.log(loss=loss.item(), psnr=ratio.item(), size=size, gradient=norm.item())
     if world.main and not run.came:
         model = run.average.cpu().to(memory_format=torch.contiguous_format).eval()
         save_comparison(model, out / "comparison.png")
-        run.report(**evaluate(model), **told_right(model), batch=batch * world.size)
+        run.report(**evaluate(model), **recognition(model), batch=batch * world.size)
         save_tensors(out / FILE, to_taesd_layout(model.float()))
     return run

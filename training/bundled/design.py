@@ -1,4 +1,4 @@
-"""The design of the bundled checkpoint, frozen in `training/recipes/bundled.json`, and how a budget is shared."""
+"""The design of the bundled checkpoint, frozen in `training/recipes/bundled.json`, and the division of a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from training.recipe import tell
+from training.recipe import message_of
 from training.trainer import changed
 from vc_core.config import Config
 from vc_core.configuration import build, checked
@@ -18,67 +18,67 @@ from vc_core.parsing import parse_json
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "bundled.json"
 FILE = "design.json"
-"""In a run's folder: what it was begun with."""
+"""In a run's folder: the design that the run started with."""
 PARTS = ("autoencoder", "towers", "network")
 SLACK = 0.5
-"""Minutes by which the parts may have overrun their shares, a step or two each."""
-_OF_TIME = ("shares", "most_minutes", "least_minutes")  # what a budget is shared by makes no other checkpoint
+"""Tolerance in minutes, because parts may run a step or two longer than planned."""
+_OF_TIME = ("shares", "most_minutes", "least_minutes")  # may change, because they do not change the checkpoint's design
 
 
-@checked(tell)
+@checked(message_of)
 class PartPlan:
-    """How a part is trained: `batch` frames or pairs in a step, of all ranks together, by the type of the device."""
+    """How a part is trained. `batch` is the number of frames or pairs per step of all ranks, by device type."""
 
     batch: dict[str, int]
     learning_rate: float
 
 
-@checked(tell)
+@checked(message_of)
 class NetworkPlan:
-    """How the network is trained, of all ranks together; dictionaries are by the type of the device."""
+    """How the network is trained. Numbers are for all ranks together; dictionaries are by device type."""
 
-    lengths: tuple[int, ...]  # numbers of frames of which each step draws one; shorter clips are as many more
-    batch: dict[str, int]  # clips of all 16 frames in a step
-    scenes: dict[str, int]  # that are kept at a time
-    uses: dict[str, float]  # clips' worth of frames that are taken of each scene, about; of the first ones more
+    lengths: tuple[int, ...]  # clip lengths in frames; each step picks one, with more clips if they are shorter
+    batch: dict[str, int]  # clips of 16 frames per step
+    scenes: dict[str, int]  # scenes in memory at a time
+    uses: dict[str, float]  # how many clips' worth of frames are used per scene, roughly; more for the first scenes
     learning_rate: float
     weight_decay: float
     lone: dict[str, float]  # by condition, see `training.objective.draw_kept`
-    moving_gain: float  # like `no_style`, see `training.recipe.Loss`
+    moving_gain: float  # this and `no_style`: see `training.recipe.Loss`
     no_style: float
 
 
-@checked(tell)
+@checked(message_of)
 class Design:
-    """Everything of a run but its budget, its device and what it begins with."""
+    """Everything about a run except its budget, its device and its start."""
 
-    config: str  # JSON of the checkpoint's `Config`, beside the recipe
+    config: str  # JSON file with the checkpoint's `Config`, in the recipe's folder
     autoencoder: PartPlan
     towers: PartPlan
     network: NetworkPlan
-    shares: dict[str, float]  # of the budget, for the parts before the network, which gets the rest
-    most_minutes: dict[str, float]  # that these parts take of however large a budget
-    least_minutes: float  # of a budget, in which every part makes at least some steps on a CPU
+    shares: dict[str, float]  # fractions of the budget for the parts before the network, which gets the rest
+    most_minutes: dict[str, float]  # maximum minutes of these parts
+    least_minutes: float  # minimum budget, in which every part makes at least some steps on a CPU
 
 
 def read_design(path: Path = RECIPE) -> tuple[Design, Config]:
-    """A design and the config of the checkpoint that it makes.
+    """Read a design and the config of its checkpoint.
 
     Raises:
-        UserError: a file that cannot be read, unknown or missing keys, or values of another type.
+        UserError: a file cannot be read, or a key or value is wrong or missing.
     """
     try:
-        design = build(Design, parse_json(path.read_text(encoding="utf-8")), tell)
+        design = build(Design, parse_json(path.read_text(encoding="utf-8")), message_of)
         return design, Config.from_json((path.parent / design.config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:  # the last one names keys that are missing
-        raise UserError(f"{path}: cannot be read as a design ({error}): expected JSON such as {RECIPE}.") from error
+    except (OSError, ValueError, TypeError) as error:  # TypeError for missing keys
+        raise UserError(f"Cannot read {path} as a design ({error}). Pass a JSON file such as {RECIPE}.") from error
 
 
 def keep_design(out: Path, design: Design, config: Config) -> None:
-    """Writes the design into a run's folder, or makes sure that it is the one that the run began with.
+    """Write the design into a run's folder, or check that it is the one that the run started with.
 
     Raises:
-        UserError: it is another one; the message names what differs.
+        UserError: the designs differ; the message names the first difference.
     """
     plain = json.loads(json.dumps(asdict(design) | {"config": json.loads(config.to_json())}))
     path = out / FILE
@@ -90,35 +90,35 @@ def keep_design(out: Path, design: Design, config: Config) -> None:
     for name, (before, now) in changed(json.loads(path.read_text(encoding="utf-8")), plain).items():
         if not name.startswith(_OF_TIME):
             raise UserError(
-                f"{out} was begun with another design: {name} was {before} there and is {now} now; give another folder "
+                f"The run in {out} has another design: {name} is {before} there, but {now} now. Pass another folder "
                 "with --out."
             )
 
 
 def budget(design: Design, minutes: float, used: Mapping[str, float], done: Collection[str] = ()) -> dict[str, float]:
-    """Minutes for each part of `PARTS`. A part that is done keeps what it used, and the network gets the rest.
+    """Return the minutes for each part of `PARTS`. A complete part gets what it has used, the network gets the rest.
 
     Args:
         used: minutes that each part has used.
-        done: parts that are complete, of an earlier start or of the file that the run begins with.
+        done: parts that are complete, from an earlier start or from the file that the run starts with.
 
     Raises:
-        UserError: the budget is too small; the message says what is enough.
+        UserError: the budget is too small; the message says how much is enough.
     """
     if minutes < design.least_minutes:
         raise UserError(
-            f"A budget of {minutes:g} minutes is too small to finish the autoencoder, the towers and the network: "
-            f"expected --minutes {design.least_minutes:g} or more."
+            f"--minutes {minutes:g} is too short to train the autoencoder, the towers and the network. Use --minutes "
+            f"{design.least_minutes:g} or more."
         )
     parts = {}
     for name in PARTS[:-1]:
-        wanted = 0.0 if name in done else min(design.shares[name] * minutes, design.most_minutes[name])
-        parts[name] = max(wanted, used.get(name, 0.0))
+        planned = 0.0 if name in done else min(design.shares[name] * minutes, design.most_minutes[name])
+        parts[name] = max(planned, used.get(name, 0.0))
     before = sum(parts.values())
     enough = before + used.get("network", design.least_minutes * (1 - sum(design.shares.values())))
     if minutes < enough - SLACK:
         raise UserError(
-            f"A budget of {minutes:g} minutes is too small to go on: the run has used {sum(used.values()):.1f}; "
-            f"expected --minutes {math.ceil(10 * enough) / 10:g} or more."
+            f"--minutes {minutes:g} is too short to continue, because the run has already used "
+            f"{sum(used.values()):.1f}. Use --minutes {math.ceil(10 * enough) / 10:g} or more."
         )
     return parts | {"network": minutes - before}

@@ -1,4 +1,4 @@
-"""What a run of the bundled checkpoint leaves: one file at any moment, and the same in pieces, easy to carry."""
+"""The files of a run of the bundled checkpoint: one checkpoint at any time, and the same in small pieces."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ PIECE_BYTES = 15 << 20
 _PIECE = re.compile(r"piece-(\d+)-of-(\d+)\.safetensors")
 
 
-def holds_bundled(run: Path) -> bool:
-    """Whether a folder is one of `./vc train bundled`, or of the pieces of its file."""
+def is_bundled(run: Path) -> bool:
+    """Whether a folder is a run of `./vc train bundled`, or contains pieces of its file."""
     return (run / DESIGN).is_file() or any(run.glob("piece-*.safetensors"))
 
 
 def export_run(run: Path, out: Path) -> None:
-    """Writes the averaged weights of a run's last checkpoint, with the autoencoder and the towers, in half precision.
+    """Write the averaged weights of a run's last checkpoint, with the autoencoder and the towers, in half precision.
 
     Args:
-        run: folder of a run, or of the pieces of one.
+        run: folder of a run, or of its pieces.
         out: a `.safetensors`.
 
     Raises:
-        UserError: the run has not come to its network yet, or a piece is missing or of another run.
+        UserError: the run has not reached the network yet, or a piece is missing or from another run.
     """
     if not (run / DESIGN).is_file():
         return join(run, out)
     state_path = run / "network" / "state.pt"
     if not state_path.is_file():
-        raise UserError(f"{run}: its network was not begun yet: expected {state_path}; let the run go on.")
+        raise UserError(
+            f"The run in {run} has not started to train its network: {state_path} does not exist. Continue the run."
+        )
     state = torch.load(state_path, map_location="cpu", weights_only=True)
     design = json.loads((run / DESIGN).read_text(encoding="utf-8"))
     config = Config.from_json(json.dumps(design.pop("config")))
@@ -56,24 +58,24 @@ def export_run(run: Path, out: Path) -> None:
         parts = {"model": {name: tensor.detach().contiguous() for name, tensor in to_released(unet).items()}}
     for frozen in frozen_files(run).values():
         parts |= {name: part.tensors.state() for name, part in read_checkpoint(frozen).parts.items()}
-    said = {"step": state["step"], "minutes": round(state["used"] / 60, 1), "weights": "averaged", "design": design}
-    save_checkpoint(out, config, parts, torch.float16, {TRAINING: json.dumps(said)})
+    training = {"step": state["step"], "minutes": round(state["used"] / 60, 1), "weights": "averaged", "design": design}
+    save_checkpoint(out, config, parts, torch.float16, {TRAINING: json.dumps(training)})
 
 
 def frozen_files(run: Path) -> dict[str, Path]:
-    """The files of the parts that are complete before a run's network begins."""
+    """Return the files of the parts that are complete before a run trains its network."""
     return {"autoencoder": run / "autoencoder" / autoencoder.FILE, "towers": run / "towers" / towers.FILE}
 
 
 def load_frozen_parts(run: Path, config: Config, device: torch.device) -> tuple[Any, Any]:
-    """A run's autoencoder, in the fastest type, and towers, on the device."""
+    """Load a run's autoencoder, in the fastest dtype, and towers onto the device."""
     vae, clip = map(read_checkpoint, frozen_files(run).values())
     coder = load_autoencoder(vae.part("vae"), fast_type(device), device).to(memory_format=torch.channels_last)
     return coder, load_towers(config.towers, clip.part("text"), clip.part("image"), device=device)
 
 
 def take_frozen_parts(checkpoint: Checkpoint, run: Path) -> None:
-    """Puts the autoencoder and the towers of a checkpoint into a run that has none, as if it had trained them."""
+    """Copy the autoencoder and the towers of a checkpoint into a run without them, as if the run had trained them."""
     for path, names in zip(frozen_files(run).values(), (("vae",), ("text", "image")), strict=True):
         if not path.exists():
             make_folder(path.parent)
@@ -82,7 +84,7 @@ def take_frozen_parts(checkpoint: Checkpoint, run: Path) -> None:
 
 
 def split(checkpoint: Path, folder: Path) -> list[Path]:
-    """Writes a checkpoint again as pieces of at most 16 MB, each with the whole metadata. Returns their paths."""
+    """Write a checkpoint as pieces of at most 16 MB, each with all of the metadata. Returns their paths."""
     tensors = open_tensors(checkpoint)
     groups: list[dict[str, Tensor]] = []
     room, get = -1, tensors.get()
@@ -103,23 +105,26 @@ def split(checkpoint: Path, folder: Path) -> list[Path]:
 
 
 def join(folder: Path, out: Path) -> None:
-    """Writes the pieces of a checkpoint as one file again.
+    """Join the pieces of a checkpoint into one file.
 
     Raises:
-        UserError: no pieces there, some are missing, or they are of different checkpoints.
+        UserError: there are no pieces, some are missing, or they are from different checkpoints.
     """
-    named = [(path, _PIECE.fullmatch(path.name)) for path in sorted(folder.glob("piece-*.safetensors"))]
-    found = {path: (int(match[1]), int(match[2])) for path, match in named if match}
-    if not found:
-        raise UserError(f"{folder}: holds no run and no pieces of one: name the folder of a run, or of its pieces.")
-    expected = max(count for _, count in found.values())
-    if {*found.values()} != {(number + 1, expected) for number in range(expected)}:
+    matches = [(path, _PIECE.fullmatch(path.name)) for path in sorted(folder.glob("piece-*.safetensors"))]
+    numbers = {path: (int(match[1]), int(match[2])) for path, match in matches if match}
+    if not numbers:
         raise UserError(
-            f"{folder}: holds {counted(len(found), 'piece')}, expected {expected} of one checkpoint: copy all of them."
+            f"{folder} contains neither a run nor pieces of one. Pass the folder of a run or of its pieces."
         )
-    pieces = [open_tensors(path) for path in found]
+    expected = max(count for _, count in numbers.values())
+    if {*numbers.values()} != {(number + 1, expected) for number in range(expected)}:
+        raise UserError(
+            f"Expected {expected} pieces of one checkpoint in {folder}, but it contains "
+            f"{counted(len(numbers), 'piece')}. Copy all of them."
+        )
+    pieces = [open_tensors(path) for path in numbers]
     metadata = [dict(piece.metadata) for piece in pieces]
     if any(other != metadata[0] for other in metadata):
-        raise UserError(f"{folder}: the pieces are of different checkpoints: copy all pieces of one.")
+        raise UserError(f"The pieces in {folder} are from different checkpoints. Copy all pieces of one checkpoint.")
     tensors = {name: piece.get()(name) for piece in pieces for name in piece.shapes}
     save_tensors(out, tensors, metadata[0])

@@ -1,4 +1,4 @@
-"""The bundled checkpoint's network, on scenes that are always new."""
+"""Training of the bundled checkpoint's network, on scenes that are always new."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from vc_core.model.unet import UNet3D
 
 TRAIN_SEED, TEST_SEED = 1234, 4321
 BEST = "best.safetensors"
-"""Beside a run's state: the averaged weights that had the lowest held-out loss."""
-APART = 2.5
-"""So many times the lowest held-out loss tells that a run has come apart."""
+"""In the run's folder: the averaged weights with the lowest held-out loss."""
+DIVERGED = 2.5
+"""A run has diverged if the held-out loss is this many times its lowest value."""
 MANY = 2**16
-"""Samples by which shares are estimated."""
+"""Number of samples for estimating how often a condition is kept."""
 LOG_EVERY, TEST_EVERY = 20, 300.0
-"""Steps between lines of the log, and seconds, at most, between looks at held-out scenes."""
+"""Steps between lines of the log, and maximum seconds between tests on held-out scenes."""
 
 
 class NetworkStep:
-    """The loss of a batch of scenes of a ring.
+    """Computes the loss of a batch of scenes from a ring.
 
-    What decides how much work there is is drawn on the host, by `drawn`; the rest on the device that trains.
+    Random values that decide the shapes of tensors are drawn on the host, by `draw`; all others on the training device.
 
     Args:
         empty: tokens of the empty prompt `(1, 77, D)`.
-        fixed: whether as many samples as there may be are made of each condition in every step, those that there are
-            not counting nothing: all steps of one number of frames have equal shapes then.
+        fixed: pad each condition to a fixed number of samples, where padding has weight 0. All steps with the same
+            number of frames then have equal shapes.
     """
 
     def __init__(self, unet: UNet3D, config: Config, plan: NetworkPlan, empty: Tensor, fixed: bool = False):
@@ -59,62 +59,62 @@ class NetworkStep:
         self.objective.alphas_cumprod = self.objective.alphas_cumprod.to(empty.device)
         self.names = config.unet.conditions
         self.scale, self.timesteps = config.autoencoder.scale, config.diffusion.steps
-        often = draw_kept(MANY, torch.Generator().manual_seed(0), plan.lone)
-        self._shares = {name: often[name].float().mean().item() for name in self.names}
+        kept = draw_kept(MANY, torch.Generator().manual_seed(0), plan.lone)
+        self._fractions = {name: kept[name].float().mean().item() for name in self.names}
 
     def room(self, name: str, batch: int) -> int | None:
-        """How many samples of a batch keep a condition at most: in one batch of some thousands there would be more,
-        which go without it. None for as many as there are."""
-        share = self._shares[name]
-        return min(batch, math.ceil(share * batch + 4 * math.sqrt(share * batch))) if self.fixed else None
+        """Return the maximum number of samples in a batch that keep a condition, or None for no limit. About one batch
+        in thousands would have more; these then lose the condition."""
+        fraction = self._fractions[name]
+        return min(batch, math.ceil(fraction * batch + 4 * math.sqrt(fraction * batch))) if self.fixed else None
 
-    def drawn(self, scenes: int, batch: int, lots: torch.Generator) -> dict[str, Tensor]:
-        """What a step is made of, drawn from a generator on the CPU.
+    def draw(self, scenes: int, batch: int, lots: torch.Generator) -> dict[str, Tensor]:
+        """Draw the random inputs of a step from a generator on the CPU.
 
         Returns:
-            "clips" `(batch,)` of the `scenes`; "text" and, in most steps, "style" `(batch,)`, which samples keep it;
-            of each condition that any sample keeps the "rows" (n,) that do, what each "counts" (n,), see `padded`,
-            and which of them are outlines as people draw them, "by hand" (n,).
+            "clips" `(batch,)`: indices of scenes. "text" and, in most steps, "style" `(batch,)`: which samples keep it.
+            For each condition that any sample keeps: "rows" (n,), the indices of these samples; "counts" (n,), their
+            weights, see `padded`; "by hand" (n,), which sketches are outlines as people draw them.
         """
         kept = draw_kept(batch, lots, self.plan.lone)
-        found = {"clips": torch.randint(scenes, (batch,), generator=lots), "text": kept["text"]}
+        inputs = {"clips": torch.randint(scenes, (batch,), generator=lots), "text": kept["text"]}
         if float(torch.rand((), generator=lots)) >= self.plan.no_style:
-            found["style"] = kept["style"]
+            inputs["style"] = kept["style"]
         for name in self.names:
             rows, counts = padded(kept[name].nonzero(as_tuple=True)[0], self.room(name, batch))
             if len(rows):
                 by_hand = torch.rand(len(rows), generator=lots) < DRAWN
-                found |= {f"{name} rows": rows, f"{name} counts": counts, f"{name} by hand": by_hand}
-        return found
+                inputs |= {f"{name} rows": rows, f"{name} counts": counts, f"{name} by hand": by_hand}
+        return inputs
 
     def __call__(
-        self, ring: Ring, frames: int, given: Mapping[str, Tensor], generator: torch.Generator | None = None
+        self, ring: Ring, frames: int, inputs: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
-        """The loss of clips of `frames` frames.
+        """Return the loss of clips of `frames` frames.
 
         Args:
-            given: as `drawn` gives it, on the device.
-            generator: on the device; None for the device's own.
+            inputs: from `draw`, on the device.
+            generator: on the device; None for the device's default generator.
         """
-        clips, device = given["clips"], self.empty.device
+        clips, device = inputs["clips"], self.empty.device
         batch = len(clips)
         numbers, stride = windows(CLIP_FRAMES, frames, batch, device, generator)
         latents = ring.take("latents", clips, numbers).float().transpose(1, 2) * self.scale
-        text = self._one_of("text", CAPTIONS, ring, clips, generator)
-        style = self._one_of("style", STILLS, ring, clips, generator)[:, None] if "style" in given else None
-        context = make_context(self.unet, text, self.empty, style, given)
+        text = self._random_item("text", CAPTIONS, ring, clips, generator)
+        style = self._random_item("style", STILLS, ring, clips, generator)[:, None] if "style" in inputs else None
+        context = make_context(self.unet, text, self.empty, style, inputs)
 
-        rows = {name: given[f"{name} rows"] for name in self.names if f"{name} rows" in given}
-        counts = {name: given[f"{name} counts"] for name in rows}
+        rows = {name: inputs[f"{name} rows"] for name in self.names if f"{name} rows" in inputs}
+        counts = {name: inputs[f"{name} counts"] for name in rows}
         conditions = {}
         for name, row in rows.items():
             own = numbers[row] if CONDITIONS[name].kind == "temporal" else numbers[row, :1]
             sketched = name in ("sketch", "single_sketch")
             stored = ("outline", "edges") if sketched else stored_for(name)
-            taken = {each: ring.take(each, clips[row], own) for each in stored}
+            tensors = {key: ring.take(key, clips[row], own) for key in stored}
             if sketched:
-                taken = {name: torch.where(given[f"{name} by hand"].view(-1, 1, 1, 1, 1), *taken.values())}
-            conditions[name] = spoiled(name, taken, stride[row], generator).transpose(1, 2)
+                tensors = {name: torch.where(inputs[f"{name} by hand"].view(-1, 1, 1, 1, 1), *tensors.values())}
+            conditions[name] = spoiled(name, tensors, stride[row], generator).transpose(1, 2)
         size = tuple(latents.shape[-2:])
         stc = embed_conditions(self.unet, conditions, rows, batch, size, frames, counts)
 
@@ -124,7 +124,9 @@ class NetworkStep:
         noisy, target = self.objective.noised(latents, noise, timesteps)
         return self.objective.losses(self.unet(noisy, timesteps, context, stc), target, latents, timesteps).mean()
 
-    def _one_of(self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _random_item(
+        self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         which = torch.randint(count, clips.shape, device=clips.device, generator=generator)
         return ring.take(name, clips, which[:, None])[:, 0].float()
 
@@ -140,11 +142,11 @@ def train(
     start: UNet3D | None = None,
     say: Callable[[str], None] = print,
 ) -> TimedRun:
-    """Trains for `minutes`, or goes on with what is in `out`. The averaged weights are the run's `average`.
+    """Train for `minutes`, or continue the run in `out`. The averaged weights are the run's `average`.
 
     Args:
         autoencoder, towers: frozen, on the device.
-        start: the network to begin with, instead of fresh weights.
+        start: the network to start from, instead of new weights.
     """
     device, on_gpu = world.device, world.device.type == "cuda"
     torch.manual_seed(0)
@@ -152,14 +154,14 @@ def train(
     initialise(unet)
     if start is not None:
         unet.load_state_dict(start.state_dict())
-    # Convolutions of a GPU's tensor cores take channels last.
+    # Convolutions on a GPU's tensor cores use channels last.
     unet = unet.to(device, memory_format=torch.channels_last if on_gpu else torch.preserve_format).train()
     optimizer = Muon(unet.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
 
     per_rank = max(plan.batch[device.type] // world.size, 1)
     capacity = max(plan.scenes[device.type] // world.size, per_rank)
-    due = per_rank / plan.uses[device.type]  # new scenes a step
+    due = per_rank / plan.uses[device.type]  # new scenes per step
     drawn = int(run.more.get("drawn", run.step * due))
     make_ring = partial(Ring, autoencoder, towers, size=config.height, scale=config.extraction.condition_scale)
     ring = make_ring(TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size)
@@ -168,13 +170,13 @@ def train(
     empty = encode_text(towers, [""]).float()
     held_out: Ring | None = None
     generator, lots = torch.Generator(device), torch.Generator()
-    tested, seen, mark = run.used, 0, run.used
+    tested, count, mark = run.used, 0, run.used
     network_step = NetworkStep(unet, config, plan, empty, fixed=on_gpu)
     dtype = fast_type(device)
 
-    def loss_of(frames: int, given: Mapping[str, Tensor]) -> Tensor:
+    def loss_of(frames: int, inputs: Mapping[str, Tensor]) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return network_step(ring, frames, given, None if on_gpu else generator)
+            return network_step(ring, frames, inputs, None if on_gpu else generator)
 
     torch.manual_seed(run.step)
     replayed = Replayed(loss_of, unet, optimizer) if on_gpu else None
@@ -183,23 +185,23 @@ def train(
             ring.draw(beginning)
         ring.keep_up(before + step * due)
         run.more["drawn"] = ring.drawn
-        # Of one length on all ranks, as they wait for each other.
+        # The same length on all ranks, because they wait for each other.
         frames = plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots.manual_seed(step)))]
         seed = step * world.size + world.rank
         batch = per_rank * CLIP_FRAMES // frames
-        given = network_step.drawn(len(ring), batch, lots.manual_seed(seed))
+        inputs = network_step.draw(len(ring), batch, lots.manual_seed(seed))
         if replayed is None:
             generator.manual_seed(seed)
             torch.manual_seed(seed)
-            loss = loss_of(frames, given)
+            loss = loss_of(frames, inputs)
             norm = run.update(loss)
         else:
-            loss, norm = replayed(frames, given)
+            loss, norm = replayed(frames, inputs)
             run.count(norm)
-        seen += batch * frames * world.size
+        count += batch * frames * world.size
         if step % LOG_EVERY == LOG_EVERY - 1:
-            more = {"frames_per_second": round(seen / max(run.used - mark, 1e-9), 1)}
-            seen, mark = 0, run.used
+            more = {"frames_per_second": round(count / max(run.used - mark, 1e-9), 1)}
+            count, mark = 0, run.used
             if world.main and run.used - tested > min(TEST_EVERY, run.budget / 5):
                 if held_out is None:  # scenes that are never trained on
                     held_out = make_ring(TEST_SEED, 32)
@@ -219,30 +221,29 @@ def train(
 
 @torch.no_grad()
 def held_out_loss(step: NetworkStep, ring: Ring) -> float:
-    """The loss on the scenes of a ring, always with the same noise."""
+    """Return the loss on the scenes of a ring, always with the same noise."""
     device, losses = step.empty.device, []
     for number in range(8):
         generator, lots = torch.Generator(device).manual_seed(number), torch.Generator().manual_seed(number)
-        given = {name: tensor.to(device) for name, tensor in step.drawn(len(ring), 8, lots).items()}
-        losses.append(step(ring, CLIP_FRAMES, given, generator))
+        inputs = {name: tensor.to(device) for name, tensor in step.draw(len(ring), 8, lots).items()}
+        losses.append(step(ring, CLIP_FRAMES, inputs, generator))
     return round(torch.stack(losses).mean().item(), 5)
 
 
 def keep_best(run: TimedRun, held_out: float) -> None:
-    """Keeps the averaged weights that have the lowest held-out loss so far, beside the run's state.
+    """Save the averaged weights with the lowest held-out loss so far, in the run's folder.
 
     Raises:
-        UserError: the loss is `APART` times as high as it was; what is saved are the best weights again.
+        UserError: the loss is `DIVERGED` times its lowest value; the run is then saved with its best weights.
     """
     path = run.out / BEST
     best = run.more.get("best", math.inf) if path.exists() else math.inf
     if held_out < best:
         run.more["best"] = held_out
         run.on_disk(lambda: save_tensors(path, run.average.state_dict()))
-    elif not held_out < APART * best:
+    elif not held_out < DIVERGED * best:
         run.return_to(load_file(path))
         raise UserError(
-            f"{run.out}: the held-out loss was {best} at its best and is {held_out} now: the run has come apart. Its "
-            "best weights are saved in place of the last ones: the same command goes on from them, and ./vc export "
-            "writes them."
+            f"The run in {run.out} has diverged: its held-out loss was {best} at best, and is {held_out} now. The best "
+            "weights replace the last ones. Run the same command to continue from them, or ./vc export to write them."
         )

@@ -1,5 +1,5 @@
-"""Steps of learning as CUDA graphs: thousands of small kernels are started by one call, where a host would take several
-times as long to start each as a GPU takes to run it."""
+"""Training steps as CUDA graphs. One call starts thousands of small kernels; the host would need several times as long
+to start each kernel as the GPU needs to run it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from training.muon import Muon
 
 WARM_UP = 2
-"""Steps before a kind of step is captured, for what is made once only, such as the optimizer's state."""
+"""Steps before a kind of step is captured, which create things such as the optimizer's state."""
 
 CLIP = 1.0
-"""The most that the gradient's norm may be."""
+"""Maximum norm of the gradient."""
 
 
 class Replayed:
-    """Steps of learning, captured once for each kind of step and replayed ever after.
+    """Training steps, captured once for each kind of step and then replayed.
 
     Args:
-        loss: of a kind of step and its inputs, on the device; what it draws at random it draws from the device's own
-            generator. It neither waits for the device nor asks it anything.
+        loss: function of a kind of step and its inputs, on the device. It draws random values from the device's default
+            generator, and never waits for the device or reads values from it.
     """
 
     def __init__(self, loss: Callable[[int, Mapping[str, Tensor]], Tensor], model: nn.Module, optimizer: Muon):
@@ -31,17 +31,18 @@ class Replayed:
         self._kinds: dict[tuple[int | str, ...], tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, kind: int, given: Mapping[str, Tensor]) -> Tensor:
-        """One step. Returns the loss and the gradient's norm, `(2,)` on the device, until the next step of the kind.
+    def __call__(self, kind: int, values: Mapping[str, Tensor]) -> Tensor:
+        """Run one step. Returns the loss and the gradient's norm, `(2,)` on the device, valid until the next step of
+        this kind.
 
         Args:
-            given: inputs, of the same names and shapes in all steps of a kind; a kind may come with fewer.
+            values: inputs, with the same shapes in all steps of a kind. Other sets of names are captured separately.
         """
-        key = (kind, *sorted(given))
+        key = (kind, *sorted(values))
         if key not in self._kinds:
-            self._kinds[key] = self._capture(kind, {name: tensor.cuda() for name, tensor in given.items()})
+            self._kinds[key] = self._capture(kind, {name: tensor.cuda() for name, tensor in values.items()})
         graph, inputs, outcome = self._kinds[key]
-        for name, tensor in given.items():
+        for name, tensor in values.items():
             inputs[name].copy_(tensor, non_blocking=True)
         graph.replay()
         return outcome

@@ -1,8 +1,9 @@
-"""The bundled checkpoint's text and image towers, on frames and captions of synthetic scenes.
+"""Training of the bundled checkpoint's text and image towers, on frames and captions of synthetic scenes.
 
-Contrastive, on pairs of a frame and a caption. A single frame does not show motion, so words of direction and pace
-would never be learned from it; linear read-outs of the text layer that the network will see are trained on them
-beside it, and others on what a frame shows, which takes far fewer steps than contrast alone. They are not kept.
+The loss is contrastive, on pairs of a frame and a caption. A single frame does not show motion, so the towers would
+never learn words of direction and pace. So linear read-outs of the text layer that the network uses are trained on
+these words too, and others on the contents of a frame, which needs far fewer steps than contrast alone. Read-outs are
+not saved.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ READOUTS = {
     "background_first": len(COLOR_NAMES) + 1,
     "background_second": len(COLOR_NAMES) + 1,
 }
-"""What the text tokens must tell, with the number of classes; the last of most is "not said"."""
+"""What is predicted from the text tokens, with the number of classes; the last class of most is "not mentioned"."""
 IMAGE_READOUTS = {"objects": len(SHAPES) * len(COLOR_NAMES), "colors": len(COLOR_NAMES), "kind": len(BACKGROUNDS)}
-"""What the image embedding must tell: the objects seen, the background's colours (any number each) and its kind."""
+"""What is predicted from the image embedding: visible objects and background colours (several each), and its kind."""
 
 
 class Towers(nn.Module):
-    """The CLIP model, and read-outs that are used in training only."""
+    """The CLIP model, and read-outs that are used only in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,10 +71,10 @@ class Towers(nn.Module):
 
 
 def labels(scenes: Scenes, motion: bool, background: bool) -> dict[str, Tensor]:
-    """What a caption of these scenes says, as classes of READOUTS, each (N,)."""
+    """Return the contents of the scenes' captions as classes of READOUTS, each (N,)."""
     single = scenes.count == 1
     direction, pace = motion_class(scenes)
-    found = {
+    classes = {
         "shape": scenes.shape[:, 0],
         "color": scenes.color[:, 0],
         "other_shape": torch.where(single, len(SHAPES), scenes.shape[:, 1]),
@@ -84,13 +85,13 @@ def labels(scenes: Scenes, motion: bool, background: bool) -> dict[str, Tensor]:
         "background_first": scenes.background_color[:, 0],
         "background_second": scenes.background_color[:, 1],
     }
-    unsaid = [] if background else [name for name in READOUTS if name.startswith("background")]
-    unsaid += [] if motion else ["direction"]
-    return found | {name: torch.full_like(found[name], READOUTS[name] - 1) for name in unsaid}
+    missing = [] if background else [name for name in READOUTS if name.startswith("background")]
+    missing += [] if motion else ["direction"]
+    return classes | {name: torch.full_like(classes[name], READOUTS[name] - 1) for name in missing}
 
 
 def image_labels(scenes: Scenes) -> dict[str, Tensor]:
-    """What a frame of these scenes shows: "objects" and "colors" (N, classes) of 0 and 1, "kind" (N,)."""
+    """Return the contents of the scenes' frames: "objects" and "colors" (N, classes) of 0 and 1, "kind" (N,)."""
     objects = F.one_hot(scenes.color * len(SHAPES) + scenes.shape, IMAGE_READOUTS["objects"]).float()
     objects = objects[:, 0] + objects[:, 1] * (scenes.count == 2)[:, None]
     colors = F.one_hot(scenes.background_color, IMAGE_READOUTS["colors"]).float().sum(1)
@@ -100,29 +101,29 @@ def image_labels(scenes: Scenes) -> dict[str, Tensor]:
 def pairs(
     seed: int, start: int, count: int, motion: bool, background: bool, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Scenes]:
-    """Frames (N, 3, 64, 64) in [0, 1], tokens (N, L) cut after the longest caption, and the scenes."""
+    """Return frames (N, 3, 64, 64) in [0, 1], tokens (N, L) cut after the longest caption, and the scenes."""
     seeds = scene_seeds(seed, start, count)
-    told = sample_scenes(seeds)
+    on_cpu = sample_scenes(seeds)
     scenes = sample_scenes(seeds.to(device))
     frames = render(scenes, 64, 1, seeds.remainder(16), ("video",)).video[:, :, 0]
-    tokens = caption_tokens(captions(told, variation=start, motion=float(motion), background=float(background)))
+    tokens = caption_tokens(captions(on_cpu, variation=start, motion=float(motion), background=float(background)))
     return frames, trim(tokens).to(device), scenes
 
 
 def trim(tokens: Tensor) -> Tensor:
-    """Tokens (N, L) without the columns in which every caption has ended."""
+    """Return tokens (N, L) without the columns after the end of every caption."""
     return tokens[:, : int(tokens.argmax(1).max()) + 1]
 
 
 def image_features(towers: Towers, frames: Tensor) -> Tensor:
-    """Embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; while training in the fastest type."""
+    """Return embeddings (N, D), not normalised, of frames (N, 3, H, W) in [0, 1]; fastest dtype in training."""
     dtype = fast_type(frames.device)
     with torch.autocast(frames.device.type, dtype, enabled=towers.training and dtype != torch.float32):
         return towers.clip.visual(preprocess(frames, (SIZES.image_size, SIZES.image_size))).float()
 
 
 def text_features(towers: Towers, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised embeddings (N, D) of captions, and the penultimate layer's token at the end of each (N, D)."""
+    """Return normalised embeddings (N, D) of captions, and the penultimate layer's end token of each (N, D)."""
     ends = tokens.argmax(1)  # the end token has the highest number
     rows = torch.arange(len(tokens), device=tokens.device)
     penultimate, final = (layer[rows, ends] for layer in text_layers(towers.clip, tokens))
@@ -130,26 +131,27 @@ def text_features(towers: Towers, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def image_readout_loss(towers: Towers, embedding: Tensor, targets: dict[str, Tensor]) -> Tensor:
-    """Sums over the classes of what can occur together, so that the few that do are not drowned."""
-    said = {name: head(embedding) for name, head in towers.image_readouts.items()}
+    """Return the loss of the image read-outs. It sums over classes that can occur together, because a mean would be
+    dominated by the many absent ones."""
+    logits = {name: head(embedding) for name, head in towers.image_readouts.items()}
     together = [
-        F.binary_cross_entropy_with_logits(said[name], targets[name], reduction="sum") / len(embedding)
+        F.binary_cross_entropy_with_logits(logits[name], targets[name], reduction="sum") / len(embedding)
         for name in ("objects", "colors")
     ]
-    return torch.stack([*together, F.cross_entropy(said["kind"], targets["kind"])]).mean()
+    return torch.stack([*together, F.cross_entropy(logits["kind"], targets["kind"])]).mean()
 
 
 @torch.no_grad()
 def evaluate(towers: Towers, batches: int = 4, batch: int = 128) -> dict[str, float]:
-    """Retrieval in batches of held-out pairs, nearest text for colour and shape, how often read-outs are right."""
+    """Measure retrieval in batches of held-out pairs, nearest text for colour and shape, and accuracy of read-outs."""
     towers.eval()
-    found, read = [], {name: [] for name in READOUTS}
+    retrieved, read = [], {name: [] for name in READOUTS}
     for i in range(batches):
         motion = bool(i % 2)
         frames, tokens, scenes = pairs(TEST_SEED, i * batch, batch, motion, background=True)
         texts, token = text_features(towers, tokens)
         similar = F.normalize(image_features(towers, frames), dim=-1) @ texts.T
-        found.append((similar.argmax(1) == torch.arange(batch)).float().mean())
+        retrieved.append((similar.argmax(1) == torch.arange(batch)).float().mean())
         for name, target in labels(scenes, motion, background=True).items():
             read[name].append((towers.readouts[name](token).argmax(1) == target).float().mean())
     scenes = sample_scenes(scene_seeds(TEST_SEED, 10_000, 800))
@@ -159,24 +161,23 @@ def evaluate(towers: Towers, batches: int = 4, batch: int = 128) -> dict[str, fl
     texts, _ = text_features(towers, trim(tokenize(names)))
     nearest = (F.normalize(image_features(towers, frames), dim=-1) @ texts.T).argmax(1)
     return {
-        "retrieval": torch.stack(found).mean().item(),
+        "retrieval": torch.stack(retrieved).mean().item(),
         "nearest_text_color": (nearest // len(SHAPES) == scenes.color[:, 0]).float().mean().item(),
         "nearest_text_shape": (nearest % len(SHAPES) == scenes.shape[:, 0]).float().mean().item(),
     } | {f"read_{name}": torch.stack(values).mean().item() for name, values in read.items()}
 
 
 def train(out: Path, minutes: float, plan: PartPlan, world: World, say: Callable[[str], None] = print) -> TimedRun:
-    """Trains for `minutes`, or goes on with what is in `out`.
+    """Train for `minutes`, or continue the run in `out`.
 
-    Once the time is up OUT/towers.safetensors (open_clip's names, the config in the metadata) and OUT/report.json are
-    there.
+    At the end it writes OUT/towers.safetensors (open_clip's names, the config in the metadata) and OUT/report.json.
     """
     from open_clip.loss import ClipLoss
 
     device, batch = world.device, max(plan.batch[world.device.type] // world.size, 2)
     torch.manual_seed(0)
     towers, contrast = Towers().to(device), ClipLoss()
-    # Adam, without decay, for embeddings, as most words are never seen, and for vectors.
+    # Adam without weight decay for vectors, and for embeddings, because most words never occur.
     matrices, others = [], []
     for name, parameter in towers.named_parameters():
         (matrices if parameter.dim() >= 2 and "embedding" not in name else others).append(parameter)

@@ -1,8 +1,8 @@
-"""Captions as people and tools write them: lists of files with captions, and texts beside files.
+"""Captions as people and tools write them: lists of files with captions, and text files next to the videos.
 
-`LISTS` and `TEXTS` are the table of what is understood; training/README.md shows it. One that cannot be used, such as a
-caption with half a character, is the fault of its clip alone: the clip is left out and told. A list that is not built
-as expected is refused as a whole, with the line.
+`READERS`, `LISTS` and `TEXTS` define what is supported; training/README.md shows it. A caption that cannot be used, for
+example one with half a character, affects its own clip only: the clip is skipped and reported. A list with the wrong
+structure is refused entirely, and the error names the line.
 """
 
 from __future__ import annotations
@@ -27,95 +27,96 @@ from vc_core.video.opening import HEAD
 FILE = ("file", "file_name", "filename", "file_path", "filepath", "path", "media_path", "video", "video_path",
         "video_file_name", "image", "image_path", "image_file_name")  # fmt: skip
 CAPTION = ("caption", "captions", "text", "txt", "prompt", "description", "sentence")
-"""What columns and keys are called, the first one that is there: in any case, with spaces, BOMs and `-` for `_`."""
+"""Names of columns and keys, first match first. Case, spaces, BOMs and `-` instead of `_` do not matter."""
 
 VIDEOS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
      ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".mxf", ".vob", ".gif", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc",
      ".dv", ".divx", ".rm", ".rmvb"}
 )  # fmt: skip
-"""Endings of videos. What has another one is taken for one where a text lies beside it."""
+"""File extensions of videos. A file with another extension counts as a video if it has a text file next to it."""
 
-DEEPEST = 50  # lists and objects in one another that further columns may have: what is read must be written
-LONGEST = 2**20  # bytes that the text of one caption may have
-_MEND = ": mend it or leave out this clip."
+DEEPEST = 50  # levels of lists and objects in other columns: shards must be able to store what was read
+LONGEST = 2**20  # bytes of the text of one caption
+_FIX = "Fix it or remove this clip."
 
 
 @dataclass(frozen=True)
 class Entry:
     """A video or image and its caption."""
 
-    file: str  # relative to the folder, or absolute; of a member of a tar for messages alone
+    file: str  # relative to the folder, or absolute; for a member of a tar only used in messages
     caption: str
-    others: Mapping[str, Any]  # further columns or keys
-    fault: str = ""  # why it cannot be used, where that is known already
-    member: Member | None = None  # of a tar, where it is none of the folder's files
+    others: Mapping[str, Any]  # other columns or keys
+    fault: str = ""  # why it cannot be used, if that is already known
+    member: Member | None = None  # of a tar, if it is not a file of the folder
 
     def is_image(self, folder: Path) -> bool:
-        """Whether it is a still picture, see `vc_core.video.is_image`."""
+        """Whether it is a still image, see `vc_core.video.is_image`."""
         if self.member is None:
             return is_image(folder / self.file)
         return PurePath(self.file).suffix.lower() in IMAGES and not is_animated(self.member.read()[:HEAD])
 
     def name(self, folder: Path) -> str:
-        """For messages, in characters that can be written."""
+        """Its name for messages, in printable characters."""
         return printable(self.file if self.member else str(folder / self.file))
 
     def source(self, folder: Path) -> Path | Media:
-        """What pictures are read from. Raises `UserError` where it cannot be used."""
+        """The path or data to read frames from. Raises `UserError` if the entry cannot be used."""
         if self.fault:
             raise UserError(self.fault)
         if self.member is not None:
             return Media(self.name(folder), self.member.read())
         path = folder / self.file
-        if not path.exists() and "\\" in self.file:  # of a list that was written on Windows
+        if not path.exists() and "\\" in self.file:  # the list was written on Windows
             path = folder / self.file.replace("\\", "/")
-        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would be to wait for ever
-            raise UserError(f"{self.name(folder)}: is no file, and a video or an image was expected: mend the list.")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would block forever
+            name = self.name(folder)
+            raise UserError(f"Expected a video or an image, but {name} is not a regular file. Fix the list.")
         return path
 
 
 def printable(text: str) -> str:
-    """A text with escapes for what has no bytes in UTF-8 (halves of characters, other encodings) or no shape."""
-    return re.sub("[\x00-\x1f\x7f\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)
+    """Escape the characters of a text that UTF-8 cannot encode (surrogates) and control characters."""
+    return re.sub("[\x00-\x1f\x7f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
 def as_text(data: bytes) -> str:
-    """A text in UTF-8, or in what its byte order mark says. What is not of that encoding stays as lone surrogates.
+    """Decode a text as UTF-8, or as its byte order mark says. Bytes that are not valid UTF-8 become lone surrogates.
 
-    Raises `ValueError` where all of it is of another encoding.
+    Raises `ValueError` if the entire text has another encoding.
     """
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # one of them begins as that of UTF-16 does
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # first: UTF-32's mark begins with UTF-16's
         text = data.decode("utf-32", "surrogatepass")
     elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", "surrogatepass")
     else:
         text = data.decode("utf-8", "surrogateescape")
-    if 4 * text[:100].count("\0") > len(text[:100]):  # a few are the fault of a caption alone
-        raise ValueError("its text is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark")
+    if 4 * text[:100].count("\0") > len(text[:100]):  # only a few: one broken caption
+        raise ValueError("its encoding is neither UTF-8 nor UTF-16 or UTF-32 with a byte order mark")
     return text.lstrip("\ufeff")
 
 
 def _is_broken(text: str) -> bool:
-    """Whether it has what no encoding of Unicode can write."""
+    """Whether it contains surrogates, which no Unicode encoding can write."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _caption_in(value: Any) -> str | None:
-    """The caption in what lists and JSON have as one: a text, or the first one of several that says anything."""
+    """The caption in a value of a list or a JSON: a text, or the first of several texts that is not empty."""
     if isinstance(value, (list, tuple)):
-        texts = [each for each in value if isinstance(each, str)]
-        return next((each for each in texts if each.strip()), texts[0] if texts else None)
+        texts = [text for text in value if isinstance(text, str)]
+        return next((text for text in texts if text.strip()), texts[0] if texts else None)
     return value if isinstance(value, str) else None
 
 
 def named_in(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the names that a row has, as it is written there."""
-    there = {_plain(name): name for name in reversed(row)}
-    return next((there[name] for name in names if name in there), None)
+    """The first of the names that the row contains, in the row's own spelling."""
+    spellings = {_plain(name): name for name in reversed(row)}
+    return next((spellings[name] for name in names if name in spellings), None)
 
 
 def _plain(name: str) -> str:
@@ -125,31 +126,31 @@ def _plain(name: str) -> str:
 # --- Lists ----------------------------------------------------------------------------------------------------------
 
 Rows = Iterable[tuple[str, Any]]
-"""Where a row is, for messages, and what it has by column or key."""
+"""For each row its place, for messages, and its values by column or key."""
 
 
 def _csv(text: str) -> Rows:
-    if told := re.match(r"sep=(.)(?=\r|\n)", text):  # Excel's first line
-        text = text[told.end() :]
+    if separator := re.match(r"sep=(.)(?=\r|\n)", text):  # Excel's first line
+        text = text[separator.end() :]
     head = re.split(r"[\r\n]", text.lstrip("\r\n "), maxsplit=1)[:1]
     fitting = (mark for mark in ",;\t|" if _names_both(next(csv.reader(head, delimiter=mark), [])))
-    mark = told[1] if told else next(fitting, ",")
+    mark = separator[1] if separator else next(fitting, ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=True)
     try:
-        yield from _table((f"line {reader.line_num}", cells) for cells in reader)
+        yield from _table((f"Line {reader.line_num}", cells) for cells in reader)
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}, quotes belong around a whole column") from error
+        raise ValueError(f"Line {reader.line_num} is not CSV ({error}). Put quotes around an entire column") from error
 
 
 def _tsv(text: str) -> Rows:
-    """Lines with tabs: quotes are part of the text, but for those around a whole column that doubles its own."""
+    """Lines with tabs. Quotes are part of the text, except around an entire column whose own quotes are doubled."""
 
     def unquoted(cell: str) -> str:
-        whole = re.fullmatch('"((?:[^"]|"")*)"', cell)
-        return whole[1].replace('""', '"') if whole else cell
+        quoted = re.fullmatch('"((?:[^"]|"")*)"', cell)
+        return quoted[1].replace('""', '"') if quoted else cell
 
     lines = (line.split("\t") for line in re.split(r"\r\n|\n|\r", text))
-    return _table((f"line {number}", [*map(unquoted, cells)]) for number, cells in enumerate(lines, 1))
+    return _table((f"Line {number}", [*map(unquoted, cells)]) for number, cells in enumerate(lines, 1))
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Rows:
@@ -159,13 +160,13 @@ def _table(rows: Iterable[tuple[str, list[str]]]) -> Rows:
             continue
         if header is None:
             header = [cell.strip("\ufeff \t\r\xa0") for cell in cells]
-            while header and not header[-1]:  # as programs fill up lines: what stands there is cut off a caption
+            while header and not header[-1]:  # padding by spreadsheets; a row's text there is part of a caption
                 header.pop()
             names = [_plain(name) for name in header if name]
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise ValueError(f"{where}: has two columns {twice}, expected each column once")
+            if duplicate := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{where} has two columns named {duplicate}. Expected each column once")
         elif any(cell.strip() for cell in cells[len(header) :]):
-            raise ValueError(f"{where}: has more columns than the header: put a caption with a comma in quotes")
+            raise ValueError(f"{where} has more columns than the header. Put a caption with a comma in quotes")
         else:
             yield where, {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
 
@@ -178,59 +179,60 @@ def _names_both(header: Sequence[str]) -> bool:
 def _jsonl(text: str) -> Rows:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"line {number}", _json(line, f"line {number}: ")
+            yield f"Line {number}", _json(line, f"Line {number}")
 
 
-def _whole_json(text: str) -> Rows:
-    """A list of objects, alone or under one key, an object of captions or objects by file; or JSONL."""
+def _json_file(text: str) -> Rows:
+    """A list of objects, alone or under one key; an object from files to captions or objects; or JSONL."""
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
         return _jsonl(text)
-    value = _json(text, "")
+    value = _json(text)
     if isinstance(value, Mapping):
-        lists = [each for each in value.values() if isinstance(each, list) and each and isinstance(each[0], Mapping)]
+        lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], Mapping)]
         if len(lists) == 1:
             value = lists[0]
         elif not _names_both(list(value)):
-            rows = {file: of if isinstance(of, Mapping) else {CAPTION[0]: of} for file, of in value.items()}
+            rows = {file: row if isinstance(row, Mapping) else {CAPTION[0]: row} for file, row in value.items()}
             value = [{**row, FILE[0]: file} for file, row in rows.items()]
-    return ((f"entry {n}", row) for n, row in enumerate(value if isinstance(value, list) else [value], 1))
+    return ((f"Entry {n}", row) for n, row in enumerate(value if isinstance(value, list) else [value], 1))
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str = "it") -> Any:
     try:
-        return parse_json(text, deepest=math.inf)  # the fault of a single clip, see `checked`
+        return parse_json(text, deepest=math.inf)  # too deep a value affects one clip only, see `_checked`
     except ValueError as error:
-        raise ValueError(f"{where}is no JSON ({error}), expected an object") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
-READERS: dict[str, Callable[[str], Rows]] = {".csv": _csv, ".jsonl": _jsonl, ".tsv": _tsv, ".json": _whole_json}
-"""Endings of lists -> how their text is read."""
+READERS: dict[str, Callable[[str], Rows]] = {".csv": _csv, ".jsonl": _jsonl, ".tsv": _tsv, ".json": _json_file}
+"""File extensions of lists -> the reader of their text."""
 
 LISTS = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json",
          "metadata.csv", "metadata.tsv", "metadata.jsonl")  # fmt: skip
-"""What lists are called that are not named; the second line is Hugging Face's, whose lists may have other uses."""
+"""File names of lists that are found automatically. The second line is Hugging Face's; those may have other uses."""
 
 
 def read_list(path: Path) -> list[Entry]:
-    """The entries of a list, whose files are relative to its folder.
+    """The entries of a list. Its files are relative to its folder.
 
     Raises:
-        UserError: it cannot be read, is not built as expected, or none of its entries can be used.
+        UserError: it cannot be read, has the wrong structure, or none of its entries can be used.
     """
-    expected = f"expected {' or '.join(READERS)} with a file and a caption in each row"
+    formats = " or ".join(READERS)
+    expected = f"Expected {formats} with a file and a caption in each row."
     if path.suffix.lower() not in READERS:
-        raise UserError(f"{path}: is neither {' nor '.join(READERS)}: give captions as one of them.")
+        raise UserError(f"Expected captions as {formats}, got {path}. Convert it to one of these formats.")
     try:
         entries = [_entry(where, row) for where, row in _rows(path)]
     except (OSError, ValueError) as error:
-        if str(error).startswith(("line", "entry")):
-            raise UserError(f"{path}, {error}; {expected}.") from error
-        raise UserError(f"{path}: cannot be read as captions ({error}): {expected}.") from error
+        if str(error).startswith(("Line", "Entry")):
+            raise UserError(f"{path}: {error}. {expected}") from error
+        raise UserError(f"{path} cannot be read as a list of captions ({error}). {expected}") from error
     if not entries:
-        raise UserError(f"{path}: lists no files: {expected}.")
+        raise UserError(f"{path} lists no files. {expected}")
     if all(entry.fault for entry in entries):
-        raise UserError(f"{path}, {entries[0].fault.removesuffix('.')}; {expected}.")
+        raise UserError(f"{path}: {entries[0].fault} {expected}")
     return entries
 
 
@@ -239,56 +241,56 @@ def _rows(path: Path) -> Rows:
 
 
 def has_captions(path: Path) -> bool:
-    """Whether the first row of a list names a file and a caption."""
+    """Whether the first row of a list has a file and a caption."""
     try:
         row = next(iter(_rows(path)), ("", None))[1]
     except (OSError, ValueError):
-        return True  # which reading will tell
+        return True  # reading it will report the error
     return isinstance(row, Mapping) and _names_both(list(row))
 
 
 def _entry(where: str, row: Any) -> Entry:
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: is no object with the keys file and caption")
-    of_file, of_caption = named_in(row, FILE), named_in(row, CAPTION)
-    others = {name: value for name, value in row.items() if name not in (of_file, of_caption)}
-    if of_file is None:
-        fault = f"has no 'file' (but {spelled(list(row), ' and ') or 'nothing'})"
-    elif not isinstance(row[of_file], str) or not row[of_file].strip():
+        raise ValueError(f"{where} is not an object with the keys file and caption")
+    file, caption = named_in(row, FILE), named_in(row, CAPTION)
+    others = {name: value for name, value in row.items() if name not in (file, caption)}
+    if file is None:
+        fault = f"has no 'file' (it has {spelled(list(row), ' and ') or 'nothing'})"
+    elif not isinstance(row[file], str) or not row[file].strip():
         fault = "has no text for 'file'"
     else:
-        return _checked(where, row[of_file], _caption_in(row.get(of_caption)), others)
-    return Entry("", "", {}, f"{where}: {fault}{_MEND}")
+        return _checked(where, row[file], _caption_in(row.get(caption)), others)
+    return Entry("", "", {}, f"{where} {fault}. {_FIX}")
 
 
 def _checked(
     where: str, file: str, caption: str | None, others: Mapping[str, Any], member: Member | None = None
 ) -> Entry:
-    """An entry, with its fault where it cannot be used."""
+    """An entry, with its `fault` if it cannot be used."""
     if caption is None:
         fault = "has no text for 'caption'"
     elif _is_broken(caption):
-        fault = f"has a caption with broken characters ('{printable(caption)[:60]}')"
+        fault = f"has a caption with invalid characters ('{printable(caption)[:60]}')"
     elif "\0" in file:
-        fault = "has a name with a zero byte"
+        fault = "has a file name with a zero byte"
     elif "\0" in caption:
         fault = f"has a caption with a zero byte ('{printable(caption)[:60]}')"
     elif _is_deep(others):
-        fault = f"nests more than {DEEPEST} lists and objects"
+        fault = f"nests lists and objects more than {DEEPEST} levels deep"
     else:
         return Entry(file, caption, others, "", member)
-    return Entry(file, "", {}, f"{where}: {fault}{_MEND}", member)
+    return Entry(file, "", {}, f"{where} {fault}. {_FIX}", member)
 
 
 def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
-        holders = [each for each in level if isinstance(each, (Mapping, list))]
-        level = [inner for each in holders for inner in (each.values() if isinstance(each, Mapping) else each)]
+        holders = [item for item in level if isinstance(item, (Mapping, list))]
+        level = [inner for item in holders for inner in (item.values() if isinstance(item, Mapping) else item)]
     return bool(level)
 
 
-# --- Texts beside files ---------------------------------------------------------------------------------------------
+# --- Text files next to videos --------------------------------------------------------------------------------------
 
 
 def _plain_text(data: bytes) -> str | None:
@@ -296,44 +298,49 @@ def _plain_text(data: bytes) -> str | None:
 
 
 class _Failed(ValueError):
-    """Says that a sample is none."""
+    """The .json says that the sample could not be downloaded or cut."""
 
 
 def _json_text(data: bytes) -> str | None:
-    """The caption that img2dataset, video2dataset and others put beside a file."""
-    about = _json(as_text(data), "")
+    """The caption in the .json that img2dataset, video2dataset and others write next to a file."""
+    about = _json(as_text(data))
     if isinstance(about, str):
         return about
     if not isinstance(about, Mapping):
-        raise ValueError("is no object with the key caption")
+        raise ValueError("it is not an object with the key caption")
     status = about.get("status")
     if isinstance(status, str) and status.startswith("failed"):
-        raise _Failed(f"{status}: {about.get('error_message')}"[:200])
+        raise _Failed(f"its status is {status}: {about.get('error_message')}"[:200])
     name = named_in(about, CAPTION)
     return _caption_in(about[name]) if name else None
 
 
 TEXTS: dict[str, Callable[[bytes], str | None]] = {".txt": _plain_text, ".caption": _plain_text, ".json": _json_text}
-"""Endings of texts beside files -> the caption in their bytes, or None. The first one that says anything is taken."""
+"""File extensions of texts next to videos -> the caption in their bytes, or None. The first non-empty one is used."""
 
 
-def beside(file: str, texts: Mapping[str, bytes], member: Member | None = None) -> Entry:
-    """The entry of a file with texts beside it, by their endings in lower case."""
-    found, faults = [], []
-    for ending in (each for each in TEXTS if each in texts):
+def entry_with_texts(file: str, texts: Mapping[str, bytes], member: Member | None = None) -> Entry:
+    """The entry of a file and the texts next to it.
+
+    Args:
+        texts: bytes of the texts by extension, in lower case.
+        member: the file, if it is in a tar.
+    """
+    captions, faults = [], []
+    for ending in (ending for ending in TEXTS if ending in texts):
         try:
             if len(texts[ending]) > LONGEST:
-                raise ValueError("is too long for a caption")
-            found.append(TEXTS[ending](texts[ending]))
+                raise ValueError(f"it has more than {LONGEST} bytes")
+            captions.append(TEXTS[ending](texts[ending]))
         except ValueError as error:
-            faults.append(f"its {ending} {error}{_MEND}")
+            faults.append(f"Its {ending} cannot be used ({error}). {_FIX}")
             if isinstance(error, _Failed):
-                found = []
+                captions = []
                 break
-    captions = [caption for caption in found if caption is not None]
+    captions = [caption for caption in captions if caption is not None]
     if faults and not captions:
         return Entry(file, "", {}, printable(faults[0]), member)
-    # A list of captions as video2dataset writes it into a .txt is Python's; the .json has the captions.
-    good = (each for each in captions if each.strip() and not _is_broken(each) and not re.fullmatch(r"\[.*\]", each))
+    # video2dataset writes several captions into a .txt as a Python list; the .json contains them properly.
+    good = (text for text in captions if text.strip() and not _is_broken(text) and not re.fullmatch(r"\[.*\]", text))
     caption = next(good, captions[0] if captions else None)
-    return _checked("its text", file, caption, {}, member)
+    return _checked("Its text", file, caption, {}, member)

@@ -24,15 +24,15 @@ from vc_core.errors import UserError
 from vc_core.progress import Progress
 
 SCENES = 1
-"""Seed of the scenes that are trained on; others are for measuring."""
+"""Seed of the training scenes; other seeds are for measuring."""
 
 _ENCODERS = ("vae", "text", "image")
 
 
 def lengths(domain: Domain) -> tuple[int, ...]:
-    """Numbers of frames that the steps of a domain draw from, see `Share.frames`. Raises `UserError`."""
+    """Numbers of frames that the steps of a domain choose from, see `RankOrder.frames`. Raises `UserError`."""
     if any(frames < 1 for frames in domain.lengths):
-        raise UserError(f"The recipe's lengths are {domain.lengths}: expected numbers of frames, 1 or more.")
+        raise UserError(f"The recipe's lengths must be numbers of frames, 1 or more. Got {domain.lengths}.")
     return domain.lengths or (domain.frames,)
 
 
@@ -44,39 +44,39 @@ def open_clips(
     progress: Progress | None = None,
     out: Path | None = None,
 ) -> dict[int, Clips]:
-    """The data set of a domain, by number of frames, for `training.data.loading.load`.
+    """Open the data set of a domain, by number of frames, for `training.data.loading.load`.
 
-    Of several processes on one disk the first should come before the others where a cache of synthetic scenes is to be
-    filled or shards have no index yet: each would do the same.
+    If a cache of synthetic scenes must be filled, or shards have no index yet, the first of several processes on one
+    disk should call this before the others do. Otherwise each repeats the same work.
 
     Args:
         size: (height, width) of the videos.
-        config: of the network, which says how its conditions are made.
-        parts: the run's autoencoder and towers. Latents that shards hold must be of this autoencoder.
+        config: the network's, which sets how its conditions are computed.
+        parts: the run's autoencoder and towers. Latents in shards must come from this autoencoder.
         progress: called as `progress("scenes", done, count)` while scenes are cached.
-        out: the run's folder, which is no data where it lies among them.
+        out: the run's folder, which is not data even if it is inside the data folder.
 
     Raises:
-        UserError: what the domain names is missing or does not fit the run.
+        UserError: something that the domain names is missing or does not match the run.
     """
     if domain.kind != "synthetic" and domain.path is None:
-        raise UserError(f"The recipe has data of the kind {domain.kind} without a path: name the folder of it.")
+        raise UserError(f"The recipe's data of kind {domain.kind} has no path. Set path to its folder.")
     forms = {frames: Form.of(config, size, frames) for frames in sorted(set(lengths(domain)))}
     tars = shard_files(domain.path) if domain.kind == "shards" else []
     foreign = bool(tars) and not any(map(is_ours, tars))
     if domain.kind == "shards" and not foreign:
         shards = Shards(domain.path)
         cached = shards.settings.get("latents")
-        latents = cached and cached["fingerprint"]  # a run without an autoencoder takes them as they are
+        latents = cached and cached["fingerprint"]  # a run without an autoencoder uses them unchecked
         if cached and "vae" in parts:
             latents = fingerprint(parts["vae"], config.autoencoder.scale)
         return {frames: ShardClips(shards, form, latents) for frames, form in forms.items()}
     if domain.kind in ("shards", "folder"):
-        found = read_shards(tars, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
-        entries = usable(found, domain.path)
+        listed = read_shards(tars, domain.path) if foreign else read_captions(domain.path, domain.captions, out)
+        entries = usable(listed, domain.path)
         warn_of_compressed(entries)
-        given = domain.rate, domain.nominal_height
-        return {frames: FolderClips(domain.path, entries, form, *given) for frames, form in forms.items()}
+        options = domain.rate, domain.nominal_height
+        return {frames: FolderClips(domain.path, entries, form, *options) for frames, form in forms.items()}
     scenes = _scenes(domain, size, config, parts, progress)
     scales = config.autoencoder.scale, config.extraction.condition_scale
     return {frames: SyntheticClips(scenes, frames, form.style_size, *scales) for frames, form in forms.items()}
@@ -85,26 +85,26 @@ def open_clips(
 def _scenes(
     domain: Domain, size: tuple[int, int], config: Config, parts: Mapping[str, Part], progress: Progress | None
 ) -> ClipCache | DrawnScenes:
-    """Drawn scenes, or those of a cache, which is filled where it must be."""
+    """Drawn scenes, or the scenes of a cache, which is filled first if necessary."""
     if size[0] != size[1] or max(lengths(domain)) > CLIP_FRAMES:
         raise UserError(
-            f"Synthetic scenes are squares of up to {CLIP_FRAMES} frames, and the recipe asks for "
-            f"{size[1]}x{size[0]} and {max(lengths(domain))} frames: change height, width or frames."
+            f"Synthetic scenes are square and have up to {CLIP_FRAMES} frames. The recipe requests {size[1]}x{size[0]} "
+            f"and {max(lengths(domain))} frames. Change height, width or frames."
         )
     if domain.path is None:
         return DrawnScenes(SCENES, domain.count, size[0])
     if missing := [PARTS[name] for name in _ENCODERS if name not in parts]:
         raise UserError(
-            f"The cache of scenes in {domain.path} needs {' and '.join(missing)}, which the recipe's start.checkpoint "
-            "and start.parts do not bring: add them, or leave out the domain's path to draw the scenes anew each time."
+            f"The scene cache in {domain.path} requires {' and '.join(missing)}, but the recipe's start.checkpoint and "
+            "start.parts do not contain them. Add them, or remove the domain's path to draw the scenes each time."
         )
-    made_with = hashlib.sha256("".join(fingerprint(parts[name]) for name in _ENCODERS).encode()).hexdigest()[:12]
+    encoders = hashlib.sha256("".join(fingerprint(parts[name]) for name in _ENCODERS).encode()).hexdigest()[:12]
     autoencoder = load_autoencoder(parts["vae"])
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        # Encoding is most of the cost of the cache; bfloat16 halves it where the processor has it (elsewhere it takes
-        # many times as long), and is far finer than the noise that the decoder was trained to tolerate.
+        # Encoding is most of the cost of the cache. bfloat16 halves it if the processor supports it (otherwise it takes
+        # many times as long), and its rounding is far below the noise that the decoder was trained to tolerate.
         autoencoder.encoder.to(torch.bfloat16)
     towers = load_towers(config.towers, parts["text"], parts["image"])
     with torch.inference_mode():
-        folder = domain.path / f"scenes-{size[0]}-{made_with}"
+        folder = domain.path / f"scenes-{size[0]}-{encoders}"
         return ClipCache(build_cache(folder, SCENES, domain.count, autoencoder, towers, size[0], progress))

@@ -1,5 +1,5 @@
-"""Folders of videos or images with captions, and shards of other programs: each sample is cut out of its file or its
-member of a tar as it is needed."""
+"""Folders of videos or images with captions, and shards of other programs. Each sample is read from its file, or from
+its member of a tar, when it is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.data.caption_lists import (
     TEXTS,
     VIDEOS,
     Entry,
-    beside,
+    entry_with_texts,
     has_captions,
     printable,
     read_list,
@@ -41,32 +41,32 @@ from vc_core.video.frames import RELEASED_RATE
 
 
 def read_captions(folder: Path, captions: Path | None = None, out: Path | None = None) -> list[Entry]:
-    """The videos or images of a folder with their captions, in the order of what lists them.
+    """The videos or images of a folder with their captions, in the order of their list.
 
-    Links are followed; what is left out is said in warnings. An entry whose `fault` says something cannot be used.
+    Links are followed; warnings report skipped files. An entry with a `fault` cannot be used.
 
     Args:
-        captions: a list, see `training.data.caption_lists`. By default what is found in the folder, the first of these:
-            one of `LISTS`; `LISTS` in folders below it; texts beside files (`swan.txt` beside `swan.mp4`); shards of
-            other programs (see `training.data.other_shards`).
-        out: of the folders below it, one that results go to.
+        captions: a list, see `training.data.caption_lists`. By default the first of these that the folder contains:
+            one of `LISTS`; `LISTS` in subfolders; texts next to files (`swan.txt` next to `swan.mp4`); shards of other
+            programs (see `training.data.other_shards`).
+        out: a subfolder for results, which is skipped.
 
     Raises:
-        UserError: there is nothing of these, or a list is not as expected.
+        UserError: the folder contains none of these, or a list has the wrong structure.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, and one of videos or images was expected: check the path.")
+        raise UserError(f"Expected a folder of videos or images, but {folder} does not exist. Check the path.")
     if captions is not None:
         if not Path(captions).is_file():
-            raise UserError(f"{captions}: no such file, and a list of captions was expected: check the path.")
+            raise UserError(f"Expected a list of captions, but {captions} does not exist. Check the path.")
         return read_list(Path(captions))
-    if list_of := _list_in(folder, [path for path in folder.iterdir() if path.is_file()]):
-        return read_list(list_of)
+    if caption_list := _list_in(folder, [path for path in folder.iterdir() if path.is_file()]):
+        return read_list(caption_list)
     files = files_below(folder, without=[out] if out else [])
     if lists := _lists_below(folder, files):
         names = shorten([path.relative_to(folder).as_posix() for path in lists], 3)
-        warnings.warn(f"{folder}: takes what is listed in {names}, and nothing else in it.", stacklevel=2)
+        warnings.warn(f"{folder}: Using only the files listed in {names}.", stacklevel=2)
         return [
             replace(entry, file=(path.parent.relative_to(folder) / entry.file).as_posix())
             for path in lists
@@ -74,48 +74,49 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         ]
     tars, others = [], []
     for path in files:
-        if path.name.lower() not in LISTS:  # one without captions, which is told already
+        if path.name.lower() not in LISTS:  # lists without captions are already reported
             (tars if path.name.lower().endswith(TARS) else others).append(path)
-    if entries := _texts_beside(folder, others, none=bool(tars)):
-        _leaves_out(folder, [tar for tar in tars if not is_ours(tar)], "shards beside files that have texts")
+    if entries := _files_with_texts(folder, others, optional=bool(tars)):
+        _report_skipped(folder, [tar for tar in tars if not is_ours(tar)], "shards next to files with texts")
         return entries
     if own := next(filter(is_ours, tars), None):
         raise UserError(
-            f"{own}: is a shard of ./vc prepare, and videos, images or shards of another program were expected: train "
-            f"on {folder} with `kind: shards`, or name another folder."
+            f"Expected videos, images or shards of another program, but {own} is a shard of ./vc prepare. Train on "
+            f"{folder} with `kind: shards`, or choose another folder."
         )
-    _leaves_out(folder, others, "neither shards nor in them")
+    _report_skipped(folder, others, "neither shards nor inside shards")
     return read_shards(tars, folder)
 
 
 def usable(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """Those without a fault; the others are said in a warning. Raises `UserError` where none is left."""
+    """The entries without a fault; a warning reports the others. Raises `UserError` if none remains."""
     faulty = [entry for entry in entries if entry.fault]
     if faulty:
-        first = f"{printable(faulty[0].file)}: {printable(faulty[0].fault)}"
+        file, fault = printable(faulty[0].file), printable(faulty[0].fault)
+        first = f"The first problem: {file and f'{file}: '}{fault}"
         if len(faulty) == len(entries):
-            raise UserError(f"{folder}: none of its {counted(len(entries), 'clip')} can be used; {first}")
-        left_out = f"{len(faulty)} of {len(entries)} clips, which cannot be used, for instance {first}"
-        warnings.warn(f"{folder}: leaves out {left_out}", stacklevel=2)
+            raise UserError(f"{folder}: None of the {counted(len(entries), 'clip')} can be used. {first}")
+        skipped = f"Skipped {len(faulty)} of {len(entries)} clips, which cannot be used"
+        warnings.warn(f"{folder}: {skipped}. {first}", stacklevel=2)
     return [entry for entry in entries if not entry.fault]
 
 
 def _list_in(folder: Path, files: Sequence[Path]) -> Path | None:
     """The list among the files of one folder."""
-    found = [path for path in files if path.name.lower() in LISTS]
-    if len(found) > 1:
-        found = [path for path in found if has_captions(path)] or found
-    if len(found) > 1:
-        names = " and ".join(sorted(path.name for path in found))
-        raise UserError(f"{folder}: has both {names}: leave one there, or name the one to take.")
-    if found and found[0].stem.lower() == "metadata" and not has_captions(found[0]):
-        _leaves_out(folder, found, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
+    lists = [path for path in files if path.name.lower() in LISTS]
+    if len(lists) > 1:
+        lists = [path for path in lists if has_captions(path)] or lists
+    if len(lists) > 1:
+        names = " and ".join(sorted(path.name for path in lists))
+        raise UserError(f"Expected one list of captions, but {folder} contains {names}. Remove one, or set captions.")
+    if lists and lists[0].stem.lower() == "metadata" and not has_captions(lists[0]):
+        _report_skipped(folder, lists, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
         return None
-    return found[0] if found else None
+    return lists[0] if lists else None
 
 
 def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """One list at the most of each folder below, as those of a data set's parts."""
+    """At most one list of each subfolder, for data sets in several parts."""
     by_folder: dict[Path, list[Path]] = {}
     for path in files:
         if path.parent != folder and path.name.lower() in LISTS:
@@ -123,11 +124,12 @@ def _lists_below(folder: Path, files: Sequence[Path]) -> list[Path]:
     return [path for inner, paths in by_folder.items() if (path := _list_in(inner, paths))]
 
 
-def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry]:
-    """Files with their texts, in the order of their names. `none`: it may be that there are none.
+def _files_with_texts(folder: Path, files: Sequence[Path], optional: bool) -> list[Entry]:
+    """Files with the texts next to them, in the order of their names. `optional`: the result may be empty.
 
-    What is known for a video or an image must have a text, or all is refused: a text that was forgotten would be missed
-    only when training is done. What has another ending is one too where it has a text; else it is left out and told.
+    Every file with the extension of a video or an image must have a text, otherwise all are refused: nobody would
+    notice a forgotten text before the end of the training. Files with other extensions count too if they have a text;
+    otherwise they are skipped and reported.
     """
     texts: dict[Path, dict[str, Path]] = defaultdict(dict)
     others: dict[Path, list[Path]] = defaultdict(list)
@@ -143,46 +145,46 @@ def _texts_beside(folder: Path, files: Sequence[Path], none: bool) -> list[Entry
     for stem, paths in others.items():
         videos = [path for path in paths if path.suffix.lower() in VIDEOS]
         images = [path for path in paths if path.suffix.lower() in IMAGES]
-        known = videos or images
-        media += known or (paths if stem in texts else [])
+        known_media = videos or images
+        media += known_media or (paths if stem in texts else [])
         previews += images if videos else []
-        unknown += [] if known or stem in texts else paths
+        unknown += [] if known_media or stem in texts else paths
     without = [path for path in media if path.with_suffix("") not in texts]
-    if none and len(without) == len(media):
+    if optional and len(without) == len(media):
         return []
     if without:
         has_parquet = any(path.suffix.lower() == ".parquet" for path in unknown)
-        parquet = ", or write the columns of its .parquet as metadata.jsonl" if has_parquet else ""
+        parquet = ", or save the columns of its .parquet as metadata.jsonl" if has_parquet else ""
         raise UserError(
-            f"{folder}: {len(without)} files have no text beside them, "
-            f"{printable(without[0].relative_to(folder).as_posix())} among them: give each its .txt, or list those to "
-            f"train on in {LISTS[0]}{parquet}."
+            f"{folder}: No text file is next to {counted(len(without), 'file')}, for example "
+            f"{printable(without[0].relative_to(folder).as_posix())}. Add a .txt for each, or list the files to train "
+            f"on in {LISTS[0]}{parquet}."
         )
     if not media:
         raise UserError(
-            f"{folder}: has no captions: expected one of {', '.join(LISTS)}, a text beside each file (swan.txt beside "
-            "swan.mp4), or shards."
+            f"{folder} contains no captions. Expected one of {', '.join(LISTS)}, a text next to each file (swan.txt "
+            "next to swan.mp4), or shards."
         )
-    alone = [of for stem, of in texts.items() if stem not in others]
-    alone = [path for of in alone for ending, path in of.items() if ending != ".json"]
-    _leaves_out(folder, alone, "texts without a video or an image")
-    _leaves_out(folder, unknown, "neither videos nor images nor with a text")
-    _leaves_out(folder, previews, "images beside videos of the same name")
+    alone = [by_ending for stem, by_ending in texts.items() if stem not in others]
+    alone = [path for by_ending in alone for ending, path in by_ending.items() if ending != ".json"]
+    _report_skipped(folder, alone, "texts without a video or an image")
+    _report_skipped(folder, unknown, "not videos or images, and without a text")
+    _report_skipped(folder, previews, "images next to videos of the same name")
     entries = []
     for path in sorted(media):
         file = path.relative_to(folder).as_posix()
         try:
-            found = {ending: text.read_bytes() for ending, text in texts[path.with_suffix("")].items()}
-            entries.append(beside(file, found))
+            data = {ending: text.read_bytes() for ending, text in texts[path.with_suffix("")].items()}
+            entries.append(entry_with_texts(file, data))
         except OSError as error:
-            entries.append(Entry(file, "", {}, f"its text cannot be read ({error.strerror}): check it."))
+            entries.append(Entry(file, "", {}, f"Its text cannot be read ({error.strerror}). Check the text file."))
     return entries
 
 
-def _leaves_out(folder: Path, paths: Sequence[Path], what: str) -> None:
+def _report_skipped(folder: Path, paths: Sequence[Path], what: str) -> None:
     if paths:
         names = shorten([printable(path.relative_to(folder).as_posix()) for path in paths], 3)
-        warnings.warn(f"{folder}: leaves out {counted(len(paths), 'file')}, {what}: {names}.", stacklevel=3)
+        warnings.warn(f"{folder}: Skipped {counted(len(paths), 'file')} ({what}): {names}.", stacklevel=3)
 
 
 # --- Samples --------------------------------------------------------------------------------------------------------
@@ -196,8 +198,8 @@ def clip_of(
     generator: torch.Generator,
     usual: float = RELEASED_RATE,
 ) -> tuple[Path | Media, FramePlan | None, str]:
-    """What a clip is read from; its plan, see `plan_frames`, that starts at random, anywhere from where all its frames
-    are there, or None of an image; and what was decided for the user, see `VideoInfo.note`.
+    """The source of a clip; its plan, see `plan_frames`, with a random start that leaves room for all frames, or None
+    for an image; and the note on what was decided for the user, see `VideoInfo.note`.
 
     Raises:
         UserError, BadSample: it cannot be used, cannot be read or is too short.
@@ -214,7 +216,7 @@ def clip_of(
 
 
 def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:
-    """The plan's frames, or an image where there is no plan, one after the other, `(1, 3, H, W)` in [0, 1].
+    """Yield the plan's frames, or the image if there is no plan, each `(1, 3, H, W)` in [0, 1].
 
     Raises:
         BadSample: the source cannot be read.
@@ -228,21 +230,21 @@ def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor
 
 
 def _decoding(source: Path | Media) -> AbstractContextManager[None]:
-    """Makes a BadSample of whatever decoders raise: of damaged bytes that may be anything, and one must not end all."""
+    """Turn whatever decoders raise into a BadSample: damaged bytes can raise anything, and must not end the run."""
     return reading(printable(str(source)), Exception)
 
 
 @dataclass(frozen=True)
 class FolderClips:
-    """The clips of a folder: random frames of each video, centre-cropped; of an image the whole clip is it.
+    """The clips of a folder: random frames of each video, centre-cropped. An image is a clip of one frame.
 
     Attributes:
-        folder: where relative files are.
-        rate: frames a second of clips; None for the released rule, see `plan_frames`, with the network's usual rate.
-        nominal_height: videos are scaled to this height before their motion is taken, see `read_motion`.
+        folder: base of relative files.
+        rate: frames per second of clips; None for the released rule, see `plan_frames`, at the network's usual rate.
+        nominal_height: videos are scaled to this height before their motion is computed, see `read_motion`.
 
     Raises:
-        UserError: images among the files where clips have more than one frame.
+        UserError: an image is among the files, but clips have more than one frame.
     """
 
     folder: Path
@@ -257,24 +259,25 @@ class FolderClips:
             image = next((entry for entry in self.entries if entry.is_image(self.folder)), None)
         if image is not None:
             raise UserError(
-                f"{image.file} is an image, and clips of {self.form.frames} frames are trained on: put images into a "
-                "domain of their own, with frames 1."
+                f"Expected videos for clips of {self.form.frames} frames, but {image.file} is an image. Put images "
+                "into their own domain, with frames 1."
             )
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
+    def sample(self, index: int, inputs: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
         entry, form = self.entries[index], self.form
         with reading(entry.name(self.folder)):
             source, plan, _ = clip_of(
                 entry, self.folder, form.frames, self.rate, generator, form.extraction.sampling_rate
             )
-            made = make(pictures_of(source, plan), form, kept, generator)
-            if "motion" in kept:
-                made["conditions"]["motion"] = no_motion(form) if form.frames == 1 else self._motion(source, plan)
-        return Sample(entry.file, text=entry.caption if "text" in kept else "", **made)
+            sample_fields = make(pictures_of(source, plan), form, inputs, generator)
+            if "motion" in inputs:
+                motion = no_motion(form) if form.frames == 1 else self._motion(source, plan)
+                sample_fields["conditions"]["motion"] = motion
+        return Sample(entry.file, text=entry.caption if "text" in inputs else "", **sample_fields)
 
     def _motion(self, source: Path | Media, plan: FramePlan) -> Tensor:
         options = Options(nominal_height=self.nominal_height)

@@ -1,4 +1,4 @@
-"""Batches of one rank, read ahead by worker processes: the same whatever their number."""
+"""Batches of one rank, read ahead by worker processes. The number of workers does not change the batches."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.order import Order, Share, Slot, generator_for
+from training.data.order import Order, RankOrder, Slot, generator_for
 from training.data.sample import BadSample, Batch, Clips, Sample
 from vc_core.errors import UserError
 
 try:
     import resource
-except ImportError:  # Windows, where tensors of other processes are no files
+except ImportError:  # Windows, where tensors of other processes are not files
     resource = None
 
 Keep = Callable[[Sequence[int]], Mapping[str, Tensor]]
-"""From the numbers of a batch's samples to which of them keep text, style and each condition, `(B,)` bool by name."""
+"""From the numbers of a batch's samples to `(B,)` bool by name: whether they keep text, style and each condition."""
 
-ATTEMPTS = 100  # clips that are tried for one sample; where none of so many can be read, the data set is not there
-FEW = 1000  # samples that the share of bad ones is reckoned of at least: one of the first ten is not yet a tenth
-TOLD = 3  # bad samples that the error names, the last ones
+ATTEMPTS = 100  # clips to try for one sample; if none of them can be read, the data set is missing
+FEW = 1000  # smallest number of samples for the fraction of bad ones: 1 bad sample of the first 10 is not yet 10%
+SHOWN = 3  # latest bad samples that the error names
 
 
 class Batches(Dataset):
@@ -33,7 +33,7 @@ class Batches(Dataset):
         self.clips, self.order, self.keep = dict(clips), order, keep
 
     def __getitem__(self, slot: Slot) -> Batch | UserError:
-        """A batch, or an error that the trainer's process is to raise: a worker's would come with its traceback."""
+        """A batch, or an error for the trainer's process to raise: raised in a worker, it would have a traceback."""
         numbers = tuple(map(self.order.number, slot.counts))
         kept = dict(self.keep(numbers))
         bad: list[str] = []
@@ -46,61 +46,62 @@ class Batches(Dataset):
             return error
         return Batch(samples, kept, numbers, slot.after, tuple(bad))
 
-    def _sample(self, count: int, frames: int, kept: set[str], bad: list[str]) -> Sample:
+    def _sample(self, count: int, frames: int, inputs: set[str], bad: list[str]) -> Sample:
         for attempt in range(ATTEMPTS):
             generator = generator_for(self.order.seed, self.order.number(count), "sample", attempt)
             try:
-                return self.clips[frames].sample(self.order.index(count, attempt), kept, generator)
+                return self.clips[frames].sample(self.order.index(count, attempt), inputs, generator)
             except BadSample as error:
                 bad.append(str(error))
-        raise UserError(f"{ATTEMPTS} samples in a row cannot be read, the last one because: {bad[-1]}; check the data.")
+        raise UserError(f"{ATTEMPTS} samples in a row cannot be read. Check the data. The last error: {bad[-1]}")
 
 
 def load(
     clips: Mapping[int, Clips],
-    share: Share,
+    own: RankOrder,
     keep: Keep,
     count: int = 0,
     workers: int = 0,
     max_bad: float = 0.01,
 ) -> Iterator[Batch]:
-    """This rank's batches without end, `share.accumulate` for each step.
+    """Yield this rank's batches forever, `own.accumulate` for each step.
 
     Args:
-        clips: the domain's, by their number of frames, for each of `share.frames`.
-        keep: which conditions each sample keeps. With workers it must be picklable.
-        count: where the domain's order goes on: `Batch.after` of the last step that was done.
-        workers: processes that read ahead; 0 reads in this one.
-        max_bad: share of samples that may be unreadable, of those that this rank took since it started.
+        clips: the domain's, by number of frames, for each of `own.frames`.
+        own: this rank's part of the domain's order.
+        keep: the conditions that each sample keeps. With workers it must be picklable.
+        count: position in the domain's order: `Batch.after` of the last finished step.
+        workers: processes that read ahead; 0 reads in this process.
+        max_bad: fraction of samples that may be unreadable, of those that this rank has read since it started.
 
     Raises:
         UserError: more of them are unreadable; it names some.
     """
     loader = DataLoader(
-        Batches(clips, share.order, keep),
+        Batches(clips, own.order, keep),
         batch_size=None,
-        sampler=share.slots(count),
+        sampler=own.slots(count),
         num_workers=workers,
         worker_init_fn=_leave_signals,
-        generator=torch.Generator(),  # the global one is the network's, whose dropout would depend on the workers
+        generator=torch.Generator(),  # not the global one: the network's dropout would depend on the workers
     )
-    if workers and resource:  # each tensor that comes from another process is an open file: the limit is soon reached
+    if workers and resource:  # each tensor from another process is an open file: the limit is soon reached
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    taken, bad, last = 0, 0, []
+    total, bad, last = 0, 0, []
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        taken, bad, last = taken + len(batch.samples), bad + len(batch.bad), [*last, *batch.bad][-TOLD:]
-        if bad > max_bad * max(taken, FEW):
+        total, bad, last = total + len(batch.samples), bad + len(batch.bad), [*last, *batch.bad][-SHOWN:]
+        if bad > max_bad * max(total, FEW):
             raise UserError(
-                f"{bad} of {taken} samples cannot be read, and max_bad allows a share of {max_bad:g} (of at least {FEW}"
-                f"): mend the data or allow more. The last ones: {'; '.join(last)}."
+                f"{bad} of {total} samples cannot be read. max_bad allows a fraction of {max_bad:g} (of at least {FEW} "
+                f"samples). Fix the data or raise max_bad. The last errors: {' '.join(last)}"
             )
         yield batch
 
 
 def _leave_signals(_: int) -> None:
-    """Signals that reach all processes of a run are for the trainer, which needs its workers until the step is done."""
+    """Ignore signals in workers: the trainer handles them, and needs its workers until the step is done."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

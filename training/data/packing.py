@@ -1,6 +1,6 @@
-"""What members of a shard hold, each a pair of functions: to bytes and back. The same values give the same bytes.
+"""Encode and decode the members of a shard. The same values give the same bytes.
 
-Damaged bytes may make the decoders raise anything, or give values of another form, which `checked` refuses.
+For damaged bytes the decoders may raise anything, or return values of the wrong shape, which `checked` refuses.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vc_core.video import FramePlan, planned_frames, write_video
 from vc_core.video.images import opened_image
 
 COLUMNS = {**dict.fromkeys(("frame", "dst_x", "dst_y", "w", "h"), "<i2"), "dx": "<f4", "dy": "<f4"}
-"""Of blocks: frame, centre and extent, and how far each moved since the frame before, in pixels of the source."""
+"""Columns of blocks: frame, centre and size, and displacement since the previous frame, in pixels of the source."""
 
-LARGEST = 2**15 - 1  # pixels of a side that a source of block vectors may have
-LARGEST_COLUMNS = 256 * 10**6  # bytes of the block vectors of a clip, of which 20 make a block, when they are unpacked
-IMAGE_QUALITY = 95  # of WebP, out of 100
+LARGEST = 2**15 - 1  # pixels of a side of the source of block vectors
+LARGEST_COLUMNS = 256 * 10**6  # unpacked bytes of the block vectors of a clip; a block has 20
+IMAGE_QUALITY = 95  # of WebP, up to 100
 
 
 def checked(tensor: Tensor, *shape: int) -> Tensor:
-    """The tensor itself. Raises a ValueError where it is of another shape or has numbers that are not finite."""
+    """Return the tensor. Raises ValueError if it has another shape or contains numbers that are not finite."""
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"is {tuple(tensor.shape)}, expected {shape}")
+        raise ValueError(f"its shape is {tuple(tensor.shape)}, expected {shape}")
     if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise ValueError("has numbers that are not finite")
+        raise ValueError("it contains numbers that are not finite")
     return tensor
 
 
@@ -63,7 +63,7 @@ def unpack_image(data: bytes) -> Tensor:
 
 
 def _saved(levels: Tensor, form: str, **options: Any) -> bytes:
-    """A picture `(H, W)` or `(H, W, 3)` of 0 to 255."""
+    """Encode an image `(H, W)` or `(H, W, 3)` of values from 0 to 255."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -78,23 +78,23 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
 
 def pack_vectors(vectors: BlockVectors) -> bytes:
     """The rows of block vectors, compressed: most of them differ little from their neighbours."""
-    buffer = io.BytesIO()  # one array for each column: of equal numbers side by side little is left
+    buffer = io.BytesIO()  # one array per column: equal adjacent numbers compress well
     np.savez_compressed(buffer, **{name: vectors.rows[name].astype(kind) for name, kind in COLUMNS.items()})
     return buffer.getvalue()
 
 
 def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) -> BlockVectors:
-    """The block vectors of a window of a clip. Its first frame has none, as that of every clip.
+    """The block vectors of a window of a clip. Its first frame has none, like the first frame of every clip.
 
     Args:
         size: (height, width) of the source.
-        first, frames: the window's.
+        first, frames: first frame and length of the window.
     """
     if not all(isinstance(side, int) and 0 < side <= LARGEST for side in size):
-        raise ValueError(f"is of a source of {size}")
+        raise ValueError(f"its source size is {size}")
     with ZipFile(io.BytesIO(data)) as packed:
-        if (size_of_all := sum(entry.file_size for entry in packed.infolist())) > LARGEST_COLUMNS:
-            raise ValueError(f"would be {size_of_all / 1e6:.0f} MB when it is unpacked")
+        if (unpacked := sum(entry.file_size for entry in packed.infolist())) > LARGEST_COLUMNS:
+            raise ValueError(f"it would be {unpacked / 1e6:.0f} MB when unpacked")
     with np.load(io.BytesIO(data), allow_pickle=False) as columns:
         frame = columns["frame"].astype(np.int32)
         inside = (frame > first) & (frame < first + frames)
@@ -102,26 +102,26 @@ def unpack_vectors(data: bytes, size: tuple[int, int], first: int, frames: int) 
         for name in COLUMNS:
             rows[name] = columns[name][inside]
     if not (np.isfinite(rows["dx"]).all() and np.isfinite(rows["dy"]).all()):
-        raise ValueError("has vectors that are not finite")
+        raise ValueError("it contains vectors that are not finite")
     rows["frame"] -= first
     return BlockVectors(rows, *size, frames)
 
 
 def pack_maps(maps: Tensor, low: float, high: float) -> bytes:
-    """Maps `(1, 1, F, H, W)` of values between two as a grey PNG, the frames one below the other.
+    """Maps `(1, 1, F, H, W)` with values from `low` to `high` as a grey PNG, the frames one below the other.
 
-    One step of its 255 is as much as a network's guess varies from frame to frame at the least.
+    One of its 255 steps is about the smallest change of a network's estimate between frames.
     """
     levels = ((maps[0, 0] - low) / (high - low) * 255) if high > low else torch.zeros_like(maps[0, 0])
     return _saved(levels.clamp(0, 255).flatten(0, 1), "PNG")
 
 
 def unpack_maps(data: bytes, low: float, high: float, frames: int) -> Tensor:
-    """Maps `(1, F, H, W)` of a clip of so many frames."""
-    with opened_image(io.BytesIO(data), "a picture of maps", frames, ["PNG"]) as image:
+    """Maps `(1, F, H, W)` of a clip with this number of frames."""
+    with opened_image(io.BytesIO(data), "an image of maps", frames, ["PNG"]) as image:
         levels = torch.from_numpy(np.array(image.convert("L")))
     if len(levels) % frames:
-        raise ValueError(f"{len(levels)} lines are not {frames} frames")
+        raise ValueError(f"{len(levels)} rows cannot be divided into {frames} frames")
     return levels.unflatten(0, (frames, -1))[None].float() / 255 * (high - low) + low
 
 
@@ -136,5 +136,5 @@ def unpack_latents(data: bytes) -> Tensor:
     """Latents `(4, F, h, w)`."""
     latents = np.load(io.BytesIO(data), allow_pickle=False)
     if latents.dtype != np.float16:
-        raise ValueError(f"is of {latents.dtype}, expected float16")
+        raise ValueError(f"its dtype is {latents.dtype}, expected float16")
     return torch.from_numpy(latents).float()

@@ -1,6 +1,6 @@
-"""What `./vc prepare` makes by networks, once for all epochs: latents, depth and sketches.
+"""Results of networks that `./vc prepare` computes once for all epochs: latents, depth and sketches.
 
-Each cache says what it was made with, so that a run that needs another one is told, see `ShardClips`.
+Each cache records its network and settings, so that `ShardClips` can refuse a run that requires others.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from vc_core.checkpoint.reading import Part, read_checkpoint
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache of a shard's samples. `make` brings frames `(1, 3, F, H', W')` in [0, 1], at `drawing_size`, to the
-    member's bytes and what the sample's .json says of them, None for nothing."""
+    """One cache of a shard's samples.
+
+    `make` turns frames `(1, 3, F, H', W')` in [0, 1], at `drawing_size`, into the member's bytes and the value for the
+    sample's .json, or None.
+    """
 
     name: str  # `latents`, `depth` or `sketch`
-    about: dict[str, Any]  # the extractor and its settings, as JSON holds them; of equal ones the results are equal
+    about: dict[str, Any]  # the extractor and its settings, as JSON values; equal settings give equal results
     make: Callable[[Tensor], tuple[bytes, Any]]
-    ending: str  # of the member
+    ending: str  # file extension of the member
 
     def settings(self) -> dict[str, Any]:
-        """What the shard says of it."""
-        told = json.dumps(self.about, sort_keys=True).encode()
-        return {**self.about, "fingerprint": self.about.get("fingerprint") or hashlib.sha256(told).hexdigest()[:16]}
+        """The settings that the shard stores."""
+        text = json.dumps(self.about, sort_keys=True).encode()
+        return {**self.about, "fingerprint": self.about.get("fingerprint") or hashlib.sha256(text).hexdigest()[:16]}
 
 
 def fingerprint(part: Part, scale: float = 1.0) -> str:
-    """Tells the weights of an autoencoder or a tower by their values in half precision.
+    """Identify the weights of an autoencoder or a tower by their values in half precision.
 
-    So what `./vc export` writes in half precision has the fingerprint of the file that it is of, and an autoencoder has
-    one under all names that it goes by (`ldm` and `diffusers`). One in bfloat16 is another: that is coarser.
+    So the export of `./vc export` in half precision has the fingerprint of its source file, and an autoencoder has the
+    same fingerprint in all layouts (`ldm` and `diffusers`). In bfloat16, which is coarser, it has another.
 
     Args:
         scale: the factor of the autoencoder's latents.
@@ -53,24 +56,24 @@ def fingerprint(part: Part, scale: float = 1.0) -> str:
             tensor = get(name)
             numbers = tensor.half() if tensor.is_floating_point() else tensor
             values.append(hashlib.sha256(numbers.flatten().contiguous().view(torch.uint8).numpy()).hexdigest())
-    # Sorted: each stands for its tensor's name, which layouts differ in.
+    # Sorted by value, because the names differ between layouts.
     return hashlib.sha256("".join([str(float(scale)), *sorted(values)]).encode()).hexdigest()[:16]
 
 
 def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") -> Cache:
-    """Latents of the video at `size`, by the autoencoder of a checkpoint.
+    """Latents of the video at `size`, from the autoencoder of a checkpoint.
 
     Raises:
-        UserError: the file cannot be read or holds no autoencoder.
+        UserError: the file cannot be read or contains no autoencoder.
     """
     from vc_core.checkpoint.loading import load_autoencoder
     from vc_core.encoders.autoencoder import encode
 
-    read = read_checkpoint(checkpoint)
-    vae = read.part("vae")
-    if read.config:
-        scale = read.config.autoencoder.scale
-    else:  # of a file that is an autoencoder alone: Stable Diffusion's, or none for TAESD's
+    contents = read_checkpoint(checkpoint)
+    vae = contents.part("vae")
+    if contents.config:
+        scale = contents.config.autoencoder.scale
+    else:  # the file is only an autoencoder: Stable Diffusion's factor, or 1 for TAESD
         scale = 1.0 if vae.layout == "taesd" else 0.18215
     about = {"file": Path(checkpoint).name, "scale": scale, "fingerprint": fingerprint(vae, scale)}
     autoencoder = load_autoencoder(vae, device=device)
@@ -82,7 +85,7 @@ def latents_cache(checkpoint: Path, size: tuple[int, int], device: str = "cpu") 
 
 
 def depth_cache(model: Path, device: str = "cpu") -> Cache:
-    """Depth by a network, see `vc_core.extract.depth.networks`. Raises `UserError`."""
+    """Depth from a network, see `vc_core.extract.depth.networks`. Raises `UserError`."""
     from vc_core.extract.depth.networks import depth, load_depth_model
 
     network = load_depth_model(model, device)
@@ -98,7 +101,7 @@ def depth_cache(model: Path, device: str = "cpu") -> Cache:
 
 
 def sketch_cache(method: str, device: str = "cpu") -> Cache:
-    """Sketches by a method of `vc_core.extract.sketch.methods`, whose networks are read once.
+    """Sketches from a method of `vc_core.extract.sketch.methods`. Its networks are loaded once.
 
     Raises:
         UserError: a file of the networks is missing.
@@ -106,12 +109,12 @@ def sketch_cache(method: str, device: str = "cpu") -> Cache:
     from vc_core.extract.annotators import per_frame
     from vc_core.extract.sketch.methods import load_sketcher
 
-    drawn_by = load_sketcher(method, device)
-    about: dict[str, Any] = {"method": drawn_by.which}
-    if drawn_by.files:
-        about["sha256"] = [sha256(file) for file in drawn_by.files]
+    sketcher = load_sketcher(method, device)
+    about: dict[str, Any] = {"method": sketcher.which}
+    if sketcher.files:
+        about["sha256"] = [sha256(file) for file in sketcher.files]
 
     def make(frames: Tensor) -> tuple[bytes, list[float]]:
-        return pack_maps(per_frame(drawn_by.draw, frames, "sketch"), 0.0, 1.0), [0.0, 1.0]
+        return pack_maps(per_frame(sketcher.draw, frames, "sketch"), 0.0, 1.0), [0.0, 1.0]
 
     return Cache("sketch", about, make, "sketch.png")

@@ -1,4 +1,4 @@
-"""Clips of videos or images made into the samples of shards, by several processes, as far as they are not there yet."""
+"""Convert clips of videos or images into shards with several processes. Existing shards are skipped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from training.data.precomputed import Cache, depth_cache, latents_cache, sketch_
 from training.data.sample import BadSample
 from training.data.sample_fields import Form, fit, reading
 from training.data.shards import read_header, shard_files, write_shard
-from training.lock import held
+from training.lock import locked
 from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 from vc_core.extract.motion.from_video import block_vectors
@@ -38,39 +38,39 @@ from vc_core.parsing import parse_json
 from vc_core.progress import Progress
 
 PLAN, SUMMARY = "prepare.json", "summary.json"
-"""In the folder of shards: what is being prepared, and what became of it."""
+"""Files in the folder of shards: the plan and the results."""
 
-AHEAD = 4  # clips that each process may be ahead of the one that is written next
+AHEAD = 4  # clips that each process may prepare ahead of the next one to write
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What is to be prepared, in plain values that other processes can be sent."""
+    """Options in plain values, which can be sent to other processes."""
 
     folder: Path  # of the videos or images
     frames: int = 16
     size: tuple[int, int] = (256, 256)  # (height, width) of the training
-    rate: float | None = None  # frames a second; None for the released rule
-    clips: int = 1  # of each video
+    rate: float | None = None  # frames per second; None for the released rule
+    clips: int = 1  # per video
     seed: int = 0
-    layout: str = "points"  # of the motion, see `read_motion`
-    nominal_height: int | None = None  # likewise
-    latents: Path | None = None  # checkpoint whose autoencoder makes them
-    depth: Path | None = None  # file or folder of a network
-    sketch: str | None = None  # a method
+    layout: str = "points"  # motion layout, see `read_motion`
+    nominal_height: int | None = None  # see `read_motion`
+    latents: Path | None = None  # checkpoint with the autoencoder for latents
+    depth: Path | None = None  # file or folder of a depth network
+    sketch: str | None = None  # sketch method
     device: str = "cpu"
 
     def caches(self) -> list[Cache]:
-        """With their networks. Raises `UserError` where files are missing."""
-        made = [
+        """The requested caches, with their networks. Raises `UserError` if files are missing."""
+        caches = [
             self.latents and latents_cache(self.latents, self.size, self.device),
             self.depth and depth_cache(self.depth, self.device),
             self.sketch and sketch_cache(self.sketch, self.device),
         ]
-        return [cache for cache in made if cache]
+        return [cache for cache in caches if cache]
 
     def settings(self, caches: Sequence[Cache]) -> dict[str, Any]:
-        """What all samples have in common, in values that JSON holds: of equal ones the samples are of one kind."""
+        """The settings of all samples, as JSON values. Equal settings give samples of the same kind."""
         import av
 
         codec = REENCODE[self.layout].codec
@@ -83,18 +83,18 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class ClipToPrepare:
-    """One clip to be made: the number `part` of those of its file."""
+    """One clip to prepare."""
 
     entry: Entry
-    number: int  # of all clips
-    part: int
+    number: int  # among all clips
+    part: int  # among the clips of its file
 
 
 # --- One clip -------------------------------------------------------------------------------------------------------
 
 
 def make_members(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache]) -> dict[str, bytes]:
-    """The members of a clip's sample, by their endings.
+    """The members of a clip's sample, by file extension.
 
     Raises:
         BadSample: its file cannot be read or is too short.
@@ -104,8 +104,8 @@ def make_members(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[
         generator = generator_for(options.seed, entry.file, clip.part)
         source, plan, note = clip_of(entry, options.folder, options.frames, options.rate, generator)
         if plan is None and options.frames > 1:
-            raise UserError(f"{name}: is an image, and clips of {options.frames} frames are prepared")
-        large = Form(options.size).large  # for networks that take conditions of any size, see `training.data.shards`
+            raise UserError(f"{name} is an image, but --frames is {options.frames}. Prepare images with --frames 1.")
+        large = Form(options.size).large  # does not depend on the network's condition size, see `training.data.shards`
         frames = torch.stack([fit(picture, large) for picture in pictures_of(source, plan)], dim=2)
         about: dict[str, Any] = {
             "caption": entry.caption,
@@ -127,18 +127,18 @@ def make_members(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[
             members["motion.npz"] = pack_vectors(vectors)
             about["motion"] = {"height": vectors.height, "width": vectors.width}
         for cache in caches:
-            members[cache.ending], told = cache.make(frames)
-            if told is not None:
-                about[cache.name] = told
-    told = json.dumps(about, sort_keys=True, ensure_ascii=False)
-    # Halves of characters in `others` become JSON's own escapes.
-    return {"json": told.encode("utf-8", "backslashreplace"), **members}
+            members[cache.ending], value = cache.make(frames)
+            if value is not None:
+                about[cache.name] = value
+    text = json.dumps(about, sort_keys=True, ensure_ascii=False)
+    # Surrogates in `others` become JSON's own escapes.
+    return {"json": text.encode("utf-8", "backslashreplace"), **members}
 
 
 # --- Many clips -----------------------------------------------------------------------------------------------------
 
 Outcome = dict[str, bytes] | str
-"""The members of a clip, or why there are none."""
+"""The members of a clip, or the reason why it was dropped."""
 
 
 def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache] | None = None) -> Outcome:
@@ -150,18 +150,18 @@ def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cach
 
 @lru_cache(maxsize=1)
 def _caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
-    """Which keeps the networks from one clip to the next."""
+    """The caches, with networks that stay loaded from one clip to the next."""
     return options.caches()
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)  # the processes are as many as cores; and sums are the same on every machine
+    torch.set_num_threads(1)  # one process per core; and sums are the same on every machine
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for clips for ever."""
+    """End when the parent is killed; otherwise this process would wait for clips forever."""
     wait([parent_process().sentinel])
     os._exit(1)
 
@@ -169,7 +169,7 @@ def _end_with_parent() -> None:
 def outcomes(
     clips: Iterable[ClipToPrepare], options: PrepareOptions, caches: Sequence[Cache], jobs: int
 ) -> Iterator[Outcome]:
-    """What became of each clip, in their order; with more than one job made by so many other processes, a few ahead.
+    """Yield the result for each clip, in order. With more than one job, that many processes prepare clips in parallel.
 
     Raises:
         UserError: one of the processes was killed.
@@ -183,7 +183,7 @@ def outcomes(
         finally:
             torch.set_num_threads(threads)
         return
-    # Not forked: the libraries' threads would be missing in the copies.
+    # Not forked: the copies would lack the libraries' threads.
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker)
     running: deque[Future[Outcome]] = deque()
     try:
@@ -195,8 +195,8 @@ def outcomes(
             yield running.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"One of the {jobs} processes that prepare clips was killed, as a rule for want of memory: give fewer "
-            "--jobs to go on after the last finished shard."
+            f"One of the {jobs} processes that prepare clips was killed, usually because memory ran out. Run the "
+            "command again with fewer --jobs to resume after the last finished shard."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -210,16 +210,16 @@ def prepare(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Makes the shards that are not there yet; returns the summary, which `SUMMARY` in the folder says too.
+    """Write the missing shards; return the summary, which is also written to `SUMMARY` in the folder.
 
     Args:
-        per_shard: clips of each shard.
-        jobs: processes.
-        progress: called as `progress("preparing", clips done, clips)`.
+        per_shard: clips per shard.
+        jobs: number of processes.
+        progress: called as `progress("preparing", finished clips, clips)`.
 
     Raises:
-        UserError: the folder holds shards of something else or another process prepares in it, networks are missing,
-            the disk is full, or no clip could be made.
+        UserError: the folder contains other shards or is in use by another process, networks are missing, the disk is
+            full, or no clip could be prepared.
     """
     caches = options.caches()
     settings = options.settings(caches)
@@ -227,22 +227,22 @@ def prepare(
         ClipToPrepare(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)
     ]
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
-    with held(make_folder(out), "./vc prepare"):
+    with locked(make_folder(out), "./vc prepare"):
         _agree(out, {**plan, "entries": _listing(entries)})
         missing = {
             path: clips[first : first + per_shard]
             for first in range(0, len(clips), per_shard)
             if not (path := out / f"shard-{first // per_shard:06d}.tar").exists()
         }
-        wanted = [clip for of_shard in missing.values() for clip in of_shard]
-        done = len(clips) - len(wanted)
-        with closing(outcomes(wanted, options, caches, jobs)) as made:
+        remaining = [clip for shard in missing.values() for clip in shard]
+        done = len(clips) - len(remaining)
+        with closing(outcomes(remaining, options, caches, jobs)) as results:
 
-            def samples(of_shard: Sequence[ClipToPrepare], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
-                """Keys and members of the clips that could be made; the others are told in `dropped`."""
+            def samples(shard: Sequence[ClipToPrepare], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+                """Yield keys and members of the prepared clips; add the others to `dropped`."""
                 nonlocal done
-                for clip in of_shard:
-                    outcome, done = next(made), done + 1
+                for clip in shard:
+                    outcome, done = next(results), done + 1
                     if progress is not None:
                         progress("preparing", done, len(clips))
                     if isinstance(outcome, str):
@@ -250,15 +250,15 @@ def prepare(
                     else:
                         yield f"{clip.number:09d}", outcome
 
-            for path, of_shard in missing.items():
+            for path, shard in missing.items():
                 dropped: list[dict[str, str]] = []
-                write_shard(path, settings, samples(of_shard, dropped), dropped)
+                write_shard(path, settings, samples(shard, dropped), dropped)
         return _summarise(out)
 
 
 def _listing(entries: Sequence[Entry]) -> str:
-    """Tells the entries from others."""
-    told = [
+    """A hash that identifies the entries."""
+    rows = [
         {
             "file": entry.file,
             "caption": entry.caption,
@@ -267,21 +267,21 @@ def _listing(entries: Sequence[Entry]) -> str:
         }
         for entry in entries
     ]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _agree(out: Path, plan: dict[str, Any]) -> None:
-    """Writes down what is prepared, or compares it with what is there; removes what a killed run left half-written."""
+    """Write the plan, or compare it with the existing one; remove half-written shards of a killed run."""
     if (out / PLAN).exists():
-        there = parse_json((out / PLAN).read_text(encoding="utf-8"))
-        if there != plan:
-            names = [name for name in plan if there.get(name) != plan[name]]
+        previous = parse_json((out / PLAN).read_text(encoding="utf-8"))
+        if previous != plan:
+            names = [name for name in plan if previous.get(name) != plan[name]]
             raise UserError(
-                f"{out}: was begun with other {' and '.join(names)}: repeat the same command to go on, or name another "
+                f"{out} was started with other {' and '.join(names)}. Repeat that command to resume, or choose another "
                 "folder."
             )
     elif files := shard_files(out):
-        raise UserError(f"{out}: holds {files[0].name} of something else: name another folder.")
+        raise UserError(f"{out} already contains other shards, such as {files[0].name}. Choose another folder.")
     else:
         with written_beside(out / PLAN) as part:
             part.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
@@ -292,7 +292,7 @@ def _agree(out: Path, plan: dict[str, Any]) -> None:
 def _summarise(out: Path) -> dict[str, Any]:
     files = shard_files(out)
     headers = [read_header(file) for file in files]
-    dropped = [each for header in headers for each in header["dropped"]]
+    dropped = [clip for header in headers for clip in header["dropped"]]
     summary = {
         "shards": len(files),
         "bytes": sum(file.stat().st_size for file in files),
@@ -302,6 +302,6 @@ def _summarise(out: Path) -> dict[str, Any]:
     with written_beside(out / SUMMARY) as part:
         part.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if not summary["clips"]:
-        reason = f" ({dropped[0]['reason']})" if dropped else ""
-        raise UserError(f"{out}: none of the files gave a clip{reason}: see {SUMMARY} in it.")
+        first = f" The first reason: {dropped[0]['reason']}" if dropped else ""
+        raise UserError(f"None of the files gave a clip. See {out / SUMMARY}.{first}")
     return summary

@@ -1,20 +1,20 @@
-"""Shards: tar files in WebDataset's format, read as a map. (`training.data.packing` says how members are stored.)
+"""Shards: tar files in WebDataset's format, with random access. (See `training.data.packing` for the members.)
 
-A sample is what has one key, the members' name before the first dot:
+The members of a sample have the same key, their name before the first dot:
 
-    000000042.json           caption, fps, size, frames, plan and where it comes from
-    000000042.mp4            the clip at 12 times the latent's size; .webp of an image
+    000000042.json           caption, fps, size, frames, plan and source file
+    000000042.mp4            the clip at 12 times the latent's size; .webp for an image
     000000042.motion.npz     block vectors of a real encode; their source's size is in the .json
-    000000042.latents.npy    caches, where they were asked for: half precision, (4, F, h, w), scaled
+    000000042.latents.npy    caches, if requested: half precision, (4, F, h, w), scaled
     000000042.depth.png      grey, the frames one below the other, between the two values in the .json
     000000042.sketch.png     grey, the frames one below the other
 
-Beside each tar lies an index of where its members are, made anew where it is missing or of another tar: of another
-size, or with other bytes at its beginning or end. Times do not count, so copies may have any. What all samples of a
-shard have in common is told by a member that readers of WebDataset skip, `SETTINGS`.
+Next to each tar is an index of its members' positions. It is rebuilt if it is missing or belongs to another tar: one
+with another size, or other bytes at its beginning or end. File times do not matter, so copies keep their index. The
+settings that all samples of a shard share are in a member that WebDataset readers skip, `SETTINGS`.
 
-Nothing in a shard depends on the size of a network's conditions (`ExtractionConfig.condition_scale`): pictures, depth
-and sketches lie there at the size that annotators draw at, motion as blocks, and reading brings them to the network's.
+Nothing in a shard depends on the size of a network's conditions (`ExtractionConfig.condition_scale`): frames, depth and
+sketches are stored at the annotators' size, motion as blocks, and reading converts them to the network's size.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from vc_core.parsing import parse_json
 
 FORMAT = 1
 OWN = "__vc__/"
-"""Members below this are no samples: WebDataset skips names between two underscores."""
+"""Prefix of members that are not samples: WebDataset skips names between two underscores."""
 SETTINGS, DROPPED = f"{OWN}settings.json", f"{OWN}dropped.json"
 
 ENDS = 2**14
-"""Bytes at the beginning of a tar, where its settings and first sample are, and at its end that are its stamp."""
+"""Bytes at the beginning of a tar (its settings and first sample) and at its end that are hashed in its stamp."""
 
 # --- Writing --------------------------------------------------------------------------------------------------------
 
@@ -68,11 +68,11 @@ def write_shard(
     samples: Iterable[tuple[str, Mapping[str, bytes]]],
     dropped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Writes a shard and its index; the shard whole or not at all.
+    """Write a shard and its index. The shard is written completely or not at all.
 
     Args:
-        samples: key, and its members by their endings.
-        dropped: `file` and `reason` of those that are not in it; it may be filled while the samples are drawn.
+        samples: keys, and their members by file extension.
+        dropped: `file` and `reason` of dropped clips; may be filled while `samples` is iterated.
     """
     with written_beside(path) as part:
         with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -86,7 +86,7 @@ def write_shard(
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Without a date or an owner: the same samples give the same bytes."""
+    """Add a member without a date or an owner, so that the same samples give the same bytes."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
     tar.addfile(member, io.BytesIO(data))
@@ -96,7 +96,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-# --- The index: two lines, what the shard is, and its samples in the order of the tar --------------------------------
+# --- The index: two lines, the shard's header, and its samples in the order of the tar -------------------------------
 
 
 def index_path(shard: Path) -> Path:
@@ -104,23 +104,22 @@ def index_path(shard: Path) -> Path:
 
 
 def read_header(shard: Path) -> dict[str, Any]:
-    """`count`, `settings` and `dropped` of a shard: the first line of its index, which is made where it must be.
+    """`count`, `settings` and `dropped` of a shard: the first line of its index, which is built if necessary.
 
     Raises:
-        UserError: it is no shard of `./vc prepare`, or damaged.
+        UserError: it is damaged or not a shard of `./vc prepare`.
     """
-    return (_read_index(shard, whole=False) or _scan(shard))[0]
+    return (_read_index(shard, samples=False) or _scan(shard))[0]
 
 
 @lru_cache(maxsize=256)
 def _table(shard: Path) -> dict[str, Any]:
-    """`keys`, and of each sample in `members` ending, offset and size. Raises as `read_header`."""
-    return (_read_index(shard, whole=True) or _scan(shard))[1]
+    """`keys`, and in `members` extension, offset and size for each sample. Raises as `read_header`."""
+    return (_read_index(shard, samples=True) or _scan(shard))[1]
 
 
 def _stamp(shard: Path) -> dict[str, Any]:
-    """Tells a tar from others, without reading all of it: one whose members are elsewhere has another size, or others
-    of them at its end."""
+    """Identify a tar without reading all of it: if its members are elsewhere, its size or its last bytes differ."""
     with open(shard, "rb", buffering=0) as file:
         ends = file.read(ENDS)
         size = file.seek(0, os.SEEK_END)
@@ -129,31 +128,31 @@ def _stamp(shard: Path) -> dict[str, Any]:
     return {"format": FORMAT, "size": size, "ends": hashlib.sha256(ends).hexdigest()[:16]}
 
 
-def _read_index(shard: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The two lines of an index, or None where there is none, or that of another tar, or one that is damaged."""
+def _read_index(shard: Path, samples: bool) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The two lines of an index (the second only with `samples`); None if it is missing, damaged or of another tar."""
     try:
         with open(index_path(shard), encoding="utf-8") as file:
             header = parse_json(file.readline())
-            samples = parse_json(file.readline()) if whole else {}
+            table = parse_json(file.readline()) if samples else {}
         fits = header["tar"] == _stamp(shard) and "settings" in header
-        if whole:
-            places = [(offset, size) for each in samples["members"] for _, offset, size in each]
+        if samples:
+            places = [(offset, size) for members in table["members"] for _, offset, size in members]
             inside = all(min(place) >= 0 and sum(place) <= header["tar"]["size"] for place in places)
-            fits = fits and inside and len(samples["keys"]) == len(samples["members"]) == header["count"]
+            fits = fits and inside and len(table["keys"]) == len(table["members"]) == header["count"]
         elif fits:
             fits = type(header["count"]) is int and header["count"] >= 0 and isinstance(header["dropped"], list)
-        return (header, samples) if fits else None
+        return (header, table) if fits else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two lines of an index from the tar itself, which are written beside it."""
+    """Build the two lines of an index from the tar, and write them next to it."""
     own: dict[str, Any] = {}
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
         if compression(shard):
-            raise UserError(f"{shard}: is compressed, and samples are read where they lie: gunzip it.")
+            raise UserError(f"Expected an uncompressed shard, but {shard} is compressed. Decompress it with gunzip.")
         stamp = _stamp(shard)
         members, damage = members_of(shard)
         if damage:
@@ -166,26 +165,26 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 key, _, ending = name.partition(".")
                 samples.setdefault(folder + slash + key, []).append((ending, member.offset, member.size))
     except OSError as error:
-        raise UserError(f"{shard}: cannot be read ({error.strerror}): check its disk and permissions.") from error
+        raise UserError(f"{shard} cannot be read ({error.strerror}). Check its disk and permissions.") from error
     except DAMAGE as error:
-        raise UserError(f"{shard}: is cut off or damaged ({error}): remove it and prepare it again.") from error
+        raise UserError(f"{shard} is cut off or damaged ({error}). Remove it and prepare it again.") from error
     settings = own.get(SETTINGS)
     if samples and not own:
         raise UserError(
-            f"{shard}: is a shard of another program, and one of ./vc prepare was expected: ./vc prepare its folder, "
-            "or train on a folder that holds shards of other programs alone."
+            f"Expected a shard of ./vc prepare, but {shard} is a shard of another program. Run ./vc prepare on its "
+            "folder, or train on a folder that contains only shards of other programs."
         )
     if DROPPED not in own or not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise UserError(f"{shard}: was not written by this version of ./vc prepare: prepare it again.")
+        raise UserError(f"{shard} was not written by this version of ./vc prepare. Prepare it again.")
     header = {"tar": stamp, "count": len(samples), "settings": settings, "dropped": own[DROPPED]}
     table = {"keys": list(samples), "members": list(samples.values())}
     try:
         with written_beside(index_path(shard)) as part:
             part.write_bytes(_json(header) + b"\n" + _json(table) + b"\n")
-    except WriteError:  # the scan is repeated in every process; told once, however many shards there are
+    except WriteError:  # every process repeats the scan; one warning for all shards
         warnings.warn(
-            f"{shard.parent}: has shards without an index, and none can be written there (no permission, or the disk "
-            "is full or can only be read): reading starts slowly until it can.",
+            f"{shard.parent}: No index can be written for its shards (no permission, or a full or read-only disk). "
+            "Reading will start slowly until this is fixed.",
             stacklevel=2,
         )
     return header, table
@@ -195,37 +194,37 @@ def _scan(shard: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards of a folder and of those in it, in the order of their names; not those that are being written."""
+    """The shards of a folder and its subfolders, in the order of their names, without unfinished ones."""
     return [path for path in files_below(folder) if path.name.lower().endswith(TARS)]
 
 
 def is_ours(shard: Path) -> bool:
-    """Whether `./vc prepare` wrote it, as its first member tells."""
+    """Whether `./vc prepare` wrote the shard, judging by its first member."""
     return first_name(shard).startswith(OWN)
 
 
 class Shards:
-    """The samples of a folder of shards, counted in the order of the shards' names and in each as they lie.
+    """The samples of a folder of shards, in the order of the shards' names and of the members in each shard.
 
-    Folders in it count too: large sets are prepared in parts, each on its own machine into its own folder.
+    Subfolders are included: large sets are prepared in parts, each on its own machine into its own folder.
 
-    No file stays open, so that threads and forked processes may share it.
+    No file stays open, so threads and forked processes may share the object.
 
     Raises:
-        UserError: there are none, they are damaged, or were prepared with different settings.
+        UserError: there are no shards, they are damaged, or they were prepared with different settings.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.files = Path(folder), shard_files(folder)
         if not self.files:
-            raise UserError(f"{folder}: holds no .tar, and shards were expected: make some with ./vc prepare.")
+            raise UserError(f"Expected shards, but {folder} contains no .tar. Create shards with ./vc prepare.")
         headers = [read_header(file) for file in self.files]
         self.settings: Mapping[str, Any] = headers[0]["settings"]
         for file, header in zip(self.files, headers, strict=True):
             if header["settings"] != self.settings:
                 raise UserError(
-                    f"{file}: was prepared with other settings than {self.files[0].name} beside it: prepare both alike "
-                    "or move one of them into another folder."
+                    f"{file} was prepared with other settings than {self.files[0].name} in the same folder. Prepare "
+                    "both with the same settings, or move one into another folder."
                 )
         self.ends = list(accumulate(header["count"] for header in headers))
 
@@ -233,7 +232,7 @@ class Shards:
         return self.ends[-1]
 
     def find(self, index: int) -> tuple[Path, str, dict[str, tuple[int, int]]]:
-        """Shard and key of a sample, and where each of its members begins and how many bytes it has, by its ending."""
+        """Shard and key of a sample, and offset and size in bytes of each of its members, by extension."""
         number = bisect_right(self.ends, index)
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -243,44 +242,44 @@ class Shards:
         return self.files[number], table["keys"][place], members
 
     def read(self, index: int, endings: Collection[str]) -> tuple[str, dict[str, bytes]]:
-        """Where a sample comes from, for messages, and the bytes of its members of these endings.
+        """The name of a sample for messages, and the bytes of its members with these extensions.
 
         Raises:
-            BadSample: it lacks one of them, or the shard cannot be read or is shorter than it was.
+            BadSample: a member is missing, or the shard cannot be read or has become shorter.
         """
         shard, key, members = self.find(index)
-        name, found = f"{shard}:{key}", {}
+        name, data = f"{shard}:{key}", {}
         try:
             with open(shard, "rb") as file:
                 for ending in endings:
                     if ending not in members:
-                        raise BadSample(f"{name}: has no .{ending}")
+                        raise BadSample(f"{name} has no .{ending}. Prepare {shard.name} again.")
                     offset, size = members[ending]
                     file.seek(offset)
-                    found[ending] = file.read(size)
-                    if len(found[ending]) != size:
-                        raise BadSample(f"{name}: its .{ending} is cut off")
+                    data[ending] = file.read(size)
+                    if len(data[ending]) != size:
+                        raise BadSample(f"{name}.{ending} is cut off. Prepare {shard.name} again.")
         except OSError as error:
-            raise BadSample(f"{name}: cannot be read ({error.strerror})") from error
-        return name, found
+            raise BadSample(f"{name} cannot be read ({error.strerror}). Check {shard.name}.") from error
+        return name, data
 
 
 # --- As samples -----------------------------------------------------------------------------------------------------
 
 CACHED = {"depth": ("depth",), "sketch": ("sketch", "single_sketch")}
-"""Caches of maps -> the conditions that they give."""
+"""Caches of maps -> their conditions."""
 
-_NAMED = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
-"""What shards may hold -> the text by which their settings say of what kind it is."""
+_KINDS = {"motion": "layout", "depth": "method", "sketch": "method", "latents": "fingerprint"}
+"""Contents of shards -> the key of their kind in the settings."""
 
 
 @dataclass(frozen=True)
 class ShardClips:
-    """The clips of shards that `./vc prepare` wrote; of fewer frames than they have, windows that begin at random.
+    """The clips of shards that `./vc prepare` wrote. If the form has fewer frames, windows with a random start.
 
     Attributes:
-        latents: fingerprint of the run's autoencoder (`training.data.precomputed.fingerprint`), which cached latents
-            must be of; None where they are not to be used.
+        latents: fingerprint of the run's autoencoder (`training.data.precomputed.fingerprint`). Cached latents must
+            come from it. None if the cached latents are not used.
 
     Raises:
         UserError: the shards were prepared at another size, with too few frames, or for another kind of conditions.
@@ -294,37 +293,39 @@ class ShardClips:
         settings, form, folder = self.shards.settings, self.form, self.shards.folder
         if not _are_sound(settings):
             raise UserError(
-                f"{folder}: what its shards say of themselves is not of ./vc prepare: remove their .index.json if only "
-                "these were changed, or prepare them again."
+                f"The settings in the shards of {folder} are not from ./vc prepare. Remove the .index.json files if "
+                "only those were changed; otherwise prepare the shards again."
             )
-        asked, there = ("x".join(map(str, reversed(size))) for size in (form.size, settings["size"]))
-        if asked != there:
-            raise UserError(f"{folder}: was prepared at {there} and the recipe says {asked}: make them equal.")
+        expected, prepared = ("x".join(map(str, reversed(size))) for size in (form.size, settings["size"]))
+        if expected != prepared:
+            raise UserError(
+                f"{folder} was prepared at {prepared}, but the recipe's size is {expected}. Use the same size for both."
+            )
         if form.frames > settings["frames"]:
             raise UserError(
-                f"{folder}: was prepared with {settings['frames']} frames and the recipe asks for {form.frames}: "
-                "prepare it with more or ask for fewer."
+                f"{folder} was prepared with {settings['frames']} frames, but the recipe requires {form.frames}. "
+                "Prepare it with more frames, or set fewer in the recipe."
             )
         extraction = form.extraction
         trained = {"motion": extraction.motion_layout, "depth": extraction.depth, "sketch": extraction.sketch}
-        for name, wanted in trained.items():
-            if (about := settings.get(name)) is not None and wanted not in (about[_NAMED[name]], "relative"):
+        for name, expected in trained.items():
+            if (about := settings.get(name)) is not None and expected not in (about[_KINDS[name]], "relative"):
                 raise UserError(
-                    f"{folder}: its {name} is {about[_NAMED[name]]} and the network's is {wanted}: prepare it again "
-                    "with that."
+                    f"{folder}: Its {name} is {about[_KINDS[name]]}, but the network requires {expected}. Prepare it "
+                    "again with that."
                 )
         about = settings.get("latents")
         if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
             raise UserError(
-                f"{folder}: its latents are those of another autoencoder ({about.get('file')}) than the run's: prepare "
+                f"The latents in {folder} are from another autoencoder ({about.get('file')}) than the run's. Prepare "
                 "it again with the run's checkpoint, or without --latents."
             )
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
-        """See `training.data.sample.Clips`. Of the sample's members only those that are needed are read."""
+    def sample(self, index: int, inputs: Collection[str], generator: torch.Generator) -> Sample:
+        """See `training.data.sample.Clips`. Only the required members of the sample are read."""
         settings, form = self.shards.settings, self.form
         frames, picture = settings["frames"], settings["picture"]
         first = draw_below(frames - form.frames + 1, generator)
@@ -333,18 +334,18 @@ class ShardClips:
         ready = {name for cache, names in CACHED.items() if settings.get(cache) is not None for name in names}
         needed = {
             "json": True,
-            picture: not has_latents or not ready.issuperset({*PICTURED, "style"} & set(kept)),
+            picture: not has_latents or not ready.issuperset({*PICTURED, "style"} & set(inputs)),
             "latents.npy": has_latents,
-            "motion.npz": "motion" in kept and form.frames > 1,
-            **{f"{cache}.png": not ready.isdisjoint({*names} & set(kept)) for cache, names in CACHED.items()},
+            "motion.npz": "motion" in inputs and form.frames > 1,
+            **{f"{cache}.png": not ready.isdisjoint({*names} & set(inputs)) for cache, names in CACHED.items()},
         }
         name, members = self.shards.read(index, [ending for ending, needs in needed.items() if needs])
 
         with _decoding(name, "json"):
             about = parse_json(members["json"])
             if not isinstance(about["caption"], str):
-                raise ValueError("has a caption that is no text")
-        made: dict[str, Any] = {"conditions": {}}
+                raise ValueError("its caption is not a text")
+        sample_fields: dict[str, Any] = {"conditions": {}}
         if needed[picture]:
             with _decoding(name, picture):
                 if picture == "webp":
@@ -352,28 +353,29 @@ class ShardClips:
                 else:
                     pictures = unpack_video(members["mp4"], Fraction(about["plan"]["rate"]), frames)
                 checked(pictures, frames, 3, *form.large)
-            made = make(pictures[window, None].float() / 255, form, kept, generator, ready, video=not has_latents)
-        conditions = made["conditions"]
+            video = pictures[window, None].float() / 255
+            sample_fields = make(video, form, inputs, generator, ready, video=not has_latents)
+        conditions = sample_fields["conditions"]
         for cache, names in CACHED.items():
             if needed[f"{cache}.png"]:
                 with _decoding(name, f"{cache}.png"):
                     maps = unpack_maps(members[f"{cache}.png"], *about[cache], frames)
                     checked(maps, 1, frames, *form.large)
-                for each in (each for each in names if each in kept):
-                    spatial = CONDITIONS[each].kind == "spatial"
-                    conditions[each] = form.fitted(each, maps[:, first : first + 1] if spatial else maps[:, window])
-        if "motion" in kept:
+                for condition in (condition for condition in names if condition in inputs):
+                    own = slice(first, first + 1) if CONDITIONS[condition].kind == "spatial" else window
+                    conditions[condition] = form.fitted(condition, maps[:, own])
+        if "motion" in inputs:
             conditions["motion"] = self._motion(name, members, about, first)
         if has_latents:
             height, width = form.size
             with _decoding(name, "latents.npy"):
                 latents = unpack_latents(members["latents.npy"])
                 checked(latents, CHANNELS, frames, height // FACTOR, width // FACTOR)
-            made["latents"] = latents[:, window]
-        return Sample(name, text=about["caption"] if "text" in kept else "", **made)
+            sample_fields["latents"] = latents[:, window]
+        return Sample(name, text=about["caption"] if "text" in inputs else "", **sample_fields)
 
     def _motion(self, name: str, members: Mapping[str, bytes], about: Mapping[str, Any], first: int) -> Tensor:
-        """The motion of the window that begins at frame `first`, `(2, F, h, w)`."""
+        """The motion of the window that starts at frame `first`, `(2, F, h, w)`."""
         if self.form.frames == 1:
             return no_motion(self.form)
         with _decoding(name, "motion.npz"):
@@ -385,7 +387,7 @@ class ShardClips:
 
 
 def _are_sound(settings: Any) -> bool:
-    """Whether the settings of a shard are of this version and whole, whoever wrote them."""
+    """Whether the settings of a shard are complete and of this version, whoever wrote them."""
     try:
         numbers = [settings["frames"], *settings["size"]]
         return (
@@ -393,13 +395,13 @@ def _are_sound(settings: Any) -> bool:
             and settings["picture"] in ("mp4", "webp")
             and len(numbers) == 3
             and all(type(number) is int and number > 0 for number in numbers)
-            and all(isinstance(settings[name][key], str) for name, key in _NAMED.items() if settings.get(name))
+            and all(isinstance(settings[name][key], str) for name, key in _KINDS.items() if settings.get(name))
         )
     except (KeyError, TypeError, AttributeError):
         return False
 
 
 def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
-    """Makes a BadSample of whatever a member's decoder raises: of damaged bytes that may be anything. What is done with
-    the values stays outside, where our own mistakes are to be seen."""
-    return reading(f"{name}: .{ending}", Exception)
+    """Turn whatever a member's decoder raises into a BadSample: damaged bytes can raise anything. Code that uses the
+    values stays outside, so that our own mistakes are not hidden."""
+    return reading(f"{name}.{ending}", Exception)

@@ -1,4 +1,4 @@
-"""Members of tar files, compressed or not, read where they lie."""
+"""Members of tar files, compressed or not, read without unpacking."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from typing import BinaryIO
 from vc_core.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-"""Endings of shards."""
+"""File extensions of shards."""
 
 COMPRESSED: dict[bytes, Callable[..., BinaryIO]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""What compressed files begin with, whatever their names are -> what opens them."""
+"""First bytes of compressed files, whatever their names -> the function that opens them."""
 
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError, OverflowError)
-"""What reading a damaged tar raises; the last two of sizes that nothing has."""
+"""Errors from reading a damaged tar; the last two are for impossible sizes."""
 
-LARGEST = 2**31  # bytes of a member that are read into memory
-# The same of a compressed tar, where members may also have RATIO times the bytes of the whole tar: a bomb has a
-# thousand times, and videos and images hardly become smaller.
+LARGEST = 2**31  # bytes of a member to read into memory
+# The limit for a compressed tar, unless RATIO times the size of the tar is larger: bombs have a ratio of a thousand,
+# videos and images hardly become smaller.
 UNPACKED, RATIO = 2**28, 10
-_LONGEST_HEADER = 2**20  # bytes of a name, or of a header's further values, which tarfile reads at once
+_LONGEST_HEADER = 2**20  # bytes of a name or of a header's extra values, which tarfile reads at once
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where the bytes of a member lie: in the tar, or in what decompressing it gives."""
+    """Position of a member: in the tar, or in the decompressed tar."""
 
     tar: Path
     name: str
@@ -47,23 +47,23 @@ class Member:
         return f"{self.tar}:{self.name}"
 
     def read(self) -> bytes:
-        """Its bytes. Raises `UserError` where they are not all there any more, or are too many."""
+        """The member's bytes. Raises `UserError` if some are missing or there are too many."""
         try:
             opener = compression(self.tar)
             most = LARGEST if opener is None else min(LARGEST, max(UNPACKED, RATIO * self.tar.stat().st_size))
             if self.size > most:
                 raise UserError(
-                    f"{self}: has {self.size / 2**30:.1f} GiB, and {most / 2**30:.3g} are read at the most: unpack it."
+                    f"{self} has {self.size / 2**30:.1f} GiB. Expected at most {most / 2**30:.3g} GiB. Unpack the tar."
                 )
-            # A compressed one stays open, for each process and thread: reading on is cheap, going back begins anew.
-            kept = opener and _stream(self.tar, os.getpid(), threading.get_ident())
-            with nullcontext(kept) if kept else open(self.tar, "rb") as file:
+            # A compressed tar stays open per process and thread: reading on is cheap, going back starts over.
+            stream = opener and _stream(self.tar, os.getpid(), threading.get_ident())
+            with nullcontext(stream) if stream else open(self.tar, "rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except DAMAGE as error:
-            raise UserError(f"{self}: cannot be read ({error}): get {self.tar.name} anew.") from error
+            raise UserError(f"{self} cannot be read ({error}). Download {self.tar.name} again.") from error
         if len(data) != self.size:
-            raise UserError(f"{self}: is cut off: get {self.tar.name} anew.")
+            raise UserError(f"{self} is cut off. Download {self.tar.name} again.")
         return data
 
 
@@ -73,14 +73,14 @@ def _stream(tar: Path, process: int, thread: int) -> BinaryIO:
 
 
 def compression(tar: Path) -> Callable[..., BinaryIO] | None:
-    """What opens a compressed tar; None where it is not compressed. Raises `OSError`."""
+    """The function that opens a compressed tar; None if it is not compressed. Raises `OSError`."""
     with open(tar, "rb") as file:
         start = file.read(8)
     return next((opener for mark, opener in COMPRESSED.items() if start.startswith(mark)), None)
 
 
 def first_name(tar: Path) -> str:
-    """Of the first member; empty where there is none."""
+    """The name of the first member; empty if there is none."""
     try:
         with (compression(tar) or open)(tar, "rb") as file:
             return file.read(100).rstrip(b"\0").decode(errors="replace")
@@ -89,38 +89,38 @@ def first_name(tar: Path) -> str:
 
 
 class _Headers:
-    """A tar as tarfile reads it, which takes the length of a header's text from the file: bounded here."""
+    """A file for tarfile with a limit on reads: tarfile would believe any length of a header in the file."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
 
     def read(self, size: int) -> bytes:
         if size > _LONGEST_HEADER:
-            raise ValueError(f"a header of {size} bytes")
+            raise ValueError(f"a header has {size} bytes")
         return self._read(size)
 
 
 def members_of(tar: Path) -> tuple[list[Member], Exception | None]:
-    """The files in a tar, in their order, and, where it is damaged, why there are no more (one of `DAMAGE`).
+    """The files in a tar, in order, and the error (one of `DAMAGE`) if the rest is damaged.
 
-    Of one that is there twice, as after `tar --append`, the last is meant.
+    If a name occurs twice, for example after `tar --append`, the last one counts.
     """
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     try:
         opener = compression(tar)
         with (opener or open)(tar, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
-            there = LARGEST**2 if opener else tar.stat().st_size
+            end_of_file = LARGEST**2 if opener else tar.stat().st_size
             for info in archive:
-                archive.members = []  # which would grow by all members
-                if info.offset_data + info.size > there:
-                    raise EOFError(f"{info.name} goes on beyond its end")
+                archive.members = []  # otherwise it collects all members
+                if info.offset_data + info.size > end_of_file:
+                    raise EOFError(f"{info.name} extends beyond the end of the file")
                 if info.isreg() and not info.issparse():
                     name = info.name.removeprefix("./")
-                    found[name] = Member(tar, name, info.offset_data, info.size)
-            file.seek(archive.offset)  # where tarfile ends without a word, whatever is there
+                    members[name] = Member(tar, name, info.offset_data, info.size)
+            file.seek(archive.offset)  # tarfile stops here silently, whatever follows
             end = file.read(tarfile.BLOCKSIZE)
             if any(end) or not end:
-                raise ValueError(f"no member and no end mark at byte {archive.offset}")
+                raise ValueError(f"expected a member or the end mark at byte {archive.offset}")
     except DAMAGE as error:
-        return list(found.values()), error
-    return list(found.values()), None
+        return list(members.values()), error
+    return list(members.values()), None

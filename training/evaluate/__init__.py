@@ -1,7 +1,7 @@
-"""`./vc evaluate`: how well checkpoints obey their conditions, measured on scenes of which everything is known, or by
-the general measures on the user's own clips.
+"""`./vc evaluate`: measures how well checkpoints follow their conditions, on synthetic scenes with known contents, or
+with the general measures on the user's own clips.
 
-Modules: `clips` (the scenes and their conditions), `data` (the user's clips and theirs), `trials` (what is composed),
-`processes` (by whom), `objects` and `camera` (what is to be seen in a video), `measures` (their table), `statistics`,
-`evaluation` (all of it together), `summary` (in short), `report`.
+Modules: `examples` (scenes and their conditions), `own_clips` (the user's clips), `trials` (composes), `processes` (in
+parallel), `objects` and `camera` (find the object and the background's motion), `measures` (the table of measures),
+`statistics`, `evaluation` (runs everything), `summary` (headline figures), `report`.
 """

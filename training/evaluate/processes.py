@@ -1,7 +1,7 @@
-"""Composing in several processes of one thread each.
+"""Composes in several processes with one thread each.
 
-On a CPU these take less time than as many threads in one process, which wait for each other wherever anything else
-runs beside them; and figures do not depend on how many there are.
+On a CPU this is faster than as many threads in one process, which wait for each other whenever other programs run too.
+Figures do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from vc_core.errors import UserError
 from vc_core.progress import Progress
 
 AHEAD = 2
-"""Tasks that wait for each process at most: each holds its conditions."""
+"""Maximum number of waiting tasks per process, because each task keeps its conditions in memory."""
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """torch computes in one thread, where it does so on a CPU: as many processes as are wanted do."""
+    """On a CPU, make torch use one thread, because the work is divided among processes."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -45,29 +45,30 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def run_in_processes(path: Path, parts: Sequence[Path], device: str, jobs: int) -> Run:
-    """Composes in so many processes, each with a composer of its own. Raises `UserError` where one is killed."""
+    """Return a function that composes in `jobs` processes, each with its own composer. It raises `UserError` if a
+    process is killed."""
 
     def run(tasks: Iterable[Task], progress: Progress | None) -> Iterator[Tensor]:
-        # Not forked: torch's threads would be missing in the copies.
+        # Do not fork: torch's threads would be missing in the copies.
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin)
         running: deque[Future[np.ndarray]] = deque()
 
-        def next_one() -> Tensor:
-            made = torch.from_numpy(running.popleft().result())
+        def next_result() -> Tensor:
+            videos = torch.from_numpy(running.popleft().result())
             if progress is not None:
                 progress("sampling", 1, 1)
-            return made
+            return videos
 
         try:
             for task in tasks:
                 running.append(pool.submit(_compose, task, path, tuple(parts), device))
                 if len(running) > AHEAD * jobs:
-                    yield next_one()
+                    yield next_result()
             while running:
-                yield next_one()
+                yield next_result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"One of the {jobs} processes that compose was killed, as a rule for want of memory: give fewer "
+                f"One of the {jobs} processes that compose was killed, probably because memory ran out. Use fewer "
                 "--jobs or a smaller --batch."
             ) from error
         finally:
@@ -77,13 +78,13 @@ def run_in_processes(path: Path, parts: Sequence[Path], device: str, jobs: int) 
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for tasks for ever."""
+    """End this process if its parent was killed. It would wait for tasks forever."""
     wait([parent_process().sentinel])
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a table in Markdown, everything in JSON, and contact sheets to look at."""
+"""Writes an evaluation: a table in Markdown, everything in JSON, and contact sheets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from training.evaluate.evaluation import Evaluated, EvaluationSettings, Row
+from training.evaluate.evaluation import EvaluationSettings, Result, Row
 from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
-from training.evaluate.objects import as_seen, find_objects
+from training.evaluate.objects import at_side, find_objects
 from training.evaluate.statistics import Estimate
 from training.evaluate.summary import headline, kept_together, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
@@ -25,17 +25,17 @@ from vc_core.video import resize_crop, write_contact_sheet
 JSON, TABLE = "evaluation.json", "table.md"
 SHOWN = 4
 """Clips on a contact sheet."""
-TOLD = 5
-"""Clips that could not be read that the table names; the JSON names all."""
+NAMED = 5
+"""Number of unreadable clips that the table names; the JSON names all."""
 
 
-def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[Evaluated]) -> None:
-    """Writes the table, the JSON and one contact sheet for each trial of each checkpoint into a folder."""
+def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[Result]) -> None:
+    """Write the table, the JSON and one contact sheet per trial and checkpoint into a folder."""
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
     plain = json.dumps(as_mapping(settings, results), indent=1, default=str)  # paths
     (folder / JSON).write_text(plain + "\n", encoding="utf-8")
     for result in results:
-        arms = f"given, of another {settings.noun}, and absent (first seed)"
+        arms = f"given, from another {settings.noun}, and absent (first seed)"
         titles = {row.measure.trial: arms for row in result.rows.values()}
         if result.together is not None:
             titles[TOGETHER] = "all conditions given at once (first seed)"
@@ -52,20 +52,20 @@ def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[E
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-def as_table(settings: EvaluationSettings, results: Sequence[Evaluated]) -> str:
-    """The table of the measures, one row for each and each checkpoint, with what one has to know to read it."""
+def as_table(settings: EvaluationSettings, results: Sequence[Result]) -> str:
+    """Return the table, with one line per measure and checkpoint, and an explanation."""
     columns = _columns(results)
     table = [[*columns], ["---"] * len(columns)]
     for measure in settings.measures():
-        found = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
-        table += [[cell(*each) for cell in columns.values()] for each in found]
+        rows = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
+        table += [[cell(result, row) for cell in columns.values()] for result, row in rows]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
-    told = [*_intro(settings, results), "", *lines, "", *_in_words(results), *_notes(settings, results)]
-    return "\n".join(told) + "\n"
+    text = [*_intro(settings, results), "", *lines, "", *_in_words(results), *_notes(settings, results)]
+    return "\n".join(text) + "\n"
 
 
-def _columns(results: Sequence[Evaluated]) -> dict[str, Callable[[Evaluated, Row], str]]:
-    """What the cells of each column say of a row of a checkpoint."""
+def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str]]:
+    """Return for each column a function that writes its cell."""
     several = len(results) > 1
     columns = {
         "condition": lambda result, row: row.measure.trial.replace("_", " "),
@@ -76,21 +76,21 @@ def _columns(results: Sequence[Evaluated]) -> dict[str, Callable[[Evaluated, Row
         "source": lambda result, row: _figure(row, row.estimates["source"], interval=False),
         "over shuffled": lambda result, row: _figure(row, row.gains["shuffled"], "+"),
         "together": _together if any(result.together for result in results) else None,
-        "over the first": (lambda result, row: _figure(row, result.beside.get(row.measure.name), "+"))
+        "over the first": (lambda result, row: _figure(row, result.over_first.get(row.measure.name), "+"))
         if several
         else None,
     }
     return {name: cell for name, cell in columns.items() if cell is not None}
 
 
-def _together(result: Evaluated, row: Row) -> str:
-    """For example `0.74 (95 % of its own)`."""
-    kept, text = kept_together(row), _figure(row, row.estimates.get(TOGETHER), interval=False)
-    return text + ("" if kept is None else f" ({kept:.0%} of its own)")
+def _together(result: Result, row: Row) -> str:
+    """Return for example `0.74 (95 % of its own)`."""
+    fraction, text = kept_together(row), _figure(row, row.estimates.get(TOGETHER), interval=False)
+    return text + ("" if fraction is None else f" ({fraction:.0%} of its own)")
 
 
 def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
-    """For example `0.78 [0.70, 0.85]`, and how many figures are missing where they are lost objects."""
+    """Return for example `0.78 [0.70, 0.85]`, and how many objects were not found."""
     if estimate is None:
         return ""
     if estimate.mean is None:
@@ -102,36 +102,37 @@ def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool 
     return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
 
 
-def _intro(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[str]:
+def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
     count = " to ".join(map(str, sorted({min(counts), max(counts)})))
     sampling = " or ".join(dict.fromkeys(result.about["sampling"] for result in results))
     if settings.data is None:
-        what, error = "held-out scenes", "of the object's motion"
+        what, error = "held-out scenes", "the error of the object's motion"
     else:
-        what = f"clips of {settings.data}, evenly spread over it"
-        error = "from the clip's motion, where the condition tells any"
+        what = f"clips from {settings.data}, evenly spread"
+        error = "measured against the clip's motion, where the condition defines motion"
     first = (
         f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {sampling}. "
-        f"Means with 95 % confidence intervals, by a bootstrap over the {noun}s."
+        f"Means with 95 % confidence intervals, from a bootstrap over the {noun}s."
     )
     reading = (
-        f"*Given* is with the {noun}'s own condition, *shuffled* with another {noun}'s, *absent* without; all else is "
-        f"the same, the noise included. *Source* is the {noun} itself through the checkpoint's autoencoder: what a "
-        f"perfect network would reach. *Over shuffled* is given less shuffled, paired by {noun} and seed. *Together* "
-        "is with all conditions at once, in shares of the measure's own trial: above 100 % is better than there. The "
-        f"end-point error is {error}."
+        f"*Given*: with the {noun}'s own condition. *Shuffled*: with another {noun}'s. *Absent*: without it. "
+        f"Everything else is the same, including the noise. *Source*: the {noun} itself, encoded and decoded by the "
+        f"checkpoint's autoencoder, which a perfect network would reach. *Over shuffled*: given minus shuffled, paired "
+        f"by {noun} and seed. *Together*: with all conditions at once, in percent of the measure's own trial; above "
+        f"100 % is better. The end-point error is {error}."
     )
     if settings.data is None:
         reading += (
-            f" Lines of commanded against seen motion go through the origin and take all motions from {SLOWEST * 64:g} "
-            "pixels of 64 a frame: objects' way over the clip, the camera's where the background shows it, x and y."
+            " Lines of measured over target motion go through the origin and include all motions of at least "
+            f"{SLOWEST * 64:g} pixels of 64 per frame: the objects' displacement over the clip, and the camera's where "
+            "the background shows it, x and y."
         )
     if len(results) > 1:
         reading += (
-            " *Over the first* is given less the first checkpoint's given, on the same clips with the same noise, "
-            "pair by pair; CLIP's figures are those of one pair of towers for all."
+            " *Over the first*: given minus the first checkpoint's given, on the same clips with the same noise, "
+            "paired. CLIP figures use the same towers for all checkpoints."
         )
     lines = [first, "", reading, ""]
     for result in results:
@@ -144,34 +145,34 @@ def _intro(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[s
     return lines
 
 
-def _in_words(results: Sequence[Evaluated]) -> list[str]:
-    """What is better and what is worse than the first checkpoint's, and the headline figures."""
+def _in_words(results: Sequence[Result]) -> list[str]:
+    """Return lists of measures that are better or worse than the first checkpoint's, and the headline figures."""
     lines = []
     for result in results[1:]:
         words = [f"{word}: {', '.join(names) or 'none'}" for word, names in verdicts(result, results[0]).items()]
-        lines.append(f"- {result.name} beside {results[0].name}: {'; '.join(words)}.")
+        lines.append(f"- {result.name} compared with {results[0].name}: {'; '.join(words)}.")
     for result in results:
-        if found := headline(result):
-            figures = ", ".join(f"{name} {figure:.3f}" for name, figure in found.items())
-            lines.append(f"- {result.name} in short: {figures}.")
+        if figures := headline(result):
+            text = ", ".join(f"{name} {figure:.3f}" for name, figure in figures.items())
+            lines.append(f"- {result.name}, headline figures: {text}.")
     return lines
 
 
-def _notes(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[str]:
-    """What was not measured, and why."""
+def _notes(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
+    """Return notes on what was not measured, and why."""
     lines, measures = [], settings.measures()
-    if left_out := [row.name for row in settings.chosen() if row not in measures]:
-        lines.append(f"- Not measured, as it takes synthetic scenes: {', '.join(left_out)}.")
+    if omitted := [row.name for row in settings.requested() if row not in measures]:
+        lines.append(f"- Not measured, because it requires synthetic scenes: {', '.join(omitted)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
-        told, note = result.fvd["distances"].items(), result.fvd["note"]
-        figures = ", ".join(f"{arm} {value:.1f}" for arm, value in told)
-        lines.append(f"- {before}FVD of text alone: {f'{figures} ({note}).' if figures else note}")
+        distances, note = result.fvd["distances"].items(), result.fvd["note"]
+        figures = ", ".join(f"{arm} {value:.1f}" for arm, value in distances)
+        lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
         if skipped := result.clips.skipped:
-            more = f"; and {len(skipped) - TOLD} more, which {JSON} names" if len(skipped) > TOLD else ""
-            reasons = "; ".join(reason.rstrip(".") for reason in skipped[:TOLD])
+            more = f"; {len(skipped) - NAMED} more are listed in {JSON}" if len(skipped) > NAMED else ""
+            reasons = "; ".join(reason.rstrip(".") for reason in skipped[:NAMED])
             count = f"{len(skipped)} of {len(result.clips) + len(skipped)} clips"
-            lines.append(f"- {before}Left out, as they cannot be read, {count}: {reasons}{more}.")
+            lines.append(f"- {before}Skipped {count} that cannot be read: {reasons}{more}.")
         lines += [f"- {before}{note}" for note in result.notes]
     return lines
 
@@ -179,15 +180,15 @@ def _notes(settings: EvaluationSettings, results: Sequence[Evaluated]) -> list[s
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def as_mapping(settings: EvaluationSettings, results: Sequence[Evaluated]) -> dict[str, Any]:
-    """Everything, with the figures of every video: (clips, seeds) in each arm, null where there is none; of lines
-    (clips, seeds, points, 2), what was told and what is seen."""
-    asked = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
-    del asked["out"]  # figures do not depend on where they are written
+def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[str, Any]:
+    """Return everything, with the figures of every video: (clips, seeds) for each arm, null if there is none; for lines
+    (clips, seeds, points, 2), target and measured."""
+    plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
+    del plain["out"]  # figures do not depend on the output folder
     if settings.data is None:
-        asked["held_out_seed"] = HELD_OUT
+        plain["held_out_seed"] = HELD_OUT
     return {
-        "settings": asked,
+        "settings": plain,
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
         },
@@ -199,18 +200,18 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Evaluated]) -> di
                 "notes": result.notes,
                 "fvd": result.fvd,
                 "headline": headline(result),
-                "results": {name: _plain(row, result.beside.get(name)) for name, row in result.rows.items()},
+                "results": {name: _plain(row, result.over_first.get(name)) for name, row in result.rows.items()},
             }
-            | ({"beside the first": verdicts(result, results[0])} if result.beside else {})
+            | ({"beside the first": verdicts(result, results[0])} if result.over_first else {})
             for result in results
         ],
     }
 
 
-def _plain(row: Row, beside: Estimate | None) -> dict[str, Any]:
+def _plain(row: Row, over_first: Estimate | None) -> dict[str, Any]:
     plain = {arm: asdict(estimate) | {"values": _nulls(row.values[arm])} for arm, estimate in row.estimates.items()}
     plain |= {f"given less {arm}": asdict(gain) for arm, gain in row.gains.items()}
-    return plain | ({} if beside is None else {"given less the first's": asdict(beside)})
+    return plain | ({} if over_first is None else {"given less the first's": asdict(over_first)})
 
 
 def _nulls(values: np.ndarray) -> list[Any] | float | None:
@@ -222,8 +223,8 @@ def _nulls(values: np.ndarray) -> list[Any] | float | None:
 # --- Contact sheets -------------------------------------------------------------------------------------------------
 
 
-def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Tensor]]:
-    """Strips of the first clips: the source, the condition, what was made of it in each arm, a scene's object found."""
+def sheet_rows(result: Result, trial: str, seeds: int) -> list[tuple[str, Tensor]]:
+    """Return strips of the first clips: source, condition, each arm's video, and for scenes the object found in it."""
     rows, clips = [], result.clips
     arms = {"given": result.together} if trial == TOGETHER else arms_of(trial)
     for number in range(min(SHOWN, len(clips))):
@@ -233,24 +234,24 @@ def sheet_rows(result: Evaluated, trial: str, seeds: int) -> list[tuple[str, Ten
         else:
             condition = TRIALS[trial].condition
             rows.append((f"{number + 1}: source", clips.truth.video[number]))
-            rows.append((f"{condition} given", _picture(result, condition, number)))
+            rows.append((f"{condition} given", _image(result, condition, number)))
         for arm, wiring in arms.items():
             video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
             if arm == "given" and clips.truth.mask is not None:
-                rows.append(("  object found", _found(video)))
+                rows.append(("  object found", _highlighted(video)))
     return rows
 
 
-def _picture(result: Evaluated, condition: str, number: int) -> Tensor:
-    """What was given of a clip, as a picture (3 or 1, F, H, W) in [0, 1]."""
+def _image(result: Result, condition: str, number: int) -> Tensor:
+    """Return a clip's condition as an image (3 or 1, F, H, W) in [0, 1]."""
     clips = result.clips
     if condition == "style":
         return clips.truth.style[number][:, None]
     return picture_of(condition, clips.conditions[condition][number][None])[0]
 
 
-def _found(video: Tensor) -> Tensor:
-    """A video (3, F, H, W) with all but its object darkened."""
-    mask, seen = find_objects(video[None]).mask[0], as_seen(video[None])[0]
-    return resize_crop((seen * (0.2 + 0.8 * mask))[None], tuple(video.shape[-2:]), "nearest", antialias=False)[0]
+def _highlighted(video: Tensor) -> Tensor:
+    """Darken everything except the object in a video (3, F, H, W)."""
+    mask, small = find_objects(video[None]).mask[0], at_side(video[None])[0]
+    return resize_crop((small * (0.2 + 0.8 * mask))[None], tuple(video.shape[-2:]), "nearest", antialias=False)[0]

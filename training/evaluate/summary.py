@@ -1,23 +1,23 @@
-"""What an evaluation says in short: headline figures, and what of one checkpoint is better than another's."""
+"""Summary of an evaluation: headline figures, and the measures in which one checkpoint is better than another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.evaluate.evaluation import Evaluated, Row
+from training.evaluate.evaluation import Result, Row
 from training.evaluate.trials import TOGETHER
 
 
-def _alone(one: float | None, other: float | None) -> float | None:
-    return one
+def _alone(figure: float | None, source: float | None) -> float | None:
+    return figure
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None or other <= 0 else one / other
+def _ratio(figure: float | None, source: float | None) -> float | None:
+    return None if figure is None or source is None or source <= 0 else figure / source
 
 
-def _less(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _minus(figure: float | None, source: float | None) -> float | None:
+    return None if figure is None or source is None else figure - source
 
 
 HEADLINES: dict[str, tuple[str, Callable[[float | None, float | None], float | None]]] = {
@@ -33,50 +33,49 @@ HEADLINES: dict[str, tuple[str, Callable[[float | None, float | None], float | N
     "motion_slope": ("motion_slope", _alone),
     "motion_r2": ("motion_r2", _alone),
     "sharpness": ("sharpness", _alone),
-    "consistency": ("consistency", _less),
+    "consistency": ("consistency", _minus),
 }
-"""The measure of each headline figure, and how it is told beside what the clips themselves have."""
+"""The measure of each headline figure, and how it is combined with the figure of the clips themselves."""
 
 
-def headline(result: Evaluated) -> dict[str, float]:
-    """The figures of one checkpoint to steer by; those that were not measured are left out.
+def headline(result: Result) -> dict[str, float]:
+    """Return the headline figures of one checkpoint, without those that were not measured.
 
-    Shares of videos are in 0..1; `*_ratio` are shares of what the clips themselves reach through the autoencoder, as
-    `sharpness` is; `consistency` is the likeness of neighbouring frames less that of the clips themselves. `together`
-    is the worst of all these with all conditions at once, in shares of its own trial's.
+    Fractions of videos are in 0..1. `*_ratio` and `sharpness` are relative to the clips themselves, encoded and decoded
+    by the autoencoder. `consistency` is the similarity of neighbouring frames minus that of the clips themselves.
+    `together` is the worst of all these with all conditions at once, relative to its own trial.
     """
-    found, kept = {}, []
-    for name, (measure, beside) in HEADLINES.items():
+    figures, fractions = {}, []
+    for name, (measure, combine) in HEADLINES.items():
         if row := result.rows.get(measure):
-            given, source = (row.estimates[arm].mean for arm in ("given", "source"))
-            found[name] = beside(given, source)
-            kept.append(kept_together(row))
-    found["together"] = min((share for share in kept if share is not None), default=None)
-    return {name: figure for name, figure in found.items() if figure is not None}
+            figures[name] = combine(*(row.estimates[arm].mean for arm in ("given", "source")))
+            fractions.append(kept_together(row))
+    figures["together"] = min((fraction for fraction in fractions if fraction is not None), default=None)
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def kept_together(row: Row) -> float | None:
-    """How good a measure is with all conditions at once, in shares of its own trial's: 1 is as good, less is worse."""
+    """Return a measure with all conditions at once, relative to its own trial: 1 is as good, less is worse."""
     if TOGETHER not in row.estimates:
         return None
     own, together = (row.estimates[arm].mean for arm in ("given", TOGETHER))
     return _ratio(own, together) if row.measure.better == "low" else _ratio(together, own)
 
 
-def verdicts(result: Evaluated, first: Evaluated) -> dict[str, list[str]]:
-    """The measures by what a checkpoint is beside the first one: better, worse, or within the interval of 95 %."""
-    found: dict[str, list[str]] = {"better": [], "worse": [], "within the interval": []}
-    for name, gain in result.beside.items():
+def verdicts(result: Result, first: Result) -> dict[str, list[str]]:
+    """Sort the measures of a checkpoint into better or worse than the first one's, or within the 95 % interval."""
+    names: dict[str, list[str]] = {"better": [], "worse": [], "within the interval": []}
+    for name, gain in result.over_first.items():
         if gain.low is not None:
-            told = gain.low > 0 or gain.high < 0
-            word = ("worse", "better")[_is_better(result.rows[name], first.rows[name])] if told else None
-            found[word or "within the interval"].append(name)
-    return found
+            significant = gain.low > 0 or gain.high < 0
+            word = ("worse", "better")[_is_better(result.rows[name], first.rows[name])] if significant else None
+            names[word or "within the interval"].append(name)
+    return names
 
 
 def _is_better(row: Row, first: Row) -> bool:
-    """Whether a measure is better than the first one's. The nearer to its source counts where that is the aim."""
-    one, other = (each.estimates["given"].mean for each in (row, first))
+    """Whether a measure is better than the first checkpoint's, or closer to its source if that is the aim."""
+    own, other = (each.estimates["given"].mean for each in (row, first))
     if row.measure.better == "source":
-        return abs(one - row.estimates["source"].mean) < abs(other - first.estimates["source"].mean)
-    return one > other if row.measure.better == "high" else one < other
+        return abs(own - row.estimates["source"].mean) < abs(other - first.estimates["source"].mean)
+    return own > other if row.measure.better == "high" else own < other

@@ -1,6 +1,6 @@
-"""What is composed for an evaluation: each condition given, taken from another clip, and left out; and all together.
+"""Composes videos for an evaluation: with each condition given, from another clip, and absent; and with all together.
 
-The videos that are compared differ in one condition alone: all else is the same, the noise included.
+Videos that are compared differ in only one condition. Everything else is the same, including the noise.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from vc_core.progress import Progress
 
 @dataclass(frozen=True)
 class Trial:
-    """The condition that a trial is about, and what stands beside it, always the clip's own."""
+    """The tested condition, and other conditions, which are always the clip's own."""
 
     condition: str
-    beside: tuple[str, ...] = ("text",)
+    others: tuple[str, ...] = ("text",)
 
 
 TRIALS: dict[str, Trial] = {
-    "text": Trial("text", beside=()),
+    "text": Trial("text", others=()),
     "style": Trial("style"),
-    "style_alone": Trial("style", beside=()),
+    "style_alone": Trial("style", others=()),
     "single_image": Trial("single_image"),
     "single_sketch": Trial("single_sketch"),
     "sketch": Trial("sketch"),
     "depth": Trial("depth"),
     "mask": Trial("mask"),
-    "motion": Trial("motion", beside=("text", "single_image")),
+    "motion": Trial("motion", others=("text", "single_image")),
 }
 
 ARMS = ("given", "shuffled", "absent")
@@ -49,24 +49,24 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which conditions a video is composed from: the clip's own, and at most one of another clip, the next one."""
+    """The conditions that a video is composed from: the clip's own, and at most one from the next clip."""
 
     own: frozenset[str]
     other: str | None = None
 
 
 def arms_of(trial: str) -> dict[str, Wiring]:
-    """The wirings of a trial by arm. Trials share some of them: an absent sketch leaves the text alone."""
-    condition, beside = TRIALS[trial].condition, frozenset(TRIALS[trial].beside)
-    return dict(zip(ARMS, (Wiring(beside | {condition}), Wiring(beside, condition), Wiring(beside)), strict=True))
+    """Return the wirings of a trial by arm. Trials may share wirings: without a sketch only the text remains."""
+    condition, others = TRIALS[trial].condition, frozenset(TRIALS[trial].others)
+    return dict(zip(ARMS, (Wiring(others | {condition}), Wiring(others, condition), Wiring(others)), strict=True))
 
 
 @dataclass(frozen=True)
 class Composing:
-    """How videos are composed. `guidance`, `sampler` and `steps` None are the checkpoint's, but that one which was not
-    distilled for few steps takes `many`.
+    """Sampling settings. None for `guidance`, `sampler` and `steps` uses the checkpoint's own, except that a checkpoint
+    that was not distilled for few steps uses `many` steps.
 
-    From 20 steps to 12 the bundled checkpoint's figures moved by less than 0.005, shapes by one of 24 videos.
+    With 12 steps instead of 20 the bundled checkpoint's figures changed by less than 0.005, shapes by one of 24 videos.
     """
 
     seeds: int = 2
@@ -77,32 +77,32 @@ class Composing:
     many: int = 12
 
     def of(self, config: Config) -> Composing:
-        """The same with what is None as a checkpoint of this config has it."""
+        """Replace None by the settings for a checkpoint of this config."""
         steps = (config.steps if config.few_steps else self.many) if self.steps is None else self.steps
         guidance = config.guidance if self.guidance is None else self.guidance
         return replace(self, steps=steps, guidance=guidance, sampler=self.sampler or config.sampler)
 
 
 def pairs(clips: int, seeds: int) -> Tensor:
-    """The clip of each video, (clips * seeds,): each clip with all of its seeds, then the next one."""
+    """Return the clip index of each video, (clips * seeds,): each clip with all of its seeds, then the next clip."""
     return torch.arange(clips).repeat_interleave(seeds)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of videos to be composed, with all that it takes.
+    """A batch of videos to compose, with all of its inputs.
 
-    In arrays: they go to other processes as bytes, where tensors would take shared memory, of which containers have
-    little.
+    Inputs are arrays, because arrays are sent to other processes as bytes; tensors would use shared memory, which is
+    small in containers.
     """
 
-    text: list[str] | str  # one for each, or none for all
-    style: np.ndarray | None  # of each, (B, ...)
+    text: list[str] | str  # one per video, or an empty text for all
+    style: np.ndarray | None  # (B, ...)
     conditions: dict[str, np.ndarray]
-    options: dict[str, Any]  # of `vc_core.pipeline.compose`
+    options: dict[str, Any]  # for `vc_core.pipeline.compose`
 
     def compose(self, composer: VideoComposer, progress: Progress | None = None) -> Tensor:
-        """The videos, (B, 3, F, H, W) uint8."""
+        """Return the videos, (B, 3, F, H, W) uint8."""
         style = None if self.style is None else Style(torch.from_numpy(self.style))
         conditions = [Condition(name, torch.from_numpy(array)) for name, array in self.conditions.items()]
         video = compose(composer, self.text, style=style, conditions=conditions, progress=progress, **self.options)
@@ -110,23 +110,23 @@ class Task:
 
 
 Run = Callable[[Iterable[Task], Progress | None], Iterable[Tensor]]
-"""Composes tasks in their order; its progress is called as `progress("sampling", steps done of a task, steps)`."""
+"""Composes tasks in order, and calls `progress("sampling", finished steps of a task, steps)`."""
 
 
 def run_here(composer: VideoComposer) -> Run:
-    """Composes in this process."""
+    """Return a function that composes in this process."""
     return lambda tasks, progress: (task.compose(composer, progress) for task in tasks)
 
 
 def compose_wirings(
     run: Run, clips: Examples, wirings: Iterable[Wiring], how: Composing, progress: Progress | None = None
 ) -> dict[Wiring, Tensor]:
-    """The videos of each wiring, (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
+    """Compose the videos of each wiring, (N * seeds, 3, F, H, W) uint8, in the order of `pairs`.
 
-    Video number i has the noise of seed i in every wiring, and with every checkpoint whose latents are as large.
+    Video number i has the noise of seed i in every wiring, and with every checkpoint that has latents of this size.
 
     Args:
-        how: with all of it said, see `Composing.of`.
+        how: without None, see `Composing.of`.
         progress: called as `progress("composing", done, total)`, in steps of batches.
     """
     batches, wirings = pairs(len(clips), how.seeds).split(how.batch), list(dict.fromkeys(wirings))
@@ -140,20 +140,20 @@ def compose_wirings(
             total = len(wirings) * len(batches) * how.steps
             progress("composing", len(videos) * how.steps + done * how.steps // steps, total)
 
-    for made in run(tasks, report):
-        videos.append(made)
+    for batch in run(tasks, report):
+        videos.append(batch)
     parts = len(batches)
     return {wiring: torch.cat(videos[i * parts : (i + 1) * parts]) for i, wiring in enumerate(wirings)}
 
 
 def _task(clips: Examples, wiring: Wiring, rows: Tensor, seed: int, how: Composing) -> Task:
-    taken = dict.fromkeys(wiring.own, rows) | ({wiring.other: (rows + 1) % len(clips)} if wiring.other else {})
+    sources = dict.fromkeys(wiring.own, rows) | ({wiring.other: (rows + 1) % len(clips)} if wiring.other else {})
     video = clips.truth.video
     return Task(
-        text=[clips.texts[row] for row in taken["text"]] if "text" in taken else "",
-        style=clips.truth.style[taken["style"]].numpy() if "style" in taken else None,
-        # In the table's order, not in that of a set, which is another one at every run: sums round differently.
-        conditions={name: clips.conditions[name][taken[name]].numpy() for name in CONDITIONS if name in taken},
+        text=[clips.texts[row] for row in sources["text"]] if "text" in sources else "",
+        style=clips.truth.style[sources["style"]].numpy() if "style" in sources else None,
+        # In the table's order. A set's order changes in every run, and sums would round differently.
+        conditions={name: clips.conditions[name][sources[name]].numpy() for name in CONDITIONS if name in sources},
         options=dict(
             frames=video.shape[2],
             size=tuple(video.shape[-2:]),

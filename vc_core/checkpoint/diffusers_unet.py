@@ -1,5 +1,8 @@
-"""UNets in diffusers' layout: Stable Diffusion's UNet2DConditionModel, which has this network's spatial layers, and
-ModelScope's UNet3DConditionModel, which is the released network without STC-encoders and style."""
+"""UNets in diffusers' layout.
+
+Stable Diffusion's UNet2DConditionModel contains this network's spatial layers. ModelScope's UNet3DConditionModel is the
+released network without STC-encoders and style.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ from .released import OVER_TIME, TEMPORAL_CONV, TRANSFORMER, key_table, named_la
 
 _TOP = {"time_in": "time_embedding.linear_1", "time_out": "time_embedding.linear_2", "norm_out": "conv_norm_out"}
 _SIDES = {"encoder": "down_blocks", "middle": "mid_block", "decoder": "up_blocks"}
-# A module of a block -> its place there, by the block's number, and its modules' names where they differ from ours.
+# Module of a block -> its name in diffusers, with the block's number, and the names of its submodules that differ.
 _LISTS: dict[str, tuple[str, Mapping[str, str]]] = {
     "resnet": ("resnets.{}", {"time_proj": "time_emb_proj", "skip": "conv_shortcut"}),
     "resnet.temporal": ("temp_convs.{}", TEMPORAL_CONV),
@@ -31,13 +34,13 @@ _PLACE = re.compile(rf"({'|'.join(_SIDES)})\.(\d+)\.(resnet\.temporal|{'|'.join(
 
 
 def diffusers_names(config: UNetConfig, temporal: bool = False) -> dict[str, str]:
-    """Our modules' names -> those of UNet2DConditionModel; with the temporal layers, of UNet3DConditionModel."""
+    """Return our module names -> the names in UNet2DConditionModel, or with `temporal` in UNet3DConditionModel."""
     kinds = ("spatial", "temporal") if temporal else ("spatial",)
     return {n: _diffusers_name(n, config.res_blocks + 1) for n in key_table(config) if kind_of(f"{n}.") in kinds}
 
 
 def _diffusers_name(ours: str, blocks: int) -> str:
-    """Of one module; `blocks` of a level."""
+    """Return diffusers' name of one module; `blocks` is the number of blocks per level."""
     if "." not in ours:
         return _TOP.get(ours, ours)
     if ours.startswith("temporal_in."):
@@ -46,20 +49,20 @@ def _diffusers_name(ours: str, blocks: int) -> str:
     side, number, module, inner = _PLACE.match(ours).groups()
     level, block = divmod(int(number), blocks)
     level = "" if side == "middle" else f".{level}"
-    there, names = _LISTS[module]
-    return f"{_SIDES[side]}{level}.{there.format(block)}.{names.get(inner, inner)}"
+    theirs, names = _LISTS[module]
+    return f"{_SIDES[side]}{level}.{theirs.format(block)}.{names.get(inner, inner)}"
 
 
-# --- The network of text alone --------------------------------------------------------------------------------------
+# --- Text-to-video networks -----------------------------------------------------------------------------------------
 
 _HEADS = 8
-"""Heads of the first temporal Transformer, which the class lets nobody choose."""
+"""Heads of the first temporal Transformer, fixed by diffusers' class."""
 
 
 def unet_config_from_diffusers(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
-    """The network's sizes, read off tensors under diffusers' names: all of them, the width of a head too.
+    """Infer all sizes of the network, the head width included, from tensors under diffusers' names.
 
-    Raises `UserError` or `KeyError` for a network that cannot be, or names that are missing.
+    Raises `UserError` for sizes that are not supported, and `KeyError` for missing names.
     """
     firsts = (f"down_blocks.{level}.resnets.0.conv1.weight" for level in count())
     widths = [shapes[name][0] for name in takewhile(shapes.__contains__, firsts)]
@@ -82,27 +85,27 @@ def unet_config_from_diffusers(shapes: Mapping[str, Sequence[int]]) -> UNetConfi
 
 
 def no_place(config: UNetConfig) -> str | None:
-    """What of a network UNet3DConditionModel has no place for; None where it has for all of it."""
+    """Return the layers of a network that UNet3DConditionModel does not have; None if it has all of them."""
     if config.conditions or config.style_tokens or config.stc_channels:
         return "STC-encoders and a style"
     if config.temporal_in_heads != _HEADS:
-        return f"{config.temporal_in_heads} heads in the first temporal Transformer, which has {_HEADS} there"
+        return f"{config.temporal_in_heads} heads in the first temporal Transformer, only {_HEADS}"
     return None
 
 
 def diffusers_layout(unet: nn.Module, file: Shapes) -> Layout:
-    """Where every parameter of a `UNet3D` (which may be on meta) lies in diffusers' file. Raises `UserError` for a
+    """Return where every parameter of a `UNet3D` (which may be on meta) is in diffusers' file. Raises `UserError` for a
     network that diffusers has no class for."""
-    if lacks := no_place(unet.config):
+    if unsupported := no_place(unet.config):
         raise UserError(
-            f"The layout diffusers is for networks of text alone, and has no place for {lacks}: choose the layout "
+            f"The layout diffusers is for text-to-video networks and does not support {unsupported}. Choose the layout "
             "videocomposer or released."
         )
     return named_layout(unet, diffusers_names(unet.config, temporal=True), OVER_TIME)
 
 
 def diffusers_config(config: Config) -> dict[str, Any]:
-    """What diffusers has beside the file as `config.json`."""
+    """Return the contents of diffusers' `config.json`, which is next to the file."""
     unet = config.unet
     kinds = ["CrossAttn" if level in unet.attention_levels else "" for level in range(len(unet.multipliers))]
     return {

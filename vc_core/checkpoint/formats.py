@@ -1,9 +1,9 @@
-"""Layouts of the networks that users own: whose names, in whose shapes, under which prefix.
+"""Layouts of the networks that users have: tensor names, shapes and prefixes.
 
-Each entry of `FORMATS` goes from the parameters of our modules (the UNet, diffusers' autoencoders, open_clip's CLIP) to
-the tensors of a file and serves both ways. `released` is VideoComposer's own; `ldm` is CompVis' latent-diffusion, whose
-names Stable Diffusion's checkpoints have; `diffusers`, `open_clip` and `transformers` (4 and 5) are the libraries' own;
-`taesd` is what ComfyUI reads.
+Each entry of `FORMATS` maps the parameters of our modules (the UNet, diffusers' autoencoders, open_clip's CLIP) to the
+tensors of a file, and works in both directions. `released` is VideoComposer's layout; `ldm` is that of CompVis'
+latent-diffusion and of Stable Diffusion's checkpoints; `diffusers`, `open_clip` and `transformers` (4 and 5) are those
+of the libraries; `taesd` is the layout that ComfyUI reads.
 """
 
 import re
@@ -27,12 +27,12 @@ def _taesd(module: nn.Module, file: Shapes) -> Layout:
 
 
 def _taesd_name(name: str) -> str:
-    """diffusers' name to TAESD's; the decoder counts from 1, because its layer 0 is the clamp."""
+    """Return TAESD's name for diffusers' name. The decoder counts from 1, because its layer 0 is the clamp."""
     part, _, index, rest = name.split(".", 3)
     return f"taesd_encoder.{index}.{rest}" if part == "encoder" else f"taesd_decoder.{int(index) + 1}.{rest}"
 
 
-# Pieces of diffusers' names -> of latent-diffusion's, and of those that diffusers' first files had.
+# Pieces of diffusers' names -> pieces of latent-diffusion's names, and of the names in diffusers' first files.
 _LDM = {
     "conv_norm_out": "norm_out",
     "mid_block.resnets.0.": "mid.block_1.",
@@ -57,7 +57,7 @@ def _ldm(module: nn.Module, file: Shapes) -> Layout:
     last = len(module.config.block_out_channels) - 1
 
     def renamed(name: str) -> str:
-        # Latent-diffusion counts the decoder's levels from the finest.
+        # Latent-diffusion counts the decoder's levels from the finest one.
         name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(last - int(level[0])), name)
         return _replaced(name, _LDM)
 
@@ -76,29 +76,29 @@ def _replaced(name: str, names: Mapping[str, str]) -> str:
 
 
 def _kl(module: nn.Module, file: Shapes, renamed: Callable[[str], str], ones: Shape) -> Layout:
-    """The layout of an AutoencoderKL whose parameters have other names there.
+    """Return the layout of an AutoencoderKL; `renamed` gives the file's name of a parameter.
 
-    The attention's matrices are linear layers (C, C) or 1 x 1 convolutions (C, C, 1, 1): `ones` says which the layout
-    has as a rule, and a file of either layout may have the others.
+    The attention's matrices are linear layers (C, C) or 1 x 1 convolutions (C, C, 1, 1). `ones` is the usual form in
+    this layout, but a file of either layout may have the other form.
     """
     layout = {}
     for name, shape in shapes_of(module).items():
-        there = renamed(name)
+        theirs = renamed(name)
         if ".attentions." in name and len(shape) == 2:
-            shape = file[there] if file.get(there) in (shape, (*shape, 1, 1)) else (*shape, *ones)
-        layout[name] = Origin((there,), shape)
+            shape = file[theirs] if file.get(theirs) in (shape, (*shape, 1, 1)) else (*shape, *ones)
+        layout[name] = Origin((theirs,), shape)
     return layout
 
 
 # --- Towers ---------------------------------------------------------------------------------------------------------
 
-# open_clip's names -> transformers': of what lies beside the two models, where the matrices are transposed,
-_BESIDE = {
+# open_clip's names -> transformers': of tensors outside the two models, where the matrices are transposed,
+_OUTSIDE = {
     "text_projection": "text_projection.weight",
     "proj": "visual_projection.weight",
     "logit_scale": "logit_scale",
 }
-# of parameters, and of modules, those of all blocks among them.
+# of parameters, and of modules, including those of all blocks.
 _PARAMETERS = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -130,30 +130,30 @@ def _transformers(model: str, module: nn.Module, file: Shapes) -> Layout:
 
 
 def _tower_origin(name: str, shape: Shape, start: str) -> Origin:
-    if name in _BESIDE:
-        return Origin((_BESIDE[name],), shape[::-1], transposed=len(shape) == 2)
+    if name in _OUTSIDE:
+        return Origin((_OUTSIDE[name],), shape[::-1], transposed=len(shape) == 2)
     if name in _PARAMETERS:
         return Origin((start + _PARAMETERS[name],), shape)
     block, module, leaf = _IN_MODULE.match(name).groups()
-    there = start if block is None else f"{start}encoder.layers.{block}."
+    prefix = start if block is None else f"{start}encoder.layers.{block}."
     if module == "attn.in_proj":
-        queries_keys_values = tuple(f"{there}self_attn.{letter}_proj.{leaf}" for letter in "qkv")
+        queries_keys_values = tuple(f"{prefix}self_attn.{letter}_proj.{leaf}" for letter in "qkv")
         return Origin(queries_keys_values, (shape[0] // 3, *shape[1:]))
-    return Origin((f"{there}{_MODULES[module]}.{leaf}",), shape)
+    return Origin((f"{prefix}{_MODULES[module]}.{leaf}",), shape)
 
 
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
 class Format(NamedTuple):
-    """How files of one kind hold one part.
+    """How one kind of file stores one part.
 
     Attributes:
-        markers: names that tell it, in one or more forms of which the first that fits counts. A prefix is what stands
-            before the first name; the part is there if the others follow the same prefix.
-        origins: from our module and the file's shapes, both without prefix, to where the parameters lie.
-        ours: the layout that files of this project hold it in; of equal ones the network is one.
-        prefix: what stands before the names in a file that others make of this layout.
+        markers: names by which the part is recognized, in one or more forms; the first form that matches is used. The
+            text before the first name is the prefix; the part exists if the other names have the same prefix.
+        origins: a function of our module and the file's shapes, both without prefix, that returns the `Layout`.
+        ours: the layout in which files of this project store the part; equal `ours` means the same network.
+        prefix: the text before the names in files of this layout that other programs write.
     """
 
     markers: tuple[tuple[str, ...], ...]
@@ -163,11 +163,11 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[tuple[str, str], Format] = {
-    # The second name tells a VideoComposer (or ModelScope) network from Stable Diffusion's.
+    # The second name distinguishes a VideoComposer (or ModelScope) network from Stable Diffusion's.
     ("model", "released"): Format(
         (("out.2.weight", "input_blocks.0.1.proj_in.weight"),), lambda module, file: released_layout(module), "released"
     ),
-    # ModelScope's text-to-video network, which is that of VideoComposer for text alone.
+    # ModelScope's text-to-video network, which is VideoComposer's for text only.
     ("model", "diffusers"): Format(
         (("conv_norm_out.weight", "transformer_in.proj_in.weight"),), diffusers_layout, "released"
     ),
@@ -181,7 +181,7 @@ FORMATS: dict[tuple[str, str], Format] = {
         "ldm",
     ),
     ("text", "open_clip"): Format((("token_embedding.weight", _BLOCK_0, "ln_final.weight"),), _open_clip, "open_clip"),
-    # transformers 5 saves a text model that has no projection without the prefix that version 4 gives it.
+    # transformers 5 saves a text model without projection without the prefix that version 4 writes.
     ("text", "transformers"): Format(
         (
             ("text_model.embeddings.token_embedding.weight", f"text_model.{_Q_0}"),
@@ -190,7 +190,7 @@ FORMATS: dict[tuple[str, str], Format] = {
         partial(_transformers, "text_model."),
         "open_clip",
     ),
-    # Found without `visual.`, which is a prefix like any other.
+    # The markers do not include `visual.`, which is a prefix like any other.
     ("image", "open_clip"): Format(
         (("class_embedding", "conv1.weight", _BLOCK_0),), _open_clip, "open_clip", prefix="visual."
     ),
@@ -200,17 +200,17 @@ FORMATS: dict[tuple[str, str], Format] = {
         "open_clip",
     ),
 }
-"""(part, layout) -> how files hold it. A new layout is an entry."""
+"""(part, layout) -> how files store it. To add a layout, add an entry."""
 
 
 def layout_of(part: str, layout: str, module: nn.Module, file: Shapes | None = None) -> Layout:
-    """Where the parameters of a part's network lie, see `FORMATS`.
+    """Return where the parameters of a part's network are in a file, see `FORMATS`.
 
     Args:
         module: our UNet3D, diffusers' AutoencoderTiny (`taesd`) or AutoencoderKL, open_clip's text tower (a CLIP
-            without `visual`) or its image tower (the `visual` of a CLIP); may be on meta. What it lacks, such as the
-            last text block, the layout lacks too.
-        file: shapes of the file's tensors without the part's prefix, to follow it where files of one layout differ.
+            without `visual`) or its image tower (the `visual` of a CLIP); may be on meta. Layers that it does not have,
+            such as the last text block, are not in the layout either.
+        file: shapes of the file's tensors without the part's prefix, needed because files of one layout may differ.
     """
     return FORMATS[part, layout].origins(module, file or {})
 
@@ -218,7 +218,7 @@ def layout_of(part: str, layout: str, module: nn.Module, file: Shapes | None = N
 # --- Finding parts --------------------------------------------------------------------------------------------------
 
 _IGNORED = re.compile(r"(^|\.)(position_ids|attn_mask|logit_scale|logit_bias)$|^(loss|model_ema)\.")
-# A file of both towers in transformers' layout has no prefix that would part them; TAESD's constants are checked.
+# A file with both towers in transformers' layout has no prefix for each tower; TAESD's constants are checked elsewhere.
 _BELONGS_ELSEWHERE = {
     "vae": ("vae_scale", "vae_shift"),
     "text": ("vision_model.", "visual_projection."),
@@ -227,28 +227,28 @@ _BELONGS_ELSEWHERE = {
 
 
 def find_parts(names: Collection[str], source: str = "The file") -> dict[str, tuple[str, str]]:
-    """The parts among the names of a file: part -> its layout, and what stands before its names. A standalone SDXL
-    autoencoder passes for Stable Diffusion's. Raises `UserError`, which calls the file `source`, for one of another
-    family, whose parts may only look like the ones that fit."""
-    if said := foreign_family(names):
-        raise UserError(f"{source} is {said}.")
-    found: dict[str, tuple[str, str]] = {}
+    """Find the parts among the names of a file: part -> (layout, prefix of its names). A separate SDXL autoencoder is
+    not distinguished from Stable Diffusion's. Raises `UserError`, which calls the file `source`, for a file of another
+    family, because its parts may only look like supported ones."""
+    if message := foreign_family(names):
+        raise UserError(f"{source} is {message}.")
+    parts: dict[str, tuple[str, str]] = {}
     for (part, layout), kind in FORMATS.items():
         for prefix in (find_prefix(names, markers) for markers in kind.markers):
             if prefix is not None:
-                found.setdefault(part, (layout, prefix))
-    return found
+                parts.setdefault(part, (layout, prefix))
+    return parts
 
 
 def find_prefix(names: Collection[str], markers: tuple[str, ...]) -> str | None:
-    """What stands before all markers in a file: `model.` where that does, else the shortest; None for nothing."""
+    """Return the prefix that all markers have in a file: `model.` if it is one, else the shortest; None if there is
+    none."""
     first, *others = markers
     starts = {name[: -len(first)] for name in names if name.endswith(first)}
-    found = [s for s in starts if (not s or s.endswith(".")) and all(s + other in names for other in others)]
-    return min(found, key=lambda start: (start != "model.", len(start), start), default=None)
+    matches = [s for s in starts if (not s or s.endswith(".")) and all(s + other in names for other in others)]
+    return min(matches, key=lambda start: (start != "model.", len(start), start), default=None)
 
 
 def is_known_extra(part: str, name: str) -> bool:
-    """Whether a tensor (its name without the part's prefix) that a part's network has no place for goes without a
-    warning: nothing here needs it."""
+    """Whether a tensor (name without the part's prefix) that a part's network does not use needs no warning."""
     return _IGNORED.search(name) is not None or name.startswith(_BELONGS_ELSEWHERE[part])

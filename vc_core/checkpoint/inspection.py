@@ -1,4 +1,4 @@
-"""What a file is, told without running it: `./vc info`."""
+"""Inspect a checkpoint without running it: `./vc info`."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from .reading import PARTS, Checkpoint, Part, read_checkpoint
 
 @dataclass(frozen=True)
 class PartInfo:
-    """One part of a file: its layout, sizes and types, and what is wrong with it (None: it is whole)."""
+    """One part of a file: its layout, sizes and dtypes, and `wrong`, an error message (None: the part is complete)."""
 
     name: str
     layout: str
@@ -35,7 +35,7 @@ class PartInfo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What `./vc info` says of a file; see `Checkpoint` for the rest."""
+    """The report of `./vc info` on a file. For the other fields see `Checkpoint`."""
 
     path: Path
     nbytes: int
@@ -51,19 +51,19 @@ class FileInfo:
         return tuple(part.name for part in self.parts)
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return all(part.wrong is None for part in self.parts)
 
 
 def inspect(path: str | Path, progress: Progress | None = None, **overrides: Any) -> FileInfo:
-    """Everything that can be said of a file, or of diffusers' folder, without running it. For `overrides`, and the
-    `UserError` that is raised, see `read_checkpoint`."""
+    """Return everything that is known about a file, or a folder that diffusers wrote, without running the network. For
+    `overrides` and the `UserError`s see `read_checkpoint`."""
     checkpoint = read_checkpoint(path, **overrides)
     infos, extra = [], list(checkpoint.extra)
     for part in checkpoint.parts.values():
         _, layout = network_of(part, checkpoint.config)
         infos.append(_part_info(part, layout))
-        if part.name != "model":  # whose are in `checkpoint.extra`
+        if part.name != "model":  # those of the network are in `checkpoint.extra` already
             extra += [name for name in unused(layout, part.tensors) if not is_known_extra(part.name, name)]
     return FileInfo(
         checkpoint.path,
@@ -78,7 +78,7 @@ def inspect(path: str | Path, progress: Progress | None = None, **overrides: Any
 
 
 def _training(text: str | None) -> Any:
-    """What the metadata says of the training, as values; of a foreign program its text."""
+    """Return the metadata's `training` as values, or as text if another program wrote something else there."""
     try:
         return None if text is None else parse_json(text)
     except ValueError:
@@ -86,15 +86,17 @@ def _training(text: str | None) -> Any:
 
 
 def knows_scenes_only(checkpoint: Checkpoint) -> bool:
-    """Whether a network is smaller than the released one and has seen nothing but drawn scenes, by what `training`
-    notes in every file that it writes: the design of a bundled checkpoint, or a recipe with the kinds of its data."""
-    said = _training(checkpoint.training)
-    if checkpoint.config is None or checkpoint.config.unet.width >= UNetConfig().width or not isinstance(said, dict):
+    """Whether a network is smaller than the released one and was trained only on drawn scenes. The metadata that
+    training writes in every file says so: the design of a bundled checkpoint, or a recipe with its kinds of data."""
+    training = _training(checkpoint.training)
+    if checkpoint.config is None or checkpoint.config.unet.width >= UNetConfig().width:
         return False
-    recipe = said.get("recipe")
+    if not isinstance(training, dict):
+        return False
+    recipe = training.get("recipe")
     data = recipe.get("data") if isinstance(recipe, dict) else None
-    kinds = {one.get("kind") for one in data if isinstance(one, dict)} if isinstance(data, list) else set()
-    return "design" in said or kinds == {"synthetic"}
+    kinds = {domain.get("kind") for domain in data if isinstance(domain, dict)} if isinstance(data, list) else set()
+    return "design" in training or kinds == {"synthetic"}
 
 
 def _part_info(part: Part, layout: Layout) -> PartInfo:
@@ -103,8 +105,8 @@ def _part_info(part: Part, layout: Layout) -> PartInfo:
         check_part(part, layout)
     except UserError as error:
         wrong = str(error)
-    tensors, known = part.tensors, names_of(layout)
-    names = [name for name in tensors.shapes if name in known]
+    tensors, used = part.tensors, names_of(layout)
+    names = [name for name in tensors.shapes if name in used]
     parameters, nbytes = (sum(map(count, names)) for count in (tensors.numel, tensors.nbytes))
     kinds = Counter(
         f"{tensors.packed[name]} with scales" if name in tensors.packed else str(tensors.dtypes[name]) for name in names
@@ -114,7 +116,7 @@ def _part_info(part: Part, layout: Layout) -> PartInfo:
 
 
 def check_part(part: Part, layout: Layout) -> None:
-    """Refuses a part that is incomplete, of another shape, or that asks for what nothing here does."""
+    """Raise `UserError` if a part is incomplete, has other shapes, or requires scalars that are not supported."""
     from .loading import check_scalars
 
     check(layout, part.tensors, PARTS[part.name])
@@ -123,8 +125,8 @@ def check_part(part: Part, layout: Layout) -> None:
 
 
 def network_of(part: Part, config: Config | None) -> tuple[nn.Module, Layout]:
-    """The network that a part belongs to, on meta, and where its parameters lie in the file; what a text tower may
-    lack, and does, is left out, as nothing here reads it. Without a config the sizes are the released ones."""
+    """Return the network of a part, on meta, and where its parameters are in the file. Optional tensors that a text
+    tower does not have are left out. Without a config the sizes are the released ones."""
     from ..encoders.autoencoder import new_autoencoder
     from ..encoders.clip import new_towers
 
@@ -146,13 +148,13 @@ def network_of(part: Part, config: Config | None) -> tuple[nn.Module, Layout]:
 
 
 def as_mapping(info: FileInfo) -> dict[str, Any]:
-    """The same in values that JSON holds."""
+    """Return the report as JSON values."""
     config = None if info.config is None else json.loads(info.config.to_json())
-    return {**dataclasses.asdict(info), "path": str(info.path), "config": config, "whole": info.whole}
+    return {**dataclasses.asdict(info), "path": str(info.path), "config": config, "whole": info.complete}
 
 
 def as_text(info: FileInfo, brief: bool = False) -> str:
-    """The same for people; `brief` leaves the config out."""
+    """Return the report as text; `brief` leaves out the config and the training."""
     name = "" if info.config is None or "model" not in info.names else f" {info.config.name},"
     lines = [f"{info.path}:{name} {info.nbytes / 1e6:.1f} MB", f"  SHA-256 {info.sha256}"]
     for part in info.parts:
@@ -161,7 +163,7 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
             f"in {part.tensors} tensors, {part.nbytes / 1e6:.1f} MB of {' and '.join(part.dtypes)}"
         )
         if part.wrong:
-            lines.append(f"    NOT WHOLE: {part.wrong}")
+            lines.append(f"    ERROR: {part.wrong}")
     lines += [f"  assumed: {sentence}" for sentence in info.assumed]
     if info.extra:
         lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")

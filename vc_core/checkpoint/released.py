@@ -1,4 +1,4 @@
-"""The released layout of the 3D UNet: the code's names against those of the released files.
+"""The released layout of the 3D UNet: the names in this code and the names in the released files.
 
 The released names (those of Latent Diffusion, with the misspelt `temopral_conv`) and shapes are the file format.
 """
@@ -17,7 +17,7 @@ from .tensors import StateDict
 # Our name -> released name, inside one module.
 TEMPORAL_CONV = {
     **{f"norms.{i}": f"conv{i + 1}.0" for i in range(4)},
-    **{f"convs.{i}": f"conv{i + 1}.{3 if i else 2}" for i in range(4)},  # all but the first come after a dropout
+    **{f"convs.{i}": f"conv{i + 1}.{3 if i else 2}" for i in range(4)},  # all except the first follow a dropout
 }
 _RESNET = {
     "norm1": "in_layers.0",
@@ -63,7 +63,7 @@ _TOP = {
 
 
 def key_table(config: UNetConfig) -> dict[str, str]:
-    """Our module names -> released module names, for every module that holds parameters."""
+    """Return our module names -> released module names, for every module that has parameters."""
     table = {k: v for k, v in _TOP.items() if config.style_tokens or not k.startswith("style_")}
 
     def add(ours: str, released: str, inner: Mapping[str, str]) -> None:
@@ -96,8 +96,8 @@ def key_table(config: UNetConfig) -> dict[str, str]:
 
 
 def ldm_names(config: UNetConfig) -> dict[str, str]:
-    """Our spatial modules' names -> LDM's: the released ones, but for what comes after a temporal Transformer, and for
-    the downsampling, which is one of a sequence there."""
+    """Return our spatial modules' names -> LDM's names. They are the released names, except for modules after a
+    temporal Transformer and for the downsampling, which is inside a sequence in LDM."""
     table = {}
     for ours, released in key_table(config).items():
         if kind_of(f"{ours}.") == "spatial":
@@ -112,7 +112,7 @@ def ldm_names(config: UNetConfig) -> dict[str, str]:
 
 
 def tensor_names(table: Mapping[str, str]) -> set[str]:
-    """The names of the tensors of our modules in a file that has these names for them."""
+    """Return the tensor names of a file with this table of module names."""
     return {
         f"{theirs}.{leaf}"
         for ours, theirs in table.items()
@@ -122,14 +122,14 @@ def tensor_names(table: Mapping[str, str]) -> set[str]:
 
 
 def released_layout(unet: nn.Module) -> Layout:
-    """Where every parameter of a `UNet3D` (which may be on meta) lies in a released file."""
+    """Return where every parameter of a `UNet3D` (which may be on meta) is in a released file."""
     return named_layout(unet, key_table(unet.config), f"{OVER_TIME}|{_LINEAR}")
 
 
 def named_layout(unet: nn.Module, names: Mapping[str, str], longer: str) -> Layout:
-    """Where the parameters of a `UNet3D`'s modules lie in a file that has these `names` for them.
+    """Return where the parameters of a `UNet3D` are in a file with these `names` of its modules.
 
-    `longer`: a pattern of the parameters that have one more dimension there, of 1.
+    `longer`: a pattern of the parameters that have one more dimension, of size 1, in the file.
     """
     layout = {}
     for name, shape in shapes_of(unet).items():
@@ -141,5 +141,5 @@ def named_layout(unet: nn.Module, names: Mapping[str, str], longer: str) -> Layo
 
 
 def to_released(unet: nn.Module) -> StateDict:
-    """The network's parameters under their released names and shapes (views, no copies)."""
+    """Return the network's parameters under their released names and shapes (views, no copies)."""
     return part(dict(unet.named_parameters()), released_layout(unet))

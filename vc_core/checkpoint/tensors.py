@@ -1,4 +1,4 @@
-"""Named tensors that lie in a file or in memory, and the types that they may have."""
+"""Named tensors in a file or in memory, and the dtypes that weights can be stored in."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Get = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Tensors:
-    """Named tensors that lie in a file, or in memory, of which only names, shapes and types are read until asked.
+    """Named tensors in a file or in memory. Until `get` is called, only names, shapes and dtypes are read.
 
     Attributes:
-        source: what errors call them, a path as a rule.
-        get: opens them anew and returns a function from a name to its tensor. Tensors of a file are mapped: views of
-            one mapping, which is given back with the last of them.
+        source: their name in errors, usually a path.
+        get: opens the file again and returns a function that returns the tensor of a name. Tensors of a file are views
+            of one mapping, which is freed with the last of them.
         metadata: of a `.safetensors`.
-        mapped: the tensors are views of a file, so that opening it again costs nothing.
-        packed: of those that the file holds in another type and that are unpacked when they are asked for, that type.
+        mapped: the tensors are views of a file, so opening it again costs nothing.
+        packed: the file's dtype of tensors that are stored in one dtype and converted to another when they are read.
     """
 
     source: str
@@ -37,12 +37,12 @@ class Tensors:
 
     @staticmethod
     def of(state: Mapping[str, Tensor], source: str = "the state dict") -> Tensors:
-        """Tensors that are in memory already."""
+        """Wrap tensors that are in memory."""
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         return Tensors(source, shapes, {n: tensor.dtype for n, tensor in state.items()}, lambda: state.__getitem__)
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
-        """Some of these under other names: `names` from the new name to this one's."""
+        """Return some of these tensors under other names; `names` maps new names to old names."""
 
         def get() -> Get:
             inner = self.get()
@@ -56,23 +56,23 @@ class Tensors:
             packed={new: self.packed[old] for new, old in names.items() if old in self.packed},
         )
 
-    def below(self, prefix: str, but: tuple[str, ...] = ()) -> Tensors:
-        """Those whose name starts with `prefix`, without it, and with none of `but`."""
-        names = [name for name in self.shapes if name.startswith(prefix) and not name.startswith(but)]
+    def below(self, prefix: str, excluded: tuple[str, ...] = ()) -> Tensors:
+        """Return the tensors whose names start with `prefix`, and with none of `excluded`; the prefix is removed."""
+        names = [name for name in self.shapes if name.startswith(prefix) and not name.startswith(excluded)]
         return self.renamed({name[len(prefix) :]: name for name in names})
 
     def numel(self, name: str) -> int:
         return torch.Size(self.shapes[name]).numel()
 
     def nbytes(self, name: str) -> int:
-        """In the file."""
+        """Return the size in the file."""
         return self.numel(name) * self.packed.get(name, self.dtypes[name]).itemsize
 
     def state(self) -> StateDict:
-        """All of them, mapped."""
+        """Return all tensors, mapped."""
         get = self.get()
         return {name: get(name) for name in self.shapes}
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-"""Names of the types that weights can be stored in. fp8 is a type to store in only."""
+"""Names of the dtypes that weights can be stored in. fp8 is only for storage, not for computing."""

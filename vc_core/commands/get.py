@@ -1,4 +1,4 @@
-"""`./vc get NAME ...`: downloads files that `./vc doctor` lists. Nothing else of this project does."""
+"""`./vc get NAME ...`: download files that `./vc doctor` lists. Nothing else in this project downloads anything."""
 
 import difflib
 import re
@@ -11,8 +11,8 @@ from ..terminal import Bars
 
 
 def as_text() -> str:
-    """What there is to get, two lines for each."""
-    lines = ["What ./vc get NAME downloads:"]
+    """Return the list of available files, two lines for each."""
+    lines = ["Files that ./vc get NAME downloads:"]
     for model in MODELS:
         about = ", ".join(filter(None, [amount(model.size) if model.size else "", model.licence]))
         lines += ["", f"{model.name}{f' ({about})' if about else ''}", f"  {model.purpose}; into {place_of(model)}"]
@@ -20,12 +20,12 @@ def as_text() -> str:
 
 
 def get(names: Sequence[str], to: Path | None, progress: Bars) -> None:
-    """Downloads files, and tells of each where it is.
+    """Download files and print the path of each.
 
     Args:
-        names: of `vc_core.published.MODELS`, in any case.
-        to: the folder for them, instead of that where the nodes read each. Those that are in any of the searched
-            folders, whole and under whatever name, are not downloaded into these again.
+        names: of `vc_core.published.MODELS`, in upper or lower case.
+        to: the folder for the files; by default the folder in which the nodes look for each file. Without `to`, a file
+            that is complete in any of the searched folders, under any name, is not downloaded again.
 
     Raises:
         UserError: an unknown name, before anything is downloaded; else as `vc_core.downloading.download`.
@@ -33,23 +33,23 @@ def get(names: Sequence[str], to: Path | None, progress: Bars) -> None:
     from ..downloading import download
 
     models = [_named(name) for name in names]
-    there = {} if to else find_models(model_folders())
+    existing = {} if to else find_models(model_folders())
     for model in models:
-        whole = [path for path in there.get(model, ()) if model.size and model.has_size_of(path)]
-        path = whole[0] if whole else (to or place_of(model)) / model.name
+        complete = [path for path in existing.get(model, ()) if model.size and model.has_size_of(path)]
+        path = complete[0] if complete else (to or place_of(model)) / model.name
         try:
-            done = download(model.source, path, model.size, model.sha256, progress)
+            result = download(model.source, path, model.size, model.sha256, progress)
         except KeyboardInterrupt:
-            progress.write(f"{path}: what has come is kept, and the same command goes on from there")
+            progress.write(f"{path}: The received data is kept. Run the same command again to continue.")
             raise
-        progress.write(f"{path}: {done}")
+        progress.write(f"{path}: {result}")
 
 
 def _named(name: str) -> ModelFile:
-    known = {model.name.lower(): model for model in MODELS}
-    if model := known.get(name.lower()):
+    by_name = {model.name.lower(): model for model in MODELS}
+    if model := by_name.get(name.lower()):
         return model
-    words = {word: model for full, model in known.items() for word in (full, *re.split(r"[_./-]", full))}
+    words = {word: model for full, model in by_name.items() for word in (full, *re.split(r"[_./-]", full))}
     near = difflib.get_close_matches(name.lower(), list(words), n=1)
-    meant = f"{words[near[0]].name}, or another one" if near else "one"
-    raise UserError(f"{brief(name)}: is no file that ./vc get knows: expected {meant} of those that it lists.")
+    suggestion = f"Did you mean {words[near[0]].name}? " if near else ""
+    raise UserError(f"Unknown file '{brief(name)}'. {suggestion}Run ./vc get without a name to list all files.")

@@ -1,4 +1,4 @@
-"""The commands whose options are settings: `./vc compose` and `./vc extract`."""
+"""The command lines of `./vc compose` and `./vc extract`. Most of their options are settings."""
 
 import dataclasses
 import json as json_text
@@ -21,36 +21,36 @@ from .extract import COLUMNS, KINDS, OPTIONS, SHORT
 from .settings import FILES, SETTINGS, TITLES, Settings, as_option
 
 
-def _given(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
-    """The annotation of settings as options: dataclasses of the texts that were given, one for each group of the help.
+def _options_type(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
+    """Build the annotation of settings as options: one dataclass of the option texts for each group of the help.
 
     Args:
-        titles: of the groups, by setting.
-        short: options' second names.
+        titles: the group's title, by setting.
+        short: second names of options.
     """
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
     for name, title in titles.items():
         hint, kind = Settings.__annotations__[name], bare(Settings.__annotations__[name])
         many = name in FILES or kind.__name__ == "dict"
-        taken = each(tuple[str, ...] if name in FILES else str) if many else (bool if hint is bool else str) | None
+        values = each(tuple[str, ...] if name in FILES else str) if many else (bool if hint is bool else str) | None
         names = [short[name]] if name in short else []
-        annotation = option(taken, SETTINGS[name], *names, shown=form(hint))
+        annotation = option(values, SETTINGS[name], *names, shown=form(hint))
         groups.setdefault(title, []).append((name, annotation, () if many else None))
     fields = [
-        (f"group{i}", Annotated[dataclasses.make_dataclass("Given", options), arg(name=title, prefix_name=False)])
+        (f"group{i}", Annotated[dataclasses.make_dataclass("Group", options), arg(name=title, prefix_name=False)])
         for i, (title, options) in enumerate(groups.items())
     ]
-    return dataclasses.make_dataclass("Given", fields)
+    return dataclasses.make_dataclass("Options", fields)
 
 
-def _options(given: Any) -> dict[str, Any]:
-    """What was given, by setting."""
+def _texts(options: Any) -> dict[str, Any]:
+    """Return the texts of the options that the user set, by setting."""
     texts = {
-        name: text for group in vars(given).values() for name, text in vars(group).items() if text not in (None, ())
+        name: text for group in vars(options).values() for name, text in vars(group).items() if text not in (None, ())
     }
     for name in texts.keys() & {*FILES}:
         if () in texts[name]:
-            raise UserError(f"{as_option(name)} needs a name: give it one, or leave it out.")
+            raise UserError(f"{as_option(name)} has no value. Add a path, or remove the option.")
         texts[name] = [path for paths in texts[name] for path in paths]
     return texts
 
@@ -62,22 +62,22 @@ class Limits:
 
 @dataclasses.dataclass
 class Sources:
-    """Options given besides override what the file says."""
+    """Other options override the values of the file."""
 
     source: option(
         Path | None,
-        "a .yaml or .json of settings (keys are the options' names, paths are relative to it), or a video, folder or "
-        "sheet that this command wrote: the same again",
+        "use the settings of this file: a .yaml or .json whose keys are option names and whose paths are relative to "
+        "it; or repeat the run that wrote this video, folder or sheet",
         shown="FILE",
         name="from",
     ) = None
-    batch: option(Path | None, "a .yaml list of settings, or 'runs:' with 'defaults:': all of them", shown="RUNS") = (
-        None
-    )
+    batch: option(
+        Path | None, "run all settings of this .yaml: a list, or a list 'runs:' and common 'defaults:'", shown="RUNS"
+    ) = None
 
 
 def compose(
-    given: _given(TITLES, {"out": "-o"}),
+    options: _options_type(TITLES, {"out": "-o"}),
     limits: Annotated[Limits, arg(name=TITLES["device"], help="", prefix_name=False)],
     files: Annotated[Sources, arg(name="settings from files")],
 ) -> int | None:
@@ -88,37 +88,38 @@ def compose(
       ./vc compose --from out.mp4 --seed 2 -o another.mp4
     """
     allow(limits.max_megapixels)
-    options = _options(given)
+    texts = _texts(options)
     if files.batch is not None:
-        return _compose_many(files, options)
+        return _compose_many(files, texts)
     with progress_bars() as progress:
-        settings = composing.gather(files.source, options, progress)
-        told = composing.run(settings, progress=progress, tell=progress.tell)
-    for line in told:
+        settings = composing.gather(files.source, texts, progress)
+        lines = composing.run(settings, progress=progress, note=progress.note)
+    for line in lines:
         print(line)
     return None
 
 
-def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
-    for name, given in (("--from", files.source), ("--out", "out" in options), ("--sheet", "sheet" in options)):
-        if given:
-            raise UserError(f"{name} does not go with --batch: write it into {files.batch}, in each run.")
-    runs = composing.gather_many(files.batch, options)
+def _compose_many(files: Sources, texts: Mapping[str, Any]) -> int:
+    for name, is_set in (("--from", files.source), ("--out", "out" in texts), ("--sheet", "sheet" in texts)):
+        if is_set:
+            advice = "Use only one of them." if name == "--from" else f"Set '{name[2:]}' in {files.batch} for each run."
+            raise UserError(f"{name} and --batch exclude each other. {advice}")
+    runs = composing.gather_many(files.batch, texts)
     failed, composer, loaded = [], None, None
     with progress_bars() as progress:
         for number, settings in enumerate(runs, 1):
             try:
-                wanted = composing.loading(settings)
-                if wanted != loaded:
-                    composer = loaded = None  # given back before the next one is loaded
-                    composer, loaded = composing.load(settings, progress), wanted
-                told = composing.run(settings, composer, progress, progress.tell)
-            except Exception as error:  # one run that fails does not stop the rest
+                loading = composing.loading(settings)
+                if loading != loaded:
+                    composer = loaded = None  # free its memory before the next one is loaded
+                    composer, loaded = composing.load(settings, progress), loading
+                lines = composing.run(settings, composer, progress, progress.note)
+            except Exception as error:  # one failed run does not stop the rest
                 if terminal.debugging:
                     traceback.print_exception(error)
-                told = [f"run {number}, {settings.out}: {sentence(error)}"]
-                failed += told
-            for line in told:
+                lines = [f"run {number}, {settings.out}: {sentence(error)}"]
+                failed += lines
+            for line in lines:
                 progress.write(f"[{number}/{len(runs)}] {line}")
     if failed:
         print(f"vc: {len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ", file=sys.stderr)
@@ -126,38 +127,38 @@ def _compose_many(files: Sources, options: Mapping[str, Any]) -> int:
 
 
 def extract(
-    kind: argument(Literal[KINDS], f"what to make: {', '.join(KINDS)}", "KIND"),
-    file: argument(Path, "a video; an image too for style, single_image and single_sketch", "FILE"),
+    kind: argument(Literal[KINDS], f"condition to extract: {', '.join(KINDS)}", "KIND"),
+    file: argument(Path, "a video; for style, single_image and single_sketch also an image", "FILE"),
     out: option(
         Path,
-        "a .safetensors: `condition` (1, C, F, H, W), and how it was made as JSON in its metadata",
+        "output .safetensors: tensor `condition` (1, C, F, H, W), and a JSON record in its metadata",
         "-o",
         shown="OUT",
     ),
-    given: _given({name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT),
-    preview: option(Path | None, "also something to look at: a .png, or a video", shown="OUT") = None,
+    options: _options_type({name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT),
+    preview: option(Path | None, "also write a preview: a .png or a video", shown="OUT") = None,
     json: option(bool, "print a summary as JSON") = False,
     checkpoint: option(
         Path | None,
-        "make it as this one was trained, or as the `bundled` one (default: as the released one)",
+        "extract the condition as this checkpoint expects it; `bundled` is the bundled one (default: the released one)",
         shown="FILE",
     ) = None,
     vectors: option(
         bool,
-        f"for motion: also `vectors`, rows of {', '.join(COLUMNS)} (pixels of the source), the blocks of the released "
-        "path whatever the checkpoint; their layout, height, width and fps are in the metadata",
+        f"for motion: also write the tensor `vectors` with the columns {', '.join(COLUMNS)}, in pixels of the source: "
+        "the blocks of --mode released, for any checkpoint; layout, height, width and fps are in the metadata",
     ) = False,
     max_megapixels: megapixels_option() = None,
 ) -> None:
     allow(max_megapixels)
     with progress_bars() as progress:
-        told = extracting.run(kind, file, out, _options(given), preview, checkpoint, vectors, progress)
+        summary = extracting.run(kind, file, out, _texts(options), preview, checkpoint, vectors, progress)
     if json:
-        print(json_text.dumps(told, indent=2))
+        print(json_text.dumps(summary, indent=2))
         return
-    shape = " x ".join(map(str, told["shape"]))
-    print(f"{out}: {kind}, {shape}, from {told['least']:.3g} to {told['most']:.3g}")
+    shape = " x ".join(map(str, summary["shape"]))
+    print(f"{out}: {kind}, {shape}, values from {summary['least']:.3g} to {summary['most']:.3g}")
     if preview is not None:
-        print(f"{preview}: to look at")
-    if told["note"]:
-        print(told["note"])
+        print(f"{preview}: preview")
+    if summary["note"]:
+        print(summary["note"])

@@ -1,4 +1,4 @@
-"""What a produced file says of how it was made, and what must be there to make it again."""
+"""The record in an output file, and how to repeat a run from it."""
 
 import dataclasses
 import hashlib
@@ -17,17 +17,17 @@ from ..checkpoint.reading import BUNDLED as BUNDLED_FILE
 from ..checkpoint.tensors import DTYPES
 from ..composer import choose_device, choose_dtypes
 from ..errors import UserError, about, brief, spelled
-from ..folders import files_below, is_there
+from ..folders import exists, files_below
 from ..parsing import parse_json
 from ..progress import Progress
 from ..video.metadata import read_metadata
 from .settings import BUNDLED, Settings, as_option
 
 VERSION = "0.1.0"
-"""Of this package, as in pyproject.toml."""
+"""Version of this package, as in pyproject.toml."""
 
 KEY = "videocomposer"
-"""Under which a produced file holds its record."""
+"""Metadata key of the record in an output file."""
 
 _FORMAT = 1
 _LIBRARIES = ("torch", "av", "diffusers")
@@ -35,34 +35,34 @@ _LIBRARIES = ("torch", "av", "diffusers")
 
 @dataclass(frozen=True)
 class Record:
-    """How a file was made. The same settings, inputs, versions and machine give the same bytes.
+    """How an output file was composed. The same settings, inputs, versions and machine give the same bytes.
 
     Attributes:
-        settings: with everything filled in that a checkpoint or a source decided; without the names of the outputs.
-        inputs: by setting, for each of its files `path` (absolute, or `bundled`), `name` and `sha256`.
-        made: by condition, how it was made where that was decided, for instance by which network.
-        versions: of this package and of the libraries that decide about numbers and bytes.
-        machine: device, types and number of threads.
+        settings: all settings, filled in with the values of the checkpoint and of the source; without output names.
+        inputs: by setting, `path` (absolute, or `bundled`), `name` and `sha256` of each file.
+        methods: by condition, how it was extracted if there was a choice, for example by which network.
+        versions: of this package and of the libraries that influence the output's bytes.
+        machine: device, dtypes and number of threads.
     """
 
     settings: Settings
     inputs: Mapping[str, list[dict[str, str]]]
-    made: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
 
     def to_json(self) -> str:
-        """JSON in one line of ASCII, the same for the same record."""
-        settings = self.settings.to_mapping()
-        return json.dumps({"format": _FORMAT, **vars(self), "settings": settings})
+        """Return one line of ASCII, the same for the same record."""
+        data = {"format": _FORMAT, "settings": self.settings.to_mapping(), "inputs": self.inputs, "made": self.methods}
+        return json.dumps({**data, "versions": self.versions, "machine": self.machine})
 
     @staticmethod
     def from_json(text: str) -> "Record":
-        """What `to_json` wrote. Raises `UserError`."""
+        """Read the output of `to_json`. Raises `UserError`."""
         try:
             data = parse_json(text)
             if data["format"] != _FORMAT:
-                raise UserError("it was made by another version of this program: update the program.")
+                raise UserError("Another version of this program wrote the file. Update the program.")
             inputs = {
                 name: [{key: str(file[key]) for key in ("path", "name", "sha256")} for file in files]
                 for name, files in data["inputs"].items()
@@ -70,77 +70,84 @@ class Record:
             settings = Settings.from_mapping(data["settings"])
             return Record(settings, inputs, dict(data["made"]), dict(data["versions"]), dict(data["machine"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError("the settings in it are damaged: give another file, or its settings as YAML.") from error
+            raise UserError("The settings in the file are damaged. Pass another file, or a settings .yaml.") from error
 
 
-def make_record(settings: Settings, made: Mapping[str, Mapping[str, Any]], progress: Progress | None = None) -> Record:
-    """The record of a composition whose settings are filled in. Reads every input, for its SHA-256."""
+def make_record(
+    settings: Settings, methods: Mapping[str, Mapping[str, Any]], progress: Progress | None = None
+) -> Record:
+    """Create the record of a composition with filled-in settings. Reads every input to compute its SHA-256."""
     settings = dataclasses.replace(settings, out=None, sheet=None).with_paths(lambda path: Path(os.path.abspath(path)))
 
-    def told(path: Path, place: str) -> dict[str, str]:
+    def entry(path: Path, place: str) -> dict[str, str]:
         return {"path": place, "name": path.name, "sha256": file_hash(path, progress)}
 
-    inputs = {name: [told(path, str(path)) for path in paths] for name, paths in settings.inputs().items()}
+    inputs = {name: [entry(path, str(path)) for path in paths] for name, paths in settings.inputs().items()}
     if settings.checkpoint is None:
-        inputs["checkpoint"] = [told(BUNDLED_FILE, BUNDLED)]
-    return Record(settings, inputs, made, versions(), machine(settings))
+        inputs["checkpoint"] = [entry(BUNDLED_FILE, BUNDLED)]
+    return Record(settings, inputs, methods, versions(), machine(settings))
 
 
 def read_record(path: str | Path) -> Record:
-    """The record in a produced video, folder or sheet. Raises `UserError` where it has none."""
+    """Read the record in an output video, folder or sheet. Raises `UserError` if there is none."""
     with about(path):
-        found = read_metadata(path)
-        if KEY not in found:
-            raise UserError("it says nothing of how it was made: give a file that ./vc compose wrote, or a .yaml.")
-        return Record.from_json(found[KEY])
+        texts = read_metadata(path)
+        if KEY not in texts:
+            raise UserError("The file contains no settings. Pass an output of ./vc compose, or a .yaml of settings.")
+        return Record.from_json(texts[KEY])
 
 
-def with_found_inputs(
-    settings: Settings, record: Record, source: Path, given: Collection[str], progress: Progress | None = None
+def with_current_inputs(
+    settings: Settings, record: Record, source: Path, options: Collection[str], progress: Progress | None = None
 ) -> Settings:
-    """Settings with a record's inputs where they are now: at their old place, or beside the produced file, `source`.
+    """Return the settings with the current paths of the record's inputs.
+
+    An input is searched for at its old path, then in the folder of `source`.
 
     Args:
-        settings: the record's, some of them changed: what is another input now is not looked for.
-        given: nor is what was given anew, if only the same.
+        settings: the record's settings, some of them changed. Changed inputs are not searched for.
+        source: the output file that contains the record.
+        options: settings that the user set again. They are not searched for either.
 
     Raises:
-        UserError: an input that is missing or has another content, by its name.
+        UserError: an input is missing or has changed; the message names it.
     """
-    found: dict[str, Any] = {}
+    paths_by_name: dict[str, Any] = {}
     for name, files in record.inputs.items():
-        was = getattr(record.settings, name)
-        if name not in given and getattr(settings, name) == was:
+        previous = getattr(record.settings, name)
+        if name not in options and getattr(settings, name) == previous:
             paths = tuple(_find(name, file, source, progress) for file in files)
-            if isinstance(was, dict):
-                found[name] = dict(zip(paths, was.values(), strict=True))
+            if isinstance(previous, dict):
+                paths_by_name[name] = dict(zip(paths, previous.values(), strict=True))
+            elif isinstance(previous, tuple):
+                paths_by_name[name] = paths
             else:
-                found[name] = paths if isinstance(was, tuple) else was and paths[0]  # None: the bundled checkpoint
-    return dataclasses.replace(settings, **found)
+                paths_by_name[name] = previous and paths[0]  # None: the bundled checkpoint
+    return dataclasses.replace(settings, **paths_by_name)
 
 
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
     option = as_option(name)
     old = BUNDLED_FILE if file["path"] == BUNDLED else Path(file["path"])
-    there = [path for path in (old, source.absolute().parent / file["name"]) if is_there(path)]
-    for path in there:
+    existing = [path for path in (old, source.absolute().parent / file["name"]) if exists(path)]
+    for path in existing:
         if file_hash(path, progress) == file["sha256"]:
             return path
-    if there:
+    if existing:
         raise UserError(
-            f"{there[0]} is not what it was when {source} was made (its SHA-256 is another one): put the old file "
-            f"there or beside {source.name}, or give {option} to use another one."
+            f"{existing[0]} has changed since {source} was composed: its SHA-256 differs. Put the old file there or "
+            f"next to {source.name}, or set {option} to use another file."
         )
     raise UserError(
-        f"{brief(str(old), 400)} is missing, which {source} was made with, and {spelled(file['name'])} is not beside "
-        f"it either: put it there, or give {option} to use another one."
+        f"{brief(str(old), 400)}, an input of {source}, does not exist. Put {spelled(file['name'])} there or next to "
+        f"{source.name}, or set {option} to use another file."
     )
 
 
 def differences(record: Record, settings: Settings) -> list[str]:
-    """What is another than it was, in words; empty where a repetition by these settings gives the same bytes."""
+    """List the versions and machine properties that have changed; empty if a repeated run gives the same bytes."""
     return [
-        f"{name} {old} before, {new.get(name, 'none')} now"
+        f"{name} was {old}, is {new.get(name, 'none')}"
         for olds, new in ((record.versions, versions()), (record.machine, machine(settings)))
         for name, old in olds.items()
         if new.get(name) != old
@@ -159,7 +166,7 @@ def _version(name: str) -> str:
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """What the composition runs on, as far as it decides about the last bits."""
+    """Return the properties of the machine that influence the output's last bits."""
     device = choose_device(settings.device)
     names = {dtype: name for name, dtype in DTYPES.items()}
     stored, computed = choose_dtypes(device, settings.dtype, settings.compute)
@@ -179,12 +186,12 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def file_hash(path: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file, computed once in a process for as long as its size and time stay the same.
+    """Return the SHA-256 of a file. It is cached in the process while the file's size and time stay the same.
 
-    Of a folder, that of the names and sums of the files in it.
+    For a folder: the SHA-256 of the names and sums of its files.
     """
     if path.is_dir():
-        files = files_below(path, hidden=True, tell=False)
+        files = files_below(path, hidden=True, warn=False)
         sums = "".join(f"{file.relative_to(path)} {file_hash(file, progress)}\n" for file in files)
         return hashlib.sha256(sums.encode()).hexdigest()
     stat = path.stat()

@@ -1,4 +1,4 @@
-"""Classifier-free guidance over tokens and conditions, with the conditions' strengths and schedules."""
+"""Classifier-free guidance with tokens and conditions, and the conditions' strengths and schedules."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,16 +10,15 @@ from torch import Tensor
 from ..conditions import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""`denoiser(x, t)`: the guided prediction for the noisy latent x at the timestep t, a scalar tensor, whole or not."""
+"""`denoiser(x, t)`: the guided prediction for the noisy latent x at timestep t, a scalar tensor, maybe fractional."""
 
 NOTHING, CONDITIONED, EVERYTHING = range(3)
-"""Sides of the guidance: with neither tokens nor conditions, with the conditions alone, with tokens and conditions."""
+"""Sides of the guidance: without tokens and conditions, with conditions only, with tokens and conditions."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What an encoder made of a condition or a style, an STC embedding or a token (a host has None for no image), with
-    when it is present."""
+    """An encoded condition or style (an STC embedding or tokens; a host uses None for no image) and its schedule."""
 
     embedding: Tensor | None
     schedule: Schedule = field(default_factory=Schedule)
@@ -29,16 +28,16 @@ class Embedded:
 
 
 def summed(embedded: Sequence[Embedded], progress: float) -> Tensor | None:
-    """The sum of the STC embeddings that are present, each times its strength; None where none is."""
-    present = [e.weighted() for e in embedded if e.schedule.active(progress)]
-    return sum(present[1:], present[0]) if present else None
+    """The sum of the STC embeddings that are active, each times its strength; None if none is active."""
+    active = [e.weighted() for e in embedded if e.schedule.active(progress)]
+    return sum(active[1:], active[0]) if active else None
 
 
 def needed_sides(guidance: float, condition_guidance: float) -> tuple[list[int], list[float]]:
-    """The sides that `combine` needs, and the scale of each one's difference from the side before it.
+    """The sides that `combine` needs, and the scale of each side's difference from the previous side.
 
-    Without loss: a last side that counts 0 times is left out, and so are a middle one between equal scales and a
-    first one that cancels. With `condition_guidance` 1 these are the released two sides; with both 1, one.
+    Sides without effect are omitted: a last side with scale 0, a middle side between equal scales, and a first side
+    that cancels out. With `condition_guidance` 1 the result is the two released sides; with both scales 1, one side.
     """
     sides, scales = [NOTHING, CONDITIONED, EVERYTHING], [condition_guidance, guidance]
     while scales and scales[-1] == 0.0:
@@ -51,44 +50,44 @@ def needed_sides(guidance: float, condition_guidance: float) -> tuple[list[int],
 
 
 def combine(predictions: Sequence[Tensor], scales: Sequence[float], rescale: float = 0.0) -> Tensor:
-    """The guided prediction: the first side's, plus each further side's difference from the one before, scaled.
+    """The guided prediction: the first side, plus each further side's difference from the previous side, scaled.
 
-    With all three sides, and y for text and style, c for the conditions, that is
+    With all three sides, y for text and style, and c for the conditions, this is
     e(0, 0) + condition_guidance * (e(0, c) - e(0, 0)) + guidance * (e(y, c) - e(0, c)),
-    as InstructPix2Pix does it (arXiv 2211.09800, equation 3).
+    as in InstructPix2Pix (arXiv 2211.09800, equation 3).
 
     Args:
-        predictions: the sides' predictions, each `(B, ...)`, the one with most conditions last.
+        predictions: the sides' predictions, each `(B, ...)`. The last has the most conditions.
         scales: one fewer than predictions.
-        rescale: share, 0 to 1, by which the result's standard deviation is brought back to the last side's, taken over
-            all but the batch (arXiv 2305.08891, section 3.4). Guidance makes it larger, which overexposes.
+        rescale: 0 to 1: how far to reduce the result's standard deviation to the last side's, computed for each video
+            (arXiv 2305.08891, section 3.4). Guidance increases it, which overexposes the video.
     """
     guided = predictions[0]
-    for scale, before, after in zip(scales, predictions, predictions[1:], strict=False):
-        guided = guided + scale * (after - before)
+    for scale, previous, side in zip(scales, predictions, predictions[1:], strict=False):
+        guided = guided + scale * (side - previous)
     if rescale == 0.0 or not scales:
         return guided
-    wanted, found = (x.std(dim=tuple(range(1, x.ndim)), keepdim=True) for x in (predictions[-1], guided))
-    return guided * (rescale * (wanted / found) + (1.0 - rescale))
+    target, actual = (x.std(dim=tuple(range(1, x.ndim)), keepdim=True) for x in (predictions[-1], guided))
+    return guided * (rescale * (target / actual) + (1.0 - rescale))
 
 
 @dataclass
 class GuidedDenoiser:
     """The guided prediction of a network: `denoiser(x, t)`.
 
-    Guidance compares the text and style with the negative text and the style token made from zeros; the
-    spatial-temporal conditions are on both sides, as in the released sampler, unless `condition_guidance` is not 1.
-    Everything here was encoded once.
+    Guidance compares the text and style with the negative text and the style tokens of a zero embedding. The spatial
+    and temporal conditions are on both sides, as in the released sampler, unless `condition_guidance` is not 1.
+    All inputs are already encoded.
 
     Attributes:
-        unet: a network's prediction of x, timesteps, context and stc, see `UNet3D`.
-        text, negative: `(B or 1, tokens, D)`, in the type that the network computes in.
-        style: the style tokens `(B or 1, n, D)`, or None where no style is wired, which is not the same as tokens of
-            zeros: without a style there are none on either side.
-        no_style: the tokens made from a zero embedding, `(B or 1, n, D)`; None where there is no style.
+        unet: the network, called with x, timesteps, context and stc, see `UNet3D`.
+        text, negative: `(B or 1, tokens, D)`, in the dtype that the network computes in.
+        style: the style tokens `(B or 1, n, D)`. None means no style tokens on either side, which differs from tokens
+            of a zero embedding.
+        no_style: the style tokens of a zero embedding, `(B or 1, n, D)`; None without a style.
         stc: STC embeddings `(B or 1, C, F or 1, h, w)`.
         guidance, condition_guidance, rescale: see `combine`.
-        steps: of the noise schedule that the network was trained on.
+        steps: number of steps of the network's noise schedule.
     """
 
     unet: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -103,11 +102,11 @@ class GuidedDenoiser:
     steps: int = 1000
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction for x `(B, C, F, h, w)` at t, a scalar in [0, steps), in x's type."""
+        """The prediction for x `(B, C, F, h, w)` at t, a scalar in [0, steps), in the dtype of x."""
         progress = 1.0 - float(t) / (self.steps - 1)
         positive, negative = self.contexts(progress)
         stc = summed(self.stc, progress)
-        # Where no condition is present, a side with the conditions is a side without.
+        # Without active conditions, the sides with and without conditions are the same.
         sides, scales = needed_sides(self.guidance, 1.0 if stc is None else self.condition_guidance)
         contexts = [positive if side == EVERYTHING else negative for side in sides]
         contexts = torch.cat([context.expand(len(x), -1, -1) for context in contexts])
@@ -119,9 +118,9 @@ class GuidedDenoiser:
         return combine(prediction.to(x.dtype).chunk(len(sides)), scales, self.rescale)
 
     def contexts(self, progress: float) -> tuple[Tensor, Tensor]:
-        """Tokens of the positive and the negative side, `(B or 1, tokens, D)`, equally long."""
+        """Tokens of the positive and the negative side, `(B or 1, tokens, D)`, of equal length."""
         length = math.lcm(self.text.shape[1], self.negative.shape[1])
-        # Attention to a repeated context is attention to the context.
+        # Attention to a repeated context equals attention to the context.
         positive, negative = (x.repeat(1, length // x.shape[1], 1) for x in (self.text, self.negative))
         if self.style is not None and self.style.schedule.active(progress):
             positive = _appended(positive, self.style.weighted())

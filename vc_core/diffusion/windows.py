@@ -1,4 +1,4 @@
-"""Context windows: more frames than a network was trained for, as overlapping windows along time."""
+"""Context windows: videos with more frames than the network was trained for, as overlapping windows along time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from .guidance import Denoiser
 
 @dataclass(frozen=True)
 class Windows:
-    """How a long video is cut.
+    """How a long video is split into windows.
 
     Attributes:
         length: frames of a window, at least 1.
-        overlap: frames that a window shares with the next, less than `length`; by default half of it.
-        carry: factor on the strength of the single image and the single sketch in the windows after the first. They
-            show how the video begins: 1 keeps the scenery best and holds what should have moved on near its first
-            place; 0 lets it move and forgets the scenery.
+        overlap: frames that neighbouring windows share, less than `length`; by default half of it.
+        carry: factor on the strength of the single image and the single sketch in all windows but the first. They show
+            how the video begins. With 1, the scenery stays most similar, but moving objects are drawn back to where
+            they began. With 0, they move freely, but the scenery is forgotten.
     """
 
     length: int
@@ -28,27 +28,28 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.length < 1:
-            raise UserError(f"Windows of {self.length} frames are not possible: expected at least 1.")
+            raise UserError(f"The length of windows must be at least 1 frame, got {self.length}.")
         if self.overlap is None:
             object.__setattr__(self, "overlap", self.length // 2)
         if not 0 <= self.overlap < self.length:
             raise UserError(
-                f"Windows of {self.length} frames cannot overlap by {self.overlap}: expected 0 to {self.length - 1}."
+                f"The overlap of windows of {self.length} frames must be from 0 to {self.length - 1}, "
+                f"got {self.overlap}."
             )
 
     def spans(self, frames: int) -> list[slice]:
-        """The windows of a video of `frames` frames, all of them full: the last one is shifted back to the end.
+        """The windows of a video of `frames` frames. All are full: the last one is moved back to end with the video.
 
-        One span that holds the whole video where it is no longer than a window.
+        If the video is not longer than a window, return one span with the entire video.
         """
         last = max(0, frames - self.length)
         starts = [*range(0, last, self.length - self.overlap), last]
         return [slice(start, min(start + self.length, frames)) for start in starts]
 
     def weights(self, frames: int) -> list[Tensor]:
-        """How much each window counts at each of its frames, `(length,)`; at every frame of the video the sum is 1.
+        """The weight of each window at each of its frames, `(length,)`. At every frame of the video the sum is 1.
 
-        A tent whose slopes are as long as the overlap, so that a window fades in where the one before fades out.
+        The weights are a tent with slopes as long as the overlap: a window fades in where the previous one fades out.
         """
         spans, total = self.spans(frames), torch.zeros(frames)
         rise = torch.arange(1, spans[0].stop + 1) / (self.overlap + 1)
@@ -59,10 +60,10 @@ class Windows:
 
 
 class WindowedDenoiser:
-    """The predictions of windows, blended: `denoiser(x, t)` for x `(B, C, F, h, w)` of all frames.
+    """The blended predictions of windows: `denoiser(x, t)` for x `(B, C, F, h, w)` of all frames.
 
-    At every step each window is denoised by itself, with what was encoded for it, and where windows overlap the
-    predictions are averaged (MultiDiffusion, arXiv 2302.08113, for images; Gen-L-Video, arXiv 2305.18264, for videos).
+    At every step, each window is denoised separately, with its own encoded conditions. Predictions of overlapping
+    windows are averaged (MultiDiffusion, arXiv 2302.08113, for images; Gen-L-Video, arXiv 2305.18264, for videos).
 
     Args:
         denoisers: one for each of `windows.spans(frames)`.

@@ -1,8 +1,8 @@
-"""Autoencoders: 8 x 8 pixels of a frame to one latent vector of 4 and back.
+"""Autoencoders: encode 8 x 8 pixels of a frame as one latent vector of 4 values, and decode it.
 
-Two kinds, both diffusers': Stable Diffusion's (AutoencoderKL), and the tiny one of the bundled checkpoint
-(AutoencoderTiny), which keeps TAESD's weights and whose latents have about unit variance. Latents here are raw: the
-factor of `AutoencoderConfig.scale` between them and the network's is the caller's.
+There are two kinds, both from diffusers: Stable Diffusion's (AutoencoderKL), and the tiny one of the bundled checkpoint
+(AutoencoderTiny, for TAESD's weights), whose latents have about unit variance. Latents here are raw: the caller applies
+the factor `AutoencoderConfig.scale` between them and the network's.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     Autoencoder = AutoencoderTiny | AutoencoderKL
 
 FACTOR, CHANNELS = 8, 4
-"""Pixels of a side that one latent position stands for, and channels of a latent."""
+"""Side in pixels of the area of a latent position, and channels of a latent."""
 WIDTHS = (128, 256, 512, 512)
 """Channels of the levels of Stable Diffusion's autoencoder (83.7 M parameters, 248 tensors)."""
 MIN_TILE = 64
 """Pixels; smaller tiles are mostly overlap."""
 CHUNK = 16, 2**18
-"""Frames, and pixels of all of them together, that are encoded or decoded at a time where nobody says how many: in fp32
-Stable Diffusion's autoencoder takes 0.8 GB for them."""
+"""Frames, and pixels in all of them together, that are encoded or decoded at a time by default. In fp32, Stable
+Diffusion's autoencoder needs 0.8 GB for this."""
 
 
 def new_autoencoder(
     layout: str = "taesd", widths: tuple[int, ...] = WIDTHS, device: str | torch.device = "cpu"
 ) -> Autoencoder:
-    """An autoencoder with fresh weights: an AutoencoderTiny (2.4 M parameters) for the layout `taesd`, else an
-    AutoencoderKL with `widths` channels in its four levels, multiples of 32. On `meta` it takes no memory."""
+    """Create an autoencoder with random weights: an AutoencoderTiny (2.4 M parameters) for the layout `taesd`, else an
+    AutoencoderKL with `widths` channels in its four levels, multiples of 32. On `meta` it needs no memory."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     with torch.device(device):
@@ -60,77 +60,78 @@ def new_autoencoder(
 
 Function = Callable[[Tensor], Tensor]
 _SIZES = {"encoding": (CHANNELS, (FACTOR, 1)), "decoding": (3, (1, FACTOR))}
-"""Channels of the result, and pixels of a side that a latent position has in the argument and in the result."""
+"""Channels of the result, and the side of a latent position's area in the argument and in the result."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How much is encoded or decoded at a time, to bound the memory that it takes.
+    """How much is encoded or decoded at a time, to limit memory.
 
     Attributes:
-        chunk: frames at a time, at least 1. Memory grows with it; the result does not depend on it. None: 16, or as
-            many as have 2**18 pixels together where that is fewer.
-        tile: side in pixels, at least `MIN_TILE`, rounded down to a multiple of 8, of overlapping tiles that frames are
-            cut into; norms and attention see one tile at a time, so the result differs a little. None: whole frames.
+        chunk: frames at a time, at least 1. Memory grows with it; the result does not depend on it. None: 16, or fewer
+            if these have more than 2**18 pixels together.
+        tile: split frames into overlapping tiles with sides of this many pixels, at least `MIN_TILE`, rounded down to a
+            multiple of 8. Norms and attention work on one tile at a time, so the result differs slightly. None: entire
+            frames.
 
     Raises:
-        UserError: a chunk or tile that is too small.
+        UserError: the chunk or tile is too small.
     """
 
     chunk: int | None = None
     tile: int | None = None
 
     def frames_of(self, size: tuple[int, int]) -> int:
-        """The chunk of frames of (height, width) pixels."""
+        """The chunk for frames of (height, width) pixels."""
         frames, pixels = CHUNK
         return self.chunk or max(1, min(frames, pixels // self.pixels_of(size)))
 
     def pixels_of(self, size: tuple[int, int]) -> int:
-        """Pixels of a frame of (height, width), or of a tile of it, that are encoded or decoded at a time."""
+        """Pixels of a frame of (height, width) that are encoded or decoded at a time: the frame's, or a tile's."""
         return math.prod(min(side, self.tile or side) for side in size)
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
-            raise UserError(f"The chunk is {self.chunk} frames: expected at least 1.")
+            raise UserError(f"chunk must be at least 1 frame, got {self.chunk}.")
         if self.tile is not None and self.tile < MIN_TILE:
-            raise UserError(f"The tile is {self.tile} pixels: expected at least {MIN_TILE}, or none for whole frames.")
+            raise UserError(f"tile must be at least {MIN_TILE} pixels, or None for entire frames. Got {self.tile}.")
 
 
 @torch.no_grad()
 def encode(ae: Autoencoder, video: Tensor, tiling: Tiling | None = None, progress: Progress | None = None) -> Tensor:
-    """Video (B, 3, F, H, W), RGB in [0, 1], to its raw latent (B, 4, F, H/8, W/8).
+    """Encode a video (B, 3, F, H, W), RGB in [0, 1], as a raw latent (B, 4, F, H/8, W/8).
 
-    The computation runs in the autoencoder's type on its device; the result is float32 on the video's device. Of
-    Stable Diffusion's autoencoder it is the mode of the posterior, so nothing is random.
+    Computes in the autoencoder's dtype on its device. The result is float32 on the video's device. For Stable
+    Diffusion's autoencoder it is the mode of the posterior, so nothing is random.
 
     Args:
         progress: called as `progress("encoding", done, total)` in frames, after every chunk.
 
-    Raises `UserError` for a video of another shape or whose sides are no multiples of 8.
+    Raises `UserError` for a wrong shape, or sides that are not multiples of 8.
     """
     if video.dim() != 5 or video.shape[1] != 3 or video.shape[-1] % FACTOR or video.shape[-2] % FACTOR:
         raise UserError(
-            f"The video has shape {tuple(video.shape)} where (B, 3, F, H, W) with sides that are multiples of "
-            f"{FACTOR} was expected: resize or crop it first."
+            f"The video has the shape {tuple(video.shape)}. Expected (B, 3, F, H, W) with H and W multiples of "
+            f"{FACTOR}. Resize or crop it first."
         )
     return _by_frames("encoding", partial(_encode_frames, ae), video, tiling, progress)
 
 
 @torch.no_grad()
 def decode(ae: Autoencoder, latent: Tensor, tiling: Tiling | None = None, progress: Progress | None = None) -> Tensor:
-    """Raw latent (B, 4, F, h, w) to video (B, 3, F, 8h, 8w), RGB in [0, 1]: the reverse of `encode`, see there.
+    """Decode a raw latent (B, 4, F, h, w) to a video (B, 3, F, 8h, 8w), RGB in [0, 1]: the reverse of `encode`.
 
-    Progress is called with "decoding". Raises `UserError` for a latent of another shape.
+    Progress is called with "decoding". Raises `UserError` for a wrong shape.
     """
     if latent.dim() != 5 or latent.shape[1] != CHANNELS:
         raise UserError(
-            f"The latent has shape {tuple(latent.shape)} where (B, {CHANNELS}, F, h, w) was expected: encode a video."
+            f"The latent has the shape {tuple(latent.shape)}. Expected (B, {CHANNELS}, F, h, w), as `encode` returns."
         )
     return _by_frames("decoding", partial(_decode_frames, ae), latent, tiling, progress)
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
-    """Latents (N, 4, h, w), softly clamped at 3, to RGB (N, 3, 8h, 8w) of about [0, 1], not clamped, with gradients."""
+    """Decode latents (N, 4, h, w), softly clamped at 3, to RGB (N, 3, 8h, 8w) of about [0, 1], with gradients."""
     return ae.decoder.layers(torch.tanh(latents / 3) * 3)
 
 
@@ -138,8 +139,8 @@ def _encode_frames(ae: Autoencoder, frames: Tensor) -> Tensor:
     weight = next(ae.encoder.parameters())
     frames = frames.to(weight.device, torch.float32)
     if _is_tiny(ae):
-        # TAESD's own network, which takes [0, 1]. The forward around it takes [-1, 1], where half precision tells dark
-        # pixels apart no better than bright ones.
+        # Call TAESD's own network, which expects [0, 1]. The wrapper's forward expects [-1, 1], where half precision is
+        # no more precise for dark pixels than for bright ones.
         return ae.encoder.layers(frames.to(weight.dtype))
     return ae.encode((frames * 2 - 1).to(weight.dtype)).latent_dist.mode()
 
@@ -160,7 +161,7 @@ def _is_tiny(ae: Autoencoder) -> bool:
 def _by_frames(
     what: str, function: Function, video: Tensor, tiling: Tiling | None, progress: Progress | None
 ) -> Tensor:
-    """A function of frames (N, C, H, W), of one of `_SIZES`, applied to a video (B, C, F, H, W): (B, c, F, h, w)."""
+    """Apply a function of frames (N, C, H, W), see `_SIZES`, to a video (B, C, F, H, W). Return (B, c, F, h, w)."""
     tiling, (channels, scale) = tiling or Tiling(), _SIZES[what]
     if tiling.tile is not None:
         function = partial(_tiled, function, tiling.tile // FACTOR, scale=scale)
@@ -168,23 +169,23 @@ def _by_frames(
     size = (side // scale[0] * scale[1] for side in video.shape[3:])
     result = torch.empty((batch, channels, frames, *size), device=video.device)
     source, target = video.transpose(1, 2), result.transpose(1, 2)
-    places = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
+    indices = torch.cartesian_prod(torch.arange(batch), torch.arange(frames))
     done = 0
     pixels = tuple(side * FACTOR // scale[0] for side in video.shape[3:])
-    for piece in places.split(tiling.frames_of(pixels)):
+    for piece in indices.split(tiling.frames_of(pixels)):
         b, f = piece.unbind(1)
         target[b, f] = function(source[b, f]).to(result)
         done += len(piece)
         if progress is not None:
-            progress(what, done, len(places))
+            progress(what, done, len(indices))
     return result
 
 
 def _tiled(function: Function, tile: int, frames: Tensor, scale: tuple[int, int]) -> Tensor:
-    """A function of frames applied to overlapping tiles, of `tile` latent positions a side, which are blended.
+    """Apply a function of frames to overlapping tiles with sides of `tile` latent positions, and blend the results.
 
-    diffusers' own tiling sets state on the module, leaves slivers at the right and lower border whose norms go
-    astray, and divides by zero for AutoencoderTiny's smaller tiles.
+    We do not use diffusers' tiling: it sets state on the module, has thin tiles with wrong norms at the right and lower
+    border, and divides by zero for AutoencoderTiny's smaller tiles.
     """
     inner, outer = scale
     height, width = (side // inner for side in frames.shape[-2:])
@@ -205,7 +206,7 @@ def _tiled(function: Function, tile: int, frames: Tensor, scale: tuple[int, int]
 
 
 def _starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a length, evenly spaced, overlapping by a quarter or more, the last at the end."""
+    """The first positions of tiles that cover a length: evenly spaced, with an overlap of at least a quarter."""
     if length <= tile:
         return [0]
     count = math.ceil((length - tile) / (tile - tile // 4)) + 1
@@ -217,6 +218,6 @@ def _area(corner: tuple[int, int], tile: int, factor: int) -> tuple:
 
 
 def _ramp(length: int, rise: int, device: torch.device) -> Tensor:
-    """Weights (length,) of a tile: they rise over its first positions and fall over its last, and are never 0."""
+    """Weights (length,) of a tile: they rise at its beginning, fall at its end, and are never 0."""
     up = (torch.arange(length, device=device) + 0.5) / rise
     return torch.minimum(up, up.flip(0)).clamp_max(1.0)

@@ -1,4 +1,4 @@
-"""Conditions out of a video, made by hand, and from elsewhere; pictures of them."""
+"""Extract conditions from videos, create them by hand or read them from files, and draw previews of them."""
 
 from .sources import Options, Source, extract
 

@@ -17,16 +17,16 @@ from .drawing import Rectangle, Shape, Stroke, chosen, draw_shapes, half
 from .sketch.methods import as_sketch
 
 POLARITIES = ("paint", "keep")
-"""What a mask's white can mean: to be painted anew, as painting programs and ComfyUI have it, or to be kept."""
+"""What white in a mask can mean: repaint, as in painting programs and ComfyUI, or keep."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask as it was understood.
+    """A mask after interpretation.
 
     Attributes:
-        keep: (B, 1, F, H, W) of {0, 1}, 1 = keep, 0 = to be painted.
-        labels: it has no white, and what is not black in it was taken for white.
+        keep: (B, 1, F, H, W) of {0, 1}, 1 = keep, 0 = repaint.
+        labels: the mask contains no white, so everything that is not black counts as white.
     """
 
     keep: Tensor
@@ -34,64 +34,63 @@ class Mask:
 
     @property
     def note(self) -> str:
-        """One sentence for users on what it paints."""
+        """A sentence for users about what it repaints."""
         painted = 1 - self.keep
-        share, frames = painted.mean().item(), self.keep.shape[2]
+        fraction, frames = painted.mean().item(), self.keep.shape[2]
         idle = int((painted.sum((0, 1, 3, 4)) == 0).sum())
-        why = " It has no white: what is not black in it counts as white." if self.labels else ""
-        if share in (0, 1):
-            what = "nothing" if share == 0 else "all of the picture"
-            return f"Mask: {what} is painted anew; give another mask, or say that its white means the opposite.{why}"
+        why = " It contains no white, so everything that is not black counts as white." if self.labels else ""
+        if fraction in (0, 1):
+            what = "nothing" if fraction == 0 else "the entire frame"
+            return f"Mask: {what} is repainted. Use another mask, or change what its white means.{why}"
         some = f", and nothing in {counted(idle, 'frame')} of {frames}" if idle else ""
-        percent = f"{100 * share:.0f}" if share >= 0.005 else "less than 1"
-        return f"Mask: {percent} percent of the picture is painted anew{some}.{why}"
+        percent = f"{100 * fraction:.0f}" if fraction >= 0.005 else "less than 1"
+        return f"Mask: {percent} percent of the frame area is repainted{some}.{why}"
 
 
 def load_mask(path: str | os.PathLike, plan: FramePlan, white: str, size: tuple[int, int]) -> Mask:
-    """A mask (1, 1, F, H, W) from an image, a video, or a folder of images.
+    """Read a mask (1, 1, F, H, W) from an image, a video, or a folder of images.
 
-    An image stands for every frame; a video shows the moments of the plan, its source's. A folder holds one image for
-    each frame of the plan, in the order of their names, numbers counted as such. `white` is one of `POLARITIES`. What
-    counts as white, `mask_of` tells; transparent does. It is scaled to `size` (h, w) and centre-cropped as the source
-    is. Raises UserError for another word, an unreadable file, or a folder with another number of images.
+    An image applies to every frame; a video is read at the times of the source's plan. A folder contains one image for
+    each frame of the plan, in natural order of their names. `white` is one of `POLARITIES`. `mask_of` explains what
+    counts as white; transparent pixels do. The mask is scaled to `size` (h, w) and centre-cropped like the source.
+    Raises UserError for an unknown `white`, an unreadable file, or a wrong number of images in a folder.
     """
     path = Path(path)
     chosen(f"meaning of white in the mask {path}", white, POLARITIES)
     if path.is_dir():
         bright, coloured = [], []
 
-        def looked_at() -> Iterator[Tensor]:  # pictures may be of any size: none but what is fitted is kept
-            for picture in map(read_image, frame_files(path, plan.frames)):
-                bright.append(resize_crop(as_sketch(picture), size))
-                coloured.append(resize_crop(_not_black(picture), size))
-                yield picture
+        def images() -> Iterator[Tensor]:  # one at a time: images may be large, only resized ones stay in memory
+            for image in map(read_image, frame_files(path, plan.frames)):
+                bright.append(resize_crop(as_sketch(image), size))
+                coloured.append(resize_crop(_not_black(image), size))
+                yield image
 
-        labels = _are_labels(looked_at())
+        labels = _are_labels(images())
         return Mask(_keep(torch.stack(coloured if labels else bright, dim=2), white), labels)
-    picture = read_image(path)[:, :, None] if is_image(path) else read_frames(path, plan, size)
-    return mask_of(picture, white, plan.frames, size)
+    frames = read_image(path)[:, :, None] if is_image(path) else read_frames(path, plan, size)
+    return mask_of(frames, white, plan.frames, size)
 
 
 def mask_of(video: Tensor, white: str, frames: int, size: tuple[int, int]) -> Mask:
-    """A mask (B, 1, F, H, W) from a picture of it.
+    """Interpret images as a mask (B, 1, F, H, W).
 
-    Halfway grey, 0.5, and brighter counts as white, whose meaning is one of `POLARITIES`. Masks of labels have no
-    white: those of 0 and 1 of 255, numbered objects, and colours on black as a palette has them (DAVIS). What is not
-    black in them counts as white.
+    A grey level of 0.5 and brighter counts as white; what white means is one of `POLARITIES`. Label masks contain no
+    white: levels 0 and 1 of 255, numbered objects, or palette colours on black (DAVIS). In them, everything that is not
+    black counts as white.
 
-    video: (B, 1 or 3, F or 1, H, W) in [0, 1]; a single frame stands for all `frames`. It is scaled to `size` (h, w)
-    and centre-cropped. Raises UserError for another word, shape or number of frames, or values outside [0, 1].
+    video: (B, 1 or 3, F or 1, H, W) in [0, 1]; a single frame applies to all `frames`. It is scaled to `size` (h, w)
+    and centre-cropped. Raises UserError for an unknown `white`, another shape or number of frames, or values outside
+    [0, 1].
     """
     chosen("meaning of white in a mask", white, POLARITIES)
     if video.ndim != 5 or video.shape[1] not in (1, 3):
-        raise UserError(
-            f"The mask has the shape {tuple(video.shape)}: expected (batch, 1 or 3, frames, height, width)."
-        )
+        raise UserError(f"The mask has shape {tuple(video.shape)}. Expected (batch, 1 or 3, frames, height, width).")
     if video.shape[2] not in (1, frames):
-        raise UserError(f"The mask has {video.shape[2]} frames: expected {frames}, or 1 for all of them.")
+        raise UserError(f"The mask has {video.shape[2]} frames. Expected {frames}, or 1 for all of them.")
     video = video.float()
     if not ((video >= -1e-4) & (video <= 1 + 1e-4)).all():
-        raise UserError("The mask has values outside 0..1: expected 0 for black and 1 for white.")
+        raise UserError("The mask has values outside 0..1. Expected 0 for black to 1 for white.")
     labels = _are_labels([video])
     whiteness = _not_black(video) if labels else as_sketch(video)
     if whiteness.shape[-2:] != tuple(size):
@@ -100,20 +99,20 @@ def mask_of(video: Tensor, white: str, frames: int, size: tuple[int, int]) -> Ma
 
 
 def _keep(whiteness: Tensor, white: str) -> Tensor:
-    """The keep map, of the shape of what it is of, (B, 1, F, H, W) in [0, 1]."""
-    bright = whiteness >= 0.5 - 1e-4  # the weights of grey sum to 1 but for rounding
+    """The keep map, (B, 1, F, H, W) of {0, 1}, of a whiteness of the same shape in [0, 1]."""
+    bright = whiteness >= 0.5 - 1e-4  # the weights of grey sum to 1, except for rounding
     return (bright if white == "keep" else ~bright).float()
 
 
 DARK = 0.1
-"""Of the brightest channel: colours that are darker count as black, which files of videos do not hold exactly."""
+"""Level of the brightest channel below which a colour counts as black, because video files do not store exact black."""
 
 FEW = 16
-"""Levels of grey that a mask of labels has at most; one with soft edges has more."""
+"""The most grey levels of a label mask; a mask with soft edges has more."""
 
 
 def _not_black(video: Tensor) -> Tensor:
-    """(B, 1 or 3, ...) -> (B, 1, ...) of {0, 1}: 1 where a mask of labels shows one."""
+    """(B, 1 or 3, ...) -> (B, 1, ...) of {0, 1}: 1 where a label mask shows a label."""
     dark = DARK if _coloured(video).any() else 0.0
     return (video.amax(1, keepdim=True) > dark).float()
 
@@ -122,14 +121,14 @@ def _coloured(video: Tensor) -> Tensor:
     return video.amax(1) - video.amin(1) > DARK
 
 
-def _are_labels(pictures: Iterable[Tensor]) -> bool:
-    """Whether the pictures (B, 1 or 3, ...) of a mask, all together, are labels: on black, and nowhere white."""
+def _are_labels(images: Iterable[Tensor]) -> bool:
+    """Whether the images (B, 1 or 3, ...) of a mask, taken together, are labels: on black, and without white."""
     black = white = False
     visible, coloured, brightest, levels = 0, 0, 0.0, set()
-    for picture in pictures:
-        peak, grey, colours = picture.amax(1), as_sketch(picture), int(_coloured(picture).sum())
+    for image in images:
+        peak, grey, colours = image.amax(1), as_sketch(image), int(_coloured(image).sum())
         black |= (peak <= (DARK if colours else 0)).any().item()
-        white |= (picture.amin(1) > 1 - DARK).any().item()
+        white |= (image.amin(1) > 1 - DARK).any().item()
         visible, coloured = visible + int((peak > DARK).sum()), coloured + colours
         brightest = max(brightest, grey.max().item())
         if brightest < 0.5:
@@ -139,10 +138,10 @@ def _are_labels(pictures: Iterable[Tensor]) -> bool:
 
 
 def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """What the network sees of a mask: (B, 4, F, H, W), RGB in [-1, 1] times keep, then keep.
+    """The mask condition (B, 4, F, H, W): RGB in [-1, 1] times keep, then keep.
 
-    video: (B, 3, F, H, W) in [0, 1]; keep: (B or 1, 1, F or 1, H, W), 1 = keep, 0 = to be painted. With `size` (h, w)
-    both are brought to it first, so that the keep map stays one of {0, 1} and nothing of what is painted is seen.
+    video: (B, 3, F, H, W) in [0, 1]; keep: (B or 1, 1, F or 1, H, W), 1 = keep, 0 = repaint. With `size` (h, w), both
+    are resized to it first, so that the keep map stays in {0, 1} and no repainted pixel leaks into the RGB.
     """
     if video.shape[-2:] != keep.shape[-2:]:
         raise ValueError(f"video and keep map differ in size: {tuple(video.shape)} and {tuple(keep.shape)}")
@@ -153,10 +152,10 @@ def masked_video(video: Tensor, keep: Tensor, size: tuple[int, int] | None = Non
 
 
 REFERENCE = 512
-"""Shorter side of the canvas that the released training drew its masks on. Its lengths below are in its pixels."""
+"""Shorter side of the canvas on which the released training drew its masks. Lengths below are in its pixels."""
 
 Draw = Callable[[int, int], int]
-"""A whole number from the first on and below the second."""
+"""A random integer, at least the first argument and below the second."""
 
 
 def _strokes(draw: Draw, width: int, height: int) -> list[Shape]:
@@ -178,7 +177,7 @@ def _strokes(draw: Draw, width: int, height: int) -> list[Shape]:
 
 
 def _rectangles(draw: Draw, width: int, height: int) -> list[Shape]:
-    """1 to 4 rectangles that keep 10 from the edges, with sides of 30 to 149."""
+    """1 to 4 rectangles at least 10 from the edges, with sides of 30 to 149."""
     shapes: list[Shape] = []
     for _ in range(draw(1, 5)):
         w, h = draw(30, 150), draw(30, 150)
@@ -195,7 +194,7 @@ def _half(draw: Draw, width: int, height: int) -> list[Shape]:
 
 
 def _travel(draw: Draw) -> None:
-    """Two draws that are not used any more: without them a seed would give another mask than it always gave."""
+    """Two draws without use, so that a seed gives the same mask as in earlier versions."""
     for _ in range(2):
         draw(-REFERENCE // 4, REFERENCE // 4 + 1)
 
@@ -205,22 +204,23 @@ RANDOM_MASKS: dict[str, tuple[float, Callable[[Draw, int, int], list[Shape]]]] =
     "rectangles": (0.2, _rectangles),
     "half": (0.1, _half),
 }
-"""Kinds of random masks, with the share that each has in the released training (tools/videocomposer/datasets.py)."""
+"""Kinds of random masks, with their probabilities in the released training (tools/videocomposer/datasets.py)."""
 
 
 def random_mask(frames: int, size: tuple[int, int], generator: torch.Generator, kind: str | None = None) -> Tensor:
-    """A random keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, as the released training drew them: alike in all frames.
+    """A random keep map (1, 1, F, H, W) of {0, 1}, 1 = keep, as in the released training: the same in all frames.
 
-    Drawn on a canvas with a shorter side of 512 and of the video's shape, so that masks look the same at every size.
-    `kind` is one of `RANDOM_MASKS`; None draws it too, by the released shares. Raises UserError for another.
+    It is drawn on a canvas with a shorter side of 512 and the video's aspect ratio, so that masks look the same at
+    every size. `kind` is one of `RANDOM_MASKS`; None draws a kind with the released probabilities. Raises UserError
+    for another kind.
     """
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))
 
     if kind is None:
-        shares = torch.tensor([share for share, _ in RANDOM_MASKS.values()])
-        kind = list(RANDOM_MASKS)[int(torch.multinomial(shares, 1, generator=generator))]
+        probabilities = torch.tensor([probability for probability, _ in RANDOM_MASKS.values()])
+        kind = list(RANDOM_MASKS)[int(torch.multinomial(probabilities, 1, generator=generator))]
     _, shapes_of = RANDOM_MASKS[chosen("kind of mask", kind, RANDOM_MASKS)]
     height, width = canvas = tuple(round(side * REFERENCE / min(size)) for side in size)
     return 1 - draw_shapes(shapes_of(draw, width, height), size, canvas).expand(-1, -1, frames, -1, -1)

@@ -1,4 +1,4 @@
-"""The one door to the extractors: a condition of the table out of a clip or a picture, as a checkpoint takes it."""
+"""The entry point of extraction: a condition of the table from a clip or an image, as a checkpoint expects it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .refit import refit
 
 @dataclass(frozen=True)
 class Source:
-    """What conditions are made of, all with one frame plan, and the video that they are for.
+    """The clip that conditions are extracted from, with one frame plan for all, and the video that they are for.
 
     Attributes:
-        clip: a path or whatever else `vc_core.video` reads, or the frames themselves, `(B, 1 or 3, F, H, W)` in [0, 1].
-        plan: None for frames of which no motion is taken.
-        size: (height, width) of the video to be composed.
-        extraction: what the checkpoint was trained with.
+        clip: a path or another source that `vc_core.video` reads, or frames, `(B, 1 or 3, F, H, W)` in [0, 1].
+        plan: which frames are used; may be None if `clip` is frames and no motion is extracted.
+        size: (height, width) of the video to compose.
+        extraction: how the checkpoint was trained.
     """
 
     clip: Any
@@ -37,11 +37,11 @@ class Source:
     extraction: ExtractionConfig
 
     def at(self, name: str) -> tuple[int, int]:
-        """(height, width) that the checkpoint takes a condition at."""
+        """The (height, width) at which the checkpoint expects a condition."""
         return condition_size(name, self.size, self.extraction.condition_scale)
 
     def frames(self, name: str) -> Tensor:
-        """The frames (B, 3, F, H, W) that a condition is made of, at `drawing_size`; a spatial one takes the first."""
+        """The frames (B, 3, F, H, W) for a condition, at `drawing_size`; only the first for a spatial condition."""
         size, still = drawing_size(name, self.size), CONDITIONS[name].kind == "spatial"
         if isinstance(self.clip, Tensor):
             frames = self.clip[:, :3, :1] if still else self.clip[:, :3]
@@ -49,30 +49,30 @@ class Source:
         return read_frames(self.clip, replace(self.plan, frames=1) if still else self.plan, size)
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
-        """What was drawn at `drawing_size`, as the checkpoint takes it."""
+        """Resize a tensor from `drawing_size` to the size that the checkpoint expects."""
         return refit(name, tensor, self.size, tensor.shape[2], self.extraction, self.size)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How conditions are made; what the command line's settings are called too means the same there.
+    """How conditions are extracted. Settings of the command line with the same names mean the same.
 
     Attributes:
-        mask: what tells where to paint: an image, a video, a folder of images, or a mask `(1, 1 or 3, F or 1, H, W)`.
-        mask_white: what its white means, one of `vc_core.extract.mask.POLARITIES`.
-        mask_draw: instead of a file, a kind of `random_mask` to draw, or `any`; with `mask_seed`.
+        mask: where to paint: an image, a video, a folder of images, or a mask `(1, 1 or 3, F or 1, H, W)`.
+        mask_white: what white means, one of `vc_core.extract.mask.POLARITIES`.
+        mask_draw: instead of a file, a kind of `random_mask` to draw, or `any`; uses `mask_seed`.
         motion_mode: `released` or `stream`, see `vc_core.extract.motion.from_video`.
-        nominal_height: the clip is scaled to this height before its motion is taken (None: as it is).
+        nominal_height: the clip is scaled to this height before its motion is extracted (None: not scaled).
         sketch_method: one of `vc_core.extract.sketch.methods.METHODS`.
-        drawing: the frames are sketches already, whose lines are `bright` or `dark`.
-        depth_model: file or folder of a depth network; None for the released one, found in `models`.
-        depth_maps: maps from elsewhere instead of a network: a video, an image, a folder of images, or a tensor.
-        depth_near: what is near in these maps, `bright` or `dark`.
+        drawing: the frames are drawings with `bright` or `dark` lines, and are used as sketches.
+        depth_model: file or folder of a depth network; None: the released one, searched in `models`.
+        depth_maps: depth maps instead of a network: a video, an image, a folder of images, or a tensor.
+        depth_near: whether `bright` or `dark` is near in these maps.
         depth_scale: see `depth_from_maps`; None: by percentiles.
-        models: folders in which annotators' files are looked for.
-        device: where the annotators' networks run.
-        at_once: frames that these networks are given at a time.
-        loaded: keeps the networks from one extraction to the next; None: they are loaded each time.
+        models: folders that are searched for annotators' files.
+        device: the device of the annotators' networks.
+        at_once: frames per forward of these networks.
+        loaded: a cache that keeps the networks between extractions; None: they are loaded each time.
     """
 
     mask: Path | Tensor | None = None
@@ -93,20 +93,20 @@ class Options:
     loaded: dict[str, Any] | None = None
 
     def network(self, name: str, load: Callable[[], Any]) -> Any:
-        """A network of this name, loaded where it is not kept."""
-        kept = {} if self.loaded is None else self.loaded
-        if name not in kept:
-            kept[name] = load()
-        return kept[name]
+        """The network of this name, from the cache, or loaded."""
+        cache = {} if self.loaded is None else self.loaded
+        if name not in cache:
+            cache[name] = load()
+        return cache[name]
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """A condition's tensor `(B, C, F or 1, H, W)` and how it was made.
+    """A condition's tensor `(B, C, F or 1, H, W)` and how it was extracted.
 
     Attributes:
-        how: in values that JSON holds, for instance `{"method": "edges"}`.
-        note: one sentence for users where something was decided for them, else empty.
+        how: JSON values, for example `{"method": "edges"}`.
+        note: a sentence for users about what was decided for them; else empty.
     """
 
     tensor: Tensor
@@ -141,7 +141,7 @@ def _mask(source: Source, options: Options, _: Progress | None) -> Extracted:
     elif options.mask is not None:
         mask = load_mask(options.mask, source.plan, options.mask_white, size)
     else:
-        raise UserError("The condition 'mask' needs a mask file: give an image or a video, white where to paint.")
+        raise UserError("The condition 'mask' requires a mask. Pass an image or a video, white where to paint.")
     return Extracted(masked_video(frames, mask.keep, source.at("mask")), how, mask.note)
 
 
@@ -152,7 +152,7 @@ def _depth(source: Source, options: Options, progress: Progress | None) -> Extra
         return _depth_of_maps(source, options)
     model = options.network("depth", partial(load_depth_model, options.depth_model, options.device, options.models))
     tensor = depth(source.frames("depth"), model, options.at_once, progress)
-    return Extracted(source.fitted("depth", tensor), {"model": model.which}, f"depth: by {model.which}.")
+    return Extracted(source.fitted("depth", tensor), {"model": model.which}, f"depth: extracted with {model.which}.")
 
 
 def _depth_of_maps(source: Source, options: Options) -> Extracted:
@@ -168,8 +168,8 @@ def _depth_of_maps(source: Source, options: Options) -> Extracted:
     far, close = mapped_levels(maps, near)[0]
     how |= {"percentiles": [*PERCENTILES], "levels": [far, close], "became": [*USUAL]}
     note = (
-        f"depth: of the maps' levels, 0 to 1, {far:.3g} became the depth {USUAL[0]:g} and {close:.3g} became "
-        f"{USUAL[1]:g} (percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}); --depth-scale takes them as they are."
+        f"depth: the maps' levels {far:.3g} and {close:.3g} (percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}) "
+        f"were mapped to the depths {USUAL[0]:g} and {USUAL[1]:g}; set --depth-scale to keep the levels."
     )
     return Extracted(tensor, how, note)
 
@@ -183,9 +183,10 @@ def _sketch(name: str, source: Source, options: Options, progress: Progress | No
         tensor = source.fitted(name, as_sketch(frames, options.drawing))
         return Extracted(tensor, {"method": "as it is", "lines": options.drawing})
     method = as_trained(options.sketch_method, source.extraction)
-    drawn_by = options.network("sketch", partial(load_sketcher, method, options.device, options.models))
-    tensor, which = per_frame(drawn_by.draw, frames, "sketch", options.at_once, progress), drawn_by.which
-    note = "" if method == which else f"{name}: by {which}{'' if which == 'pidinet' else ', PiDiNet is not there'}."
+    sketcher = options.network("sketch", partial(load_sketcher, method, options.device, options.models))
+    tensor, which = per_frame(sketcher.draw, frames, "sketch", options.at_once, progress), sketcher.which
+    missing = "" if which == "pidinet" else " (PiDiNet's files were not found)"
+    note = "" if method == which else f"{name}: extracted with {which}{missing}."
     return Extracted(source.fitted(name, tensor), {"method": which}, note)
 
 
@@ -201,7 +202,7 @@ EXTRACTORS: dict[str, Callable[[Source, Options, Progress | None], Extracted]] =
     "single_image": _single_image,
     "single_sketch": partial(_sketch, "single_sketch"),
 }
-"""How each row of the condition table is made."""
+"""The extractor of each row of the condition table."""
 
 _DEFAULTS = Options()
 
@@ -209,16 +210,16 @@ _DEFAULTS = Options()
 def extract_condition(
     name: str, source: Source, options: Options = _DEFAULTS, progress: Progress | None = None
 ) -> Extracted:
-    """One condition of a source, and how it was made.
+    """Extract one condition from a source.
 
     Raises:
-        UserError: an unknown name, a file that is unreadable, or a network whose files are missing.
+        UserError: an unknown name, an unreadable file, or a network with missing files.
     """
     if name not in EXTRACTORS:
-        raise UserError(f"Unknown condition '{name}': expected some of {', '.join(EXTRACTORS)}.")
+        raise UserError(f"Unknown condition '{name}'. Expected one of {', '.join(EXTRACTORS)}.")
     return EXTRACTORS[name](source, options, progress)
 
 
 def extract(name: str, source: Source, options: Options = _DEFAULTS, progress: Progress | None = None) -> Tensor:
-    """One condition's tensor `(B, C, F or 1, H, W)` alone, otherwise as `extract_condition`."""
+    """As `extract_condition`, but return only the tensor `(B, C, F or 1, H, W)`."""
     return extract_condition(name, source, options, progress).tensor

@@ -1,12 +1,12 @@
 """Blocks of the 3D UNet.
 
-Between blocks a video is a stack of frames `(b f) c h w`, which spatial layers read as it is. Temporal layers read the
-same memory as a plane `b c f (h w)`, a view: their norms take their statistics over it, their (3, 1, 1) convolutions
-are 2D ones with kernel (3, 1) on it, and no 5D copy is made. Text, style and time are one per clip and meet all of its
-frames by broadcasting.
+Between blocks, a video is a stack of frames `(b f) c h w`, which spatial layers read directly. Temporal layers read the
+same memory as a plane `b c f (h w)`, a view: their norms compute statistics over it, and their (3, 1, 1) convolutions
+are 2D convolutions with kernel (3, 1) on it. This needs no 5D copy. Text, style and time are stored once per clip and
+broadcast to all of its frames.
 
-The memory is contiguous, not channels-last: there torch's GroupNorm on a CPU sums less precisely, by 1e-3 of the output
-of the golden networks.
+The memory is contiguous, not channels-last: with channels-last, torch's GroupNorm on a CPU is less precise, by 1e-3 of
+the output of the golden networks.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ Attend = Callable[..., Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention by torch, see `Attend` for the shapes."""
+    """Torch's scaled dot-product attention, see `Attend` for the shapes."""
     q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 class Attention(nn.Module):
-    """Multi-head attention, of a sequence to itself or to a context."""
+    """Multi-head attention of a sequence to itself, or to a context."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
         super().__init__()
@@ -40,17 +40,17 @@ class Attention(nn.Module):
         self.to_out = ops.Linear(inner, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x `(B, N, dim)`, context `(C, M, context_dim)` where C divides B: neighbours in the batch share a context."""
+        """x `(B, N, dim)`, context `(C, M, context_dim)`; C divides B, and neighbours in the batch share a context."""
         context = x if context is None else context
         k, v = self.to_k(context), self.to_v(context)
         q = self.to_q(x)
-        # Queries do not see each other, so all frames of a clip are one long sequence to the clip's context.
+        # Queries are independent, so all frames of a clip form one long sequence that attends to the clip's context.
         out = self.attend(q.reshape(len(context), -1, q.shape[-1]), k, v, self.heads)
         return self.to_out(out.reshape(q.shape))
 
 
 class FeedForward(nn.Module):
-    """Gated by GELU, four times as wide inside."""
+    """Feed-forward layer gated by GELU, four times as wide inside."""
 
     def __init__(self, dim: int, ops: Any):
         super().__init__()
@@ -63,7 +63,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context (or to itself again where there is none), feed-forward; pre-norm."""
+    """Self-attention, attention to the context (without one, self-attention again), feed-forward; pre-norm."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
         super().__init__()
@@ -79,7 +79,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Transformer block between projections; what it attends over, its kinds say."""
+    """A Transformer block between projections; base of the spatial and the temporal Transformer."""
 
     def __init__(self, channels: int, heads: int, head_dim: int, context_dim: int | None, ops: Any, attend: Attend):
         super().__init__()
@@ -101,7 +101,7 @@ class SpatialTransformer(Transformer):
 
 
 class TemporalTransformer(Transformer):
-    """Attention among the frames at each position, twice (it has no context); no code tells the frames apart."""
+    """Attention among the frames at each position, twice (it has no context), without a position code for frames."""
 
     without_on_images = False  # see `leave_out`
 
@@ -117,10 +117,10 @@ class TemporalTransformer(Transformer):
 
 
 class TemporalConv(nn.Module):
-    """Four convolutions over three frames at each position; a residual that starts as zero.
+    """Four convolutions over three frames at each position; a residual that is zero before training.
 
-    They are 2D convolutions with kernel (3, 1) over the plane of frames and positions: the same numbers as the
-    released (3, 1, 1) ones, with no copy around them and without the slower 3D kernels.
+    They are 2D convolutions with kernel (3, 1) over the plane of frames and positions. The result equals that of the
+    released (3, 1, 1) convolutions, without copies and without the slower 3D kernels.
     """
 
     without_on_images = False  # see `leave_out`
@@ -143,8 +143,8 @@ class TemporalConv(nn.Module):
 
 
 def leave_out(module: nn.Module, x: Tensor) -> Tensor:
-    """x as it is, where a temporal layer is left out in training on images. Parameters that train get gradients of
-    zeros instead of none, so that a rank with images takes part in the same collectives as those with videos."""
+    """Return x unchanged: training on images skips temporal layers. Trainable parameters get gradients of zeros instead
+    of none, so that a rank with images runs the same collectives as ranks with videos."""
     firsts = [parameter.flatten()[0] for parameter in module.parameters() if parameter.requires_grad]
     return x + torch.stack(firsts).sum() * 0.0 if firsts else x
 
@@ -164,7 +164,7 @@ class ResBlock(nn.Module):
         self.temporal = TemporalConv(channels, dropout, ops)
 
     def forward(self, x: Tensor, time: Tensor, frames: int) -> Tensor:
-        """x `((b f), c, h, w)`, time `(b, time_dim)`, already through its SiLU."""
+        """x `((b f), c, h, w)`, time `(b, time_dim)`, after its SiLU."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h.unflatten(0, (-1, frames)) + self.time_proj(time)[:, None, :, None, None]
         h = F.silu(self.norm2(h.flatten(0, 1)))
@@ -173,7 +173,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a convolution (an odd size is rounded up).
+    """Halve height and width with a convolution (odd sizes are rounded up).
 
     Args:
         rows: zeros above and below a frame; with 2, as in SR600, the result has a row more.
@@ -188,7 +188,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour to `size` (double, but for levels of an odd size), then a convolution.
+    """Nearest-neighbour resize to `size` (double, except for odd sizes), then a convolution.
 
     Args:
         rows: as in the `Downsample` of the same level. With 2, height doubles, and the first row and as many of the

@@ -1,4 +1,4 @@
-"""Layers that compute in the type of their input, whatever type their weights are stored in."""
+"""Layers that compute in the dtype of their input, whatever the dtype of their weights."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 class CastWeights:
-    """A namespace of layers for `UNet3D(operations=CastWeights)`: storage in fp16, bf16 or fp8, any type to compute in.
+    """A namespace of layers for `UNet3D(operations=CastWeights)`: weights in fp16, bf16 or fp8, any compute dtype.
 
-    A weight is cast when its layer runs and the copy is dropped after it, so that memory holds the stored type.
+    A weight is cast when its layer runs, and the copy is dropped afterwards, so that weights stay small in memory.
     """
 
     class Linear(nn.Linear):

@@ -1,4 +1,4 @@
-"""The STC-encoder (paper, section 3.2): a spatial or temporal condition in, an embedding of latent size out."""
+"""The STC-encoder (paper, section 3.2): turns a spatial or temporal condition into an embedding of latent size."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from .blocks import Attend
 class STCEncoder(nn.Module):
     """Three light convolutions to latent size, then one Transformer layer over the frames at every position.
 
-    The released code pools to 128 x 128 whatever the input; four times the latent size is the same there, and right
-    at every other size.
+    The released code pools every input to 128 x 128. Four times the latent size is the same at its 256 x 256 pixels,
+    and also works at other sizes.
     """
 
     def __init__(self, in_channels: int, channels: int, heads: int, dropout: float, ops: Any, attend: Attend):
@@ -24,11 +24,11 @@ class STCEncoder(nn.Module):
         self.temporal = TemporalLayer(channels, heads, dropout, ops, attend)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """x `(b, in_channels, f, H, W)` of any H and W, size (h, w) of the latent; returns `(b, channels, f, h, w)`."""
+        """x `(b, in_channels, f, H, W)`, any H and W; size (h, w) of the latent. Return `(b, channels, f, h, w)`."""
         b, (h, w) = len(x), size
         x = rearrange(x, "b c f h w -> (b f) c h w")
         x = F.silu(self.conv1(x))
-        if x.shape[-2:] != (4 * h, 4 * w):  # of that size already it would be copied for nothing
+        if x.shape[-2:] != (4 * h, 4 * w):  # avoid a copy if it has this size
             x = F.adaptive_avg_pool2d(x, (4 * h, 4 * w))
         x = self.conv3(F.silu(self.conv2(x)))
         x = self.temporal(rearrange(x, "(b f) c h w -> (b h w) f c", b=b))
@@ -36,7 +36,7 @@ class STCEncoder(nn.Module):
 
 
 class TemporalLayer(nn.Module):
-    """One Transformer layer: pre-norm attention, then a feed-forward whose residual has no norm (as released)."""
+    """One Transformer layer: pre-norm attention, then a feed-forward without a norm, as in the released code."""
 
     def __init__(self, channels: int, heads: int, dropout: float, ops: Any, attend: Attend):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and STC-encoders before it."""
+"""The 3D UNet of VideoComposer: Stable Diffusion 2.1's UNet with temporal layers, and the STC-encoders."""
 
 import re
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _SR600 = ((1.1, 0.6), (1.2, 0.4))
 
 @dataclass(frozen=True)
 class Stage:
-    """One entry of the UNet's two lists: what it is made of, and how wide."""
+    """One block of the UNet's encoder or decoder: its layers and widths."""
 
     in_channels: int
     channels: int
@@ -42,7 +42,7 @@ class Stage:
 
 
 def encoder_stages(config: UNetConfig) -> Iterator[Stage]:
-    """The way down: residual blocks level by level, a downsampling stage between levels."""
+    """The encoder: residual blocks level by level, and a downsampling stage between levels."""
     channels = config.width
     for level, multiplier in enumerate(config.multipliers):
         for _ in range(config.res_blocks):
@@ -58,7 +58,7 @@ def middle_stage(config: UNetConfig) -> Stage:
 
 
 def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
-    """The way up: every stage takes one skip; the last stage of a level upsamples, but for the topmost."""
+    """The decoder: every stage uses one skip. The last stage of a level upsamples, except on the topmost level."""
     skips = [config.width, *(stage.channels for stage in encoder_stages(config))]
     channels = skips[-1]
     for level, multiplier in reversed(list(enumerate(config.multipliers))):
@@ -73,7 +73,7 @@ def decoder_stages(config: UNetConfig) -> Iterator[Stage]:
 
 
 def kind_of(name: str) -> str:
-    """What a parameter is of, by its name: `stc` or `style`, else `temporal` or `spatial` layers."""
+    """The kind of layer that a parameter belongs to, from its name: `stc`, `style`, `temporal` or `spatial`."""
     if name.startswith("stc."):
         return "stc"
     if name.startswith("style_"):
@@ -82,7 +82,7 @@ def kind_of(name: str) -> str:
 
 
 class Block(nn.Module):
-    """A residual block with its Transformers, where the stage has them."""
+    """A residual block, with its Transformers if the stage has attention."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__()
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 
 class EncoderBlock(Block):
-    """A block, or a downsampling in its place."""
+    """A block, or a downsampling instead."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__(stage, config, ops, attend)
@@ -110,7 +110,7 @@ class EncoderBlock(Block):
 
 
 class DecoderBlock(Block):
-    """A block over the way up and its skip; the last of a level upsamples."""
+    """A block over the previous output and its skip. The last block of a level upsamples."""
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__(stage, config, ops, attend)
@@ -124,16 +124,16 @@ class DecoderBlock(Block):
 
 
 class UNet3D(nn.Module):
-    """Predicts the noise (or v) of a noisy video latent, given text and style tokens and the STC embeddings.
+    """Predict the noise (or v) of a noisy video latent from text and style tokens and the STC embeddings.
 
     Args:
         config: all sizes.
-        operations: namespace that the layers come from (Conv2d, Linear, GroupNorm, LayerNorm); a host can pass its own.
-        attend: attention function, see `vc_core.model.blocks.Attend`; a host can pass its own.
+        operations: namespace of the layers (Conv2d, Linear, GroupNorm, LayerNorm). A host can pass its own.
+        attend: attention function, see `vc_core.model.blocks.Attend`. A host can pass its own.
     """
 
     recompute = False
-    """Whether the blocks' activations are computed again in the backward pass, instead of being kept."""
+    """Whether the backward pass computes the blocks' activations again, instead of storing them."""
 
     def __init__(self, config: UNetConfig, operations: Any = nn, attend: Attend = attend):
         super().__init__()
@@ -156,13 +156,13 @@ class UNet3D(nn.Module):
         self.conv_out = ops.Conv2d(width * config.multipliers[0], config.channels, 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, stc: Tensor | None = None) -> Tensor:
-        """One prediction.
+        """Compute one prediction.
 
         Args:
             x: noisy latent `(B, channels, F, h, w)`, any h and w.
             timesteps: `(B,)` in [0, 1000).
-            context: `(B, tokens, context_dim)`, the text tokens, then the style tokens if there are any.
-            stc: sum of STC embeddings `(B, stc_channels, F or 1, h, w)`; None where no condition is present.
+            context: `(B, tokens, context_dim)`: the text tokens, then the style tokens, if any.
+            stc: sum of STC embeddings `(B, stc_channels, F or 1, h, w)`; None without conditions.
 
         Returns:
             `(B, channels, F, h, w)`.
@@ -194,29 +194,29 @@ class UNet3D(nn.Module):
         return rearrange(x, "(b f) c h w -> b c f h w", f=frames)
 
     def blocks(self) -> list[nn.Module]:
-        """What most of the work is done in: the units that are sharded, recomputed and compiled."""
+        """The modules that do most of the work: the units of sharding, recomputing and compiling."""
         return [*self.encoder, self.middle, self.middle_out, *self.decoder]
 
     def encode_style(self, image_embedding: Tensor) -> Tensor:
-        """The style tokens `(B, style_tokens, context_dim)` of an image embedding `(B, 1, context_dim)`, as it is.
+        """The style tokens `(B, style_tokens, context_dim)` of a raw image embedding `(B, 1, context_dim)`.
 
         Raises:
-            UserError: this network takes no style.
+            UserError: this network does not support style.
         """
-        self.config.check_takes("style")
+        self.config.check_supports("style")
         tokens = self.style_out(F.silu(self.style_in(image_embedding)))
         return rearrange(tokens, "b i (n d) -> b (i n) d", n=self.config.style_tokens)
 
     def encode_condition(self, name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
         """The STC embedding `(B, stc_channels, F, h, w)` of a condition `(B, C, F, H, W)`, `size` = (h, w).
 
-        One frame of a spatial condition stands for all of them: attention over equal frames is the frame itself, so
-        F stays 1 here and the embedding is added to every frame.
+        A spatial condition needs only one frame: attention over equal frames returns the frame itself. So F stays 1,
+        and the embedding is added to every frame.
 
         Raises:
             UserError: this network has no STC-encoder of that name.
         """
-        self.config.check_takes(name)
+        self.config.check_supports(name)
         return self.stc[name](tensor, size)
 
 

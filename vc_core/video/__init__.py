@@ -1,4 +1,4 @@
-"""Reading and writing video and images; the frame plan that every extractor of one source shares."""
+"""Read and write videos and images, and plan which frames of a source all its extractors use."""
 
 from .frames import FramePlan, VideoInfo, plan_frames, planned_frames, probe, read_frames, resize_crop  # noqa: F401
 from .images import IMAGES, frame_files, is_image, read_image  # noqa: F401

@@ -1,5 +1,5 @@
-"""What coded pictures say of themselves in their first bytes, whatever their container says of them; and what H.264's
-sequence headers tell: how many frames one may refer to (ITU-T H.264, 7.3)."""
+"""Read the headers of coded pictures, independent of what the container says about them, and H.264's sequence headers:
+how many reference frames a frame may use (ITU-T H.264, 7.3)."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from typing import Any, NamedTuple
 
 
 class Coded(NamedTuple):
-    """The picture of a packet."""
+    """What the bytes of a packet say about its picture."""
 
     key: bool  # decoding can start here
     disposable: bool  # no other picture refers to it
-    later: bool | None = None  # it may refer to pictures that are shown later (a B-picture); None: not told
-    pictures: int = 1  # more than one where others are packed into the packet
+    later: bool | None = None  # it may refer to pictures shown later (a B-picture); None: unknown
+    pictures: int = 1  # more than one if others are packed into the same packet
 
 
 NOT_CODED = 8
-"""Bytes, at most, of a picture of MPEG-4 that says it is not coded."""
+"""The most bytes of an MPEG-4 picture that is marked as not coded."""
 
 
 def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
-    """A function from an av.Packet of a stream to what it holds: what its bytes say, else what the container says."""
+    """Return a function that reads an av.Packet of a stream: from its bytes, or else from its container's flags."""
     read = _READERS.get(codec, lambda data: None)
     size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
     def of(packet) -> Coded:
         try:
             data = memoryview(packet)
-            told = read(data if size is None else units(data, size))
+            coded = read(data if size is None else units(data, size))
         except (ValueError, IndexError):  # too few bytes for a picture
-            told = None
-        return told or Coded(packet.is_keyframe, packet.is_disposable)
+            coded = None
+        return coded or Coded(packet.is_keyframe, packet.is_disposable)
 
     return of
 
 
-def _h264(found: Iterator[bytes]) -> Coded | None:
-    for unit in found:
+def _h264(nal_units: Iterator[bytes]) -> Coded | None:
+    for unit in nal_units:
         kind, referred = unit[0] & 31, unit[0] >> 5 & 3
         if kind in (1, 2, 5):  # slices
             bits = Bits(bytes(unit[1:24]))
             bits.ue()
-            # Containers also call pictures keyframes from which a picture recovers only by and by.
+            # Containers also mark recovery points as keyframes, after which the picture recovers only gradually.
             return Coded(kind == 5, referred == 0, bits.ue() % 5 == 1)
     return None
 
 
-def _hevc(found: Iterator[bytes]) -> Coded | None:
-    """By the first slice; whether it refers to later pictures, its first bits do not tell."""
-    kind = next((kind for unit in found if (kind := unit[0] >> 1 & 63) < 32), None)
+def _hevc(nal_units: Iterator[bytes]) -> Coded | None:
+    """From the first slice. Its first bits do not say whether it refers to later pictures."""
+    kind = next((kind for unit in nal_units if (kind := unit[0] >> 1 & 63) < 32), None)
     return None if kind is None else Coded(16 <= kind <= 21, False)
 
 
 def _mpeg4(data: memoryview) -> Coded | None:
-    """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the one before."""
-    found = [start[1][0] >> 6 for start in re.finditer(b"\0\0\1\xb6(?=(..))", data, re.DOTALL)]
-    coded = len(data) > NOT_CODED  # else it stands for a B-picture that was packed, whatever it calls itself
-    return Coded(coded and found[0] == 0, found == [2], 2 in found, len(found)) if found else None
+    """MPEG-4 part 2 (ISO/IEC 14496-2, 6.2.5). XviD and DivX pack B-pictures into the packet of the picture before."""
+    kinds = [start[1][0] >> 6 for start in re.finditer(b"\0\0\1\xb6(?=(..))", data, re.DOTALL)]
+    coded = len(data) > NOT_CODED  # otherwise it replaces a packed B-picture, whatever kind it says
+    return Coded(coded and kinds[0] == 0, kinds == [2], 2 in kinds, len(kinds)) if kinds else None
 
 
 def _mpeg2(data: memoryview) -> Coded | None:
-    """MPEG-1 and MPEG-2 (ISO/IEC 13818-2, 6.2.3); a picture of two fields is one."""
+    """MPEG-1 and MPEG-2 (ISO/IEC 13818-2, 6.2.3); two fields count as one picture."""
     if start := re.search(b"\0\0\1\0.(.)", data, re.DOTALL):
         kind = start[1][0] >> 3 & 7
         return Coded(kind == 1, kind == 3, kind == 3)
@@ -71,7 +71,7 @@ def _mpeg2(data: memoryview) -> Coded | None:
 
 
 def _flv1(data: memoryview) -> Coded:
-    """Sorenson's H.263, as in Flash video: 0 is an I-picture, 2 a P-picture that none refers to."""
+    """Sorenson's H.263, as in Flash video: 0 is an I-picture, 2 a P-picture that no other picture refers to."""
     bits = Bits(bytes(data[:12]))
     bits.u(30)
     bits.u({0: 16, 1: 32}.get(bits.u(3), 0))
@@ -84,11 +84,11 @@ def _vp9(data: memoryview) -> Coded:
     bits.u(2)
     if bits.u(2) == 3:
         bits.u(1)
-    return Coded(not bits.u(1) and not bits.u(1), False, False)  # no repetition of a picture, and a key
+    return Coded(not bits.u(1) and not bits.u(1), False, False)  # not a repeated picture, and a keyframe
 
 
 def _av1(data: memoryview) -> Coded | None:
-    """AV1's OBUs (5.3, 5.9.2) up to the first frame header."""
+    """Read AV1's OBUs (5.3, 5.9.2) up to the first frame header."""
     at = 0
     while at < len(data):
         kind, extended, sized = data[at] >> 3 & 15, data[at] >> 2 & 1, data[at] >> 1 & 1
@@ -116,20 +116,20 @@ _READERS: dict[str, Callable[[Any], Coded | None]] = {
     "libdav1d": _av1,
     "av1": _av1,
 }
-"""Decoder -> a function from a packet, or its units, to what it holds; None where its bytes do not tell."""
+"""Decoder -> a function that reads a packet, or its NAL units; it returns None if the bytes do not say."""
 
 
 # --- H.264 and HEVC: units, and H.264's headers ---------------------------------------------------------------------
 
 
 def length_size(extradata: bytes, hevc: bool = False) -> int:
-    """Bytes of the length before each unit, 0 where start codes part them."""
+    """Bytes of the length field before each unit; 0 if start codes separate the units."""
     at, least = (21, 22) if hevc else (4, 6)
     return (extradata[at] & 3) + 1 if len(extradata) > least and extradata[0] == 1 else 0
 
 
 def units(data: bytes | memoryview, length: int) -> Iterator[bytes | memoryview]:
-    """The NAL units of a packet; cut off ones end the iteration."""
+    """The NAL units of a packet; a truncated unit ends the iteration."""
     if length:
         at = 0
         while at + length < len(data):
@@ -141,24 +141,24 @@ def units(data: bytes | memoryview, length: int) -> Iterator[bytes | memoryview]
 
 
 def sequence_headers(extradata: bytes) -> list[bytes]:
-    """H.264's sequence parameter sets in a stream's extradata, of either form."""
+    """H.264's sequence parameter sets in a stream's extradata, in either form (avcC or start codes)."""
     if length_size(extradata):
         return list(islice(units(extradata[6:], 2), extradata[5] & 31))
     return [unit for unit in units(extradata, 0) if unit[0] & 31 == 7]
 
 
 class Bits:
-    """Reads a header bit by bit. Raises ValueError where it is cut off."""
+    """Read a header bit by bit. Raises ValueError if it is truncated."""
 
     def __init__(self, data: bytes):
         data = data.replace(b"\0\0\3", b"\0\0")  # emulation prevention
-        self.number, self.left = int.from_bytes(data, "big"), 8 * len(data)
+        self.number, self.remaining = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
-        if count > self.left:
-            raise ValueError("the header is cut off")
-        self.left -= count
-        return self.number >> self.left & (1 << count) - 1
+        if count > self.remaining:
+            raise ValueError("the header is truncated")
+        self.remaining -= count
+        return self.number >> self.remaining & (1 << count) - 1
 
     def ue(self) -> int:
         zeros = 0
@@ -171,14 +171,14 @@ class Bits:
         return (code + 1) // 2 if code % 2 else -(code // 2)
 
 
-# Profiles whose headers tell the chroma format and the scaling matrices.
+# Profiles with the chroma format and the scaling matrices in their headers.
 _HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 
 
 def references(header: bytes) -> tuple[int, bool]:
-    """(frames that a frame may refer to, whether all are coded as whole frames) of a sequence parameter set.
+    """Return (number of reference frames, whether no frame is coded as two fields) of a sequence parameter set.
 
-    Raises ValueError where it is cut off.
+    Raises ValueError if it is truncated.
     """
     bits = Bits(header[1:])
     profile = bits.u(8)

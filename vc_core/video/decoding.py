@@ -1,4 +1,4 @@
-"""Decoding of exactly the frames that are asked for, from the keyframe before each of them."""
+"""Decode exactly the requested frames, each from the keyframe before it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import Media, undecodable, unreadable
-from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Packet, Reader, number_of
+from .packets import FEW, NEVER, ONE_PER_PACKET, SPLIT, Index, Packet, Reader, number_of
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Packets `first` to `last` (exclusive) of an index, whose frames shown in [begin, end) are asked for `wanted`.
+    """Packets `first` to `last` (exclusive) of an index, and the requested times of their frames in [begin, end).
 
-    The packets go beyond the next keyframe where frames that are shown before it follow it (open groups of pictures).
+    The packets continue after the next keyframe if frames shown before it follow it (open groups of pictures).
     """
 
     first: int
     last: int
     begin: int
     end: float
-    wanted: tuple[int, ...]
+    times: tuple[int, ...]
 
 
-def segments(table: Index, wanted: Sequence[int]) -> list[Segment]:
-    """The segments that hold some of the `wanted` times (ascending), in order."""
+def segments(table: Index, times: Sequence[int]) -> list[Segment]:
+    """The segments that contain the requested `times` (ascending), in order."""
     packets = table.packets
     split = table.codec in SPLIT
     starts = [n for n, packet in enumerate(packets) if n == 0 or (split and packet.coded.key and packet.time != NEVER)]
-    if not table.sought:  # what is read from the beginning is read once
-        starts = [max((n for n in starts if packets[n].time <= wanted[0]), default=0)] if wanted else []
-    found = []
+    if not table.seekable:  # read once from the beginning
+        starts = [max((n for n in starts if packets[n].time <= times[0]), default=0)] if times else []
+    result = []
     for first, following in zip(starts, [*starts[1:], None], strict=True):
         begin, end, last = packets[first].time, float("inf"), len(packets)
         if following is not None:
@@ -42,22 +42,22 @@ def segments(table: Index, wanted: Sequence[int]) -> list[Segment]:
             leading = following + 1
             while leading < len(packets) and packets[leading].time < end:
                 last = leading = leading + 1
-        mine = tuple(wanted[bisect_left(wanted, begin) : bisect_left(wanted, end)])
-        if mine:
-            found.append(Segment(first, last, begin, end, mine))
-    return found
+        inside = tuple(times[bisect_left(times, begin) : bisect_left(times, end)])
+        if inside:
+            result.append(Segment(first, last, begin, end, inside))
+    return result
 
 
-def decode(video: Media, table: Index, wanted: Sequence[int], vectors: bool = False) -> Iterator[tuple[int, Any]]:
-    """(time, av.VideoFrame that is shown then) for every wanted time, some of the index's, ascending.
+def decode(video: Media, table: Index, times: Sequence[int], vectors: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield (time, the av.VideoFrame shown then) for each requested time: some of the index's times, ascending.
 
-    `vectors`: export block vectors, exactly; the frames' pictures are not to be used then. Raises UserError where the
-    file cannot be read or its frames are damaged.
+    `vectors`: export exact block vectors; do not use the frames' pixels then. Raises UserError if the file cannot be
+    read or its frames are damaged.
     """
     import av
 
     with Reader(video, table, vectors) as reader:
-        for segment in segments(table, wanted):
+        for segment in segments(table, times):
             try:
                 yield from _frames(reader, segment)
             except av.FFmpegError as error:
@@ -65,45 +65,45 @@ def decode(video: Media, table: Index, wanted: Sequence[int], vectors: bool = Fa
 
 
 def _frames(reader: Reader, segment: Segment) -> Iterator[tuple[int, Any]]:
-    """(wanted time, frame) for each wanted time of a segment."""
-    video, table, wanted, held = reader.video, reader.table, deque(segment.wanted), None
-    whole, chosen = table.codec in WHOLE, frozenset(wanted)
+    """Yield (time, frame) for each requested time of a segment."""
+    video, table, pending, previous = reader.video, reader.table, deque(segment.times), None
+    strict, requested = table.codec in ONE_PER_PACKET, frozenset(pending)
 
     def damaged(time: int) -> UserError:
-        return unreadable(video, f"its picture at {float(time * table.time_base):.2f} s is damaged")
+        return unreadable(video, f"the frame at {float(time * table.time_base):.2f} s is damaged")
 
-    def shown_on(time: int):
-        """The frame before, which is shown on where a packet gave none."""
-        if whole and any(p.time == time and p.size > FEW for p in table.packets[segment.first : segment.last]):
+    def repeated(time: int):
+        """The previous frame, which stays visible if a packet produced no frame."""
+        if strict and any(p.time == time and p.size > FEW for p in table.packets[segment.first : segment.last]):
             raise damaged(time)
-        return held
+        return previous
 
     def needed(packet: Packet) -> bool:
-        return not packet.coded.disposable or packet.time in chosen or packet.time == NEVER
+        return not packet.coded.disposable or packet.time in requested or packet.time == NEVER
 
     for frame in reader.frames(segment.first, segment.last, needed):
         number = number_of(frame)
-        time = frame.pts if number is None else table.packets[number].time  # which was checked
+        time = frame.pts if number is None else table.packets[number].time  # the checked time
         if time is None or not segment.begin <= time < segment.end:
             continue
         frame.time_base, frame.pts = table.time_base, time
         if frame.is_corrupt:
             raise damaged(time)
-        if held is not None and whole and _picture(frame) == _picture(held):
-            continue  # given at the end, for a packet that held none
-        while wanted and held is not None and time > wanted[0]:
-            yield wanted[0], shown_on(wanted.popleft())
-        if wanted and time == wanted[0]:
-            yield wanted.popleft(), frame
-        if not wanted:
+        if previous is not None and strict and _address(frame) == _address(previous):
+            continue  # output again at the end, for a packet without a picture
+        while pending and previous is not None and time > pending[0]:
+            yield pending[0], repeated(pending.popleft())
+        if pending and time == pending[0]:
+            yield pending.popleft(), frame
+        if not pending:
             return
-        held = frame
-    if held is None:
-        raise unreadable(video, f"no picture can be decoded from {float(segment.begin * table.time_base):.2f} s on")
-    for time in wanted:
-        yield time, shown_on(time)
+        previous = frame
+    if previous is None:
+        raise unreadable(video, f"no frame can be decoded from {float(segment.begin * table.time_base):.2f} s on")
+    for time in pending:
+        yield time, repeated(time)
 
 
-def _picture(frame) -> int:
-    """Where a frame's picture lies; frames that exist at the same time share it where they show the same one."""
+def _address(frame) -> int:
+    """The memory address of a frame's pixels; frames that exist at the same time share it if they are the same."""
     return frame.planes[0].buffer_ptr

@@ -1,4 +1,4 @@
-"""The formats that a video is written in, one row of a table each. The same video gives the same bytes every time."""
+"""The video formats that can be written, as a table. The same video always gives the same bytes."""
 
 import json
 import math
@@ -18,32 +18,32 @@ from torch import Tensor
 
 from ..disk import check_folder, check_place, folder_beside, written_beside
 from ..errors import UserError
-from ..folders import put_there_by_systems
+from ..folders import is_system_file
 from ..parsing import parse_json
 from .metadata import Metadata, comment, png_text, webp_exif
 from .opening import as_url
 
 FOLDER = ""
-"""The key in FORMATS of a folder of pictures: a name without an ending."""
+"""The key in FORMATS of a folder of images: a name without an ending."""
 
 
 @dataclass(frozen=True)
 class VideoToWrite:
-    """What is written."""
+    """A video and how to write it."""
 
     video: Tensor  # (3 or 1, F, H, W), in [0, 1] (clamped)
-    rate: Fraction  # frames a second
-    scale: int  # every pixel becomes this many squared
+    rate: Fraction  # frames per second
+    scale: int  # every pixel becomes scale x scale pixels
     metadata: Metadata  # texts to store in the file
-    after_frame: Callable[[], None]  # to be called after every frame that was written
+    after_frame: Callable[[], None]  # called after each written frame
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3) uint8, one after the other: a whole long video would not fit into memory again."""
+        """Yield the frames (H, W, 3) uint8 one by one: a second copy of a long video would not fit into memory."""
         for frame in self.video.unbind(1):
             yield as_bytes(frame[:, None])[0].repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
     def durations(self, milliseconds: int) -> list[int]:
-        """How long each frame is shown, in milliseconds: multiples of this many, whose sums are as near as can be."""
+        """How long each frame is shown: multiples of `milliseconds` as close to the exact times as possible."""
         count = self.video.shape[1]
         times = [round(1000 * i / self.rate / milliseconds) * milliseconds for i in range(count + 1)]
         return [end - start for start, end in pairwise(times)]
@@ -51,14 +51,14 @@ class VideoToWrite:
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """How a clip is written to a path."""
+    """How to write a video to a path."""
 
     write: Callable[[Path, VideoToWrite], None]
-    fastest: int = 1000  # frames a second; beyond, players show every frame for a tenth of a second
-    largest: int = 65535  # pixels of a side
-    needs: str = ""  # what a build of a library may lack, in words
-    present: Callable[[], bool] = lambda: True  # whether it is there
-    check: Callable[[Path], None] = check_place  # refuses places where it cannot be written
+    fastest: int = 1000  # frames per second; above it, players show each frame for a tenth of a second
+    largest: int = 65535  # pixels per side
+    needs: str = ""  # an optional part of a library, in words
+    installed: Callable[[], bool] = lambda: True  # whether that part is installed
+    check: Callable[[Path], None] = check_place  # raises UserError for paths that cannot be written
     beside: Callable[[Path], AbstractContextManager[Path]] = written_beside
 
 
@@ -70,8 +70,8 @@ def as_bytes(video: Tensor) -> np.ndarray:
 
 # --- Containers with a codec, by PyAV -------------------------------------------------------------------------------
 
-# swscale's name and the number that the file carries. BT.601 at small sizes and BT.709 from 720 lines on is what
-# players assume where a file does not say it. Ours does, for those readers that always assume BT.601.
+# swscale's name and the number stored in the file. If a file does not say it, players assume BT.601 at small sizes and
+# BT.709 from 720 lines on. Our files say it, because some readers always assume BT.601.
 _BT601, _BT709 = ("ITU601", 6), ("ITU709", 1)
 _LIMITED_RANGE = 1
 
@@ -79,7 +79,7 @@ _LIMITED_RANGE = 1
 def _encode(
     codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: VideoToWrite
 ) -> None:
-    """As 4:2:0, that is one colour for two by two pixels: an odd side is extended by its last line."""
+    """Encode as 4:2:0 (one colour per 2x2 pixels): an odd side is extended by repeating its last line."""
     import av
 
     # bitexact: no date, no random identifier and no version in the container.
@@ -98,7 +98,7 @@ def _encode(
                 pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 yield frame.reformat(format="yuv420p", dst_colorspace=matrix)
-            yield None  # what the encoder still holds back
+            yield None  # flushes the encoder
 
         for frame in frames():
             for packet in context.encode_lazy(frame):
@@ -108,11 +108,11 @@ def _encode(
 
 
 def _x264_options() -> dict[str, str]:
-    """A fixed number of threads, on which the bytes depend, and no AVX-512.
+    """Use a fixed number of threads, because the bytes depend on it, and no AVX-512.
 
-    x264's routines for AVX-512 read memory that nobody wrote: with them (core 165) the same frames give other bytes
-    from one time to the next, and with AVX2 always those of its plain C. Naming routines that a processor lacks
-    would crash, so they are named only where torch has found them.
+    x264's AVX-512 routines (core 165) read uninitialized memory, so the same frames give different bytes each time;
+    its AVX2 routines always give the bytes of its plain C code. Requesting routines that the processor does not have
+    would crash, so AVX2 is requested only if torch detects it.
     """
     options = {"crf": "16", "preset": "medium", "threads": "4"}
     has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -120,7 +120,7 @@ def _x264_options() -> dict[str, str]:
 
 
 def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> VideoFormat:
-    def present() -> bool:
+    def installed() -> bool:
         import av
 
         try:
@@ -129,7 +129,7 @@ def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[st
             return False
 
     write = partial(_encode, codec, options, container_options)
-    return VideoFormat(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", present=present)
+    return VideoFormat(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", installed=installed)
 
 
 # --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ def _images(clip: VideoToWrite) -> Iterator[Any]:
 
 
 def _write_gif(path: Path, clip: VideoToWrite) -> None:
-    """One palette of 256 colours for all frames, so that no colour flickers, and no dithering, which would crawl: those
-    that stand for a sample of at most 65,536 pixels best.
+    """Write with one palette of 256 colours for all frames, so that colours do not flicker, and without dithering, so
+    that no pattern crawls. The palette is fitted to a sample of at most 65,536 pixels.
 
-    A video that has no more colours keeps them; Pillow may take two that are less than 8 of 255 apart for one.
+    A video with at most 256 colours keeps them, but Pillow may merge two that differ by less than 8 of 255.
     """
     from PIL import Image
 
@@ -161,7 +161,8 @@ def _write_gif(path: Path, clip: VideoToWrite) -> None:
 
 
 def _write_webp(path: Path, clip: VideoToWrite) -> None:
-    """Lossless: the one file that holds the very pixels. The effort is low: more costs ten times for a tenth less."""
+    """Write losslessly: the only single file with the exact pixels. The effort is low, because a higher one needs ten
+    times as long for a tenth less size."""
     first, *others = _images(clip)
     options = {"duration": clip.durations(1), "lossless": True, "quality": 0, "method": 0}
     exif = webp_exif(clip.metadata)
@@ -174,14 +175,14 @@ def _has_webp() -> bool:
     return features.check("webp")
 
 
-# --- A folder of pictures -------------------------------------------------------------------------------------------
+# --- A folder of images ---------------------------------------------------------------------------------------------
 
 DESCRIPTION = "video.json"
-"""In a folder of pictures: its number of frames, and the rate as a number or a fraction, for instance `30000/1001`."""
+"""The file in a folder of images with the number of frames, and the rate: a number or a fraction like `30000/1001`."""
 
 
 def _write_folder(folder: Path, clip: VideoToWrite) -> None:
-    """The metadata goes into every picture, so that one which is taken out still says how it was made."""
+    """Store the metadata in every image, so that a single copied image still says how it was generated."""
     text = png_text(clip.metadata)
     for number, image in enumerate(_images(clip)):
         image.save(folder / f"{number:05d}.png", format="PNG", pnginfo=text)
@@ -190,38 +191,38 @@ def _write_folder(folder: Path, clip: VideoToWrite) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises UserError as `folder_beside`, and for a folder with anything but an earlier result of ours in it."""
+    """Raise UserError as `folder_beside` does, and for a folder with files that are not part of an earlier result."""
     check_folder(folder)
     if not folder.is_dir():
         return
-    foreign = sorted(path.name for path in folder.iterdir() if not put_there_by_systems(path.name))
+    foreign = sorted(path.name for path in folder.iterdir() if not is_system_file(path.name))
     try:
         described = set(parse_json((folder / DESCRIPTION).read_text())) == {"frames", "rate"}
     except (OSError, ValueError, TypeError):
         described = False
     if described:
-        part = re.compile(rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}")
-        foreign = [name for name in foreign if not (part.fullmatch(name) and (folder / name).is_file())]
+        own = re.compile(rf"\d{{5,}}\.png|{re.escape(DESCRIPTION)}")
+        foreign = [name for name in foreign if not (own.fullmatch(name) and (folder / name).is_file())]
     if foreign:
         raise UserError(
-            f"{folder}: holds {foreign[0]}, which is not part of an earlier result, and it would be lost: "
-            "give a new folder or an empty one."
+            f"{folder} contains {foreign[0]}, which is not part of an earlier result and would be lost. Choose a new "
+            "or an empty folder."
         )
 
 
 # --- The table ------------------------------------------------------------------------------------------------------
 
 FORMATS: dict[str, VideoFormat] = {
-    # use_metadata_tags keeps every key under its own name, as ComfyUI's video nodes write and its page reads them;
-    # otherwise only the keys that iTunes knows survive.
+    # use_metadata_tags keeps each key under its own name, as ComfyUI's video nodes write and its page reads it;
+    # without it, only iTunes' own keys survive.
     ".mp4": _coded("libx264", _x264_options(), {"movflags": "+faststart+use_metadata_tags"}),
-    # libvpx's bytes depend on its threads with row-mt only.
+    # libvpx's bytes depend on the number of threads only with row-mt.
     ".webm": _coded(
         "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "4", "row-mt": "0"}, {}
     ),
     ".gif": VideoFormat(_write_gif, fastest=50),
     ".webp": VideoFormat(
-        _write_webp, fastest=90, largest=16383, needs="a build of Pillow with WebP", present=_has_webp
+        _write_webp, fastest=90, largest=16383, needs="a build of Pillow with WebP", installed=_has_webp
     ),
     FOLDER: VideoFormat(_write_folder, check=check_replaceable, beside=folder_beside),
 }

@@ -1,6 +1,6 @@
-"""The light of HDR signals, PQ and HLG, as an SDR display shows it.
+"""Convert HDR signals (PQ and HLG) to SDR.
 
-In torch, because the filters of ffmpeg that do it well are missing from many builds, and PyAV's among them."""
+In torch, because many builds of ffmpeg, including PyAV's, do not contain the filters that do it well."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 WHITE = 203.0
-"""Candela a square metre of diffuse white, a sheet of paper in the light of the scene: ITU-R BT.2408, table 1."""
+"""Candela per square metre of diffuse white, a sheet of paper in the light of the scene: ITU-R BT.2408, table 1."""
 
 PEAK = 1000.0
-"""Of the display that HLG's scene light is brought to: its nominal one, ITU-R BT.2100, table 5. Diffuse white is at
-75 % of the signal then."""
+"""Peak luminance of the display that HLG's scene light is converted for: the nominal one of ITU-R BT.2100, table 5.
+Diffuse white is at 75 % of the signal then."""
 
 KNEE = 0.9
-"""Of diffuse white: what is darker stays as it is, what is brighter is bent to end below 1."""
+"""As a fraction of diffuse white: darker light stays unchanged, brighter light is compressed to below 1."""
 
 PQ, HLG = 16, 18
-"""Transfer functions by their numbers in ITU-T H.273, as files carry them."""
+"""Transfer functions by their numbers in ITU-T H.273, as stored in files."""
 
 NAMES = {PQ: "PQ", HLG: "HLG"}
 
@@ -28,22 +28,22 @@ _TO_709 = {
     9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),  # BT.2020: ITU-R BT.2407
     12: ((1.2249, -0.2247, 0.0), (-0.0421, 1.0421, 0.0), (-0.0196, -0.0786, 1.0979)),  # P3 with the white D65
 }
-"""Primaries, by their numbers in H.273 -> linear light to BT.709's primaries. Unnamed ones are taken for BT.2020's."""
+"""Primaries, by their numbers in H.273 -> the matrix for linear light to BT.709's primaries. BT.2020 is the default."""
 
-_SAME = (1, 5, 6, 7)  # BT.709's own, and those of older televisions, which differ little
+_SAME = (1, 5, 6, 7)  # BT.709's own primaries, and those of older televisions, which differ little
 _LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
 
 
 def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
-    """HDR pixels (..., 3), signal of 16 bits (int32), as SDR signal in [0, 1] float32.
+    """Convert HDR pixels (..., 3), a 16-bit signal (int32), to an SDR signal in [0, 1] float32.
 
-    By the light of the display: PQ's as it is, HLG's by the OOTF of BT.2100 at 1000 cd/m²; from BT.2020's primaries to
-    BT.709's (BT.2407, what lies outside is clipped); diffuse white, 203 cd/m², becomes SDR's white but for 1 % of the
-    signal (BT.2408 sets them equal), and brighter light is bent into what is left, with its hue kept; then the inverse
-    of BT.1886's gamma 2.4, which an SDR display has.
+    The steps: display light (PQ's as it is, HLG's by the OOTF of BT.2100 at 1000 cd/m²); BT.2020's primaries to
+    BT.709's (BT.2407, out-of-range colours are clipped); diffuse white, 203 cd/m², becomes 99 % of SDR's
+    white signal (BT.2408 sets them equal), and brighter light is compressed into the remaining range with its hue kept;
+    then the inverse of BT.1886's gamma 2.4, which an SDR display has.
     """
     light = _light(transfer)[pixels.long()]
-    if transfer == HLG:  # the OOTF, of gamma 1.2
+    if transfer == HLG:  # the OOTF, with gamma 1.2
         luminance = (light * torch.tensor(_LUMINANCE)).sum(-1, keepdim=True)
         light = light * luminance.clamp(min=1e-9) ** 0.2 * (PEAK / WHITE)
     if primaries not in _SAME:
@@ -56,7 +56,8 @@ def tone_mapped(pixels: Tensor, transfer: int, primaries: int = 9) -> Tensor:
 
 @cache
 def _light(transfer: int) -> Tensor:
-    """Of each of 65536 signals: PQ's EOTF in diffuse whites, HLG's inverse OETF in the scene (BT.2100, tables 4, 5)."""
+    """A table of light for each of 65536 signal levels: PQ's EOTF relative to diffuse white, HLG's inverse OETF in the
+    scene (BT.2100, tables 4, 5)."""
     signal = torch.linspace(0, 1, 2**16, dtype=torch.float64)
     if transfer == PQ:
         m1, m2 = 2610 / 16384, 2523 / 32
@@ -68,10 +69,10 @@ def _light(transfer: int) -> Tensor:
 
 
 def note(what: object, transfer: int) -> str:
-    """One sentence for users on what becomes of pictures of this transfer function; empty for SDR."""
+    """Return a note for users about the conversion of this transfer function; empty for SDR."""
     if transfer not in NAMES:
         return ""
     return (
-        f"{what}: is HDR video ({NAMES[transfer]}), and was brought to SDR: diffuse white ({WHITE:g} cd/m²) became "
-        "white, and wide colours those of BT.709."
+        f"{what} is HDR video ({NAMES[transfer]}) and was converted to SDR. Diffuse white ({WHITE:g} cd/m²) became "
+        "white, and colours outside BT.709 were clipped."
     )

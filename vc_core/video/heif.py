@@ -1,5 +1,5 @@
-"""Still pictures in HEIF containers (.heic, .heif, .avif): which of their items is the picture, and how it is put
-together, read from the boxes of ISO/IEC 14496-12 and 23008-12. Telephones cut a picture into tiles, each an item.
+"""Images in HEIF containers (.heic, .heif, .avif): find the primary image and how it is composed, from the boxes of
+ISO/IEC 14496-12 and 23008-12. Phones cut an image into tiles, each stored as an item.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 STILLS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif", b"miaf", b"jpeg"})
-"""Major brands of files whose main content is a still picture; those of sequences are others."""
+"""Major brands of files with an image as main content; image sequences have other brands."""
 
 
 @dataclass(frozen=True)
 class PictureLayout:
-    """How the primary picture is put together.
+    """How the primary image is composed.
 
     Attributes:
-        size: (height, width) before it is turned; None where the file does not say.
-        tiles: item numbers of the tiles, row by row; a single one for a picture that is not cut.
-        turns: what is done to the whole then, in order: ("turn", quarters anticlockwise), ("mirror", 0 for upside down,
-            1 for left to right), ("crop", (left, top, width, height)).
+        size: (height, width) before rotation; None if the file does not say.
+        tiles: item numbers of the tiles, row by row; a single number for an image without tiles.
+        turns: operations on the composed image, in order: ("turn", quarters anticlockwise), ("mirror", 0 for upside
+            down, 1 for left to right), ("crop", (left, top, width, height)).
     """
 
     size: tuple[int, int] | None
@@ -31,16 +31,18 @@ class PictureLayout:
     turns: tuple[tuple[str, Any], ...]
 
     def grid(self, tile: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of tiles of (height, width). Raises ValueError where they do not make up the picture."""
+        """Return (rows, columns) for tiles of (height, width). Raises ValueError if they do not fit the image size."""
         if len(self.tiles) == 1 or self.size is None:
             return 1, 1
         rows, columns = (-(-side // part) for side, part in zip(self.size, tile, strict=True))
         if rows * columns != len(self.tiles):
-            raise ValueError(f"{len(self.tiles)} tiles do not make up {self.size[1]} by {self.size[0]} pixels")
+            raise ValueError(
+                f"{len(self.tiles)} tiles do not match an image of {self.size[1]} by {self.size[0]} pixels"
+            )
         return rows, columns
 
     def turned(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels (H, W, C) as they are shown."""
+        """Return the pixels (H, W, C) as shown."""
         for kind, value in self.turns:
             if kind == "turn":
                 pixels = np.rot90(pixels, value)
@@ -53,14 +55,14 @@ class PictureLayout:
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether a file that begins so is a HEIF with a still picture."""
+    """Whether a file with these first bytes is a HEIF file with an image."""
     return head[4:8] == b"ftyp" and head[8:12] in STILLS
 
 
 def layout(data: bytes) -> PictureLayout:
-    """The layout of a file's primary picture, from its bytes (the boxes before its pictures will do).
+    """Return the layout of a file's primary image from its bytes (the boxes before the image data are enough).
 
-    Raises ValueError for boxes that are missing or damaged, or a picture that is no grid but derived in another way.
+    Raises ValueError if boxes are missing or damaged, or if the image is derived in another way than as a grid.
     """
     try:
         meta = dict(_boxes(_first(data, b"meta")[4:]))
@@ -68,11 +70,11 @@ def layout(data: bytes) -> PictureLayout:
         kind = dict(_items(meta[b"iinf"]))[primary]
         properties = [*_boxes(_first(meta[b"iprp"], b"ipco"))]
         numbers = dict(_associations(_first(meta[b"iprp"], b"ipma"))).get(primary, ())
-        mine = [properties[number - 1] for number in numbers if number]
-        size = next((struct.unpack(">II", body[4:12])[::-1] for name, body in mine if name == b"ispe"), None)
-        turns = tuple(turn for name, body in mine for turn in _turn(name, body, size))
+        own = [properties[number - 1] for number in numbers if number]
+        size = next((struct.unpack(">II", body[4:12])[::-1] for name, body in own if name == b"ispe"), None)
+        turns = tuple(turn for name, body in own for turn in _turn(name, body, size))
         if kind in (b"iovl", b"iden", b"tmap"):
-            raise ValueError(f"its picture is put together as {kind.decode()!r}, and a grid of tiles is expected")
+            raise ValueError(f"expected a grid of tiles, got an image composed as {kind.decode()!r}")
         tiles = (primary,)
         if kind == b"grid":
             tiles = dict(_references(meta[b"iref"], b"dimg"))[primary]
@@ -84,7 +86,7 @@ def layout(data: bytes) -> PictureLayout:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of each box, one after the other."""
+    """Yield (kind, content) of each box."""
     at = 0
     while at + 8 <= len(data):
         length, kind, head = _number(data, at, 4), data[at + 4 : at + 8], 8
@@ -98,8 +100,8 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _first(data: bytes, kind: bytes) -> bytes:
-    for found, body in _boxes(data):
-        if found == kind:
+    for name, body in _boxes(data):
+        if name == kind:
             return body
     raise KeyError(kind)
 
@@ -111,7 +113,7 @@ def _number(data: bytes, at: int, size: int) -> int:
 
 
 def _items(iinf: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, kind) of each item."""
+    """Yield (number, kind) of each item."""
     for kind, body in _boxes(iinf[8 if iinf[0] else 6 :]):
         if kind == b"infe" and body[0] >= 2:
             wide = 4 if body[0] == 3 else 2
@@ -119,7 +121,7 @@ def _items(iinf: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _references(iref: bytes, of: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(item, those that it refers to) of each reference of one kind."""
+    """Yield (item, the items that it refers to) for each reference of one kind."""
     wide = 4 if iref[0] else 2
     for kind, body in _boxes(iref[4:]):
         if kind == of:
@@ -128,7 +130,7 @@ def _references(iref: bytes, of: bytes) -> Iterator[tuple[int, tuple[int, ...]]]
 
 
 def _associations(ipma: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(item, its properties, counted from 1) of each item."""
+    """Yield (item, the numbers of its properties, from 1) for each item."""
     wide, step, at = 4 if ipma[0] else 2, 2 if ipma[3] & 1 else 1, 8
     for _ in range(_number(ipma, 4, 4)):
         item, count = _number(ipma, at, wide), _number(ipma, at + wide, 1)

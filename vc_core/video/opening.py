@@ -1,4 +1,4 @@
-"""The opening of files: what may be opened, and which stream of a file is its video."""
+"""Open files safely, and find the stream of a file that is its video."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .heif import STILLS
 from .limits import VARIABLE, check_pixels, decoder_options, most_pixels
 
 HEAD = 4096
-"""Bytes at the beginning of a file that tell what it is."""
+"""Bytes at the beginning of a file that identify its format."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A row of pictures as a video."""
+    """A sequence of images as a video."""
 
     kind: str  # what `VideoInfo.codec` says
     size: tuple[int, int]  # (height, width)
     time_base: Fraction  # seconds of one unit of `times`
-    times: tuple[int, ...]  # when each picture is shown, ascending from 0; and when the last one ends
-    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # pictures by number, ascending, as (H, W, 3 or 4) uint8
-    note: str = ""  # what was decided for the user, a sentence or empty
+    times: tuple[int, ...]  # when each image is shown, ascending from 0; and when the last one ends
+    read: Callable[[Sequence[int]], Iterator[np.ndarray]]  # images by number, ascending, as (H, W, 3 or 4) uint8
+    note: str = ""  # a sentence about what was decided for the user, or empty
 
     def shown(self, times: Sequence[int]) -> Iterator[Any]:
-        """The pictures that begin at these times as av.VideoFrames."""
+        """Yield the images that start at these times as av.VideoFrames."""
         import av
 
         numbers = {time: number for number, time in enumerate(self.times)}
@@ -52,13 +52,13 @@ class Media:
 
     name: str  # for messages
     source: Path | bytes  # its path, or its bytes
-    pictures: Pictures | None = None  # what it is made of, where it is a row of pictures and nothing for av.open
+    pictures: Pictures | None = None  # set for a sequence of images, which av.open cannot read
 
     def __str__(self) -> str:
         return self.name
 
     def open(self) -> Any:
-        """What av.open takes."""
+        """Return the argument for av.open."""
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else as_url(self.source)
 
     def file(self) -> IO[bytes]:
@@ -77,62 +77,62 @@ _IMAGES = (
     "ppm pgmyuv xbm xpm xwd gem cri"
 )
 DEMUXERS = (*_VIDEOS.split(), *_SOUNDS.split(), *(f"{name}_pipe" for name in _IMAGES.split()), "ico")
-"""libavformat's names of what may be opened: files that hold their pictures themselves. Left out are those that open
-others or the network (playlists, SDP, concat, sequences of images, subtitles, clips in parts such as mlv), devices,
-scripts, and text, which is drawn as a video of letters. Sounds and images are told by what they are, and refused later.
+"""libavformat's names of the allowed formats: files that contain their own frames. Formats that open other files or the
+network are excluded (playlists, SDP, concat, image sequences, subtitles, split clips such as mlv), as are devices,
+scripts, and text, which is rendered as a video. Sounds and images are opened, so that the later error can name them.
 """
 
 
 def as_url(path: Path) -> str:
-    """A path as ffmpeg opens it: without `file:`, a name with a colon would stand for a protocol."""
+    """Return a path as a URL for ffmpeg: without `file:`, ffmpeg would read a name with a colon as a protocol."""
     return f"file:{path}"
 
 
 def existing(path: Path, kind: str) -> Path:
     if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder, and {kind} was expected: give the path of a file.")
+        raise UserError(f"Expected {kind}, but {path} is a folder. Pass the path of a file.")
     if not os.path.isfile(path):  # pathlib raises for names that are too long
-        raise UserError(f"{path}: no such file, and {kind} was expected: check the path.")
+        raise UserError(f"Expected {kind}, but there is no file at {path}. Check the path.")
     return path
 
 
 def unreadable(video: Media, reason: str) -> UserError:
     return UserError(
-        f"{video}: cannot be read as a video ({reason}), an undamaged video file such as H.264 .mp4 is expected: "
-        "copy or export the file again."
+        f"{video} cannot be read as a video ({reason}). Expected an undamaged video file such as H.264 .mp4. Copy or "
+        "export the file again."
     )
 
 
 def undecodable(video: Media, decoder, error) -> UserError:
-    """Of an FFmpegError of a decoder, which may have been stopped by the limit of pixels before it told a size."""
+    """Return the error for a decoder's FFmpegError, which the pixel limit may have caused before the size was known."""
     reason = error.strerror or repr(error)
     if decoder.width:
         return unreadable(video, reason)
     return UserError(
-        f"{video}: cannot be read as a video ({reason}): it is damaged, or its frames have more than "
-        f"{most_pixels() / 1e6:g} megapixels, and an undamaged video of smaller ones is expected: export it again, or "
-        f"raise the limit with --max-megapixels or the environment variable {VARIABLE}."
+        f"{video} cannot be read as a video ({reason}). Expected an undamaged video with frames of at most "
+        f"{most_pixels() / 1e6:g} megapixels. Export it again, or raise the limit with --max-megapixels or the "
+        f"environment variable {VARIABLE}."
     )
 
 
 class _Unnamed(io.BufferedReader):
-    """A file whose name nobody reads anything into."""
+    """A file with a neutral name, which ffmpeg does not interpret."""
 
     name = "file"
 
 
 @contextmanager
 def demuxed(source: str | BinaryIO) -> Iterator:
-    """libavformat's container of a URL by `as_url`, or of a file object: whatever is read, is opened here.
+    """Open libavformat's container of a URL from `as_url`, or of a file object. Everything that is read is opened here.
 
-    The file alone is opened, whatever it names, by DEMUXERS alone: a text of a few lines, called .mp4 or handed over as
-    bytes, could otherwise open ports and other files. Decoders keep to the limit of pixels, also those that find out
-    what a stream is. Raises av.FFmpegError, ValueError or OSError.
+    Only this file is opened, and only by DEMUXERS, even if it refers to others: a text of a few lines, named .mp4 or
+    passed as bytes, could otherwise open ports and other files. All decoders, including those that probe a stream,
+    obey the pixel limit. Raises av.FFmpegError, ValueError or OSError.
     """
     import av
 
     with ExitStack() as stack:
-        if isinstance(source, str) and re.search(r"[%*?{]", source):  # by name it would stand for a sequence of images
+        if isinstance(source, str) and re.search(r"[%*?{]", source):  # ffmpeg reads such names as image sequences
             source = stack.enter_context(_Unnamed(io.FileIO(source.removeprefix("file:"))))
         limits = decoder_options()
         options = {
@@ -140,17 +140,17 @@ def demuxed(source: str | BinaryIO) -> Iterator:
             "format_whitelist": ",".join(DEMUXERS),
             "protocol_whitelist": "file" if isinstance(source, str) else "none",
         }
-        # Real files carry tags that are not UTF-8.
+        # Some real files contain tags that are not UTF-8.
         container = stack.enter_context(av.open(source, options=options, metadata_errors="replace"))
         for stream in container.streams.video:
             if stream.codec_context is not None:
-                stream.codec_context.options = limits  # what the container says of the size need not be so
+                stream.codec_context.options = limits  # the size in the container may be wrong
         yield container
 
 
 @contextmanager
 def opened(video: Media) -> Iterator[tuple]:
-    """The container and the stream that is its video, or a UserError that says what the file is instead."""
+    """Yield the container and its video stream. Raises a UserError that says what the file is instead."""
     import av
 
     with ExitStack() as stack:
@@ -159,7 +159,7 @@ def opened(video: Media) -> Iterator[tuple]:
             try:
                 return stack.enter_context(demuxed(video.open()))
             except av.ArgumentError as error:
-                raise unreadable(video, "its format is not one of media files") from error
+                raise unreadable(video, "it is not a known media format") from error
             except (av.FFmpegError, ValueError, OSError) as error:
                 raise unreadable(video, getattr(error, "strerror", None) or repr(error)) from error
 
@@ -168,12 +168,12 @@ def opened(video: Media) -> Iterator[tuple]:
         number = streams[0].index
         if len(streams) > 1:
             number = _moving(container, streams)
-            stack.close()  # packets were read from it
+            stack.close()  # because packets were read from it
             container = enter()
         stream = container.streams[number]
         context = stream.codec_context
         if context is None:
-            raise unreadable(video, "no decoder for its codec is built in")
+            raise unreadable(video, "there is no decoder for its codec")
         check_pixels(video, (context.height, context.width))
         try:
             yield container, stream
@@ -182,37 +182,37 @@ def opened(video: Media) -> Iterator[tuple]:
 
 
 def _videos(video: Media, container) -> list:
-    """The streams that may be the video, or a UserError that says what the file is instead."""
+    """Return the streams that may be the video. Raises a UserError that says what the file is instead."""
     from av.stream import Disposition
 
     name = container.format.name
-    # The cover of a sound file, thumbnails along a video, and tiles and alpha of a picture are no video.
+    # Covers of sound files, thumbnails of a video, and tiles and alpha of an image are not the video.
     other = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
     streams = [stream for stream in container.streams.video if not stream.disposition & other]
-    known = [stream for stream in streams if stream.codec_context is not None]
+    decodable = [stream for stream in streams if stream.codec_context is not None]
     tiles = any(stream.disposition & Disposition.dependent for stream in container.streams.video)
-    still = container.metadata.get("major_brand", "").encode() in STILLS and len(known) < 2
+    still = container.metadata.get("major_brand", "").encode() in STILLS and len(decodable) < 2
     if name.endswith("_pipe") or still or (tiles and not streams):
-        raise UserError(f"{video}: is an image, and a video was expected: give a video file.")
+        raise UserError(f"{video} is an image. Expected a video. Pass another file.")
     if not streams:
-        raise UserError(f"{video}: holds no video stream, and a video was expected: give a video file.")
-    return known or streams
+        raise UserError(f"{video} contains no video stream. Expected a video. Pass another file.")
+    return decodable or streams
 
 
 def _moving(container, streams: Sequence, packets: int = 400) -> int:
-    """The index of the stream that is the video among several: the largest of those with about as many pictures as any,
-    so that it is no still and no thumbnails; of equal ones that which the file prefers. Reads packets."""
+    """Return the index of the video among several streams: the largest of those with more than half as many frames as
+    any other (so no stills or thumbnails); among equals, the file's default. Reads packets."""
     import av
 
-    seen: Counter = Counter()
+    counts: Counter = Counter()
     try:
         for packet in islice(container.demux(streams), packets):
-            seen[packet.stream.index] += bool(packet.size)
-    except av.FFmpegError:  # whoever decodes it says so
+            counts[packet.stream.index] += bool(packet.size)
+    except av.FFmpegError:  # decoding reports it later
         pass
 
     def rank(stream) -> tuple[bool, int, bool]:
-        lively = seen[stream.index] * 2 > max(seen.values(), default=0)
+        lively = counts[stream.index] * 2 > max(counts.values(), default=0)
         size = stream.codec_context.width * stream.codec_context.height
         return lively, size, bool(stream.disposition & av.stream.Disposition.default)
 

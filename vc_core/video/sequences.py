@@ -1,5 +1,5 @@
-"""Where a video comes from: a file, bytes, a stream; or a row of pictures, in a folder or an animated WebP, which
-ffmpeg does not decode."""
+"""Sources of videos: a file, bytes, a stream; or a sequence of images in a folder or an animated WebP, which ffmpeg
+does not decode."""
 
 from __future__ import annotations
 
@@ -24,51 +24,50 @@ from .limits import check_head, check_rate, check_texts
 from .opening import HEAD, Media, Pictures, existing
 
 USUAL = Fraction(25)
-"""Frames a second of a folder that does not say it, as ffmpeg takes them."""
+"""Frames per second of a folder without a rate, as in ffmpeg."""
 
-_STEP = 100  # milliseconds that browsers show a picture which is to be shown for none
+_STEP = 100  # milliseconds that browsers show a frame with duration 0
 
 
 VideoSource = str | os.PathLike | bytes | BinaryIO | Media
-"""A path, the bytes of a file, a binary file object (seekable or not), or an opened `media`."""
+"""A path, the bytes of a file, a binary file object (seekable or not), or the result of `media`."""
 
 
 @contextmanager
 def media(source: VideoSource) -> Iterator[Media]:
-    """A source as Media, for as long as the `with` lasts.
+    """Open a source as Media, valid inside the `with`.
 
-    A file object that can seek is read from its beginning, another one from where it stands, to its end and into a
-    temporary file: decoders seek, and several of them read at once. What cannot be read twice, such as a pipe, is
-    opened here once and the Media handed to `probe` and to every extractor.
+    A file object is copied to a temporary file, from its beginning if it can seek, because decoders seek and several
+    read at the same time. To use a source that cannot be read twice, such as a pipe, open it once here and pass the
+    Media to `probe` and every extractor.
 
-    Raises UserError for a path that is no file and for what is no source.
+    Raises UserError for a path without a file, and for an object that is not a source.
     """
     if isinstance(source, Media):
         yield source
     elif isinstance(source, (bytes, bytearray, memoryview, io.BytesIO)):
         data = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
-        yield _looked_at(Media("The video in memory", data))
+        yield _checked(Media("The video in memory", data))
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if os.path.isdir(path):  # pathlib raises for names that are too long
             yield Media(str(path), path, folder_pictures(path))
         else:
-            yield _looked_at(Media(str(path), existing(path, "a video")))
+            yield _checked(Media(str(path), existing(path, "a video file")))
     elif hasattr(source, "read"):
         with tempfile.TemporaryDirectory(prefix="video-") as folder:
             path = Path(folder) / "video"
             _copy(source, path)
-            yield _looked_at(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
+            yield _checked(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
     else:
         raise UserError(
-            f"A {type(source).__name__} is no video source: expected a path, the bytes of a file or a binary file "
+            f"A {type(source).__name__} is not a video source. Pass a path, the bytes of a file or a binary file "
             "object."
         )
 
 
-def _looked_at(video: Media) -> Media:
-    """A file's Media: as a row of pictures where ffmpeg does not decode it. Raises UserError for what would fill the
-    memory."""
+def _checked(video: Media) -> Media:
+    """Return the Media, with `pictures` if ffmpeg does not decode it. Raises UserError if it could fill the memory."""
     try:
         with video.file() as file:
             head = file.read(HEAD)
@@ -77,7 +76,7 @@ def _looked_at(video: Media) -> Media:
             check_texts(video, file)
     except OSError as error:
         raise UserError(
-            f"{video}: cannot be read ({error.strerror or repr(error)}): check its permissions and its disk."
+            f"{video} cannot be read ({error.strerror or repr(error)}). Check its permissions and its disk."
         ) from error
     return replace(video, pictures=webp_pictures(video)) if is_animated_webp(head) else video
 
@@ -89,7 +88,7 @@ def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
         while data := stream.read(block):
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise UserError(
-                    "The video stream gives text, and bytes were expected: open the file in binary mode, with 'rb'."
+                    "Expected bytes from the video stream, but it returns text. Open the file in binary mode ('rb')."
                 )
             file.write(data)
 
@@ -98,28 +97,28 @@ def _copy(stream: BinaryIO, path: Path, block: int = 2**20) -> None:
 
 
 def folder_pictures(folder: Path) -> Pictures:
-    """The images of a folder, in the order of their names, at the rate that its video.json says, else 25 a second.
+    """Return the images of a folder, sorted by name, at the rate in its video.json, or else at 25 per second.
 
-    Raises UserError for no images, images of several kinds, or another number than its video.json says.
+    Raises UserError for no images, images of several kinds, or another number than in its video.json.
     """
     files = listed_images(folder)
     if not files:
         raise UserError(
-            f"{folder}: is a folder without images, and a video was expected: give a video file, or a folder of "
-            "images, one a frame."
+            f"Expected a video, but {folder} is a folder without images. Pass a video file, or a folder with one image "
+            "per frame."
         )
     if len(kinds := sorted({file.suffix.lower() for file in files})) > 1:
         raise UserError(
-            f"{folder}: is a folder with images of several kinds ({', '.join(kinds)}), and a video was expected: give "
-            "a video file, or a folder of images of one kind, one a frame."
+            f"Expected a video, but {folder} contains images of several kinds ({', '.join(kinds)}). Pass a video "
+            "file, or a folder with one image per frame, all of one kind."
         )
     rate = _described(folder, len(files))
     note = ""
     if rate is None:
         rate = USUAL
         note = (
-            f"{folder}: {counted(len(files), 'image')} in the order of their names, taken as {USUAL} frames a second; "
-            f'a {DESCRIPTION} in it with {{"frames": {len(files)}, "rate": 30}} says another rate.'
+            f"{folder} is read as {counted(len(files), 'image')} in the order of their names, at {USUAL} frames per "
+            f'second. To set another rate, save {{"frames": {len(files)}, "rate": 30}} as {DESCRIPTION} in the folder.'
         )
 
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -127,8 +126,8 @@ def folder_pictures(folder: Path) -> Pictures:
             pixels = (read_image(files[number])[0] * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
             if pixels.shape[:2] != size:
                 raise UserError(
-                    f"{files[number]}: is {pixels.shape[1]} by {pixels.shape[0]} pixels, and {files[0].name} "
-                    f"{size[1]} by {size[0]}: make the images of a video of one size."
+                    f"{files[number]} is {pixels.shape[1]} by {pixels.shape[0]} pixels, but {files[0].name} is "
+                    f"{size[1]} by {size[0]}. Save all images of a video at one size."
                 )
             yield pixels
 
@@ -137,21 +136,21 @@ def folder_pictures(folder: Path) -> Pictures:
 
 
 def _described(folder: Path, count: int) -> Fraction | None:
-    """The rate in a folder's description; None where there is none."""
+    """Return the rate in a folder's description; None without a description."""
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
     try:
-        found = parse_json(path.read_text(encoding="utf-8-sig"))
-        frames, rate = found["frames"], Fraction(str(found["rate"]))
+        description = parse_json(path.read_text(encoding="utf-8-sig"))
+        frames, rate = description["frames"], Fraction(str(description["rate"]))
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise UserError(
-            f'{path}: does not say how the pictures beside it are shown: expected {{"frames": {count}, "rate": 25}}.'
+            f'{path} does not describe the images in its folder. Expected {{"frames": {count}, "rate": 25}}.'
         ) from error
     if frames != count:
         raise UserError(
-            f"{folder}: has {counted(count, 'image')}, and its {DESCRIPTION} says {str(frames)[:20]}: put the missing "
-            "ones back, or mend the number."
+            f"{folder} contains {counted(count, 'image')}, but its {DESCRIPTION} says {str(frames)[:20]}. Restore the "
+            "missing images or correct the number."
         )
     check_rate(f"{path}: the rate", rate)
     return rate
@@ -161,10 +160,10 @@ def _described(folder: Path, count: int) -> Fraction | None:
 
 
 def webp_pictures(video: Media) -> Pictures:
-    """The pictures of an animated WebP. Raises UserError where it is damaged, or they have too many pixels."""
+    """Return the frames of an animated WebP. Raises UserError if it is damaged or the frames have too many pixels."""
 
     def pictures(until: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
-        """(pixels, milliseconds) of the pictures; Pillow says how long one is shown once it is decoded."""
+        """Yield (pixels, milliseconds) of the frames; Pillow reports a frame's duration after decoding it."""
         try:
             with video.file() as file, opened_image(file, video) as image:
                 for number in range(image.n_frames if until is None else until):
@@ -173,27 +172,27 @@ def webp_pictures(video: Media) -> Pictures:
                     yield np.array(image), int(image.info.get("duration", 0)) or _STEP
         except UserError:
             raise
-        except Exception as error:  # what a damaged file makes of Pillow has no common kind
-            raise UserError(f"{video}: cannot be read as a video ({error}): give a whole animated WebP.") from error
+        except Exception as error:  # damaged files make Pillow raise many kinds of errors
+            raise UserError(f"{video} cannot be read as a video ({error}). Pass a complete animated WebP.") from error
 
     durations = _webp_durations(video)
     if durations:
         size = next(pictures(1))[0].shape[:2]
     else:
-        found = [(pixels.shape[:2], each) for pixels, each in pictures()]
-        size, durations = found[0][0], [each for _, each in found]
+        frames = [(pixels.shape[:2], duration) for pixels, duration in pictures()]
+        size, durations = frames[0][0], [duration for _, duration in frames]
 
     def read(numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        wanted = set(numbers)
-        for number, (pixels, _) in enumerate(pictures(max(wanted, default=-1) + 1)):
-            if number in wanted:
+        requested = set(numbers)
+        for number, (pixels, _) in enumerate(pictures(max(requested, default=-1) + 1)):
+            if number in requested:
                 yield pixels
 
     return Pictures("webp", size, Fraction(1, 1000), (0, *accumulate(durations)), read)
 
 
 def _webp_durations(video: Media) -> list[int]:
-    """Milliseconds of each picture, from the heads of a WebP's chunks; empty where these are damaged."""
+    """Return the duration of each frame in milliseconds from a WebP's chunk headers; empty if these are damaged."""
     durations = []
     with video.file() as file:
         end = file.seek(0, 2)

@@ -1,5 +1,5 @@
-"""When each picture of a stream is shown, and how many there are: the one place where what a container says about its
-pictures is checked, against what the pictures themselves and their decoder say."""
+"""Find when each picture of a stream is shown, and how many there are. This is the only module that checks what a
+container says about its pictures, against what the pictures themselves and their decoder say."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from ..errors import UserError
 from .coded import reader
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
-from .packets import FEW, NEVER, SPLIT, WHOLE, Index, Packet, Reader, number_of, packets_of
+from .packets import FEW, NEVER, ONE_PER_PACKET, SPLIT, Index, Packet, Reader, number_of, packets_of
 from .showing import Colour, pixel_aspect
 
 DELAY = 33
-"""Packets that come at most before one that is shown earlier, and one more: H.264 and HEVC allow 16 pictures, each of
-which may be two fields."""
+"""The most packets that precede a packet shown earlier, plus one: H.264 and HEVC allow 16 pictures, each possibly two
+fields."""
 
-UNKNOWN = 25  # frames a second, where nothing tells
-MOST = 240  # frames a second that a codec's headers are believed
+UNKNOWN = 25  # frames per second, if nothing says the rate
+MOST = 240  # the highest frames per second accepted from a codec's headers
 
-NO_PICTURE = "its edit list leaves out all pictures from there on"
-NO_KEYFRAME = "it holds no keyframe, thus no picture that can be decoded"
+NO_PICTURE = "its edit list skips all frames from there on"
+NO_KEYFRAME = "it contains no keyframe, so no frame can be decoded"
 
 
 class _Clock:
-    """Where the times of a stream come from; `head` are its first packets, which are read for it."""
+    """The source of a stream's times. `head` are its first packets, which are read to find it."""
 
     def __init__(self, container, stream):
         from av.format import Flags
 
         self.base = stream.time_base
-        # The format stores when pictures are decoded alone; libavformat makes up when they are shown.
+        # These formats store only decoding times; libavformat invents the display times.
         self.decoding = container.format.name in ("avi", "asf")
         rate, coded = Fraction(stream.average_rate or stream.guessed_rate or UNKNOWN), _coded_rate(stream)
         many = stream.codec_context.has_b_frames or rate > FASTEST
         self.head = head = list(islice(packets_of(container, stream), DELAY if many else 1))
-        # Where a format stores no times, what libavformat gives for them is made up, at 25 frames a second.
+        # If a format stores no times, libavformat invents them, at 25 frames per second.
         counted = bool(container.format.flags & Flags.no_timestamps.value)
-        # Such as times before zero in Matroska: those that follow do not tell when the stream begins.
+        # E.g. for times before zero in Matroska: the later times do not say when the stream begins.
         counted = counted or (bool(head) and head[0].pts is None and head[0].dts is None)
-        # Field of a packet ("pts", or "dts", which tells when it is decoded) -> when the stream's first picture is
-        # shown. None where nothing tells, and frames are counted, at so many a second.
+        # Field of a packet ("pts", or "dts" for the decoding time) -> when the stream's first picture is shown. Empty
+        # if no times are known; then frames are counted, at `rate`.
         self.origins: dict[str, int] = {}
         for field in ("pts", "dts"):
             times = [time for packet in head if not packet.is_discard and (time := getattr(packet, field)) is not None]
             if times:
                 self.origins[field] = min(times)
-                # Such as in an AVI file of a wrong rate, which is all that it has of a clock.
+                # E.g. in an AVI file with a wrong rate, because AVI's only clock is its rate.
                 hasty = len(times) > 2 and (len(times) - 1) > (max(times) - min(times)) * self.base * FASTEST
                 counted = counted or (hasty and coded is not None)
         if counted:
@@ -59,7 +59,7 @@ class _Clock:
         self.field, self.origin = next(iter(self.origins.items()), (None, 0))
 
     def at(self, count: int) -> int:
-        """The time of a picture after so many others, at the stream's rate."""
+        """Return the time of the picture after `count` others, at the stream's rate."""
         return round(count / self.rate / self.base)
 
     def time(self, packet, count: int) -> int | None:
@@ -67,7 +67,7 @@ class _Clock:
 
 
 def _coded_rate(stream) -> Fraction | None:
-    """Frames a second as the codec's own headers say; some only tell the ticks of their clock, which are too many."""
+    """Return the frames per second in the codec's own headers, if plausible: some contain only clock ticks."""
     for rate in (stream.codec_context.framerate, stream.guessed_rate):
         if rate and 1 <= rate <= MOST:
             return Fraction(rate)
@@ -78,16 +78,16 @@ def _coded_rate(stream) -> Fraction | None:
 
 
 def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Index:
-    """The packets of the frames shown from `start` on, for so many seconds (None: to the end).
+    """Return the index of the packets of the frames shown from `start` on, for `seconds` (None: to the end).
 
-    Nothing is decoded where the packets' times can be those of their pictures. Otherwise, as with B-frames in AVI,
-    which stores no times, the window is decoded for the order in which its pictures are shown.
+    Nothing is decoded if the packets' times can be their pictures' display times. Otherwise, e.g. for B-frames in AVI,
+    which stores no times, the window is decoded to find the display order.
 
-    Raises UserError where the file cannot be read or holds no keyframe.
+    Raises UserError if the file cannot be read or contains no keyframe.
     """
     for trust in range(3):
         table = _read(video, start, seconds, float("inf"), trust)
-        # A keyframe may be decoded before `start` and be shown after it; some containers are sought inaccurately.
+        # A keyframe may be decoded before `start` and shown after it; seeking is inaccurate in some containers.
         while table.seek is not None and not (table.packets and table.packets[0].time <= table.start):
             earlier = table.packets[0].dts if table.packets else None
             before = None if earlier is None or earlier > table.seek else earlier - 1
@@ -98,18 +98,18 @@ def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Ind
 
 
 def _read(video: Media, start: float, seconds: float | None, before: float | None, trust: int) -> Index:
-    """The index from the last keyframe before `start` and the time `before` on, or from the beginning (None).
+    """Return the index from the last keyframe before `start` and the time `before`, or from the beginning (None).
 
-    Decoding may start, by `trust`, at a picture that is a keyframe (0), one that is called so, such as those that
-    recover by and by, in streams of none else (1), any (2)."""
+    `trust` says where decoding may start: at a real keyframe (0), at a picture that the container calls a keyframe,
+    e.g. a recovery point in a stream without keyframes (1), or anywhere (2)."""
     import av
 
     with opened(video) as (container, stream):
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
-        alone, aspect, colour = codec in SPLIT or context.codec.intra_only, pixel_aspect(stream), Colour.of(stream)
+        split, aspect, colour = codec in SPLIT or context.codec.intra_only, pixel_aspect(stream), Colour.of(stream)
         read, clock = reader(codec, extradata), _Clock(container, stream)
-        # Exact: the ticks of AVI's and MXF's clocks are as long as pictures.
+        # An exact fraction, because the ticks of AVI's and MXF's clocks are as long as pictures.
         first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
         until = math.inf if seconds is None else first + Fraction(seconds) / clock.base
         seek, head = None, clock.head
@@ -121,35 +121,35 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
                 return _read(video, start, seconds, None, trust)
         packets: list[Packet] = []
         skipped, past, end = 0, 0, 0
-        for each in chain(head, packets_of(container, stream)):
-            coded = read(each)
-            if not packets and not (coded.key, each.is_keyframe, True)[trust]:
+        for packet in chain(head, packets_of(container, stream)):
+            coded = read(packet)
+            if not packets and not (coded.key, packet.is_keyframe, True)[trust]:
                 skipped += 1
                 continue
-            told = each.pts, each.dts, each.size, each.pos, each.duration or 0, each.is_discard
-            packets.append(Packet(*told, coded))
-            # Later packets are shown later than this one is decoded; a time of decoding after showing is wrong.
-            known = [time for time in (each.pts, each.dts) if time is not None and clock.field]
+            stored = packet.pts, packet.dts, packet.size, packet.pos, packet.duration or 0, packet.is_discard
+            packets.append(Packet(*stored, coded))
+            # Later packets are shown after this one is decoded; a decoding time after the display time is wrong.
+            stamps = [time for time in (packet.pts, packet.dts) if time is not None and clock.field]
             reorders = reorders or bool(coded.later)
-            past += min(known, default=clock.at(len(packets))) > until
+            past += min(stamps, default=clock.at(len(packets))) > until
             if past > (DELAY if reorders else 0):
                 end = None
                 break
-    step, sought = max(1, int(1 / clock.rate / clock.base)), clock.field is not None
+    step, seekable = max(1, int(1 / clock.rate / clock.base)), clock.field is not None
     window = codec, clock.base, clock.origin, first, step, tuple(packets), (), end, seek, skipped, skipped
-    table = Index(*window, sought, extradata=extradata, aspect=aspect, colour=colour)
+    table = Index(*window, seekable, extradata=extradata, aspect=aspect, colour=colour)
     if not packets:
         return table
     times = [clock.time(packet, number) for number, packet in enumerate(packets)]
-    if seek is not None and not alone and not _begins(video, table):
+    if seek is not None and not split and not _begins(video, table):
         return _read(video, start, seconds, None, trust)
     if trust == 0 and not _contradicted(packets, times, reorders):
-        return _as_told(video, table, times)
+        return _as_stored(video, table, times)
     return _as_decoded(video, table, clock, times) or _read(video, start, seconds, None, trust)
 
 
 def _finds(video: Media, head: Sequence) -> bool:
-    """Whether seeking leads to where the times say: MXF stores none, and without its index they are guessed."""
+    """Whether seeking arrives at the requested time: MXF stores no times, and without its index they are guessed."""
     import av
 
     with opened(video) as (container, stream):
@@ -157,15 +157,15 @@ def _finds(video: Media, head: Sequence) -> bool:
             return True
         try:
             container.seek(head[-1].dts, stream=stream, backward=True)
-            found = next(packets_of(container, stream), head[0])
-            return any((p.pts, p.dts, p.size, p.pos) == (found.pts, found.dts, found.size, found.pos) for p in head)
+            packet = next(packets_of(container, stream), head[0])
+            return any((p.pts, p.dts, p.size, p.pos) == (packet.pts, packet.dts, packet.size, packet.pos) for p in head)
         except av.FFmpegError:
             return False
 
 
 def _contradicted(packets: Sequence[Packet], times: Sequence[int | None], reorders: bool) -> bool:
-    """Whether the packets' times are not, or may not be, when their pictures are shown; `reorders`: as far as the
-    decoder knows, it shows them in another order than it gets them."""
+    """Whether the packets' times are not, or may not be, their pictures' display times. `reorders`: whether the decoder
+    expects a display order that differs from the decoding order."""
     shown = [time for time, packet in zip(times, packets, strict=True) if not packet.hidden]
     if None in times or len(set(shown)) < len(shown) or any(packet.coded.pictures > 1 for packet in packets):
         return True
@@ -173,37 +173,37 @@ def _contradicted(packets: Sequence[Packet], times: Sequence[int | None], reorde
     later = [packet.coded.later for packet in packets]
     if None in later:
         return ascending == reorders and len(packets) > 1
-    # A picture that refers to later ones was decoded after them, and is shown before them.
+    # A picture that refers to later ones is decoded after them and shown before them.
     late = any(b and time > most for b, time, most in zip(later[1:], times[1:], accumulate(times, max), strict=False))
     return late or not (ascending or any(later))
 
 
-def _as_told(video: Media, table: Index, times: Sequence[int]) -> Index:
-    """The index where the packets' times are those of their pictures."""
+def _as_stored(video: Media, table: Index, times: Sequence[int]) -> Index:
+    """Complete the index if the packets' times are their pictures' display times."""
     placed = {number: (time, table.packets[number].hidden) for number, time in enumerate(times)}
-    # What is shown before the first keyframe refers to frames before it.
+    # Pictures shown before the first keyframe refer to frames before it.
     table = _placed(video, table, placed, times[0], dict(enumerate(times)))
     end, last, step = None, table.times[-1], table.step
     if table.end is not None or any(hidden and time > last for time, hidden in placed.values()):
-        lasting = max((packet.time, packet.duration) for packet in table.packets if not packet.hidden)[1]
+        duration = max((packet.time, packet.duration) for packet in table.packets if not packet.hidden)[1]
         durations = sum(packet.duration for packet in table.packets)
-        end = last + _lasts(lasting, durations, max(times) - min(times) + step, step)
+        end = last + _lasts(duration, durations, max(times) - min(times) + step, step)
     return replace(table, end=end, headless=table.headless + sum(time < times[0] for time in times))
 
 
 def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int | None]) -> Index | None:
-    """The index where the decoder says in which order pictures are shown, and the packets only at which times; None
-    where the frames must be counted from the stream's beginning."""
+    """Complete the index with the display order from the decoder, and only the times from the packets. Returns None if
+    frames must be counted from the stream's beginning."""
     table = replace(table, cut=any(packet.hidden for packet in table.packets))
     first = _last_before(table, times)
     order, sure, broken, lag = _presented(video, table, first)
     if not order:
         raise unreadable(video, NO_KEYFRAME)
-    # What is shown before that keyframe refers to frames before it: decoders leave it out. Where frames are counted, a
-    # video begins with the first one that is shown.
-    given, lost = set(order), []
+    # Pictures shown before that keyframe refer to frames before it, so decoders drop them. If frames are counted, a
+    # video begins with the first shown frame.
+    shown, lost = set(order), []
     for number in range(first, len(times) if clock.field or first else 0):
-        if number not in given and (table.codec not in WHOLE or table.packets[number].size > FEW):
+        if number not in shown and (table.codec not in ONE_PER_PACKET or table.packets[number].size > FEW):
             lost.append(number)
         elif number > first:
             break
@@ -211,21 +211,21 @@ def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int |
     if packed or order == sorted(order):
         lag = 0
     before = None if table.seek is not None else first
-    if (found := _slots(clock, table.packets, sorted([*lost, *order]), before, lag)) is None:
+    if (located := _slots(clock, table.packets, sorted([*lost, *order]), before, lag)) is None:
         return None
-    origin, slots = found
+    origin, slots = located
     if table.end is None or broken:
         del order[sure:]
     if not order:
-        raise unreadable(video, "decoding stops at its first pictures")
-    taken = list(zip(order, slots[len(lost) : len(lost) + len(order)], strict=True))
-    # Of pictures at the same time the last one is seen.
-    placed = dict(a for a, b in zip(taken, [*taken[1:], None], strict=True) if b is None or a[1][0] != b[1][0])
+        raise unreadable(video, "decoding fails at its first frames")
+    pairs = list(zip(order, slots[len(lost) : len(lost) + len(order)], strict=True))
+    # Of several pictures at the same time, only the last one is visible.
+    placed = dict(a for a, b in zip(pairs, [*pairs[1:], None], strict=True) if b is None or a[1][0] != b[1][0])
     begin = placed.get(first, min(placed.values()))[0]
     earlier = {number: time for number, time in enumerate(times[:first]) if time is not None}
     at = {0: begin} | {number: time for number, (time, _) in placed.items()} | earlier
     table = _placed(video, table, placed, begin, at)
-    if packed:  # decoders keep parts of such pictures from packet to packet, even when told to forget them
+    if packed:  # decoders keep parts of such pictures between packets, even after a flush
         packets = (
             packet._replace(coded=packet.coded._replace(key=packet.coded.key and number == 0, disposable=False))
             for number, packet in enumerate(table.packets)
@@ -241,8 +241,8 @@ def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int |
 
 
 def _placed(video: Media, table: Index, placed: dict[int, tuple[int, bool]], begin: int, at: dict[int, int]) -> Index:
-    """The index of pictures that are `placed` (number of a packet -> when it is shown, whether an edit list leaves it
-    out) and shown from `begin` on; `at`: the times of the packets."""
+    """Return the index with the pictures of `placed` (number of a packet -> display time, whether an edit list cuts it)
+    that are shown from `begin` on. `at`: the times of the packets."""
     shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
     if not shown:
         raise unreadable(video, NO_PICTURE)
@@ -253,32 +253,32 @@ def _placed(video: Media, table: Index, placed: dict[int, tuple[int, bool]], beg
 def _slots(
     clock: _Clock, packets: Sequence[Packet], numbers: Sequence[int], before: int | None, lag: int
 ) -> tuple[int, list[tuple[int, bool]]] | None:
-    """When the stream's first picture is shown, and, by the same clock, (time, whether an edit list leaves it out) of
-    these packets in order, whichever pictures they belong to; counted after so many pictures `before` where their times
-    are none; None where that is not known.
+    """Return when the stream's first picture is shown, and, on the same clock, (time, whether an edit list cuts it) for
+    these packets in order, whichever pictures they belong to. Without usable times they are counted after `before`
+    pictures; None if `before` is not known.
 
-    The decoder has got so many pictures more than it has shown, its `lag`: times that tell when pictures are decoded
-    tell of another picture, too, the one that is shown then."""
+    `lag` is how many more pictures the decoder has received than shown. A decoding time is therefore also a display
+    time: of the picture that is shown then."""
     for field, origin in sorted(clock.origins.items(), reverse=not (lag and clock.decoding)):
-        told = [getattr(packets[number], field) for number in numbers]
-        if None in told or 2 * len(set(told)) <= len(told):
+        stamps = [getattr(packets[number], field) for number in numbers]
+        if None in stamps or 2 * len(set(stamps)) <= len(stamps):
             continue
         lead, start = 0, [getattr(packet, field) for packet in clock.head[: lag + 1]]
-        if lag and told == sorted(told):
-            step = _usual_step(told, max(1, clock.at(1)))
+        if lag and stamps == sorted(stamps):
+            step = _usual_step(stamps, max(1, clock.at(1)))
             lead = start[-1] - start[0] if len(start) > lag and None not in start else lag * step
-            # Of the pictures that are decoded before an edit list's cut, so many are shown after it.
+            # `lag` of the pictures that are decoded before an edit list's cut are shown after it.
             origin = max(origin, min(time for time in start if time is not None) + lead)
             numbers = [*numbers[lag:], *numbers[-1:] * lag]
-            told = [*told[lag:], *(told[-1] + step * n for n in range(1, lag + 1))]
-        times = zip(told, numbers, strict=True)
+            stamps = [*stamps[lag:], *(stamps[-1] + step * n for n in range(1, lag + 1))]
+        times = zip(stamps, numbers, strict=True)
         return origin - lead, sorted((time - lead, packets[number].hidden) for time, number in times)
     return None if before is None else (0, [(clock.at(before + n), False) for n in range(len(numbers))])
 
 
 def _last_before(table: Index, times: Sequence[int | None]) -> int:
-    """The last keyframe that is certainly shown before the window, or the first one: all that is decoded before it is
-    shown before it, so that it is known how many those are, and some of at most DELAY packets that follow it."""
+    """Return the number of the last keyframe that is certainly shown before the window, or 0. Everything decoded before
+    it is shown before it, so the number of earlier pictures is known up to the DELAY packets after it."""
     for number in range(len(times) - DELAY - 1, 0, -1):
         time = times[number + DELAY]
         if table.codec in SPLIT and table.packets[number].coded.key and time is not None and time <= table.start:
@@ -287,8 +287,8 @@ def _last_before(table: Index, times: Sequence[int | None]) -> int:
 
 
 def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool, int]:
-    """The numbers of the packets from `first` on in the order in which the decoder shows their pictures; how many of
-    them nothing that follows can change; whether decoding stopped at an error; how many pictures the decoder keeps."""
+    """Decode the packets from `first` on. Returns their numbers in display order; how many of these cannot change with
+    later packets; whether decoding stopped at an error; how many pictures the decoder delays."""
     import av
 
     by_time = {packet.pts: number for number, packet in enumerate(table.packets)}
@@ -310,7 +310,7 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
 
 
 def _begins(video: Media, table: Index) -> bool:
-    """The decoder calls the first packet's picture a keyframe."""
+    """Whether the decoder reports the first packet's picture as a keyframe."""
     import av
 
     with Reader(video, table, pictures=False) as reader:
@@ -321,25 +321,25 @@ def _begins(video: Media, table: Index) -> bool:
         return frame is not None and frame.key_frame and number_of(frame) in (0, None)
 
 
-def _usual_step(times: Sequence[int], told: int) -> int:
-    """From a picture to the next one: the median, or what is told where there are too few."""
+def _usual_step(times: Sequence[int], default: int) -> int:
+    """Return the median time from one picture to the next, or `default` for too few pictures."""
     steps = sorted(b - a for a, b in pairwise(times))
-    return steps[len(steps) // 2] if len(steps) > 1 else told
+    return steps[len(steps) // 2] if len(steps) > 1 else default
 
 
 # --- The extent: how many pictures, how fast and how long -----------------------------------------------------------
 
 
 def extent(video: Media) -> tuple[int, Fraction, float]:
-    """(pictures, their average rate, seconds): as the header says, where the index of an MP4 or AVI file agrees, which
-    takes no time; else all packets are read, none decoded."""
+    """Return (number of pictures, their average rate, seconds): from the header if an MP4's or AVI's index agrees,
+    which is fast; otherwise by reading all packets, without decoding."""
     with opened(video) as (_, stream):
         rates = [stream.average_rate, stream.guessed_rate, _coded_rate(stream)]
         frames, seconds = stream.frames, float(stream.duration * stream.time_base) if stream.duration else 0.0
         trusted = False
         if seconds and frames and frames == len(stream.index_entries) and (stream.average_rate or 0) <= FASTEST:
             spread = stream.index_entries[frames - 1].timestamp - stream.index_entries[0].timestamp
-            spread += spread // (frames - 1) if frames > 1 else 0  # the last one is taken to be as long as the others
+            spread += spread // (frames - 1) if frames > 1 else 0  # assume the last picture is as long as the others
             trusted = abs(float(spread * stream.time_base) - seconds) <= 0.02 * seconds + 2 * seconds / frames
     if not trusted:
         frames, seconds = _counted(video)
@@ -349,7 +349,7 @@ def extent(video: Media) -> tuple[int, Fraction, float]:
 
 
 def _counted(video: Media) -> tuple[int, float]:
-    """Pictures and seconds of a video, by reading its packets without decoding them."""
+    """Return the number of pictures and the seconds of a video, by reading its packets without decoding them."""
     with opened(video) as (container, stream):
         clock, count, durations, ends = _Clock(container, stream), 0, 0, []
         for packet in chain(clock.head, packets_of(container, stream)):
@@ -362,11 +362,12 @@ def _counted(video: Media) -> tuple[int, float]:
                 ends = [min(ends), max(ends)]
     if not ends:
         return count, 0.0
-    (first, _), (last, lasting) = ends
+    (first, _), (last, duration) = ends
     step = Fraction(last - first, count - 1) if last > first else clock.at(1)
-    return count, float((last - first + _lasts(lasting, durations, last - first + step, step)) * clock.base)
+    return count, float((last - first + _lasts(duration, durations, last - first + step, step)) * clock.base)
 
 
-def _lasts(told: int, durations: int, spread: Fraction, step: Fraction) -> Fraction:
-    """How long the last picture is shown: some containers tell no durations, or such as the tick of their clock."""
-    return told if told and spread < 2 * durations < 4 * spread else step
+def _lasts(duration: int, durations: int, spread: Fraction, step: Fraction) -> Fraction:
+    """Return how long the last picture is shown: its `duration`, or `step` if the container stores no durations or
+    wrong ones, such as one clock tick."""
+    return duration if duration and spread < 2 * durations < 4 * spread else step

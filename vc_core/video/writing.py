@@ -1,4 +1,4 @@
-"""Writing videos, in the format that the name asks for, with the settings inside; whole or not at all."""
+"""Write videos in the format of their name's ending, with the settings inside; complete or not at all."""
 
 import math
 import os
@@ -25,7 +25,7 @@ def write_video(
     metadata: Metadata | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes one video, `([1,] 3 or 1, F, H, W)`; otherwise as `write_videos`. Returns the path."""
+    """Write one video, `([1,] 3 or 1, F, H, W)`, as `write_videos` does, and return its path."""
     videos = video[None] if video.dim() == 4 else video
     if len(videos) != 1:
         raise ValueError(f"expected one video (3, F, H, W), got {tuple(video.shape)}")
@@ -40,22 +40,23 @@ def write_videos(
     metadata: Metadata | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Writes a batch of videos, each in its own file, and returns their paths; where anything fails, none appears and
-    older files stay. The same video gives the same bytes with the same versions of the libraries.
+    """Write a batch of videos, each to its own file, and return their paths. If anything fails, no file is created and
+    older files stay. The same video gives the same bytes with the same library versions.
 
     Args:
-        path: of a batch of more than one, `numbered`. Its ending chooses the format: `.mp4`: H.264, and `.webm`: VP9,
-            both 4:2:0 (an odd side is extended by repeating its last line); `.gif`: 256 colours for the whole video,
-            shown in steps of 10 ms, and `.webp`: lossless, which both loop, and show equal frames in a row as one; no
-            ending, or an existing folder: a folder of lossless `00000.png` and so on, and `video.json` with the rate.
+        path: for a batch of more than one video, see `numbered`. Its ending chooses the format. `.mp4` (H.264) and
+            `.webm` (VP9) are 4:2:0; an odd side is extended by repeating its last line. `.gif` (256 colours for the
+            video, times in steps of 10 ms) and `.webp` (lossless) loop, and store equal consecutive frames as one. No
+            ending, or an existing folder: a folder of lossless `00000.png` etc., and `video.json` with the rate.
         videos: `(B, 3 or 1, F, H, W)` in [0, 1] (clamped).
-        rate: frames a second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, slowed down beyond.
-        scale: enlarges every pixel that many times in width and height, so that tiny videos can be looked at.
-        metadata: texts to store in each file, which `read_metadata` reads back: see `check_metadata`.
-        progress: called as `progress("writing", done, total)`, in frames of all files.
+        rate: frames per second, from 0.01 to 1000; at most 50 for `.gif` and 90 for `.webp`, because players slow down
+            faster files.
+        scale: enlarges each pixel by this factor in width and height, so that tiny videos can be viewed.
+        metadata: texts to store in each file for `read_metadata`, see `check_metadata`.
+        progress: called as `progress("writing", done, total)`, counting the frames of all files.
 
-    Raises UserError for another ending, an encoder that this installation lacks, a rate, size or metadata that the
-    format cannot hold, a folder with other files in it, a path that cannot be written, values that are not numbers.
+    Raises UserError for another ending, an encoder that is not installed, a rate, size or metadata that the format
+    does not support, a folder with other files in it, a path that cannot be written, or NaN values.
     """
     if videos.dim() != 5 or videos.shape[1] not in (1, 3) or 0 in videos.shape:
         raise ValueError(f"expected videos (B, 3 or 1, F, H, W), got {tuple(videos.shape)}")
@@ -66,11 +67,13 @@ def write_videos(
     sides = [side * scale for side in videos.shape[3:]]
     if max(sides) > form.largest:
         raise UserError(
-            f"{path}: {sides[1]} by {sides[0]} pixels are too many for this format: choose a scale, a size or another "
-            f"format with sides of at most {form.largest}."
+            f"The video for {path} is {sides[1]} by {sides[0]} pixels. This format allows at most {form.largest} "
+            "pixels per side. Choose a smaller scale or size, or another format."
         )
     if videos.isnan().any():
-        raise UserError(f"{path}: the video has values that are not numbers: make it again in float32.")
+        raise UserError(
+            f"The video for {path} contains values that are not numbers (NaN). Generate it again in float32."
+        )
     total, done = videos.shape[0] * videos.shape[2], count(1)
 
     def after_frame() -> None:
@@ -80,18 +83,18 @@ def write_videos(
     # Enough precision for 30000/1001, and a time base that every container can store.
     exact = Fraction(rate).limit_denominator(1001)
     paths = numbered(path, len(videos))
-    with ExitStack() as stack:  # all are written before the first is renamed
+    with ExitStack() as stack:  # all files are written before the first is renamed
         temporaries = []
-        for one in paths:
-            form.check(one)
-            temporaries.append(stack.enter_context(form.beside(one)))
+        for target in paths:
+            form.check(target)
+            temporaries.append(stack.enter_context(form.beside(target)))
         for temporary, video in zip(temporaries, videos, strict=True):
             form.write(temporary, VideoToWrite(video, exact, scale, metadata, after_frame))
     return paths
 
 
 def numbered(path: str | os.PathLike, videos: int) -> list[Path]:
-    """Where a batch goes: to `path` itself if it is one video, else to name_0.mp4, name_1.mp4 and so on beside it."""
+    """Return the paths of a batch: `path` itself for one video, otherwise name_0.mp4, name_1.mp4 etc. next to it."""
     path = Path(path)
     if videos == 1:
         return [path]
@@ -101,29 +104,31 @@ def numbered(path: str | os.PathLike, videos: int) -> list[Path]:
 
 
 def check_format(path: str | os.PathLike, rate: float | Fraction | None = None) -> VideoFormat:
-    """The format that a path asks for, checked to be there and to play at this rate. Raises `UserError`."""
+    """Return the format of a path. Raises `UserError` if it is not installed or does not support this rate."""
     path = Path(path)
     form = FORMATS.get(path.suffix.lower()) or (FORMATS[FOLDER] if path.is_dir() else None)
     if form is None:
         endings = ", ".join(filter(None, FORMATS))
         raise UserError(
-            f"{path}: no video is written as {path.suffix}: give a name that ends in {endings}, or a folder."
+            f"{path} ends in {path.suffix}, which is not a supported video format. Use a name that ends in {endings}, "
+            "or a folder."
         )
-    if not form.present():
-        raise UserError(f"{path}: writing it needs {form.needs}, which is not installed here: give another format.")
+    if not form.installed():
+        raise UserError(f"Writing {path} requires {form.needs}, which is not installed. Choose another format.")
     if rate is not None and not SLOWEST <= rate <= form.fastest:
-        what = path.suffix.lower() or "a folder of pictures"
+        kind = path.suffix.lower() or "a folder of images"
         raise UserError(
-            f"{path}: {float(rate):g} frames a second cannot be kept in {what}: give from 0.01 to {form.fastest}."
+            f"{path} cannot be written at {float(rate):g} frames per second. Use 0.01 to {form.fastest} frames per "
+            f"second for {kind}."
         )
     return form
 
 
 def check_videos(path: Path, videos: int = 1, rate: float | None = None) -> None:
-    """Refuses now what `write_videos` would refuse of a path and a rate in the end. Raises `UserError`."""
+    """Raise the `UserError` that `write_videos` would raise later for a path and a rate."""
     form = check_format(path, rate)
-    for one in numbered(path, videos):
-        form.check(one)
+    for target in numbered(path, videos):
+        form.check(target)
 
 
 def write_contact_sheet(
@@ -134,16 +139,16 @@ def write_contact_sheet(
     title: str = "",
     metadata: Metadata | None = None,
 ) -> Path:
-    """Writes a .png with one labelled strip of frames a row, on white: what a network saw and what it made.
+    """Write a .png with a labelled strip of frames per row on white, e.g. a network's inputs and outputs.
 
     Args:
         rows: label and `([1,] 3 or 1, F, H, W)` in [0, 1]. At most `columns` frames are shown, evenly spaced from
             the first to the last; a single frame fills one cell.
-        cell: all cells are this many pixels high, or the next whole multiple of the smaller frames' height, so that
+        cell: the height of all cells in pixels, rounded up to a multiple of the smallest frames' height, so that
             small frames are enlarged without blur.
         metadata: texts to store in the file, see `write_videos`.
 
-    Raises UserError for a path that cannot be written, or metadata that no format could hold.
+    Raises UserError for a path that cannot be written, or metadata that cannot be stored.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -158,11 +163,11 @@ def write_contact_sheet(
         shown = min(len(video), columns)
         images = [Image.fromarray(video[round(i * (len(video) - 1) / max(1, shown - 1))]) for i in range(shown)]
         width = max(1, round(images[0].width * height / images[0].height))
-        how = Image.NEAREST if height >= images[0].height else Image.LANCZOS
-        strips.append([image.resize((width, height), how) for image in images])
-    left = max(int(font.getbbox(label)[2]) for label, _ in rows) + 2 * gap
+        filter = Image.NEAREST if height >= images[0].height else Image.LANCZOS
+        strips.append([image.resize((width, height), filter) for image in images])
+    margin = max(int(font.getbbox(label)[2]) for label, _ in rows) + 2 * gap
     top = gap + (size + 2 * gap if title else 0)
-    width = left + max(sum(image.width + gap for image in strip) for strip in strips)
+    width = margin + max(sum(image.width + gap for image in strip) for strip in strips)
     sheet = Image.new("RGB", (width, top + len(strips) * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap), title, fill="black", font=font)
@@ -170,7 +175,7 @@ def write_contact_sheet(
         y = top + row * (height + gap)
         draw.text((gap, y + height / 2), label, fill="black", font=font, anchor="lm")
         for column, image in enumerate(strip):
-            sheet.paste(image, (left + column * (image.width + gap), y))
+            sheet.paste(image, (margin + column * (image.width + gap), y))
     with written_beside(path) as temporary:
         sheet.save(temporary, format="PNG", pnginfo=png_text(metadata or {}))
     return path

@@ -24,15 +24,15 @@ from .scenes import (
     uniform,
 )
 
-START, END = 49406, 49407  # CLIP's tokens around every text
+START, END = 49406, 49407  # CLIP's tokens before and after every text
 PACES = ("", " slowly", " fast")
-_CAPTION_STREAM = 1 << 20  # streams of random numbers from here on are not used by the scenes themselves
+_CAPTION_STREAM = 1 << 20  # first of the random streams that the scenes themselves do not use
 
 
 def caption_tokens(texts: Sequence[str]) -> torch.Tensor:
-    """Token numbers (N, 77) of captions, as `vc_core.encoders.clip.tokenize` gives them.
+    """Token numbers (N, 77) of captions, equal to those of `vc_core.encoders.clip.tokenize`.
 
-    Each of the grammar's few words is looked up once: a GPU takes in scenes faster than texts are cut into words.
+    Each of the grammar's few words is looked up once: a GPU processes scenes faster than the tokenizer splits texts.
     """
     rows = [[START, *(number for word in text.split() for number in _word(word)), END] for text in texts]
     return torch.tensor([row + [0] * (77 - len(row)) for row in rows])
@@ -45,10 +45,10 @@ def _word(word: str) -> tuple[int, ...]:
 
 
 def motion_class(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
-    """What captions say of the first object's motion over a clip: (N,) each.
+    """Direction and pace of the first object over a clip, as in captions: (N,) each.
 
-    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) where it stands still; the pace is one into
-    PACES.
+    The direction is an index into DIRECTION_WORDS, or len(DIRECTION_WORDS) for an object that stands still; the pace is
+    an index into PACES.
     """
     return _classes(scenes.displacement()[:, 0] / (CLIP_FRAMES - 1))
 
@@ -60,7 +60,7 @@ def _classes(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def direction_class(step: torch.Tensor) -> torch.Tensor:
-    """The index into DIRECTION_WORDS of motions (..., 2) in frame widths a frame; len(DIRECTION_WORDS) if still."""
+    """The index into DIRECTION_WORDS of motions (..., 2) in frame widths per frame; len(DIRECTION_WORDS) if still."""
     dx, dy = step.unbind(-1)
     sector = (torch.atan2(dy, dx) / (math.pi / 4)).round().long() % len(DIRECTION_WORDS)
     return torch.where(torch.hypot(dx, dy) < STILL, len(DIRECTION_WORDS), sector)
@@ -71,11 +71,11 @@ def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background
 
     Args:
         variation: a number that picks one of the many captions of a scene; equal numbers give equal captions.
-        motion: how often the caption tells direction and speed (0 for captions of single frames).
-        background: how often it tells the background.
+        motion: fraction of captions with direction and speed (0 for captions of single frames).
+        background: fraction of captions with the background.
     """
     seeds = mix(scenes.seed.cpu() + variation * 0x51ED2701)
-    tells_motion, tells_background, wording, tells_other = (uniform(seeds, _CAPTION_STREAM + i) for i in range(4))
+    motion_draw, background_draw, wording, other_draw = (uniform(seeds, _CAPTION_STREAM + i) for i in range(4))
     columns = (scenes.shape, scenes.color, scenes.count, scenes.background_kind, scenes.background_color)
     columns += _classes((scenes.displacement() / (CLIP_FRAMES - 1)).cpu().double())
     rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -86,12 +86,12 @@ def captions(scenes: Scenes, variation: int = 0, motion: float = 0.5, background
         for j in range(count):
             name = COLOR_NAMES[color[j]]
             words = f"{'an' if name[0] in 'aeiou' else 'a'} {name} {SHAPES[shape[j]]}"
-            if tells_motion[i] < motion and (j == 0 or tells_other[i] < 0.5):
+            if motion_draw[i] < motion and (j == 0 or other_draw[i] < 0.5):
                 still = direction[j] == len(DIRECTION_WORDS)
                 words += " standing still" if still else f" {verb} {DIRECTION_WORDS[direction[j]]}{PACES[pace[j]]}"
             parts.append(words)
         text = " and ".join(parts)
-        if tells_background[i] < background:
+        if background_draw[i] < background:
             first, second = (COLOR_NAMES[c] for c in colors)
             if BACKGROUNDS[kind] == "gradient":
                 text += f" on a {first} and {second} gradient"

@@ -1,5 +1,5 @@
-"""The synthetic data set: the tensors of scenes, kept or drawn, and the clips that training takes of them, spoiled as
-real extractors would."""
+"""The synthetic data set: tensors of scenes, cached or drawn when needed, and training clips from them, with the errors
+of real extractors."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from vc_core.extract.sketch.methods import edges
 from vc_core.progress import Progress
 from vc_core.video import resize_crop
 
-SHARD = 128  # clips of a file
-CAPTIONS = 4  # kept for each clip
-STILLS = 4  # frames of each clip, evenly spaced, of which the style embedding is kept
-DRAWN = 0.4  # share of the sketches that are outlines as people draw them; the others are the extractor's edges
-MOVING, RECTANGLE = 0.5, 0.8  # of masks: below the first a moving one, below the second a rectangle, else half a frame
+SHARD = 128  # clips per file
+CAPTIONS = 4  # cached per clip
+STILLS = 4  # evenly spaced frames of each clip with a cached style embedding
+DRAWN = 0.4  # fraction of sketches that are outlines as people draw them; the others are the extractor's edges
+MOVING, RECTANGLE = 0.5, 0.8  # thresholds for masks: below the first moving, below the second a rectangle, else half
 BLOCKS = (1, 2, 4)  # sides of a codec's blocks, in pixels of the condition
-JITTER, WRONG, MISSING = 0.15, 0.02, 0.3  # at most: noise on vectors in pixels, shares of spurious and of missing ones
+JITTER, WRONG, MISSING = 0.15, 0.02, 0.3  # maxima: vector noise in pixels, fractions of spurious and missing vectors
 
-# --- Tensors of scenes, frames first: kept in files, or drawn -------------------------------------------------------
+# --- Tensors of scenes, frames first: cached in files, or drawn -----------------------------------------------------
 
 
 def make_shard(
     seeds: Tensor, autoencoder: Any, towers: Any, size: int = 64, batch: int = 16, scale: int | None = None
 ) -> dict[str, Tensor]:
-    """Everything that training needs of the scenes of `seeds` (N,), frames first, small types, on the encoders' device.
+    """All training inputs of the scenes of `seeds` (N,), frames first, in small types, on the encoders' device.
 
     Args:
-        batch: scenes that are made at once.
-        scale: of the conditions, see `condition_size`.
+        batch: number of scenes to compute at once.
+        scale: scale of the conditions, see `condition_size`.
 
     Returns:
         latents (N, F, 4, h, w), text (N, CAPTIONS, 77, D) and style (N, STILLS, D) in half precision; video, edges and
@@ -55,28 +55,28 @@ def make_shard(
 
     device = next(autoencoder.parameters()).device
     drawn_size = drawing_size("depth", (size, size))[0]
-    wanted = condition_size("depth", (size, size), scale)
+    maps_size = condition_size("depth", (size, size), scale)
     motion_size = condition_size("motion", (size, size), scale)[0]
     shards = []
     for chunk in seeds.split(batch):
-        told = sample_scenes(chunk.cpu())
+        cpu_scenes = sample_scenes(chunk.cpu())
         scenes = sample_scenes(chunk.to(device))
         small = render(scenes, size, what=("video",)).video
         fields = render(scenes, motion_size, what=("motion",))
         large = render(scenes, drawn_size, what=("video", "depth", "outline", "object_mask"))
         stills = small[:, :, :: CLIP_FRAMES // STILLS].transpose(1, 2).flatten(0, 1)
-        tokens = torch.cat([caption_tokens(captions(told, variation)) for variation in range(CAPTIONS)])
+        tokens = torch.cat([caption_tokens(captions(cpu_scenes, variation)) for variation in range(CAPTIONS)])
         shards.append(
             {
-                # In the autoencoder's own type, and on a CPU a few frames at a time.
+                # In the autoencoder's dtype, and on a CPU a few frames at a time.
                 "latents": encode(autoencoder, small, Tiling(16 if device.type == "cpu" else 1024)).half(),
                 "text": encode_tokens(towers, tokens).unflatten(0, (CAPTIONS, -1)).transpose(0, 1).half(),
                 "style": encode_image(towers, stills).unflatten(0, (len(scenes), -1)).squeeze(2).half(),
-                "video": _as_bytes(resize_crop(large.video, wanted)),
-                "edges": _as_bytes(resize_crop(edges(large.video), wanted)),
-                "outline": _as_bytes(resize_crop(large.outline, wanted)),
-                "object": _as_bytes(resize_crop(large.object_mask, wanted).round()),
-                "depth": resize_crop(large.depth, wanted).half(),
+                "video": _as_bytes(resize_crop(large.video, maps_size)),
+                "edges": _as_bytes(resize_crop(edges(large.video), maps_size)),
+                "outline": _as_bytes(resize_crop(large.outline, maps_size)),
+                "object": _as_bytes(resize_crop(large.object_mask, maps_size).round()),
+                "depth": resize_crop(large.depth, maps_size).half(),
                 "motion": (fields.motion * (size / motion_size)).half(),
             }
         )
@@ -99,7 +99,7 @@ def build_cache(
     size: int = 64,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """The shards of the first `count` scenes of a seed, for `ClipCache`; those that exist are left as they are.
+    """Write the missing shards of the first `count` scenes of a seed. Returns the paths of all shards, for `ClipCache`.
 
     Args:
         size: pixels of a side.
@@ -122,7 +122,7 @@ def build_cache(
 
 
 class ClipCache:
-    """The clips of some shards, as `make_shard` returns them; reading takes in only what is asked for."""
+    """The clips of several shards of `make_shard`. Only requested tensors and frames are read."""
 
     def __init__(self, paths: Sequence[Path]):
         self.files = [safetensors.safe_open(path, framework="pt") for path in paths]
@@ -132,7 +132,7 @@ class ClipCache:
         return sum(self.counts)
 
     def read(self, name: str, index: int, frames: slice = slice(None)) -> Tensor:
-        """One tensor of one clip, by default whole, as it is stored."""
+        """One tensor of one clip in its stored type, by default all frames."""
         shard = 0
         while index >= self.counts[shard]:
             index -= self.counts[shard]
@@ -142,10 +142,10 @@ class ClipCache:
 
 @dataclass(frozen=True)
 class DrawnScenes:
-    """The scenes of a seed, drawn when they are read: any number of them, without a cache.
+    """The scenes of a seed, drawn when they are read: any number of scenes, without a cache.
 
-    Tensors have the names, shapes and types of `make_shard`, but for what needs an autoencoder or towers: there is
-    `small`, the video at the size of training, instead of the latents.
+    Tensors have the names, shapes and types of `make_shard`, without those that require an autoencoder or towers. The
+    video at the training size, `small`, replaces the latents.
     """
 
     seed: int
@@ -159,7 +159,7 @@ class DrawnScenes:
         return _scene(self.seed, index)
 
     def read(self, name: str, index: int, frames: slice = slice(None)) -> Tensor:
-        """One tensor of one scene; no frame before or after those that are asked for is rendered."""
+        """One tensor of one scene. Frames before or after the requested ones are not rendered."""
         first, last, step = frames.indices(CLIP_FRAMES)
         what = {"small": "video", "edges": "video", "object": "object_mask"}.get(name, name)
         scale = 8 if name == "small" else CONDITIONS["motion" if name == "motion" else "depth"].scale
@@ -176,52 +176,53 @@ def _scene(seed: int, index: int) -> Scenes:
     return sample_scenes(scene_seeds(seed, index, 1))
 
 
-# --- Windows and what real extractors would spoil -------------------------------------------------------------------
+# --- Windows, and the errors of real extractors ---------------------------------------------------------------------
 
 
 def draw_window(length: int, frames: int, generator: torch.Generator) -> slice:
-    """So many frames of a clip of `length` frames.
+    """Draw a window of `frames` frames in a clip of `length` frames.
 
-    Short windows take every frame or every few, up to the whole clip's length: what moves far in few frames teaches
+    Short windows use every frame, or every few frames up to the clip's length: large motion in few frames teaches
     motion at a fraction of the cost.
     """
     stride = 1 + draw_below(max((length - 1) // (frames - 1), 1), generator) if frames > 1 else 1
-    way = (frames - 1) * stride
-    start = draw_below(length - way, generator)
-    return slice(start, start + way + 1, stride)
+    span = (frames - 1) * stride
+    start = draw_below(length - span, generator)
+    return slice(start, start + span + 1, stride)
 
 
 def stored_for(name: str) -> tuple[str, ...]:
-    """Which stored tensors a condition other than a sketch is made of."""
+    """Names of the stored tensors for a condition other than a sketch."""
     return {"mask": ("video", "object"), "single_image": ("video",)}.get(name, (name,))
 
 
-def spoiled(name: str, given: Mapping[str, Tensor], stride: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One condition of B clips `(B, F, C, H, W)` out of the stored tensors that it needs, as `make_shard` stores them.
+def spoiled(name: str, tensors: Mapping[str, Tensor], stride: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Compute one condition of B clips `(B, F, C, H, W)` from its stored tensors, with the errors of real extractors.
 
     Args:
-        stride: `(B,)`, of the clips' windows. Steps of a few frames add up; of the few curved paths the last of them
-            stands for all.
+        tensors: by name, as `make_shard` stores them.
+        stride: `(B,)`, strides of the clips' windows. Motion is multiplied by the stride; for the few curved paths this
+            is an approximation from the last frame's motion.
         generator: on the tensors' device; None for the device's own.
     """
     if name == "motion":
-        return spoil_motion(given["motion"].float() * stride.view(-1, 1, 1, 1, 1), generator)
+        return spoil_motion(tensors["motion"].float() * stride.view(-1, 1, 1, 1, 1), generator)
     if name == "depth":
-        return given["depth"].float()
+        return tensors["depth"].float()
     if name == "mask":
-        video, objects = (given[stored].float() / 255 for stored in ("video", "object"))
+        video, objects = (tensors[stored].float() / 255 for stored in ("video", "object"))
         keep = draw_mask(objects, generator)
         return torch.cat([(video * 2 - 1) * keep, keep], dim=2)
-    (only,) = given.values()
+    (only,) = tensors.values()
     return only.float() / 255
 
 
 def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
-    """What to keep of B clips, `(B, F, 1, S, S)` of {0, 1}: all but the object (a moving mask), a rectangle, or half of
-    the frame.
+    """Draw masks of B clips, `(B, F, 1, S, S)`, 1 to keep and 0 to repaint: the object (a moving mask), a rectangle, or
+    half of the frame is repainted.
 
     Args:
-        objects: 1 where the first object is, else 0, of the same shape.
+        objects: 1 inside the first object, else 0, in the same shape.
     """
     batch, frames, _, size, _ = objects.shape
     kind, *lots = torch.rand(5, batch, 1, 1, 1, 1, device=objects.device, generator=generator).unbind()
@@ -231,8 +232,9 @@ def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     moving = torch.stack(grown, -1).gather(-1, by.expand(*objects.shape)[..., None])[..., 0]
 
     rectangle = kind < RECTANGLE
-    sides = [torch.where(rectangle, 0.25 + 0.5 * lots[i], 0.5) for i in (0, 1)]  # height and width of the frame's
-    # Half of the frame is a rectangle too, as wide or as high as the frame, at one of its sides.
+    # Height and width, as fractions of the frame.
+    sides = [torch.where(rectangle, 0.25 + 0.5 * lots[i], 0.5) for i in (0, 1)]
+    # Half of the frame is also a rectangle: as wide or as high as the frame, at one of its sides.
     across = lots[1] < 0.5
     sides = [torch.where(~rectangle & (across if i else ~across), 1.0, sides[i]) for i in (0, 1)]
     starts = [torch.where(rectangle, lots[2 + i], (lots[0] >= 0.5).float()) * (1 - sides[i]) for i in (0, 1)]
@@ -240,15 +242,15 @@ def draw_mask(objects: Tensor, generator: torch.Generator | None) -> Tensor:
     first = [(start * size).floor() for start in starts]
     last = [start + (side * size).floor() for start, side in zip(first, sides, strict=True)]
     rows, columns = ((at >= first[i]) & (at < last[i]) for i in (0, 1))
-    drawn = (rows.transpose(-1, -2) & columns).expand(-1, frames, -1, -1, -1)
-    return 1 - torch.where(kind < MOVING, moving, drawn).float()
+    area = (rows.transpose(-1, -2) & columns).expand(-1, frames, -1, -1, -1)
+    return 1 - torch.where(kind < MOVING, moving, area).float()
 
 
 def spoil_motion(motion: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Exact motion of B clips `(B, F, 2, S, S)` as a codec would have it: blocks, a little noise, spurious and missing
-    vectors.
+    """Change exact motion of B clips `(B, F, 2, S, S)` to look like a codec's: blocks, a little noise, spurious and
+    missing vectors.
 
-    The first frame's is zero, as in every motion field.
+    The first frame's motion is zero, as in every motion field.
     """
     batch, frames, _, size, _ = motion.shape
 
@@ -277,12 +279,12 @@ def spoil_motion(motion: Tensor, generator: torch.Generator | None) -> Tensor:
 
 @dataclass(frozen=True)
 class SyntheticClips:
-    """Clips of scenes, out of a cache with latents and tokens, or drawn when they are needed.
+    """Clips of scenes from a cache with latents and tokens, or drawn when they are needed.
 
     Attributes:
-        frames: of a clip.
-        style_size: pixels of a side of style images, which drawn scenes give.
-        scale: the factor of the autoencoder's latents, which a cache holds without it.
+        frames: per clip.
+        style_size: pixels of a side of style images, for drawn scenes.
+        scale: the factor of the autoencoder's latents. The cached latents are stored without it.
         condition_scale: see `vc_core.config.ExtractionConfig`.
     """
 
@@ -295,50 +297,54 @@ class SyntheticClips:
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def sample(self, index: int, kept: Collection[str], generator: torch.Generator) -> Sample:
+    def sample(self, index: int, inputs: Collection[str], generator: torch.Generator) -> Sample:
         """See `training.data.sample.Clips`."""
         window = draw_window(CLIP_FRAMES, self.frames, generator)
         encode = self._drawn if isinstance(self.tensors, DrawnScenes) else self._cached
-        encoded = encode(index, kept, window, generator)
+        encoded = encode(index, inputs, window, generator)
         conditions = {}
         for name in CONDITIONS:
-            if name in kept:
+            if name in inputs:
                 own = window if CONDITIONS[name].kind == "temporal" else slice(window.start, window.start + 1, 1)
                 conditions[name] = self._condition(name, index, own, generator).transpose(0, 1)
         return Sample(f"scene {index}", conditions=conditions, **encoded)
 
     def _cached(
-        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
+        self, index: int, inputs: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor]:
         text, still = draw_below(CAPTIONS, generator), draw_below(STILLS, generator)
-        found = {"latents": self.tensors.read("latents", index, window).float().transpose(0, 1) * self.scale}
-        if "text" in kept:
-            found["text_tokens"] = self.tensors.read("text", index, slice(text, text + 1))[0].float()
-        if "style" in kept:
-            found["style_embedding"] = self.tensors.read("style", index, slice(still, still + 1)).float()
-        return found
+        fields: dict[str, Tensor] = {
+            "latents": self.tensors.read("latents", index, window).float().transpose(0, 1) * self.scale
+        }
+        if "text" in inputs:
+            fields["text_tokens"] = self.tensors.read("text", index, slice(text, text + 1))[0].float()
+        if "style" in inputs:
+            fields["style_embedding"] = self.tensors.read("style", index, slice(still, still + 1)).float()
+        return fields
 
     def _drawn(
-        self, index: int, kept: Collection[str], window: slice, generator: torch.Generator
+        self, index: int, inputs: Collection[str], window: slice, generator: torch.Generator
     ) -> dict[str, Tensor | str]:
         variation, still = draw_below(2**30, generator), draw_below(CLIP_FRAMES, generator)
-        found = {"video": self.tensors.read("small", index, window).transpose(0, 1).float() / 255}
-        if "text" in kept:
-            found["text"] = captions(self.tensors.scene(index), variation)[0]
-        if "style" in kept:
+        fields: dict[str, Tensor | str] = {
+            "video": self.tensors.read("small", index, window).transpose(0, 1).float() / 255
+        }
+        if "text" in inputs:
+            fields["text"] = captions(self.tensors.scene(index), variation)[0]
+        if "style" in inputs:
             picture = self.tensors.read("small", index, slice(still, still + 1)).float() / 255
-            found["style"] = fitted(picture, (self.style_size,) * 2)[0]
-        return found
+            fields["style"] = fitted(picture, (self.style_size,) * 2)[0]
+        return fields
 
     def _condition(self, name: str, index: int, window: slice, generator: torch.Generator) -> Tensor:
         """One condition of one clip, `(F, C, H, W)`, frames first, at the network's size."""
         needed = stored_for(name)
         if name in ("sketch", "single_sketch"):  # outlines as people draw them, or the extractor's edges
             needed = ("outline",) if float(torch.rand((), generator=generator)) < DRAWN else ("edges",)
-        own = CONDITIONS[name].scale  # the table's, at which the tensors are stored
-        given = {}
+        own = CONDITIONS[name].scale  # the tensors are stored at this scale of the table
+        tensors = {}
         for stored in needed:
             tensor = self.tensors.read(stored, index, window).float()
             size = tuple(side * (self.condition_scale or own) // own for side in tensor.shape[-2:])
-            given[stored] = resize_crop(tensor, size)[None]
-        return spoiled(name, given, torch.tensor([window.step]), generator)[0]
+            tensors[stored] = resize_crop(tensor, size)[None]
+        return spoiled(name, tensors, torch.tensor([window.step]), generator)[0]

@@ -1,7 +1,7 @@
 """Rendering of synthetic scenes: pixels, exact motion, depth, outlines and masks, batched and at any size.
 
-Surfaces are procedural functions of position and edges are signed distances, so a scene is sampled, not drawn:
-every frame is antialiased, moves by fractions of a pixel, and its ground truth is exact.
+Surfaces are procedural functions of position, and edges are signed distances. So every frame is antialiased, motion can
+be a fraction of a pixel, and the ground truth is exact.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .scenes import BACKGROUNDS, OBJECT_TEXTURES, SHAPES, Scenes, mix
 
 EVERYTHING = ("video", "motion", "depth", "outline", "object_mask")
 OUTLINE_WIDTH = 1.5  # in pixels
-GRAIN_CELLS = (1 / 80, 1 / 128)  # in frame widths: a few pixels at 256, gone by area averaging at 64
+GRAIN_CELLS = (1 / 80, 1 / 128)  # in frame widths: a few pixels at 256, removed by area averaging at 64
 GRAIN_AMPLITUDE = 0.15
-OBJECT_SHADES = (0.76, 1.0)  # darkest and brightest of an object's texture: what its colour is multiplied by
+OBJECT_SHADES = (0.76, 1.0)  # darkest and brightest factor of an object's colour in its texture
 _TILE = 128
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What was asked of `render`; the rest is None. Pixels are those of the rendered size."""
+    """The requested results of `render`; the others are None. Pixels are pixels of the rendered size."""
 
     video: torch.Tensor | None  # (B, 3, F, H, W) RGB in [0, 1]
     motion: torch.Tensor | None  # (B, 2, F, H, W) dx, dy in pixels from the previous frame; frame 0 is zero
@@ -34,22 +34,22 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One object in each of some scenes."""
+    """One object in each of M scenes."""
 
     distance: torch.Tensor  # (M, F, H, W) signed, in pixels, negative inside
-    surface: torch.Tensor | None  # (M, 3, F, H, W) RGB, where the video is asked for
+    surface: torch.Tensor | None  # (M, 3, F, H, W) RGB, if the video is requested
     depth: torch.Tensor  # (M,)
     step: torch.Tensor  # (M, F, 2) in pixels
 
 
 def _wave(phase: torch.Tensor) -> torch.Tensor:
-    """A sine with steeper flanks, in [-1, 1]; unlike a square wave it is flat nowhere."""
+    """A sine with steeper flanks, in [-1, 1]. Unlike a square wave, it is nowhere flat."""
     value = phase.sin_()
     return value * (1.5 - 0.5 * value * value)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    """(M,) to (M, 1, 1, 1), to meet fields (M, F, H, W)."""
+    """(M,) to (M, 1, 1, 1), to broadcast with fields (M, F, H, W)."""
     return values.view(-1, 1, 1, 1)
 
 
@@ -97,7 +97,7 @@ def _pattern(scenes: Scenes, kind: str, x: torch.Tensor, y: torch.Tensor) -> tor
         value = (phase(0).sin_() + phase(1, scale=1.15).sin_() + phase(2, scale=1.3).sin_()) * 0.5
         value = value.clamp_(-1.0, 1.0)
         value = value * (1.5 - 0.5 * value * value)
-    else:  # gradient, with a faint ripple across it so that nothing is flat
+    else:  # gradient, with a faint ripple across it, so that it is nowhere flat
         value = 0.85 * phase(0).sin_() + 0.15 * phase(0, turn=math.pi / 2, scale=0.25).sin_()
     return value.mul_(0.5).add_(0.5)
 
@@ -160,7 +160,7 @@ def unit_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _layer(
     scenes: Scenes, slot: torch.Tensor, x: torch.Tensor, y: torch.Tensor, times: torch.Tensor, size: int, shaded: bool
 ) -> _Layer:
-    """Object `slot` (M,) of each scene, seen at pixel centres x (1, 1, 1, W), y (1, 1, H, 1), at times (M, F)."""
+    """Object `slot` (M,) of each scene, sampled at pixel centres x (1, 1, 1, W), y (1, 1, H, 1), at times (M, F)."""
     rows = torch.arange(len(scenes), device=slot.device)
 
     def pick(values: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _layer(
 
 
 def _composite(video: torch.Tensor, layer: _Layer) -> torch.Tensor:
-    """Lay an object over a video (M, 3, F, H, W), antialiased over one pixel."""
+    """Draw an object over a video (M, 3, F, H, W), antialiased over one pixel."""
     coverage = (0.5 - layer.distance).clamp_(0.0, 1.0)
     return torch.lerp(video, layer.surface, coverage[:, None].expand_as(layer.surface))
 
@@ -215,26 +215,26 @@ def render(
     Args:
         scenes: B scenes; the result is on their device.
         size, frames: width and height in pixels, and F.
-        first_frame: the frame to begin with, for all scenes or one for each (B,).
+        first_frame: the first frame, for all scenes or for each (B,).
         what: which of EVERYTHING to compute. Skipping `video` skips all textures.
 
     Returns:
-        `Rendered`. Motion is that of the surface seen at a pixel in frame f since frame f - 1 (the object's
-        displacement, else the background's pan), so it is exact and dense; the first rendered frame has none.
-        Motion, depth and mask go by the pixel's centre, hard; video and outline are antialiased.
+        `Rendered`. Motion is the displacement of the surface at a pixel of frame f since frame f - 1 (of the object,
+        or of the background), so it is exact and dense. In the first rendered frame it is zero. Motion, depth and mask
+        are evaluated at the pixel's centre; video and outline are antialiased.
 
     Raises:
-        ValueError: `what` names something unknown.
+        ValueError: `what` contains an unknown name.
     """
     if unknown := set(what) - set(EVERYTHING):
-        raise ValueError(f"render: {sorted(unknown)} is not among {EVERYTHING}")
+        raise ValueError(f"Unknown names for what to render: {sorted(unknown)}. Expected some of {EVERYTHING}.")
     device, count = scenes.seed.device, len(scenes)
     first = torch.as_tensor(first_frame, device=device, dtype=torch.float32).expand(count)
     times = first[:, None] + torch.arange(frames, device=device)  # (B, F)
     pixels = (torch.arange(size, device=device) + 0.5) / size
     x, y = pixels.view(1, 1, 1, -1), pixels.view(1, 1, -1, 1)
 
-    # The near layer exists in every scene; the far one only in those with two objects.
+    # Every scene has a near layer; only scenes with two objects have a far layer.
     (two,) = (scenes.count == 2).nonzero(as_tuple=True)
     near_slot = torch.where(scenes.count == 2, scenes.depth.argmax(1), 0)
     near = _layer(scenes, near_slot, x, y, times, size, "video" in what)
@@ -246,7 +246,7 @@ def render(
     if "video" in what:
         video = torch.empty(count, 3, frames, size, size, device=device)
         moving = (scenes.background_velocity != 0.0).any(1)
-        for pans in (False, True):  # a background at rest is computed once for all frames
+        for pans in (False, True):  # a still background is computed once for all frames
             (chosen,) = (moving == pans).nonzero(as_tuple=True)
             if len(chosen):
                 at = times[chosen][:, : None if pans else 1, None, None]

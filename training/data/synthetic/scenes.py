@@ -1,10 +1,10 @@
-"""Synthetic scenes: what is in them, how it moves, and what a caption says of it.
+"""Synthetic scenes: their objects and motion, and the words of their captions.
 
-A scene is a pure function of one integer seed. All geometry is in units of the frame (0..1, right and down positive)
+A scene depends only on one integer seed. All geometry is in units of the frame (0..1, right and down positive)
 and all motion in frame widths per frame, so a scene renders at any size (`training.data.synthetic.render`).
 
-The random numbers come from a counter-based hash, not from a generator: scene `i` of a seed is the same whatever was
-drawn before it, in whatever batch and on whatever device.
+The random numbers come from a counter-based hash, not from a generator. So scene `i` of a seed does not depend on what
+was drawn before, on the batch or on the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-CLIP_FRAMES = 16  # for which trajectories are planned (longer clips render; objects may then leave the frame)
+CLIP_FRAMES = 16  # planned length of trajectories (longer clips render too, but objects may leave the frame)
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "ring")
 BACKGROUNDS = ("stripes", "checks", "blobs", "gradient")
@@ -36,20 +36,20 @@ COLORS = {
 }
 COLOR_NAMES = tuple(COLORS)
 OBJECT_COLORS = COLOR_NAMES[:8]
-BACKGROUND_MUTING = 0.5  # how far background colours are drawn towards mid grey, so that objects stand out
+BACKGROUND_MUTING = 0.5  # how far background colours move towards mid grey, so that objects stand out
 
-SLOW, FAST = 1.0 / 64, 2.0 / 64  # below the first a caption may say "slowly", above the second "fast" (widths a frame)
+SLOW, FAST = 1.0 / 64, 2.0 / 64  # widths per frame: captions may say "slowly" below SLOW and "fast" above FAST
 STILL = 0.1 / 64
 DIRECTION_WORDS = (
     "right", "down and to the right", "down", "down and to the left",
     "left", "up and to the left", "up", "up and to the right",
 )  # fmt: skip
-"""One word a 45 degree sector, clockwise from +x because y points down."""
+"""One phrase per 45 degree sector, clockwise from +x because y points down."""
 
 
 def mix(values: torch.Tensor) -> torch.Tensor:
-    """Hash int64 values to int64 values (the splitmix64 finaliser; int64 products wrap, as it needs)."""
-    wrap = 1 << 64  # its constants are above 2**63
+    """Hash int64 values to int64 values (the splitmix64 finaliser, which requires the wrapping products of int64)."""
+    wrap = 1 << 64  # the constants are above 2**63
     values = values + (0x9E3779B97F4A7C15 - wrap)
     values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - wrap)
     values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - wrap)
@@ -57,13 +57,13 @@ def mix(values: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(seeds: torch.Tensor, stream: int) -> torch.Tensor:
-    """Numbers in [0, 1) that depend on each seed and on the stream alone. Shape as `seeds`, float32."""
+    """Numbers in [0, 1) that depend only on the seed and the stream. Same shape as `seeds`, float32."""
     bits = mix(mix(seeds) + stream * 0x632BE5AB)
     return ((bits >> 40) & 0xFFFFFF).to(torch.float32) / (1 << 24)
 
 
 def scene_seeds(seed: int, start: int, count: int) -> torch.Tensor:
-    """Seeds (count,) of the scenes `start .. start + count - 1` of a data set: a function of (seed, index) alone."""
+    """Seeds (count,) of the scenes `start .. start + count - 1` of a data set. They depend only on (seed, index)."""
     base = mix(torch.tensor(seed, dtype=torch.int64))
     return mix(base + torch.arange(start, start + count, dtype=torch.int64))
 
@@ -73,7 +73,7 @@ class Scenes:
     """N scenes with up to two objects each. Every field is a tensor with leading dimension N.
 
     Lengths in frame widths, velocities in frame widths per frame, angles in radians, depths as MiDaS inverse depth
-    divided by 20 (larger is nearer). Fields of objects are (N, 2, ...); the second is void where `count` is 1.
+    divided by 20 (larger is nearer). Fields of objects are (N, 2, ...); the second object is ignored if `count` is 1.
     """
 
     seed: torch.Tensor  # (N,) int64
@@ -103,7 +103,7 @@ class Scenes:
         return self.seed.shape[0]
 
     def __getitem__(self, index: int | slice | torch.Tensor) -> Scenes:
-        """The chosen scenes; an int gives one scene, still with its leading dimension."""
+        """The selected scenes. An int selects one scene and keeps the leading dimension."""
         if isinstance(index, int):
             index = range(len(self))[index]  # raises IndexError out of range, which also ends iteration
             index = slice(index, index + 1)
@@ -113,7 +113,7 @@ class Scenes:
         return Scenes(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def centers(self, times: torch.Tensor) -> torch.Tensor:
-        """Object centres (N, 2, T, 2) as x, y in frame widths at `times` (T,) or (N, T), in frames."""
+        """Object centres (N, 2, T, 2): x, y in frame widths at `times` (T,) or (N, T), in frames."""
         times = times.to(self.start.dtype)
         times = times.view(1, 1, -1, 1) if times.dim() == 1 else times[:, None, :, None]
         start, velocity, acceleration = (f[:, :, None] for f in (self.start, self.velocity, self.acceleration))
@@ -144,7 +144,7 @@ class _Draw:
         return (self.uniform(shape=shape) * count).long().clamp_max(count - 1)
 
     def choice(self, allowed: torch.Tensor) -> torch.Tensor:
-        """One of the columns allowed (N, K) bool for each scene, all equally likely; (N,) index."""
+        """A random index (N,) of an allowed column for each scene, all equally likely. `allowed` is (N, K) bool."""
         scores = self.uniform(shape=(allowed.shape[1],))
         return scores.masked_fill(~allowed, -1.0).argmax(dim=1)
 
@@ -155,12 +155,12 @@ class _Draw:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of objects and backgrounds, (K, 3) each in the order of COLOR_NAMES, and which are too alike."""
+    """Colours of objects and backgrounds, (K, 3) each in the order of COLOR_NAMES, and pairs that are too similar."""
 
-    pure: torch.Tensor  # of objects
-    muted: torch.Tensor  # their twins, of backgrounds
-    alike: torch.Tensor  # (K, K) bool: muted ones that share no background
-    pale: torch.Tensor  # (K, K) bool: of an object (row) on a background with it (column) too little would be seen
+    pure: torch.Tensor  # for objects
+    muted: torch.Tensor  # the same colours for backgrounds
+    alike: torch.Tensor  # (K, K) bool: muted pairs too similar for one background
+    pale: torch.Tensor  # (K, K) bool: an object (row) has too little contrast with a background (column)
 
 
 def palette(device: torch.device | str = "cpu") -> Palette:
@@ -170,7 +170,7 @@ def palette(device: torch.device | str = "cpu") -> Palette:
 
 
 def _draw_colors(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two background colours and two object colours (N, 2) with their RGB (N, 2, 3), well apart from each other."""
+    """Two background colours and two object colours (N, 2) with their RGB (N, 2, 3), all clearly different."""
     colors = palette(draw.seeds.device)
     every = torch.ones(len(draw.seeds), len(COLORS), dtype=torch.bool, device=draw.seeds.device)
     first = draw.choice(every)
@@ -178,16 +178,16 @@ def _draw_colors(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
     for_objects = every.clone()
     for_objects[:, len(OBJECT_COLORS) :] = False
     clear = for_objects & ~colors.pale.T[first] & ~colors.pale.T[second]
-    one = draw.choice(clear)
-    other = draw.choice(clear.scatter(1, one[:, None], False))
-    background, objects = torch.stack([first, second], 1), torch.stack([one, other], 1)
+    main = draw.choice(clear)
+    other = draw.choice(clear.scatter(1, main[:, None], False))
+    background, objects = torch.stack([first, second], 1), torch.stack([main, other], 1)
     return background, colors.muted[background], objects, colors.pure[objects]
 
 
 def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Start, velocity and acceleration (N, 2, 2): 15% still, 60% constant, 25% curved or accelerated.
 
-    Half of the objects start near the middle, so that the first frame does not tell where they go. Centres stay
+    Half of the objects start near the middle, so that the first frame does not reveal their direction. Centres stay
     within the frame for CLIP_FRAMES frames.
     """
     last = float(CLIP_FRAMES - 1)
@@ -199,12 +199,12 @@ def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     acceleration = torch.where(kind > 0.75, bend, 0.0)
     central = draw.chance(0.5, (2,))[..., None]
     middle = draw.uniform(0.38, 0.62, (2, 2))
-    anywhere = draw.uniform(shape=(4, 2, 2))  # four candidates: the one that keeps two objects apart best is taken
+    anywhere = draw.uniform(shape=(4, 2, 2))  # four candidates: the largest gap between the objects wins
 
     times = torch.arange(CLIP_FRAMES, device=kind.device, dtype=torch.float32).view(-1, 1, 1, 1)
     offsets = velocity * times + 0.5 * acceleration * times**2  # (T, N, 2, 2)
     reach_low, reach_high = offsets.amin(0), offsets.amax(0)
-    # Motion is slowed where the frame is too small for it, from the middle or from one side to the other.
+    # Motion is slowed if the frame is too small for it, from the middle or from one side to the other.
     room_low = torch.where(central, middle - 0.04, 0.88)
     room_high = torch.where(central, 0.96 - middle, 0.88)
     from_middle = torch.maximum(reach_high / room_high, -reach_low / room_low)
@@ -226,15 +226,15 @@ def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     """The scenes of these seeds (N,), on the seeds' device. Equal seeds give equal scenes.
 
-    Makes 70% scenes with one object and 30% with two; 30% with a camera pan (0.3 to 1.5 pixels a frame at 64) beside
-    what the objects do, and 30% in which the camera alone moves (up to 2.2 pixels a frame).
-    Objects move at up to 3.2 pixels a frame at 64 pixels.
+    Of the scenes, 70% have one object and 30% two; 14% have a camera pan (0.3 to 1.5 pixels per frame at 64) in
+    addition to the objects' motion; in 20% only the camera moves (up to 2.2 pixels per frame). Objects move at up to
+    3.2 pixels per frame at 64 pixels.
     """
     seeds = torch.as_tensor(seeds, dtype=torch.int64).reshape(-1)
     draw = _Draw(seeds)
     background_kind = draw.index(len(BACKGROUNDS))
     background_color, background_rgb, color, rgb = _draw_colors(draw)
-    # At least 22 pixels a period at 64, which an 8x8 latent holds well. A gradient spans the frame.
+    # At least 22 pixels per period at 64, which an 8x8 latent can represent. A gradient spans the frame.
     period = draw.uniform(22.0 / 64, 40.0 / 64)
     stretch = torch.tensor([1.0, 1.3, 1.0, 4.0], device=seeds.device)  # in the order of BACKGROUNDS
     period = period * stretch[background_kind]
@@ -245,7 +245,7 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
     swap = draw.chance(0.5)
     depth = torch.stack([first_depth + torch.where(swap, gap, 0.0), first_depth + torch.where(swap, 0.0, gap)], 1)
     start, velocity, acceleration = _draw_paths(draw)
-    drawn = {
+    properties = {
         "background_angle": draw.uniform(0.0, 2 * math.pi, (3,)),
         "background_phase": draw.uniform(0.0, 2 * math.pi, (3,)),
         "count": torch.where(draw.chance(0.3), 2, 1),
@@ -256,11 +256,11 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         "texture_period": draw.uniform(0.18, 0.28, (2,)),
         "texture_angle": draw.uniform(0.0, 2 * math.pi, (2,)),
     }
-    # In some scenes nothing moves but the camera: what is in them goes with the background.
+    # In some scenes only the camera moves: the objects move with the background.
     alone = draw.chance(0.2)[:, None]
     camera = draw.direction() * draw.uniform(0.3 / 64, 2.2 / 64)[:, None]
-    way = (camera * (CLIP_FRAMES - 1))[:, None]
-    inside = torch.minimum(torch.maximum(start, 0.06 - way.clamp_max(0.0)), 0.94 - way.clamp_min(0.0))
+    distance = (camera * (CLIP_FRAMES - 1))[:, None]
+    inside = torch.minimum(torch.maximum(start, 0.06 - distance.clamp_max(0.0)), 0.94 - distance.clamp_min(0.0))
     return Scenes(
         seed=seeds,
         background_kind=background_kind,
@@ -275,5 +275,5 @@ def sample_scenes(seeds: Sequence[int] | torch.Tensor) -> Scenes:
         start=torch.where(alone[..., None], inside, start),
         velocity=torch.where(alone[..., None], camera[:, None], velocity),
         acceleration=torch.where(alone[..., None], 0.0, acceleration),
-        **drawn,
+        **properties,
     )

@@ -1,8 +1,8 @@
 """MiDaS v3 (DPT-Large), the depth network of the released pipeline, as transformers' DPT.
 
-The released file, `midas_v3_dpt_large.pth`, holds the same network as the public folder `Intel/dpt-large`, under other
-names and with query, key and value in one. Here it takes on the folder's names, which transformers reads in all its
-versions, whatever its modules are called in them.
+The released file, `midas_v3_dpt_large.pth`, contains the same network as the public folder `Intel/dpt-large`, with
+other key names, and with query, key and value in one tensor. This module renames its keys to the folder's names, which
+every version of transformers can read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _HEAD_WIDTH = 64
 
 
 def is_midas(tensors: Tensors) -> bool:
-    """Whether these are the released MiDaS's, by their names."""
+    """Whether these tensors are the released MiDaS, judged by their names."""
     return tensors.shapes.keys() >= _MARKS
 
 
 def midas_config(tensors: Tensors, head_width: int = _HEAD_WIDTH) -> dict[str, Any]:
-    """The settings of transformers' `DPTConfig`, from the shapes; only the attention's width is not told by them."""
+    """The settings of transformers' `DPTConfig`, from the shapes; they do not show the width of attention heads."""
     shapes = tensors.shapes
     width, _, _, patch = shapes["patch_embedding.weight"]
     layers = _layers(tensors)
@@ -39,7 +39,7 @@ def midas_config(tensors: Tensors, head_width: int = _HEAD_WIDTH) -> dict[str, A
         "num_attention_heads": width // head_width,
         "patch_size": patch,
         "image_size": patch * math.isqrt(shapes["pos_embedding"][1] - 1),
-        "layer_norm_eps": 1e-5,  # as released; transformers' own default is another
+        "layer_norm_eps": 1e-5,  # as released; transformers' default differs
         "backbone_out_indices": [layers * stage // 4 - 1 for stage in _STAGES],
         "neck_hidden_sizes": [shapes[f"conv{stage}.0.weight"][0] for stage in _STAGES],
         "fusion_hidden_size": shapes["conv1.2.weight"][0],
@@ -47,10 +47,10 @@ def midas_config(tensors: Tensors, head_width: int = _HEAD_WIDTH) -> dict[str, A
 
 
 def midas_state(tensors: Tensors) -> StateDict:
-    """The parameters under the names of `Intel/dpt-large`: views, no copies.
+    """The parameters with the names of `Intel/dpt-large`: views, not copies.
 
     Raises:
-        UserError: some are missing or no floating-point numbers.
+        UserError: some are missing or not floating point.
     """
     layout = _layout(tensors)
     check(layout, tensors, "MiDaS v3")
@@ -61,7 +61,7 @@ def midas_state(tensors: Tensors) -> StateDict:
             state |= zip((name.format(part) for part in ("query", "key", "value")), tensor.chunk(3), strict=False)
         else:
             state[name] = tensor
-    # A transposed 1x1 convolution, which is a plain one with its channels exchanged.
+    # A transposed 1x1 convolution equals a plain one with swapped channels.
     state["head.head.4.weight"] = state["head.head.4.weight"].transpose(0, 1)
     return state
 
@@ -78,7 +78,7 @@ _EACH_LAYER = {
 
 
 def _layout(tensors: Tensors) -> Layout:
-    """Public name -> where it lies. Shapes are the file's own: transformers compares them with what it expects."""
+    """Public name -> where it is in the file. Shapes are the file's; transformers compares them with its own."""
     layout = {}
     for ours, released, kinds in _modules(_layers(tensors)):
         for kind in kinds:
@@ -88,7 +88,7 @@ def _layout(tensors: Tensors) -> Layout:
 
 
 def _modules(layers: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Public and released names of the modules, and which parameters they have; "" where the name is a parameter's."""
+    """Public and released names of the modules, and their parameters; "" if the name is a parameter's itself."""
     yield "dpt.embeddings.cls_token", "cls_embedding", ("",)
     yield "dpt.embeddings.position_embeddings", "pos_embedding", ("",)
     yield "dpt.embeddings.patch_embeddings.projection", "patch_embedding", _BOTH
@@ -96,7 +96,7 @@ def _modules(layers: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         for ours, released in _EACH_LAYER.items():
             yield f"dpt.encoder.layer.{layer}.{ours}", f"blocks.{layer}.{released}", _BOTH
     for stage in _STAGES:
-        reassembled, resized = "neck.reassemble_stage", stage != 3  # the third stage is of the right size already
+        reassembled, resized = "neck.reassemble_stage", stage != 3  # the third stage already has the right size
         yield f"{reassembled}.readout_projects.{stage - 1}.0", f"fc{stage}.0", _BOTH
         yield f"{reassembled}.layers.{stage - 1}.projection", f"conv{stage}.0", _BOTH
         if resized:

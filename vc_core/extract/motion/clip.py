@@ -1,4 +1,4 @@
-"""The frames of a plan: of a file with its index, or of a tensor."""
+"""The frames of a plan, from a file with its index, or from a tensor."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Clip:
 
     Attributes:
         name: for messages.
-        times: of each frame of the plan, in the file's time base.
-        shown: the frames as shown, through such filters.
-        video, table: the file and its index; None for frames that are no file's.
+        times: time of each frame of the plan, in the file's time base.
+        shown: a function from ffmpeg filters to the frames as displayed, filtered.
+        video, table: the file and its index; None for frames of a tensor.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Clip:
 
 @contextmanager
 def opened_clip(source: VideoSource | Tensor, plan: FramePlan) -> Iterator[Clip]:
-    """The plan's clip of a source. Raises UserError where it cannot be read."""
+    """Open a source and yield the frames of the plan. Raises UserError if it cannot be read."""
     if isinstance(source, Tensor):
         frames = tensor_pictures(source, plan)
         yield Clip("The tensor of frames", plan, range(plan.frames), lambda filters: filtered(frames, filters))
@@ -51,9 +51,9 @@ def opened_clip(source: VideoSource | Tensor, plan: FramePlan) -> Iterator[Clip]
 
 
 def tensor_pictures(frames: Tensor, plan: FramePlan) -> Iterator:
-    """The frames of a tensor (F, 3, H, W) or (1, 3, F, H, W) in [0, 1] as av.VideoFrames.
+    """Convert a tensor (F, 3, H, W) or (1, 3, F, H, W) in [0, 1] to av.VideoFrames.
 
-    Raises UserError where it has another shape or number of frames than the plan, or numbers that are not finite.
+    Raises UserError for another shape, another number of frames than the plan's, or values that are not finite.
     """
     import av
 
@@ -61,17 +61,17 @@ def tensor_pictures(frames: Tensor, plan: FramePlan) -> Iterator:
         frames = frames[0].transpose(0, 1)
     if frames.dim() != 4 or frames.shape[1] != 3 or len(frames) != plan.frames or not frames.is_floating_point():
         raise UserError(
-            f"The tensor of frames is {tuple(frames.shape)} of {frames.dtype}: expected floating-point (F, 3, H, W) or "
+            f"The tensor of frames is {tuple(frames.shape)} of {frames.dtype}. Expected floating-point (F, 3, H, W) or "
             f"(1, 3, F, H, W) with the plan's F = {plan.frames}."
         )
     if not torch.isfinite(frames).all():
-        raise UserError("The tensor of frames holds numbers that are not finite: expected colours in [0, 1].")
+        raise UserError("The tensor of frames contains values that are not finite. Expected colours in [0, 1].")
     pixels = ((each.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0) for each in frames)
     return (av.VideoFrame.from_ndarray(each.contiguous().cpu().numpy(), format="rgb24") for each in pixels)
 
 
 def filtered(frames: Iterable, filters: list[tuple[str, str]]) -> Iterator:
-    """The frames through ffmpeg filters."""
+    """Yield the frames after ffmpeg filters."""
     run = filtering("The tensor of frames", filters)
     for number, frame in enumerate(frames):
         frame.pts, frame.time_base = number, Fraction(1, 25)

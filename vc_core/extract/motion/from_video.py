@@ -1,16 +1,16 @@
-"""Motion fields out of any video.
+"""Extract motion fields from any video.
 
-A motion field is (1, 2, F, H, W): dx, dy in pixels that content moved from the previous frame to this one; right and
-down positive; frame 0 is zero. Two layouts exist, and a checkpoint's config says which one it was trained with:
+A motion field is (1, 2, F, H, W): dx, dy, the displacement of content in pixels from the previous frame to this one;
+right and down are positive; frame 0 is zero. There are two layouts; a checkpoint's config says which one it expects:
 
     points   as released: a block's vector at one pixel, in source pixels
-    dense    vectors filling their blocks, in pixels of the target
+    dense    vectors fill their blocks, in pixels of the target
 
-and two modes of coming by vectors:
+and two modes, which say where the vectors come from:
 
-    released   what the network was trained on: the plan's frames are encoded anew, as MPEG-4 for points (the released
-               pipeline) and as H.264 for dense, and the encoder's vectors taken
-    stream     the file's own vectors at its own rate, followed along the frames that the plan skips
+    released   as in training: the plan's frames are re-encoded, as MPEG-4 for points (the released pipeline) and as
+               H.264 for dense, and the encoder's vectors are used
+    stream     the file's own vectors at its own rate, added up along the frames that the plan skips
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ MODES = ("released", "stream")
 
 @dataclass(frozen=True)
 class Motion:
-    """A motion field and how it was come by.
+    """A motion field and where it comes from.
 
     Attributes:
         field: (1, 2, F, h, w) float32.
-        reencoded: the codec whose encoder made the vectors, or None where they are the file's own.
-        why: why a file's own vectors were not taken in the mode `stream`, else None.
-        repeated: frames of the plan that show the same frame of the source as the one before, as where a file has
-            fewer frames a second than the plan, or a gap. Nothing moves there.
+        reencoded: the codec whose encoder computed the vectors; None if they are the file's own.
+        why: why the file's own vectors were not used in the mode `stream`; else None.
+        repeated: number of frames of the plan that repeat the previous frame, for example if the file has fewer frames
+            per second than the plan, or a gap. Nothing moves there.
     """
 
     field: Tensor
@@ -54,12 +54,12 @@ class Motion:
 
     @property
     def note(self) -> str:
-        """One sentence for users."""
-        still = f"; {self.repeated} frames repeat the one before, and nothing moves there" if self.repeated else ""
+        """A sentence for users."""
+        still = f"; {self.repeated} frames repeat the previous frame, so nothing moves there" if self.repeated else ""
         if self.reencoded is None:
-            return f"Motion: the file's own block vectors{still}."
+            return f"Motion: the file's own motion vectors{still}."
         because = f", because {self.why}" if self.why else ""
-        return f"Motion: block vectors of an encoding as {self.reencoded} in memory{because}{still}."
+        return f"Motion: motion vectors of the frames re-encoded with {self.reencoded}{because}{still}."
 
 
 def read_motion(
@@ -71,28 +71,27 @@ def read_motion(
     nominal_height: int | None = None,
     progress: Progress | None = None,
 ) -> Motion:
-    """The motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
+    """Extract the motion field (1, 2, F, h, w) of the plan's clip, scaled to cover `size` (h, w) and centre-cropped.
 
-    The result is the same to the bit at every run. What moves is the picture as players show it: with square pixels,
-    turned and mirrored as the file asks for, deinterlaced.
+    Every run gives the same bits. The motion is that of the video as players show it: with square pixels, rotated and
+    mirrored as the file says, deinterlaced.
 
     Args:
         source: a path, bytes, a binary file object, or the plan's frames themselves, (F, 3, H, W) or (1, 3, F, H, W)
             in [0, 1].
         layout: "points" or "dense"; see above. In the mode "stream", points are the mean vectors of 16 x 16 blocks.
-        mode: "released" or "stream". A stream whose vectors do not tell the motion from each frame to the next, and
-            a tensor, is encoded anew at its own rate, without B-frames and I-frames; the result says so.
-        nominal_height: the source is scaled to this height first, for instance 336, which the released network was
-            trained on (default: as it is; an odd one loses its last line).
+        mode: "released" or "stream". A stream whose vectors do not give the motion from each frame to the next, and a
+            tensor, are re-encoded at their own rate, without B-frames and I-frames; the result says so.
+        nominal_height: height to which the source is scaled first; the released network was trained with 336
+            (default: not scaled; an odd height loses its last row).
         progress: called as `progress("motion", frames done, frames)`.
 
-    Raises UserError for an option that is not in these lists, a size with a side above 16384, and where the source
-    cannot be read.
+    Raises UserError for an unknown option, a size with a side above 16384, or a source that cannot be read.
     """
     chosen("motion layout", layout, LAYOUTS)
     chosen("motion mode", mode, MODES)
     if nominal_height is not None and not LOWEST <= nominal_height <= 8192:
-        raise UserError(f"The nominal height is {nominal_height}: expected 16 to 8192 pixels, 336 as trained.")
+        raise UserError(f"The nominal height must be 16 to 8192 pixels (336 as in training), got {nominal_height}.")
     check_size("The size of the motion field", size)
     size = tuple(size)
     with opened_clip(source, plan) as clip:
@@ -107,9 +106,9 @@ def read_motion(
 def block_vectors(
     source: VideoSource | Tensor, plan: FramePlan, layout: str = "points", nominal_height: int | None = None
 ) -> BlockVectors:
-    """Block vectors of the plan's clip as it is shown, from the encoding that the layout is made from.
+    """The block vectors of the plan's clip as displayed, from the encoder of the layout.
 
-    Raises UserError where the source cannot be read.
+    Raises UserError if the source cannot be read.
     """
     with opened_clip(source, plan) as clip:
         return _encoded(clip, layout, nominal_height)

@@ -1,4 +1,4 @@
-"""Re-encoding in memory, only to have the block vectors exported on decoding. Nothing touches the disk."""
+"""Re-encode frames in memory, because decoders can export the encoder's block vectors. Nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...progress import Progress
 from .vectors import BlockVectors, exported
 
 NOMINAL = 336
-"""Shorter side in pixels of the clips that the released network was trained on (they were about 596 x 336)."""
+"""Shorter side, in pixels, of the released network's training clips (about 596 x 336)."""
 
 LOWEST = 16
 """The least nominal height."""
@@ -21,45 +21,45 @@ LOWEST = 16
 
 @dataclass(frozen=True)
 class Reencode:
-    """How a clip is encoded anew."""
+    """How a clip is re-encoded."""
 
     codec: str
-    largest: int  # pixels of a side that the encoder takes
-    even: bool  # 4:2:0 H.264 takes even sizes only
+    largest: int  # largest side in pixels that the encoder supports
+    even: bool  # 4:2:0 H.264 supports only even sizes
     options: dict[str, str]
 
     def check(self, what: object, height: int, width: int) -> None:
-        """Raises UserError, which begins with `what`, for a picture that the encoder does not take."""
+        """Raise UserError, which begins with `what`, if a frame is too large for the encoder."""
         if max(height, width) <= self.largest:
             return
         fitting = min(NOMINAL, (self.largest - 1) * height // width) // 2 * 2
-        advice = f"give a nominal height, in ComfyUI nominal_height, for instance --nominal-height {fitting}"
-        if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would be left
-            advice = "crop it"
+        advice = f"Set a nominal height, for example --nominal-height {fitting} (in ComfyUI nominal_height)"
+        if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would remain
+            advice = "Crop it"
         raise UserError(
-            f"{what}: motion is taken from {width} by {height} pixels, and the encoder {self.codec} takes at most "
-            f"{self.largest} a side: {advice}."
+            f"{what} has frames of {width} by {height} pixels, but the motion encoder {self.codec} supports at most "
+            f"{self.largest} pixels per side. {advice}."
         )
 
     def filters(self, nominal_height: int | None = None) -> list[tuple[str, str]]:
-        """ffmpeg filters for frames of any kind. The scaler brings any format and range to what encoders expect."""
+        """ffmpeg filters for frames of any format. The scaler converts format and range for the encoder."""
         nominal = [] if nominal_height is None else [("scale", f"-2:{nominal_height // 2 * 2}")]
         even = [("crop", "trunc(iw/2)*2:trunc(ih/2)*2:0:0")] if self.even else []
         return [*nominal, *even, ("scale", "out_range=limited"), ("format", "yuv420p")]
 
 
 def _x264(preset: str, search: str) -> Reencode:
-    # One reference, which is the previous frame; no I-frame inside the window; no weighted prediction, which would
-    # doubly list that reference; one thread, so that all machines agree.
+    # One reference, the previous frame; no I-frame inside the window; no weighted prediction, which would list that
+    # reference twice; one thread, so that all machines give the same result.
     alone = "bframes=0:ref=1:keyint={beyond}:min-keyint={beyond}:scenecut=0:weightp=0:rc-lookahead=0:mbtree=0:threads=1"
     return Reencode("libx264", 16384, True, {"crf": "18", "preset": preset, "x264-params": f"{alone}:{search}"})
 
 
-# `points`: the ffmpeg program's defaults, as golden values were made with. Without the rate and its tolerance most
-# vectors differ, and the number of slices decides on them too (each starts its prediction afresh): the program
-# takes a slice per thread, so here the number is fixed, and the machine's does not matter.
+# `points`: the ffmpeg program's defaults, as for the golden values. Without the rate and its tolerance, most vectors
+# differ. The number of slices matters too (each restarts its prediction): the program uses one slice per
+# thread, so the number is fixed here and does not depend on the machine.
 # `dense`: a thorough search.
-# `steps`: for a source's own rate, where less moves from frame to frame and there are more frames.
+# `steps`: for a source's own rate, with smaller displacements and more frames.
 REENCODE = {
     "points": Reencode("mpeg4", 8191, False, {"b": "200000", "bt": "4000000", "g": "12", "slices": "3"}),
     "dense": _x264("medium", "me=umh:subme=7:merange=32"),
@@ -70,10 +70,10 @@ REENCODE = {
 def reencoded(
     frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object = "The video"
 ) -> Iterator[np.ndarray]:
-    """The VECTOR rows of each av.VideoFrame (yuv420p), in order, as it is encoded and decoded again.
+    """Encode and decode av.VideoFrames (yuv420p), and yield the VECTOR rows of each, in order.
 
-    `count` is the number of frames: there are no further I-frames where the settings have none. Raises UserError, which
-    begins with `what`, for pictures that are larger than the encoder takes.
+    `count` is the number of frames; the I-frame distance depends on it if the settings allow only one I-frame. Raises
+    UserError, which begins with `what`, if frames are too large for the encoder.
     """
     import av
     from av.codec.context import Flags2
@@ -81,7 +81,7 @@ def reencoded(
     decoder = av.CodecContext.create("h264" if settings.codec == "libx264" else settings.codec, "r")
     decoder.thread_type, decoder.thread_count = "NONE", 1  # frame threads corrupt exported vectors
     decoder.flags2 |= Flags2.export_mvs  # takes effect only before the first decode
-    decoder.options = {"skip_loop_filter": "all"}  # vectors do not depend on the pictures
+    decoder.options = {"skip_loop_filter": "all"}  # vectors do not depend on the filter
     encoder, decoded = None, 0
 
     def decode(packets) -> Iterator[np.ndarray]:
@@ -96,23 +96,23 @@ def reencoded(
             settings.check(what, frame.height, frame.width)
             encoder = av.CodecContext.create(settings.codec, "w")
             encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
-            encoder.thread_type, encoder.thread_count = "SLICE", 1  # else as many slices as the machine has cores
+            encoder.thread_type, encoder.thread_count = "SLICE", 1  # otherwise one slice per core
             encoder.time_base, encoder.framerate = 1 / rate, rate
             encoder.options = {key: value.format(beyond=count + 1) for key, value in settings.options.items()}
         frame.pts, frame.time_base = number, 1 / rate
-        frame.pict_type = av.video.frame.PictureType.NONE  # else the source's I-frames would be kept as such
+        frame.pict_type = av.video.frame.PictureType.NONE  # otherwise the source's I-frames would stay I-frames
         yield from decode(encoder.encode(frame))
     if encoder is not None:
         yield from decode(encoder.encode(None))
         yield from decode([None])
     if decoded != count:
-        raise RuntimeError(f"{settings.codec} gave {decoded} frames back for {count}")
+        raise RuntimeError(f"{settings.codec} returned {decoded} frames for {count}")
 
 
 def reencode(
     frames: Iterable, rate: Fraction, count: int, settings: Reencode, what: object, progress: Progress | None = None
 ) -> BlockVectors:
-    """All of `reencoded`; progress is called as `progress("motion", frames done, frames)`."""
+    """Collect all rows of `reencoded`; progress is called as `progress("motion", frames done, frames)`."""
     size = (0, 0)
 
     def watched() -> Iterator:

@@ -1,5 +1,5 @@
-"""The motion that a file already holds: its own block vectors at its own rate, followed along the frames that the plan
-skips. Where they do not tell it, the file is encoded anew at its own rate."""
+"""The motion in a file: its own block vectors at its own rate, added up along the frames that the plan skips.
+If they are not usable, the file is re-encoded at its own rate."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from .clip import Clip
 from .reencode import REENCODE, reencoded
 from .vectors import NONE, BlockMeans, CellMap, PointMap, exported, fill, to_cells
 
-CELL = 8  # decoders export no smaller blocks
+CELL = 8  # side of the smallest blocks that decoders export
 CODECS = ("h264", "mpeg4", "mpeg2video", "flv")
-"""Decoders that export block vectors; the others, such as HEVC's, VP9's and AV1's, silently export none."""
+"""Decoders that export block vectors; others, such as HEVC's, VP9's and AV1's, silently export none."""
 
-TOGETHER = 32  # steps that are kept before they are followed and become one
+TOGETHER = 32  # number of steps in memory before they are merged into one
 
 
 class Obstacle(Exception):
-    """Why a stream's own vectors do not tell the motion from each frame to the next."""
+    """Why a stream's own vectors do not give the motion from each frame to the next."""
 
 
 def stream_field(
     clip: Clip, size: tuple[int, int], layout: str, nominal_height: int | None, progress: Progress | None
 ) -> tuple[Tensor, str | None]:
-    """The field (1, 2, F, h, w) of a clip, and why it is not of the file's own vectors, or None where it is."""
+    """The field (1, 2, F, h, w) of a clip, and why it does not use the file's own vectors, or None if it does."""
     settings, table = REENCODE["steps"], clip.table
     times = [*clip.times] if table is None else [at for at in table.times if clip.times[0] <= at <= clip.times[-1]]
     position = {time: number for number, time in enumerate(times)}
     counts = [position[b] - position[a] for a, b in pairwise(clip.times)]
 
-    def drawn(steps: Iterator[np.ndarray], picture: Picture, shown: tuple[int, int]) -> Tensor:
+    def draw(steps: Iterator[np.ndarray], picture: Picture, shown: tuple[int, int]) -> Tensor:
         maps = _along(steps, counts, picture, shown, size, layout)
-        return fill(_told(maps, clip.plan.frames, progress), clip.plan.frames, size)
+        return fill(_reported(maps, clip.plan.frames, progress), clip.plan.frames, size)
 
     try:
         if reason := obstacle(table):
             raise Obstacle(reason)
         picture = stored_picture(clip.video)
-        return drawn(
+        return draw(
             own_steps(clip.video, table, times, picture.size), picture, _at(nominal_height, picture.shown)
         ), None
     except Obstacle as error:
@@ -64,24 +64,24 @@ def stream_field(
         frames = pictures(clip.video, table, times, filters)
     first = next(frames)
     source = first.height, first.width
-    found = reencoded(chain([first], frames), rate, sum(counts) + 1, settings, clip.name)
-    with closing(found):
-        next(found)  # of the first frame, before which there is none
-        steps = (closed(to_cells(rows, source, CELL)) for rows in found)
-        return drawn(steps, Picture(source, source), source), why
+    vectors = reencoded(chain([first], frames), rate, sum(counts) + 1, settings, clip.name)
+    with closing(vectors):
+        next(vectors)  # of the first frame, which has no previous frame
+        steps = (closed(to_cells(rows, source, CELL)) for rows in vectors)
+        return draw(steps, Picture(source, source), source), why
 
 
 def _at(nominal_height: int | None, shown: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) that the filters for a nominal height make of a picture that is shown at (height, width)."""
+    """The (height, width) after the filters for a nominal height, of a frame displayed at `shown`."""
     if nominal_height is None:
         return shown
     height = nominal_height // 2 * 2
     return height, 2 * round(height * shown[1] / shown[0] / 2)
 
 
-def _told(maps: Iterable, frames: int, progress: Progress | None) -> Iterator:
-    for number, each in enumerate(maps, 1):
-        yield each
+def _reported(maps: Iterable, frames: int, progress: Progress | None) -> Iterator:
+    for number, item in enumerate(maps, 1):
+        yield item
         if progress is not None:
             progress("motion", number, frames)
 
@@ -94,9 +94,9 @@ def _along(
     size: tuple[int, int],
     layout: str,
 ) -> Iterator[Tensor]:
-    """The maps (2, h, w) of steps, so many of them from each of the plan's frames to the next; the first is zero.
+    """The maps (2, h, w) of the plan's frames; `counts` are the steps from each frame to the next; the first is zero.
 
-    The steps are those of the picture as it is stored; the maps are of it at the size `shown`, and upright.
+    The steps belong to the frame as stored; the maps to the frame at the size `shown`, upright.
     """
     turn = picture.turn
     source, backward = turn.axes(picture.size), (turn.rows, turn.columns)
@@ -116,50 +116,50 @@ def _along(
 
 
 def obstacle(table: Index | None) -> str | None:
-    """Why the stream's own vectors do not tell the motion, as far as its headers say; None where they may."""
+    """Why the stream's own vectors are not usable, judged by its headers; None if they may be usable."""
     if table is None:
-        return "frames alone have no vectors"
+        return "a batch of frames has no vectors"
     if table.codec not in CODECS:
-        return f"{table.codec} gives no block vectors"
+        return f"the {table.codec} decoder exports no motion vectors"
     if table.reordered:
         return "its frames refer to later ones (B-frames)"
     if any(packet.coded.disposable for packet in table.packets[:-1]):
-        return "its frames do not always refer to the one before"
+        return "its frames do not always refer to the previous one"
     if table.codec == "h264":
         try:
             headers = [references(header) for header in sequence_headers(table.extradata)]
         except (ValueError, IndexError):
             headers = []
         if not headers:
-            return "its headers do not say which frames are referred to"
+            return "its headers do not say which frames its vectors refer to"
         if any(frames > 1 for frames, _ in headers):
-            return "its frames may refer to others than the one before"
-        if not all(whole for _, whole in headers):
+            return "its frames may refer to other frames than the previous one"
+        if not all(progressive for _, progressive in headers):
             return "it is interlaced"
     return None
 
 
 def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """(time, kind, VECTOR rows) of the stream's frames at `times`, in order, exact.
+    """Yield (time, kind, VECTOR rows) of the stream's frames at `times`, in order, exactly.
 
-    Raises Obstacle at a frame whose vectors are not from the one before, UserError for a damaged file.
+    Raises Obstacle at a frame whose vectors do not refer to the previous frame, UserError for a damaged file.
     """
     import av
 
     for time, frame in decode(video, table, times, vectors=True):
         letter = av.video.frame.PictureType(frame.pict_type).name
         if letter not in "IP":
-            raise Obstacle(f"some of its frames refer to others than the one before ({letter}-frames)")
+            raise Obstacle(f"some of its frames refer to other frames than the previous one ({letter}-frames)")
         if frame.interlaced_frame:
             raise Obstacle("it is interlaced")
-        # Where the stream says that the frame before is shown on, its vectors have been told.
+        # If the stream repeats the previous frame, its vectors were already yielded.
         yield (time, letter, exported(frame)) if frame.pts == time else (time, "P", NONE)
 
 
 def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The grid (2, rows, columns) of each frame of `times` after the first: displacements since the one before.
+    """The grid (2, rows, columns) of each frame of `times` after the first: displacements since the previous frame.
 
-    Across an I-frame, which has no vectors, the two pictures are decoded and encoded for theirs.
+    An I-frame has no vectors: the two frames are decoded and re-encoded to get them.
     """
     settings, before = REENCODE["dense"], dict(pairwise(times[::-1]))
     for time, letter, rows in own_rows(video, table, times[1:]):
@@ -171,9 +171,9 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
 
 
 def closed(grid: np.ndarray, rings: int = 8) -> np.ndarray:
-    """The grid with its holes, blocks coded without reference, filled from around them, so many cells far; else zero.
+    """Fill the grid's holes, blocks coded without reference, from up to `rings` cells around them; else zero.
 
-    Each hole takes the mean of its known neighbours, ring by ring.
+    Each hole gets the mean of its known neighbours, ring by ring.
     """
     for _ in range(rings):
         known = ~np.isnan(grid[0])
@@ -195,8 +195,8 @@ def _neighbours(grid: np.ndarray) -> np.ndarray:
 def follow(steps: Sequence[np.ndarray]) -> np.ndarray:
     """The displacements (2, rows, columns) over several steps, at the cells of the last frame.
 
-    Each cell's content is followed backwards to where it was a frame before, and the vector found there added: what
-    a fixed place saw passing by is not summed. Content that came from outside keeps the border's motion.
+    Each cell's content is followed backwards to its position in the previous frame, and the vector there is added. So
+    content that only passes a fixed position is not summed. Content from outside keeps the border's motion.
     """
     _, rows, columns = steps[-1].shape
     y, x = (np.mgrid[:rows, :columns].astype(np.float32) + 0.5) * CELL
@@ -209,11 +209,11 @@ def follow(steps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def between_ticks(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray | None]:
-    """One grid for each count: so many steps, followed; None for no steps. Memory does not grow with the count."""
+    """Yield one grid per count: that many steps, merged; None for 0. Memory does not grow with the count."""
     for count in counts:
-        kept: list[np.ndarray] = []
+        pending: list[np.ndarray] = []
         for _ in range(count):
-            if len(kept) == TOGETHER:
-                kept = [follow(kept)]
-            kept.append(next(steps))
-        yield follow(kept) if kept else None
+            if len(pending) == TOGETHER:
+                pending = [follow(pending)]
+            pending.append(next(steps))
+        yield follow(pending) if pending else None

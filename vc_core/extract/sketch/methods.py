@@ -1,5 +1,4 @@
-"""Sketches: lines in 0..1, bright on dark, from a video, by the released networks or as plain edges, or from a sketch
-that somebody drew."""
+"""Draw sketches, bright lines on dark in 0..1: with the released networks, as edges, or from a drawing."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ from .simplify import Simplifier, load_simplifier
 
 METHODS = ("auto", "pidinet", "edges")
 RELEASED_FILES = ("table5_pidinet.pth", "sketch_simplification_gan.pth")
-"""What `pidinet` needs: the edge detector, then the simplifier."""
+"""The files of `pidinet`: the edge detector, then the simplifier."""
 
-# Thresholds on the gradient in brightness per pixel of a picture that is REFERENCE high and in [0, 1]: below FAINT
-# nothing is drawn, from FULL on a line is fully bright. Fixed, and not each clip's own maximum, so that training and
+# Thresholds on the gradient, in brightness per pixel, of an image in [0, 1] with REFERENCE rows: below FAINT nothing is
+# drawn, at FULL a line is fully bright. They are fixed, not relative to a clip's maximum, so that training and
 # inference agree on what a line is.
 FAINT, FULL = 0.03, 0.12
 REFERENCE = 96
@@ -33,7 +32,8 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Sketcher:
-    """A way to draw: "pidinet" or "edges", its networks' files, and RGB (N, 3, H, W) in [0, 1] to (N, 1, H, W)."""
+    """A sketch method, "pidinet" or "edges", its networks' files, and its function from RGB (N, 3, H, W) in [0, 1] to
+    sketches (N, 1, H, W)."""
 
     which: str
     files: tuple[Path, ...]
@@ -41,25 +41,25 @@ class Sketcher:
 
 
 def as_trained(method: str, extraction: ExtractionConfig) -> str:
-    """A method for a checkpoint: `auto` is edges for one that was trained on them."""
+    """Resolve a method for a checkpoint: `auto` means edges for a checkpoint that was trained on edges."""
     return "edges" if method == "auto" and extraction.sketch == "edges" else method
 
 
 def load_sketcher(method: str = "auto", device: str | torch.device = "cpu", models: Folders = None) -> Sketcher:
-    """A way to draw sketches on a device, lines bright in 0..1, for pictures of any size from 8 on.
+    """Load a sketch method on a device; it draws bright lines in 0..1, for frames of at least 8 x 8 pixels.
 
-    The released pipeline's pictures are 384 x 384, and its lines are as wide as there only at that size.
+    The released pipeline draws at 384 x 384; lines have the released width only at that size.
 
     Args:
         method: "pidinet", as released: PiDiNet's edges, cleaned by the simplification network, without a threshold;
-            "edges": `edges`, which needs no file; "auto": "pidinet" where its two files are found, else "edges".
-        models: the folders in which the files are looked for; by default those of `vc_core.published.model_folders`.
+            "edges": `edges`, which requires no file; "auto": "pidinet" if its two files are found, else "edges".
+        models: folders to search; by default `vc_core.published.model_folders`.
 
     Raises:
-        UserError: an unknown method; "pidinet" where a file is missing, which it describes; a damaged file.
+        UserError: an unknown method; a missing file of "pidinet", with its description; a damaged file.
     """
     if method not in METHODS:
-        raise UserError(f"The sketch method '{method}' is unknown: expected one of {', '.join(METHODS)}.")
+        raise UserError(f"Unknown sketch method '{method}'. Expected one of {', '.join(METHODS)}.")
     files = {} if method == "edges" else locate(RELEASED_FILES, models)
     missing = [name for name in RELEASED_FILES if name not in files]
     if not missing:
@@ -69,12 +69,12 @@ def load_sketcher(method: str = "auto", device: str | torch.device = "cpu", mode
     if method == "pidinet":
         folders = ", ".join(map(str, as_folders(models)))
         raise UserError(
-            f"PiDiNet's sketches need {' and '.join(missing)}, not found in {folders}: {what_to_get(missing, models)}, "
-            "or use the method 'edges'."
+            f"The sketch method 'pidinet' requires {' and '.join(missing)}, not found in {folders}. "
+            f"{what_to_get(missing, models)}, or use the method 'edges'."
         )
     if files:
         warnings.warn(
-            f"{' and '.join(files)} is there, but PiDiNet's sketches also need {missing[0]}, so edges are drawn: "
+            f"PiDiNet's sketches require {missing[0]} in addition to {' and '.join(files)}, so edges are used. "
             f"{what_to_get(missing, models)}.",
             stacklevel=2,
         )
@@ -82,22 +82,22 @@ def load_sketcher(method: str = "auto", device: str | torch.device = "cpu", mode
 
 
 def released_sketch(detector: PiDiNet, simplifier: Simplifier) -> Callable[[Tensor], Tensor]:
-    """The released way to draw (tools/videocomposer/inference_single.py): RGB (N, 3, H, W) in [0, 1] to (N, 1, H, W).
+    """The released pipeline (tools/videocomposer/inference_single.py): RGB (N, 3, H, W) in [0, 1] to (N, 1, H, W).
 
-    The detector takes RGB by ImageNet's statistics and gives bright lines; the simplifier takes and gives dark ones.
+    The detector's input is normalized RGB and its lines are bright; the simplifier's input and output have dark lines.
     """
     return lambda frames: 1 - simplifier(1 - detector(normalised(frames, IMAGENET)))
 
 
 def edges(video: Tensor) -> Tensor:
-    """Thin edges of a video: (B, 3, F, H, W) in [0, 1] -> (B, 1, F, H, W) in 0..1, lines bright.
+    """Draw thin edges of a video: (B, 3, F, H, W) in [0, 1] -> (B, 1, F, H, W) in 0..1, bright lines.
 
     Canny's first three steps on each colour channel (Gaussian blur, gradient, thinning across the edge; the strongest
-    channel speaks, so that edges between equally bright colours are found), then a fixed ramp instead of Canny's
-    binary hysteresis, which would flicker. Blur, gradients and the lines' width go with the height of the picture:
-    the same scene gives the same drawing at 96 and at 384.
+    channel counts, so that edges between equally bright colours are found), then a fixed ramp instead of Canny's
+    binary hysteresis, which would flicker. Blur, gradients and line width scale with the frame height: the same scene
+    gives the same drawing at 96 and at 384.
     """
-    # A few frames at a time: on a CPU the convolutions are several times slower on one large batch.
+    # In small batches: on a CPU, convolutions of one large batch are several times slower.
     return per_frame(_lines, video, "sketch", 16 if video.device.type == "cpu" else 256)
 
 
@@ -114,11 +114,11 @@ def _lines(frames: Tensor) -> Tensor:
 
 
 def blurred(planes: Tensor, sigma: float, radius: int) -> Tensor:
-    """Gaussian blur of planes (N, H, W), the border's pixels repeated outwards."""
+    """Gaussian blur of planes (N, H, W), with replicated borders."""
     weights = [math.exp(-(at**2) / (2 * sigma**2)) for at in range(-radius, radius + 1)]
     weights = [weight / sum(weights) for weight in weights]
     result = F.pad(planes[:, None], (radius,) * 4, mode="replicate")[:, 0]
-    # On a CPU sums of shifted planes are faster than convolutions of a single channel.
+    # On a CPU, sums of shifted planes are faster than convolutions of a single channel.
     for axis in (-1, -2):
         shifted = [result.narrow(axis, at, planes.shape[axis]) for at in range(2 * radius + 1)]
         result = shifted[0] * weights[0]
@@ -128,7 +128,7 @@ def blurred(planes: Tensor, sigma: float, radius: int) -> Tensor:
 
 
 def _sobel(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's gradients of planes (N, H, W), across and down, normalised to differences of one pixel."""
+    """Sobel gradients of planes (N, H, W), across and down, normalized to differences per pixel."""
     padded = F.pad(planes[:, None], (1,) * 4, mode="replicate")[:, 0]
     across = padded[..., 2:] - padded[..., :-2]
     down = padded[..., 2:, :] - padded[..., :-2, :]
@@ -138,21 +138,21 @@ def _sobel(planes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _strongest(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of the channel in which it is strongest: (N, C, H, W) twice -> dx, dy, strength (N, 1, H, W)."""
+    """The gradient of the channel with the strongest gradient: (N, C, H, W) twice -> dx, dy, strength (N, 1, H, W)."""
     squared = dx * dx + dy * dy
     best_dx, best_dy, best = dx[:, :1], dy[:, :1], squared[:, :1]
-    for channel in range(1, dx.shape[1]):  # several times as fast on a CPU as argmax and gather
-        one = slice(channel, channel + 1)
-        stronger = squared[:, one] > best
-        best_dx = torch.where(stronger, dx[:, one], best_dx)
-        best_dy = torch.where(stronger, dy[:, one], best_dy)
-        best = torch.maximum(best, squared[:, one])
+    for number in range(1, dx.shape[1]):  # on a CPU several times faster than argmax and gather
+        channel = slice(number, number + 1)
+        stronger = squared[:, channel] > best
+        best_dx = torch.where(stronger, dx[:, channel], best_dx)
+        best_dy = torch.where(stronger, dy[:, channel], best_dy)
+        best = torch.maximum(best, squared[:, channel])
     return best_dx, best_dy, best.sqrt()
 
 
 def _thinned(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Keep the strength where it is a maximum along its gradient, zero it elsewhere; all (N, 1, H, W)."""
-    # The gradient's direction to the nearest 45°: 0 horizontal, 1 down-right, 2 vertical, 3 down-left.
+    """Keep the strength where it is a maximum along its gradient, else zero; all (N, 1, H, W)."""
+    # The gradient's direction, rounded to 45°: 0 horizontal, 1 down-right, 2 vertical, 3 down-left.
     direction = (torch.atan2(dy, dx) * (4 / torch.pi)).round().long().remainder(4)
     h, w = strength.shape[-2:]
     padded = F.pad(strength, (1, 1, 1, 1))
@@ -160,20 +160,20 @@ def _thinned(strength: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     for number, (right, down) in enumerate([(1, 0), (1, 1), (0, 1), (-1, 1)]):
         ahead = padded[..., 1 + down : 1 + down + h, 1 + right : 1 + right + w]
         behind = padded[..., 1 - down : 1 - down + h, 1 - right : 1 - right + w]
-        # One side strictly, so that of two equal neighbours exactly one stays.
+        # Strict on one side, so that exactly one of two equal neighbours remains.
         maximum |= (direction == number) & (strength > ahead) & (strength >= behind)
     return strength * maximum
 
 
-def as_sketch(picture: Tensor, lines: str = "bright") -> Tensor:
-    """A sketch that somebody drew, as it is: (B, 3|1, ...) in [0, 1] -> (B, 1, ...) in 0..1, lines bright.
+def as_sketch(drawing: Tensor, lines: str = "bright") -> Tensor:
+    """Convert a drawing to a sketch with bright lines: (B, 3|1, ...) in [0, 1] -> (B, 1, ...) in 0..1.
 
-    `lines` says how the drawing's lines stand out: "bright" on dark (kept), or "dark" on bright (inverted). Raises
-    UserError for any other word.
+    `lines` are the drawing's: "bright" on dark (kept), or "dark" on bright (inverted). Raises UserError for any other
+    word.
     """
     if lines not in ("bright", "dark"):
-        raise UserError(f'sketch lines {lines!r} are unknown: say "bright" (on dark) or "dark" (on bright).')
-    if picture.shape[1] == 3:
-        luma = picture.new_tensor(_LUMA).reshape(1, 3, *(1,) * (picture.dim() - 2))
-        picture = (picture * luma).sum(dim=1, keepdim=True)
-    return (1 - picture if lines == "dark" else picture).clamp(0, 1)
+        raise UserError(f'Unknown sketch lines {lines!r}. Expected "bright" (on dark) or "dark" (on bright).')
+    if drawing.shape[1] == 3:
+        luma = drawing.new_tensor(_LUMA).reshape(1, 3, *(1,) * (drawing.dim() - 2))
+        drawing = (drawing * luma).sum(dim=1, keepdim=True)
+    return (1 - drawing if lines == "dark" else drawing).clamp(0, 1)

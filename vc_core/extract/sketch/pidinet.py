@@ -1,8 +1,9 @@
 """PiDiNet, the edge detector of the released pipeline (Su et al., Pixel Difference Networks for Efficient Edge
 Detection, arXiv 2108.07009), with its pixel-difference convolutions folded into plain ones.
 
-A pixel-difference convolution weighs differences of pixels: of each with the central one, of neighbours around the
-centre, or of the outer with the inner ring. Each is linear, so it is one plain convolution with other weights.
+A pixel-difference convolution weights differences of pixels: between each pixel and the centre, between neighbours
+around the centre, or between the outer and the inner ring. Each is linear, so a plain convolution with other weights
+replaces it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...checkpoint.origins import Layout, Origin, check
 
 _BLOCKS = (3, 4, 4, 4)
 _DILATIONS = (5, 7, 9, 11)
-_AROUND = (0, 1, 2, 5, 8, 7, 6, 3)  # a 3x3 kernel's places around its centre, clockwise
+_AROUND = (0, 1, 2, 5, 8, 7, 6, 3)  # a 3x3 kernel's positions around its centre, clockwise
 
 
 def fold_central(weight: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def fold_central(weight: Tensor) -> Tensor:
 
 
 def fold_angular(weight: Tensor) -> Tensor:
-    """Differences with the next place around the centre: (O, I, 3, 3) as released -> the plain (O, I, 3, 3)."""
+    """Differences with the next position around the centre: (O, I, 3, 3) as released -> the plain (O, I, 3, 3)."""
     flat = weight.flatten(2)
     plain = torch.zeros_like(flat)
     plain[..., _AROUND] = flat[..., _AROUND] - flat[..., _AROUND].roll(1, -1)
@@ -38,9 +39,9 @@ def fold_angular(weight: Tensor) -> Tensor:
 
 
 def fold_radial(weight: Tensor) -> Tensor:
-    """Differences of the outer with the inner ring: (O, I, 3, 3) as released -> the plain (O, I, 5, 5).
+    """Differences between the outer and the inner ring: (O, I, 3, 3) as released -> the plain (O, I, 5, 5).
 
-    Of the nine numbers the first is not used; the other eight are a ring's, row by row.
+    The first of the nine numbers is not used; the other eight are a ring, row by row.
     """
     ring = weight.flatten(2)[..., 1:]
     centre = torch.zeros_like(ring[..., :1])
@@ -50,7 +51,7 @@ def fold_radial(weight: Tensor) -> Tensor:
     return plain
 
 
-# The kinds of the 16 convolutions, in turns: the first of the network, then the depthwise one of every block.
+# The kinds of the 16 convolutions, in a cycle: the first convolution, then the depthwise convolution of every block.
 _FOLDS: tuple[Callable[[Tensor], Tensor], ...] = (fold_central, fold_angular, fold_radial, lambda weight: weight)
 _KERNELS = (3, 3, 5, 3)
 
@@ -71,7 +72,7 @@ class SeparableBlock(nn.Module):
 
 
 class Side(nn.Module):
-    """An edge map, as logits (N, 1, h, w), from a stage's features (N, C, h, w): wide view, attention, sum."""
+    """An edge map, as logits (N, 1, h, w), from a stage's features (N, C, h, w): dilation, attention, sum."""
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
@@ -89,7 +90,8 @@ class Side(nn.Module):
 
 
 class PiDiNet(nn.Module):
-    """Pictures (N, 3, H, W), by ImageNet's statistics, to edges (N, 1, H, W) in 0..1, bright. H and W from 8 on.
+    """Detect edges (N, 1, H, W) in 0..1, bright, in images (N, 3, H, W) normalized with ImageNet's statistics. H and W
+    are at least 8.
 
     Args:
         width: channels of the first stage; released 60 (and 30 and 20 in the smaller files of its authors).
@@ -120,15 +122,15 @@ class PiDiNet(nn.Module):
 
 
 def load_pidinet(path: str | Path) -> PiDiNet:
-    """PiDiNet from its authors' file, `table5_pidinet.pth` (kinds "carv4"), folded; its widths are the file's.
+    """Load PiDiNet from its authors' file, `table5_pidinet.pth` (kinds "carv4"), folded, with the file's widths.
 
     Raises:
-        UserError: the file is missing, damaged, or of another model.
+        UserError: the file is missing, damaged, or belongs to another model.
     """
     tensors = open_tensors(path)
     if any(name.startswith("module.") for name in tensors.shapes):  # saved by its authors' nn.DataParallel
         tensors = tensors.below("module.")
-    # Where the file lacks a tensor, `check` is going to say so.
+    # If a tensor is missing, `check` raises.
     width, side_width = (
         (tensors.shapes.get(name) or (released,))[0]
         for name, released in (("init_block.weight", 60), ("dilations.0.conv1.weight", 24))
@@ -140,7 +142,7 @@ def load_pidinet(path: str | Path) -> PiDiNet:
     get, state = tensors.get(), {}
     for name, origin in layout.items():
         state[name] = origin.join(get, origin.shape).float()
-    # The parameters that the file holds as pixel differences, in the order in which their kinds take turns.
+    # The parameters that the file stores as pixel differences, in the order of their kinds.
     for number, name in enumerate(["stem.weight", *(name for name in state if name.endswith(".depthwise.weight"))]):
         state[name] = _FOLDS[number % 4](state[name])
     network.load_state_dict(state, assign=True)
@@ -148,7 +150,7 @@ def load_pidinet(path: str | Path) -> PiDiNet:
 
 
 def released_layout(network: PiDiNet) -> Layout:
-    """Where the released file holds the parameters; it has 3x3 numbers for the folded 5x5 kernels too."""
+    """Where the released file stores the parameters; the folded 5x5 kernels have 3x3 numbers there."""
     modules, layout = dict(_released_modules()), {}
     for name, parameter in network.state_dict().items():
         module, _, kind = name.rpartition(".")

@@ -14,12 +14,12 @@ from ...checkpoint.files import open_tensors
 from ...checkpoint.origins import Origin, fill
 
 MEAN, STD = 0.9664114577640158, 0.0858381272736797
-"""Statistics of the drawings that the released file, `sketch_simplification_gan.pth`, was trained with."""
+"""Statistics of the drawings that the released file, `sketch_simplification_gan.pth`, was trained on."""
 
 CHANNELS = (
     *(48, 128, 128),  # at half the size
-    *(128, 256, 256),  # at a quarter
-    *(256, 512, 1024, 1024, 1024, 1024, 512, 256),  # at an eighth
+    *(128, 256, 256),  # at a quarter of the size
+    *(256, 512, 1024, 1024, 1024, 1024, 512, 256),  # at an eighth of the size
     *(256, 256, 128),  # and back
     *(128, 128, 48),
     *(48, 24, 1),
@@ -30,9 +30,9 @@ _DOWN, _UP = (0, 3, 6), (14, 17, 20)  # the convolutions that halve the size, an
 
 
 class Simplifier(nn.Module):
-    """A rough drawing (N, 1, H, W) in [0, 1], lines DARK, to a clean one of that kind and size.
+    """Clean a rough drawing (N, 1, H, W) in [0, 1], lines DARK. The result has the same size and dark lines.
 
-    The network's own sizes are multiples of 8: others are padded with their border and cropped again.
+    The network requires multiples of 8: other sizes are padded by replicating the border, and cropped afterwards.
     """
 
     def __init__(self, channels: Sequence[int] = CHANNELS):
@@ -51,13 +51,13 @@ class Simplifier(nn.Module):
 
 
 def load_simplifier(path: str | Path) -> Simplifier:
-    """The network from its released file; the numbers of channels are the file's.
+    """Load the network from its released file, with the file's numbers of channels.
 
     Raises:
-        UserError: the file is missing, damaged, or of another model.
+        UserError: the file is missing, damaged, or belongs to another model.
     """
     tensors = open_tensors(path)
-    # Where the file lacks a bias, `fill` is going to say so.
+    # If a bias is missing, `fill` raises.
     biases = [tensors.shapes.get(f"layers.{2 * number}.bias") for number in range(len(CHANNELS))]
     channels = [bias[0] if bias else most for bias, most in zip(biases, CHANNELS, strict=True)]
     with torch.device("meta"):
