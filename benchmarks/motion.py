@@ -5,7 +5,7 @@
 Prints ratios of alternating runs (medians). The clips are generated, with a keyframe every two seconds:
 
 - block vectors of an entire file / plain multi-threaded decoding of it (in frames per second; more is better),
-- the released path / the ffmpeg program and the package motion-vector-extractor, from file to map,
+- speed of the released path / speed of the ffmpeg program with the package motion-vector-extractor, from file to map,
 - peak memory of processes that read a minute of video.
 
 The original tools are not dependencies of this project: PYTHON must have motion-vector-extractor, and imageio-ffmpeg or
@@ -175,7 +175,7 @@ def main() -> None:
         path = folder / "720-0.mp4"
         for frames, what in (
             (16, "the plan's 16 frames"),
-            (4 * arguments.seconds, "all frames, as the original tools"),
+            (4 * arguments.seconds, "all frames, as the original tools read"),
         ):
             ratios = []
             for _ in range(arguments.rounds):

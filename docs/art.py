@@ -1,4 +1,4 @@
-"""Draws the pack's icon and banner for ComfyUI's registry: `./vc python docs/art.py` writes both beside this file.
+"""Draws the pack's icon and banner for ComfyUI's registry: `./vc python docs/art.py` writes both next to this file.
 
 One scene, a boat under sail, is a list of shapes. The conditions are ways of drawing them: in their colours, as a
 sketch, by depth, as a mask, and as motion.

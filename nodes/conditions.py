@@ -82,7 +82,7 @@ class ConditionNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         if TABLE[cls.NAME].kind == "temporal":
-            text = f"{cls.SOCKET} start_time and frame_rate choose a VIDEO's frames. An IMAGE batch is spread evenly."
+            text = f"{cls.SOCKET} start_time and frame_rate choose a VIDEO's frames; an IMAGE batch is spread evenly."
             sockets = [
                 io.MultiType.Input("video", [io.Video, io.Image], tooltip=text),
                 *cls.more_sockets(),
@@ -140,8 +140,8 @@ class MotionVectorExtract(ConditionNode):
             "the motion vectors stored in the file, if it has any."
         )
         height = (
-            "Scale the source to this height in pixels before its motion is read. 0 = no scaling. Try 336, the height "
-            "of the released network's training clips, if the motion is too strong."
+            "Height in pixels to which the source is scaled before its motion is read; 0 = no scaling. If the motion "
+            "of a large file is too strong, try 336, the released network's training height."
         )
         mode = io.Combo.Input("mode", options=["released", "stream"], default="released", tooltip=modes)
         return advanced(mode, *numbers(("nominal_height", 0, 0, 16384, None, height)))
@@ -179,12 +179,12 @@ class DepthSequence(ConditionNode):
     def own(cls) -> list[io.Input]:
         kinds = "What is connected to 'video': a video, whose depth a network estimates, or finished depth maps."
         models = (
-            "The network that estimates depth, from the model folder 'videocomposer'. auto = MiDaS, as in the "
-            "original. Not used for depth maps."
+            "The network that estimates depth, from the model folder 'videocomposer'; not used for depth maps. auto = "
+            "MiDaS, as in the authors' code."
         )
         scale = (
-            "Depth of the nearest value in the depth maps, in MiDaS's inverse depth / 20. 0 = automatic, from the "
-            "maps' percentiles. Set it if several clips must share one scale."
+            "Depth that white stands for (black, if near is dark), in MiDaS's inverse depth / 20. 0 = automatic, from "
+            "the maps' percentiles."
         )
         return [
             io.Combo.Input("input", options=list(cls.INPUTS), default="a video", tooltip=kinds),
@@ -224,8 +224,8 @@ class VCSketchSequence(ConditionNode):
     @classmethod
     def own(cls) -> list[io.Input]:
         text = (
-            "How to draw the lines. pidinet: as in the original, requires two files (see the help page). edges: needs "
-            "no file. auto: as the checkpoint was trained, if possible. is a sketch: use the input unchanged."
+            "How to draw the lines: pidinet (requires two files) or edges. auto = as the checkpoint was trained, if "
+            "possible; is a sketch = the input is already a sketch."
         )
         return [io.Combo.Input("method", options=list(cls.METHODS), default=cls.METHOD, tooltip=text)]
 
@@ -255,7 +255,7 @@ class VCMaskSequence(ConditionNode):
 
     @classmethod
     def own(cls) -> list[io.Input]:
-        text = "What white means in the mask. In ComfyUI's mask editor, white is the area to paint."
+        text = "What white means in the mask. In ComfyUI's mask editor, white is the area to repaint."
         return [io.Combo.Input("white", options=list(cls.MEANINGS), default="area to paint", tooltip=text)]
 
     @classmethod

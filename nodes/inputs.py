@@ -63,8 +63,8 @@ def numbers(*rows: tuple[str, Any, Any, Any, Any, str]) -> list[io.Input]:
 
 def model_input() -> io.Input:
     text = (
-        "The VideoComposer model that will sample. It sets the size, length and format of the condition. If not "
-        "connected, STC Encode computes the condition for its own model."
+        "The VideoComposer model that will sample; it sets size, length and format of the condition. If not connected, "
+        "STC Encode uses its own model."
     )
     return io.Model.Input("model", optional=True, tooltip=text)
 
@@ -73,8 +73,8 @@ def plan_inputs() -> list[io.Input]:
     """The frame plan: which frames of a video are used. The same plan always selects the same frames."""
     return numbers(
         ("start_time", 0.0, 0.0, 1e6, 0.01, "Where to start in the VIDEO, in seconds. Must be 0 for an IMAGE batch."),
-        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames sampled per second of the VIDEO. 0 = automatic: the rate the "
-         "checkpoint was trained with (4 for the released one), more for short clips. Must be 0 for an IMAGE batch."),
+        ("frame_rate", 0.0, 0.0, 1000.0, 0.01, "Frames sampled per second of the VIDEO; must be 0 for an IMAGE "
+         "batch. 0 = the checkpoint's training rate (released: 4), more for short clips."),
     )  # fmt: skip
 
 
@@ -196,7 +196,8 @@ def target(model: Any, frames: int, width: int, height: int, like: ConditionValu
     length, size = requested[0] or config.frames, (requested[1] or config.height, requested[2] or config.width)
     if size[0] % 8 or size[1] % 8:
         raise UserError(
-            f"Expected a width and height that are multiples of 8, such as 256x256, got {size[1]}x{size[0]}."
+            f"Expected a width and height that are multiples of 8, such as 256x256, got {size[1]}x{size[0]}. "
+            "Change width and height."
         )
     return Target(config, length, size, (length, *size) if is_final else requested, not is_final)
 

@@ -21,11 +21,11 @@ FEW_STEPS = {"auto": None, "yes": True, "no": False}
 
 # Part -> its name, and what to do if the file does not contain it.
 _REPLACEMENTS = {
-    "vae": "autoencoder. Load Stable Diffusion's VAE with 'Load VAE' (v2-1_512-ema-pruned.ckpt with 'Load Checkpoint')"
-    " and connect 'Video VAE (VideoComposer)'.",
-    "text": "text encoder. Load Stable Diffusion 2.1's text encoder (OpenCLIP ViT-H/14) with 'Load CLIP', type "
-    "stable_diffusion (v2-1_512-ema-pruned.ckpt with 'Load Checkpoint').",
-    "image": "image encoder. Load OpenCLIP ViT-H/14 (open_clip_pytorch_model.bin, unchanged) with 'Load CLIP Vision'.",
+    "vae": "autoencoder. Load Stable Diffusion's VAE with 'Load VAE' (or v2-1_512-ema-pruned.ckpt with 'Load "
+    "Checkpoint'), then connect it to 'Video VAE (VideoComposer)'.",
+    "text": "text encoder. Load Stable Diffusion 2.1's (OpenCLIP ViT-H/14) with 'Load CLIP', type stable_diffusion (or "
+    "v2-1_512-ema-pruned.ckpt with 'Load Checkpoint').",
+    "image": "image encoder. Load OpenCLIP ViT-H/14, such as open_clip_pytorch_model.bin, with 'Load CLIP Vision'.",
 }
 
 
@@ -60,9 +60,8 @@ class VCCheckpointLoader(io.ComfyNode):
                                        "the memory of fp16."),
                 *advanced(
                     io.Combo.Input("few_steps", options=list(FEW_STEPS), default="auto", optional=True,
-                                   tooltip="Whether the network was distilled to sample in few steps without "
-                                           "guidance. auto = as the file says. Choose yes for VideoLCM, whose file "
-                                           "does not say so."),
+                                   tooltip="Whether the network was distilled for few steps without guidance. auto = "
+                                           "as the file says; choose yes for VideoLCM, whose file does not say so."),
                 ),
             ],
             outputs=[

@@ -56,8 +56,8 @@ def easing_input() -> io.Input:
 
 def add_input() -> io.Input:
     text = (
-        "Another motion for the same video, to which this one is added. Set the strength, start and end of the sum "
-        "on this node."
+        "Another motion for the same video, to which this one is added. Set strength, start_percent and "
+        "end_percent of the sum on this node."
     )
     return ConditionType.Input("add_to", optional=True, tooltip=text)
 
@@ -163,8 +163,9 @@ class VCMotionFromTracks(io.ComfyNode):
                 *size_inputs(),
                 *schedule_inputs("the motion"),
                 *numbers(
-                    ("radius", 0.0, 0.0, 16384.0, 0.5, "Radius in canvas pixels around a track's point that moves with "
-                     "it. 0 = automatic: an eighth of the canvas, or unlimited if a mask is connected."),
+                    ("radius", 0.0, 0.0, 16384.0, 0.5, "Radius in canvas pixels of the area that moves with a track's "
+                     "point. 0 = automatic: an eighth of the canvas' shorter side, or unlimited if a mask is "
+                     "connected."),
                 ),
                 easing_input(),
                 *advanced(

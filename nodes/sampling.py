@@ -50,8 +50,8 @@ class VC3DUNetSampler(io.ComfyNode):
                                        "VideoLCM lcm)."),
                 io.Combo.Input("scheduler", options=[*comfy.samplers.SCHEDULER_NAMES, *GRIDS, AUTO], default="karras",
                                tooltip="Noise levels of the steps. auto = as the checkpoint recommends (karras, for "
-                                       "VideoLCM lcm_released). To reproduce the authors' code, use ddim_released "
-                                       "with ddim, lcm_released with lcm."),
+                                       "VideoLCM lcm_released). Use ddim_released with the sampler ddim, "
+                                       "lcm_released with lcm."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Fraction of the noise schedule to run. Below 1, the sampler changes the "
                                        "video at 'latent' instead of generating a new one."),

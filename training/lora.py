@@ -19,7 +19,7 @@ from vc_core.checkpoint.loading import on_meta
 from vc_core.checkpoint.lora import ALPHA, DOWN, UP, read_lora, warn_unused
 from vc_core.checkpoint.tensors import StateDict
 from vc_core.config import Config
-from vc_core.errors import UserError, shorten
+from vc_core.errors import UserError, counted, shorten
 from vc_core.model.unet import UNet3D
 
 PREFIX = "diffusion_model."
@@ -87,9 +87,10 @@ def load_lora(unet: UNet3D, path: str | Path) -> list[str]:
     """
     lora, linear = read_lora(path, unet), _linear(unet)
     if unmatched := [*lora.unmatched, *(name for name in lora.changes if name not in linear)]:
+        what = counted(len(unmatched), "layer that is not a linear layer", "layers that are not linear layers")
         raise UserError(
-            f"{path} changes layers that are not linear layers of the network ({shorten(unmatched)}). Training "
-            "supports only linear layers. Pass a LoRA for those."
+            f"{path} changes {what} of the network ({shorten(unmatched)}). Training supports only linear layers. Pass "
+            "a LoRA for those."
         )
     warn_unused(lora)
     layers = {name: LoRALinear(linear[name], low.rank, low.alpha) for name, low in lora.changes.items()}

@@ -137,7 +137,8 @@ def owners_of(size: int, ratios: Sequence[int]) -> list[int]:
 
 
 LARGE = 2**30
-"""Bytes of a checkpoint. A larger network is not copied to several ranks by default: one keeps all threads busy."""
+"""Bytes of a checkpoint file. From this size on, its network is not copied to several ranks by default: one rank keeps
+all threads busy."""
 
 
 def ranks_for(recipe: Recipe, cores: int) -> int:

@@ -62,8 +62,10 @@ def message_of(problem: Problem) -> str:
     if problem.kind == "section":
         expected = "keys and values"
     elif problem.kind == "range" and (limit := limits(problem.item_hint)):
-        low, high = (f"{number:g}" if isinstance(number, float) else number for number in _ends(limit))
-        expected = f"{low} or more" if high == MORE else f"{low} to {high}"
+        ends = _ends(limit)
+        low, high = (f"{number:g}" if isinstance(number, float) else number for number in ends)
+        below = float(high) > float(ends[1])  # rounded up: the end itself is excluded, as in 1 - 1e-9
+        expected = f"{low} or more" if high == MORE else f"{low} {'or more and below' if below else 'to'} {high}"
         value = float(value) if bare(hint) is float else value
     else:
         where, value, hint = (*where, *problem.inner), problem.item, problem.item_hint

@@ -27,7 +27,7 @@ from vc_core.checkpoint.reading import LEFTOVERS, Part, read_checkpoint
 from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, released_layout
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
-from vc_core.errors import UserError, about, shorten
+from vc_core.errors import UserError, about, counted, shorten
 from vc_core.families import assumed, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
@@ -216,8 +216,8 @@ def _layout_named(unet: UNet3D, tensors: Tensors, names: Mapping[str, str], what
     check(layout, tensors, f"{what} at the network's sizes")
     if extra := unused(layout, tensors):
         raise UserError(
-            f"Expected {what}, but {tensors.source} contains tensors of another model ({shorten(extra)}). Pass another "
-            "file."
+            f"Expected {what}, but {tensors.source} contains {counted(len(extra), 'tensor')} of another model "
+            f"({shorten(extra)}). Pass another file."
         )
     return layout
 

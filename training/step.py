@@ -54,7 +54,7 @@ class Step:
         self.encoders, self.objective, self.recipe = encoders, objective, recipe
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss and the timestep of each sample, `(B,)`. Raises `UserError` if a sample misses an input."""
+        """Return the loss and the timestep of each sample, `(B,)`. Raises `UserError` if a sample lacks an input."""
         inputs = self.inputs(batch)
         frames, size = inputs.latents.shape[2], tuple(inputs.latents.shape[-2:])
         noisy, target, timesteps = self.objective.draw(inputs.latents, self.recipe.seed, batch.numbers)

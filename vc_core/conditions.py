@@ -26,7 +26,7 @@ class ConditionSpec:
         scale: the same as a multiple of the latent size, for other video sizes.
         low, high: range of the values that the network was trained on, in `unit`.
         released: key prefixes of the convolutional stem and of its temporal Transformer layer in released files.
-        guidance_key: its argument in the official network's forward.
+        guidance_key: its argument in the original network's forward.
         annotated: an annotator, usually a network, draws it from the frames alone: on a device, and during training
             inside the training step.
     """
@@ -92,7 +92,8 @@ class Schedule:
 
     Attributes:
         strength: factor on the embedding; 0 is exactly the same as absent.
-        start, end: it is present from `start` to before `end`, fractions of the sampling; with an end of 1, to the end.
+        start, end: it is present from `start` to before `end`, fractions of the noise schedule; with an end of 1, to
+            the end.
     """
 
     strength: float = 1.0

@@ -30,6 +30,12 @@ class UserError(Exception):
         super().__init__(text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 500]} ... {text[-450:]}")
 
 
+def _names(message: str, path: str) -> bool:
+    """Whether a message names a path. A bare word such as `out` counts only at the start: it is also in "output"."""
+    inside = rf"(?<![\w./\\-]){re.escape(path)}(?![\w/\\-]|\.\w)"
+    return message.startswith(path) or bool(re.search(r"[./\\]", path) and re.search(inside, message))
+
+
 @contextmanager
 def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
     """Put a file's path, and a part of the file, in front of each `UserError` raised inside that does not name them."""
@@ -37,7 +43,7 @@ def about(path: str | os.PathLike, part: str = "") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if prefix in str(error):
+        if _names(str(error), prefix):
             raise
         raise UserError(f"{prefix}: {error}") from error
 

@@ -55,7 +55,8 @@ FAMILIES = (
         "VideoComposer",
         lambda unet: True,
         {},
-        "The metadata contains no config, so the released settings are used, with head width 64.",
+        "The metadata contains no config, so head width 64 and the released values of all other settings that the "
+        "shapes do not show are used.",
     ),
 )
 
@@ -117,8 +118,8 @@ def odd_settings(
     trained = (config.height, config.width)
     if any(max(side, usual) > FAR * min(side, usual) for side, usual in zip(size, trained, strict=True)):
         yield (
-            f"The frame size {width}x{height} is far from {config.width}x{config.height}, the network's size as far as "
-            "is known. Objects may repeat or disappear. Choose a size closer to it."
+            f"The frame size {width}x{height} is far from {config.width}x{config.height}, at which the network was "
+            "probably trained. Objects may repeat or disappear. Choose a size closer to it."
         )
     if config.few_steps and (steps > MOST_OF_FEW or guidance > 1.0):
         yield (

@@ -81,7 +81,7 @@ def files_below(
                 else:
                     skip("path", "a broken link, or a device", path.relative_to(top))
     for (noun, reason), paths in skipped.items() if warn else ():
-        warnings.warn(f"{top}: skipped {counted(len(paths), noun)} ({reason}): {shorten(paths, 3)}.", stacklevel=2)
+        warnings.warn(f"{top}: Skipped {counted(len(paths), noun)} ({reason}): {shorten(paths, 3)}.", stacklevel=2)
     return sorted(files)
 
 

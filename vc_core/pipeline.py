@@ -16,7 +16,7 @@ from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
-from .errors import UserError, shown
+from .errors import UserError, counted, shown
 from .memory import report_out_of_memory
 from .progress import Progress
 
@@ -295,7 +295,7 @@ def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:
         if condition.tensor.shape[2] != expected:
             raise UserError(
                 f"Condition '{condition.name}' has {condition.tensor.shape[2]} frames. Expected {expected} for a video "
-                f"of {frames}. Extract it with the video's frame plan."
+                f"of {counted(frames, 'frame')}. Extract it with the video's frame plan."
             )
 
 

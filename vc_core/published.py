@@ -62,7 +62,7 @@ MODELS: tuple[ModelFile, ...] = (
               f"{_HUB}/cerspense/zeroscope_v2_576w/resolve/main/zs2_576w/text2video_pytorch_model.pth",
               "network", licence="CC BY-NC 4.0"),
     ModelFile("vae-ft-mse-840000-ema-pruned.safetensors",
-              "Stable Diffusion's autoencoder, fine-tuned; complete for the released network",
+              "Stable Diffusion's autoencoder, fine-tuned: the only part of it that the released network needs",
               334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
               f"{_HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
               "part", "vae", "MIT"),
@@ -114,7 +114,7 @@ def place_of(model: ModelFile) -> Path:
 
 def find_models(folders: Sequence[Path]) -> dict[ModelFile, list[Path]]:
     """Return each of `MODELS` with the files in folders and their subfolders that have its size, or else its name:
-    users rename files, and some files are incomplete. Folders that do not exist are skipped."""
+    users rename files, and convert them to half precision. Folders that do not exist are skipped."""
     from .checkpoint.files import SUFFIXES
 
     matches: dict[ModelFile, list[Path]] = {model: [] for model in MODELS}

@@ -68,7 +68,8 @@ def sentence(error: Exception) -> str:
         return str(error)
     if out_of_memory(error):
         return "There is not enough memory. Choose a smaller size or fewer frames, or close other programs."
-    return f"Unexpected {type(error).__name__}: {error}. Run the command with --debug to see the traceback."
+    text = f"{type(error).__name__}: {error}".rstrip(".: ")
+    return f"Unexpected {text}. Run the command with --debug to see the traceback."
 
 
 def parsed(program: Callable[..., Any], argv: Sequence[str] | None, prog: str, description: str) -> Callable[[], Any]:

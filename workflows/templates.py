@@ -453,7 +453,7 @@ TEMPLATES = {
     "10 Sketches from a clip": Template(
         "The text says what the video shows, a sketch of every frame says where the outlines are.",
         "the clip: connect Load Video. The method 'pidinet' draws sketches as in the released network's training.",
-        "your own sketches: connect an image batch and set the method to 'is a sketch'.",
+        "your own sketches: connect an image batch, and set the method to 'is a sketch, dark lines' (or bright lines).",
         text_sketch_sequence,
     ),
     "11 One sketch with the style of an image": Template(

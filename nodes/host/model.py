@@ -176,8 +176,8 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
         )
     if batch not in (1, len(noise)):
         raise UserError(
-            f"Expected a batch of 1 or {len(noise)} for the condition '{condition.name}', got {batch}. Set batch_size "
-            "of STC Encode to the latent's batch size."
+            f"Expected a batch of 1 or {len(noise)} for the condition '{condition.name}', got {batch}. Use a "
+            "condition of one video."
         )
 
 
@@ -199,7 +199,7 @@ def check_style(style: Embedded, noise: Tensor, config: Config) -> None:
     if count not in (1, len(noise)):
         raise UserError(
             f"Expected 1 image, or one for each video of the batch ({len(noise)}), at 'image' of Style Embed, got "
-            f"{counted(count, 'image')}. Select one with 'Get Image from Batch'."
+            f"{counted(count, 'image')}. Select one with 'Get Image from Batch' (ImageFromBatch)."
         )
 
 

@@ -43,8 +43,8 @@ def arranged(
         if len(levels) != total:
             raise UserError(
                 f"The scheduler {RELEASED} requires a schedule of {total} noise levels, but the model's schedule has "
-                f"{len(levels)}. Choose another scheduler, remove the node that changed the schedule, or load a "
-                "few-step network with few_steps 'no'."
+                f"{len(levels)}. Choose another scheduler, remove the node that changed the schedule, or set "
+                "few_steps to 'no' on the loader."
             )
     elif sampler_name == "lcm":
         sampler = comfy.samplers.KSAMPLER(_sample_lcm)

@@ -55,7 +55,7 @@ def framewise(vae: Any) -> FramewiseVAE:
     if shape != (2, 4, 8):
         raise UserError(
             "Expected a VAE of Stable Diffusion 1.x or 2.x at the socket 'vae': 4 latent channels, an eighth of the "
-            "image size. Connect such a VAE."
+            "image size. Load one with 'Load VAE'."
         )
     video = object.__new__(FramewiseVAE)
     video.__dict__.update(vae.__dict__)

@@ -109,7 +109,7 @@ def test_a_released_pth_loads_without_conversion(tmp_path):
     assert len(checkpoint.assumed) == 1
     loaded = load_unet(checkpoint)
     torch.testing.assert_close(loaded(*arguments(loaded)), unet(*arguments(unet)), rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match=r"contains no 'vae' part \(the autoencoder\), only model"):
+    with pytest.raises(UserError, match=r"contains no 'vae' part \(the autoencoder\)\. It contains model\."):
         checkpoint.part("vae")
 
 

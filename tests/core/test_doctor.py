@@ -69,7 +69,9 @@ def test_the_report_of_doctor(small_models, no_trial, tmp_path, monkeypatch, cap
     out = capsys.readouterr().out
     assert "torch 2" in out and " used; weights in fp32" in out and "libx264 for .mp4" in out
     assert "found: a.pth" in out and "SHA-256 WRONG; download it again from https://there" in out
-    assert "missing: b.safetensors" in out and "download: ./vc get b.safetensors, or https://there (5 bytes)" in out
+    assert (
+        "not installed: b.safetensors" in out and "download: ./vc get b.safetensors, or https://there (5 bytes)" in out
+    )
     assert f"folder: {tmp_path}; {KINDS[small_models[1].kind]}; SHA-256" in out
     assert out.rstrip().endswith("Composing with the bundled checkpoint works.")
 

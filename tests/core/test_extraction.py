@@ -211,7 +211,10 @@ def test_options_do_something(clip, level, tmp_path, kind, common, option):
 def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
     out, frames = tmp_path / "x.safetensors", ("--frames", 2)
     assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "-o", out) == 0
-    assert "levels 0.0142 and 0.982 (percentiles 2 and 98) were mapped to the depths 0 and 2" in capsys.readouterr().out
+    assert (
+        "levels 0.0142 and 0.982 of 0 to 1 (percentiles 2 and 98) were mapped to the depths 0 and 2"
+        in capsys.readouterr().out
+    )
     how = json.loads(open_tensors(out).metadata["videocomposer"])["how"]
     assert how["levels"] == pytest.approx([0.02, 0.98], abs=0.01)
     assert (how["became"], how["percentiles"], how["scale"]) == ([0, 2], [2, 98], None)
@@ -341,7 +344,7 @@ def test_composing_from_the_first_frame_of_a_short_clip(composed, tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--use", "motion", "--video", "CLIP", "--zoom", "1.2"), "'motion' is set twice, by --use and by hand"),
+        (("--use", "motion", "--video", "CLIP", "--zoom", "1.2"), "'motion' is set twice, by --use and by --zoom"),
         (("--canvas", "64x64"), "--canvas requires --tracks"),
         (("--depth-near", "sideways"), "Expected one of bright, dark"),
         (("--depth-maps", "CLIP"), "--depth-maps has no effect. Add depth to --use"),

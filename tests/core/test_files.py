@@ -312,5 +312,5 @@ def test_tensors_that_do_not_fit_are_listed():
     with pytest.raises(UserError, match=r"1 tensor of another shape .*q is \(3, 4\), expected \(2, 4\)"):
         check(LAYOUT, tensors, "a network")
     tensors = Tensors.of(state | {"t": torch.ones(3, 2, dtype=torch.int8)}, "f.pth")
-    with pytest.raises(UserError, match=r"1 tensor of a network that are not floating point \(t is torch\.int8\)"):
+    with pytest.raises(UserError, match=r"1 tensor of a network not in floating point \(t is torch\.int8\)"):
         check(LAYOUT, tensors, "a network")

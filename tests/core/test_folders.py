@@ -46,7 +46,7 @@ def test_loops_are_reported_once_and_not_followed(data, tmp_path):
     with pytest.warns(UserWarning) as caught:
         assert below(data) == ["a.mp4", "other/c.mp4", "sub/b.mp4"]
     (warning,) = caught
-    assert str(warning.message).startswith(f"{data}: skipped 3 linked folders (already listed: a loop")
+    assert str(warning.message).startswith(f"{data}: Skipped 3 linked folders (already listed: a loop")
     assert all(name in str(warning.message) for name in ("sub/up", "above", "other/back"))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from tests.core.odd_files import animated, heic, of_streams, png_bomb, png_film_bomb, text_bomb
 from tests.core.pictures import plan
@@ -20,7 +21,7 @@ from vc_core.extract.mask import load_mask
 from vc_core.extract.motion.from_video import block_vectors, read_motion
 from vc_core.extract.motion.reencode import REENCODE
 from vc_core.video import FramePlan, probe, read_frames, read_image
-from vc_core.video.limits import VARIABLE, check_pixels, most_pixels
+from vc_core.video.limits import MOST_TEXT, VARIABLE, check_pixels, check_texts, most_pixels
 from vc_core.video.metadata import read_metadata
 
 PLAN = FramePlan(0.0, Fraction(10), 2)
@@ -245,6 +246,20 @@ def test_a_panorama_is_reported_and_works_at_the_suggested_height(tmp_path, caps
     command = [str(word) for word in (*command, "--size", "64x64")]
     assert cli.main(command) == 2
     message = capsys.readouterr().err
-    assert "wide.mkv has frames of 8400 by 64 pixels" in message and "--nominal-height 62" in message
+    assert "wide.mkv: Motion would be extracted at 8400 by 64 pixels" in message and "--nominal-height 62" in message
     assert cli.main([*command, "--nominal-height", "62"]) == 0
     assert cli.main([*command, "--mode", "stream"]) == 0  # with another encoder, which supports the size
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_international_texts_of_a_png(tmp_path, packed):
+    """Photoshop, GIMP and others save XMP in them; packed ones count towards the limit."""
+    texts = PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", "x" * 1000, zip=packed)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=texts)
+    with open(tmp_path / "a.png", "rb") as file:
+        check_texts("a.png", file)
+    texts.add_itxt("Comment", "x" * (MOST_TEXT + 1), zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", pnginfo=texts)
+    with open(tmp_path / "b.png", "rb") as file, pytest.raises(UserError, match=r"b\.png contains more than 64 MB"):
+        check_texts("b.png", file)

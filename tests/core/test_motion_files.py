@@ -102,7 +102,7 @@ def test_no_source_and_text_are_told(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with open(tmp_path / "a.txt") as text, pytest.raises(UserError, match="binary mode"):
         read_motion(text, PLAN)
-    with pytest.raises(UserError, match="int is not a video source"):
+    with pytest.raises(UserError, match="Expected a video source, got int"):
         read_motion(3, PLAN)
 
 

@@ -157,7 +157,7 @@ def test_a_foreign_folder_is_read_at_25_per_second_unless_it_has_a_rate(tmp_path
         (lambda f: (f / "video.json").write_text("[]"), "video.json does not describe the images"),
         (
             lambda f: (f / "video.json").write_text('{"frames": 12, "rate": 0}'),
-            "the rate must be .* frames per second, got 0",
+            "The rate must be .* frames per second, got 0",
         ),
         (lambda f: Image.new("RGB", (8, 8)).save(f / "shot 3.png"), "shot 3.png is 8 by 8 pixels"),
         (lambda f: (f / "shot 3.png").write_bytes(b"text"), "shot 3.png cannot be read as an image"),

@@ -126,5 +126,5 @@ def test_stock_tracks_are_read(host, scene):
     result = host.run(scene.graph)
     ours, expected = (frames(result, node) for node in shown)
     assert all(np.abs(a - b).max() < 0.05 for a, b in zip(ours, expected, strict=True))
-    first_frame = [middle(frame.max(-1) > 0.5)[1] for frame in frames(result, theirs)]
-    assert first_frame == pytest.approx([0.5] * 16, abs=0.05)
+    heights = [middle(frame.max(-1) > 0.5)[1] for frame in frames(result, theirs)]
+    assert heights == pytest.approx([0.5] * 16, abs=0.05)

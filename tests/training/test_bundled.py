@@ -74,7 +74,7 @@ def test_the_message_for_a_small_budget_says_how_much_is_enough(design):
     with pytest.raises(UserError, match=r"--minutes 0.5 is too short .* Use --minutes 1 or more"):
         budget(design[0], 0.5, {}, set())
     with pytest.raises(
-        UserError, match=r"5 is too short to continue, because the run has already used 20.0\. Use --minutes 2"
+        UserError, match=r"5 is too short to continue, because the run has already used 20.0 minutes\. Use --minutes 2"
     ):
         budget(design[0], 5.0, {"autoencoder": 6.0, "towers": 2.0, "network": 12.0}, {"autoencoder", "towers"})
 

@@ -39,12 +39,12 @@ def test_captions_are_read_from_csv_and_jsonl(videos):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"file": "x.mp4"}\n', "Line 1 .*'caption'"),
+        ("a.jsonl", '{"file": "x.mp4"}\n', "Line 1 has no caption"),
         ("a.jsonl", '{"file": "x.mp4", "caption": "x"}\n[]\n', "Line 2 .*object"),
         ("a.jsonl", "{\n", "Line 1 .*JSON"),
         ("a.jsonl", "\n", "lists no files"),
         ("a.csv", "name,caption\nx.mp4,x\n", "Line 2 .*'file'"),
-        ("a.csv", "file,caption\nx.mp4\n", "Line 2 .*'caption'"),
+        ("a.csv", "file,caption\nx.mp4\n", "Line 2 has no caption"),
         ("a.txt", "x", r"Expected captions as \.csv or \.jsonl"),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_text_next_to_each_file_is_its_caption(tmp_path):
         (tmp_path / name).write_text(text)
     assert read_captions(tmp_path) == [Entry("street/1.png", "", {}), Entry("swan.mp4", "a black swan", {})]
     (tmp_path / "other.mp4").touch()
-    with pytest.raises(UserError, match=r"1 file, .*other\.mp4"):
+    with pytest.raises(UserError, match=r"1 file has no text file .*other\.mp4"):
         read_captions(tmp_path)
     (tmp_path / "captions.csv").write_text("file,caption\nother.mp4,x\n")
     assert read_captions(tmp_path) == [Entry("other.mp4", "x", {})]

@@ -325,7 +325,7 @@ def test_a_run_and_an_evaluation_among_the_videos_are_not_data(videos, tmp_path,
     data = open_data(tmp_path, tiny_config, out=out)
     for entries in (clips.entries, data.entries):
         assert [entry.caption for entry in entries] == ["goes left", "goes right"]
-    with pytest.raises(UserError, match="No text file is next to 1 file"):
+    with pytest.raises(UserError, match="1 file has no text file next to it"):
         open_clips(domain, SIZE, Config(), {})
 
 

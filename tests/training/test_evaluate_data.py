@@ -145,7 +145,7 @@ def test_unreadable_clips_are_skipped_and_named(damaged, clips, tiny_config):
         read_clips(open_data(damaged, tiny_config), 1)
     for name in list(MOTIONS)[2:]:
         (damaged / name).unlink()
-    with pytest.raises(UserError, match=r"^Expected at least 2 readable clips .* only 1 of 5 can be read .*left\.mp4"):
+    with pytest.raises(UserError, match=r"^Expected at least 2 readable clips .* only 1 of 5 can be read.*left\.mp4"):
         read_clips(open_data(damaged, tiny_config), 8)
 
 
@@ -175,7 +175,7 @@ def test_the_general_measures_are_computed_for_every_video(folder, tiny_checkpoi
         assert all(np.isfinite(values).all() for values in row.values.values())
     assert result.together == Wiring(frozenset({"text", "style", "single_image", "motion"}))
     table = as_table(settings, [result])
-    assert "Not measured, because it requires synthetic scenes: colour, shape, direction, sharpness," in table
+    assert "Not measured, because these require synthetic scenes: colour, shape, direction, sharpness," in table
     assert "2 clips from" in table and "held-out" not in table and "sketches" not in table
     labels = [label for label, _ in sheet_rows(result, "motion", seeds=2)]
     assert labels == [
@@ -234,7 +234,7 @@ def test_the_command_lists_skipped_clips(damaged, tiny_checkpoint, tmp_path, cap
     words += ["--jobs", "1", "-o", str(out)]
     assert program.main([str(tiny_checkpoint), *words]) == 0
     printed = capsys.readouterr().out
-    assert "Skipped 1 of 5 clips that cannot be read: " in printed and "left.mp4" in printed
+    assert "Skipped 1 of 5 clips that cannot be read. " in printed and "left.mp4" in printed
     assert {path.name for path in out.iterdir()} == {"table.md", "evaluation.json", "motion.png", "style.png"}
     report = json.loads((out / "evaluation.json").read_text())
     (checkpoint,) = report["checkpoints"]

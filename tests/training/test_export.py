@@ -93,10 +93,11 @@ def test_an_exported_file_composes_and_contains_its_recipe(recipe, exported):
 def test_info_shows_the_training_and_a_converted_file_keeps_it(exported, tiny_checkpoint, tmp_path):
     info = inspect(exported)
     assert info.training["step"] == 3 and as_mapping(info)["training"] == info.training
-    assert '"learning_rate": 0.01' in as_text(info) and "trained" not in as_text(info, brief=True)
+    assert as_mapping(info)["training"]["recipe"]["optimizer"]["learning_rate"] == 0.01
+    assert "Trained by this project" in as_text(info) and "Trained" not in as_text(info, brief=True)
     assert convert(exported, tmp_path / "half.safetensors", dtype="fp16").training == info.training
     assert convert(exported, tmp_path / "vae.safetensors", parts=["vae"]).training is None
-    assert inspect(tiny_checkpoint).training is None and "trained" not in as_text(inspect(tiny_checkpoint))
+    assert inspect(tiny_checkpoint).training is None and "Trained" not in as_text(inspect(tiny_checkpoint))
 
 
 def test_averaged_or_raw_weights(recipe, engine, exported, tmp_path, capsys):

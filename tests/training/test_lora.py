@@ -122,7 +122,7 @@ def test_training_continues_from_loras_of_other_programs(unet, tmp_path):
         "unet.conv_out.lora_B.weight": torch.zeros(4, 4, 1, 1),
     }
     save_file({**files, **conv}, tmp_path / "conv.safetensors")
-    with pytest.raises(UserError, match=r"layers that are not linear layers of the network \(conv_out\)"):
+    with pytest.raises(UserError, match=r"1 layer that is not a linear layer of the network \(conv_out\)"):
         load_lora(unet, tmp_path / "conv.safetensors")
 
 

@@ -56,7 +56,7 @@ def test_files_are_searched_in_the_recipes_folder_and_bundled_is_the_bundled_che
         ("optimizer: {clip: 0}", r"optimizer\.clip is 0.*\. Expected 1e-09 or more"),
         ("optimizer: {learning_rate: fast}", r"learning_rate is 'fast'\. Expected a number"),
         ("optimizer: {learning_rate: nan}", r"learning_rate is nan"),
-        ("optimizer: {betas: [0.9, 1.5]}", r"betas is \(0\.9, 1\.5\)\. Expected 0 to 1"),
+        ("optimizer: {betas: [0.9, 1.5]}", r"betas is \(0\.9, 1\.5\)\. Expected 0 or more and below 1"),
         ("train: {lora_alpha: -1}", r"lora_alpha is -1"),
         ("data:\n  - {batch: 0}", r"data\.0\.batch is 0\. Expected 1 or more"),
         ("data: []", "no domain"),

@@ -52,7 +52,7 @@ def test_tracks_are_drawn_and_written_into_the_text(browser, renderer):
     assert (steps["boxes"], steps["boxesAfterUndo"]) == (1, 2)
     assert steps["deprecated"] == []
     assert steps["textShown"] == 3
-    assert steps["unreadable"][0] == "nonsense" and "is not JSON of tracks" in steps["unreadable"][1]
+    assert steps["unreadable"][0] == "nonsense" and "is not valid JSON for tracks" in steps["unreadable"][1]
     assert steps["unsized"] == [points((16, 32), (48, 32)), 0, 0]
     assert steps["sized"] == [points((16, 32), (48, 32), (48, 56)), 64, 64] == steps["loaded"]
     assert (steps["editorsAfterUndo"], steps["editors"], steps["editorsAfterClear"]) == (1, 1, 0)
@@ -110,7 +110,7 @@ def test_the_object_under_the_drawn_track_moves(browser, renderer):
     states = report.result["persistence"]
     assert states["before"] == [True, 2, 512] and states["characters"] < 5000
     assert [states[step] for step in ("undone", "loaded", "back")] == [[True, 1, 512]] * 3
-    assert states["copied"] and "different shapes, so the tracks do not fit" in states["bent"]
+    assert states["copied"] and "different aspect ratios, so the tracks are misplaced" in states["bent"]
     assert states["away"] == [False, 1, 512, "Background…"]
     assert "gone.png is not in ComfyUI's input folder" in states["gone.png [input]"][1]
     assert "Run again to see it" in states["gone.png [temp]"][1]

@@ -175,7 +175,10 @@ def finish(options: argparse.Namespace) -> int:
     try:
         import av  # noqa: F401 (a codec computes the motion)
     except ImportError:
-        print(f"vc: not evaluated, because PyAV is not installed. Elsewhere: ./vc evaluate {target}", flush=True)
+        print(
+            f"vc: not evaluated, because PyAV is not installed here. Where it is, run ./vc evaluate {target}",
+            flush=True,
+        )
         return 0
     quick = [] if options.minutes >= FULL_EVALUATION else ["--quick"]
     command = [sys.executable, "-m", "training.evaluate", str(target), "-o", str(options.out / "evaluation"), *quick]

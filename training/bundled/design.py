@@ -119,6 +119,6 @@ def budget(design: Design, minutes: float, used: Mapping[str, float], done: Coll
     if minutes < enough - SLACK:
         raise UserError(
             f"--minutes {minutes:g} is too short to continue, because the run has already used "
-            f"{sum(used.values()):.1f}. Use --minutes {math.ceil(10 * enough) / 10:g} or more."
+            f"{sum(used.values()):.1f} minutes. Use --minutes {math.ceil(10 * enough) / 10:g} or more."
         )
     return parts | {"network": minutes - before}

@@ -268,7 +268,7 @@ def _checked(
 ) -> Entry:
     """An entry, with its `fault` if it cannot be used."""
     if caption is None:
-        fault = "has no text for 'caption'"
+        fault = "has no caption"
     elif _is_broken(caption):
         fault = f"has a caption with invalid characters ('{printable(caption)[:60]}')"
     elif "\0" in file:
@@ -343,4 +343,4 @@ def entry_with_texts(file: str, texts: Mapping[str, bytes], member: Member | Non
     # video2dataset writes several captions into a .txt as a Python list; the .json contains them properly.
     good = (text for text in captions if text.strip() and not _is_broken(text) and not re.fullmatch(r"\[.*\]", text))
     caption = next(good, captions[0] if captions else None)
-    return _checked("Its text", file, caption, {}, member)
+    return _checked("Its text file", file, caption, {}, member)

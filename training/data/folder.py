@@ -108,7 +108,9 @@ def _list_in(folder: Path, files: Sequence[Path]) -> Path | None:
         lists = [path for path in lists if has_captions(path)] or lists
     if len(lists) > 1:
         names = " and ".join(sorted(path.name for path in lists))
-        raise UserError(f"Expected one list of captions, but {folder} contains {names}. Remove one, or set captions.")
+        raise UserError(
+            f"Expected one list of captions, but {folder} contains {names}. Remove one, or choose one with captions."
+        )
     if lists and lists[0].stem.lower() == "metadata" and not has_captions(lists[0]):
         _report_skipped(folder, lists, f"a list without columns for file and caption ({FILE[1]} and {CAPTION[0]})")
         return None
@@ -156,7 +158,8 @@ def _files_with_texts(folder: Path, files: Sequence[Path], optional: bool) -> li
         has_parquet = any(path.suffix.lower() == ".parquet" for path in unknown)
         parquet = ", or save the columns of its .parquet as metadata.jsonl" if has_parquet else ""
         raise UserError(
-            f"{folder}: No text file is next to {counted(len(without), 'file')}, for example "
+            f"{folder}: {counted(len(without), 'file has', 'files have')} no text file next to "
+            f"{'it' if len(without) == 1 else 'them'}, for example "
             f"{printable(without[0].relative_to(folder).as_posix())}. Add a .txt for each, or list the files to train "
             f"on in {LISTS[0]}{parquet}."
         )

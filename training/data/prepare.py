@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if word == "--sketch" and after.startswith("-"):
             argv[i] = "--sketch=auto"
     work = parsed(program, argv, "vc prepare", DESCRIPTION)
-    return run_program(work, "interrupted. Run the same command to resume after the last finished shard")
+    return run_program(work, "interrupted; run the same command to resume after the last finished shard")
 
 
 def program(

@@ -110,8 +110,9 @@ def no_motion(form: Form) -> Tensor:
 
 
 @contextmanager
-def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
-    """Turn errors from reading a file into a BadSample that names `what`; `damage` lists further error types.
+def reading(what: str, *damage: type[Exception], advice: str = "Replace or remove it.") -> Iterator[None]:
+    """Turn errors from reading a file into a BadSample that names `what`; `damage` lists further error types, and
+    `advice` says what to do.
 
     A full disk is not the file's fault: it remains an error, so that clips are not dropped one after the other.
     """
@@ -127,4 +128,4 @@ def reading(what: str, *damage: type[Exception]) -> Iterator[None]:
     except (OSError, av.FFmpegError, UnicodeError, *damage) as error:  # UnicodeError: a file name cannot be encoded
         if isinstance(error, OSError) and error.errno in FULL:
             raise write_error(error) from error
-        raise BadSample(f"{what} cannot be read ({reason(error, named=True)}). Replace or remove it.") from error
+        raise BadSample(f"{what} cannot be read ({reason(error, named=True)}). {advice}") from error

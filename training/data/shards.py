@@ -253,14 +253,14 @@ class Shards:
             with open(shard, "rb") as file:
                 for ending in endings:
                     if ending not in members:
-                        raise BadSample(f"{name} has no .{ending}. Prepare {shard.name} again.")
+                        raise BadSample(f"{name} has no .{ending}. Remove {shard.name} and prepare it again.")
                     offset, size = members[ending]
                     file.seek(offset)
                     data[ending] = file.read(size)
                     if len(data[ending]) != size:
-                        raise BadSample(f"{name}.{ending} is cut off. Prepare {shard.name} again.")
+                        raise BadSample(f"{name}.{ending} is cut off. Remove {shard.name} and prepare it again.")
         except OSError as error:
-            raise BadSample(f"{name} cannot be read ({error.strerror}). Check {shard.name}.") from error
+            raise BadSample(f"{name} cannot be read ({error.strerror}). Check its disk and permissions.") from error
         return name, data
 
 
@@ -404,4 +404,4 @@ def _are_sound(settings: Any) -> bool:
 def _decoding(name: str, ending: str) -> AbstractContextManager[None]:
     """Turn whatever a member's decoder raises into a BadSample: damaged bytes can raise anything. Code that uses the
     values stays outside, so that our own mistakes are not hidden."""
-    return reading(f"{name}.{ending}", Exception)
+    return reading(f"{name}.{ending}", Exception, advice="Remove its shard and prepare it again.")

@@ -15,8 +15,8 @@ DEFAULT = {"clips": 48, "seeds": 2, "steps": 12}
 QUICK = {"clips": 3, "seeds": 1, "steps": 8}
 """Defaults with --quick: enough to check that it works, too little for comparisons."""
 DESCRIPTION = """Measure how well checkpoints follow their conditions, on held-out synthetic scenes or on your own
-clips. Videos are composed with each condition given, with one from another clip, and without it, with the same noise,
-and with all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a table,
+clips. Each condition is tested with the same noise in three ways: given, taken from another clip, and absent. More
+videos use all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a table,
 JSON and contact sheets."""
 JSON = "evaluation.json"  # as in training.evaluate.report, which imports torch
 
@@ -59,8 +59,8 @@ def program(
     guidance: option(float | None, "guidance scale (default: each checkpoint's)") = None,
     only: option(
         str,
-        "conditions or measures, separated by commas, such as motion,colour; add together to compose with all "
-        "conditions at once too (default: everything)",
+        "conditions or measures, separated by commas, such as motion,colour; the name 'together' also composes with "
+        "all conditions at once (default: everything)",
         shown="NAMES",
     ) = "",
     quick: option(

@@ -240,7 +240,7 @@ def _evaluate(
 
 def judge_of(settings: EvaluationSettings, composer: VideoComposer, first: Result | None) -> Judge:
     """Return the towers for the CLIP measures: those in the settings, or the first checkpoint's for all checkpoints. If
-    the first checkpoint misses a tower, each checkpoint uses its own.
+    the first checkpoint lacks a tower, each checkpoint uses its own.
 
     Figures from different towers cannot be compared.
     """

@@ -122,7 +122,7 @@ def held_out_scenes(count: int) -> Scenes:
         kind = torch.tensor([number % len(SHAPES), number % len(OBJECT_COLORS), pace])
         matches = (kinds == kind).all(1).nonzero(as_tuple=True)[0]
         if number // turns >= len(matches):
-            raise UserError(f"Expected at most {number} clips, because there are only so many scenes, got {count}.")
+            raise UserError(f"--clips is {count}, but there are only {number} held-out scenes. Use at most {number}.")
         chosen.append(int(matches[number // turns]))
     return scenes[chosen]
 

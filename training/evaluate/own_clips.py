@@ -83,10 +83,10 @@ def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | 
         except BadSample as error:
             skipped.append(str(error))
     if len(clips) < 2:
-        why = f" ({'; '.join(reason.rstrip('.') for reason in skipped[:3])})" if skipped else ""
+        first = f" The first problems: {' '.join(skipped[:3])}" if skipped else ""
         raise UserError(
-            f"Expected at least 2 readable clips in --data, because conditions are swapped between clips, but only "
-            f"{len(clips)} of {count} can be read{why}. Add clips."
+            "Expected at least 2 readable clips in --data, because conditions are swapped between clips, but only "
+            f"{len(clips)} of {count} can be read. Add clips.{first}"
         )
     return joined(clips, skipped)
 

@@ -119,9 +119,9 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
     reading = (
         f"*Given*: with the {noun}'s own condition. *Shuffled*: with another {noun}'s. *Absent*: without it. "
         f"Everything else is the same, including the noise. *Source*: the {noun} itself, encoded and decoded by the "
-        f"checkpoint's autoencoder, which a perfect network would reach. *Over shuffled*: given minus shuffled, paired "
-        f"by {noun} and seed. *Together*: with all conditions at once, in percent of the measure's own trial; above "
-        f"100 % is better. The end-point error is {error}."
+        f"checkpoint's autoencoder: a perfect network would reach these figures. "
+        f"*Over shuffled*: given minus shuffled, paired by {noun} and seed. *Together*: with all conditions at once, "
+        f"in percent of the measure's own trial; above 100 % is better. The end-point error is {error}."
     )
     if settings.data is None:
         reading += (
@@ -162,17 +162,17 @@ def _notes(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
     """Return notes on what was not measured, and why."""
     lines, measures = [], settings.measures()
     if omitted := [row.name for row in settings.requested() if row not in measures]:
-        lines.append(f"- Not measured, because it requires synthetic scenes: {', '.join(omitted)}.")
+        lines.append(f"- Not measured, because these require synthetic scenes: {', '.join(omitted)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
         distances, note = result.fvd["distances"].items(), result.fvd["note"]
         figures = ", ".join(f"{arm} {value:.1f}" for arm, value in distances)
         lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
         if skipped := result.clips.skipped:
-            more = f"; {len(skipped) - NAMED} more are listed in {JSON}" if len(skipped) > NAMED else ""
-            reasons = "; ".join(reason.rstrip(".") for reason in skipped[:NAMED])
+            more = f" {len(skipped) - NAMED} more are listed in {JSON}." if len(skipped) > NAMED else ""
+            reasons = " ".join(skipped[:NAMED])
             count = f"{len(skipped)} of {len(result.clips) + len(skipped)} clips"
-            lines.append(f"- {before}Skipped {count} that cannot be read: {reasons}{more}.")
+            lines.append(f"- {before}Skipped {count} that cannot be read. {reasons}{more}")
         lines += [f"- {before}{note}" for note in result.notes]
     return lines
 

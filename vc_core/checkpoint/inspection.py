@@ -154,9 +154,10 @@ def as_mapping(info: FileInfo) -> dict[str, Any]:
 
 
 def as_text(info: FileInfo, brief: bool = False) -> str:
-    """Return the report as text; `brief` leaves out the config and the training."""
+    """Return the report as text; `brief` leaves out the config."""
     name = "" if info.config is None or "model" not in info.names else f" {info.config.name},"
     lines = [f"{info.path}:{name} {info.nbytes / 1e6:.1f} MB", f"  SHA-256 {info.sha256}"]
+    lines.append(f"  complete: {'yes' if info.complete else 'no'}")
     for part in info.parts:
         lines.append(
             f"  {part.name}: {PARTS[part.name]} in the layout {part.layout}, {part.parameters / 1e6:.1f} M parameters "
@@ -170,5 +171,5 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
     if info.config is not None and not brief:
         lines.append(json.dumps(json.loads(info.config.to_json()), indent=2))
     if info.training is not None and not brief:
-        lines.append(f"  trained: {json.dumps(info.training, indent=2)}")
+        lines.append("  Trained by this project. Add --json to see the settings of the training.")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ def check(layout: Layout, tensors: Tensors, what: str) -> None:
     for wrong, problem, advice in (
         (missing, f"lacks {counted(len(missing), 'tensor')} of {what}", incomplete),
         (sizes, f"has {counted(len(sizes), 'tensor')} of another shape than {what}", other_model),
-        (integers, f"has {counted(len(integers), 'tensor')} of {what} that are not floating point", quantised),
+        (integers, f"has {counted(len(integers), 'tensor')} of {what} not in floating point", quantised),
     ):
         if wrong:
             raise UserError(f"{tensors.source} {problem} ({shorten(wrong)}). {advice}.")

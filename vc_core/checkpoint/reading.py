@@ -80,8 +80,8 @@ class Checkpoint:
             if name == "model" and (message := only_images(self.extra)):
                 raise UserError(f"{self.path} {message}.")
             raise UserError(
-                f"{self.path} contains no '{name}' part ({PARTS[name]}), only {', '.join(self.parts) or 'nothing'}. "
-                "Use a file that contains it."
+                f"{self.path} contains no '{name}' part ({PARTS[name]}). It contains "
+                f"{', '.join(self.parts) or 'no parts'}. Use a file that contains it."
             )
         return self.parts[name]
 
@@ -123,7 +123,8 @@ def with_overrides(
     if not overrides:
         return config
     if "model" not in parts:
-        raise UserError(f"{source} contains no network, so {', '.join(overrides)} cannot be set. Leave these out.")
+        names = ", ".join(overrides)
+        raise UserError(f"{source} contains no network, so {names} cannot be set. Remove {names}.")
     return overridden(config, **overrides)
 
 
@@ -131,9 +132,8 @@ def _parts(tensors: Tensors, source: str) -> dict[str, Part]:
     """Return the parts in one file, which may be none."""
     places = find_parts(tensors.shapes, source)
     if "config" in tensors.metadata and any(name.startswith("model.") for name in tensors.shapes):
-        places.setdefault(
-            "model", ("released", "model.")
-        )  # ours, even if damaged: the error then lists what is missing
+        # Ours, even if damaged: the error then lists what is missing.
+        places.setdefault("model", ("released", "model."))
     prefixes = tuple(prefix for _, prefix in places.values())
     parts = {}
     for name, (layout, prefix) in places.items():

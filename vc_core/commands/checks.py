@@ -19,7 +19,8 @@ def check_settings(settings: Settings, label: Label = as_option) -> None:
 def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     """Yield a message for each contradiction and for each setting without effect."""
     # Conditions that do not come from the source -> what they come from, in words.
-    separate = {"motion": "hand"} if s.moves_by_hand else {}
+    moves = " and ".join(label(name) for name in MOVES if getattr(s, name) != DEFAULTS[name])
+    separate = {"motion": moves} if s.moves_by_hand else {}
     for name, own in (("single_image", "image"), ("single_sketch", "sketch"), ("style", "style")):
         if path := getattr(s, own):
             separate[name] = f"{label(own)} {path}"

@@ -106,7 +106,7 @@ def check_ready(settings: Settings, label: Label = as_option) -> None:
     check_settings(settings, label)
     check_inputs(settings, label)
     if settings.out is None:
-        raise UserError(f"The output has no name. Add {label('out')}.")
+        raise UserError(f"The output has no name. Add {label('out')}, for example out.mp4.")
     read = {os.path.realpath(path): name for name, paths in settings.inputs().items() for path in paths}
     for path in outputs(settings):
         if name := read.get(os.path.realpath(path)):

@@ -218,8 +218,8 @@ def _model_lines(models: Findings) -> Iterator[str]:
     for folder in models["folders"]:
         yield f"searched: {folder['path']}{'' if folder['exists'] else ' (does not exist)'}"
     for model in models["files"]:
-        yield f"{'found' if model['found'] else 'missing'}: {model['name']}, {model['purpose']}"
-        size = amount(model["size"]) if model["size"] else "size unknown"
+        yield f"{'found' if model['found'] else 'not installed'}: {model['name']}, {model['purpose']}"
+        size = amount(model["size"]) if model["size"] else "size not published"
         wrong = f", SHA-256 WRONG; download it again from {model['source']}"
         for item in model["found"]:
             cut = "" if item["right_size"] else f", expected {size}: in half precision, or incomplete"
@@ -228,4 +228,4 @@ def _model_lines(models: Findings) -> Iterator[str]:
         if not model["found"]:
             yield f"  download: ./vc get {model['name']}, or {model['source']} ({size})"
             use = KINDS[model["kind"]]
-            yield f"  folder: {model['place']}; {use}; SHA-256 {model['sha256'] or 'unknown'}"
+            yield f"  folder: {model['place']}; {use}; SHA-256 {model['sha256'] or 'not published'}"

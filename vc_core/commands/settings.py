@@ -71,7 +71,8 @@ def _check_names(names: Iterable[Any], allowed: Iterable[str]) -> None:
     for name in names:
         if name not in allowed:
             raise ValueError(
-                f"Unknown condition '{spelled(name)}'. Expected some of {', '.join(allowed)}.{nearest(name, allowed)}"
+                f"Unknown condition '{spelled(name)}'. Expected one or more of {', '.join(allowed)}."
+                f"{nearest(name, allowed)}"
             )
 
 
@@ -228,7 +229,8 @@ class Settings:
         "how near things look in --depth-maps: bright (default) or dark", "bright"
     )
     depth_scale: Positive | None = _setting(
-        "depth value of the nearest point in --depth-maps, 0 to 10 (default: percentiles 2 and 98 become 0 and 2)"
+        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: percentiles 2 and 98 "
+        "become 0 and 2)"
     )
     mask: File | None = _setting("area to repaint: an image, a video, or a folder of images")
     mask_white: White = _setting("what to do with the white area of --mask: paint (default) or keep", "paint")
@@ -260,8 +262,8 @@ class Settings:
     image: File | None = _setting("first frame of the video (condition single_image)")
     sketch: File | None = _setting("drawing to follow (condition single_sketch)")
     sketch_lines: Literal["bright", "dark", "none"] | None = _setting(
-        "lines of --sketch: dark or bright; none: it is a photo, and --sketch-method finds the lines (default: dark; "
-        "none if --sketch-method is set for it)"
+        "lines of the drawing: dark or bright; none: it is a photo, and --sketch-method finds the lines (default: "
+        "dark; none if --sketch-method is set for it)"
     )
     style: File | None = _setting("image that sets the style of the video")
     strength: Strengths = _setting("strength of a condition, e.g. motion=0.5 (default: 1); may be repeated", {})
@@ -275,7 +277,9 @@ class Settings:
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
 
-    out: File | None = _setting("output file: .mp4, .webm, .gif or .webp; or a folder for .png frames")
+    out: File | None = _setting(
+        "output file: .mp4, .webm, .gif or .webp; or a folder for .png frames (required, if no settings file names it)"
+    )
     sheet: File | None = _setting("also write a contact sheet to this .png file")
     frames: Count | None = _setting("number of frames (default: the checkpoint's)")
     size: Size | None = _setting("size in pixels, multiples of 8 (default: the checkpoint's)")

@@ -131,7 +131,8 @@ def decode(ae: Autoencoder, latent: Tensor, tiling: Tiling | None = None, progre
 
 
 def decode_frames(ae: AutoencoderTiny, latents: Tensor) -> Tensor:
-    """Decode latents (N, 4, h, w), softly clamped at 3, to RGB (N, 3, 8h, 8w) of about [0, 1], with gradients."""
+    """Decode latents (N, 4, h, w), softly clamped at 3, to RGB (N, 3, 8h, 8w) of about [0, 1], not clamped, with
+    gradients."""
     return ae.decoder.layers(torch.tanh(latents / 3) * 3)
 
 

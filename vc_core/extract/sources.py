@@ -168,8 +168,9 @@ def _depth_of_maps(source: Source, options: Options) -> Extracted:
     far, close = mapped_levels(maps, near)[0]
     how |= {"percentiles": [*PERCENTILES], "levels": [far, close], "became": [*USUAL]}
     note = (
-        f"depth: the maps' levels {far:.3g} and {close:.3g} (percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}) "
-        f"were mapped to the depths {USUAL[0]:g} and {USUAL[1]:g}; set --depth-scale to keep the levels."
+        f"depth: the maps' levels {far:.3g} and {close:.3g} of 0 to 1 (percentiles {PERCENTILES[0]:g} and "
+        f"{PERCENTILES[1]:g}) were mapped to the depths {USUAL[0]:g} and {USUAL[1]:g}. Set --depth-scale to multiply "
+        "the levels by it instead."
     )
     return Extracted(tensor, how, note)
 

@@ -93,10 +93,10 @@ def plan_frames(
     frames at that rate. Also for a rate outside 0.01 to 1000.
     """
     if frames < 1:
-        raise UserError(f"{info.path}: the number of frames must be at least 1, got {frames}.")
+        raise UserError(f"{info.path}: The number of frames must be at least 1, got {frames}.")
     start = float(start)
     if start < 0 or not math.isfinite(start):
-        raise UserError(f"{info.path}: the start must be 0 seconds or later, got {start}.")
+        raise UserError(f"{info.path}: The start must be 0 seconds or later, got {start}.")
     nominal = info.frames / float(info.rate) - start  # as the released code computes it
     seconds = info.duration - start
     if rate is None:
@@ -112,9 +112,9 @@ def plan_frames(
             chosen = int(frames / seconds) + 1
         if frames == 1:
             chosen = min(chosen, FASTEST)
-        check_rate(f"{info.path}: the automatic rate for such a short clip", chosen)
+        check_rate(f"{info.path}: The automatic rate for such a short clip", chosen)
         return FramePlan(start, Fraction(chosen).limit_denominator(1001), frames)
-    check_rate(f"{info.path}: the rate", rate)
+    check_rate(f"{info.path}: The rate", rate)
     available = max(round(seconds * rate), 1 if seconds > 0 else 0)  # one frame is always shown at the start
     if available < frames:
         raise UserError(

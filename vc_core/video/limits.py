@@ -84,7 +84,7 @@ MOST_TEXT = 2**26
 _PACKED = {  # chunks of a PNG -> the bytes before their compressed part
     b"zTXt": rb"[^\0]*\0.",
     b"iCCP": rb"[^\0]*\0.",
-    b"iTXt": rb"[^\0]*\0\1.[^\0]*\0[^\0]*\0",
+    b"iTXt": rb"[^\0]*\0\x01.[^\0]*\0[^\0]*\0",
 }
 
 
@@ -125,5 +125,5 @@ def megapixels_option() -> Any:
     """Return the type annotation of a command's parameter `--max-megapixels`."""
     from ..terminal import option
 
-    help = f"largest image or frame to decode (default: {MEGAPIXELS:g}; or set {VARIABLE})"
-    return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels, above 0 to 2000", "N")] | None, help)
+    help = f"largest image or frame to decode, in megapixels (default: {MEGAPIXELS:g}; or set {VARIABLE})"
+    return option(Annotated[float, Field(gt=0, le=2000), Spoken("megapixels above 0, up to 2000", "N")] | None, help)

@@ -55,7 +55,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     file = path / "00000.png" if os.path.isdir(path) else path
     if not os.path.isfile(file):
         problem = f"there is no file at {path}" if file == path else f"{path} contains no frame {file.name}"
-        raise UserError(f"Expected a produced video, but {problem}. Check the path.")
+        raise UserError(f"Expected a video or an image with settings, but {problem}. Check the path.")
     try:
         if kind := {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}.get(file.suffix.lower()):
             with opened_image(file, file, formats=[kind]) as image:

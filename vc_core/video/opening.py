@@ -201,7 +201,7 @@ def _videos(video: Media, container) -> list:
 
 def _moving(container, streams: Sequence, packets: int = 400) -> int:
     """Return the index of the video among several streams: the largest of those with more than half as many frames as
-    any other (so no stills or thumbnails); among equals, the file's default. Reads packets."""
+    the stream with the most (so no stills or thumbnails); among equals, the file's default. Reads packets."""
     import av
 
     counts: Counter = Counter()

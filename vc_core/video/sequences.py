@@ -61,7 +61,7 @@ def media(source: VideoSource) -> Iterator[Media]:
             yield _checked(Media(f"The video stream {getattr(source, 'name', '')}".rstrip(), path))
     else:
         raise UserError(
-            f"A {type(source).__name__} is not a video source. Pass a path, the bytes of a file or a binary file "
+            f"Expected a video source, got {type(source).__name__}. Pass a path, the bytes of a file or a binary file "
             "object."
         )
 
@@ -152,7 +152,7 @@ def _described(folder: Path, count: int) -> Fraction | None:
             f"{folder} contains {counted(count, 'image')}, but its {DESCRIPTION} says {str(frames)[:20]}. Restore the "
             "missing images or correct the number."
         )
-    check_rate(f"{path}: the rate", rate)
+    check_rate(f"{path}: The rate", rate)
     return rate
 
 

@@ -101,7 +101,7 @@ def _square(video: object, size: tuple[int, int], aspect: Fraction) -> tuple[int
     wide = round(width * aspect)
     if abs(wide - width) * 100 < width:  # containers round; scaling all frames by a line or two is useless
         return size
-    check_size(f"{video}: its pixels are {float(aspect):g} times as wide as high, so its frame", (height, wide))
+    check_size(f"{video}: Its pixels are {float(aspect):g} times as wide as high, so its frame", (height, wide))
     return height, wide
 
 
@@ -152,7 +152,9 @@ def filtering(
         current = frame.width, frame.height, frame.format.name
         shape = shape or current
         if current != shape:
-            raise UserError(f"{video}: the frame size or pixel format changes partway. Re-encode it at one size.")
+            raise UserError(
+                f"The frame size or pixel format changes partway through {video}. Re-encode it at one size."
+            )
         interlaced = aspect is not None and frame.interlaced_frame
         picture = over_white(as_sdr(frame, colour))
         if interlaced not in graphs:
@@ -163,7 +165,7 @@ def filtering(
             return graphs[interlaced].pull()
         except av.FFmpegError as error:
             raise UserError(
-                f"{video}: a frame of {current[0]} by {current[1]} pixels cannot be scaled or converted "
+                f"{video}: A frame of {current[0]} by {current[1]} pixels cannot be scaled or converted "
                 f"({error.strerror or error!r}). Scale it down or crop it first."
             ) from error
 

@@ -65,7 +65,8 @@ def depth_from_maps(maps: Tensor, near: str = "bright", scale: float | None = No
     Args:
         maps: (B, 1 or 3, F, H, W) in [0, 1], grey.
         near: whether near is "bright" or "dark" in the maps.
-        scale: depth of the nearest value, up to 10: the map is multiplied by it. None: `by_percentiles`.
+        scale: depth of level 1 (level 0 if near is dark), up to 10: the map is multiplied by it. None:
+            `by_percentiles`.
 
     Returns:
         (B, 1, F, H, W) in 0..10 (MiDaS's inverse depth / 20), near large.

@@ -137,7 +137,7 @@ def load_depth_model(
         )
     path = Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"There is no depth model at {path}. Check the path. {_advice(None)}.")
+        raise UserError(f"There is no depth model at {path}. Check the path, or use another model. {_advice(None)}.")
     folder = path if path.is_dir() else path.parent
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None) if folder is path else path
     if file is None:
@@ -173,7 +173,7 @@ def _settings(path: Path, model: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{model} is not recognized as a depth model: it is not {RELEASED_FILE}, and {path.parent} contains no "
-            f"config.json of transformers' DPT or Depth Anything. Put it there. {_advice(None)}."
+            f"config.json of transformers' DPT or Depth Anything. Put it there, or use another model. {_advice(None)}."
         )
     settings = _json(path)
     if settings.get("model_type") not in tuple(_CLASSES):
@@ -280,8 +280,8 @@ def _described(network: nn.Module, which: str, statistics: Statistics) -> DepthM
         network,
         values="midas" if plain else "metres" if metres else "inverse",
         side=_scalar(viewer.image_size),
-        multiple=_scalar(viewer.patch_size)
-        * (2 if plain else 1),  # the plain one's coarsest stage has half as many patches
+        # The plain one's coarsest stage has half as many patches.
+        multiple=_scalar(viewer.patch_size) * (2 if plain else 1),
         square=not (plain or dino),  # the others have position embeddings for one size only
         statistics=statistics,
     )

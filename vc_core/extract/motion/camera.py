@@ -29,7 +29,8 @@ class CameraMove:
 
     Attributes:
         pan: (right, down) displacement of the view, in widths and heights of the frame.
-        zoom: factor by which objects grow; below 1 the camera zooms out. The factor per frame is constant.
+        zoom: factor by which objects grow; below 1 the camera zooms out. With linear easing, the factor per frame is
+            constant.
         roll: clockwise rotation of the camera in degrees; the image rotates counter-clockwise.
         easing: one of `vc_core.extract.drawing.EASINGS`.
 

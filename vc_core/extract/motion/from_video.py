@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import UserError, counted
 from ...progress import Progress
 from ...video.frames import FramePlan
 from ...video.limits import check_size
@@ -55,7 +55,11 @@ class Motion:
     @property
     def note(self) -> str:
         """A sentence for users."""
-        still = f"; {self.repeated} frames repeat the previous frame, so nothing moves there" if self.repeated else ""
+        still = (
+            f"; {counted(self.repeated, 'frame repeats', 'frames repeat')} the previous frame, so nothing moves there"
+            if self.repeated
+            else ""
+        )
         if self.reencoded is None:
             return f"Motion: the file's own motion vectors{still}."
         because = f", because {self.why}" if self.why else ""

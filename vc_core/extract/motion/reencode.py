@@ -37,8 +37,8 @@ class Reencode:
         if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would remain
             advice = "Crop it"
         raise UserError(
-            f"{what} has frames of {width} by {height} pixels, but the motion encoder {self.codec} supports at most "
-            f"{self.largest} pixels per side. {advice}."
+            f"{what}: Motion would be extracted at {width} by {height} pixels. The encoder {self.codec} supports at "
+            f"most {self.largest} pixels per side. {advice}."
         )
 
     def filters(self, nominal_height: int | None = None) -> list[tuple[str, str]]:

@@ -80,15 +80,17 @@ def parse_tracks(source: str | Sequence[Any] | Mapping[str, Any], name: str = "T
     Raises UserError for any other format, for no points, and for numbers that are not finite.
     """
     if isinstance(source, str):
+        if not source.strip():
+            raise UserError(f"{name}: There are no tracks. {_EXPECTED}.")
         try:
             # Some editors write Python's quotes. Tracks contain no text that this could damage.
             source = parse_json(source.replace("'", '"'))
         except ValueError as error:
-            raise UserError(f"{name}: Not valid JSON ({error}). {_EXPECTED}.") from error
+            raise UserError(f"{name}: The text is not valid JSON ({error}). {_EXPECTED}.") from error
     if _is_box(source):
         source = [source]
     if not _is_list(source) or not len(source):
-        raise UserError(f"{name}: Contains no tracks. {_EXPECTED}.")
+        raise UserError(f"{name}: There are no tracks. {_EXPECTED}.")
     if any(map(_is_like_a_point, source)):
         return [_track(source, name)]
     if all(isinstance(item, str) for item in source):
@@ -106,7 +108,7 @@ def _track(item: Any, name: str) -> Track:
         left, top, width, height = sides
         return replace(_track(item.get("path"), name), box=Rectangle(left, top, left + width, top + height))
     if not _is_list(item) or not len(item):
-        raise UserError(f"{name}: Contains no points. {_EXPECTED}.")
+        raise UserError(f"{name}: There are no points. {_EXPECTED}.")
     for number, point in enumerate(item, 1):
         if not _is_point(point):
             raise UserError(f"{name}: Point {number} is {shown(point)}. {_EXPECTED}, with finite numbers.")
