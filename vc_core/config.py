@@ -65,7 +65,7 @@ class UNetConfig:
         stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
         conditions: the rows of the condition table for which this network has an STC-encoder.
         dropout, stc_dropout: used in training only.
-        super_resolution: the layers of VGen's SR600, see `vc_core.model.unet`. Shapes do not show it.
+        super_resolution: whether the layers work as in VGen's SR600, see `vc_core.model.unet`. Shapes do not show it.
 
     Raises:
         UserError: a value has a wrong type or is out of range, or a width is not a multiple of heads or norms' groups.

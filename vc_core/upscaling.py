@@ -1,16 +1,19 @@
-"""`upscale()`: a video at a larger size, by VGen's super-resolution network SR600 (`sr_step_110000_ema.pth`)."""
+"""`upscale()`: enlarge a video with VGen's super-resolution network SR600 (`sr_step_110000_ema.pth`)."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from .composer import VideoComposer
+from .config import Config
 from .diffusion.guidance import Denoiser, GuidedDenoiser
 from .diffusion.super_resolution import GUIDANCE, LEVELS, RESCALE, STEPS, denoise, invert
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError
 from .memory import report_out_of_memory
-from .pipeline import encode_texts, encode_video
+from .pipeline import check_rgb, check_size, encode_texts, encode_video
 from .progress import Progress
 
 SUFFIX = (
@@ -24,7 +27,15 @@ NEGATIVE = (
     "cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, mutation, "
     "disgusting"
 )
-"""What VGen appends to every prompt of SR600, and its negative prompt (configs/sr600_infer.yaml)."""
+"""The suffix that VGen appends to every prompt of SR600, and its negative prompt (configs/sr600_infer.yaml)."""
+
+
+def suggested_size(size: tuple[int, int], config: Config) -> tuple[int, int]:
+    """Return the (height, width) with a video's aspect ratio and about as many pixels as in the training (1280x720), in
+    multiples of 8."""
+    height, width = size
+    factor = math.sqrt(config.height * config.width / (height * width))
+    return tuple(max(8, round(side * factor / 8) * 8) for side in (height, width))
 
 
 @torch.inference_mode()
@@ -43,48 +54,55 @@ def upscale(
     tiling: Tiling | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Upscale a video. It is enlarged, inverted to noise and denoised with the text.
+    """Enlarge a video: resize it, invert it to noise, and denoise that with the text.
 
     Args:
-        composer: a composer with SR600's network, loaded with `overrides={"super_resolution": True}`.
-        video: RGB `(1, 3, F, H, W)` in [0, 1].
+        composer: with SR600's network, loaded with `overrides={"super_resolution": True}`.
+        video: RGB `(B, 3, F, H, W)` in [0, 1].
         text: what the video shows. VGen appends `SUFFIX` to it.
-        size: (height, width) of the result in multiples of 8; by default the checkpoint's, 720x1280.
-        steps: steps of the inversion, and as many of the denoising.
-        levels: timesteps, of the schedule's 1000, up to which the video is inverted. Fewer keep more of it.
+        size: (height, width) of the result in multiples of 8; by default `suggested_size`. The video is cropped to its
+            aspect ratio.
+        steps: steps of the inversion, and also of the denoising.
+        levels: timesteps, of the schedule's 1000, up to which the video is inverted. Far fewer than VGen's 700 make
+            the video fade, because its solver multiplies its start by the noise level.
         guidance, rescale: see `vc_core.Sampling`.
-        windows: how a long video is cut; by default windows of the checkpoint's number of frames.
+        windows: how a long video is split; by default windows of the checkpoint's number of frames.
         tiling: how much is encoded and decoded at a time, see `Tiling`.
         progress: called as `progress(what, done, total)` with "encoding", "inverting", "sampling" and "decoding".
 
     Returns:
-        `(1, 3, F, *size)` float32 in [0, 1], on the CPU.
+        `(B, 3, F, *size)` float32 in [0, 1], on the CPU.
 
     Raises:
-        UserError: another network, a value out of its range, or too little memory.
+        UserError: another network, a video of another shape, a value that is out of range, or memory ran out.
     """
     from .encoders.autoencoder import decode
 
     config = composer.config
     if not config.unet.super_resolution:
-        raise UserError("The checkpoint is not SR600. Load VGen's sr_step_110000_ema.pth to upscale a video.")
-    if not 1 <= steps <= levels <= 1000:
-        raise UserError(f"Upscaling needs 1 <= steps <= levels <= 1000, got {steps} steps and {levels} levels.")
-    frames, size = video.shape[2], size or (config.height, config.width)
+        raise UserError(
+            f"'{config.name}' is not a network for super-resolution. Use VGen's sr_step_110000_ema.pth, loaded with "
+            "super_resolution set to yes."
+        )
+    if not 1 <= steps <= levels <= config.diffusion.steps:
+        raise UserError(
+            f"steps must be from 1 to levels, and levels at most {config.diffusion.steps}. Got {steps} steps and "
+            f"{levels} levels."
+        )
+    check_rgb("video", video, "batch", "frames", "height", "width")
+    frames, size = video.shape[2], size or suggested_size(video.shape[-2:], config)
+    check_size(*size)
     windows = windows or Windows(config.frames)
-    with report_out_of_memory(composer.device, composer.advice(1, tiling)):
+    with report_out_of_memory(composer.device, composer.advice(len(video), tiling)):
         tokens = encode_texts(composer, {"text": [text], "negative": [negative]}, progress)
         latent = encode_video(composer, video, size, tiling, progress)
 
-        def windowed(**settings) -> Denoiser:
-            denoiser = GuidedDenoiser(composer.unet, style=None, no_style=None, stc=(), **settings)
-            spans = windows.spans(frames)
-            return denoiser if len(spans) == 1 else WindowedDenoiser([denoiser] * len(spans), windows, frames)
+        def denoiser(text: Tensor, **guidance: float) -> Denoiser:
+            own = GuidedDenoiser(composer.unet, text, tokens["negative"], None, None, stc=(), **guidance)
+            return WindowedDenoiser([own] * len(windows.spans(frames)), windows, frames)
 
-        plain = windowed(text=tokens["negative"], negative=tokens["negative"], guidance=1.0)
-        noisy = invert(plain, latent, steps, levels, progress)
-        latent = denoise(windowed(**tokens, guidance=guidance, rescale=rescale), noisy, steps, levels, progress)
-        with torch.inference_mode(False):  # a tensor of inference mode could not be changed in place
-            return decode(composer.autoencoder, latent / config.autoencoder.scale, tiling, progress).to(
-                "cpu", torch.float32
-            )
+        noisy = invert(denoiser(tokens["negative"], guidance=1.0), latent, steps, levels, progress)
+        guided = denoiser(tokens["text"], guidance=guidance, rescale=rescale)
+        latent = denoise(guided, noisy, steps, levels, progress) / config.autoencoder.scale
+        with torch.inference_mode(False):  # so that callers can change the result in place
+            return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)

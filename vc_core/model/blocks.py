@@ -176,7 +176,7 @@ class Downsample(nn.Module):
     """Halve height and width with a convolution (odd sizes are rounded up).
 
     Args:
-        rows: zeros above and below a frame; with 2, as in SR600, the result has a row more.
+        rows: rows of zeros above and below a frame. SR600 has 2, which makes the result one row higher.
     """
 
     def __init__(self, channels: int, ops: Any, rows: int = 1):
@@ -191,8 +191,8 @@ class Upsample(nn.Module):
     """Nearest-neighbour resize to `size` (double, except for odd sizes), then a convolution.
 
     Args:
-        rows: as in the `Downsample` of the same level. With 2, height doubles, and the first row and as many of the
-            last ones as are too many are cut off.
+        rows: as in the `Downsample` of the same level. With 2, the height is doubled, then cropped to `size`: the first
+            row is removed, and as many of the last rows as necessary.
     """
 
     def __init__(self, channels: int, ops: Any, rows: int = 1):
@@ -207,9 +207,11 @@ class Upsample(nn.Module):
 
 
 def low_frequencies_scaled(x: Tensor, scale: float) -> Tensor:
-    """x `(b, c, h, w)` with its mean, and its lowest negative frequencies along both sides, times `scale`: SR600's
-    filter of skips, as FreeU's (arXiv 2309.11497) with a threshold of 1."""
+    """Multiply the mean of x `(b, c, h, w)` and its lowest negative frequencies along both axes by `scale`.
+
+    SR600 filters its skips in this manner, as FreeU does with a threshold of 1 (arXiv 2309.11497).
+    """
     spectrum = torch.fft.fftn(x.float(), dim=(-2, -1))
     mask = spectrum.real.new_ones(x.shape[-2:])
-    mask[[[-1], [0]], [[-1, 0]]] = scale  # of the shifted spectrum, the four in the middle
+    mask[[[-1], [0]], [[-1, 0]]] = scale  # the four in the middle of the shifted spectrum
     return torch.fft.ifftn(spectrum * mask, dim=(-2, -1)).real.to(x.dtype)

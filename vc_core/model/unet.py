@@ -27,7 +27,8 @@ from .blocks import (
 from .stc import STCEncoder
 
 _SR600 = ((1.1, 0.6), (1.2, 0.4))
-"""SR600's first decoder stages: factors of half of the channels, and of the lowest frequencies of the skip."""
+"""The first decoder stages of SR600: factors on the first half of the channels, and on the lowest frequencies of the
+skip."""
 
 
 @dataclass(frozen=True)
