@@ -8,7 +8,7 @@ from torch import Tensor
 from .composer import VideoComposer
 from .config import Config
 from .diffusion.guidance import Denoiser, GuidedDenoiser
-from .diffusion.super_resolution import GUIDANCE, LEVELS, RESCALE, STEPS, denoise, invert
+from .diffusion.super_resolution import GUIDANCE, LEVELS, RESCALE, STEPS, check_steps, denoise, invert
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError
@@ -24,8 +24,8 @@ SUFFIX = (
 )
 NEGATIVE = (
     "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, extra digits, "
-    "cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, mutation, "
-    "disgusting"
+    "cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, "
+    "mutation, disgusting"
 )
 """The suffix that VGen appends to every prompt of SR600, and its negative prompt (configs/sr600_infer.yaml)."""
 
@@ -36,6 +36,15 @@ def suggested_size(size: tuple[int, int], config: Config) -> tuple[int, int]:
     height, width = size
     factor = math.sqrt(config.height * config.width / (height * width))
     return tuple(max(8, round(side * factor / 8) * 8) for side in (height, width))
+
+
+def check_super_resolution(config: Config) -> None:
+    """Raise `UserError` if a checkpoint's network is not SR600."""
+    if not config.unet.super_resolution:
+        raise UserError(
+            f"'{config.name}' is not a network for super-resolution. Use VGen's sr_step_110000_ema.pth, loaded with "
+            "super_resolution set to yes."
+        )
 
 
 @torch.inference_mode()
@@ -79,16 +88,8 @@ def upscale(
     from .encoders.autoencoder import decode
 
     config = composer.config
-    if not config.unet.super_resolution:
-        raise UserError(
-            f"'{config.name}' is not a network for super-resolution. Use VGen's sr_step_110000_ema.pth, loaded with "
-            "super_resolution set to yes."
-        )
-    if not 1 <= steps <= levels <= config.diffusion.steps:
-        raise UserError(
-            f"steps must be from 1 to levels, and levels at most {config.diffusion.steps}. Got {steps} steps and "
-            f"{levels} levels."
-        )
+    check_super_resolution(config)
+    check_steps(steps, levels)
     check_rgb("video", video, "batch", "frames", "height", "width")
     frames, size = video.shape[2], size or suggested_size(video.shape[-2:], config)
     check_size(*size)

@@ -1,12 +1,14 @@
-"""The sampling of VGen's super-resolution network SR600 (VGen, `inference_sr600_entrance.py`): DDIM inversion of a video
-on one noise schedule, then denoising on another, which has more signal at the same timestep."""
+"""The sampling of VGen's super-resolution network SR600 (VGen, `inference_sr600_entrance.py`): DDIM inversion of a
+video on one noise schedule, then denoising on another, which has more noise at the same timestep."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..progress import Progress
 from .guidance import Denoiser
 from .samplers import Sampler, sample
@@ -33,6 +35,14 @@ def denoising_schedule(steps: int = 1000, scales: tuple[float, float] = (2.0, 4.
     log_snr = -2 * (first + times * (last - first)).tan().log()
     low, high = (-2 * math.log(scale) for scale in scales)
     return torch.sigmoid(log_snr + torch.lerp(torch.tensor(low).double(), torch.tensor(high).double(), times))
+
+
+def check_steps(steps: int, levels: int) -> None:
+    """Raise `UserError` if the schedules do not have so many steps or levels."""
+    if not 1 <= steps <= levels <= 1000:
+        raise UserError(
+            f"steps must be from 1 to levels, and levels at most 1000. Got {steps} steps and {levels} levels."
+        )
 
 
 def inversion_timesteps(steps: int, levels: int) -> list[int]:
@@ -65,7 +75,7 @@ def invert(
     """
     alphas, sigmas = _scales(inversion_schedule())
     grid = inversion_timesteps(steps, levels)
-    for done, (t, following) in enumerate(zip(grid, grid[1:], strict=False), 1):
+    for done, (t, following) in enumerate(pairwise(grid), 1):
         v = denoiser(x, torch.tensor(float(t)))
         clean, noise = alphas[t] * x - sigmas[t] * v, sigmas[t] * x + alphas[t] * v
         x = alphas[following] * clean + sigmas[following] * noise
