@@ -3,9 +3,9 @@
     ./vc bench peer --peer ~/videocomposer                 # a checkout of github.com/ali-vilab/videocomposer
     ./vc bench peer --peer ~/videocomposer --width 320     # the released size, about 13 GB of memory on a CPU
 
-Prints ratios of ours by theirs: seconds of a forward and peak memory; and the largest difference, kernels and copies.
-Their imports that a forward of the network needs on no machine, or only on CUDA, are replaced: fairscale's
-checkpointing, flash-attn, rotary_embedding_torch, and xformers by torch's own attention.
+Prints the time of a forward and, on CUDA, the peak memory as ratios of ours by theirs; the difference of the results;
+and the number of kernels and copies of each. Libraries that their network imports and a forward does not require are
+replaced by stubs (fairscale, flash-attn, rotary_embedding_torch), and xformers by torch's own attention.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vc_core.config import UNetConfig
 from vc_core.model.unet import UNet3D
 
 LATENT = 32
-"""Height and width of the latent; their STC-encoders pool to this size, whatever the video's is."""
+"""Height and width of the latent. Their STC-encoders always pool to this size."""
 COPIES = {"copy_", "clone", "_to_copy", "cat"}
 
 
@@ -75,7 +75,7 @@ def networks(peer: Path, width: int) -> tuple[nn.Module, UNet3D]:
 
 
 def with_same_weights(theirs: nn.Module, ours: UNet3D) -> None:
-    """Gives both the same random weights, which keep the size of activations."""
+    """Give both the same random weights, which keep the size of activations."""
     torch.manual_seed(0)
     for name, parameter in theirs.named_parameters():
         parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
@@ -84,14 +84,17 @@ def with_same_weights(theirs: nn.Module, ours: UNet3D) -> None:
     fill(ours, released_layout(ours), Tensors.of(dict(theirs.state_dict()), "the official network"), "the network")
 
 
-def runs(theirs: nn.Module, ours: UNet3D, frames: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def runs(
+    theirs: nn.Module, ours: UNet3D, frames: int, device: torch.device
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """A forward of each network with text, motion and depth, for the same inputs."""
     size, dim = (LATENT, LATENT), ours.config.context_dim
-    x, t, text = torch.randn(1, 4, frames, *size), torch.tensor([500]), torch.randn(1, 77, dim)
-    conditions = {
-        name: torch.randn(1, CONDITIONS[name].channels, frames, 12 * LATENT, 12 * LATENT)
-        for name in ("depth", "motion")
-    }
+    with torch.device(device):
+        x, t, text = torch.randn(1, 4, frames, *size), torch.tensor([500]), torch.randn(1, 77, dim)
+        conditions = {
+            name: torch.randn(1, CONDITIONS[name].channels, frames, 12 * LATENT, 12 * LATENT)
+            for name in ("depth", "motion")
+        }
 
     def our_run() -> Tensor:
         return ours(x, t, text, sum(ours.encode_condition(name, each, size) for name, each in conditions.items()))
@@ -120,27 +123,52 @@ def count(run: Callable[[], object]) -> dict[str, int]:
 
 
 @torch.no_grad()  # in inference mode operators are dispatched before they are decomposed
+def compared(peer: Path, width: int, frames: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Measure both networks in turn."""
+    pair = networks(peer, width)
+    with_same_weights(*pair)
+    their_run, our_run = runs(*(network.to(device) for network in pair), frames, device)
+    reference, result = their_run(), our_run()
+    wait = torch.cuda.synchronize if device.type == "cuda" else None
+
+    def waited(run: Callable[[], Tensor]) -> float:
+        return seconds(run if wait is None else lambda: (run(), wait()))
+
+    ratios = [waited(our_run) / waited(their_run) for _ in range(rounds)]
+    return {
+        "width": width,
+        "threads": torch.get_num_threads(),
+        "difference": float((result - reference).norm() / reference.norm()),
+        "seconds, ours by theirs": round(statistics.median(ratios), 3),
+        "peak memory, ours by theirs": _memory_ratio(our_run, their_run, device),
+        "theirs": count(their_run),
+        "ours": count(our_run),
+    }
+
+
+def _memory_ratio(our_run: Callable[[], Tensor], their_run: Callable[[], Tensor], device: torch.device) -> float | None:
+    """The ratio of the peaks of activations; None on a CPU, where torch does not count."""
+    if device.type != "cuda":
+        return None
+    peaks = []
+    for run in (our_run, their_run):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    return round(peaks[0] / peaks[1], 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, required=True, help="checkout of the official code")
     parser.add_argument("--width", type=int, default=64, help="width of the first level (default: 64; released: 320)")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    pair = networks(options.peer, options.width)
-    with_same_weights(*pair)
-    their_run, our_run = runs(*pair, options.frames)
-    reference, result = their_run(), our_run()
-    ratios = [seconds(our_run) / seconds(their_run) for _ in range(options.rounds)]
-    results = {
-        "width": options.width,
-        "threads": torch.get_num_threads(),
-        "difference": float((result - reference).norm() / reference.norm()),
-        "seconds, ours by theirs": round(statistics.median(ratios), 3),
-        "theirs": count(their_run),
-        "ours": count(our_run),
-    }
-    print(json.dumps(results, indent=2))
+    device = torch.device(options.device)
+    print(json.dumps(compared(options.peer, options.width, options.frames, options.rounds, device), indent=2))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ class VCSuperResolution(io.ComfyNode):
             description="Adds detail to an enlarged video with VGen's super-resolution network SR600.",
             search_aliases=["super resolution", "upscale video", "videocomposer"],
             inputs=[
-                io.Model.Input("model", tooltip="SR600, from Load VideoComposer Checkpoint with super_resolution 'yes'."),
+                io.Model.Input("model", tooltip="SR600: Load VideoComposer Checkpoint with super_resolution 'yes'."),
                 io.Conditioning.Input("positive", tooltip="What the video shows."),
                 io.Conditioning.Input("negative", tooltip="What the result should not show."),
-                io.Latent.Input("latent", tooltip="The enlarged video's 5-D latent, from Upscale Image and VAE Encode."),
+                io.Latent.Input("latent", tooltip="The enlarged video's latent, from Upscale Image and VAE Encode."),
                 io.Int.Input("steps", default=STEPS, min=1, max=1000,
                              tooltip="Number of steps from the video to noise, and again of the steps back."),
                 io.Float.Input("cfg", default=GUIDANCE, min=0.0, max=100.0, step=0.1,
