@@ -1,9 +1,10 @@
 """`compose()`: conditions in, a video out. The command line, training and the tests all use it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
-from .errors import UserError, counted, shown
+from .errors import UserError, check_type, counted, shown
 from .memory import report_out_of_memory
 from .progress import Progress
 
@@ -94,6 +95,8 @@ def compose(
     """
     from .encoders.autoencoder import decode
 
+    for name, (kind, expected) in _TYPES.items():
+        check_type(name, locals()[name], kind, expected)
     config = composer.config
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
@@ -103,10 +106,15 @@ def compose(
         check_rgb("init video", init, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
+    if size and len(size) != 2:
+        raise UserError(f"size has {counted(len(size), 'item')}. Expected (height, width), such as (256, 256).")
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
+    check_type("The height", height, Integral, "an integer")
+    check_type("The width", width, Integral, "an integer")
     _check_video(init, sampling.denoise, frames, height, width)
     for condition in conditions:
+        check_type("An item of conditions", condition, Condition, "a Condition, such as Condition('motion', tensor)")
         config.unet.check_supports(condition.name)
     if style:
         composer.check_style()
@@ -249,6 +257,20 @@ def _renamed(
         return replace(group, **{name: value for name, value in deprecated.items() if homes.get(name) is type(group)})
 
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
+
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "composer": (VideoComposer, "a VideoComposer, as VideoComposer.load() returns it"),
+    "conditions": (Collection, "a list of Conditions, also for one"),
+    "style": (Style | None, "a Style, such as Style(image)"),
+    "init": (Tensor | None, "a tensor (1, 3, F, H, W), such as read_frames() returns"),
+    "sampling": (Sampling | None, "a Sampling, such as Sampling(steps=10)"),
+    "frames": (Integral | None, "an integer"),
+    "size": (Sequence | None, "(height, width), such as (256, 256)"),
+    "batch": (Integral, "an integer"),
+    "tiling": (Tiling | None, "a Tiling, such as Tiling(chunk=4)"),
+}
+"""Arguments of `compose` -> their type, and what to expect. The others have checks of their own."""
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:

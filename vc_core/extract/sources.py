@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conditions import CONDITIONS, condition_size, drawing_size
 from ..config import ExtractionConfig
-from ..errors import UserError
+from ..errors import UserError, check_type
 from ..progress import Progress
 from ..video import FramePlan, read_frames, resize_crop
 from .annotators import Folders
@@ -35,6 +35,10 @@ class Source:
     plan: FramePlan | None
     size: tuple[int, int]
     extraction: ExtractionConfig
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.clip, Tensor):
+            check_type("plan", self.plan, FramePlan, "the frame plan of the clip, such as plan_frames(probe(clip))")
 
     def at(self, name: str) -> tuple[int, int]:
         """The (height, width) at which the checkpoint expects a condition."""
@@ -117,6 +121,7 @@ class Extracted:
 def _motion(source: Source, options: Options, progress: Progress | None) -> Extracted:
     from .motion.from_video import read_motion
 
+    check_type("plan", source.plan, FramePlan, "a FramePlan, as plan_frames() returns it: motion requires it")
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
     size = drawing_size("motion", source.size)
     mode, height = options.motion_mode, options.nominal_height
