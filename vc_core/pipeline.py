@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -73,7 +74,7 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
-        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
+        sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, unless `text` is a list of several prompts.
@@ -124,6 +125,7 @@ def compose(
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
+    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         shared = {
@@ -136,7 +138,7 @@ def compose(
             "steps": config.diffusion.steps,
         }
         denoisers = [
-            GuidedDenoiser(composer.unet, stc=stc, **shared)
+            GuidedDenoiser(network, stc=stc, **shared)
             for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
