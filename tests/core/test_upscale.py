@@ -125,7 +125,7 @@ def test_command(composer, upscaling, video, tmp_path, capsys):
     ("options", "words"),
     [
         (["--steps", "30", "--levels", "20"], "steps must be from 1 to levels"),
-        (["--start", "100"], "too short"),
+        (["--start", "100"], "0.625 seconds long"),
         (["--overlap", "30"], "overlap"),
     ],
 )
