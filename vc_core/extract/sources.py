@@ -36,10 +36,6 @@ class Source:
     size: tuple[int, int]
     extraction: ExtractionConfig
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.clip, Tensor):
-            check_type("plan", self.plan, FramePlan, "the frame plan of the clip, such as plan_frames(probe(clip))")
-
     def at(self, name: str) -> tuple[int, int]:
         """The (height, width) at which the checkpoint expects a condition."""
         return condition_size(name, self.size, self.extraction.condition_scale)
@@ -50,6 +46,7 @@ class Source:
         if isinstance(self.clip, Tensor):
             frames = self.clip[:, :3, :1] if still else self.clip[:, :3]
             return resize_crop(frames, size).expand(-1, 3, -1, -1, -1)
+        check_type("plan", self.plan, FramePlan, "the frame plan of the clip, such as plan_frames(probe(clip))")
         return read_frames(self.clip, replace(self.plan, frames=1) if still else self.plan, size)
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
