@@ -11,7 +11,7 @@ from vc_core.extract.motion.camera import CameraMove, camera_field, condition_fr
 
 FRAMES, SIDE = 4, 128
 VIDEO = {"frames": FRAMES, "width": SIDE, "height": SIDE}
-SAMPLER = {"steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal"}
+SAMPLER = {"steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal"}
 
 
 def test_tiles_are_those_of_the_core(host, composer):
@@ -23,8 +23,8 @@ def test_tiles_are_those_of_the_core(host, composer):
     field = camera_field(CameraMove((0.2, 0.0)), FRAMES, (SIDE, SIDE))
     motion = Condition("motion", condition_from_field(field, config.extraction, (SIDE, SIDE)))
     settings = {
-        "conditions": [motion], "frames": FRAMES, "size": (SIDE, SIDE), "seed": 1, "sampler": "euler", "steps": 3,
-        "sigmas": normal_sigmas(config, 3), "guidance": 2.0,
+        "conditions": [motion], "frames": FRAMES, "size": (SIDE, SIDE), "seed": 1, "sampler": "euler", "steps": 4,
+        "sigmas": normal_sigmas(config, 4), "guidance": 2.0,
     }  # fmt: skip
     assert error(tiled, compose_latent(composer, TEXT, tiles=Tiles(64, 64), **settings)) <= 1e-4
     assert error(entire, compose_latent(composer, TEXT, **settings)) <= 1e-4
