@@ -118,12 +118,13 @@ def generate(
     latent: Output | None = None,
     denoise: float = 1.0,
     side: int = 0,
+    group: str = VIDEO,
     **conditions: Node,
 ) -> tuple[Output, Output]:
     """Add the nodes from the conditions, by STCEncode's sockets, to the decoded images; return these and their rate.
 
     cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler. `side`: size
-    of the video, in tiles of 64 pixels; 0 is the checkpoint's size, without tiles.
+    of the video, in tiles of 64 pixels; 0 is the checkpoint's size, without tiles. `group`: of the decoder.
     """
     graph = setup.graph
     encode = graph.add(
@@ -150,7 +151,7 @@ def generate(
         context_overlap=windows[1],
         **({"tile_size": 64} if side else {}),
     )
-    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=setup.loader["VAE"])
+    images = graph.add("VAEDecode", group, samples=sampler[0], vae=setup.loader["VAE"])
     return images[0], encode["fps"]
 
 
@@ -364,7 +365,7 @@ def everything_together(graph: Graph) -> None:
 def second_pass(graph: Graph) -> None:
     clip, setup = example(graph), start(graph, GRADIENT)
     motion = motion_of(setup, clip)
-    images, _ = generate(setup, seed=6, cfg=3.0, motion=motion)
+    images, _ = generate(setup, seed=6, cfg=3.0, group=SAMPLING, motion=motion)
     twice = larger(graph, images, 128, SAMPLING, "Twice as large")
     latent = graph.add("VAEEncode", SAMPLING, pixels=twice, vae=setup.loader["VAE"])
     finish(setup, seed=6, cfg=3.0, latent=latent[0], denoise=0.2, side=128, motion=motion)
