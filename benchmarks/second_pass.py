@@ -28,7 +28,7 @@ from vc_core.extract.sources import Source, extract
 from vc_core.video import plan_frames, probe, write_video
 
 STEPS = 12
-PASSES = [(denoise, tiled) for denoise in (0.1, 0.2, 0.3, 0.4) for tiled in (True, False)]
+PASSES = [(denoise, tiled) for denoise in (0.1, 0.15, 0.2, 0.4) for tiled in (True, False)]
 
 
 def disc(video: Tensor) -> Tensor:

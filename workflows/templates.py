@@ -368,7 +368,7 @@ def second_pass(graph: Graph) -> None:
     images, _ = generate(setup, seed=6, cfg=3.0, group=SAMPLING, motion=motion)
     twice = larger(graph, images, 128, SAMPLING, "Twice as large")
     latent = graph.add("VAEEncode", SAMPLING, pixels=twice, vae=setup.loader["VAE"])
-    finish(setup, seed=6, cfg=3.0, latent=latent[0], denoise=0.2, side=128, motion=motion)
+    finish(setup, seed=6, cfg=3.0, latent=latent[0], denoise=0.15, side=128, motion=motion)
 
 
 def part(graph: Graph, kind: str, **inputs: Any) -> Output:
@@ -526,7 +526,7 @@ TEMPLATES = {
         "outlines become sharper.",
         "the size of 'Twice as large' and of the second STC Encode, together. 'Upscale Image (using Model)' with an "
         "upscale model of yours also enlarges the video.",
-        "denoise of the second sampler: above 0.2 the bundled checkpoint draws new shapes in every tile.",
+        "denoise of the second sampler: above 0.15 the bundled checkpoint draws new shapes in every tile.",
         second_pass,
     ),
 }

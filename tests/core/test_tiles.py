@@ -79,7 +79,7 @@ def test_second_pass(tiny_checkpoint, tmp_path, capsys):
     info = probe(out)
     assert (info.width, info.height) == (64, 48)
     settings = read_record(out).settings
-    assert (settings.upscale, settings.upscale_denoise, settings.size) == (1.5, 0.2, (32, 40))
+    assert (settings.upscale, settings.upscale_denoise, settings.size) == (1.5, 0.15, (32, 40))
     again = tmp_path / "again.mp4"
     assert main(["compose", "--from", str(out), "-o", str(again)]) == 0
     assert again.read_bytes() == out.read_bytes()

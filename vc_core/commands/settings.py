@@ -291,7 +291,7 @@ class Settings:
         "conditions, in tiles of the checkpoint's size (default: no second pass)"
     )
     upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
-        "how much of the enlarged video to replace (default: 0.2)", 0.2
+        "how much of the enlarged video to replace (default: 0.15)", 0.15
     )
     upscale_model: File | None = _setting(
         "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
