@@ -57,8 +57,9 @@ class VCKeyframes(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample; it sets size and length."),
                 io.Vae.Input("vae", tooltip="The VAE of the VideoComposer checkpoint."),
-                io.Image.Input("images", tooltip="The images, one for each index. Of more images, the last ones are used, "
-                                               "so that the end of a video can be continued."),
+                io.Image.Input("images",
+                               tooltip="The images, one for each index. Of more images, the last ones are used, so "
+                                       "that the end of a video can be continued."),
                 io.String.Input("indices", default="0, -1",
                                 tooltip="The frame of each image: 0 is the first frame, -1 the last. 0:4 is short for "
                                         "0, 1, 2, 3."),

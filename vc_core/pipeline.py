@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -41,7 +42,7 @@ class Style:
         return Schedule(self.strength, self.start, self.end)
 
     def __post_init__(self) -> None:
-        _check_rgb("style image", self.image, "batch", "height", "width")
+        check_rgb("style image", self.image, "batch", "height", "width")
         self.schedule.check("style")
 
 
@@ -78,7 +79,7 @@ def compose(
         denoise_mask: the fraction of the noise schedule over which each place of init is denoised, `(B or 1, 1, F, H,
             W)` in [0, 1]: 0 keeps init, 1 is new, and `sampling.denoise` limits it. It is resized and cropped like
             init; the latent has the mean of each 8x8 pixels, in every frame. See `vc_core.diffusion.hold`.
-        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
+        sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, unless `text` is a list of several prompts.
@@ -108,7 +109,7 @@ def compose(
     sampling = (sampling or Sampling()).filled(config)
     texts, negatives = _listed("text", text), _listed("negative", negative)
     if init is not None:
-        _check_rgb("init video", init, "batch", "frames", "height", "width")
+        check_rgb("init video", init, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     if size and len(size) != 2:
@@ -130,6 +131,7 @@ def compose(
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
+    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         shared = {
@@ -142,7 +144,7 @@ def compose(
             "steps": config.diffusion.steps,
         }
         denoisers = [
-            GuidedDenoiser(composer.unet, stc=stc, **shared)
+            GuidedDenoiser(network, stc=stc, **shared)
             for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
@@ -297,7 +299,7 @@ def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     return list(listed)
 
 
-def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
+def check_rgb(what: str, x: Tensor, *axes: str) -> None:
     """Refuse a tensor that is not RGB `(batch, 3, ...)` in [0, 1]. Resizing may exceed this range by a hundredth."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -315,8 +317,7 @@ def _check_video(
 ) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
-    if height < 8 or width < 8 or height % 8 or width % 8:
-        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
+    check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
     if mask is not None:
@@ -336,6 +337,11 @@ def _check_mask(init: Tensor | None, mask: Tensor) -> None:
         raise UserError(f"The denoise mask is {actual}. Expected a tensor (batch, 1, {init.shape[2]}, height, width).")
     if not ((mask >= 0) & (mask <= 1)).all():
         raise UserError("The denoise mask has values outside 0 to 1. Use 0 to keep init, and 1 for what is new.")
+
+
+def check_size(height: int, width: int) -> None:
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
 
 
 def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:

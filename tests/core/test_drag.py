@@ -93,7 +93,9 @@ def test_the_mask_marks_what_moves():
         inside = (draft.mask[0, 0, number] < 0.7).nonzero()
         shift = round(12 * number / (FRAMES - 1))
         assert inside.amin(0).tolist() == [14, 10 + shift] and inside.amax(0).tolist() == [33, 29 + shift]
-    everything = drag(square(), SIZE, lambda points: camera_paths(CameraMove((0.25, 0)), FRAMES, SIZE, points), 0.5, 0.9)
+    everything = drag(
+        square(), SIZE, lambda points: camera_paths(CameraMove((0.25, 0)), FRAMES, SIZE, points), 0.5, 0.9
+    )
     assert (everything.mask[0, 0, -1, :, :44] < 0.7).all() and (everything.mask[0, 0, -1, :, 54:] > 0.7).all()
 
 

@@ -61,7 +61,7 @@ def test_compose(tiny_composer, arguments, message):
         (lambda: VideoComposer.load(None), "path is None. Expected the path"),
         (lambda: VideoComposer.load(parts=3), "An item of parts is 3. Expected the path"),
         (lambda: VideoComposer.load(device=None), "Unknown device 'None'"),
-        (lambda: Source("a.mp4", None, (64, 64), Config().extraction), "plan is None. Expected the frame plan"),
+        (lambda: extract("sketch", Source("a.mp4", None, (64, 64), Config().extraction)), "plan is None. Expected the"),
         (lambda: extract("motion", Source(IMAGE[:, :, None], None, (64, 64), Config().extraction)), "plan is None."),
         (lambda: plan_frames("a.mp4"), "info is 'a.mp4'. Expected what probe() returns"),
     ],

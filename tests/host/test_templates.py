@@ -200,6 +200,7 @@ PROMISES = {
     # The bundled checkpoint does not know how the video goes on.
     "19 Extend a video": Promise("red", "stripes", ((15 / 27, ALONG, 0),), frames=28),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
+    "16 Second pass at twice the size": Promise("yellow", "blue and purple", to(ALONG, 0)),
 }
 
 

@@ -26,8 +26,8 @@ class Beginning:
 
     Attributes:
         init, mask: arguments of `compose`.
-        before: frames `(1, 3, N, H, W)` that the output shows before the new ones; they replace `kept` frames.
-        kept: number of composed frames that `before` ends with.
+        before: frames `(1, 3, N, H, W)` that the output shows first, in place of the first `known` ones.
+        known: number of composed frames that `before` ends with.
         conditions: conditions that show the network what is kept, by name.
         sound: for the output.
         notes: sentences for the user.
@@ -36,16 +36,20 @@ class Beginning:
     init: Tensor | None = None
     mask: Tensor | None = None
     before: Tensor | None = None
-    kept: int = 0
+    known: int = 0
     conditions: Mapping[str, Extracted] = field(default_factory=dict)
     sound: Sound | None = None
     notes: tuple[str, ...] = ()
+
+    def kept(self, videos: Tensor) -> Tensor:
+        """Return videos `(B, 3, F, H, W)` of the size of `init`, with its kept places."""
+        return videos if self.mask is None else torch.where(self.mask == 0, self.init, videos)
 
     def joined(self, videos: Tensor) -> Tensor:
         """Return the frames of the output `(B, 3, F, H, W)`, from those that were composed."""
         if self.before is None:
             return videos
-        return torch.cat([self.before.expand(len(videos), -1, -1, -1, -1), videos[:, :, self.kept :]], dim=2)
+        return torch.cat([self.before.expand(len(videos), -1, -1, -1, -1), videos[:, :, self.known :]], dim=2)
 
 
 def beginning(settings: Settings, plan: FramePlan | None, config: Config) -> Beginning:

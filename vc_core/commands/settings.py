@@ -333,6 +333,17 @@ class Settings:
     )
     keep: Count = _setting("frames at the end of --extend that --frames starts with (default: 4)", 4)
 
+    upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
+        "compose a second time, this many times as large, e.g. 2: enlarge the video, and change it with the same "
+        "conditions, in tiles of the checkpoint's size (default: no second pass)"
+    )
+    upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
+        "how much of the enlarged video to replace (default: 0.15)", 0.15
+    )
+    upscale_model: File | None = _setting(
+        "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
+    )
+
     out: File | None = _setting(
         "output file: .mp4, .webm, .gif or .webp; or a folder for .png frames (required, if no settings file names it)"
     )
@@ -467,9 +478,10 @@ class Settings:
 
 
 LATER = (
-    *("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr"),
-    *("drag", "drag_inside", "drag_outside", "keyframe", "extend", "keep"),
-)
+    "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
+    "upscale", "upscale_denoise", "upscale_model",
+    "drag", "drag_inside", "drag_outside", "keyframe", "extend", "keep",
+)  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
@@ -487,6 +499,8 @@ REQUIRES = (
     ("drag_inside", "drag"),
     ("drag_outside", "drag"),
     ("keep", "extend"),
+    ("upscale_denoise", "upscale"),
+    ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
@@ -523,6 +537,7 @@ _FIRST = {
     "text": "text and images",
     "init": "video to video",
     "keyframe": "frames that are kept",
+    "upscale": "second pass",
     "out": "output",
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",

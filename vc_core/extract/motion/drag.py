@@ -49,7 +49,9 @@ def drag(image: Tensor, size: tuple[int, int], paths: Paths, inside: float, outs
     values = torch.cat([_sampled(image, start), moves[:, None].float()], dim=1)
     # What moves unlike the frame's edge is in front.
     edge = ((start < 1) | (start > start.new_tensor(size[::-1]) - 1)).any(1)
-    front = ((displacement - displacement[:, edge].median(dim=1, keepdim=True).values).norm(dim=2).amax(0) > MOVES).float()
+    front = (
+        (displacement - displacement[:, edge].median(dim=1, keepdim=True).values).norm(dim=2).amax(0) > MOVES
+    ).float()
     video, region = [image], [_splatted(start, values, torch.ones(len(start)), size)[0][:, 3:]]
     # The outline of what moves is a blend of both: it must not stay behind.
     outline = _sampled(F.max_pool2d(region[0], 2 * OUTLINE + 1, stride=1, padding=OUTLINE), start)[:, 0] > 0
