@@ -393,7 +393,7 @@ def extended_video(graph: Graph) -> None:
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
     first = setup.add("VCSingleImage", image=kept["preview"])
-    images, _ = sample(setup, seed=3, latent=kept["latent"], mask=kept, single_image=first)
+    images, _ = sample(setup, seed=3, latent=kept["latent"], single_image=first)
     new = graph.add("ImageFromBatch", VIDEO, title="The new frames", image=images, batch_index=4, length=4096)
     joined = graph.add(
         "ImageBatch", VIDEO, title="The video, and the new frames", image1=parts["images"], image2=new[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vc_core import UserError, cli
+from vc_core import UserError, cli, pipeline
 from vc_core.commands.checks import check_settings
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings
@@ -208,3 +208,25 @@ def test_the_same_sound_gives_the_same_bytes(clip, tmp_path):
     video = torch.rand(2, 3, 12, 32, 32, generator=torch.Generator().manual_seed(0))[:1].repeat(2, 1, 1, 1, 1)
     first, second = write_videos(tmp_path / "out.mp4", video, FPS, sound=Sound(media(clip), 0.0, 1.5))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_shows_the_kept_frames_to_the_network(compose, clip, images, tmp_path, monkeypatch):
+    """What fitted best on the bundled checkpoint, see ./vc bench hold."""
+    red, blue = images
+    shown = {}
+
+    def watched(composer, *args, conditions, **settings):
+        shown[len(shown)] = sorted(condition.name for condition in conditions)
+        return composing(composer, *args, conditions=conditions, **settings)
+
+    composing = pipeline.compose
+    monkeypatch.setattr(pipeline, "compose", watched)
+    out = ("--frames", 4, "-o", tmp_path / "out.webp")
+    for arguments in (
+        ("--keyframe", f"{red}=0", "--keyframe", f"{blue}=-1"),
+        ("--keyframe", f"{blue}=-1"),
+        ("--keyframe", f"{red}=0", "--image", blue),
+        ("--extend", clip, "--keep", 2),
+    ):
+        assert compose(*arguments, *out) == 0
+    assert shown == {0: ["mask", "single_image"], 1: ["mask"], 2: ["mask", "single_image"], 3: ["single_image"]}

@@ -68,7 +68,11 @@ def beginning(settings: Settings, plan: FramePlan | None, config: Config) -> Beg
         if not images:
             return Beginning()
         draft = keyframes(images, settings.frames, settings.size)
-        return Beginning(draft.init, draft.mask, conditions=_shown(draft, settings, config))
+        shown = {
+            "mask": Extracted(draft.mask_condition(settings.size, config)),
+            **_first_frame(draft, settings, config),
+        }
+        return Beginning(draft.init, draft.mask, conditions=_supported(shown, config))
     before = read_frames(settings.extend, plan, settings.size)
     kept = settings.keep
     if settings.frames <= kept:
@@ -84,7 +88,9 @@ def beginning(settings: Settings, plan: FramePlan | None, config: Config) -> Beg
         f"and scaled to the output's size; the last {new} are new."
     )
     sound, sound_note = _sound(settings, settings.extend, plan, frames)
-    return Beginning(draft.init, draft.mask, before, kept, _shown(draft, settings, config), sound, (note, *sound_note))
+    # Without the mask condition: with it, the new frames of the bundled checkpoint fit worse, see ./vc bench hold.
+    shown = _supported(_first_frame(draft, settings, config), config)
+    return Beginning(draft.init, draft.mask, before, kept, shown, sound, (note, *sound_note))
 
 
 def _from_video(settings: Settings, plan: FramePlan | None) -> Beginning:
@@ -107,12 +113,15 @@ def _dragged(settings: Settings) -> Draft:
     return drag(read_image(settings.image), size, paths, settings.drag_inside, settings.drag_outside)
 
 
-def _shown(draft: Draft, settings: Settings, config: Config) -> dict[str, Extracted]:
-    """Return the conditions that show the kept frames to the network, as far as the checkpoint supports them."""
-    size, conditions = settings.size, {"mask": Extracted(draft.mask_condition(settings.size, config))}
-    if settings.image is None and not draft.mask[:, :, 0].any() and "single_image" not in settings.use:
-        source = Source(draft.init[:, :, :1], None, size, config.extraction)
-        conditions["single_image"] = extract_condition("single_image", source)
+def _first_frame(draft: Draft, settings: Settings, config: Config) -> dict[str, Extracted]:
+    """Return the single image of a draft that keeps the first frame, unless the user sets another one."""
+    if settings.image is not None or "single_image" in settings.use or draft.mask[:, :, 0].any():
+        return {}
+    source = Source(draft.init[:, :, :1], None, settings.size, config.extraction)
+    return {"single_image": extract_condition("single_image", source)}
+
+
+def _supported(conditions: Mapping[str, Extracted], config: Config) -> dict[str, Extracted]:
     return {name: condition for name, condition in conditions.items() if name in config.unet.conditions}
 
 
