@@ -10,11 +10,12 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import io
 
+from ..vc_core.diffusion.tiles import Tiles
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
 from .host.model import config_of
-from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_windows
-from .inputs import CATEGORY, advanced, schema
+from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_tiles, with_windows
+from .inputs import CATEGORY, MAX_SIDE, advanced, schema
 
 AUTO = "auto"
 """The option that selects the checkpoint's recommended sampler or scheduler."""
@@ -61,6 +62,12 @@ class VC3DUNetSampler(io.ComfyNode):
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
                                  tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
                                          "but slower."),
+                    io.Int.Input("tile_size", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Width and height of the overlapping tiles in which large frames are sampled, "
+                                         "in pixels. 0 = the checkpoint's training size. -1 = entire frames."),
+                    io.Int.Input("tile_overlap", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Pixels that neighbouring tiles share. -1 = half a tile. More is smoother but "
+                                         "slower."),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
@@ -80,6 +87,12 @@ class VC3DUNetSampler(io.ComfyNode):
                 f"Expected a video latent of shape (batch, {config.unet.channels}, frames, height, width) at the "
                 f"socket 'latent', got {tuple(latent['samples'].shape)}. Connect the latent of STC Encode."
             )
+        if (side := context.get("tile_size", -1)) >= 0:
+            overlap = context.get("tile_overlap", -1)
+            overlap = None if overlap < 0 else overlap
+            tiles = Tiles(side, side, overlap) if side else Tiles.trained(config, overlap)
+            tiles.check(config.unet)
+            model = with_tiles(model, tiles)
         length, overlap = context["context_length"], context["context_overlap"]
         windows = Windows(length or config.frames, None if overlap < 0 else overlap)
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:

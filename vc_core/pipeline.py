@@ -15,6 +15,7 @@ from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -73,7 +74,7 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
-        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
+        sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, unless `text` is a list of several prompts.
@@ -124,6 +125,10 @@ def compose(
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         shared = {
@@ -136,7 +141,7 @@ def compose(
             "steps": config.diffusion.steps,
         }
         denoisers = [
-            GuidedDenoiser(composer.unet, stc=stc, **shared)
+            GuidedDenoiser(network, stc=stc, **shared)
             for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)

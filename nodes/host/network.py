@@ -13,9 +13,13 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...vc_core.config import Config
+from ...vc_core.diffusion.tiles import TiledNetwork
 from ...vc_core.model.unet import UNet3D
 from .carried import Conditions, Styles
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
+
+TILES = "videocomposer_tiles"
+"""Key of `transformer_options` with the sampler's `Tiles`."""
 
 
 class HostUNet(UNet3D):
@@ -84,6 +88,7 @@ class HostUNet(UNet3D):
             if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
                 context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)
-            return super().forward(x, timesteps, context, stc)
+            predict, tiles = super().forward, options.get(TILES)
+            return (predict if tiles is None else TiledNetwork(predict, tiles))(x, timesteps, context, stc)
         finally:
             OPTIONS.reset(token)

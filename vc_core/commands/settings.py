@@ -286,6 +286,18 @@ class Settings:
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
 
+    upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
+        "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
+        "checkpoint's size (default: no second pass)"
+    )
+    upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
+        "how much of the enlarged video to replace: near 0 almost nothing, near 1 almost everything (default: 0.4)", 0.4
+    )
+    upscale_model: File | None = _setting(
+        "upscale model that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the package spandrel (default: "
+        "bicubic interpolation)"
+    )
+
     out: File | None = _setting(
         "output file: .mp4, .webm, .gif or .webp; or a folder for .png frames (required, if no settings file names it)"
     )
@@ -417,7 +429,10 @@ class Settings:
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
 
-LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr")
+LATER = (
+    "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
+    "upscale", "upscale_denoise", "upscale_model",
+)  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
@@ -431,6 +446,8 @@ REQUIRES = (
     ("depth_scale", "depth_maps"),
     ("mask_white", "mask"),
     ("mask_seed", "mask_draw"),
+    ("upscale_denoise", "upscale"),
+    ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
@@ -460,6 +477,7 @@ _FIRST = {
     "tracks": "hand-made motion",
     "text": "text and images",
     "init": "video to video",
+    "upscale": "second pass",
     "out": "output",
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",

@@ -15,6 +15,7 @@ from ..config import Config, DiffusionConfig
 from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
+from .tiles import Tiles
 from .windows import Windows
 
 LCM_TIMESTEPS = 50
@@ -46,6 +47,7 @@ class Sampling:
         rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
         windows: how to split videos that are longer than a window. None: windows of the frames that the checkpoint was
             trained for, which overlap by half. See `Windows`.
+        tiles: how to split frames that are larger than a tile. None: entire frames. See `Tiles`.
 
     Raises:
         UserError: an unknown sampler, or a number with a wrong type or out of range.
@@ -60,6 +62,7 @@ class Sampling:
     condition_guidance: float = 1.0
     rescale: float = 0.0
     windows: Windows | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         check_type("steps", self.steps, Integral | None, "an integer")
