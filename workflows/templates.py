@@ -12,12 +12,13 @@ from layout import Graph, Node, Output
 
 STRIPES = "a red circle on a background of blue and white stripes"
 GRADIENT = "a yellow circle on a blue and purple gradient"
-MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
+MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, SECOND, VIDEO = GROUPS = (
     "Model",
     "Inputs",
     "Text and style",
     "Conditions",
     "Sampling",
+    "Second pass",
     "Video",
 )
 STEPS = 12
@@ -110,54 +111,68 @@ def styled(setup: Setup, image: Output) -> Setup:
     return Setup(setup.graph, setup.loader, node["positive"], node["negative"])
 
 
-def sample(
-    setup: Setup,
-    seed: int,
-    cfg: float = 0.0,
-    windows: tuple[int, int] = (0, -1),
-    latent: Output | None = None,
-    denoise: float = 1.0,
-    **conditions: Node,
-) -> tuple[Output, Output]:
-    """Add the nodes from the conditions, by STCEncode's sockets, to the enlarged images; return these and their rate.
-
-    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler.
-    """
-    graph = setup.graph
-    encode = graph.add(
-        "STCEncode",
-        SAMPLING,
-        model=setup.model,
-        positive=setup.positive,
-        negative=setup.negative,
-        **{name: node[0] for name, node in conditions.items()},
-    )
-    sampler = graph.add(
-        "VC3DUNetSampler",
-        SAMPLING,
-        model=setup.model,
-        positive=encode["positive"],
-        negative=encode["negative"],
-        latent=latent or encode["latent"],
-        seed=seed,
-        steps=STEPS,
-        cfg=cfg,
-        denoise=denoise,
-        context_length=windows[0],
-        context_overlap=windows[1],
-    )
-    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=setup.loader["VAE"])
-    larger = graph.add(
+def sample(setup: Setup, seed: int, **more: Any) -> tuple[Output, Output]:
+    """Add the nodes from the conditions to the images, enlarged to look at them; return these and their rate. See
+    `decoded`."""
+    images, fps = decoded(setup, seed, **more)
+    larger = setup.graph.add(
         "ImageScale",
         VIDEO,
         title="Enlarge, to look at it",
-        image=images[0],
+        image=images,
         upscale_method="bicubic",
         width=256,
         height=256,
         crop="disabled",
     )
-    return larger[0], encode["fps"]
+    return larger[0], fps
+
+
+def decoded(
+    setup: Setup,
+    seed: int,
+    cfg: float = 0.0,
+    windows: tuple[int, int] = (0, -1),
+    size: dict[str, Output] | None = None,
+    latent: Output | None = None,
+    denoise: float = 1.0,
+    steps: int = STEPS,
+    tile_size: int = -1,
+    groups: tuple[str, str] = (SAMPLING, VIDEO),
+    **conditions: Node,
+) -> tuple[Output, Output]:
+    """Add the nodes from the conditions, by STCEncode's sockets, to the images; return these and their rate.
+
+    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler. `size`: for
+    STCEncode, if it is not the checkpoint's. `groups`: of the sampler and of the decoder.
+    """
+    graph = setup.graph
+    encode = graph.add(
+        "STCEncode",
+        groups[0],
+        model=setup.model,
+        positive=setup.positive,
+        negative=setup.negative,
+        **(size or {}),
+        **{name: node[0] for name, node in conditions.items()},
+    )
+    sampler = graph.add(
+        "VC3DUNetSampler",
+        groups[0],
+        model=setup.model,
+        positive=encode["positive"],
+        negative=encode["negative"],
+        latent=latent or encode["latent"],
+        seed=seed,
+        steps=steps,
+        cfg=cfg,
+        denoise=denoise,
+        context_length=windows[0],
+        context_overlap=windows[1],
+        tile_size=tile_size,
+    )
+    images = graph.add("VAEDecode", groups[1], samples=sampler[0], vae=setup.loader["VAE"])
+    return images[0], encode["fps"]
 
 
 def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
@@ -391,6 +406,24 @@ def published_network(graph: Graph) -> None:
     save(graph, images[0], encode["fps"])
 
 
+def second_pass(graph: Graph) -> None:
+    clip, setup = example(graph, "diagonal"), start(graph, STRIPES)
+    # Without a model, STC Encode computes them for its own size.
+    conditions = {
+        "motion": graph.add("MotionVectorExtract", CONDITIONS, video=clip["video"], frame_rate=RATE),
+        "single_image": graph.add("VCSingleImage", CONDITIONS, image=clip["images"]),
+    }
+    small, fps = decoded(setup, seed=3, groups=(SAMPLING, SAMPLING), **conditions)
+    larger = graph.add("ImageScaleBy", SECOND, image=small, upscale_method="bicubic", scale_by=2.0)
+    size = graph.add("GetImageSize", SECOND, image=larger[0])
+    latent = graph.add("VAEEncode", SECOND, pixels=larger[0], vae=setup.loader["VAE"])
+    images, _ = sample(
+        setup, seed=3, size={"width": size["width"], "height": size["height"]}, latent=latent[0], denoise=0.4,
+        steps=math.ceil(0.4 * STEPS), tile_size=0, groups=(SECOND, VIDEO), **conditions,
+    )  # fmt: skip
+    save(graph, images, fps)
+
+
 TEMPLATES = {
     "01 Text to video": Template(
         "Generates a video from a line of text.",
@@ -503,5 +536,13 @@ TEMPLATES = {
         "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand uses this negative text:\n\n"
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
+    ),
+    "16 Larger in a second pass": Template(
+        "Enlarges a video twice and samples it again with its conditions, from 40 % noise, in overlapping tiles of the "
+        "checkpoint's size.",
+        "the text and the clip (connect Load Video to 'video' of Motion Vectors, and an image to Single Image). To "
+        "enlarge with an upscale model, replace Upscale Image By with Upscale Image (using Model).",
+        "denoise of the second sampler: at 0.2 the video only becomes cleaner, at 0.6 also larger details change.",
+        second_pass,
     ),
 }

@@ -107,7 +107,7 @@ def test_wrong_tiles(values, words):
 
 
 def test_the_smallest_tiles_of_a_network(tiny_composer):
-    with pytest.raises(UserError, match="tiles are 16x8 pixels.* at least 16x16"):
+    with pytest.raises(UserError, match=r"tiles are 16x8 pixels.* at least 16x16"):
         composed(tiny_composer, size=(32, 32), tiles=Tiles(8, 16), steps=1)
     assert composed(tiny_composer, size=(32, 32), tiles=Tiles(16, 16), steps=1).isfinite().all()
     with pytest.raises(UserError, match="at least 64x64"):

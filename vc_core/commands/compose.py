@@ -1,6 +1,7 @@
 """From settings to files: the work of `./vc compose`, without the command line."""
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -167,8 +168,8 @@ def run(
         windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
     )
     if full.upscale is not None:  # refuse now what the second pass would refuse
-        again = dataclasses.replace(sampling, denoise=full.upscale_denoise, tiles=Tiles.trained(composer.config))
-        make_sampler(again.filled(composer.config), composer.config.diffusion)
+        again = second_pass(sampling, full.upscale_denoise, Tiles.trained(composer.config))
+        make_sampler(again, composer.config.diffusion)
         network = full.upscale_model and load_upscale_model(full.upscale_model, full.upscale, composer.device)
     if note is not None and (line := _memory(full, composer)):
         note(line)
@@ -216,6 +217,12 @@ def run(
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
+
+
+def second_pass(sampling: Sampling, denoise: float, tiles: Tiles | None) -> Sampling:
+    """Return how the enlarged video is sampled: in steps as large as those of the first pass, so in fewer of them."""
+    steps = max(1, math.ceil(sampling.steps * denoise))
+    return dataclasses.replace(sampling, steps=steps, denoise=denoise, tiles=tiles)
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
