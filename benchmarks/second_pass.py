@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,8 +32,7 @@ from training.evaluate.measures import displacement_fraction, overlap, pixel_err
 from training.evaluate.objects import SIDE, find_objects
 from vc_core import Condition, Sampling, VideoComposer, compose
 from vc_core.checkpoint.reading import BUNDLED
-from vc_core.commands.compose import second_pass
-from vc_core.commands.enlarging import enlarged
+from vc_core.commands.enlarging import enlarged, second_pass
 from vc_core.conditions import drawing_size
 from vc_core.config import Config
 from vc_core.diffusion.tiles import Tiles
@@ -61,14 +59,17 @@ def conditions(scene: Scenes, size: tuple[int, int], config: Config) -> list[Con
 
 def passes(config: Config) -> Iterator[tuple[str, Sampling]]:
     """Yield the second passes that are compared."""
-    again = partial(second_pass, Sampling(steps=STEPS).filled(config))
-    half, side = Tiles.trained(config), min(config.height, config.width)
+    first = Sampling(steps=STEPS).filled(config)
     for denoise in DENOISE:
-        yield f"denoise {denoise}, tiles", again(denoise, half)
-    yield "denoise 0.4, tiles that share a quarter", again(0.4, replace(half, overlap=side // 32 * 8))
-    yield "denoise 0.4, tiles that share nothing", again(0.4, replace(half, overlap=0))
-    yield f"denoise 0.4, tiles, {STEPS} steps", replace(again(0.4, half), steps=STEPS)
-    yield "denoise 0.4, entire frames", again(0.4, None)
+        yield f"denoise {denoise}, tiles", second_pass(first, denoise, config)
+    usual, side = second_pass(first, 0.4, config), min(config.height, config.width)
+    for what, tiles in (
+        ("tiles that share a quarter", Tiles.trained(config, side // 32 * 8)),
+        ("tiles that share nothing", Tiles.trained(config, 0)),
+        ("entire frames", None),
+    ):
+        yield f"denoise 0.4, {what}", replace(usual, tiles=tiles)
+    yield f"denoise 0.4, tiles, {STEPS} steps", replace(usual, steps=STEPS)
 
 
 def changes(video: Tensor) -> tuple[Tensor, Tensor]:

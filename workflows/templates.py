@@ -137,6 +137,7 @@ def decoded(
     latent: Output | None = None,
     denoise: float = 1.0,
     steps: int = STEPS,
+    scheduler: str = "karras",
     tile_size: int = -1,
     groups: tuple[str, str] = (SAMPLING, VIDEO),
     **conditions: Node,
@@ -166,6 +167,7 @@ def decoded(
         seed=seed,
         steps=steps,
         cfg=cfg,
+        scheduler=scheduler,
         denoise=denoise,
         context_length=windows[0],
         context_overlap=windows[1],
@@ -419,7 +421,7 @@ def second_pass(graph: Graph) -> None:
     latent = graph.add("VAEEncode", SECOND, pixels=larger[0], vae=setup.loader["VAE"])
     images, _ = sample(
         setup, seed=3, size={"width": size["width"], "height": size["height"]}, latent=latent[0], denoise=0.4,
-        steps=math.ceil(0.4 * STEPS), tile_size=0, groups=(SECOND, VIDEO), **conditions,
+        steps=math.ceil(0.4 * STEPS), scheduler="normal", tile_size=0, groups=(SECOND, VIDEO), **conditions,
     )  # fmt: skip
     save(graph, images, fps)
 
@@ -537,7 +539,7 @@ TEMPLATES = {
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
     ),
-    "16 Larger in a second pass": Template(
+    "16 Second pass at twice the size": Template(
         "Enlarges a video twice and samples it again with its conditions, from 40 % noise, in overlapping tiles of the "
         "checkpoint's size.",
         "the text and the clip (connect Load Video to 'video' of Motion Vectors, and an image to Single Image). To "

@@ -15,7 +15,8 @@ from vc_core.commands import compose as composing
 from vc_core.commands.enlarging import enlarged
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings
-from vc_core.config import Config
+from vc_core.config import Config, DiffusionConfig
+from vc_core.diffusion.samplers import SAMPLERS, Sampling, make_sampler, starting_at
 from vc_core.diffusion.tiles import TiledNetwork, Tiles
 from vc_core.memory import activation_elements
 from vc_core.video import probe
@@ -167,16 +168,27 @@ def run(checkpoint, tmp_path, *words):
 
 
 def test_the_second_pass_has_conditions_of_its_size(tiny_checkpoint, tmp_path, calls):
-    words = ["--pan=0.2,0", "--upscale", "2", "--upscale-denoise", "0.3"]
+    words = ["--pan=0.2,0", "--upscale", "2", "--upscale-denoise", "0.3", "--steps", "10"]
     assert run(tiny_checkpoint, tmp_path, *words) == 0
     first, second = calls
     assert (first["size"], second["size"]) == ((32, 40), (64, 80))
     torch.testing.assert_close(second["init"], enlarged(first["videos"], (64, 80)))
     assert (first["sampling"].denoise, first["sampling"].tiles) == (1.0, None)
-    assert (second["sampling"].denoise, second["sampling"].tiles) == (0.3, Tiles(32, 40))
+    assert (second["sampling"].steps, second["sampling"].tiles) == (3, Tiles(32, 40))
+    start, *_ = make_sampler(second["sampling"], DiffusionConfig()).timesteps
+    assert abs(start - 300) < 60
     small, large = (call["conditions"][0].tensor for call in calls)
     assert large.shape[-2:] == (2 * small.shape[-2], 2 * small.shape[-1])
     torch.testing.assert_close(large[0, :, 1:, 0, 0], 2 * small[0, :, 1:, 0, 0])  # in pixels of the larger video
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_it_starts_at_a_fraction_of_the_timesteps(sampler, zero_snr):
+    config = DiffusionConfig(prediction="v_prediction", zero_terminal_snr=zero_snr)
+    for fraction in (0.2, 0.4, 0.6):
+        start, *_ = make_sampler(starting_at(Sampling(sampler, steps=10), fraction, config), config).timesteps
+        assert abs(start - 1000 * fraction) < 50
 
 
 def test_tracks_stay_where_they_were_drawn(tiny_checkpoint, tmp_path, calls):
@@ -258,7 +270,7 @@ def test_upscale_models_that_do_not_fit(
         (["--upscale-model", __file__], "--upscale-model requires --upscale"),
         (["--upscale", "1"], "--upscale is 1"),
         (["--upscale", "2", "--upscale-denoise", "1"], "--upscale-denoise is 1"),
-        (["--upscale", "2", "--steps", "500"], "500 steps at denoise 0.4 are the last of 1250 steps"),
+        (["--upscale", "2", "--steps", "1000", "--upscale-denoise", "0.9"], "Use fewer steps or a larger denoise"),
     ],
 )
 def test_contradictions_are_refused_before_the_first_pass(tiny_checkpoint, tmp_path, calls, options, words, capsys):

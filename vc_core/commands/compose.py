@@ -1,7 +1,6 @@
 """From settings to files: the work of `./vc compose`, without the command line."""
 
 import dataclasses
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, named_as, output_size, probed
-from .enlarging import enlarged, load_upscale_model
+from .enlarging import enlarged, load_upscale_model, second_pass
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
 from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
 
@@ -168,7 +167,7 @@ def run(
         windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
     )
     if full.upscale is not None:  # refuse now what the second pass would refuse
-        again = second_pass(sampling, full.upscale_denoise, Tiles.trained(composer.config))
+        again = second_pass(sampling, full.upscale_denoise, composer.config)
         make_sampler(again, composer.config.diffusion)
         network = full.upscale_model and load_upscale_model(full.upscale_model, full.upscale, composer.device)
     if note is not None and (line := _memory(full, composer)):
@@ -217,12 +216,6 @@ def run(
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
-
-
-def second_pass(sampling: Sampling, denoise: float, tiles: Tiles | None) -> Sampling:
-    """Return how the enlarged video is sampled: in steps as large as those of the first pass, so in fewer of them."""
-    steps = max(1, math.ceil(sampling.steps * denoise))
-    return dataclasses.replace(sampling, steps=steps, denoise=denoise, tiles=tiles)
 
 
 def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:

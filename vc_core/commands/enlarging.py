@@ -1,6 +1,8 @@
-"""Enlarge videos before the second pass: with bicubic interpolation, or with any upscale model that spandrel reads."""
+"""The second pass of `--upscale`: how videos are enlarged before it, and how it is sampled."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,10 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint.files import open_tensors
+from ..config import Config
+from ..diffusion.samplers import Sampling, starting_at
+from ..diffusion.tiles import Tiles
 from ..errors import UserError
 from ..progress import Progress
 
 SPANDREL = "spandrel>=0.4,<0.5"
+
+
+def second_pass(sampling: Sampling, denoise: float, config: Config) -> Sampling:
+    """Return how the enlarged video is sampled: from the timestep at the fraction `denoise` of the schedule, with that
+    fraction of the first pass's steps, in tiles of the size that the checkpoint was trained for.
+
+    Args:
+        sampling: that of the first pass, filled in with the checkpoint's values.
+    """
+    steps = max(1, math.ceil(sampling.steps * denoise))
+    return starting_at(replace(sampling, steps=steps, tiles=Tiles.trained(config)), denoise, config.diffusion)
 
 
 @torch.inference_mode()
