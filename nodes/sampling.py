@@ -81,12 +81,7 @@ class VC3DUNetSampler(io.ComfyNode):
         steps, cfg = steps or config.steps, cfg or config.guidance
         sampler_name = config.sampler if sampler_name == AUTO else sampler_name
         scheduler = (LCM_RELEASED if config.few_steps else "karras") if scheduler == AUTO else scheduler
-        image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        if latent["samples"].ndim != 5 or image.shape[1] != config.unet.channels:
-            raise UserError(
-                f"Expected a video latent of shape (batch, {config.unet.channels}, frames, height, width) at the "
-                f"socket 'latent', got {tuple(latent['samples'].shape)}. Connect the latent of STC Encode."
-            )
+        image = video_latent(model, latent)
         if (side := context.get("tile_size", -1)) >= 0:
             overlap = context.get("tile_overlap", -1)
             overlap = None if overlap < 0 else overlap
@@ -114,6 +109,17 @@ class VC3DUNetSampler(io.ComfyNode):
                 model, noise, steps, cfg, sampler_name, scheduler, positive, negative, denoise=denoise, **shared
             )
         return io.NodeOutput({**latent, "samples": samples})
+
+
+def video_latent(model: Any, latent: dict[str, Any]) -> Any:
+    """Return the samples `(B, C, F, h, w)` of a LATENT. Raises `UserError` if it is not a video's."""
+    image, channels = comfy.sample.fix_empty_latent_channels(model, latent["samples"]), config_of(model).unet.channels
+    if latent["samples"].ndim != 5 or image.shape[1] != channels:
+        raise UserError(
+            f"Expected a video latent of shape (batch, {channels}, frames, height, width) at the socket 'latent', got "
+            f"{tuple(latent['samples'].shape)}. Connect the latent of STC Encode, or of VAE Encode with Video VAE."
+        )
+    return image
 
 
 NODES: list[Any] = [VC3DUNetSampler]

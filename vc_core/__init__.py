@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
     from .encoders.autoencoder import Tiling  # noqa: F401
     from .errors import UserError  # noqa: F401
     from .pipeline import Style, compose  # noqa: F401
+    from .upscaling import upscale  # noqa: F401
 
 _MODULES = {
     "CONDITIONS": "conditions",
@@ -38,6 +39,7 @@ _MODULES = {
     "compose": "pipeline",
     "read_checkpoint": "checkpoint.reading",
     "save_checkpoint": "checkpoint.reading",
+    "upscale": "upscaling",
 }
 __all__ = list(_MODULES)
 

@@ -41,7 +41,7 @@ class Style:
         return Schedule(self.strength, self.start, self.end)
 
     def __post_init__(self) -> None:
-        _check_rgb("style image", self.image, "batch", "height", "width")
+        check_rgb("style image", self.image, "batch", "height", "width")
         self.schedule.check("style")
 
 
@@ -104,7 +104,7 @@ def compose(
     sampling = (sampling or Sampling()).filled(config)
     texts, negatives = _listed("text", text), _listed("negative", negative)
     if init is not None:
-        _check_rgb("init video", init, "batch", "frames", "height", "width")
+        check_rgb("init video", init, "batch", "frames", "height", "width")
     batch = len(texts) if len(texts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     if size and len(size) != 2:
@@ -285,7 +285,7 @@ def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     return list(listed)
 
 
-def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
+def check_rgb(what: str, x: Tensor, *axes: str) -> None:
     """Refuse a tensor that is not RGB `(batch, 3, ...)` in [0, 1]. Resizing may exceed this range by a hundredth."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -301,8 +301,7 @@ def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
 def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
-    if height < 8 or width < 8 or height % 8 or width % 8:
-        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
+    check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
     if init is not None and denoise == 1.0:
@@ -310,6 +309,11 @@ def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, 
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def check_size(height: int, width: int) -> None:
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
 
 
 def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:

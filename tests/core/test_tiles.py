@@ -285,6 +285,6 @@ def test_the_memory_note_counts_the_second_pass(tiny_composer, monkeypatch):
     monkeypatch.setattr(composing, "NOTED", 0)
     settings = Settings(size=(32, 40), frames=3, guidance=2.0)
     for upscale in (None, 8.0):
-        composing._memory(Settings(**{**vars(settings), "upscale": upscale}), tiny_composer)
+        composing.memory_note(Settings(**{**vars(settings), "upscale": upscale}), tiny_composer)
     first, both = needs
     assert both.decoding == 64 * first.decoding and both.activations >= first.activations

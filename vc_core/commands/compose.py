@@ -170,7 +170,7 @@ def run(
         again = second_pass(sampling, full.upscale_denoise, composer.config)
         make_sampler(again, composer.config.diffusion)
         network = full.upscale_model and load_upscale_model(full.upscale_model, full.upscale, composer.device)
-    if note is not None and (line := _memory(full, composer)):
+    if note is not None and (line := memory_note(full, composer)):
         note(line)
     extracted = make_conditions(full, plan, composer.config, progress)
     style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
@@ -218,9 +218,10 @@ def run(
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
 
 
-def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
+def load(settings: Settings, progress: Progress | None = None, **overrides: Any) -> VideoComposer:
     """Load the composer of these settings. Raises `UserError`, see `VideoComposer.load`."""
-    return VideoComposer.load(**loading(settings), progress=progress)
+    arguments = loading(settings)
+    return VideoComposer.load(**arguments | {"overrides": arguments["overrides"] | overrides}, progress=progress)
 
 
 def loading(settings: Settings) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def loading(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _memory(settings: Settings, composer: VideoComposer) -> str:
+def memory_note(settings: Settings, composer: VideoComposer) -> str:
     """Return a sentence on the memory that a run needs; empty if it is little. The settings must be filled in."""
     sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
     passes = [(settings.size, None)]
