@@ -1,7 +1,7 @@
 """What a second pass at twice the size does to a video: ./vc bench second_pass [CHECKPOINT]
 
 Scenes that no training has used are composed at the checkpoint's size from their text, motion and first frame, enlarged
-twice, and denoised again with conditions of the larger size, in tiles or as entire frames. Figures over all scenes:
+twice, and denoised again with conditions of the larger size, in tiles or as entire frames. Means over all scenes:
 
 - error: root mean square difference of RGB to the scene, which is drawn at that size, in percent
 - sharpness: the mean difference of neighbouring pixels, relative to the scene's
@@ -69,7 +69,6 @@ def passes(config: Config) -> Iterator[tuple[str, Sampling]]:
         ("entire frames", None),
     ):
         yield f"denoise 0.4, {what}", replace(usual, tiles=tiles)
-    yield f"denoise 0.4, tiles, {STEPS} steps", replace(usual, steps=STEPS)
 
 
 def changes(video: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +91,7 @@ def seams(change: tuple[Tensor, Tensor], tiles: Tiles) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="default: the bundled one")
-    parser.add_argument("--clips", type=int, default=12, help="number of scenes (default: 12)")
+    parser.add_argument("--clips", type=int, default=6, help="number of scenes (default: 6)")
     parser.add_argument("--wide", action="store_true", help="videos twice as wide as high")
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet of the first scene to this .png")
     arguments = parser.parse_args()
