@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -16,6 +15,7 @@ from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.samplers import Sampling, make_sampler, sample
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -125,7 +125,10 @@ def compose(
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
-    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         shared = {

@@ -198,7 +198,7 @@ PROMISES = {
     "12 Long video in windows": Promise("red", "stripes", ((0.5, 0, -180 / 512), (1.0, 0, 0)), frames=32),
     "13 More frames a second": Promise("yellow", "blue and purple", to(ALONG, 0), times=2),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
-    "16 Second pass at twice the size": Promise("yellow", "blue and purple", to(ALONG, 0)),
+    "16 Second pass at twice the size": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
 }
 
 
