@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
+from ..diffusion.noise import NOISES
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, about, shown, spelled
 from ..extract import drawing
@@ -109,6 +110,21 @@ def _by_file(value: Any) -> Any:
     return strengths
 
 
+def _by_frame(value: Any) -> Any:
+    """Read FRAME=TEXT, a list of them, or a mapping, whose frames are strings in JSON."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        value = dict(text.partition("=")[::2] for text in texts)
+        if len(value) < len(texts):
+            raise ValueError("Expected each frame only once.")
+    if not isinstance(value, Mapping):
+        return value
+    prompts = {int(spelled(frame)): prompt for frame, prompt in value.items()}
+    if min(prompts, default=1) < 1:
+        raise ValueError("Expected frames after 0, because 'text' is the prompt of frame 0.")
+    return prompts
+
+
 def _sides(value: Any) -> Any:
     """Read WIDTHxHEIGHT; return (height, width). A tuple was read before; a list is refused, its order is unclear."""
     if not isinstance(value, str):
@@ -169,6 +185,11 @@ Loras = Annotated[
     dict[File, Annotated[float, Field(allow_inf_nan=False)]],
     BeforeValidator(_by_file),
     Spoken("paths, or a mapping of paths to strengths", "FILE[=STRENGTH]"),
+]
+TextsByFrame = Annotated[
+    dict[int, str],
+    BeforeValidator(_by_frame),
+    Spoken("a mapping of frames to texts, such as {40: a blue square}", "FRAME=TEXT"),
 ]
 Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
@@ -257,6 +278,11 @@ class Settings:
     easing: Easing = _setting(f"speed curve of tracks and camera: {', '.join(EASINGS)} (default: linear)", "linear")
 
     text: Text = _setting("prompt (default: empty)", "")
+    text_at: TextsByFrame = _setting(
+        'prompt at a later frame of a long video, e.g. 40="a blue square"; between these frames the text changes '
+        "gradually; may be repeated",
+        {},
+    )
     negative: Text = _setting("negative prompt (default: empty)", "")
     vgen_prompts: bool = _setting("append VGen's phrases for TF-T2V and VideoLCM to both prompts (default: no)", False)
     image: File | None = _setting("first frame of the video (condition single_image)")
@@ -310,6 +336,11 @@ class Settings:
     )
     carry: Fraction = _setting(
         "strength of single_image and single_sketch after the first window, 0 to 1 (default: 0.5)", 0.5
+    )
+    noise: Literal[tuple(NOISES)] = _setting(
+        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window gets "
+        "the noise of the first one in another order",
+        "independent",
     )
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
@@ -379,7 +410,7 @@ class Settings:
         for name, text in texts.items():
             describe = partial(_describe, label=as_option, text=text)
             value = fitted(Settings, name, _from_text(name, text), describe)
-            changed[name] = {**getattr(self, name), **value} if name in ("strength", "schedule") else value
+            changed[name] = {**getattr(self, name), **value} if name in MERGED else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
@@ -413,13 +444,17 @@ class Settings:
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
 
-LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr")
+MERGED = ("strength", "schedule", "text_at")
+"""Settings whose options change single entries of a file's mapping."""
+
+LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr", "text_at", "noise")
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings of hand-made motion."""
 
 REQUIRES = (
+    ("text_at", "text"),
     ("canvas", "tracks"),
     ("radius", "tracks"),
     ("sketch_lines", "sketch"),

@@ -14,6 +14,7 @@ from ..config import Config, DiffusionConfig
 from ..errors import UserError, shown
 from ..progress import Progress
 from .guidance import Denoiser
+from .noise import NOISES
 from .windows import Windows
 
 LCM_TIMESTEPS = 50
@@ -45,9 +46,10 @@ class Sampling:
         rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
         windows: how to split videos that are longer than a window. None: windows of the frames that the checkpoint was
             trained for, which overlap by half. See `Windows`.
+        noise: the noise to start from, a key of `vc_core.diffusion.noise.NOISES`.
 
     Raises:
-        UserError: an unknown sampler, or a number with a wrong type or out of range.
+        UserError: an unknown sampler or noise, or a number with a wrong type or out of range.
     """
 
     sampler: str | None = None
@@ -59,8 +61,11 @@ class Sampling:
     condition_guidance: float = 1.0
     rescale: float = 0.0
     windows: Windows | None = None
+    noise: str = "independent"
 
     def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise UserError(f"Unknown noise '{self.noise}'. Expected one of {', '.join(NOISES)}.")
         for name in ("guidance", "condition_guidance", "rescale"):
             value = getattr(self, name)
             if value is None and name == "guidance":
