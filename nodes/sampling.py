@@ -10,6 +10,7 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import io
 
+from ..vc_core.diffusion.noise import NOISES, arranged_noise
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
 from .host.model import config_of
@@ -61,6 +62,9 @@ class VC3DUNetSampler(io.ComfyNode):
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
                                  tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
                                          "but slower."),
+                    io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
+                                   tooltip="Noise to start from. shuffled, for long videos: every window gets the "
+                                           "noise of the first one in another order (FreeNoise)."),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
@@ -68,7 +72,7 @@ class VC3DUNetSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: int
+        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: Any
     ) -> io.NodeOutput:
         config = config_of(model)
         steps, cfg = steps or config.steps, cfg or config.guidance
@@ -85,6 +89,7 @@ class VC3DUNetSampler(io.ComfyNode):
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:
             model = with_windows(model, windows)
         noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+        noise = arranged_noise(context.get("noise", "independent"), noise, seed, windows)
         shared = {
             "latent_image": image,
             "noise_mask": latent.get("noise_mask"),

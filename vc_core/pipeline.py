@@ -15,7 +15,7 @@ from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.noise import arranged_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
-from .diffusion.texts import check_frames, tokens_of_window
+from .diffusion.texts import check_frames, frame_read, tokens_of_window
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, counted, shown
@@ -110,7 +110,9 @@ def compose(
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
     _check_video(init, sampling.denoise, frames, height, width)
-    check_frames(texts, windows, frames)
+    check_frames(texts, frames)
+    if len(texts) > 1:
+        frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
     for condition in conditions:
         config.unet.check_supports(condition.name)
     if style:

@@ -25,10 +25,11 @@ from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
+from ...vc_core.diffusion.texts import check_frames
 from ...vc_core.errors import UserError, counted
 from ...vc_core.families import odd_settings
 from ...vc_core.memory import activation_elements
-from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
+from .carried import CONDITIONS_KEY, STYLE_KEY, TEXTS_KEY, Carried, Conditions, Styles, Texts
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
@@ -144,13 +145,17 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         if style is not None:
             check_style(style, noise, config)
             out["style"] = Carried(Styles((style,), len(noise)))
-        text, width = kwargs.get("cross_attn"), config.unet.context_dim
-        if text is not None and text.shape[-1] != width:
-            raise UserError(
-                f"Expected a text embedding of width {width} for this checkpoint, got {text.shape[-1]}. Encode the "
-                "prompt with the checkpoint's own CLIP. The released checkpoint uses that of Stable Diffusion 2.1 "
-                "(OpenCLIP ViT-H/14)."
-            )
+        text, width, later = kwargs.get("cross_attn"), config.unet.context_dim, kwargs.get(TEXTS_KEY, {})
+        for tokens in (text, *later.values()):
+            if tokens is not None and tokens.shape[-1] != width:
+                raise UserError(
+                    f"Expected a text embedding of width {width} for this checkpoint, got {tokens.shape[-1]}. Encode "
+                    "the prompt with the checkpoint's own CLIP. The released checkpoint uses that of Stable Diffusion "
+                    "2.1 (OpenCLIP ViT-H/14)."
+                )
+        if later:
+            check_frames(later, noise.shape[2])
+            out["texts"] = Carried(Texts(later, noise.shape[2]))
         return out
 
     def _report_resampled(self, conditions: Sequence[Condition], noise: Tensor) -> None:

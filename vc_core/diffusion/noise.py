@@ -15,6 +15,10 @@ from .windows import Windows
 FINE = 8
 """Side of a latent pixel in pixels of the video. Warped noise moves in steps of one pixel of the video."""
 
+WARPED = 0.2
+"""Fraction of the variance of warped noise that moves. Networks that were trained on independent noise obey a motion
+worse if all of it moves."""
+
 
 def _independent(noise: Tensor, numbers: torch.Generator, windows: Windows, motion: Tensor | None) -> Tensor:
     return noise
@@ -40,53 +44,41 @@ def _shuffled(noise: Tensor, numbers: torch.Generator, windows: Windows, motion:
 
 
 def _warped(noise: Tensor, numbers: torch.Generator, windows: Windows, motion: Tensor | None) -> Tensor:
-    """Carry the noise along a motion (arXiv 2501.08331), in a way that keeps it standard normal and white.
+    """Carry a part of the noise along a motion (arXiv 2501.08331), so that it stays standard normal and white.
 
-    A pixel of the latent is the sum of `FINE`² values of a finer noise. Each value of the finer noise moves as one
+    A pixel of the latent is the sum of `FINE`² values of a finer noise. Every value of the finer noise moves as one
     piece, and to at most one place of the next frame; a place that nothing moves to gets a new value. So the values of
-    a frame are independent, and their sums are, too.
+    a frame are independent, and so are their sums.
     """
     if motion is None:
         raise UserError("The noise 'warped' requires the condition 'motion'. Add it, or use independent noise.")
-    _, frames, height, width = noise.shape
+    channels, frames, height, width = noise.shape
     size = (height * FINE, width * FINE)
-    place = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"))  # (2, H, W) as y, x
-    order = torch.arange(size[0] * size[1])
-    motion = F.interpolate(motion.float().movedim(0, 1), size, mode="bilinear", align_corners=False).flip(1)
-    warped, fine, rest = [noise[:, 0]], _refined(noise[:, 0], numbers), torch.zeros(2, *size)
-    for frame in range(1, frames):
-        moved = motion[frame]
-        # A value is up to half a pixel away from its exact position, the rest of its motion so far.
-        near = _index(place - moved, size)[0]
-        origin, inside = _index(place - moved - rest.flatten(1)[:, near].view_as(rest), size)
+    place = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")).flatten(1)  # (2, H W) as y, x
+    order = torch.arange(place.shape[1])
+    motion = F.interpolate(motion.float().movedim(0, 1), size, mode="bilinear", align_corners=False).flip(1).flatten(2)
+
+    def new() -> Tensor:
+        return torch.randn(channels, place.shape[1], generator=numbers)
+
+    fine, rest, carried = new(), torch.zeros(place.shape), []
+    for moved in motion:
+        # `rest` is the part of its motion that a value has not made yet, up to half a pixel.
+        near, _ = _index(place - moved, size)
+        origin, inside = _index(place - moved - rest[:, near], size)
         first = torch.full_like(order, len(order)).scatter_reduce(0, origin[inside], order[inside], "amin")
-        carried = inside & (first[origin] == order)
-        new = _refined(noise[:, frame], numbers).flatten(1)
-        fine = torch.where(carried, fine.flatten(1)[:, origin], new).view(-1, *size)
-        before = torch.stack([origin // size[1], origin % size[1]]) + rest.flatten(1)[:, origin]
-        rest = torch.where(carried, before + (moved - place).flatten(1), 0.0).view(2, *size)
-        warped.append(F.avg_pool2d(fine, FINE) * FINE)
-    return torch.stack(warped, dim=1)
+        stays = inside & (first[origin] == order)
+        fine = torch.where(stays, fine[:, origin], new())
+        rest = torch.where(stays, place[:, origin] + rest[:, origin] + moved - place, 0.0)
+        carried.append(F.avg_pool2d(fine.view(channels, *size), FINE) * FINE)
+    return (1 - WARPED) ** 0.5 * noise + WARPED**0.5 * torch.stack(carried, dim=1)
 
 
 def _index(position: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the indices `(H * W,)` of the pixels next to positions `(2, H, W)`, and whether these are in the frame."""
-    nearest = position.round().long().flatten(1)
-    last = torch.tensor(size)[:, None] - 1
-    inside = ((nearest >= 0) & (nearest <= last)).all(0)
-    y, x = nearest.clamp(min=torch.zeros_like(last), max=last)
-    return y * size[1] + x, inside
-
-
-def _refined(noise: Tensor, numbers: torch.Generator) -> Tensor:
-    """Return standard normal noise `(C, FINE h, FINE w)` whose blocks' sums, divided by `FINE`, are noise `(C, h, w)`."""
-    channels, height, width = noise.shape
-    fine = torch.randn(channels, height * FINE, width * FINE, generator=numbers)
-    return fine + _spread(noise / FINE - F.avg_pool2d(fine, FINE))
-
-
-def _spread(coarse: Tensor) -> Tensor:
-    return coarse.repeat_interleave(FINE, 1).repeat_interleave(FINE, 2)
+    """Return the indices `(n,)` of the pixels nearest to positions `(2, n)`, and whether these are in the frame."""
+    (y, x), (height, width) = position.round().long(), size
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return y.clamp(0, height - 1) * width + x.clamp(0, width - 1), inside
 
 
 NOISES: dict[str, Callable[[Tensor, torch.Generator, Windows, Tensor | None], Tensor]] = {
