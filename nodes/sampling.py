@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..vc_core.diffusion.noise import NOISES, arranged_noise
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
-from .host.model import config_of
+from .host.model import config_of, motion_for
 from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_windows
 from .inputs import CATEGORY, advanced, schema
 
@@ -64,7 +64,8 @@ class VC3DUNetSampler(io.ComfyNode):
                                          "but slower."),
                     io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
                                    tooltip="Noise to start from. shuffled, for long videos: every window gets the "
-                                           "noise of the first one in another order (FreeNoise)."),
+                                           "noise of the first one in another order (FreeNoise). warped: a part of the "
+                                           "noise moves with the condition 'motion'."),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
@@ -89,7 +90,8 @@ class VC3DUNetSampler(io.ComfyNode):
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:
             model = with_windows(model, windows)
         noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
-        noise = arranged_noise(context.get("noise", "independent"), noise, seed, windows)
+        kind = context.get("noise", "independent")
+        noise = arranged_noise(kind, noise, seed, windows, motion_for(kind, positive, image, config))
         shared = {
             "latent_image": image,
             "noise_mask": latent.get("noise_mask"),

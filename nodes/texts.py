@@ -40,7 +40,9 @@ class VCTextSchedule(io.ComfyNode):
     def execute(cls, conditioning, next_text, frame) -> io.NodeOutput:
         if len(next_text) != 1 or TEXTS_KEY in next_text[0][1]:
             raise UserError("'next_text' contains several texts. Connect the output of one CLIP Text Encode.")
-        present = {number: tokens for _, carried in conditioning for number, tokens in carried.get(TEXTS_KEY, {}).items()}
+        present = {
+            number: tokens for _, carried in conditioning for number, tokens in carried.get(TEXTS_KEY, {}).items()
+        }
         if frame in present:
             raise UserError(
                 f"The input at 'conditioning' already has a text for frame {frame}. Choose another 'frame', or bypass "

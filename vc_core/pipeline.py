@@ -13,7 +13,7 @@ from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
-from .diffusion.noise import arranged_noise
+from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.texts import check_frames, frame_read, tokens_of_window
 from .diffusion.windows import WindowedDenoiser, Windows
@@ -121,6 +121,7 @@ def compose(
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
+    motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
 
@@ -143,7 +144,7 @@ def compose(
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
         noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
-        noise = arranged_noise(sampling.noise, noise, seed, windows, _motion(conditions)).to(composer.device)
+        noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
         source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
         latent = sample(denoiser, run.start(noise, source), run, generators, progress) / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
@@ -153,10 +154,6 @@ def compose(
 def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise `(B, *shape)`, float32, from CPU generators, so that it does not depend on the device."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def _motion(conditions: Sequence[Condition]) -> Tensor | None:
-    return next((c.tensor for c in conditions if c.name == "motion" and c.strength != 0.0), None)
 
 
 def encode_texts(

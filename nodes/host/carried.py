@@ -77,10 +77,7 @@ class Conditions:
         return self.cache[key]
 
     def _fitted(self, condition: Condition) -> Condition:
-        size = (8 * self.size[0], 8 * self.size[1])
-        count = condition.tensor.shape[2]
-        tensor = refit(condition.name, condition.tensor, size, count, self.extraction, condition.video)
-        return replace(condition, tensor=tensor, video=size)
+        return fitted(condition, self.size, self.extraction)
 
     def processed(self, batch: int, area: Sequence[int] | None) -> Conditions:
         return replace(self, area=None if area is None else tuple(area))
@@ -90,6 +87,13 @@ class Conditions:
 
     def joined(self, others: Sequence[Conditions]) -> Conditions:
         return self
+
+
+def fitted(condition: Condition, latent: tuple[int, int], extraction: ExtractionConfig) -> Condition:
+    """Return a condition scaled to a latent's size (h, w)."""
+    size = (8 * latent[0], 8 * latent[1])
+    tensor = refit(condition.name, condition.tensor, size, condition.tensor.shape[2], extraction, condition.video)
+    return replace(condition, tensor=tensor, video=size)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,12 @@ from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
+from ...vc_core.diffusion.noise import motion_for_noise
 from ...vc_core.diffusion.texts import check_frames
 from ...vc_core.errors import UserError, counted
 from ...vc_core.families import odd_settings
 from ...vc_core.memory import activation_elements
-from .carried import CONDITIONS_KEY, STYLE_KEY, TEXTS_KEY, Carried, Conditions, Styles, Texts
+from .carried import CONDITIONS_KEY, STYLE_KEY, TEXTS_KEY, Carried, Conditions, Styles, Texts, fitted
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
@@ -184,6 +185,17 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
             f"Expected a batch of 1 or {len(noise)} for the condition '{condition.name}', got {batch}. Use a "
             "condition of one video."
         )
+
+
+def motion_for(noise: str, positive: Any, latent: Tensor, config: Config) -> Tensor | None:
+    """Return the motion in a CONDITIONING that a kind of noise requires, see `motion_for_noise`."""
+
+    def motions() -> Iterator[Condition]:
+        for condition in (c for _, carried in positive for c in carried.get(CONDITIONS_KEY, ()) if c.name == "motion"):
+            check_fits(condition, latent, config)
+            yield fitted(condition, tuple(latent.shape[-2:]), config.extraction)
+
+    return motion_for_noise(noise, motions(), config.extraction)
 
 
 def check_style(style: Embedded, noise: Tensor, config: Config) -> None:

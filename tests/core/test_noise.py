@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tests.composing import composed
-from vc_core import Sampling, UserError, Windows
-from vc_core.diffusion.noise import NOISES, arranged_noise
+from vc_core import Condition, Sampling, UserError, Windows
+from vc_core.config import ExtractionConfig
+from vc_core.diffusion import noise as noises
+from vc_core.diffusion.noise import NOISES, arranged_noise, motion_for_noise
 from vc_core.diffusion.texts import frame_read, tokens_of_window
 from vc_core.encoders.clip import encode_text
 from vc_core.pipeline import draw_noise
@@ -36,11 +38,48 @@ def test_every_window_has_the_shuffled_noise_of_the_first_one(windows, frames):
     assert len(orders) > len(windows.spans(frames))  # and videos of different seeds are shuffled differently
 
 
-def test_noise_does_not_depend_on_the_rest_of_the_batch():
-    noise = noise_of([5, 6], 40)
-    both = arranged_noise("shuffled", noise, 5, Windows(16))
-    assert torch.equal(both[1:], arranged_noise("shuffled", noise[1:], 6, Windows(16)))
-    assert torch.equal(both, arranged_noise("shuffled", noise, 5, Windows(16)))
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_does_not_depend_on_the_rest_of_the_batch(kind):
+    noise, motion = noise_of([5, 6], 20), swirl(20)
+    both = arranged_noise(kind, noise, 5, Windows(16), motion)
+    assert torch.equal(both[1:], arranged_noise(kind, noise[1:], 6, Windows(16), motion))
+    assert torch.equal(both, arranged_noise(kind, noise, 5, Windows(16), motion))
+
+
+def swirl(frames, size=64):
+    """A motion that shrinks, stretches and shears, with vectors up to 4 pixels long and out of the frame."""
+    y, x = torch.meshgrid(*2 * [torch.arange(float(size)) - size / 2], indexing="ij")
+    field = torch.stack([0.05 * x + 0.7 * torch.sin(y / 5), -0.08 * y + 0.5 * (x > 0)])
+    return field[None, :, None].expand(1, 2, frames, size, size)
+
+
+@pytest.mark.parametrize("fraction", [noises.WARPED, 1.0])
+def test_warped_noise_stays_standard_normal_and_white(fraction, monkeypatch):
+    """Over many seeds: mean, variance and covariance of all pairs of pixels and channels of a frame."""
+    monkeypatch.setattr(noises, "WARPED", fraction)
+    motion, seeds = swirl(4, 32), 1000
+    last = [arranged_noise("warped", noise_of([s], 4, (4, 4)), s, Windows(16), motion)[0, :, -1] for s in range(seeds)]
+    values = torch.stack(last).flatten(1)  # (seeds, 64)
+    error = seeds**-0.5  # standard error of a covariance of independent standard normal values
+    assert abs(values.mean()) < 4 * error / 8
+    covariance = values.T @ values / seeds
+    assert (covariance.diag() - 1).abs().max() < 5 * 2**0.5 * error
+    between = covariance[~torch.eye(64, dtype=bool)]
+    assert between.abs().max() < 5 * error and between.square().mean().sqrt() == pytest.approx(error, rel=0.1)
+    assert (values**4).mean() == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize(("pixels", "frame"), [((8, 0), 1), ((-0.5, 0), 16), ((0, 0.25), 32), ((1, -0.5), 16)])
+def test_warped_noise_moves_with_the_motion(pixels, frame):
+    """After a displacement of a latent pixel, which is 8 pixels, the part of the noise that moves is the same again."""
+    noise, motion = noise_of([0], 33, (6, 7)), torch.zeros(1, 2, 33, 48, 56)
+    motion[:, :, 1:] = torch.tensor(pixels).view(1, 2, 1, 1, 1)
+    warped = arranged_noise("warped", noise, 0, Windows(16), motion)
+    moving = ((warped - (1 - noises.WARPED) ** 0.5 * noise) / noises.WARPED**0.5)[0]
+    shift = [round(pixel * frame / 8) for pixel in pixels]
+    expected = moving[:, 0].roll(shift[::-1], (1, 2))
+    torch.testing.assert_close(moving[:, frame, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], rtol=1e-4, atol=1e-4)
+    assert moving.std() == pytest.approx(1, abs=0.1)
 
 
 def test_compose_starts_from_the_noise(tiny_composer):
@@ -64,12 +103,38 @@ def test_compose_starts_from_the_noise(tiny_composer):
     [
         ({"noise": "white"}, "Unknown noise 'white'. Expected one of independent, shuffled"),
         ({"noise": "shuffled"}, "requires several windows, but 3 frames fit into one of 3"),
+        ({"noise": "warped"}, "requires the condition 'motion'"),
+        ({"noise": "warped", "conditions": [Condition("motion", torch.ones(1, 2, 3, 32, 40), 0.0)]}, "'motion'"),
         ({"noise": "shuffled", "frames": 9, "windows": Windows(9)}, "9 frames fit into one of 9"),
     ],
 )
 def test_wrong_noise(tiny_composer, settings, message):
     with pytest.raises(UserError, match=message):
         composed(tiny_composer, **settings)
+
+
+def test_warped_noise_requires_a_dense_motion():
+    motion = [Condition("motion", torch.ones(1, 2, 3, 32, 40))]
+    with pytest.raises(UserError, match="requires a dense motion field"):
+        motion_for_noise("warped", motion, ExtractionConfig())
+    dense = ExtractionConfig(motion_layout="dense", motion_unit="pixels")
+    assert motion_for_noise("warped", motion, dense) is motion[0].tensor
+    assert motion_for_noise("shuffled", motion, dense) is None
+
+
+def test_compose_warps_the_noise_with_its_motion(tiny_composer):
+    still, moving = (Condition("motion", torch.full((1, 2, 3, 32, 40), value)) for value in (0.0, 8.0))
+    inputs = []
+    hook = tiny_composer.unet.register_forward_pre_hook(lambda module, inputs_: inputs.append(inputs_[0][0].clone()))
+    try:
+        for motion in (still, moving):
+            composed(tiny_composer, steps=1, noise="warped", conditions=[motion])
+    finally:
+        hook.remove()
+    noise = noise_of([0], 3, (4, 5))
+    for motion, actual in zip((still, moving), inputs, strict=True):
+        expected = arranged_noise("warped", noise, 0, Windows(3), motion.tensor)[0]
+        torch.testing.assert_close(actual / actual.std(), expected / expected.std(), rtol=1e-3, atol=1e-3)
 
 
 # --- Texts over frames ----------------------------------------------------------------------------------------------
@@ -132,7 +197,7 @@ def test_texts_over_frames_apply_to_every_video_of_a_batch(tiny_composer):
 @pytest.mark.parametrize(
     ("text", "frames", "message"),
     [
-        ({0: "a", 9: "b"}, 9, "text has a prompt for frame 9. Expected a frame from 0 to 8"),
+        ({0: "a", 9: "b"}, 9, "There is a text for frame 9. Expected a frame from 0 to 8"),
         ({-1: "a", 2: "b"}, 9, "frame -1. Expected a frame from 0 to 8"),
         ({0: "a", 2: "b"}, 3, "requires several windows, but the 3 frames of this video fit into one"),
         ({}, 9, "Expected prompts by the numbers of their frames"),

@@ -338,8 +338,8 @@ class Settings:
         "strength of single_image and single_sketch after the first window, 0 to 1 (default: 0.5)", 0.5
     )
     noise: Literal[tuple(NOISES)] = _setting(
-        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window gets "
-        "the noise of the first one in another order",
+        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window has "
+        "the noise of the first one in another order; warped: a part of the noise moves with the condition motion",
         "independent",
     )
 

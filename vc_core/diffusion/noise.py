@@ -1,14 +1,16 @@
 """The noise that sampling starts from: independent, shuffled between windows, or carried along a motion.
 
-Every kind is standard normal, and independent between the pixels of a frame; only the frames depend on each other.
+Each frame of every kind is standard normal and white. Only the frames depend on each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditions import Condition
+from ..config import ExtractionConfig
 from ..errors import UserError, counted
 from .windows import Windows
 
@@ -50,9 +52,7 @@ def _warped(noise: Tensor, numbers: torch.Generator, windows: Windows, motion: T
     piece, and to at most one place of the next frame; a place that nothing moves to gets a new value. So the values of
     a frame are independent, and so are their sums.
     """
-    if motion is None:
-        raise UserError("The noise 'warped' requires the condition 'motion'. Add it, or use independent noise.")
-    channels, frames, height, width = noise.shape
+    channels, _, height, width = noise.shape
     size = (height * FINE, width * FINE)
     place = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")).flatten(1)  # (2, H W) as y, x
     order = torch.arange(place.shape[1])
@@ -76,7 +76,7 @@ def _warped(noise: Tensor, numbers: torch.Generator, windows: Windows, motion: T
 
 def _index(position: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return the indices `(n,)` of the pixels nearest to positions `(2, n)`, and whether these are in the frame."""
-    (y, x), (height, width) = position.round().long(), size
+    (y, x), (height, width) = (position + 0.5).floor().long(), size  # `round` would move halves to even pixels
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return y.clamp(0, height - 1) * width + x.clamp(0, width - 1), inside
 
@@ -87,17 +87,36 @@ NOISES: dict[str, Callable[[Tensor, torch.Generator, Windows, Tensor | None], Te
     "warped": _warped,
 }
 """Kind of noise -> the function that returns it, `(C, F, h, w)`, for independent noise of the same shape, a generator
-of other random numbers, the windows, and the motion `(2, F, H, W)` in pixels of the video; None without motion."""
+of other random numbers, the windows, and the motion `(2, F, H, W)` in pixels of the video if it is required."""
+
+
+def motion_for_noise(kind: str, conditions: Iterable[Condition], extraction: ExtractionConfig) -> Tensor | None:
+    """Return the motion `(B or 1, 2, F, H, W)` that a kind of noise requires; None if it requires none.
+
+    Raises:
+        UserError: there is no motion, or it is not a dense field.
+    """
+    if kind != "warped":
+        return None
+    motion = next((c.tensor for c in conditions if c.name == "motion" and c.strength != 0.0), None)
+    if motion is None:
+        raise UserError("The noise 'warped' requires the condition 'motion'. Add it, or use independent noise.")
+    if extraction.motion_layout != "dense":
+        raise UserError(
+            "The noise 'warped' requires a dense motion field, but this checkpoint's motion is one vector per block. "
+            "Use independent noise."
+        )
+    return motion
 
 
 def arranged_noise(kind: str, noise: Tensor, seed: int, windows: Windows, motion: Tensor | None = None) -> Tensor:
     """Turn independent noise `(B, C, F, h, w)` into a kind of `NOISES`. Video i depends only on its noise and seed + i.
 
     Args:
-        motion: the motion condition of a dense field, `(B or 1, 2, F, H, W)`.
+        motion: see `motion_for_noise`; in pixels of the video.
 
     Raises:
-        UserError: the kind requires a motion or several windows.
+        UserError: the kind requires several windows.
     """
     videos = []
     for i, video in enumerate(noise):
