@@ -32,14 +32,14 @@ def _shuffled(noise: Tensor, numbers: torch.Generator, windows: Windows, motion:
     The frames that are new in a window get the noise of those that the previous window had and this one does not, in
     random order.
     """
-    frames, length = noise.shape[1], windows.length
+    frames, length, stride = noise.shape[1], windows.length, windows.length - windows.overlap
     if frames <= length:
         raise UserError(
             f"The noise 'shuffled' requires several windows, but {counted(frames, 'frame')} fit into one of {length}. "
             "Use more frames, shorter windows, or independent noise."
         )
     noise = noise.clone()
-    for start in range(length, frames, stride := length - windows.overlap):
+    for start in range(length, frames, stride):
         count = min(stride, frames - start)
         noise[:, start : start + count] = noise[:, start - length + torch.randperm(count, generator=numbers)]
     return noise
