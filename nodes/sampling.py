@@ -64,8 +64,9 @@ class VC3DUNetSampler(io.ComfyNode):
                                          "but slower."),
                     io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
                                    tooltip="Noise to start from. shuffled, for long videos: every window gets the "
-                                           "noise of the first one in another order (FreeNoise). warped: a part of the "
-                                           "noise moves with the condition 'motion'."),
+                                           "noise of the first one in another order (FreeNoise). warped: a tenth of "
+                                           "the noise moves with the condition 'motion', for less flicker. "
+                                           "warped_fully: all of it, for camera motion."),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],

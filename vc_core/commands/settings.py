@@ -339,7 +339,8 @@ class Settings:
     )
     noise: Literal[tuple(NOISES)] = _setting(
         f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window has "
-        "the noise of the first one in another order; warped: a part of the noise moves with the condition motion",
+        "the noise of the first one in another order; warped: a tenth of the noise moves with the condition motion, "
+        "for less flicker; warped_fully: all of it, for camera motion",
         "independent",
     )
 
