@@ -150,13 +150,18 @@ class MotionVectorExtract(ConditionNode):
     def draw(cls, goal: Target, video, start_time, frame_rate, mode, nominal_height) -> DrawResult:
         source = goal
         if isinstance(video, Tensor):  # repeated images would have no motion between them: `refit` spreads the motion
+            _check_moves(len(video), goal)
             source = replace(goal, frames=min(goal.frames, len(video)))
         clip, note = footage(video, source, start_time, frame_rate), ""
-        if clip.count < 2 <= goal.frames:
-            raise UserError("'video' is a single image, which has no motion. Connect a VIDEO or at least two images.")
+        _check_moves(clip.count, goal)
         if source.frames < goal.frames:
             note = f"The motion of {source.frames} images was spread over {goal.frames} frames."
         return extracted("motion", goal, clip, note, motion_mode=mode, nominal_height=nominal_height or None)
+
+
+def _check_moves(count: int, goal: Target) -> None:
+    if count < 2 <= goal.frames:
+        raise UserError("'video' is a single image, which has no motion. Connect a VIDEO or at least two images.")
 
 
 class DepthSequence(ConditionNode):
@@ -204,7 +209,10 @@ class DepthSequence(ConditionNode):
             path = None if depth_model == "auto" else folders.model_path(depth_model)
             return extracted("depth", goal, clip, depth_model=path)
         maps = clip.source.frames("depth")
-        return extracted("depth", goal, clip, depth_maps=maps, depth_near=near, depth_scale=depth_scale or None)
+        try:
+            return extracted("depth", goal, clip, depth_maps=maps, depth_near=near, depth_scale=depth_scale or None)
+        except UserError as error:
+            raise UserError(f"{error} If 'video' is a normal video, set 'input' to 'a video'.") from error
 
 
 class VCSketchSequence(ConditionNode):

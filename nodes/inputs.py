@@ -16,9 +16,10 @@ from torch import Tensor
 from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.conditions import Condition
 from ..vc_core.config import Config
-from ..vc_core.errors import UserError
+from ..vc_core.errors import UserError, counted
 from ..vc_core.extract.pictures import picture_of
 from ..vc_core.extract.sources import Source
+from ..vc_core.memory import available
 from ..vc_core.video import FramePlan, VideoInfo, plan_frames, probe
 from .host.model import config_of
 from .host.pictures import animation
@@ -142,7 +143,7 @@ class DrawResult:
     Attributes:
         tensor: in the format that the checkpoint expects, see `Condition`.
         notes: automatic decisions that the user should know about.
-        rate: frames sampled per second of the source VIDEO; None if the source is no VIDEO.
+        rate: frames sampled per second of the source VIDEO; None if the source is not a VIDEO.
     """
 
     tensor: Tensor
@@ -215,6 +216,7 @@ def condition_output(name: str, goal: Target, draw: Draw, strength: float, start
         images = channels_last(blank[:, :1])
         value = ConditionValue(Condition(name, blank, 0.0, video=goal.size), goal.config, goal.requested, result)
     else:
+        check_memory(name, goal)
         draw = _remembering(draw) if goal.draft else draw
         result = draw(goal)
         condition = Condition(name, result.tensor, strength, start, end, goal.size)
@@ -223,6 +225,19 @@ def condition_output(name: str, goal: Target, draw: Draw, strength: float, start
     say(*result.notes)
     shown = images if strength else images[:1]
     return io.NodeOutput(value, images, ui=animation(shown, result.rate or goal.config.rate))
+
+
+def check_memory(name: str, goal: Target) -> None:
+    """Raise `UserError` if a condition of this name does not fit into memory. Resizing needs it three times."""
+    table = TABLE[name]
+    frames = goal.frames if table.kind == "temporal" else 1
+    need = 3 * table.channels * frames * math.prod(goal.source().at(name)) * torch.float32.itemsize
+    if need > (free := available(torch.device("cpu"))):
+        raise UserError(
+            f"The condition '{name}' of {counted(frames, 'frame')} of {goal.size[1]}x{goal.size[0]} needs about "
+            f"{need / 1e9:.0f} GB of memory, but {free / 1e9:.1f} GB are free. Choose a smaller width, height or "
+            "number of frames."
+        )
 
 
 def _remembering(draw: Draw) -> Draw:

@@ -17,7 +17,17 @@ from ..vc_core.errors import UserError
 from ..vc_core.extract.refit import refit
 from .host.carried import CONDITIONS_KEY, STYLE_KEY
 from .host.running import say
-from .inputs import CATEGORY, ConditionType, ConditionValue, Target, schedule_inputs, schema, size_inputs, target
+from .inputs import (
+    CATEGORY,
+    ConditionType,
+    ConditionValue,
+    Target,
+    check_memory,
+    schedule_inputs,
+    schema,
+    size_inputs,
+    target,
+)
 from .motion import checked
 
 _WHAT = {
@@ -35,7 +45,7 @@ class STCEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        frames, width, height = size_inputs("as the connected conditions, otherwise ")
+        frames, width, height = size_inputs("the same as the connected conditions, otherwise ")
         return schema(
             node_id="STCEncode",
             display_name="STC Encode (VideoComposer)",
@@ -77,6 +87,7 @@ class STCEncode(io.ComfyNode):
         goal = target(model, frames or max(lengths, default=0), width or wide, height or high)
         for value in wired:
             _check(value, goal)
+            check_memory(value.condition.name, goal)
         values = [value.for_video(goal) for value in wired]
         conditions = tuple(_fitted(value.condition, goal) for value in values)
         rate, rate_note = _rate(goal, values)

@@ -7,12 +7,10 @@ On a CPU it starts its own ranks, see `training.ranks.ranks_for`. For several GP
 
 import os
 import sys
-from pathlib import Path
 
 from training.launch import cores, launch
 from vc_core.terminal import run_program
 
-RECIPES = Path(__file__).parent / "recipes"
 BUNDLED = "bundled"
 """Used in place of a recipe, it trains the bundled checkpoint, with its own options."""
 
@@ -46,6 +44,8 @@ def _run(arguments: list[str]) -> int | None:
 
 
 def usage() -> str:
+    from training.recipe import RECIPES
+
     lines = ["usage: vc train RECIPE [OPTIONS]   (vc train RECIPE --help lists all settings with the recipe's values)"]
     lines += ["", *(f"  {path.relative_to(RECIPES.parents[1])}" for path in sorted(RECIPES.glob("*.yaml")))]
     lines += [

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 LAUNCHED = "VC_LAUNCHED"
 """Environment variable of a rank that `launch`, not torchrun, has started."""
 REFUSED = 2
-"""Exit status of a rank after an error of the user. Mostly all ranks report the same error."""
+"""Exit status of a rank after a user error. Usually all ranks report the same error."""
 LOST = 75
 """Exit status of a rank that has lost another rank. The other rank reports why."""
 GRACE = 15.0

@@ -1,4 +1,4 @@
-"""Locks on folders, so that one process at a time works in them. A second process learns who holds the lock."""
+"""Locks on folders, so that one process at a time works in them. A second process learns who has the lock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         work: name of the work, for messages of other processes.
 
     Raises:
-        UserError: another process holds the lock, or no lock can be created there.
+        UserError: another process has the lock, or no lock can be created there.
     """
     from filelock import FileLock, Timeout
 
@@ -52,7 +52,7 @@ def locked(folder: Path, work: str) -> Iterator[None]:
 
 @contextmanager
 def locked_by_main(world: World, folder: Path, work: str) -> Iterator[None]:
-    """As `locked`, for the processes of a run. All of them call it; the main process holds the lock.
+    """As `locked`, for the processes of a run. All of them call it; the main process has the lock.
 
     Raises:
         UserError: on the main process, see `locked`.

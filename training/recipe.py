@@ -33,6 +33,8 @@ from vc_core.errors import UserError, about, shown, spelled
 from vc_core.parsing import parse_yaml, read_text
 from vc_core.terminal import parsed_by_tyro
 
+RECIPES = Path(__file__).parent / "recipes"
+
 
 def _number(value: Any) -> Any:
     """Convert a string as well, because YAML reads 1e-4 (no decimal point) as a string."""
@@ -360,9 +362,10 @@ def _read_yaml(path: Path) -> Recipe:
     try:
         plain = parse_yaml(read_text(path))
     except OSError as error:
-        raise UserError(
-            f"Cannot read the recipe {path} ({error.strerror}). Pass a recipe such as those in training/recipes."
-        ) from error
+        recipes = [recipe.stem for recipe in RECIPES.glob("*.yaml")]
+        near = difflib.get_close_matches(path.stem, recipes, n=1)
+        advice = f"Did you mean training/recipes/{near[0]}.yaml?" if near else "Pass one of those in training/recipes."
+        raise UserError(f"Cannot read the recipe {path} ({error.strerror}). {advice}") from error
     except ValueError as error:
         raise UserError(f"The recipe {path} is not valid YAML: {error}.") from error
     with about(path):

@@ -19,7 +19,7 @@ from vc_core.errors import UserError
 from vc_core.model.blocks import TemporalConv, TemporalTransformer
 from vc_core.model.unet import UNet3D
 
-_FORMS = {"latents": ("latents", "video"), "text": ("text_tokens", "text"), "style": ("style_embedding", "style")}
+_FIELDS = {"latents": ("latents", "video"), "text": ("text_tokens", "text"), "style": ("style_embedding", "style")}
 """Inputs other than conditions -> the sample's fields with the encoded input, and with its source."""
 
 
@@ -46,8 +46,8 @@ class Inputs:
 
 
 class Step:
-    """Computes the loss of a batch. All random values depend only on the recipe's seed and the samples' numbers. Images
-    skip the temporal layers. The encoders compute what the samples do not contain."""
+    """Computes the loss of a batch. All random values of the objective depend only on the recipe's seed and the
+    samples' numbers. The encoders compute what the samples do not contain."""
 
     def __init__(self, unet: UNet3D, encoders: Encoders, objective: Objective, recipe: Recipe):
         self.unet = leave_out_for_images(unet)
@@ -73,9 +73,9 @@ class Step:
             text = encoders.empty.repeat(len(latents), 1, 1)
             style = text.new_zeros(len(text), 1, text.shape[-1])
             # Drawn per step, so that it does not depend on how samples are split among ranks and batches.
-            lot = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
+            drawn_number = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
             styled = self.recipe.stage == 2 and encoders.config.unet.style_tokens
-            if not styled or lot < self.recipe.loss.no_style:
+            if not styled or drawn_number < self.recipe.loss.no_style:
                 style = None
             conditions = {}
             for name in ("text", "style", *CONDITIONS):
@@ -120,12 +120,12 @@ class Step:
 
 
 def _stored(name: str, sample: Sample) -> Tensor | None:
-    return getattr(sample, _FORMS[name][0]) if name in _FORMS else sample.conditions.get(name)
+    return getattr(sample, _FIELDS[name][0]) if name in _FIELDS else sample.conditions.get(name)
 
 
 def _source(name: str, sample: Sample) -> Tensor | str | None:
-    if name in _FORMS:
-        return getattr(sample, _FORMS[name][1])
+    if name in _FIELDS:
+        return getattr(sample, _FIELDS[name][1])
     if name not in ANNOTATED:
         return None
     frames = sample.video if sample.source is None else sample.source

@@ -27,14 +27,15 @@ WARMUP = 60.0
 """Longest time in seconds over which the learning rate rises from 0."""
 CHECK_EVERY = 20
 """Steps on a GPU between checks that the gradient is finite: each check waits for the GPU, which then waits for the
-host. Weights that are not finite stay so, and are never saved."""
+host. Weights that became infinite or NaN stay so, and are never saved."""
 WAIT = 10.0
 """Seconds between attempts to write to a full disk."""
 
 
 def rate(done: float, warmup: float = 0.02, decay: float = 0.3, floor: float = 0.02) -> float:
     """The learning rate's factor after a fraction `done` of the budget: linear warm-up, constant, then a cosine to
-    `floor` over the last `decay`. If the budget is raised before that, the run continues as if it had always been so.
+    `floor` over the last `decay`. A budget raised before the decay gives the same result as a larger budget from
+    the start.
     """
     return max(done / warmup, 0.01) if done < warmup else falling((done - (1.0 - decay)) / decay, floor)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import terminal
+from .errors import nearest
 from .terminal import USERS_ERROR, argument, option, parsed, progress_bars, run_program, sentence
 
 
@@ -35,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if not argv or argv[0] not in COMMANDS:
-        problem = f"Unknown command {argv[0]}." if argv else "The command is missing."
-        return _refused(f"{problem} Expected one of {', '.join([*PROGRAMS, *COMMANDS])}.")
+        names = [*PROGRAMS, *COMMANDS]
+        problem = f"Unknown command {argv[0]}.{nearest(argv[0], names)}" if argv else "The command is missing."
+        return _refused(f"{problem} Expected one of {', '.join(names)}.")
     if not find_spec("tyro"):
         return _refused("The command line requires the library tyro, which is not installed. Run pip install tyro.")
     load, summary = COMMANDS[argv[0]]
@@ -101,7 +103,11 @@ def _bench(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: vc bench NAME ...\n\nMeasure speed and memory. NAME is one of {', '.join(names)}.")
         return 0
-    problem = f"Unknown benchmark {arguments[0]}." if arguments else "The name of the benchmark is missing."
+    problem = (
+        f"Unknown benchmark {arguments[0]}.{nearest(arguments[0], names)}"
+        if arguments
+        else "The name of the benchmark is missing."
+    )
     return _refused(f"{problem} Expected one of {', '.join(names)}.")
 
 
@@ -125,8 +131,8 @@ PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
 
 
 def _demo(
-    out: option(Path, "folder for the results (default: demo)", "-o") = Path("demo"),
-    checkpoint: option(Path | None, "checkpoint (default: the bundled one)") = None,
+    out: option(Path, "folder for the results (default: demo)", "-o", shown="FOLDER") = Path("demo"),
+    checkpoint: option(Path | None, "checkpoint (default: the bundled one)", shown="FILE") = None,
     seed: option(int, "seed of the noise (default: 0)") = 0,
 ) -> None:
     from .demo import run_demo
@@ -156,7 +162,9 @@ def _of(module: str, name: str) -> Callable[[], Any]:
 
 def _get(
     names: argument(tuple[str, ...], "names of the files; without a name, list all files", "[NAME ...]") = (),
-    to: option(Path | None, "folder to download into (default: the folders that ./vc doctor shows)") = None,
+    to: option(
+        Path | None, "folder to download into (default: the folders that ./vc doctor shows)", shown="FOLDER"
+    ) = None,
 ) -> None:
     from .commands.get import as_text, get
 

@@ -1,8 +1,10 @@
 """Load a checkpoint to compose with: the device, the dtypes, and the parts from other files."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .checkpoint.tensors import DTYPES
 from .config import Config
 from .encoders.autoencoder import Tiling
 from .encoders.clip import NO_IMAGE_TOWER
-from .errors import UserError
+from .errors import UserError, check_type
 from .memory import Need, needed, network_bytes, report_out_of_memory, smaller_weights, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
@@ -149,13 +151,18 @@ class VideoComposer:
         """
         from .checkpoint.loading import load_autoencoder, load_towers
 
+        files = parts if isinstance(parts, Collection) and not isinstance(parts, str) else [parts]
+        for name, file in (("path", path), *(("An item of parts", file) for file in files)):
+            check_type(name, file, str | PathLike, "the path of a file")
+        check_type("loras", loras, Mapping | None, "a dict of files and strengths, such as {'my.safetensors': 0.8}")
+        for file, strength in (loras or {}).items():
+            check_type(f"The strength of the LoRA {file}", strength, Real, "a number")
         device = choose_device(device)
         stored, computed = choose_dtypes(device, dtype, compute)
         checkpoint = read_checkpoint(path, **(overrides or {}))
         checkpoint.part("model")
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
-        files = [parts] if isinstance(parts, (str, Path)) else parts
         gathered = _gather(checkpoint, [read_checkpoint(file) for file in files])
         config = checkpoint.config
         load_towers(config.towers, gathered["text"], gathered.get("image"), device="meta")  # report errors now
@@ -201,7 +208,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device(next(kind for kind in available if available[kind]))
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"Unknown device '{device}'. Expected auto, cpu, cuda, cuda:1 or mps.") from None
     if not available.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()

@@ -7,12 +7,13 @@ they enter through cross-attention.)
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, check_type, shown
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class Schedule:
     end: float = 1.0
 
     def check(self, name: str) -> None:
-        """Raise `UserError`, which names the condition, if a value is out of its range."""
+        """Raise `UserError`, which names the condition, if a value is not a number or out of its range."""
+        for key, value in vars(self).items():
+            check_type(f"The {key} of condition '{name}'", value, (Real, Tensor), "a number")
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise UserError(
                 f"Condition '{name}' runs from {self.start} to {self.end}. Expected 0 <= start <= end <= 1."
@@ -126,7 +129,8 @@ class Condition:
             that is composed.
 
     Raises:
-        UserError: an unknown name, a wrong number of channels, an empty tensor, or values that are not finite.
+        UserError: an unknown name, a wrong type, a wrong number of channels, an empty tensor, or values that are not
+            finite.
     """
 
     name: str
@@ -141,9 +145,10 @@ class Condition:
         return Schedule(self.strength, self.start, self.end)
 
     def __post_init__(self) -> None:
-        spec = CONDITIONS.get(self.name)
+        spec = CONDITIONS.get(self.name) if isinstance(self.name, str) else None
         if spec is None:
-            raise UserError(f"Unknown condition '{self.name}'. Expected one of {', '.join(CONDITIONS)}.")
+            raise UserError(f"Unknown condition {shown(self.name)}. Expected one of {', '.join(CONDITIONS)}.")
+        check_type(f"Condition '{self.name}'", self.tensor, Tensor, "a torch tensor, such as extract() returns")
         has = f"Condition '{self.name}' has shape {tuple(self.tensor.shape)}"
         if self.tensor.ndim != 5 or self.tensor.shape[1] != spec.channels:
             raise UserError(f"{has}. Expected (batch, {spec.channels}, frames, height, width).")

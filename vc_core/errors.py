@@ -1,11 +1,14 @@
 """`UserError`, the exception whose text users read, and functions that format parts of such texts."""
 
+import difflib
 import os
 import re
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Number
+from types import NoneType
 from typing import Any
 
 LINE = 80
@@ -83,6 +86,19 @@ def spelled(value: Any, between: str = " ") -> str:
     if isinstance(value, (list, tuple)):
         return brief(between.join(brief(item) if isinstance(item, str) else shown(item) for item in value[:LINE]))
     return brief(value) if isinstance(value, str) else shown(value)
+
+
+def check_type(name: str, value: Any, kind: Any, expected: str) -> None:
+    """Raise `UserError` if an argument is not of a type; `expected` ends the sentence "Expected ..."."""
+    if not isinstance(value, kind):
+        text = shown(value) if isinstance(value, (str, Number, NoneType)) else f"of the type {type(value).__name__}"
+        raise UserError(f"{name} is {text}. Expected {expected}.")
+
+
+def nearest(word: Any, names: Iterable[str], form: str = "'{}'") -> str:
+    """Suggest the most similar name, with a space in front; empty if none is similar. `form` says how to write it."""
+    close = difflib.get_close_matches(spelled(word), list(names), n=1, cutoff=0.7)
+    return f" Did you mean {form.format(close[0])}?" if close else ""
 
 
 def reason(error: BaseException, named: bool = False) -> str:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import reason
+from .errors import brief, reason
 
 DEEPEST = 64
 """The most levels of nested lists and mappings. Our files have six."""
@@ -63,10 +63,20 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError(_DEEP) from None
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(brief(_marked(error), 200)) from error
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(reason(error)) from error
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError("a value does not match its YAML tag") from error
+
+
+def _marked(error: Any) -> str:
+    """Return a YAML error with its line: `line 3, column 1: expected ',' or ']', while parsing a flow
+    sequence from line 2 on`."""
+    start, mark = error.context_mark, error.problem_mark
+    context = f", {error.context} from line {start.line + 1} on" if start and mark and start.line < mark.line else ""
+    return f"{f'line {mark.line + 1}, column {mark.column + 1}: ' if mark else ''}{error.problem}{context}"
 
 
 def _measure(node: Any, sizes: dict[int, tuple[int, int] | None]) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """`compose()`: conditions in, a video out. The command line, training and the tests all use it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.texts import check_frames, frame_read, tokens_of_window
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
-from .errors import UserError, counted, shown
+from .errors import UserError, check_type, counted, shown
 from .memory import report_out_of_memory
 from .progress import Progress
 
@@ -97,6 +98,8 @@ def compose(
     """
     from .encoders.autoencoder import decode
 
+    for name, (kind, expected) in _TYPES.items():
+        check_type(name, locals()[name], kind, expected)
     config = composer.config
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
@@ -107,13 +110,18 @@ def compose(
     prompts = max(texts.values(), key=len)
     batch = len(prompts) if len(prompts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
+    if size and len(size) != 2:
+        raise UserError(f"size has {counted(len(size), 'item')}. Expected (height, width), such as (256, 256).")
     height, width = size or (config.height, config.width)
     windows = sampling.windows or Windows(config.frames)
+    check_type("The height", height, Integral, "an integer")
+    check_type("The width", width, Integral, "an integer")
     _check_video(init, sampling.denoise, frames, height, width)
     check_frames(texts, frames)
     if len(texts) > 1:
         frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
     for condition in conditions:
+        check_type("An item of conditions", condition, Condition, "a Condition, such as Condition('motion', tensor)")
         config.unet.check_supports(condition.name)
     if style:
         composer.check_style()
@@ -269,6 +277,20 @@ def _by_frame(text: str | Sequence[str] | Mapping[int, str]) -> dict[int, list[s
     if not text or not all(type(frame) is int and isinstance(prompt, str) for frame, prompt in text.items()):
         raise UserError(f"text is {shown(dict(text))}. Expected prompts by the numbers of their frames.")
     return {frame: [text[frame]] for frame in sorted(text)}
+
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "composer": (VideoComposer, "a VideoComposer, as VideoComposer.load() returns it"),
+    "conditions": (Collection, "a list of Conditions, also for one"),
+    "style": (Style | None, "a Style, such as Style(image)"),
+    "init": (Tensor | None, "a tensor (1, 3, F, H, W), such as read_frames() returns"),
+    "sampling": (Sampling | None, "a Sampling, such as Sampling(steps=10)"),
+    "frames": (Integral | None, "an integer"),
+    "size": (Sequence | None, "(height, width), such as (256, 256)"),
+    "batch": (Integral, "an integer"),
+    "tiling": (Tiling | None, "a Tiling, such as Tiling(chunk=4)"),
+}
+"""Arguments of `compose` -> their type, and what to expect. The others have checks of their own."""
 
 
 def _listed(name: str, text: str | Sequence[str]) -> list[str]:

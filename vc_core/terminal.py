@@ -8,11 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from itertools import takewhile
 from typing import Annotated, Any
 
 from .configuration import form, words
 from .disk import WriteError, write_error
-from .errors import UserError, brief, out_of_memory
+from .errors import UserError, brief, nearest, out_of_memory
 
 USERS_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -95,24 +96,78 @@ def parsed_by_tyro(kind: Any, argv: Sequence[str], prog: str, description: str, 
     """Call `tyro.cli`, but print errors as one line and the help as plain text. Raises as `parsed`."""
     import tyro
 
-    output = io.StringIO()  # not a terminal and not UTF-8: no colours, and lines instead of boxes
-    try:
-        with redirect_stderr(output), redirect_stdout(output):
-            return tyro.cli(kind, prog=prog, description=description, args=argv, **settings)
-    except SystemExit as exit:
-        text = re.sub(" +$", "", output.getvalue(), flags=re.MULTILINE)
-        if exit.code:
-            parts = [" ".join(part.split()).strip(". ") for part in re.split("-{8,}", text)[1:]]
-            shown = [part for i, part in enumerate(filter(None, parts)) if i == 0 or part.startswith("Perhaps")]
-            print(f"vc: {'. '.join(shown)} (see {prog} --help)", file=sys.stderr)
-            raise
-        text = re.sub(r"\n options\n -+\n  -h, --help .*\n(?=\n)", "", text)  # a group that contains only --help
+    def output(words: Sequence[str]) -> tuple[str, SystemExit | None, Any]:
+        """Return what tyro prints, and either how it exits or the parsed command line."""
+        printed = io.StringIO()  # not a terminal and not UTF-8: no colours, and lines instead of boxes
+        exit = result = None
         try:
-            print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip(), flush=True)
-        except BrokenPipeError:
-            _mute()
-            raise SystemExit(BROKEN_PIPE) from None
-        raise
+            with redirect_stderr(printed), redirect_stdout(printed):
+                result = tyro.cli(kind, prog=prog, description=description, args=words, **settings)
+        except SystemExit as error:
+            exit = error
+        return re.sub(" +$", "", printed.getvalue(), flags=re.MULTILINE), exit, result
+
+    text, exit, result = output(argv)
+    if exit is None:
+        return result
+    if exit.code:
+        message = wrong_command_line(text, output(["--help"])[0], argv, prog)
+        print(f"vc: {message} See ./{prog} --help.", file=sys.stderr)
+        raise exit
+    text = re.sub(r"\n options\n -+\n  -h, --help .*\n(?=\n)", "", text)  # a group that contains only --help
+    try:
+        print(re.sub(r"^( \S.*) options$", r"\1", text, flags=re.MULTILINE).rstrip(), flush=True)
+    except BrokenPipeError:
+        _mute()
+        raise SystemExit(BROKEN_PIPE) from None
+    raise exit
+
+
+def wrong_command_line(text: str, help: str, argv: Sequence[str], prog: str) -> str:
+    """Return the message about a wrong command line, from what tyro prints about it and the command's `--help`."""
+    body = next(part for part in re.split("-{8,}", text)[1:] if part.strip())
+    line = " ".join(body.split())
+    if line.startswith("Unrecognized options: "):
+        return _unknown_word(line.partition(": ")[2], help, argv)
+    if line.startswith("Missing from "):
+        return _missing(body, help, argv, prog)
+    if match := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", line):
+        choices, name = re.findall("'(.*?)'", match[3]), match[2] if match[2].startswith("-") else match[2].upper()
+        return f"{name} is {match[1]}. Expected one of {', '.join(choices)}.{nearest(match[1], choices)}"
+    return next((match.expand(ours) for tyros, ours in _MESSAGES if (match := re.match(tyros, line))), f"{line}.")
+
+
+_MESSAGES = (
+    (r"Missing value for argument '(?:.*/)?(.+?)'", r"\1 has no value. Add one after it."),
+    (r"Error parsing (?:\S+/)?(\S+): Expected (.*), got (.*)", r"\1 is \3. Expected \2."),
+    (r"Error parsing (?:\S+/)?(\S+): invalid literal for int\(\) .*: '(.*)'", r"\1 is \2. Expected an integer."),
+    (r"Error parsing (?:\S+/)?(\S+): could not convert string to float: '(.*)'", r"\1 is \2. Expected a number."),
+)
+"""Patterns of tyro's messages -> ours."""
+
+
+def _unknown_word(listed: str, help: str, argv: Sequence[str]) -> str:
+    """Return the message about the first word that is neither an option nor its value. `listed` are all such words."""
+    word = next((word for word in argv if f"{listed}, ".startswith(f"{' '.join(word.split())}, ")), listed)
+    if word.startswith("-"):
+        name, names = word.partition("=")[0], re.findall(r"(?<!\S)--([a-zA-Z][-.\w]*)", help)
+        return f"Unknown option {brief(name)}.{nearest(name.strip('-'), names, '--{}')}"
+    for i, (option, value, third) in enumerate(zip(argv, argv[1:], argv[2:], strict=False)):
+        if third == word and option.startswith("-") and not value.startswith("-"):
+            text = " ".join(takewhile(lambda part: not part.startswith("-"), argv[i + 1 :]))
+            return f"Unexpected word '{brief(word)}'. Put text with spaces in quotes: {option} \"{brief(text)}\"."
+    return f"Unexpected word '{brief(word)}'. Put its option in front of it, or remove it."
+
+
+def _missing(body: str, help: str, argv: Sequence[str], prog: str) -> str:
+    """Return the message about missing arguments and options, which tyro lists with their help texts."""
+    entries = re.findall(r"^ {6}(?:-\w [^,]+, )?(\S.*)((?:\n {10}.+)*)", body, re.MULTILINE)
+    names, about = [name for name, _ in entries], " ".join(entries[0][1].split()).removesuffix(" (required)")
+    section = re.search(r"^ positional arguments\n -+\n((?:  .+\n)*)", help, re.MULTILINE)
+    places = re.findall(r"^ {2}(\S.*?)(?:  |$)", section[1], re.MULTILINE) if section else []
+    others = ["[OPTIONS]"] if any(word.startswith("-") for word in argv) else []
+    words = [prog, *places, *(name for name in names if name.startswith("-")), *others]
+    return f"Missing: {', '.join([f'{names[0]} ({about})', *names[1:]])}. Expected ./{' '.join(words)}."
 
 
 debugging = False

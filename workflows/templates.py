@@ -39,8 +39,8 @@ PARTS = {  # for a network without its parts: stock loader -> address of the fil
                          "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision"),
 }  # fmt: skip
 SMALL = (
-    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames. 12 steps are enough for it; larger "
-    "checkpoints need 20 or more."
+    "The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames. 12 steps are enough for it. Use 20 "
+    "steps or more for larger checkpoints."
 )
 
 
@@ -453,37 +453,41 @@ TEMPLATES = {
     ),
     "07 Repaint an area that moves": Template(
         "Repaints an area that moves with the clip, and keeps the rest.",
-        "the text, the clip, and the mask: one for all frames, or one for each frame.",
+        "the text, the clip (connect Load Video to 'video' of Mask Sequence), and the mask (connect your own to 'mask' "
+        "of Grow Mask: one for all frames, or one for each frame).",
         "white set to 'area to keep': the disc stays and the background is repainted.",
         inpainting_moving_mask,
     ),
     "08 Depth from a clip": Template(
-        "The text says what the video shows, depth maps say what is where and how near.",
+        "The text says what the video shows. Depth maps set the place of everything, and its distance.",
         "the depth: connect Load Video and set input to 'a video', with a depth network in models/videocomposer.",
         "end_percent 0.4: then the depth sets the layout and the text sets the outlines.",
         text_depth,
     ),
     "09 Depth with the style of an image": Template(
-        "Depth maps say what is where, an image sets the style, and the text leaves the colours open.",
-        "the two colours of the style image, or connect Load Image to the socket 'image' of Style Embed.",
+        "Depth maps set the layout, an image sets the style, and the text leaves the colours open.",
+        "the two colours of the style image, or connect Load Image to 'image' of Style Embed. For your own clip, "
+        "connect Load Video to 'video' of Depth Sequence and set input to 'a video', with a depth network in "
+        "models/videocomposer.",
         "the strength of the style: at 0 the colours are random.",
         text_depth_style,
     ),
     "10 Sketches from a clip": Template(
-        "The text says what the video shows, a sketch of every frame says where the outlines are.",
+        "The text says what the video shows. A sketch of every frame sets the outlines.",
         "the clip: connect Load Video. The method 'pidinet' draws sketches as in the released network's training.",
         "your own sketches: connect an image batch, and set the method to 'is a sketch, dark lines' (or bright lines).",
         text_sketch_sequence,
     ),
     "11 One sketch with the style of an image": Template(
-        "One sketch says what is where, an image sets the style, and the text leaves the colours open.",
+        "One sketch sets the layout, an image sets the style, and the text leaves the colours open.",
         "the sketch (connect Load Image and set the matching method), and the two colours of the style image.",
         "the strength of the style, or a text with other colours than the image.",
         single_sketch_style,
     ),
     "12 Long video in windows": Template(
         "Generates twice as many frames as the checkpoint was trained for, in overlapping windows.",
-        "frames on Motion from Tracks. The video is as long as its longest condition.",
+        "frames on Motion from Tracks: the video is as long as its longest condition. For your own image, connect Load "
+        "Image to 'image' of Single Image and of Motion from Tracks, and its mask to 'mask' there.",
         "a larger context_overlap: seams become softer and sampling slower.",
         long_video_context_windows,
     ),
@@ -497,7 +501,9 @@ TEMPLATES = {
     "14 Everything together": Template(
         "Text, style, motion, depth, sketches, mask, first image and single sketch, all at once: they replace the disc "
         "of the clip by another one.",
-        "the strength of any condition. 0 is the same as disconnecting it.",
+        "the strength of any condition: 0 is the same as disconnecting it. For your own clip, connect Load Video to "
+        "'video' of Motion Vectors, Sketch Sequence, Mask Sequence and Depth Sequence (input 'a video'), and a mask to "
+        "Grow Mask.",
         "start_percent and end_percent: for example motion and depth at the beginning, style at the end.",
         everything_together,
     ),

@@ -71,7 +71,7 @@ def small_simplifier_state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder that holds both files of the released sketch, small, one of them deeper down."""
+    """A folder with both files of the released sketch, small, one of them in a subfolder."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "annotators").mkdir()
     state = {f"module.{name}": tensor for name, tensor in released_pidinet_state().items()}
@@ -234,7 +234,7 @@ def test_missing_files_are_described(tmp_path):
 def test_a_damaged_file_is_no_reason_to_draw_edges(models, tmp_path):
     for name, path in ((PIDINET, models / "annotators" / PIDINET), (SIMPLIFIER, models / SIMPLIFIER)):
         (tmp_path / name).write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="pth is cut off or damaged"):
         sketch(clip(), "auto", tmp_path)
 
 

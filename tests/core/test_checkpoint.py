@@ -245,7 +245,8 @@ def test_a_checkpoint_of_another_model(tmp_path):
 def test_truncated_files(tiny_checkpoint, tmp_path, length):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny_checkpoint.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"cut\.safetensors cannot be read as a checkpoint.*truncated"):
+    wrong = r"cut off or damaged \(" if length else "empty"
+    with pytest.raises(UserError, match=rf"cut\.safetensors is {wrong}.*Download or save it again"):
         read_checkpoint(path)
 
 
@@ -254,7 +255,8 @@ def test_truncated_pth(tmp_path, length):
     torch.save({"input_blocks.0.0.weight": torch.zeros(64, 64)}, tmp_path / "complete.pth")
     path = tmp_path / "cut.pth"
     path.write_bytes((tmp_path / "complete.pth").read_bytes()[:length])
-    with pytest.raises(UserError, match=r"cut\.pth cannot be read as a checkpoint.*truncated"):
+    wrong = r"cut off or damaged \(" if length else "empty"
+    with pytest.raises(UserError, match=rf"cut\.pth is {wrong}.*Download or save it again"):
         read_checkpoint(path)
 
 
@@ -270,7 +272,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(UserError, match=r"There is no checkpoint at .*none\.safetensors"):
+    with pytest.raises(UserError, match=r"There is no checkpoint at .*none\.safetensors. Check the path\."):
         read_checkpoint(tmp_path / "none.safetensors")
 
 

@@ -92,7 +92,9 @@ def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):
     assert probe(out).rate == 5  # the plan's rate: a clip of 0.75 s has only 3 frames at 4 per second
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{out}: 3 frames of 96x64, 5 per second, seed 0"
-    assert lines[-1] == "chosen: 3 frames, guidance 2, 5 frames per second, 5 frames sampled per second of " + (
+    assert lines[
+        -1
+    ] == "set automatically: 3 frames, guidance 2, 5 frames per second, 5 frames sampled per second of " + (
         "a clip.mp4, cpu in fp32"
     )
     with Image.open(sheet) as image:  # a row for each of the five conditions, the style and the result
@@ -211,12 +213,12 @@ def test_the_record_of_an_output_file(compose, tiny_checkpoint, clip, picture, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--video", "none.mp4", "--use", "motion"], "none.mp4 does not exist, but --video names it"),
+        (["--video", "none.mp4", "--use", "motion"], "--video: There is no file none.mp4. Check the path."),
         (["--video", "CLIP"], "Choose the conditions to extract from it"),
         (["--use", "motion"], "Add --video FILE"),
         (["--video", "CLIP", "--use", "smell"], "Unknown condition 'smell'"),
         (["--video", "CLIP", "--use", "mask"], "requires a mask"),
-        (["--video", "CLIP", "--use", "depth"], "depth"),
+        (["--video", "CLIP", "--use", "depth"], "Pass depth maps of the clip (--depth-maps), or run ./vc get midas"),
         (["--video", "PICTURE", "--use", "motion"], "picture.png"),
         (["--video", ".", "--use", "motion"], "Expected a video, but . is a folder without images"),
         (["--video", "CLIP", "--use", "motion", "--frames", "500"], "too short"),
@@ -225,7 +227,18 @@ def test_the_record_of_an_output_file(compose, tiny_checkpoint, clip, picture, t
         (["--mask", "PICTURE"], "Add mask to --use"),
         (["--size", "30x30"], "--size is 30x30. Expected multiples of 8"),
         (["--size", "large"], "Expected WIDTHxHEIGHT"),
-        (["--strength", "motion=much"], "Expected NAME=FACTOR"),
+        (["--strength", "motion=much"], "Expected NAME=NUMBER, e.g. motion=0.5"),
+        (["--strength", "motion"], "--strength is motion. Expected NAME=NUMBER, e.g. motion=0.5"),
+        (["--strength", "text"], "Set the text with --text, and its strength with --guidance"),
+        (["--strength", "text=0.5"], "Set the text with --text, and its strength with --guidance"),
+        (["--schedule", "style"], "Expected NAME=START:END, e.g. style=0:0.6"),
+        (["--lora", "a.pth=big"], "--lora: There is no file a.pth=big. A strength is a number: FILE=0.8."),
+        (["--video", "CLIP", "--use", "image"], "For the first frame, use single_image"),
+        (["--video", "CLIP", "--use", "style"], "Set the style with --style FILE"),
+        (
+            ["--video", "CLIP", "--use", "motion", "--start", "60"],
+            "is 0.75 seconds long, so it has no frames from 60 s on",
+        ),
         (["--strength", "motion=0.5"], "names conditions that are not used: motion"),
         (["--schedule", "style=0.9:0.1"], "Expected 0 <= start <= end <= 1"),
         (["--sampler", "eulr"], "--sampler is eulr. Expected one of dpmpp_2m"),
@@ -234,8 +247,8 @@ def test_the_record_of_an_output_file(compose, tiny_checkpoint, clip, picture, t
         (["--fps", "nan"], "--fps is nan. Expected a number"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999. Expected an integer from 0"),
         (["--image", "", "--text", "a"], "--image is empty. Expected a path"),
-        (["--checkpoint", "none.safetensors"], "none.safetensors does not exist, but --checkpoint names it"),
-        (["--checkpoint", "CLIP"], "cannot be read as a checkpoint"),
+        (["--checkpoint", "none.safetensors"], "--checkpoint: There is no file none.safetensors."),
+        (["--checkpoint", "CLIP"], "a clip.mp4 is an image or a video, not a checkpoint"),
         (["--parts", "none.bin"], "none.bin"),
         (["--device", "toaster"], "Expected auto, cpu"),
         (["--sheet", "sheet.jpg"], "A contact sheet is a .png file, but its name is sheet.jpg"),
@@ -284,7 +297,7 @@ def test_an_output_that_cannot_be_written(compose, tmp_path, capsys, clip, monke
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(Exception, match="none does not exist, but --checkpoint names it"):
+    with pytest.raises(Exception, match=r"--checkpoint: There is no file .*none"):
         vc("compose", "--debug", "--checkpoint", tmp_path / "none", "-o", tmp_path / "out.mp4")
 
 
@@ -332,6 +345,40 @@ def test_the_examples_of_the_help_run(clip, picture, tiny_checkpoint, tmp_path, 
         words = shlex.split(example)
         assert vc(*words, "--checkpoint", tiny_checkpoint, "--steps", 1) == 0
         assert Path(words[-1]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["componse"], "Unknown command componse. Did you mean 'compose'? Expected one of test, "),
+        (["bench", "netwrk"], "Unknown benchmark netwrk. Did you mean 'network'?"),
+        (["compose", "--txt", "a"], "Unknown option --txt. Did you mean --text? See ./vc compose --help."),
+        (["compose", "--stesp=4"], "Unknown option --stesp. Did you mean --steps?"),
+        (["compose", "--smell", "a"], "Unknown option --smell. See"),
+        (["compose", "--text", "red", "red"], 'Put text with spaces in quotes: --text "red red".'),
+        (
+            ["compose", "--text", "a", "red", "circle"],
+            "Unexpected word 'red'. Put text with spaces in quotes: --text \"a red circle\".",
+        ),
+        (["compose", "--offload", "red"], "Unexpected word 'red'. Put its option in front of it, or remove it."),
+        (["compose", "--max-megapixels", "x"], "--max-megapixels is x. Expected megapixels above 0"),
+        (["extract"], "Missing: KIND (condition to extract: motion, "),
+        (["extract"], "style), FILE, --out OUT. Expected ./vc extract KIND FILE --out OUT. See ./vc extract --help."),
+        (["extract", "-o", "x"], "style), FILE. Expected ./vc extract KIND FILE [OPTIONS]."),
+        (["extract", "motino", "a.mp4", "-o", "x"], "KIND is motino. Expected one of motion, "),
+        (["extract", "motino", "a.mp4", "-o", "x"], "Did you mean 'motion'?"),
+        (["convert", "a"], "Expected ./vc convert IN OUT."),
+        (["demo", "--seed", "x"], "--seed is x. Expected an integer. See ./vc demo --help."),
+        (["demo", "-o"], "--out has no value. Add one after it."),
+    ],
+)
+def test_wrong_command_lines_say_what_to_write(words, message, capsys):
+    try:
+        status = vc(*words)
+    except SystemExit as exit:
+        status = exit.code
+    error = capsys.readouterr().err
+    assert status == 2 and message in error and error.count("\n") == 1
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -413,6 +460,7 @@ def test_info(tiny_checkpoint, capsys):
     assert vc("info", tiny_checkpoint) == 0
     out = capsys.readouterr().out
     assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
+    assert "\n  sampling_rate: 4 frames per second of a clip\n" in out
     assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
 
 

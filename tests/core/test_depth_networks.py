@@ -161,9 +161,9 @@ def test_without_a_model_the_error_names_what_to_get(tmp_path):
     model = next(model for model in MODELS if model.name == "midas_v3_dpt_large.pth")
     with pytest.raises(UserError) as caught:
         depth(clip(), models=tmp_path)
-    for reports in (model.name, "1372.2 MB", "not published", model.source, f"into {tmp_path}", "Depth-Anything-V2"):
-        assert reports in str(caught.value)
-    with pytest.raises(UserError, match=r"There is no depth model at .*absent"):
+    command = f"./vc get {model.name} --to {tmp_path} to download the model (1.4 GB)"
+    assert f"Pass depth maps of the clip (--depth-maps), or run {command}." in str(caught.value)
+    with pytest.raises(UserError, match=r"There is no depth model at .*absent.*1372\.2 MB.*Depth-Anything-V2"):
         depth(clip(), tmp_path / "absent")
 
 

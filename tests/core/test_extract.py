@@ -98,7 +98,7 @@ def test_odd_sizes(tmp_path):
     assert extract_motion(path, PLAN, "points", (64, 64)).abs().max() > 0
 
 
-def test_an_unknown_layout_is_told(translating):
+def test_an_unknown_layout_is_reported(translating):
     with pytest.raises(UserError, match="points, dense"):
         extract_motion(translating[0], PLAN, "sparse", (64, 64))
 

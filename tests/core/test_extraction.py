@@ -117,7 +117,7 @@ def test_from_an_image(picture, tmp_path):
         assert vc("extract", kind, picture, "-o", out, "--preview", tmp_path / "x.png", *options) == 0
         condition = open_tensors(out).state()["condition"]
         assert condition.shape == shape and condition.min() >= 0 and condition.max() <= 1
-    # A drawing that is one already keeps its filled shape, which edges would have hollowed.
+    # A finished drawing keeps its filled shape; edges would only have kept its outline.
     assert condition[0, 0, 0, 192, 192] > 0.4
 
 
@@ -138,20 +138,20 @@ def test_from_an_image(picture, tmp_path):
         (("single_sketch", "CLIP", "--lines", "dark"), "--sketch-lines requires an image, but "),
         (("single_sketch", "PICTURE", "--lines", "dark", "--sketch-method", "edges"), "Set only one of them"),
         (("single_image", "PICTURE", "--rate", "4"), "--rate requires a video, but "),
-        (("sketch", "CLIP", "--models", "none"), "none is not a folder, but --models names it"),
+        (("sketch", "CLIP", "--models", "none"), "--models: There is no folder none."),
         (("depth", "CLIP", "--depth-maps", "PICTURE", "--depth-model", "PICTURE"), "exclude each other"),
-        (("depth", "CLIP", "--depth-maps", "none.png"), "none.png does not exist, but --depth-maps names it"),
+        (("depth", "CLIP", "--depth-maps", "none.png"), "--depth-maps: There is no file none.png."),
         (("depth", "CLIP", "--scale", "2"), "--depth-scale requires --depth-maps"),
         (("mask", "CLIP", "--mask", "PICTURE", "--draw", "half"), "exclude each other"),
         (("mask", "CLIP", "--draw", "box"), "Expected one of strokes, rectangles, half, any"),
-        (("style", "CLIP", "--checkpoint", "PICTURE"), "cannot be read as a checkpoint"),
+        (("style", "CLIP", "--checkpoint", "PICTURE"), "picture.png is an image or a video, not a checkpoint"),
         (("single_sketch", "PICTURE", "--device", "cpu"), "--device has no effect, because this run needs no network"),
         (("depth", "CLIP", "--depth-maps", "PICTURE", "--models", "."), "--models has no effect, because"),
         (("motion", "CLIP", "--preview", "."), "and something else is in it|is the current folder"),
         (("motion", "CLIP", "--size", "60x60"), "--size is 60x60. Expected multiples of 8"),
         (("motion", "CLIP", "-o", "x.pt"), "A condition is a .safetensors file, but its name is x.pt"),
         (("motion", "CLIP", "--preview", "x.avi"), "x.avi ends in .avi, which is not a supported video format"),
-        (("motion", "nothing.mp4"), "nothing.mp4 does not exist, but FILE names it"),
+        (("motion", "nothing.mp4"), "FILE: There is no file nothing.mp4."),
         (("motion", ".."), "but .. is a folder without images"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_first_frame_needs_no_long_clip_and_is_the_sequences_first(tmp_path):
     for kind in ("single_image", "single_sketch", "style"):
         assert vc("extract", kind, short, "-o", out) == 0, kind
     assert json.loads(open_tensors(out).metadata["videocomposer"])["frames"] == 1
-    # 16 of its 30 frames, 17 a second: the first one shown is not that of the usual 4 a second
+    # 16 of its 30 frames at 17 per second: the first frame differs from that of the usual 4 per second
     assert vc("extract", "single_image", long, "--size", "64x64", "-o", out) == 0
     plan = plan_frames(probe(long))
     expected = read_frames(long, plan, (96, 96))[:, :, :1]
@@ -316,7 +316,7 @@ def test_a_drawing_is_the_same_condition_for_both_commands(
     mine = open_tensors(out).state()["condition"]
     assert torch.equal(mine, composed("--sketch", picture, *options)["single_sketch"])
     assert "is read as a drawing with dark lines" in capsys.readouterr().out or options
-    # The ground of the picture is black: bright where its lines are said to be dark, and no edge.
+    # The image's background is black. With dark lines it becomes bright; as a photo it has no edges.
     assert (mine[..., 0, 0] > 0.99).all() == (options == ())
     assert ("is read as a drawing with dark lines" in report) == (options == ())
 
@@ -373,7 +373,7 @@ def test_the_style_of_a_video_and_names_with_colons(clip, tmp_path):
     assert probe(tmp_path / "a:b.mp4").frames == 1
 
 
-def test_tracks_beside_the_video_are_told(tmp_path, capsys):
+def test_tracks_with_a_video_are_refused(tmp_path, capsys):
     (tmp_path / "tracks.json").write_text(json.dumps([{"x": 300, "y": 300}, {"x": 480, "y": 300}]))
     assert vc("compose", "--tracks", tmp_path / "tracks.json", "-o", tmp_path / "x.mp4") == 2
     assert "Set --canvas WIDTHxHEIGHT" in capsys.readouterr().err

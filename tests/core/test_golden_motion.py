@@ -18,7 +18,7 @@ CLIPS = ("motion_transfer", "video_8800", "blackswan")
 @pytest.fixture(scope="module")
 def golden(golden_dir):
     if not (golden_dir / "motion.json").is_file():
-        pytest.skip(f"{golden_dir} holds no motion.json")
+        pytest.skip(f"{golden_dir} contains no motion.json")
     return json.loads((golden_dir / "motion.json").read_text()), load_file(golden_dir / "motion.safetensors")
 
 
@@ -47,7 +47,7 @@ def test_block_vectors_as_released(clip, golden, clips_dir, capsys):
 
 
 def test_the_plan_is_a_prefix_of_the_whole_clip(clips_dir):
-    """Stopping after 16 frames changes nothing about them: the golden values of whole clips hold for plans."""
+    """Stopping after 16 frames changes nothing about them: so golden values of entire clips also hold for plans."""
     info = probe(clips_dir / "blackswan.mp4")
     plan = plan_frames(info)
     whole = block_vectors(info.path, dataclasses.replace(plan, frames=17)).rows

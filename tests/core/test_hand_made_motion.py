@@ -117,7 +117,7 @@ def test_where_tracks_overlap_they_blend():
     apart = tracks_field([right, far], 2, SIZE, radius=4)
     alone = tracks_field([right], 2, SIZE, radius=4), tracks_field([far], 2, SIZE, radius=4)
     assert torch.allclose(apart, sum(alone), atol=1e-6)
-    # A point that rests holds its surroundings.
+    # A track that does not move keeps its surroundings still.
     held = tracks_field([right, track((30, 20))], 2, SIZE, radius=8)[0, 0, 1]
     assert 0 < held[20, 27] < 0.6 * single[0, 0, 1, 20, 27]
 
@@ -184,7 +184,7 @@ def test_a_mask_up_to_the_edge_goes_on_beyond_it():
         ({"frames": 0}, "at least 1 frame, got 0"),
     ],
 )
-def test_tracks_that_cannot_be_drawn_are_told(options, says):
+def test_tracks_that_cannot_be_drawn_are_reported(options, says):
     with pytest.raises(UserError, match=says):
         tracks_field(**({"tracks": [track((1, 1), (2, 2))], "frames": FRAMES, "size": SIZE} | options))
 
@@ -306,6 +306,6 @@ def test_warping_each_frame_by_the_field_gives_the_next():
         ({"pan": (0, math.inf)}, "camera's pan"),
     ],
 )
-def test_impossible_cameras_are_told(options, says):
+def test_impossible_cameras_are_reported(options, says):
     with pytest.raises(UserError, match=says):
         CameraMove(**options)

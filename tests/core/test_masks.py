@@ -72,7 +72,7 @@ def test_a_mask_is_fitted_as_its_video_is():
         (torch.zeros(1, 1, 8, 8), {"white": "erase"}, "'erase'. Expected one of paint, keep"),
     ],
 )
-def test_what_is_no_mask_is_told(picture, options, says):
+def test_what_is_not_a_mask_is_reported(picture, options, says):
     with pytest.raises(UserError, match=says):
         as_mask(picture, **options)
 
@@ -188,7 +188,7 @@ def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, share):
         (torch.nn.functional.pad(torch.ones(1, 1, 1, 1, 1), (0, 31, 0, 31)), "less than 1 percent"),
     ],
 )
-def test_what_a_mask_paints_is_told(painted, says):
+def test_what_a_mask_paints_is_reported(painted, says):
     assert says in Mask(1 - painted).note
 
 
@@ -353,7 +353,7 @@ def test_kinds_are_drawn_by_the_released_shares():
     )
 
 
-def test_an_unknown_kind_is_told():
+def test_an_unknown_kind_is_reported():
     with pytest.raises(UserError, match="strokes, rectangles, half"):
         random_mask(1, SIZE, generator(), "circle")
 

@@ -26,7 +26,7 @@ from tests.core.moving_clips import (
     sprite,
 )
 from vc_core.extract.motion.from_video import block_vectors, read_motion
-from vc_core.extract.motion.stream import CELL, between_ticks, closed, follow, own_rows
+from vc_core.extract.motion.stream import CELL, follow, holes_filled, own_rows, summed_between_frames
 from vc_core.extract.motion.vectors import VECTOR, CellMap, PointMap, exported
 from vc_core.video import FramePlan, resize_crop
 from vc_core.video.decoding import decode
@@ -195,7 +195,7 @@ def test_a_nominal_height_scales_the_source(mode):
     assert_moves(field, 3, -2)
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     seen = []
     read_motion(encode(None, moving(1, 0), **OWN), PLAN, (32, 32), progress=lambda *each: seen.append(each))
     assert seen == [("motion", n, 4) for n in (1, 2, 3, 4)]
@@ -215,7 +215,7 @@ offsets = st.floats(-20, 20, width=16)
 @given(st.lists(st.tuples(offsets, offsets), min_size=1, max_size=70))
 def test_uniform_steps_add(steps):
     """However many there are, also where they are followed in parts."""
-    result = next(between_ticks(iter([uniform(*step) for step in steps]), [len(steps)]))
+    result = next(summed_between_frames(iter([uniform(*step) for step in steps]), [len(steps)]))
     assert np.allclose(result, uniform(*np.sum(steps, axis=0, dtype=np.float32)), atol=1e-2)
 
 
@@ -264,8 +264,8 @@ def test_shifting_the_pictures_shifts_the_field(down, right):
 def test_holes_are_filled_from_around_them():
     grid = uniform(4, -2)
     grid[:, 4:8, 5:9] = np.nan
-    assert np.allclose(closed(grid), uniform(4, -2))
-    assert (closed(np.full((2, 4, 4), np.nan, np.float32)) == 0).all()
+    assert np.allclose(holes_filled(grid), uniform(4, -2))
+    assert (holes_filled(np.full((2, 4, 4), np.nan, np.float32)) == 0).all()
 
 
 def blocks(rng: np.random.Generator, height: int, width: int, block: int) -> np.ndarray:

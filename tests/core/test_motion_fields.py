@@ -53,8 +53,8 @@ def test_a_released_checkpoint_sees_blocks_of_the_nominal_source(size):
     vectors = BlockVectors(np.array(rows, VECTOR), *source, 14)
     assert torch.allclose(condition, rasterise_points(vectors, size), atol=1e-5)
     assert condition[:, :, [0, 12]].abs().max() == 0 and condition[:, :, 11].abs().max() > 0
-    if size == (256, 256):  # one pixel a block, in pixels of the source
-        # Scaling without antialiasing hits some pixels nearly whole, and none with more than they have.
+    if size == (256, 256):  # one pixel per block, in pixels of the source
+        # Scaling without antialiasing keeps almost the full value of some pixels, and increases none.
         assert (
             0.9 < condition[0, 0, 1].max() / (2 * 336 / 256) <= 1 and 0.9 < condition[0, 1, 1].min() / (-336 / 256) <= 1
         )
@@ -67,7 +67,7 @@ def test_blocks_take_the_motion_at_their_place():
     field = camera_field(CameraMove(zoom=1.5, pan=(0.2, 0)), 3, size)
     condition = condition_from_field(field, RELEASED, size)
     centers = (..., slice(8, None, 16), slice(8, None, 16))
-    # A block's centre is between four pixels; its vector stands at the lower right one.
+    # A block's centre is between four pixels; its vector is at the lower right of them.
     around = F.avg_pool2d(field[0], 2, stride=1)[None]
     expected = around[..., slice(7, None, 16), slice(7, None, 16)]
     assert torch.allclose(condition[centers], expected, atol=1e-4) and (condition != 0).sum() <= 2 * 2 * 21 * 21

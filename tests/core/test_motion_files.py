@@ -84,13 +84,13 @@ def test_a_tensor_is_a_source():
 
 
 @pytest.mark.parametrize("wrong", [{"layout": "sparse"}, {"mode": "fast"}, {"nominal_height": 2}])
-def test_unknown_options_are_told(wrong):
+def test_unknown_options_are_reported(wrong):
     with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
         read_motion(b"", PLAN, **wrong)
 
 
 @pytest.mark.parametrize("size", [(64, 2_560_000), (0, 64), (20_000, 16)])
-def test_absurd_sizes_are_told(tmp_path, size):
+def test_absurd_sizes_are_reported(tmp_path, size):
     data = encode(None, moving(1, 0, 4))
     with pytest.raises(UserError, match=f"{size[1]} by {size[0]} pixels"):
         read_motion(data, PLAN, size)
@@ -98,7 +98,7 @@ def test_absurd_sizes_are_told(tmp_path, size):
         read_frames(data, PLAN, size)
 
 
-def test_no_source_and_text_are_told(tmp_path):
+def test_no_source_and_text_are_reported(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with open(tmp_path / "a.txt") as text, pytest.raises(UserError, match="binary mode"):
         read_motion(text, PLAN)
@@ -145,8 +145,8 @@ def test_a_variable_rate_follows_the_clock():
 
 
 @pytest.mark.parametrize("codec", INTERLACED)
-def test_interlaced_streams_are_encoded_anew(codec):
-    """As whole pictures without combs: with them, a block would hold two pictures of different times."""
+def test_interlaced_streams_are_encoded_again(codec):
+    """As progressive pictures. In interlaced pictures, a block would mix two pictures of different times."""
     form, options = INTERLACED[codec]
     data = encode(None, woven(moving(2, -1, 26)), codec, form, **options)
     motion = read_motion(data, PLAN, (96, 128), "dense", mode="stream")
@@ -273,7 +273,7 @@ def test_a_wrong_time_of_decoding_loses_no_frames():
 
 
 def without_picture(data: bytes, number: int, length: int | None = None) -> bytes:
-    """An MPEG-4 file at 12 frames a second whose packet `number` says that it holds no picture, cut to a length."""
+    """An MPEG-4 file of 12 frames per second. Packet `number`, cut to a length, says that it contains no picture."""
     contents = io.BytesIO()
     with av.open(io.BytesIO(data)) as source, av.open(contents, "w", format="mp4") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -291,7 +291,7 @@ def without_picture(data: bytes, number: int, length: int | None = None) -> byte
 
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_a_picture_that_is_lost_is_told(mode):
+def test_a_picture_that_is_lost_is_reported(mode):
     """A packet of a usual size that gives no picture is damaged; a few bytes may say that the last one is shown on."""
     data = encode(None, moving(3, -2), "mpeg4", b="2000000", g="30")
     plan = FramePlan(0.0, Fraction(RATE), 8)
@@ -334,7 +334,7 @@ def test_damaged_files_give_an_error_or_a_result(name):
                 outcomes.append("refused")
             else:
                 assert motion.field.shape == (1, 2, 4, 48, 64) and motion.field.isfinite().all()
-                # No silent zeros: everything in this clip moves, but where frames were lost, which is said.
+                # No silent zeros: everything in this clip moves, except at lost frames, which the note mentions.
                 assert motion.field.abs().max() > 0 or "nothing moves" in motion.note
                 outcomes.append("read")
     assert "refused" in outcomes

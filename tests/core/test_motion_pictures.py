@@ -88,7 +88,7 @@ def test_arrows_of_a_dense_field_stand_on_a_grid():
     assert torch.equal(box[0, :, 2, 128:, 128:], torch.full((3, 128, 128), 115 / 255))  # no arrows where nothing is
 
 
-def test_pictures_of_what_is_no_field_are_told():
+def test_pictures_of_what_is_not_a_field_are_reported():
     for function in (flow_picture, arrows_picture):
         with pytest.raises(UserError, match=r"\(1, 2, frames"):
             function(torch.zeros(1, 3, 2, 8, 8))

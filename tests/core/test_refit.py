@@ -1,4 +1,4 @@
-"""Conditions that were made for a video of one length and size, brought to another."""
+"""Conditions of a video with one length and size, adapted to another."""
 
 import pytest
 import torch

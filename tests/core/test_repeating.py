@@ -81,7 +81,7 @@ def test_a_lora_is_applied_recorded_and_found_again(compose, tiny_composer, tmp_
     assert vc("compose", "--from", first, "-o", again) == 2
     assert "style.safetensors, an input of" in last_line(capsys) and moved.is_file()
     assert compose("--lora", tmp_path / "none.safetensors", "-o", again) == 2
-    assert "but --lora names it" in last_line(capsys)
+    assert "--lora: There is no file" in last_line(capsys)
 
 
 def test_the_same_again_from_a_produced_file(picture, clip, tmp_path, capsys):
@@ -233,8 +233,9 @@ def test_a_run_that_fails_does_not_stop_the_rest(tmp_path, tiny_checkpoint, clip
         ([{"out": "a.mp4"}, {}], "run 2: The output has no name. Add 'out'"),
         ([{"out": "a.mp4"}, {"out": "b.mp4"}, {"out": "./a.mp4"}], "run 3: Run 1 also writes {folder}/a.mp4"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "stepps": 1}], "run 2: There is no setting 'stepps'"),
+        ([{"out": "a.mp4", "mask-seed": 1, "mask_seed": 2}], "run 1: The setting 'mask_seed' occurs twice"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "steps": 0}], "run 2: 'steps' is 0. Expected an integer of at least 1"),
-        ([{"out": "a.mp4"}, {"out": "b.mp4", "image": "no.png"}], "run 2: {folder}/no.png does not exist"),
+        ([{"out": "a.mp4"}, {"out": "b.mp4", "image": "no.png"}], "run 2: 'image': There is no file {folder}/no.png"),
         ([{"out": "a.mp4"}, {"out": "b.mp4", "use": ["motion"]}], "run 2: 'use' motion requires a source"),
         ([{"out": "a.mp4", "sheet": "s.png"}, {"out": "b.mp4", "sheet": "s.png"}], "Run 1 also writes {folder}/s.png"),
         ([], "contains no runs"),
@@ -253,6 +254,23 @@ def test_a_file_of_runs_with_other_keys(tmp_path, capsys):
     (tmp_path / "runs.yaml").write_text("runs: [{out: a.mp4}]\ndefault: {steps: 1}\n")
     assert vc("compose", "--batch", tmp_path / "runs.yaml") == 2
     assert "has unknown keys: default. Expected a list of runs" in last_line(capsys)
+
+
+def test_a_file_of_the_other_kind(tmp_path, capsys):
+    (tmp_path / "one.yaml").write_text("batch-size: 2\nout: a.mp4\n")
+    assert vc("compose", "--batch", tmp_path / "one.yaml") == 2
+    assert "contains the settings of one run" in (error := last_line(capsys))
+    assert f"Use --from {tmp_path / 'one.yaml'}" in error
+    (tmp_path / "many.yaml").write_text("- {out: a.mp4}\n")
+    assert vc("compose", "--from", tmp_path / "many.yaml") == 2
+    assert "For a list of settings, use --batch instead of --from." in last_line(capsys)
+
+
+def test_defaults_of_runs_may_be_spelled_in_another_way(tmp_path):
+    (tmp_path / "runs.yaml").write_text(
+        "defaults: {batch_size: 2}\nruns: [{out: a.mp4}, {batch-size: 3, out: b.mp4}]\n"
+    )
+    assert [run.batch_size for run in running.gather_many(tmp_path / "runs.yaml", {})] == [2, 3]
 
 
 def test_ctrl_c_ends_many_runs(tmp_path, tiny_checkpoint, monkeypatch):

@@ -360,8 +360,8 @@ def test_one_text_for_several_videos(tiny_composer):
     torch.testing.assert_close(three[2:], composed(tiny_composer, "a", steps=2, seed=2**63 - 1), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("lcm", 0.0), ("ddim", 1.0)])
-def test_the_noise_of_the_steps_depends_only_on_the_seed(tiny_composer, sampler, eta):
+@pytest.mark.parametrize(("sampler", "eta"), [*((name, 0.0) for name in SAMPLERS), *((name, 1.0) for name in DDIMS)])
+def test_the_noise_depends_only_on_the_seed(tiny_composer, sampler, eta):
     def video(seed):
         return composed(tiny_composer, "a", sampler=sampler, eta=eta, steps=4, seed=seed)
 

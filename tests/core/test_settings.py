@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -165,6 +167,19 @@ def test_yaml(tmp_path):
     assert Settings.from_yaml(tmp_path / "a.json") == settings
 
 
+def test_the_settings_files_in_the_readme(repository):
+    page = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^`(settings|runs)\.yaml` contains.*\n\n((?:    .*\n)+)", page, re.MULTILINE)
+    single, many = (yaml.safe_load(text) for _, text in blocks)
+    assert Settings.from_mapping(single).batch_size == 2
+    assert [Settings.from_mapping({**many["defaults"], **run}).text for run in many["runs"]][1] == "a green star"
+
+
+def test_keys_are_spelled_like_the_options(tmp_path):
+    (tmp_path / "a.yaml").write_text("batch-size: 2\nmask_draw: half\nmask-seed: 5\n")
+    assert Settings.from_yaml(tmp_path / "a.yaml") == Settings(batch_size=2, mask_draw="half", mask_seed=5)
+
+
 def test_an_option_replaces_the_setting_that_it_excludes():
     masked = Settings(video="a.mp4", use=("mask",), mask="m.png", mask_white="keep")
     random = masked.with_options({"mask_draw": "half", "mask_seed": "3"})
@@ -262,9 +277,15 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
         ("device: gpu", "Expected auto, cpu, cuda"),
         ("video: [a, b]", "Expected a path"),
         ("compile: 1", "Expected true or false"),
-        ("- steps: 2", "Expected settings as a mapping of names to values, got [{'steps': 2}]."),
-        ("", "Expected settings as a mapping of names to values, got None."),
-        ("steps: [", "cannot be read as settings"),
+        ("- steps: 2", "Expected lines such as 'steps: 20', got [{'steps': 2}]. For a list of settings, use --batch"),
+        ("", "Expected lines such as 'steps: 20', got None."),
+        ("steps: [", "cannot be read as settings (line 1, column 9: expected the node content"),
+        (
+            "text: 'a\nseed: 1\n",
+            "line 3, column 1: found unexpected end of stream, while scanning a",
+        ),
+        ("mask-sede: 3", "There is no setting 'mask-sede'. Did you mean 'mask_seed'?"),
+        ("mask-seed: 3\nmask_seed: 4", "The setting 'mask_seed' occurs twice"),
         ("steps: !!python/object/apply:os.getcwd []", "cannot be read as settings"),
     ],
 )
@@ -297,8 +318,8 @@ DEPTH, MASK = ({"video": "a.mp4", "use": (name,)} for name in ("depth", "mask"))
         ({"mask": "m.png"}, "Add mask to --use"),
         ({"video": "a.mp4", "use": ("mask",)}, "The condition 'mask' requires a mask"),
         ({"video": "a.mp4", "use": ("single_image",), "image": "b.png"}, "'single_image' is set twice"),
-        ({"strength": {"motion": 0.5}}, "names conditions that are not used: motion. Remove them"),
-        ({"schedule": {"single_image": (0, 1)}}, "not used: single_image"),
+        ({"strength": {"motion": 0.5}}, "--strength names conditions that are not used: motion. Remove them"),
+        ({"schedule": {"single_image": (0, 1)}}, "--schedule names conditions that are not used: single_image"),
         ({"init": "a.mp4"}, "has no effect at --denoise 1"),
         ({"denoise": 0.5}, "requires a video to start from. Add --init FILE"),
         ({"rate": 8}, "--rate 8.0 has no effect"),

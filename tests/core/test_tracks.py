@@ -92,7 +92,7 @@ def test_a_track_may_carry_a_box():
         ('[[[1, 2]], {"box": {"x": 1, "y": 2, "width": 3}, "path": [[1, 2]]}]', "track 2: Invalid box {'x': 1"),
     ],
 )
-def test_what_is_no_track_is_told(source, says):
+def test_what_is_not_a_track_is_reported(source, says):
     with pytest.raises(UserError) as error:
         parse_tracks(source, "tracks.json")
     assert says in str(error.value) and str(error.value).startswith("tracks.json")
@@ -111,7 +111,7 @@ json_values = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(json_values)
-def test_any_json_is_tracks_or_told(value):
+def test_any_json_is_tracks_or_reported(value):
     for source in (value, json.dumps(value)):
         try:
             tracks = parse_tracks(source)
@@ -176,7 +176,7 @@ def test_an_unseen_point_moves_nothing():
     both = native_to_tracks({"track_path": torch.stack([way, held.expand(6, 2)], dim=1)})
     hiding = [both[0], Track(both[1].points, visible=torch.zeros(6, dtype=torch.bool))]
     assert torch.equal(tracks_field(hiding, 6, SIZE, radius=6), shown)
-    # Spread over fewer frames, a point between a seen and an unseen one is not seen.
+    # Over fewer frames, a point between a visible and a hidden point is hidden.
     native_tracks = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
     assert native_tracks["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
 
@@ -204,6 +204,6 @@ def test_tracks_become_native_in_pixels_of_the_video():
         ({"track_path": torch.zeros(4, 2, 2), "track_visibility": torch.zeros(4, 2)}, "No point is visible"),
     ],
 )
-def test_what_is_no_native_track_is_told(given, says):
+def test_what_is_not_a_native_track_is_reported(given, says):
     with pytest.raises(UserError, match=f"^The socket.*{says}"):
         native_to_tracks(given, "The socket 'native_tracks'")

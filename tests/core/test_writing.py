@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import time
 from fractions import Fraction
 
@@ -432,9 +433,25 @@ def test_a_missing_encoder_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8, 8), (1, 2, 4, 8, 8), (3, 8, 8), (1, 3, 0, 8, 8)])
-def test_another_shape_is_a_bug(tmp_path, shape):
-    with pytest.raises(ValueError, match="expected"):
+def test_another_shape_is_refused(tmp_path, shape):
+    with pytest.raises(UserError, match=rf"out\.mp4 has the shape {re.escape(str(shape))}\. Expected"):
         write_video(tmp_path / "out.mp4", torch.zeros(shape), 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"video": np.zeros((3, 4, 8, 8))}, "The video is of the type ndarray. Expected a torch tensor"),
+        ({"rate": "8"}, "rate is '8'. Expected a number"),
+        ({"scale": 1.5}, "scale is 1.5. Expected an integer"),
+        ({"scale": 0}, "scale is 0. Expected an integer of at least 1"),
+        ({"path": None}, "path is None. Expected the path of a file"),
+    ],
+)
+def test_wrong_types_are_refused(tmp_path, values, message):
+    right = {"path": tmp_path / "out.mp4", "video": torch.zeros(3, 4, 8, 8), "rate": 8}
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_video(**{**right, **values})
 
 
 # --- Contact sheets ----------------------------------------------------------------------------------------------

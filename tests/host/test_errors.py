@@ -67,7 +67,9 @@ WIRING = {
     ),
     "motion of one image": (
         "MotionVectorExtract", ["'video'", "single image"],
-        lambda s: s.encode(motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=1)[1])),
+        lambda s: s.encode(
+            motion=s.add("MotionVectorExtract", video=s.add("VCExampleClip", frames=1)[1], frame_rate=8.0)
+        ),
     ),
     "a style without its image": (
         "StyleEmbed", ["'clip_vision'", "'image'"],
@@ -111,7 +113,7 @@ WIRING = {
         lambda s: s.encode(motion=s.add("VCMotionFromTracks", tracks="[{")),
     ),
     "depth maps in colours": (
-        "DepthSequence", ["depth maps", "colours"],
+        "DepthSequence", ["depth maps", "colours", "set 'input' to 'a video'"],
         lambda s: s.encode(depth=depth_of(s, 1)),
     ),
     "no depth network": (
@@ -121,6 +123,10 @@ WIRING = {
     "no PiDiNet": (
         "VCSketchSequence", ["table5_pidinet.pth", "models/videocomposer"],
         lambda s: s.encode(sketch=s.add("VCSketchSequence", video=s.add("VCExampleClip")[1], method="pidinet")),
+    ),
+    "a condition that does not fit into memory": (
+        "STCEncode", ["'motion'", "1000 frames of 16384x16384", "GB", "smaller width, height or number of frames"],
+        lambda s: s.encode(motion=s.add("VCCameraMotion"), width=16384, height=16384, frames=1000),
     ),
     "a size that latents do not have": ("STCEncode", ["12x64", "8"], lambda s: s.encode(width=12)),
 }  # fmt: skip

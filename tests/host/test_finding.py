@@ -61,7 +61,7 @@ def test_all_in_the_home_folder_that_have_an_environment_the_newest_first(nowher
     assert [folder.resolve() for folder in folders()] == [new, old, unknown]
 
 
-def test_the_one_whose_custom_nodes_holds_the_checkout_comes_before_newer_ones(nowhere, monkeypatch):
+def test_the_comfyui_of_this_checkout_comes_before_newer_ones(nowhere, monkeypatch):
     home, folder = install(nowhere / "ComfyUI", "0.33.0"), install(nowhere / "other", "0.3.64")
     checkout = folder / "custom_nodes" / "pack"
     checkout.mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_the_one_whose_custom_nodes_holds_the_checkout_comes_before_newer_ones(n
     assert folders() == [folder, home]
 
 
-def test_the_one_whose_custom_nodes_holds_a_link_to_it(nowhere, monkeypatch):
+def test_a_link_in_custom_nodes_counts_as_this_checkout(nowhere, monkeypatch):
     home = install(nowhere / "ComfyUI", "0.33.0")
     folder, checkout = install(nowhere / "other", "0.3.64"), nowhere / "checkout"
     (folder / "custom_nodes").mkdir()

@@ -1,4 +1,4 @@
-"""Two processes in one folder: the second learns who holds the lock; a killed process leaves no lock behind."""
+"""Two processes in one folder: the second learns who has the lock; a killed process leaves no lock behind."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def other(tmp_path, repository):
     process.wait()
 
 
-def test_the_second_process_learns_who_holds_the_lock(tmp_path, other):
+def test_the_second_process_learns_who_has_the_lock(tmp_path, other):
     message = rf"{tmp_path} is in use by \./vc train \(process {other.pid} on {socket.gethostname()}\)\. Wait"
     for _ in range(2):  # an attempt changes nothing
         with pytest.raises(UserError, match=message), locked(tmp_path, "./vc prepare"):
@@ -47,7 +47,7 @@ def test_the_second_process_learns_who_holds_the_lock(tmp_path, other):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_process_holds_no_lock(tmp_path, other):
+def test_a_killed_process_leaves_no_lock(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / FILE).exists()

@@ -388,6 +388,7 @@ def test_the_command_prints_the_error_and_returns_2(recipe_file, monkeypatch, ca
         ([], 2, "usage: vc train RECIPE"),
         (["--help"], 0, "training/recipes/stage1.yaml"),
         (["none.yaml"], 2, "vc: Cannot read the recipe none.yaml"),
+        (["fintune"], 2, "Did you mean training/recipes/finetune.yaml?"),
         ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be created"),
     ):
         monkeypatch.setattr(sys, "argv", ["vc train", *arguments])

@@ -1,10 +1,18 @@
 """Texts of the command lines, settings, recipes and configs, word for word. words.json contains the options with their
-help texts, and wrong input with its exit status and message."""
+help texts, and wrong input with its exit status and message.
 
+After changing a message, run `./vc python -m tests.training.test_words` to write the new ones into words.json; change
+help texts there by hand. Read the difference before you commit it.
+"""
+
+import io
 import json
+import os
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -12,7 +20,8 @@ from vc_core import cli
 from vc_core.config import Config
 from vc_core.errors import UserError
 
-WORDS = json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
+FILE = Path(__file__).with_name("words.json")
+WORDS = json.loads(FILE.read_text(encoding="utf-8"))
 PROGRAMS = {
     "train bundled": "training.bundled.__main__",
     "prepare": "training.data.prepare",
@@ -61,19 +70,42 @@ def test_help(command, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("case", WORDS["errors"], ids=lambda case: " ".join(case["words"])[:60])
-def test_wrong_input(case, tmp_path, monkeypatch, capsys):
+def test_wrong_input(case, tmp_path, monkeypatch):
     """`says` is the complete message. For messages of a parser, only `names` must be in them."""
     monkeypatch.chdir(tmp_path)
-    for name, text in case.get("files", {}).items():
-        Path(name).write_text(text)
-    if case["words"] == ["config"]:
-        with pytest.raises(UserError) as raised:
-            Config.from_json(case["files"]["config.json"])
-        assert str(raised.value) == case["says"]
-        return
-    assert status_of(case["words"]) == case["status"]
-    output = capsys.readouterr().err.strip()
+    status, output = answer_to(case)
+    assert status == case.get("status")
     if "names" in case:
         assert squeezed(case["names"]) in squeezed(output) and "Traceback" not in output
     else:
         assert output.splitlines()[-1] == f"vc: {case['says']}"
+
+
+def answer_to(case):
+    """Run a case in the current folder. Returns its exit status and its output on standard error."""
+    for name, text in case.get("files", {}).items():
+        Path(name).write_text(text)
+    with redirect_stderr(io.StringIO()) as output:
+        if case["words"] != ["config"]:
+            return status_of(case["words"]), output.getvalue().strip()
+        with pytest.raises(UserError) as raised:
+            Config.from_json(case["files"]["config.json"])
+        return None, f"vc: {raised.value}"
+
+
+def main():
+    text = FILE.read_text(encoding="utf-8")
+    for case in WORDS["errors"]:
+        with TemporaryDirectory() as folder:
+            os.chdir(folder)
+            _, output = answer_to(case)
+            os.chdir(FILE.parent)
+        says = output.splitlines()[-1].removeprefix("vc: ")
+        if "names" not in case and says != case["says"]:
+            print(f"- {case['says']}\n+ {says}")
+            text = text.replace(json.dumps(case["says"]), json.dumps(says))
+    FILE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -155,8 +155,8 @@ def recognition(model: nn.Module) -> dict[str, float]:
     results = _decoded(model, _encoded(model, frames)).clamp(0, 1)
     objects = find_objects(results.unflatten(0, (len(chosen), -1)).transpose(1, 2))
     return {
-        "color_told": (objects.color == chosen.color[:, 0]).float().mean().item(),
-        "shape_told": (shapes_of(objects.mask) == chosen.shape[:, 0]).float().mean().item(),
+        "color_matches": (objects.color == chosen.color[:, 0]).float().mean().item(),
+        "shape_matches": (shapes_of(objects.mask) == chosen.shape[:, 0]).float().mean().item(),
     }
 
 

@@ -55,6 +55,10 @@ def read_captions(folder: Path, captions: Path | None = None, out: Path | None =
         UserError: the folder contains none of these, or a list has the wrong structure.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(
+            f"Expected a folder of videos or images, but {folder} is a file. Pass the folder that it is in."
+        )
     if not folder.is_dir():
         raise UserError(f"Expected a folder of videos or images, but {folder} does not exist. Check the path.")
     if captions is not None:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`./vc prepare`; the exit status is 0, 2 for errors that the user can fix, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     # Without a value, --sketch means `auto`: tyro has no options with an optional value.
-    for i, (word, after) in enumerate(zip(argv, [*argv[1:], "-"], strict=True)):
+    for i, (word, after) in enumerate(zip(argv, [*argv, "-"][1:], strict=True)):
         if word == "--sketch" and after.startswith("-"):
             argv[i] = "--sketch=auto"
     work = parsed(program, argv, "vc prepare", DESCRIPTION)

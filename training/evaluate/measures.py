@@ -1,6 +1,6 @@
 """Measures of how well videos follow their conditions: pure functions of a video's features and the truth, and a table.
 
-Every function returns one figure for each of B videos, (B,) float32, or pairs of target and measured values, (B,
+Most functions return one figure for each of B videos, (B,) float32, others pairs of target and measured values, (B,
 points, 2); NaN if nothing can be measured, for example if the object was not found. Lengths are in frame widths, so
 that different sizes can be compared.
 """
@@ -69,7 +69,7 @@ def path_error(mask: Tensor, truth: Tensor) -> Tensor:
 
 
 def displacement_error(mask: Tensor, truth: Tensor) -> Tensor:
-    """Return the same for the last frame only."""
+    """Return the distance (B,) between the object's and the true position in the last frame."""
     return (path(mask) - path(truth))[:, -1].norm(dim=1)
 
 
@@ -111,7 +111,8 @@ def object_steps(mask: Tensor, truth: Tensor) -> Tensor:
 
 
 def camera_steps(step: Tensor, truth: Truth) -> Tensor:
-    """Return the same for the background, from its measured step (B, 2), in the directions in which it is visible."""
+    """Return target and measured steps (B, 2, 2) of the background, from its step (B, 2), along the axes in which
+    motion is visible."""
     target, measured = (torch.einsum("bki,bi->bk", truth.camera_axes, motion) for motion in (truth.camera, step))
     return _paired(truth.camera, target, measured)
 
@@ -137,7 +138,7 @@ def outlines(video: Tensor) -> Tensor:
 
 def outline_overlap(lines: Tensor, truth: Tensor, tolerance: int = 1) -> Tensor:
     """Return the boundary F-measure of two outlines (B, F, H, W) bool: the harmonic mean of the fraction of the lines
-    that are within `tolerance` pixels of a true line, and of the true lines that are as near to a line."""
+    within `tolerance` pixels of a true line, and the fraction of the true lines within that distance of a line."""
 
     def near(lines: Tensor, others: Tensor) -> Tensor:
         reach = F.max_pool2d(others.float(), 2 * tolerance + 1, stride=1, padding=tolerance) > 0

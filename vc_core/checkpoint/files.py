@@ -61,7 +61,7 @@ def open_tensors(path: str | Path) -> Tensors:
     torch saves them: the state dict, see `INSIDE`, without other entries such as a step count.
 
     Pickled files are read with `weights_only=True`. Scaled weights are multiplied by their scales, see
-    `vc_core.checkpoint.scales`. Raises `UserError` if the file is missing, truncated, damaged, of another kind or
+    `vc_core.checkpoint.scales`. Raises `UserError` if the file is missing, cut off, damaged, of another kind or
     quantised, or if it contains code.
     """
     path = Path(path)
@@ -80,6 +80,8 @@ def open_tensors(path: str | Path) -> Tensors:
 
 # A .safetensors begins with a length, whose bytes may be any of these characters; but then a NUL follows.
 _TEXT = rb"(?=[^\0]*\Z)\s*"
+# PNG, JPEG, GIF; WebP and AVI; HEIC, AVIF, MP4 and MOV; Matroska and WebM.
+_MEDIA = rb"\x89PNG|\xff\xd8\xff[\xc0-\xff]|GIF8|RIFF.{4}(WEBP|AVI)|.{4}ftyp|\x1a\x45\xdf\xa3"
 _OTHERS = {
     b"GGUF": "is a GGUF file, which is not supported. Download the model as a .safetensors in fp32, fp16, bf16 or fp8",
     _TEXT
@@ -90,6 +92,9 @@ _OTHERS = {
     + rb'\{.*"weight_map"': "is the index of a sharded checkpoint and contains no tensors. Join the files that it "
     "lists into one .safetensors, and pass that file",
     _TEXT + rb"\{": "is a JSON file. Expected a .safetensors or .pth with tensors. Pass the file that it describes",
+    rb"\Z": "is empty. Download or save it again",
+    _MEDIA: "is an image or a video, not a checkpoint. Pass a .safetensors or .pth",
+    rb"[\t\n\r -~\x80-\xff]{9,}\Z": "is a text file, not a checkpoint. Pass a .safetensors or .pth",
 }
 """First bytes of files that users confuse with checkpoints -> the message about them."""
 
@@ -112,10 +117,18 @@ def _clear_errors(path: Path) -> Iterator[None]:
             ) from error
         reason = re.sub(r"Weights only load failed\..*|\x1b\[\d*m", "", str(error), flags=re.DOTALL)
         reason = " ".join([type(error).__name__, *reason.splitlines()[:1]])[:200].strip()
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason}). It is truncated, or it is not a .safetensors or .pth "
-            "with tensors. Download or save it again."
-        ) from error
+        kind, advice = next(text for pattern, text in _DAMAGES.items() if re.search(pattern, reason))
+        raise UserError(f"{path} {kind} ({reason}). {advice}.") from error
+
+
+_DAMAGES = {
+    "header too small|header length|incomplete metadata|central directory|EOF|out of range|a ZIP|Invalid argument": (
+        "is cut off or damaged",
+        "Download or save it again",
+    ),
+    "": ("is not a checkpoint, or it is damaged", "Pass a .safetensors or .pth with tensors, or download it again"),
+}
+"""Reasons in a library's message -> what is wrong with the file, and what to do."""
 
 
 def _tensors_of_file(path: Path, load: Callable[[], Get], state: StateDict, **more: Any) -> Tensors:

@@ -168,6 +168,8 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
     lines += [f"  assumed: {sentence}" for sentence in info.assumed]
     if info.extra:
         lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")
+    if name and not brief:
+        lines.append(f"  sampling_rate: {info.config.extraction.sampling_rate:g} frames per second of a clip")
     if info.config is not None and not brief:
         lines.append(json.dumps(json.loads(info.config.to_json()), indent=2))
     if info.training is not None and not brief:

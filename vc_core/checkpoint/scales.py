@@ -25,7 +25,7 @@ _OF_ACTIVATIONS = ("scale_input", "input_scale")
 """Scales of a layer's inputs, which only programs that compute in 8 bits use."""
 _MARK, _MARK_OF_LAYER, _MARK_IN_METADATA = "scaled_fp8", "comfy_quant", "_quantization_metadata"
 _PLAIN = ("float8_e4m3fn", "float8_e5m2")
-"""Those of the formats in marks that are an 8-bit number times a factor."""
+"""Marked formats that store an 8-bit number times a factor."""
 _EIGHT_BITS = tuple(getattr(torch, name) for name in _PLAIN)
 _OF_SCALES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """8-bit scales belong to MXFP8 and similar formats, and their order cannot be inferred from the shape."""

@@ -25,7 +25,6 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     for name, own in (("single_image", "image"), ("single_sketch", "sketch"), ("style", "style")):
         if path := getattr(s, own):
             separate[name] = f"{label(own)} {path}"
-    idle = sorted({*s.strength, *s.schedule} - {*s.use, *separate})
     changed = [name for name in SETTINGS if getattr(s, name) != DEFAULTS[name]]
     extracted = {*s.use, *(["single_sketch"] if s.sketch and s.lines == "none" else [])}
     use, video, init, denoise = map(label, ("use", "video", "init", "denoise"))
@@ -41,11 +40,12 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     for name, by in separate.items():
         if name in s.use:
             yield f"The condition '{name}' is set twice, by {use} and by {by}. Set it once."
-    if idle:
-        yield (
-            f"{label('strength')} or {label('schedule')} names conditions that are not used: {', '.join(idle)}. "
-            "Remove them there, or add these conditions."
-        )
+    for name in ("strength", "schedule"):
+        if idle := sorted({*getattr(s, name)} - {*s.use, *separate}):
+            yield (
+                f"{label(name)} names conditions that are not used: {', '.join(idle)}. Remove them there, or add these "
+                "conditions."
+            )
     if "sketch_method" in changed and s.sketch and s.lines != "none" and "sketch" not in s.use:
         yield (
             f"{label('sketch_lines')} {s.lines} means that the image is a drawing, but {label('sketch_method')} "
@@ -97,9 +97,10 @@ def check_inputs(settings: Settings, label: Label) -> None:
             if os.path.isdir(path) and name not in FOLDERS:
                 raise UserError(f"{label(name)} expects a file, but {path} is a folder. Pass a file.")
             if not os.path.exists(path):  # pathlib raises for names that are too long
-                text = brief(str(path), LONGEST_PATH)
-                raise UserError(f"{text} does not exist, but {label(name)} names it. Check the path.")
+                advice = (
+                    "A strength is a number: FILE=0.8." if name == "lora" and "=" in str(path) else "Check the path."
+                )
+                raise UserError(f"{label(name)}: There is no file {brief(str(path), LONGEST_PATH)}. {advice}")
     for path in settings.models:
         if not os.path.isdir(os.path.expanduser(path)):
-            text = brief(str(path), LONGEST_PATH)
-            raise UserError(f"{text} is not a folder, but {label('models')} names it. Check the path.")
+            raise UserError(f"{label('models')}: There is no folder {brief(str(path), LONGEST_PATH)}. Check the path.")

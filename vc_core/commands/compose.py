@@ -26,7 +26,7 @@ from ..video.writing import check_videos, numbered, write_contact_sheet, write_v
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, named_as, probed
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
-from .settings import Label, Settings, as_key, as_option, read_yaml
+from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 NOTED = 10**9
@@ -76,9 +76,11 @@ def gather_many(path: Path, options: Mapping[str, Any]) -> list[Settings]:
         UserError: the first run that has wrong settings, no `out`, or the `out` of another run.
     """
     runs, written = [], {}
-    for number, values in enumerate(_listed_runs(path), 1):
+    defaults, listed = _listed_runs(path)
+    for number, values in enumerate(listed, 1):
         with about(path, f"run {number}"):
-            settings = Settings.from_mapping(values, path.parent).with_options(options)
+            merged = {**by_name(defaults), **by_name(values)}
+            settings = Settings.from_mapping(merged, path.parent).with_options(options)
             check_ready(settings, as_key)
             for output in outputs(settings):
                 key = os.path.realpath(output)
@@ -89,16 +91,23 @@ def gather_many(path: Path, options: Mapping[str, Any]) -> list[Settings]:
     return runs
 
 
-def _listed_runs(path: Path) -> list[dict[str, Any]]:
+def _listed_runs(path: Path) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """Return the common defaults and the runs of a YAML."""
     data, expected = read_yaml(path), "Expected a list of runs, or a list 'runs:' and common 'defaults:'"
     defaults: Any = {}
     if isinstance(data, Mapping):
-        if unknown := sorted(map(str, set(data) - {"runs", "defaults"})):
+        unknown = sorted(map(str, set(data) - {"runs", "defaults"}))
+        if {key.replace("-", "_") for key in unknown} & {*SETTINGS}:
+            raise UserError(
+                f"{path} contains the settings of one run, but --batch expects a list of runs. Use --from {path}, or "
+                "begin each run with '- '."
+            )
+        if unknown:
             raise UserError(f"{path} has unknown keys: {', '.join(unknown)}. {expected}.")
         data, defaults = data.get("runs"), data.get("defaults") or {}
     if not isinstance(data, list) or not data or not all(isinstance(run, Mapping) for run in [defaults, *data]):
         raise UserError(f"{path} contains no runs. {expected}.")
-    return [{**defaults, **run} for run in data]
+    return defaults, data
 
 
 def check_ready(settings: Settings, label: Label = as_option) -> None:
@@ -134,7 +143,8 @@ def run(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Compose the settings' videos and write them. Returns lines to print: one per file, notes, and the chosen values.
+    """Compose the settings' videos and write them. Returns lines to print: one per file, notes, and the
+    values set automatically.
 
     Args:
         composer: made from the settings' checkpoint; None to load it.
@@ -260,7 +270,7 @@ _CHOICES: tuple[tuple[str, Callable[[Settings], str]], ...] = (
 
 
 def _chosen(user: Settings, full: Settings, plan: FramePlan | None, record: Record) -> str:
-    """Return a line with the values that were chosen for the user; empty if there are none."""
+    """Return a line with the values that were set automatically; empty if there are none."""
     words = [
         say(full)
         for name, say in _CHOICES
@@ -270,4 +280,4 @@ def _chosen(user: Settings, full: Settings, plan: FramePlan | None, record: Reco
         words.append(f"{float(plan.rate):g} frames sampled per second of {(user.video or user.init).name}")
     if user.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
-    return f"chosen: {', '.join(words)}" if words else ""
+    return f"set automatically: {', '.join(words)}" if words else ""

@@ -38,7 +38,9 @@ _Overrides = Annotated[
 
 def info(
     overrides: _Overrides,
-    file: argument(Path | None, "a file, or a folder of diffusers (default: the bundled checkpoint)", "[FILE]") = None,
+    file: argument(
+        Path | None, "a file, or a folder that diffusers wrote (default: the bundled checkpoint)", "[FILE]"
+    ) = None,
     json: option(bool, "print the report as JSON") = False,
 ) -> int:
     with progress_bars() as progress:
@@ -56,12 +58,13 @@ def convert(
     ),
     overrides: _Overrides,
     add: option(each(Path), "a file with further parts; may be repeated", shown="FILE") = (),
-    parts: option(str | None, "parts to write, with commas: model, vae, text, image", shown="NAMES") = None,
+    parts: option(str | None, "parts to write, separated by commas: model, vae, text, image", shown="NAMES") = None,
     layout: option(
         str | None,
         f"layout to write: {', '.join(LAYOUTS)} (default: released for a .pth of a network, else videocomposer)",
+        shown="NAME",
     ) = None,
-    dtype: option(str | None, "fp32, fp16, bf16 or fp8 (default: unchanged)") = None,
+    dtype: option(str | None, "fp32, fp16, bf16 or fp8 (default: unchanged)", shown="NAME") = None,
 ) -> None:
     names = parts and [name.strip() for name in parts.split(",")]
     with progress_bars() as progress:

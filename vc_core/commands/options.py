@@ -62,17 +62,19 @@ class Limits:
 
 @dataclasses.dataclass
 class Sources:
-    """Other options override the values of the file."""
+    """Options on the command line override the values in the file."""
 
     source: option(
         Path | None,
-        "use the settings of this file: a .yaml or .json whose keys are option names and whose paths are relative to "
-        "it; or repeat the run that wrote this video, folder or sheet",
+        "settings file, .yaml or .json: option names without --, one per line; its paths are relative to its folder. "
+        "Or an output of compose (a video, folder or sheet): repeat that run",
         shown="FILE",
         name="from",
     ) = None
     batch: option(
-        Path | None, "run all settings of this .yaml: a list, or a list 'runs:' and common 'defaults:'", shown="RUNS"
+        Path | None,
+        "compose several videos: a .yaml with a list of settings, or with a list 'runs:' and common 'defaults:'",
+        shown="RUNS",
     ) = None
 
 

@@ -5,7 +5,6 @@ and the checks of all values.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import accumulate
@@ -18,7 +17,7 @@ from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
 from ..diffusion.noise import NOISES
 from ..diffusion.samplers import SAMPLERS
-from ..errors import UserError, about, shown, spelled
+from ..errors import UserError, about, nearest, shown, spelled
 from ..extract import drawing
 from ..extract.mask import POLARITIES, RANDOM_MASKS
 from ..extract.motion.from_video import MODES
@@ -45,14 +44,8 @@ def as_key(name: str) -> str:
     return f"'{name}'"
 
 
-def nearest(word: Any, names: Iterable[str]) -> str:
-    """Suggest the most similar name, with a space in front; empty if no name is similar."""
-    close = difflib.get_close_matches(spelled(word), list(names), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
 def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
-    """Say what is wrong with a value, and what was expected. `text` is the option's text that the value comes from."""
+    """Say what is wrong with a value, and what was expected. `text` is the option's text on the command line."""
     (name,), hint = problem.where, bare(problem.hint)
     expected = f"Expected {words(problem.hint)}."
     if problem.message.startswith(("Expected", "Unknown")):
@@ -60,8 +53,12 @@ def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
     elif get_origin(hint) is Literal:
         expected += nearest(problem.value, get_args(hint))
     elif get_origin(hint) is dict and text is not None and problem.value is text:  # an option's
-        expected = f"Expected {form(problem.hint)}."
+        expected = f"Expected {form(problem.hint)}, e.g. {_EXAMPLES[name]}."
     return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}"
+
+
+_EXAMPLES = {"strength": "motion=0.5", "schedule": "style=0:0.6", "lora": "my.safetensors=0.8"}
+"""Values of the options that are mappings."""
 
 
 # --- Types ------------------------------------------------------------------------------------------------------------
@@ -73,8 +70,16 @@ def _check_names(names: Iterable[Any], allowed: Iterable[str]) -> None:
         if name not in allowed:
             raise ValueError(
                 f"Unknown condition '{spelled(name)}'. Expected one or more of {', '.join(allowed)}."
-                f"{nearest(name, allowed)}"
+                f"{_ELSEWHERE.get(spelled(name)) or nearest(name, allowed)}"
             )
+
+
+_ELSEWHERE = {
+    "text": " Set the text with --text, and its strength with --guidance.",
+    "style": " Set the style with --style FILE.",
+    "image": " For the first frame, use single_image.",
+}
+"""Inputs that users confuse with conditions -> where to set them."""
 
 
 def _conditions(value: Any) -> Any:
@@ -90,6 +95,8 @@ def _conditions(value: Any) -> Any:
 def _by_condition(value: Any) -> Any:
     if isinstance(value, Mapping):
         _check_names(value, APPLIED)
+    elif isinstance(value, list | tuple):  # options that are not NAME=VALUE
+        _check_names([name for name in _ELSEWHERE if name in value and name not in APPLIED], APPLIED)
     return value
 
 
@@ -126,7 +133,7 @@ def _by_frame(value: Any) -> Any:
 
 
 def _sides(value: Any) -> Any:
-    """Read WIDTHxHEIGHT; return (height, width). A tuple was read before; a list is refused, its order is unclear."""
+    """Read WIDTHxHEIGHT; return (height, width). A tuple was read before. A list is refused: its order is unclear."""
     if not isinstance(value, str):
         return value
     width, _, height = value.lower().partition("x")
@@ -179,7 +186,7 @@ Canvas = Annotated[
 Size = Annotated[Canvas, AfterValidator(_eights), Spoken("WIDTHxHEIGHT, e.g. 256x256", "WIDTHxHEIGHT")]
 Pair = Annotated[tuple[float, float], Field(strict=False), Spoken("two numbers, e.g. 0.2,0", "X,Y")]
 Strengths = Annotated[
-    dict[str, float], BeforeValidator(_by_condition), Spoken("a mapping such as {motion: 0.5}", "NAME=FACTOR")
+    dict[str, float], BeforeValidator(_by_condition), Spoken("a mapping such as {motion: 0.5}", "NAME=NUMBER")
 ]
 Loras = Annotated[
     dict[File, Annotated[float, Field(allow_inf_nan=False)]],
@@ -225,10 +232,11 @@ class Settings:
     """
 
     video: File | None = _setting("source of conditions: a video, or a folder of images")
-    use: Conditions = _setting(f"conditions to extract from --video, with commas: {', '.join(CONDITIONS)}", ())
+    use: Conditions = _setting(f"conditions to extract from --video, separated by commas: {', '.join(CONDITIONS)}", ())
     start: Annotated[float, Field(ge=0)] = _setting("start time in the source, in seconds (default: 0)", 0.0)
     rate: Positive | None = _setting(
-        "frames sampled per second of the source (default: the checkpoint's rate, usually 4; more for short clips)"
+        "frames sampled per second of the source (default: the checkpoint's sampling_rate, usually 4; more for short "
+        "clips)"
     )
     motion_mode: Mode = _setting(
         "motion vectors: released, as in training (default), or stream, those stored in the file", "released"
@@ -250,13 +258,14 @@ class Settings:
         "how near things look in --depth-maps: bright (default) or dark", "bright"
     )
     depth_scale: Positive | None = _setting(
-        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: percentiles 2 and 98 "
-        "become 0 and 2)"
+        "depth of white in --depth-maps (of black with --depth-near dark), 0 to 10 (default: the maps' percentiles "
+        "2 and 98 become the depths 0 and 2)"
     )
     mask: File | None = _setting("area to repaint: an image, a video, or a folder of images")
     mask_white: White = _setting("what to do with the white area of --mask: paint (default) or keep", "paint")
     mask_draw: Literal[(*MASKS, "any")] | None = _setting(
-        f"draw a random mask instead, as in the original training: {', '.join(MASKS)} (of the frame), or any of them"
+        f"draw a random mask instead, as in the original training: {', '.join(MASKS)} (of the frame), or any: "
+        "one of these at random"
     )
     mask_seed: Seed = _setting("seed of the drawn mask (default: 0)", 0)
     models: Files = _setting("folders with the PiDiNet and MiDaS files (default: those that ./vc doctor lists)", ())
@@ -377,14 +386,9 @@ class Settings:
     def from_mapping(values: Mapping[str, Any], folder: Path | None = None) -> "Settings":
         """Read settings by name, as a file stores them; relative paths are under `folder`. Raises `UserError`."""
         if not isinstance(values, Mapping):
-            raise UserError(f"Expected settings as a mapping of names to values, got {shown(values)}.")
-        for name in values:
-            if name not in SETTINGS:
-                raise UserError(
-                    f"There is no setting {shown(name)}.{nearest(name, SETTINGS)} See ./vc compose --help for all "
-                    "settings."
-                )
-        settings = Settings(**{name: value for name, value in values.items() if value is not None})
+            advice = " For a list of settings, use --batch instead of --from." if isinstance(values, list) else ""
+            raise UserError(f"Expected lines such as 'steps: 20', got {shown(values)}.{advice}")
+        settings = Settings(**{name: value for name, value in by_name(values).items() if value is not None})
         return settings if folder is None else settings.with_paths(lambda path: folder / path)
 
     @staticmethod
@@ -505,6 +509,22 @@ TITLES |= {name: title for name, title in _BY_SUBJECT if name not in TITLES}
 DEFAULTS = vars(Settings())
 
 
+def by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the values of a file by setting: keys are spelled with - or _. Raises `UserError` for an unknown key, or
+    one that occurs in both spellings."""
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_") if isinstance(key, str) else key
+        if name not in SETTINGS:
+            raise UserError(
+                f"There is no setting {shown(key)}.{nearest(name, SETTINGS)} See ./vc compose --help for all settings."
+            )
+        if name in named:
+            raise UserError(f"The setting '{name}' occurs twice, with - and with _. Remove one of the two.")
+        named[name] = value
+    return named
+
+
 def _from_text(name: str, text: Any) -> Any:
     """Convert an option's text, or list of texts, to a value as in a file; return it unchanged if that fails."""
     kind = bare(Settings.__annotations__[name])
@@ -543,7 +563,8 @@ def read_yaml(path: str | Path) -> Any:
         return parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except ValueError as error:
         raise UserError(
-            f"{path} cannot be read as settings ({error}). Expected a mapping of names to values."
+            f"{path} cannot be read as settings ({error}). Check the quotes, brackets and spaces there. Expected lines "
+            "such as 'steps: 20'."
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error

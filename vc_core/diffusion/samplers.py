@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, DiffusionConfig
-from ..errors import UserError, shown
+from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
 from .noise import NOISES
@@ -66,7 +67,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.noise not in NOISES:
             raise UserError(f"Unknown noise '{self.noise}'. Expected one of {', '.join(NOISES)}.")
-        for name in ("guidance", "condition_guidance", "rescale"):
+        check_type("steps", self.steps, Integral | None, "an integer")
+        check_type("sigmas", self.sigmas, Tensor | None, "a tensor of `steps` + 1 noise levels")
+        check_type("windows", self.windows, Windows | None, "a Windows, such as Windows(16)")
+        for name in ("guidance", "condition_guidance", "rescale", "eta", "denoise"):
             value = getattr(self, name)
             if value is None and name == "guidance":
                 continue
@@ -151,7 +155,7 @@ def sample(
 
 
 Arranged = tuple[Any, Tensor]
-"""A scheduler with its steps set, and the network's timestep at each step."""
+"""A scheduler with its steps set, and the network's timestep at each of its `timesteps`."""
 
 
 def _by_sigmas(make: Callable, config: DiffusionConfig, steps: int, sigmas: Tensor | None = None) -> Arranged:
@@ -219,26 +223,59 @@ def lcm_scaling(config: DiffusionConfig) -> float:
     return 10.0 * 1000 / config.steps
 
 
-# Sampler -> diffusers' class, its settings, and the function that sets up its steps.
+@dataclass(frozen=True)
+class _Row:
+    """A sampler.
+
+    Attributes:
+        scheduler: name of diffusers' class.
+        settings: its settings, besides the noise schedule and the prediction.
+        arrange: `arrange(make, config, steps)` creates the scheduler with `make`, sets up `steps` steps over the entire
+            noise schedule, and returns it with the network's timestep at each of its `timesteps`, descending. It may
+            return more steps; then `begin` says where a run starts.
+        begin: `begin(timesteps, config, denoise, steps)`: the index of the first step to run.
+        noisy: whether every step adds noise. Such a scheduler's `step` accepts `generator`.
+        eta: whether `step` accepts `eta`, the fraction of new noise, and `generator`.
+        sigmas: whether `arrange` accepts `sigmas`.
+    """
+
+    scheduler: str
+    settings: Mapping[str, Any]
+    arrange: Callable[..., Arranged]
+    begin: Callable[[Tensor, DiffusionConfig, float, int], int] = lambda timesteps, config, denoise, steps: (
+        len(timesteps) - steps
+    )
+    noisy: bool = False
+    eta: bool = False
+    sigmas: bool = False
+
+
+def _released_begin(timesteps: Tensor, config: DiffusionConfig, denoise: float, steps: int) -> int:
+    highest = round(denoise * config.steps, 6)  # because 0.29 * 100 is less than 29
+    return min(int((timesteps > highest).sum()), len(timesteps) - 1)
+
+
 _KARRAS = {"use_karras_sigmas": True}
-_TABLE = {
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas),
-    "unipc": ("UniPCMultistepScheduler", _KARRAS, _by_sigmas),
+_ROWS = {
+    "dpmpp_2m": _Row("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}, _by_sigmas,
+                     sigmas=True),
+    "unipc": _Row("UniPCMultistepScheduler", _KARRAS, _by_sigmas, sigmas=True),
     # With "leading", the noise in its first network input has unit variance, as in the others.
-    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas),
-    "lcm": ("LCMScheduler", {"clip_sample": False}, _lcm),
-    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim),
-    "ddim_released": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released),
-}
-SAMPLERS = tuple(_TABLE)
-_WITH_ETA = tuple(name for name, (kind, *_) in _TABLE.items() if kind == "DDIMScheduler")
-_WITH_SIGMAS = tuple(name for name, (*_, arrange) in _TABLE.items() if arrange is _by_sigmas)
+    "euler": _Row("EulerDiscreteScheduler", {"timestep_spacing": "leading", **_KARRAS}, _by_sigmas, sigmas=True),
+    "lcm": _Row("LCMScheduler", {"clip_sample": False}, _lcm, noisy=True),
+    "ddim": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}, _ddim, eta=True),
+    "ddim_released": _Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}, _ddim_released,
+                          _released_begin, eta=True),
+}  # fmt: skip
+SAMPLERS = tuple(_ROWS)
+_WITH_ETA = tuple(name for name, row in _ROWS.items() if row.eta)
+_WITH_SIGMAS = tuple(name for name, row in _ROWS.items() if row.sigmas)
 
 
 def released_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
     """The timesteps that `ddim_released` runs, descending integers. Raise the same errors as `make_sampler`."""
     grid = _released_grid(config, _total(config, steps, denoise))
-    return grid[_released_begin(grid, config, denoise) :]
+    return grid[_released_begin(grid, config, denoise, steps) :]
 
 
 def lcm_timesteps(config: DiffusionConfig, steps: int, denoise: float = 1.0) -> Tensor:
@@ -261,7 +298,7 @@ def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
     """
     import diffusers
 
-    (kind, own, arrange), denoise = _TABLE[sampling.sampler], sampling.denoise
+    row, denoise = _ROWS[sampling.sampler], sampling.denoise
     steps = sampling.steps if sampling.sigmas is None else len(sampling.sigmas) - 1
     settings = {
         "num_train_timesteps": config.steps,
@@ -270,16 +307,16 @@ def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
         "beta_schedule": config.beta_schedule,
         "prediction_type": config.prediction,
     }
-    make = partial(getattr(diffusers, kind), **settings, **own)
+    make = partial(getattr(diffusers, row.scheduler), **settings, **row.settings)
     sigmas = {} if sampling.sigmas is None else {"sigmas": sampling.sigmas}
-    scheduler, timesteps = arrange(make, config, _total(config, steps, denoise), **sigmas)
-    begin = _released_begin(timesteps, config, denoise) if arrange is _ddim_released else len(timesteps) - steps
+    scheduler, timesteps = row.arrange(make, config, _total(config, steps, denoise), **sigmas)
+    begin = row.begin(timesteps, config, denoise, steps)
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise diffusers finds the first step by its timestep, which several steps can share.
         scheduler.set_begin_index(begin)
     eta = {"eta": sampling.eta} if sampling.eta else {}
     keys = scheduler.timesteps[begin:]
-    return Sampler(scheduler, timesteps.float()[begin:], keys, eta, bool(eta) or arrange is _lcm)
+    return Sampler(scheduler, timesteps.float()[begin:], keys, eta, bool(eta) or row.noisy)
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
@@ -295,9 +332,3 @@ def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:
             "possible. Use fewer steps or a larger denoise."
         )
     return total
-
-
-def _released_begin(timesteps: Tensor, config: DiffusionConfig, denoise: float) -> int:
-    """The index of the first timestep to run. The grid may have more steps than requested."""
-    highest = round(denoise * config.steps, 6)  # because 0.29 * 100 is less than 29
-    return min(int((timesteps > highest).sum()), len(timesteps) - 1)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, check_type
 from .guidance import Denoiser
 
 
@@ -27,6 +28,8 @@ class Windows:
     carry: float = 0.5
 
     def __post_init__(self) -> None:
+        check_type("The length of windows", self.length, Integral, "an integer")
+        check_type("The overlap of windows", self.overlap, Integral | None, "an integer")
         if self.length < 1:
             raise UserError(f"The length of windows must be at least 1 frame, got {self.length}.")
         if self.overlap is None:

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, check_type
 from ..progress import Progress
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Tiling:
         return math.prod(min(side, self.tile or side) for side in size)
 
     def __post_init__(self) -> None:
+        check_type("chunk", self.chunk, Integral | None, "an integer")
+        check_type("tile", self.tile, Integral | None, "an integer")
         if self.chunk is not None and self.chunk < 1:
             raise UserError(f"chunk must be at least 1 frame, got {self.chunk}.")
         if self.tile is not None and self.tile < MIN_TILE:

@@ -99,7 +99,7 @@ def mask_of(video: Tensor, white: str, frames: int, size: tuple[int, int]) -> Ma
 
 
 def _keep(whiteness: Tensor, white: str) -> Tensor:
-    """The keep map, (B, 1, F, H, W) of {0, 1}, of a whiteness of the same shape in [0, 1]."""
+    """Return the keep map (B, 1, F, H, W) of {0, 1} for a whiteness of the same shape in [0, 1]."""
     bright = whiteness >= 0.5 - 1e-4  # the weights of grey sum to 1, except for rounding
     return (bright if white == "keep" else ~bright).float()
 
@@ -194,7 +194,7 @@ def _half(draw: Draw, width: int, height: int) -> list[Shape]:
 
 
 def _travel(draw: Draw) -> None:
-    """Two draws without use, so that a seed gives the same mask as in earlier versions."""
+    """Draw two unused numbers, so that a seed gives the same mask as in earlier versions."""
     for _ in range(2):
         draw(-REFERENCE // 4, REFERENCE // 4 + 1)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conditions import CONDITIONS, condition_size, drawing_size
 from ..config import ExtractionConfig
-from ..errors import UserError
+from ..errors import UserError, check_type
 from ..progress import Progress
 from ..video import FramePlan, read_frames, resize_crop
 from .annotators import Folders
@@ -46,6 +46,7 @@ class Source:
         if isinstance(self.clip, Tensor):
             frames = self.clip[:, :3, :1] if still else self.clip[:, :3]
             return resize_crop(frames, size).expand(-1, 3, -1, -1, -1)
+        check_type("plan", self.plan, FramePlan, "the frame plan of the clip, such as plan_frames(probe(clip))")
         return read_frames(self.clip, replace(self.plan, frames=1) if still else self.plan, size)
 
     def fitted(self, name: str, tensor: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ class Extracted:
 def _motion(source: Source, options: Options, progress: Progress | None) -> Extracted:
     from .motion.from_video import read_motion
 
+    check_type("plan", source.plan, FramePlan, "a FramePlan, as plan_frames() returns it: motion requires it")
     layout, unit = source.extraction.motion_layout, source.extraction.motion_unit
     size = drawing_size("motion", source.size)
     mode, height = options.motion_mode, options.nominal_height

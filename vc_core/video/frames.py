@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, counted
+from ..errors import UserError, check_type, counted
 from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
@@ -88,15 +89,23 @@ def plan_frames(
     duration is the number of frames divided by the average rate. `start` is in seconds. A plan of one frame uses the
     frame shown at the start.
 
-    Raises UserError if the clip is too short: without `rate`, if fewer than `frames` frames of the source remain from
-    `start` on (repeated frames would not move); with `rate`, if the remaining seconds contain fewer than `frames`
-    frames at that rate. Also for a rate outside 0.01 to 1000.
+    Raises UserError if the start is at or after the clip's end, or if the clip is too short: without `rate`, if fewer
+    than `frames` frames of the source remain from `start` on (repeated frames would not move); with `rate`, if the
+    remaining seconds contain fewer than `frames` frames at that rate. Also for a rate outside 0.01 to 1000.
     """
+    check_type("info", info, VideoInfo, "what probe() returns for a clip")
+    check_type("frames", frames, Integral, "an integer")
+    check_type("rate", rate, Real | None, "a number of frames per second")
     if frames < 1:
         raise UserError(f"{info.path}: The number of frames must be at least 1, got {frames}.")
     start = float(start)
     if start < 0 or not math.isfinite(start):
         raise UserError(f"{info.path}: The start must be 0 seconds or later, got {start}.")
+    if start and start >= info.duration:
+        raise UserError(
+            f"{info.path} is {info.duration:g} seconds long, so it has no frames from {start:g} s on. Use an earlier "
+            "start."
+        )
     nominal = info.frames / float(info.rate) - start  # as the released code computes it
     seconds = info.duration - start
     if rate is None:

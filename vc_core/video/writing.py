@@ -5,12 +5,13 @@ import os
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import count
+from numbers import Integral, Real
 from pathlib import Path
 
 from torch import Tensor
 
 from ..disk import written_beside
-from ..errors import UserError
+from ..errors import UserError, check_type
 from ..progress import Progress
 from .formats import FOLDER, FORMATS, VideoFormat, VideoToWrite, as_bytes
 from .limits import SLOWEST
@@ -26,9 +27,12 @@ def write_video(
     progress: Progress | None = None,
 ) -> Path:
     """Write one video, `([1,] 3 or 1, F, H, W)`, as `write_videos` does, and return its path."""
+    check_type("The video", video, Tensor, "a torch tensor (3, frames, height, width)")
     videos = video[None] if video.dim() == 4 else video
     if len(videos) != 1:
-        raise ValueError(f"expected one video (3, F, H, W), got {tuple(video.shape)}")
+        raise UserError(
+            f"The video for {path} has the shape {tuple(video.shape)}. Expected one video, (3, frames, height, width)."
+        )
     return write_videos(path, videos, rate, scale, metadata, progress)[0]
 
 
@@ -55,13 +59,21 @@ def write_videos(
         metadata: texts to store in each file for `read_metadata`, see `check_metadata`.
         progress: called as `progress("writing", done, total)`, counting the frames of all files.
 
-    Raises UserError for another ending, an encoder that is not installed, a rate, size or metadata that the format
-    does not support, a folder with other files in it, a path that cannot be written, or NaN values.
+    Raises UserError for wrong types or shapes, another ending, an encoder that is not installed, a rate, size or
+    metadata that the format does not support, a folder with other files in it, a path that cannot be written, or NaN
+    values.
     """
+    check_type("path", path, str | os.PathLike, "the path of a file")
+    check_type("videos", videos, Tensor, "a torch tensor (batch, 3, frames, height, width)")
+    check_type("rate", rate, Real, "a number of frames per second")
+    check_type("scale", scale, Integral, "an integer of at least 1")
     if videos.dim() != 5 or videos.shape[1] not in (1, 3) or 0 in videos.shape:
-        raise ValueError(f"expected videos (B, 3 or 1, F, H, W), got {tuple(videos.shape)}")
+        raise UserError(
+            f"The video for {path} has the shape {tuple(videos.shape)}. Expected (batch, 3 or 1, frames, height, "
+            "width)."
+        )
     if scale < 1:
-        raise ValueError(f"expected a scale of at least 1, got {scale}")
+        raise UserError(f"scale is {scale}. Expected an integer of at least 1.")
     form, metadata = check_format(path, rate), dict(metadata or {})
     check_metadata(metadata)
     sides = [side * scale for side in videos.shape[3:]]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ...checkpoint.files import open_tensors
 from ...checkpoint.tensors import StateDict
-from ...errors import UserError, shorten, shown
+from ...errors import UserError, amount, shorten, shown
 from ...parsing import parse_json, read_text
 from ...progress import Progress
+from ...published import MODELS
 from ..annotators import IMAGENET, Folders, Statistics, as_folders, locate, normalised, per_frame, what_to_get
 from .maps import HIGHEST, by_percentiles
 from .midas import is_midas, midas_config, midas_state
@@ -130,14 +131,16 @@ def load_depth_model(
         UserError: the file is missing, damaged or of another kind, or transformers is not installed.
     """
     if path is None and not (path := locate([RELEASED_FILE], models).get(RELEASED_FILE)):
-        folders = ", ".join(map(str, as_folders(models)))
+        folders = as_folders(models)
+        size = amount(next(model.size for model in MODELS if model.name == RELEASED_FILE))
         raise UserError(
-            f"Extracting depth requires a model, but {RELEASED_FILE} was not found in {folders}. {_advice(models)}. Or "
-            "pass depth maps, which require no model."
+            f"Extracting depth requires depth maps or a depth model, and {RELEASED_FILE} was not found in "
+            f"{', '.join(map(str, folders))}. Pass depth maps of the clip (--depth-maps), or run ./vc get "
+            f"{RELEASED_FILE} --to {folders[0]} to download the model ({size})."
         )
     path = Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"There is no depth model at {path}. Check the path, or use another model. {_advice(None)}.")
+        raise UserError(f"There is no depth model at {path}. Check the path, or use another model. {_advice()}.")
     folder = path if path.is_dir() else path.parent
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None) if folder is path else path
     if file is None:
@@ -161,9 +164,9 @@ def midas_model(
     return _described(network, "midas", _HALF)
 
 
-def _advice(models: Folders) -> str:
+def _advice() -> str:
     return (
-        f"{what_to_get([RELEASED_FILE], models)}, or use a folder of transformers' DPT or Depth Anything, such as "
+        f"{what_to_get([RELEASED_FILE])}, or use a folder of transformers' DPT or Depth Anything, such as "
         "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf from https://huggingface.co"
     )
 
@@ -173,7 +176,7 @@ def _settings(path: Path, model: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{model} is not recognized as a depth model: it is not {RELEASED_FILE}, and {path.parent} contains no "
-            f"config.json of transformers' DPT or Depth Anything. Put it there, or use another model. {_advice(None)}."
+            f"config.json of transformers' DPT or Depth Anything. Put it there, or use another model. {_advice()}."
         )
     settings = _json(path)
     if settings.get("model_type") not in tuple(_CLASSES):

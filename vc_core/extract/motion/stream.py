@@ -67,7 +67,7 @@ def stream_field(
     vectors = reencoded(chain([first], frames), rate, sum(counts) + 1, settings, clip.name)
     with closing(vectors):
         next(vectors)  # of the first frame, which has no previous frame
-        steps = (closed(to_cells(rows, source, CELL)) for rows in vectors)
+        steps = (holes_filled(to_cells(rows, source, CELL)) for rows in vectors)
         return draw(steps, Picture(source, source), source), why
 
 
@@ -94,7 +94,7 @@ def _along(
     size: tuple[int, int],
     layout: str,
 ) -> Iterator[Tensor]:
-    """The maps (2, h, w) of the plan's frames; `counts` are the steps from each frame to the next; the first is zero.
+    """Yield the maps (2, h, w) of the plan's frames, the first of them zeros. `counts`: stream steps per frame.
 
     The steps belong to the frame as stored; the maps to the frame at the size `shown`, upright.
     """
@@ -107,7 +107,7 @@ def _along(
     )
     scale = np.array([right, down], np.float32).reshape(2, 1, 1)
     yield torch.zeros(2, *size)
-    for grid in between_ticks(steps, counts):
+    for grid in summed_between_frames(steps, counts):
         if grid is None:
             yield torch.zeros(2, *size)
             continue
@@ -140,7 +140,7 @@ def obstacle(table: Index | None) -> str | None:
 
 
 def own_rows(video: Media, table: Index, times: Sequence[int]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Yield (time, kind, VECTOR rows) of the stream's frames at `times`, in order, exactly.
+    """Yield (time, kind, VECTOR rows) of exactly the stream's frames at `times`, in order.
 
     Raises Obstacle at a frame whose vectors do not refer to the previous frame, UserError for a damaged file.
     """
@@ -165,13 +165,13 @@ def own_steps(video: Media, table: Index, times: Sequence[int], source: tuple[in
     for time, letter, rows in own_rows(video, table, times[1:]):
         if letter == "I":
             run = filtering(video, settings.filters(), None, table.colour)
-            two = (run(frame) for _, frame in decode(video, table, (before[time], time)))
-            _, rows = reencoded(two, Fraction(25), 2, settings)
-        yield closed(to_cells(rows, source, CELL))
+            pair = (run(frame) for _, frame in decode(video, table, (before[time], time)))
+            _, rows = reencoded(pair, Fraction(25), 2, settings)
+        yield holes_filled(to_cells(rows, source, CELL))
 
 
-def closed(grid: np.ndarray, rings: int = 8) -> np.ndarray:
-    """Fill the grid's holes, blocks coded without reference, from up to `rings` cells around them; else zero.
+def holes_filled(grid: np.ndarray, rings: int = 8) -> np.ndarray:
+    """Fill the grid's holes (blocks coded without reference) from up to `rings` cells around them, else with zeros.
 
     Each hole gets the mean of its known neighbours, ring by ring.
     """
@@ -208,7 +208,7 @@ def follow(steps: Sequence[np.ndarray]) -> np.ndarray:
     return total
 
 
-def between_ticks(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray | None]:
+def summed_between_frames(steps: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray | None]:
     """Yield one grid per count: that many steps, merged; None for 0. Memory does not grow with the count."""
     for count in counts:
         pending: list[np.ndarray] = []
