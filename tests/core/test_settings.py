@@ -206,8 +206,8 @@ def test_texts_at_frames(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (["b"], "--text-at is b. Expected FRAME=TEXT."),
-        (["x=b"], "--text-at is x=b. Expected FRAME=TEXT."),
+        (["b"], '--text-at is b. Expected FRAME=TEXT, e.g. 40="a blue square".'),
+        (["x=b"], "--text-at is x=b. Expected FRAME=TEXT"),
         (["0=b"], "Expected frames after 0, because 'text' is the prompt of frame 0."),
         (["5=b", "5=c"], "Expected each frame only once."),
     ],

@@ -57,7 +57,12 @@ def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
     return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}"
 
 
-_EXAMPLES = {"strength": "motion=0.5", "schedule": "style=0:0.6", "lora": "my.safetensors=0.8"}
+_EXAMPLES = {
+    "strength": "motion=0.5",
+    "schedule": "style=0:0.6",
+    "text_at": '40="a blue square"',
+    "lora": "my.safetensors=0.8",
+}
 """Values of the options that are mappings."""
 
 
