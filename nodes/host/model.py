@@ -159,6 +159,11 @@ class VideoComposerModel(comfy.model_base.BaseModel):
             out["texts"] = Carried(Texts(later, noise.shape[2]))
         return out
 
+    def resize_cond_for_context_window(self, cond_key: str, cond_value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keep the text complete in every window. Newer ComfyUIs cut tensors whose third dimension equals the number of
+        frames, and the width of the text may be this number: 64 for the bundled checkpoint."""
+        return cond_value if cond_key == "c_crossattn" else None
+
     def _report_resampled(self, conditions: Sequence[Condition], noise: Tensor) -> None:
         size, scale = (8 * noise.shape[-2], 8 * noise.shape[-1]), self.videocomposer.extraction.condition_scale
         expected = {c.name: (size, condition_size(c.name, size, scale)) for c in conditions}
