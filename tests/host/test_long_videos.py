@@ -1,11 +1,12 @@
-"""Long videos in the nodes: texts that change over the frames, and noise that is shuffled between windows."""
+"""Long videos in the nodes: texts that change over the frames. And the kinds of noise, which equal the core's."""
 
 import pytest
 
-from tests.host.reference import compose_latent, karras_sigmas
+from tests.host.reference import compose_latent, karras_sigmas, pan_motion
 from tests.host.scene import TEXT, error
 from tests.host.test_errors import assert_error
 from tests.host.test_stock_nodes import cut
+from vc_core import Condition
 
 FRAMES, LATER, LAST = 32, "a blue square on a green and yellow gradient", "a yellow circle on a purple gradient"
 ALLOWED = 1e-4
@@ -34,6 +35,16 @@ def test_texts_and_shuffled_noise_equal_those_of_compose(scene, composer):
         assert error(core_latent(composer, text, noise=noise), expected) > 10 * ALLOWED
 
 
+@pytest.mark.parametrize("noise", ["warped", "warped_fully"])
+def test_noise_moves_with_the_motion_as_in_compose(scene, composer, noise):
+    motion = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.4))
+    (actual,) = scene.latents(scene.sample(motion, steps=3, noise=noise))
+    pan = Condition("motion", pan_motion(composer.config, (0.4, 0.0), 16))
+    expected = core_latent(composer, TEXT, frames=16, conditions=[pan], noise=noise)
+    assert error(actual, expected) <= ALLOWED
+    assert error(core_latent(composer, TEXT, frames=16, conditions=[pan]), expected) > 10 * ALLOWED
+
+
 def test_a_later_negative_text_and_the_stock_windows(scene):
     stc, plain = scheduled(scene, (31, LATER)), scene.encode(frames=FRAMES)
     later = scene.add("VCTextSchedule", conditioning=scene.negative, next_text=scene.text(LAST), frame=31)
@@ -56,6 +67,7 @@ def test_a_later_negative_text_and_the_stock_windows(scene):
         (FRAMES, [(32, LATER)], "independent", "VC3DUNetSampler", ["frame 32", "0 to 31"]),
         (16, [(8, LATER)], "independent", "VC3DUNetSampler", ["several windows", "16 frames"]),
         (16, [], "shuffled", "VC3DUNetSampler", ["'shuffled'", "several windows", "16 frames"]),
+        (16, [], "warped", "VC3DUNetSampler", ["'warped'", "'motion'"]),
     ],
 )
 def test_wrong_texts_and_noise(scene, frames, texts, noise, node, words):
