@@ -11,11 +11,12 @@ import latent_preview
 from comfy_api.latest import io
 
 from ..vc_core.diffusion.noise import NOISES, arranged_noise
+from ..vc_core.diffusion.tiles import Tiles
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
 from .host.model import config_of, motion_for
-from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_windows
-from .inputs import CATEGORY, advanced, schema
+from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_tiles, with_windows
+from .inputs import CATEGORY, MAX_SIDE, advanced, schema
 
 AUTO = "auto"
 """The option that selects the checkpoint's recommended sampler or scheduler."""
@@ -62,6 +63,9 @@ class VC3DUNetSampler(io.ComfyNode):
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
                                  tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
                                          "but slower."),
+                    io.Int.Input("tile_size", default=0, min=0, max=MAX_SIDE, step=8, optional=True,
+                                 tooltip="Side of the overlapping tiles in which large frames are sampled, in pixels. "
+                                         "0 = entire frames."),
                     io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
                                    tooltip="Noise to start from. shuffled, for long videos: every window gets the "
                                            "noise of the first one in another order (FreeNoise). warped: a tenth of "
@@ -80,12 +84,9 @@ class VC3DUNetSampler(io.ComfyNode):
         steps, cfg = steps or config.steps, cfg or config.guidance
         sampler_name = config.sampler if sampler_name == AUTO else sampler_name
         scheduler = (LCM_RELEASED if config.few_steps else "karras") if scheduler == AUTO else scheduler
-        image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        if latent["samples"].ndim != 5 or image.shape[1] != config.unet.channels:
-            raise UserError(
-                f"Expected a video latent of shape (batch, {config.unet.channels}, frames, height, width) at the "
-                f"socket 'latent', got {tuple(latent['samples'].shape)}. Connect the latent of STC Encode."
-            )
+        image = video_latent(model, latent)
+        if side := context.get("tile_size", 0):
+            model = with_tiles(model, Tiles(side, side))
         length, overlap = context["context_length"], context["context_overlap"]
         windows = Windows(length or config.frames, None if overlap < 0 else overlap)
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:
@@ -109,6 +110,17 @@ class VC3DUNetSampler(io.ComfyNode):
                 model, noise, steps, cfg, sampler_name, scheduler, positive, negative, denoise=denoise, **shared
             )
         return io.NodeOutput({**latent, "samples": samples})
+
+
+def video_latent(model: Any, latent: dict[str, Any]) -> Any:
+    """Return the samples `(B, C, F, h, w)` of a LATENT. Raises `UserError` if it is not a video's."""
+    image, channels = comfy.sample.fix_empty_latent_channels(model, latent["samples"]), config_of(model).unet.channels
+    if latent["samples"].ndim != 5 or image.shape[1] != channels:
+        raise UserError(
+            f"Expected a video latent of shape (batch, {channels}, frames, height, width) at the socket 'latent', got "
+            f"{tuple(latent['samples'].shape)}. Connect the latent of STC Encode, or of VAE Encode with Video VAE."
+        )
+    return image
 
 
 NODES: list[Any] = [VC3DUNetSampler]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -42,7 +43,7 @@ class Style:
         return Schedule(self.strength, self.start, self.end)
 
     def __post_init__(self) -> None:
-        _check_rgb("style image", self.image, "batch", "height", "width")
+        check_rgb("style image", self.image, "batch", "height", "width")
         self.schedule.check("style")
 
 
@@ -76,7 +77,7 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
-        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
+        sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, unless `text` is a list of several prompts.
@@ -106,7 +107,7 @@ def compose(
     sampling = (sampling or Sampling()).filled(config)
     texts, negatives = _by_frame(text), _listed("negative", negative)
     if init is not None:
-        _check_rgb("init video", init, "batch", "frames", "height", "width")
+        check_rgb("init video", init, "batch", "frames", "height", "width")
     prompts = max(texts.values(), key=len)
     batch = len(prompts) if len(prompts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
@@ -132,6 +133,7 @@ def compose(
     motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
+    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         encoded = encode_texts(composer, {**texts, "negative": negatives}, progress)
@@ -146,7 +148,7 @@ def compose(
         }
         stcs = encode_stc(composer, conditions, windows, frames, latent_size, progress)
         denoisers = [
-            GuidedDenoiser(composer.unet, text=tokens_of_window(encoded, span, frames), stc=stc, **shared)
+            GuidedDenoiser(network, text=tokens_of_window(encoded, span, frames), stc=stc, **shared)
             for span, stc in zip(windows.spans(frames), stcs, strict=True)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
@@ -300,7 +302,7 @@ def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     return list(listed)
 
 
-def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
+def check_rgb(what: str, x: Tensor, *axes: str) -> None:
     """Refuse a tensor that is not RGB `(batch, 3, ...)` in [0, 1]. Resizing may exceed this range by a hundredth."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -316,8 +318,7 @@ def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
 def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
-    if height < 8 or width < 8 or height % 8 or width % 8:
-        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
+    check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
     if init is not None and denoise == 1.0:
@@ -325,6 +326,11 @@ def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, 
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def check_size(height: int, width: int) -> None:
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
 
 
 def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:

@@ -17,6 +17,9 @@ from ...vc_core.model.unet import UNet3D
 from .carried import Conditions, Styles, Texts
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
 
+TILES = "videocomposer_tiles"
+"""Key of `transformer_options` with the sampler's `Tiles`."""
+
 
 class HostUNet(UNet3D):
     """`UNet3D` with the forward that `BaseModel` calls.
@@ -87,6 +90,8 @@ class HostUNet(UNet3D):
             if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
                 context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)
-            return super().forward(x, timesteps, context, stc)
+            inputs = x, timesteps, context, stc
+            tiles = options.get(TILES)
+            return super().forward(*inputs) if tiles is None else tiles.run(super().forward, *inputs)
         finally:
             OPTIONS.reset(token)

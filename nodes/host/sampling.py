@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ...vc_core.config import Config, DiffusionConfig
 from ...vc_core.diffusion.samplers import LCM_TIMESTEPS, lcm_scaling, lcm_timesteps, released_timesteps
+from ...vc_core.diffusion.tiles import Tiles
 from ...vc_core.diffusion.windows import Windows
 from ...vc_core.errors import UserError
+from .network import TILES
 
 RELEASED = "ddim_released"
 """The scheduler of the released code: DDIM's timesteps ..., 1 + 2 k, 1 + k, 1, then the schedule's lowest noise."""
@@ -119,6 +121,13 @@ class _Handler(IndexListContextHandler):
             return predict(model, conds, x, timestep.expand(len(x)), options)
 
         return super().execute(for_all, model, conds, x, timestep[:1], options)
+
+
+def with_tiles(model: Any, tiles: Tiles) -> Any:
+    """Return a MODEL that predicts large frames tile by tile, like the core's `Sampling.tiles`."""
+    model = model.clone()
+    model.model_options["transformer_options"][TILES] = tiles
+    return model
 
 
 def with_windows(model: Any, windows: Windows) -> Any:

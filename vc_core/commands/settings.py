@@ -317,6 +317,17 @@ class Settings:
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
 
+    upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
+        "compose a second time, this many times as large, e.g. 2: enlarge the video, and change it with the same "
+        "conditions, in tiles of the checkpoint's size (default: no second pass)"
+    )
+    upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
+        "how much of the enlarged video to replace (default: 0.15)", 0.15
+    )
+    upscale_model: File | None = _setting(
+        "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
+    )
+
     out: File | None = _setting(
         "output file: .mp4, .webm, .gif or .webp; or a folder for .png frames (required, if no settings file names it)"
     )
@@ -457,7 +468,10 @@ class Settings:
 MERGED = ("strength", "schedule", "text_at")
 """Settings whose options change single entries of a file's mapping."""
 
-LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr", "text_at", "noise")
+LATER = (
+    "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
+    "upscale", "upscale_denoise", "upscale_model", "text_at", "noise",
+)  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
@@ -472,6 +486,8 @@ REQUIRES = (
     ("depth_scale", "depth_maps"),
     ("mask_white", "mask"),
     ("mask_seed", "mask_draw"),
+    ("upscale_denoise", "upscale"),
+    ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
@@ -501,6 +517,7 @@ _FIRST = {
     "tracks": "hand-made motion",
     "text": "text and images",
     "init": "video to video",
+    "upscale": "second pass",
     "out": "output",
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",

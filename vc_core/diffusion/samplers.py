@@ -16,6 +16,7 @@ from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
 from .noise import NOISES
+from .tiles import Tiles
 from .windows import Windows
 
 LCM_TIMESTEPS = 50
@@ -47,6 +48,7 @@ class Sampling:
         rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
         windows: how to split videos that are longer than a window. None: windows of the frames that the checkpoint was
             trained for, which overlap by half. See `Windows`.
+        tiles: how to split frames that are larger than a tile, see `Tiles`. None: entire frames.
         noise: the noise to start from, a key of `vc_core.diffusion.noise.NOISES`.
 
     Raises:
@@ -62,6 +64,7 @@ class Sampling:
     condition_guidance: float = 1.0
     rescale: float = 0.0
     windows: Windows | None = None
+    tiles: Tiles | None = None
     noise: str = "independent"
 
     def __post_init__(self) -> None:
