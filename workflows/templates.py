@@ -152,6 +152,7 @@ def decoded(
     scheduler: str = "karras",
     tile_size: int = -1,
     groups: tuple[str, str] = (SAMPLING, VIDEO),
+    noise: str = "independent",
     **conditions: Node,
 ) -> tuple[Output, Output]:
     """Add the nodes from the conditions, by STCEncode's sockets, to the images; return these and their rate.
@@ -184,6 +185,7 @@ def decoded(
         context_length=windows[0],
         context_overlap=windows[1],
         tile_size=tile_size,
+        noise=noise,
     )
     images = graph.add("VAEDecode", groups[1], samples=sampler[0], vae=setup.loader["VAE"])
     return images[0], encode["fps"]
@@ -323,6 +325,23 @@ def long_video_context_windows(graph: Graph) -> None:
     circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
     motion = drawn_motion(graph, setup, clip, circle, frames=32)
     finish(setup, seed=3, windows=(16, 8), motion=motion, single_image=first)
+
+
+def long_video_changing_text(graph: Graph) -> None:
+    clip, setup = example(graph, frames=1, title="The background of the drawing"), start(graph, STRIPES)
+    later = graph.add(
+        "CLIPTextEncode",
+        TEXT,
+        title="The text at the end",
+        clip=setup.loader["CLIP"],
+        text="a yellow circle on a background of blue and white stripes",
+    )
+    texts = graph.add("VCTextSchedule", TEXT, conditioning=setup.positive, next_text=later[0], frame=63)
+    turns = [2 * math.pi * i / 16 for i in range(17)]
+    circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
+    motion = drawn_motion(graph, setup, clip, circle, frames=64)
+    changing = Setup(graph, setup.loader, texts[0], setup.negative)
+    finish(changing, seed=3, windows=(16, 8), noise="shuffled", motion=motion)
 
 
 def restyled_video(graph: Graph) -> None:
@@ -586,5 +605,12 @@ TEMPLATES = {
         "page offers the other two files. The rest of the text, and the negative text, are VGen's.\n\nAt this size the "
         "network needs a GPU with much memory. We compared it with reference values at a small size, but have not "
         "looked at its results.",
+    ),
+    "21 Long video with changing text": Template(
+        "Generates four times as many frames as the checkpoint was trained for. The text changes gradually.",
+        "the two texts, and frame on Text Schedule: the frame at which the change is complete.",
+        "noise set to 'independent' on the sampler: the background then changes more from window to window. Or a third "
+        "text with another Text Schedule.",
+        long_video_changing_text,
     ),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...vc_core.config import Config
 from ...vc_core.diffusion.tiles import TiledNetwork
 from ...vc_core.model.unet import UNet3D
-from .carried import Conditions, Styles
+from .carried import Conditions, Styles, Texts
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
 
 TILES = "videocomposer_tiles"
@@ -75,6 +75,7 @@ class HostUNet(UNet3D):
         transformer_options: Mapping[str, Any],
         conditions: Conditions | None = None,
         style: Styles | None = None,
+        texts: Texts | None = None,
         **kwargs: Any,
     ) -> Tensor:
         options = options_of(transformer_options, x)
@@ -85,6 +86,8 @@ class HostUNet(UNet3D):
             stc = None
             if conditions is not None:
                 stc = conditions.summed(self, x, progress, options.get("context_window"))
+            if texts is not None:
+                context = texts.tokens(context, options.get("context_window"))
             if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
                 context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)

@@ -175,8 +175,9 @@ def run(
     extracted = make_conditions(full, plan, composer.config, progress)
     style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
     init = _init(full, plan)
+    texts = {0: full.text, **full.text_at}
     shared = {
-        "text": f"{full.text}{VGEN_SUFFIX}".removeprefix(", ") if full.vgen_prompts else full.text,
+        "text": {frame: _prompt(full, text) for frame, text in texts.items()},
         "negative": ", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
         "style": style,
         "frames": full.frames,
@@ -209,13 +210,17 @@ def run(
         if full.upscale is not None:
             rows += [(f"{path.name}, first", video) for path, video in zip(paths, first, strict=True)]
         rows += [(path.name, video) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        write_contact_sheet(full.sheet, rows, title=" → ".join(texts.values()), metadata=metadata)
         lines.append(f"{full.sheet}: the conditions and the results")
     lines += [item.note for item in extracted.values()]
     lines += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
+
+
+def _prompt(settings: Settings, text: str) -> str:
+    return f"{text}{VGEN_SUFFIX}".removeprefix(", ") if settings.vgen_prompts else text
 
 
 def load(settings: Settings, progress: Progress | None = None, **overrides: Any) -> VideoComposer:

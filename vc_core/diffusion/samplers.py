@@ -15,6 +15,7 @@ from ..config import Config, DiffusionConfig
 from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
+from .noise import NOISES
 from .tiles import Tiles
 from .windows import Windows
 
@@ -48,9 +49,10 @@ class Sampling:
         windows: how to split videos that are longer than a window. None: windows of the frames that the checkpoint was
             trained for, which overlap by half. See `Windows`.
         tiles: how to split frames that are larger than a tile. None: entire frames. See `Tiles`.
+        noise: the noise to start from, a key of `vc_core.diffusion.noise.NOISES`.
 
     Raises:
-        UserError: an unknown sampler, or a number with a wrong type or out of range.
+        UserError: an unknown sampler or noise, or a number with a wrong type or out of range.
     """
 
     sampler: str | None = None
@@ -63,8 +65,11 @@ class Sampling:
     rescale: float = 0.0
     windows: Windows | None = None
     tiles: Tiles | None = None
+    noise: str = "independent"
 
     def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise UserError(f"Unknown noise '{self.noise}'. Expected one of {', '.join(NOISES)}.")
         check_type("steps", self.steps, Integral | None, "an integer")
         check_type("sigmas", self.sigmas, Tensor | None, "a tensor of `steps` + 1 noise levels")
         check_type("windows", self.windows, Windows | None, "a Windows, such as Windows(16)")
