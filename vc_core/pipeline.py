@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -16,7 +15,10 @@ from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.hold import Hold, reduced
+from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
+from .diffusion.texts import check_frames, frame_read, tokens_of_window
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -49,7 +51,7 @@ class Style:
 @torch.inference_mode()
 def compose(
     composer: VideoComposer,
-    text: str | Sequence[str] = "",
+    text: str | Sequence[str] | Mapping[int, str] = "",
     *,
     negative: str | Sequence[str] = "",
     conditions: Sequence[Condition] = (),
@@ -68,7 +70,8 @@ def compose(
     """Compose videos. Pass one style, condition and init for the entire batch, or one for each video.
 
     Args:
-        text, negative: prompts, one for all videos or one for each. The empty prompt means no text.
+        text, negative: prompts, one for all videos or one for each. The empty prompt means no text. `text` may also be
+            a schedule for all videos, a mapping of frames to prompts, see `vc_core.diffusion.texts`.
         conditions: at most one condition of each name. Temporal ones must have `frames` frames. Heights and widths may
             be any: the STC-encoders resize conditions to the latent size. If the checkpoint's config sets the size of
             conditions, they are resized to that first.
@@ -107,10 +110,11 @@ def compose(
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
     sampling = (sampling or Sampling()).filled(config)
-    texts, negatives = _listed("text", text), _listed("negative", negative)
+    texts, negatives = _by_frame(text), _listed("negative", negative)
     if init is not None:
         check_rgb("init video", init, "batch", "frames", "height", "width")
-    batch = len(texts) if len(texts) > 1 and batch == 1 else batch
+    prompts = max(texts.values(), key=len)
+    batch = len(prompts) if len(prompts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     if size and len(size) != 2:
         raise UserError(f"size has {counted(len(size), 'item')}. Expected (height, width), such as (256, 256).")
@@ -119,6 +123,9 @@ def compose(
     check_type("The height", height, Integral, "an integer")
     check_type("The width", width, Integral, "an integer")
     _check_video(init, denoise_mask, sampling.denoise, frames, height, width)
+    check_frames(texts, frames)
+    if len(texts) > 1:
+        frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
     for condition in conditions:
         check_type("An item of conditions", condition, Condition, "a Condition, such as Condition('motion', tensor)")
         config.unet.check_supports(condition.name)
@@ -126,16 +133,21 @@ def compose(
         composer.check_style()
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    inputs = {"text": texts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
     inputs["denoise_mask"] = denoise_mask
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
+    motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
-    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
+        encoded = encode_texts(composer, {**texts, "negative": negatives}, progress)
         shared = {
-            **encode_texts(composer, {"text": texts, "negative": negatives}, progress),
+            "negative": encoded.pop("negative"),
             "style": style and Embedded(style_token(composer, style.image, progress), style.schedule),
             "no_style": style and style_token(composer, None),
             "guidance": sampling.guidance,
@@ -143,13 +155,15 @@ def compose(
             "rescale": sampling.rescale,
             "steps": config.diffusion.steps,
         }
+        stcs = encode_stc(composer, conditions, windows, frames, latent_size, progress)
         denoisers = [
-            GuidedDenoiser(network, stc=stc, **shared)
-            for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
+            GuidedDenoiser(network, text=tokens_of_window(encoded, span, frames), stc=stc, **shared)
+            for span, stc in zip(windows.spans(frames), stcs, strict=True)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
+        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
+        noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
         source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
         hold = None
         if denoise_mask is not None:
@@ -166,8 +180,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 
 
 def encode_texts(
-    composer: VideoComposer, prompts: Mapping[str, list[str]], progress: Progress | None = None
-) -> dict[str, Tensor]:
+    composer: VideoComposer, prompts: Mapping[Any, list[str]], progress: Progress | None = None
+) -> dict[Any, Tensor]:
     """The context tokens `(B, 77, D)` of several lists of prompts, by name."""
     from .encoders.clip import encode_text
 
@@ -276,6 +290,15 @@ def _renamed(
         return replace(group, **{name: value for name, value in deprecated.items() if homes.get(name) is type(group)})
 
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
+
+
+def _by_frame(text: str | Sequence[str] | Mapping[int, str]) -> dict[int, list[str]]:
+    """Return the prompts, one or one for each video, by the frames that they are for, in order."""
+    if not isinstance(text, Mapping):
+        return {0: _listed("text", text)}
+    if not text or not all(type(frame) is int and isinstance(prompt, str) for frame, prompt in text.items()):
+        raise UserError(f"text is {shown(dict(text))}. Expected prompts by the numbers of their frames.")
+    return {frame: [text[frame]] for frame in sorted(text)}
 
 
 _TYPES: dict[str, tuple[Any, str]] = {

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
+from ..diffusion.noise import NOISES
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, about, nearest, shown, spelled
 from ..extract import drawing
@@ -59,6 +60,7 @@ def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
 _EXAMPLES = {
     "strength": "motion=0.5",
     "schedule": "style=0:0.6",
+    "text_at": '40="a blue square"',
     "lora": "my.safetensors=0.8",
     "keyframe": "last.png=-1",
 }
@@ -140,6 +142,21 @@ def _by_image(value: Any) -> Any:
     return indices
 
 
+def _by_frame(value: Any) -> Any:
+    """Read FRAME=TEXT, a list of them, or a mapping, whose frames are strings in JSON."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        value = dict(text.partition("=")[::2] for text in texts)
+        if len(value) < len(texts):
+            raise ValueError("Expected each frame only once.")
+    if not isinstance(value, Mapping):
+        return value
+    prompts = {int(spelled(frame)): prompt for frame, prompt in value.items()}
+    if min(prompts, default=1) < 1:
+        raise ValueError("Expected frames after 0, because 'text' is the prompt of frame 0.")
+    return prompts
+
+
 def _sides(value: Any) -> Any:
     """Read WIDTHxHEIGHT; return (height, width). A tuple was read before. A list is refused: its order is unclear."""
     if not isinstance(value, str):
@@ -205,6 +222,11 @@ Keyframes = Annotated[
     dict[File, tuple[Annotated[int, Field(ge=-MORE, le=MORE)], ...]],
     BeforeValidator(_by_image),
     Spoken("a mapping of images to frame numbers", "FILE=INDEX"),
+]
+TextsByFrame = Annotated[
+    dict[int, str],
+    BeforeValidator(_by_frame),
+    Spoken("a mapping of frames to texts, such as {40: a blue square}", "FRAME=TEXT"),
 ]
 Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
@@ -305,6 +327,11 @@ class Settings:
     drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.75)", 0.75)
 
     text: Text = _setting("prompt (default: empty)", "")
+    text_at: TextsByFrame = _setting(
+        'prompt at a later frame of a long video, e.g. 40="a blue square"; between these frames the text changes '
+        "gradually; may be repeated",
+        {},
+    )
     negative: Text = _setting("negative prompt (default: empty)", "")
     vgen_prompts: bool = _setting("append VGen's phrases for TF-T2V and VideoLCM to both prompts (default: no)", False)
     image: File | None = _setting("first frame of the video (condition single_image)")
@@ -334,14 +361,15 @@ class Settings:
     keep: Count = _setting("frames at the end of --extend that --frames starts with (default: 4)", 4)
 
     upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
-        "compose a second time, this many times as large, e.g. 2: enlarge the video, and change it with the same "
-        "conditions, in tiles of the checkpoint's size (default: no second pass)"
+        "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
+        "checkpoint's size (default: no second pass)"
     )
     upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
-        "how much of the enlarged video to replace (default: 0.15)", 0.15
+        "how much of the enlarged video to replace: near 0 almost nothing, near 1 almost everything (default: 0.4)", 0.4
     )
     upscale_model: File | None = _setting(
-        "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
+        "upscale model that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the package spandrel (default: "
+        "bicubic interpolation)"
     )
 
     out: File | None = _setting(
@@ -377,6 +405,12 @@ class Settings:
     )
     carry: Fraction = _setting(
         "strength of single_image and single_sketch after the first window, 0 to 1 (default: 0.5)", 0.5
+    )
+    noise: Literal[tuple(NOISES)] = _setting(
+        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window has "
+        "the noise of the first one in another order; warped: a tenth of the noise moves with the condition motion, "
+        "for less flicker; warped_fully: all of it, for camera motion",
+        "independent",
     )
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
@@ -441,7 +475,7 @@ class Settings:
         for name, text in texts.items():
             describe = partial(_describe, label=as_option, text=text)
             value = fitted(Settings, name, _from_text(name, text), describe)
-            changed[name] = {**getattr(self, name), **value} if name in ("strength", "schedule") else value
+            changed[name] = {**getattr(self, name), **value} if name in MERGED else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
@@ -477,9 +511,12 @@ class Settings:
         return temporal or self.init is not None or self.extend is not None
 
 
+MERGED = ("strength", "schedule", "text_at")
+"""Settings whose options change single entries of a file's mapping."""
+
 LATER = (
     "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
-    "upscale", "upscale_denoise", "upscale_model",
+    "upscale", "upscale_denoise", "upscale_model", "text_at", "noise",
     "drag", "drag_inside", "drag_outside", "keyframe", "extend", "keep",
 )  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
@@ -488,6 +525,7 @@ MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings of hand-made motion."""
 
 REQUIRES = (
+    ("text_at", "text"),
     ("canvas", "tracks"),
     ("radius", "tracks"),
     ("sketch_lines", "sketch"),
