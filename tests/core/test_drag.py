@@ -99,6 +99,22 @@ def test_the_mask_marks_what_moves():
     assert (everything.mask[0, 0, -1, :, :44] < 0.7).all() and (everything.mask[0, 0, -1, :, 54:] > 0.7).all()
 
 
+def test_the_edge_is_filled_with_what_is_near_under_a_camera():
+    """A square in the middle moves with the camera, too: it must not be taken for what is behind."""
+    image = square()
+    image[:, :, 20:28, 16:24], image[:, :, 20:28, 28:36] = 0.4, torch.tensor([0.9, 0.0, 0.0]).view(1, 3, 1, 1)
+    move = CameraMove((0.15, 0.0), 1.2, 5.0)
+    draft = drag(image, SIZE, lambda points: camera_paths(move, FRAMES, SIZE, points), 0.5, 0.9)
+    red = draft.init[0, 0] - draft.init[0, 1] > 0.2
+    assert red.any() and not red[..., 44:].any()
+
+
+def test_an_object_may_cross_the_edge():
+    track = Track(torch.tensor([[8.0, 24.0], [20.0, 24.0]]).double(), Rectangle(0, 8, 16, 40))
+    draft = drag(square(), SIZE, along(track), 0.5, 0.9)
+    assert (draft.init[0, :, :, :, 40:] - square()[0, :, None, :, 40:]).abs().max() < 0.02
+
+
 def test_holes_are_filled_from_their_surroundings():
     image = torch.zeros(1, 1, 16, 16)
     image[..., :8], known = 1.0, torch.ones(1, 1, 16, 16, dtype=torch.bool)

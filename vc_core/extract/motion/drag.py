@@ -48,10 +48,7 @@ def drag(image: Tensor, size: tuple[int, int], paths: Paths, inside: float, outs
     moves = displacement.norm(dim=2).amax(0) > MOVES
     values = torch.cat([_sampled(image, start), moves[:, None].float()], dim=1)
     # What moves unlike the frame's edge is in front.
-    edge = ((start < 1) | (start > start.new_tensor(size[::-1]) - 1)).any(1)
-    front = (
-        (displacement - displacement[:, edge].median(dim=1, keepdim=True).values).norm(dim=2).amax(0) > MOVES
-    ).float()
+    front = ((displacement - _of_edge(start, displacement, size)).norm(dim=2).amax(0) > MOVES).float()
     video, region = [image], [_splatted(start, values, torch.ones(len(start)), size)[0][:, 3:]]
     # The outline of what moves is a blend of both: it must not stay behind.
     outline = _sampled(F.max_pool2d(region[0], 2 * OUTLINE + 1, stride=1, padding=OUTLINE), start)[:, 0] > 0
@@ -65,6 +62,21 @@ def drag(image: Tensor, size: tuple[int, int], paths: Paths, inside: float, outs
     region = F.max_pool2d((torch.cat(region) > 0.5).float(), 2 * grow + 1, stride=1, padding=grow)  # (F, 1, H, W)
     mask = torch.where(region > 0, inside, outside)
     return Draft(torch.stack(video, dim=2).clamp(0, 1), mask.transpose(0, 1)[None])
+
+
+def _of_edge(start: Tensor, displacement: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the displacement (F, N, 2) of a camera that moves the frame's edge as the points there move.
+
+    It is fitted by least squares, at last to the half of the edge that it fits best: an object may cross the edge.
+    """
+    edge = ((start < 1) | (start > start.new_tensor(size[::-1]) - 1)).any(1)
+    points = torch.cat([start / max(size), torch.ones(len(start), 1)], dim=1)  # (N, 3)
+    x, y = points[edge], displacement[:, edge].transpose(0, 1).flatten(1)  # (E, 3), (E, 2 F)
+    fit = torch.linalg.lstsq(x, y).solution
+    wrong = (x @ fit - y).norm(dim=1)
+    best = wrong <= wrong.median() + 1e-3
+    fit = torch.linalg.lstsq(x[best], y[best]).solution
+    return (points @ fit).unflatten(1, (len(displacement), 2)).transpose(0, 1)
 
 
 def camera_paths(move: CameraMove, frames: int, size: tuple[int, int], points: Tensor) -> Tensor:
