@@ -92,15 +92,15 @@ class VCKeyframes(io.ComfyNode):
         if len(stills) < len(places):
             raise UserError("An index occurs twice in 'indices'. Use each one once.")
         draft = keyframes(stills, goal.frames, goal.size)
-        kept = draft.mask.amax((0, 1, 3, 4)) == 0
-        encoded = vae.encode(channels_last(draft.init[:, :, kept]))
+        fixed = draft.mask.amax((0, 1, 3, 4)) == 0
+        encoded = vae.encode(channels_last(draft.init[:, :, fixed]))
         latent = encoded.new_zeros(1, encoded.shape[1], goal.frames, *encoded.shape[-2:])
-        latent[:, :, kept] = encoded
-        output = condition_output("mask", goal, lambda goal: DrawResult(_shown(stills, goal)), 1.0, 0.0, 1.0)
+        latent[:, :, fixed] = encoded
+        output = condition_output("mask", goal, lambda goal: DrawResult(_mask_condition(stills, goal)), 1.0, 0.0, 1.0)
         return io.NodeOutput(*output.args, {"samples": latent, "noise_mask": draft.mask}, ui=output.ui)
 
 
-def _shown(stills: dict[int, torch.Tensor], goal: Any) -> torch.Tensor:
+def _mask_condition(stills: dict[int, torch.Tensor], goal: Any) -> torch.Tensor:
     return keyframes(stills, goal.frames, goal.size).mask_condition(goal.size, goal.config)
 
 

@@ -204,7 +204,7 @@ def run(
             composer,
             **shared,
             conditions=_applied_all(full, extracted),
-            init=start.kept(enlarged(first, size, network, progress)),
+            init=start.restored(enlarged(first, size, network, progress)),
             denoise_mask=start.mask,
             sampling=again,
             size=size,

@@ -26,8 +26,8 @@ class Beginning:
 
     Attributes:
         init, mask: arguments of `compose`.
-        before: frames `(1, 3, N, H, W)` that the output shows first, in place of the first `known` ones.
-        known: number of composed frames that `before` ends with.
+        before: frames `(1, 3, N, H, W)` that the output shows first, in place of the first `overlap` ones.
+        overlap: number of composed frames that `before` ends with.
         conditions: conditions that show the network what is kept, by name.
         sound: for the output.
         notes: sentences for the user.
@@ -36,12 +36,12 @@ class Beginning:
     init: Tensor | None = None
     mask: Tensor | None = None
     before: Tensor | None = None
-    known: int = 0
+    overlap: int = 0
     conditions: Mapping[str, Extracted] = field(default_factory=dict)
     sound: Sound | None = None
     notes: tuple[str, ...] = ()
 
-    def kept(self, videos: Tensor) -> Tensor:
+    def restored(self, videos: Tensor) -> Tensor:
         """Return videos `(B, 3, F, H, W)` of the size of `init`, with its kept places."""
         return videos if self.mask is None else torch.where(self.mask == 0, self.init, videos)
 
@@ -49,7 +49,7 @@ class Beginning:
         """Return the frames of the output `(B, 3, F, H, W)`, from those that were composed."""
         if self.before is None:
             return videos
-        return torch.cat([self.before.expand(len(videos), -1, -1, -1, -1), videos[:, :, self.known :]], dim=2)
+        return torch.cat([self.before.expand(len(videos), -1, -1, -1, -1), videos[:, :, self.overlap :]], dim=2)
 
 
 def beginning(settings: Settings, plan: FramePlan | None, config: Config) -> Beginning:
@@ -68,29 +68,29 @@ def beginning(settings: Settings, plan: FramePlan | None, config: Config) -> Beg
         if not images:
             return Beginning()
         draft = keyframes(images, settings.frames, settings.size)
-        shown = {
+        conditions = {
             "mask": Extracted(draft.mask_condition(settings.size, config)),
             **_first_frame(draft, settings, config),
         }
-        return Beginning(draft.init, draft.mask, conditions=_supported(shown, config))
+        return Beginning(draft.init, draft.mask, conditions=_supported(conditions, config))
     before = read_frames(settings.extend, plan, settings.size)
-    kept = settings.keep
-    if settings.frames <= kept:
+    count = settings.keep
+    if settings.frames <= count:
         raise UserError(
-            f"--frames {settings.frames} leaves no new frame after the {kept} of --keep. Use more frames, or keep "
+            f"--frames {settings.frames} leaves no new frame after the {count} of --keep. Use more frames, or keep "
             "fewer."
         )
-    images |= {number: before[:, :, number - kept] for number in range(kept)}
+    images |= {number: before[:, :, number - count] for number in range(count)}
     draft = keyframes(images, settings.frames, settings.size)
-    frames, new = before.shape[2], settings.frames - kept
+    frames, new = before.shape[2], settings.frames - count
     note = (
         f"The first {frames} frames are those of {settings.extend.name}, sampled at {float(plan.rate):g} per second "
         f"and scaled to the output's size; the last {new} are new."
     )
     sound, sound_note = _sound(settings, settings.extend, plan, frames)
     # Without the mask condition: with it, the new frames of the bundled checkpoint fit worse, see ./vc bench hold.
-    shown = _supported(_first_frame(draft, settings, config), config)
-    return Beginning(draft.init, draft.mask, before, kept, shown, sound, (note, *sound_note))
+    conditions = _supported(_first_frame(draft, settings, config), config)
+    return Beginning(draft.init, draft.mask, before, count, conditions, sound, (note, *sound_note))
 
 
 def _from_video(settings: Settings, plan: FramePlan | None) -> Beginning:

@@ -102,9 +102,9 @@ def _encode(
         context.color_range = _LIMITED_RANGE
         sound: Iterator[tuple[Fraction, Any]] = iter(())
         if clip.sound is not None:
-            heard = container.add_stream(sound_codec, rate=RATE)
-            heard.codec_context.layout, heard.codec_context.options = "stereo", {"flags": "+bitexact"}
-            sound = clip.sound.packets(heard)
+            audio = container.add_stream(sound_codec, rate=RATE)
+            audio.codec_context.layout, audio.codec_context.options = "stereo", {"flags": "+bitexact"}
+            sound = clip.sound.packets(audio)
 
         def frames() -> Iterator[Any]:
             for pixels in clip.frames():

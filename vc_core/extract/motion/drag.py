@@ -132,17 +132,17 @@ def tracks_paths(
     return points + total / count.clamp_min(1)[:, None]
 
 
-def filled(color: Tensor, known: Tensor) -> Tensor:
-    """Fill the pixels of images `(B, C, H, W)` that are not known `(B, 1, H, W)`, bool, from the nearest ones, by
+def filled(color: Tensor, valid: Tensor) -> Tensor:
+    """Fill the pixels of images `(B, C, H, W)` that are not valid `(B, 1, H, W)`, bool, from the nearest ones, by
     averages of growing blocks."""
     size = color.shape[-2:]
-    if known.all() or max(size) == 1:
+    if valid.all() or max(size) == 1:
         return color
     options = {"kernel_size": 2, "ceil_mode": True, "count_include_pad": False}
-    weight = F.avg_pool2d(known.float(), **options)
-    mean = F.avg_pool2d(color * known, **options) / weight.clamp_min(1e-6)
+    weight = F.avg_pool2d(valid.float(), **options)
+    mean = F.avg_pool2d(color * valid, **options) / weight.clamp_min(1e-6)
     coarse = filled(mean, weight > 0)
-    return torch.where(known, color, F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
+    return torch.where(valid, color, F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
 
 
 def _grid(size: tuple[int, int]) -> Tensor:
