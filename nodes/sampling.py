@@ -63,9 +63,12 @@ class VC3DUNetSampler(io.ComfyNode):
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
                                  tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
                                          "but slower."),
-                    io.Int.Input("tile_size", default=0, min=0, max=MAX_SIDE, step=8, optional=True,
-                                 tooltip="Side of the overlapping tiles in which large frames are sampled, in pixels. "
-                                         "0 = entire frames."),
+                    io.Int.Input("tile_size", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Width and height of the overlapping tiles in which large frames are sampled, "
+                                         "in pixels. 0 = the checkpoint's training size. -1 = entire frames."),
+                    io.Int.Input("tile_overlap", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Pixels that neighbouring tiles share. -1 = half a tile. More is smoother but "
+                                         "slower."),
                     io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
                                    tooltip="Noise to start from. shuffled, for long videos: every window gets the "
                                            "noise of the first one in another order (FreeNoise). warped: a tenth of "
@@ -85,8 +88,12 @@ class VC3DUNetSampler(io.ComfyNode):
         sampler_name = config.sampler if sampler_name == AUTO else sampler_name
         scheduler = (LCM_RELEASED if config.few_steps else "karras") if scheduler == AUTO else scheduler
         image = video_latent(model, latent)
-        if side := context.get("tile_size", 0):
-            model = with_tiles(model, Tiles(side, side))
+        if (side := context.get("tile_size", -1)) >= 0:
+            overlap = context.get("tile_overlap", -1)
+            overlap = None if overlap < 0 else overlap
+            tiles = Tiles(side, side, overlap) if side else Tiles.trained(config, overlap)
+            tiles.check(config.unet)
+            model = with_tiles(model, tiles)
         length, overlap = context["context_length"], context["context_overlap"]
         windows = Windows(length or config.frames, None if overlap < 0 else overlap)
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -18,6 +17,7 @@ from .diffusion.guidance import Embedded, GuidedDenoiser
 from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.texts import check_frames, frame_read, tokens_of_window
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -133,7 +133,10 @@ def compose(
     motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
-    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
         encoded = encode_texts(composer, {**texts, "negative": negatives}, progress)

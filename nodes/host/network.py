@@ -13,6 +13,7 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...vc_core.config import Config
+from ...vc_core.diffusion.tiles import TiledNetwork
 from ...vc_core.model.unet import UNet3D
 from .carried import Conditions, Styles, Texts
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
@@ -90,8 +91,7 @@ class HostUNet(UNet3D):
             if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
                 context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)
-            inputs = x, timesteps, context, stc
-            tiles = options.get(TILES)
-            return super().forward(*inputs) if tiles is None else tiles.run(super().forward, *inputs)
+            predict, tiles = super().forward, options.get(TILES)
+            return (predict if tiles is None else TiledNetwork(predict, tiles))(x, timesteps, context, stc)
         finally:
             OPTIONS.reset(token)

@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
 from comfy.k_diffusion.sampling import sample_lcm
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscreteDistilled
 from torch import Tensor
 
@@ -127,6 +128,12 @@ def with_tiles(model: Any, tiles: Tiles) -> Any:
     """Return a MODEL that predicts large frames tile by tile, like the core's `Sampling.tiles`."""
     model = model.clone()
     model.model_options["transformer_options"][TILES] = tiles
+
+    def for_a_tile(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = (*noise_shape[:-2], *tiles.within(*noise_shape[-2:]))  # memory for a tile, not for entire frames
+        return executor(model, list(shape), *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, TILES, for_a_tile)
     return model
 
 

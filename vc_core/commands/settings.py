@@ -318,14 +318,15 @@ class Settings:
     )
 
     upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
-        "compose a second time, this many times as large, e.g. 2: enlarge the video, and change it with the same "
-        "conditions, in tiles of the checkpoint's size (default: no second pass)"
+        "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
+        "checkpoint's size (default: no second pass)"
     )
     upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
-        "how much of the enlarged video to replace (default: 0.15)", 0.15
+        "how much of the enlarged video to replace: near 0 almost nothing, near 1 almost everything (default: 0.4)", 0.4
     )
     upscale_model: File | None = _setting(
-        "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
+        "upscale model that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the package spandrel (default: "
+        "bicubic interpolation)"
     )
 
     out: File | None = _setting(
