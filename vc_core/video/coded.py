@@ -22,8 +22,8 @@ NOT_CODED = 8
 """The most bytes of an MPEG-4 picture that is marked as not coded."""
 
 
-def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
-    """Return a function that reads an av.Packet of a stream: from its bytes, or else from its container's flags."""
+def packet_parser(codec: str, extradata: bytes) -> Callable[..., Coded]:
+    """Return a function that parses an av.Packet of a stream: its bytes, or else its container's flags."""
     read = _READERS.get(codec, lambda data: None)
     size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
