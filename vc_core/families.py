@@ -145,6 +145,6 @@ def odd_settings(
         )
     if sampler == "lcm" and not config.few_steps:
         yield (
-            "The sampler lcm is for networks that were distilled for few steps, but this network's few_steps is no. If "
-            "it was distilled, as VideoLCM was, set few_steps to yes. Otherwise choose another sampler."
+            "The sampler lcm is for networks that were distilled for few steps, but few_steps is set to no for this "
+            "network. If it was distilled, as VideoLCM was, set few_steps to yes. Otherwise choose another sampler."
         )

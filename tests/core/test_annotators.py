@@ -179,11 +179,11 @@ def test_a_sketch_has_the_videos_size_and_batch(models, size):
     assert out.min() >= 0 and out.max() <= 1 and out.std() > 1e-4
 
 
-def test_a_sketch_does_not_depend_on_the_chunk_and_tells_its_progress(models):
+def test_a_sketch_does_not_depend_on_the_chunk_and_reports_its_progress(models):
     video, calls = clip(frames=5), []
-    whole, _ = sketch(video, "pidinet", models, at_once=5)
+    at_once, _ = sketch(video, "pidinet", models, at_once=5)
     pieces, _ = sketch(video, "pidinet", models, at_once=2, progress=lambda *done: calls.append(done))
-    torch.testing.assert_close(pieces, whole)
+    torch.testing.assert_close(pieces, at_once)
     assert calls == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
 
 
@@ -231,7 +231,7 @@ def test_missing_files_are_described(tmp_path):
     assert "2.9 MB" in message and f"put them into {tmp_path}" in message and "'edges'" in message
 
 
-def test_a_damaged_file_is_no_reason_to_draw_edges(models, tmp_path):
+def test_a_damaged_file_is_reported_and_edges_are_not_used_instead(models, tmp_path):
     for name, path in ((PIDINET, models / "annotators" / PIDINET), (SIMPLIFIER, models / SIMPLIFIER)):
         (tmp_path / name).write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="pth is cut off or damaged"):

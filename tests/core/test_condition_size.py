@@ -60,7 +60,7 @@ def source(clip, scale):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_key_survives_json_and_is_not_there_where_it_says_nothing(scale):
+def test_the_key_survives_json_and_is_missing_if_it_has_no_value(scale):
     config = Config(extraction=extraction(scale))
     section = json.loads(config.to_json())["extraction"]
     assert section.get("condition_scale") == scale and ("condition_scale" in section) == (scale is not None)

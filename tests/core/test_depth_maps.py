@@ -44,9 +44,9 @@ def test_percentiles_find_any_scale(maps, factor, offset):
     torch.testing.assert_close(by_percentiles(maps * factor + offset), by_percentiles(maps), atol=2e-3, rtol=0)
 
 
-def test_percentiles_are_a_whole_clips_and_land_on_the_usual_depths():
+def test_percentiles_of_all_frames_become_the_usual_depths():
     maps = torch.linspace(0, 0.1, 1001).view(1, 1, 1, 1, -1).expand(2, 1, 3, 1, -1).clone()
-    maps[:, :, 1] += 0.4  # one frame is nearer, and stays so
+    maps[:, :, 1] += 0.4  # one frame is nearer, which must not change
     maps[1] = maps[1] * 2 + 0.01  # another clip, with its own scale
     out = depth_from_maps(maps)
     assert np.percentile(out[0].numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)
@@ -65,7 +65,7 @@ def test_it_is_known_which_levels_became_what(near):
             assert depth.flatten()[at] == pytest.approx(became, abs=2e-3)
 
 
-def test_a_scale_is_taken_as_it_is():
+def test_a_scale_is_used_unchanged():
     maps = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 1, 1, 3)
     assert depth_from_maps(maps, scale=4).flatten().tolist() == [0, 1, 4]
     assert depth_from_maps(maps, "dark", scale=4).flatten().tolist() == [4, 3, 0]

@@ -167,7 +167,7 @@ def test_without_a_model_the_error_names_what_to_get(tmp_path):
         depth(clip(), tmp_path / "absent")
 
 
-def test_what_is_no_depth_model_is_refused(dpt, tmp_path, depth_anything):
+def test_what_is_not_a_depth_model_is_refused(dpt, tmp_path, depth_anything):
     with pytest.raises(UserError, match=r"contains no weights of a depth model\. Expected model.safetensors or"):
         depth(clip(), tmp_path)
     weights = tmp_path / "model.safetensors"

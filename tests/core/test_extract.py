@@ -170,7 +170,7 @@ def test_edges_between_equally_bright_colours_are_found():
     assert edges(video)[..., 4:-4, 30:34].amax(dim=-1).min() == 1
 
 
-def test_a_drawn_sketch_is_taken_as_it_is():
+def test_a_drawn_sketch_is_used_unchanged():
     drawing = torch.rand(1, 1, 2, 8, 8)
     assert torch.equal(as_sketch(drawing), drawing)
     assert torch.allclose(as_sketch(drawing, "dark"), 1 - drawing)

@@ -188,8 +188,8 @@ def test_points_of_a_nominal_height_are_those_of_the_scaled_clip():
 
 def test_a_stream_that_begins_between_keyframes():
     """Its first frames cannot be decoded: refused at the beginning, right from the keyframe on."""
-    whole, cut = encode(None, moving(3, -2, 26), form="mpegts", **{**OWN, "g": "8"}), io.BytesIO()
-    with av.open(io.BytesIO(whole)) as source, av.open(cut, "w", format="mpegts") as target:
+    complete, cut = encode(None, moving(3, -2, 26), form="mpegts", **{**OWN, "g": "8"}), io.BytesIO()
+    with av.open(io.BytesIO(complete)) as source, av.open(cut, "w", format="mpegts") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
             if number > 2 and packet.size:

@@ -119,7 +119,7 @@ def test_wrong_options(tiny_checkpoint, tmp_path, capsys, options, words):
 
 
 def test_an_upscale_model(tmp_path, monkeypatch):
-    """A small ESRGAN with random weights, and a file that is no upscale model."""
+    """A small ESRGAN with random weights, and a file that is not an upscale model."""
     spandrel = pytest.importorskip("spandrel")
     from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 

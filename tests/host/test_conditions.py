@@ -179,12 +179,12 @@ def test_only_the_part_of_a_trimmed_video_is_used(scene):
         )
     ]
     result = scene.host.run(scene.graph)
-    of_part, of_images, of_whole = (
+    of_part, of_images, of_full = (
         np.stack([np.array(Image.open(file)) for file in result.files_of(node)]) for node in sketches
     )
     assert of_part.shape[0] == 4
     assert (of_part == of_images).all()
-    assert (of_part != of_whole).any()
+    assert (of_part != of_full).any()
 
 
 def preview_text(scene, output):
