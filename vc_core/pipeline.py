@@ -204,7 +204,7 @@ def encode_stc(
     latent_size: tuple[int, int],
     progress: Progress | None,
 ) -> list[list[Embedded]]:
-    """For each window, the STC embeddings of the conditions that affect it, at the latent's (height, width). Each
+    """The STC embeddings, for each window, of the conditions that affect it, at the latent's (height, width). Each
     condition is encoded once per window, before sampling, and not at every step."""
     spans = [range(span.start, span.stop) for span in windows.spans(frames)]
     visible = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in spans]

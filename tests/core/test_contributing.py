@@ -18,7 +18,7 @@ def test_every_environment_variable_is_on_the_page(page, repository):
     texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".js")]
     names = {name for text in texts for pair in _READ.findall(text) for name in pair if name} - _NOT_VARIABLES
     table = page.partition("| environment variable |")[2].partition("\n\n")[0]
-    assert names | {"VC_PYTHON"} == set(re.findall(r"`([A-Z]+_[A-Z_]+)`", table))  # a script of bash reads VC_PYTHON
+    assert names | {"VC_PYTHON"} == set(re.findall(r"`([A-Z]+_[A-Z_]+)`", table))  # ./vc reads VC_PYTHON
 
 
 def test_every_part_of_the_core_is_on_the_page(page, repository):

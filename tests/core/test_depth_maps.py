@@ -55,7 +55,7 @@ def test_percentiles_of_all_frames_become_the_usual_depths():
 
 
 @pytest.mark.parametrize("near", ["bright", "dark"])
-def test_it_is_known_which_levels_became_what(near):
+def test_the_levels_that_became_the_usual_depths_are_returned(near):
     maps = torch.stack([torch.linspace(0.1, 0.6, 501), torch.linspace(0.3, 0.9, 501)]).view(2, 1, 1, 1, -1)
     depths = depth_from_maps(maps, near)
     for levels, clip, depth in zip(mapped_levels(maps, near), maps, depths, strict=True):
@@ -89,7 +89,7 @@ def test_a_few_bright_pixels_are_depth_too():
         ((torch.tensor([1.0, float("nan")]).view(1, 1, 1, 1, 2),), "not finite"),
     ],
 )
-def test_maps_that_are_no_depth_are_refused(arguments, message):
+def test_maps_without_depth_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         depth_from_maps(*arguments)
 
@@ -130,7 +130,7 @@ def save_video(path, frames, given: str, codec: str, stored: str, rate: int = 8,
 
 @pytest.mark.parametrize("colours", [False, True], ids=["grey", "RGB"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_an_images_bits_are_all_read(tmp_path, bits, colours):
+def test_all_bits_of_an_image_are_read(tmp_path, bits, colours):
     levels = ramp(bits)
     maps = read_depth_maps(save_image(tmp_path / "map.png", levels, colours), plan(3))
     assert maps.shape == (1, 1, 3, 256, 256)
@@ -146,7 +146,7 @@ def test_an_images_bits_are_all_read(tmp_path, bits, colours):
         ("map.mp4", 8, "gray", "libx264", "yuv420p", 1.5 / 219),  # what limited range leaves
     ],
 )
-def test_a_videos_bits_are_all_read_at_the_plans_moments(tmp_path, name, bits, given, codec, stored, tolerance):
+def test_all_bits_of_a_video_are_read_at_the_times_of_the_plan(tmp_path, name, bits, given, codec, stored, tolerance):
     levels = ramp(bits, 64 if bits == 16 else 256)
     frames = [np.roll(levels, shift, axis=0) for shift in range(8)]
     path = save_video(tmp_path / name, frames, given, codec, stored, **({"crf": "0"} if codec == "libx264" else {}))

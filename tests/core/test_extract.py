@@ -107,7 +107,7 @@ def vectors_of(*rows, height=64, width=96, frames=3) -> BlockVectors:
     return BlockVectors(np.array(list(rows), VECTOR), height, width, frames)
 
 
-def test_points_stand_at_one_pixel_and_the_last_one_wins():
+def test_points_are_single_pixels_and_the_last_one_wins():
     vectors = vectors_of(
         (1, 8, 24, 16, 16, 5, -3), (1, 200, 70, 16, 16, 1, 1), (2, 40, 8, 16, 16, 9, 9), (2, 40, 8, 16, 16, 2, 4)
     )

@@ -67,10 +67,10 @@ def test_easing_is_refused_in_one_sentence():
         eased(0)
 
 
-def test_a_canvas_lies_on_the_video_as_its_picture_would():
+def test_a_canvas_covers_the_video_as_an_image_of_its_size_would():
     corners = track((0, 0), (200, 100), (100, 50))
     assert place((100, 200), (50, 100)).to_video(corners).tolist() == [[0, 0], [100, 50], [50, 25]]
-    # Wider than the video: as high as it, and the sides cut off.
+    # A canvas that is wider than the video gets the same height, and its sides are cut off.
     assert place((100, 200), (50, 50)).to_video(corners).tolist() == [[-25, 0], [75, 50], [25, 25]]
     x, y = place((100, 200), (50, 50)).pixels()
     assert (x[0], x[-1], y[0, 0]) == (51, 149, 1)
@@ -81,7 +81,7 @@ def test_a_canvas_lies_on_the_video_as_its_picture_would():
 # --- fields of tracks -----------------------------------------------------------------------------------------
 
 
-def test_content_at_the_point_moves_as_the_point_does():
+def test_content_at_a_point_moves_with_it():
     points = track((10.5, 10.5), (20.5, 14.5), (24.5, 30.5), (24.5, 30.5), (20.5, 30.5))
     field = tracks_field([points], FRAMES, SIZE, radius=6)
     assert field.shape == (1, 2, FRAMES, *SIZE) and field.dtype == torch.float32
@@ -144,7 +144,7 @@ def test_a_track_means_the_same_on_every_canvas(factor, radius, wider):
         assert torch.allclose(tracks_field(shifted, FRAMES, SIZE, canvas, radius * factor), field, atol=1e-4)
 
 
-def test_a_mask_is_carried_along():
+def test_a_mask_moves_with_its_track():
     points = track((20, 20), (23, 22), (30, 24), (30, 30), (26, 30))
     x, y = grid(SIZE)
     mask = ((x - 18).abs() < 6) & ((y - 22).abs() < 4)
@@ -224,7 +224,7 @@ def at(field: torch.Tensor, frame: int, place) -> np.ndarray:
     return sample(field[0, :, frame], x, y)[:, 0, 0].numpy()
 
 
-def test_the_picture_moves_against_the_camera():
+def test_content_moves_against_the_camera():
     pan = camera_field(CameraMove(pan=(0.5, -0.25)), 5, (40, 80))
     assert torch.allclose(pan[0, 0, 1:], torch.tensor(-10.0)) and torch.allclose(pan[0, 1, 1:], torch.tensor(2.5))
     zoom = camera_field(CameraMove(zoom=2), 2, (40, 80))  # the content goes outwards
@@ -235,7 +235,7 @@ def test_the_picture_moves_against_the_camera():
         assert not field[:, :, 0].any()
 
 
-def test_a_clip_of_one_frame_rests():
+def test_a_clip_of_one_frame_does_not_move():
     assert camera_field(CameraMove(pan=(1, 1), zoom=3, roll=50), 1, SIZE).abs().max() == 0
 
 

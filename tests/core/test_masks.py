@@ -49,7 +49,7 @@ def test_every_shape_of_a_mask(shape):
         assert torch.equal(keep[:, :, frame], as_mask(frames[:, :, frame % frames.shape[2]])[:, :, 0])
 
 
-def test_the_middle_grey_is_white():
+def test_middle_grey_counts_as_white():
     greys = torch.tensor([0.0, 0.49, 0.5, 1.0]).view(1, 1, 1, 4)
     assert as_mask(greys, "keep").flatten().tolist() == [0, 0, 1, 1]
     assert as_mask(greys.expand(-1, 3, -1, -1), "keep").flatten().tolist() == [0, 0, 1, 1]
@@ -93,7 +93,7 @@ def test_a_folder_of_images_is_a_moving_mask(tmp_path):
     assert read_mask(tmp_path, 3, size=(8, 8)).shape == (1, 1, 3, 8, 8)
 
 
-def test_a_folder_must_have_an_image_a_frame(tmp_path):
+def test_a_folder_must_have_one_image_per_frame(tmp_path):
     with pytest.raises(UserError, match="0 images for 2 frames") as error:
         read_mask(tmp_path, 2, size=(8, 8))
     assert str(tmp_path) in str(error.value)
@@ -140,7 +140,7 @@ LABELLED = {
 
 @pytest.mark.parametrize("kind", LABELLED)
 @pytest.mark.parametrize("size", [(32, 64), (16, 32)])
-def test_what_is_labelled_is_painted(tmp_path, kind, size):
+def test_labelled_areas_are_painted(tmp_path, kind, size):
     LABELLED[kind](labels()).save(tmp_path / "mask.png")
     mask = load_mask(tmp_path / "mask.png", plan(2), "paint", size)
     width = mask.keep.shape[-1]
@@ -197,7 +197,7 @@ def test_masks_of_nodes_may_be_of_zero_and_one_255th():
     assert areas.labels and areas.keep.shape[2] == 3 and (1 - areas.keep).mean() == 0.5
 
 
-def test_extract_tells_what_the_mask_paints(tmp_path, capsys):
+def test_extract_reports_what_the_mask_paints(tmp_path, capsys):
     clip = write_video(tmp_path / "a.mp4", torch.rand(1, 3, 8, 32, 64, generator=generator()), 8)
     for name, pixels in (("labels", labels()), ("empty", labels() * 0), ("full", labels() * 0 + 255)):
         save(tmp_path / f"{name}.png", pixels)

@@ -241,8 +241,8 @@ def test_motion_is_added_along_its_path_and_not_at_a_fixed_place():
 
 @quick
 @given(st.integers(-2, 2), st.integers(-2, 2))
-def test_shifting_the_pictures_shifts_the_field(down, right):
-    """By whole blocks, away from the border."""
+def test_shifting_the_frames_shifts_the_field(down, right):
+    """By blocks, away from the border."""
     height, width = 160, 160
     still, square = scene(1)[:height, :width], scene(2)[100:132, 100:132]
 
@@ -279,8 +279,8 @@ def blocks(rng: np.random.Generator, height: int, width: int, block: int) -> np.
 
 @quick
 @given(st.integers(0, 2**31), st.integers(20, 90), st.integers(20, 90), st.integers(8, 70), st.integers(8, 70))
-def test_maps_are_the_source_sized_picture_resized(seed, height, width, h, w):
-    """Made directly at the target's size, they equal what the released code makes of a source-sized one."""
+def test_maps_equal_the_resized_map_of_the_source_size(seed, height, width, h, w):
+    """The released code draws its map at the source's size and resizes it; ours is drawn at the target's size."""
     rows = blocks(np.random.default_rng(seed), height, width, 16)
     points, dense = np.zeros((2, 2, height + 16, width + 16), np.float32)
     for _, x, y, _, _, dx, dy in rows.tolist():

@@ -234,7 +234,7 @@ class Features:
 
     @property
     def video(self) -> Tensor:
-        """In [0, 1]; computed each time, because all videos as floats would need four times the memory."""
+        """The videos in [0, 1], computed each time, because all videos as floats would need four times the memory."""
         return self.pixels if self.pixels.is_floating_point() else self.pixels.float() / 255
 
     @cached_property

@@ -50,7 +50,7 @@ def _h264(nal_units: Iterator[bytes]) -> Coded | None:
 
 
 def _hevc(nal_units: Iterator[bytes]) -> Coded | None:
-    """From the first slice. Its first bits do not say whether it refers to later pictures."""
+    """HEVC, from the first slice. Its first bits do not say whether the picture refers to later ones."""
     kind = next((kind for unit in nal_units if (kind := unit[0] >> 1 & 63) < 32), None)
     return None if kind is None else Coded(16 <= kind <= 21, False)
 
