@@ -28,7 +28,7 @@ from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, rele
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError, about, counted, shorten
-from vc_core.families import assumed, overridden
+from vc_core.families import inferred_config, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
 from vc_core.parsing import read_text
@@ -165,7 +165,7 @@ def _config_of(recipe: Recipe, config: Config) -> Config:
         unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
         if not unet.conditions:
             unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
-            if config.name == assumed(config.unet)[0].name:
+            if config.name == inferred_config(config.unet)[0].name:
                 config = replace(config, name=Config.name)  # no longer a text-only network
     if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
         unet = replace(unet, conditions=(), stc_channels=0)

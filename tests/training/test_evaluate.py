@@ -420,7 +420,7 @@ def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, 
     assert "nothing was written" in capsys.readouterr().err
 
 
-def test_the_launcher_hands_the_command_on():
+def test_the_launcher_passes_the_command_on():
     from vc_core.cli import PROGRAMS, PROJECT
 
     assert "evaluate" in PROGRAMS and "./vc evaluate" in (PROJECT / "vc").read_text()

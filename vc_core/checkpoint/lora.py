@@ -114,7 +114,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             f"{next(iter(weights))}.{DOWN}, found layers {shorten([*unmatched, *text], 3)}. Use a LoRA of this network."
         )
     notes = [f"{path}: {_not_used(text)}, because they belong to a text encoder."] if text else []
-    (alpha_of, assumed), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
+    (alpha_of, alpha_notes), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
     for layer, module in matched.items():
         if module in changes:
             raise UserError(
@@ -122,7 +122,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             )
         changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
     changes = {name: changes[name] for name in weights if name in changes}
-    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *assumed])
+    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *alpha_notes])
 
 
 def warn_unused(lora: LoRA) -> None:
