@@ -14,6 +14,7 @@ from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
+from .diffusion.hold import Hold, reduced
 from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.texts import check_frames, frame_read, tokens_of_window
@@ -56,6 +57,7 @@ def compose(
     conditions: Sequence[Condition] = (),
     style: Style | None = None,
     init: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
     sampling: Sampling | None = None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
@@ -77,6 +79,9 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
+        denoise_mask: the fraction of the noise schedule over which each place of init is denoised, `(B or 1, 1, F, H,
+            W)` in [0, 1]: 0 keeps init, 1 is new, and `sampling.denoise` limits it. It is resized and cropped like
+            init; the latent has the mean of each 8x8 pixels, in every frame. See `vc_core.diffusion.hold`.
         sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
@@ -118,7 +123,7 @@ def compose(
     windows = sampling.windows or Windows(config.frames)
     check_type("The height", height, Integral, "an integer")
     check_type("The width", width, Integral, "an integer")
-    _check_video(init, sampling.denoise, frames, height, width)
+    _check_video(init, denoise_mask, sampling.denoise, frames, height, width)
     check_frames(texts, frames)
     if len(texts) > 1:
         frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
@@ -130,6 +135,7 @@ def compose(
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs["denoise_mask"] = denoise_mask
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     sampler = make_sampler(sampling, config.diffusion)
@@ -160,7 +166,12 @@ def compose(
         noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
         noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
         init_latent = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
-        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress)
+        hold = None
+        if denoise_mask is not None:
+            mask = _latent_mask(denoise_mask, (height, width)).to(composer.device)
+            hold = Hold(init_latent, noise, mask, config.diffusion.steps)
+            init_latent = None if sampling.denoise == 1 else init_latent
+        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress, hold)
         latent = latent / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
             return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)
@@ -208,6 +219,13 @@ def encode_video(
 
     resized = resize_crop(video.to(composer.device, torch.float32), size)
     return encode(composer.autoencoder, resized, tiling, progress) * composer.config.autoencoder.scale
+
+
+def _latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A denoise mask `(B, 1, F, H, W)` for a video of `size`, at the size of the latent."""
+    from .video import resize_crop
+
+    return reduced(resize_crop(mask.float(), size))
 
 
 def encode_stc(
@@ -325,17 +343,31 @@ def check_rgb(what: str, x: Tensor, *axes: str) -> None:
         raise UserError(f"The {what} has values from {low:g} to {high:g}. Expected RGB in [0, 1].")
 
 
-def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
+def _check_video(
+    init: Tensor | None, mask: Tensor | None, denoise: float, frames: int, height: int, width: int
+) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
     check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
-    if init is not None and denoise == 1.0:
+    if mask is not None:
+        _check_mask(init, mask)
+    elif init is not None and denoise == 1.0:
         raise UserError("denoise 1 keeps nothing of the init video. Use a lower value, such as 0.6, or pass no init.")
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def _check_mask(init: Tensor | None, mask: Tensor) -> None:
+    if init is None:
+        raise UserError("A denoise mask requires an init video. Pass one as init.")
+    if not isinstance(mask, Tensor) or mask.ndim != 5 or mask.shape[1:3] != (1, init.shape[2]):
+        actual = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(f"The denoise mask is {actual}. Expected a tensor (batch, 1, {init.shape[2]}, height, width).")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise UserError("The denoise mask has values outside 0 to 1. Use 0 to keep init, and 1 for what is new.")
 
 
 def check_size(height: int, width: int) -> None:

@@ -199,6 +199,10 @@ PROMISES = {
     "05 Motion of a camera": Promise("red", "stripes", to(0, -156 / 512)),
     "12 Long video in windows": Promise("red", "stripes", ((0.5, 0, -180 / 512), (1.0, 0, 0)), frames=32),
     "13 More frames a second": Promise("yellow", "blue and purple", to(ALONG, 0), times=2),
+    "17 First and last frame": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
+    "18 Cut and drag": Promise("red", "stripes", to(44 / 512, 0)),
+    # The bundled checkpoint does not know how the video goes on.
+    "19 Extend a video": Promise("red", "stripes", ((15 / 27, ALONG, 0),), frames=28),
     "21 Long video with changing text": Promise("red", "stripes", frames=64, last_disc="yellow"),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
     "16 Second pass at twice the size": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
