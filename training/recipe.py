@@ -386,8 +386,8 @@ class Recipe:
         for name in _TEACHERS:
             if getattr(self.loss, name) != getattr(Loss, name):
                 raise UserError(
-                    f"Recipe key loss.{name} does not work with loss.kind consistency, because the student learns "
-                    "what its teacher predicts, and from plain noise. Remove it."
+                    f"Recipe key loss.{name} does not work with loss.kind consistency, because schedule, prediction "
+                    "and noise are those of the teacher. Remove it."
                 )
 
 
