@@ -167,7 +167,8 @@ class VideoComposer:
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
         gathered = _gather(checkpoint, [read_checkpoint(file) for file in files])
-        if (overrides or {}).get("few_steps") is None and any(is_distilled(file) for file in loras or {}):
+        used = [file for file, strength in (loras or {}).items() if strength]
+        if (overrides or {}).get("few_steps") is None and any(map(is_distilled, used)):
             checkpoint = replace(checkpoint, config=overridden(checkpoint.config, few_steps=True))
         config = checkpoint.config
         load_towers(config.towers, gathered["text"], gathered.get("image"), device="meta")  # report errors now

@@ -316,11 +316,12 @@ def test_an_exported_lora_makes_its_checkpoint_one_for_few_steps(runs, tiny_chec
     export(runs / "lora", student)
     save_lora(plain, begin(replace(of_run(runs, "lora"), loss=Loss())).unet)
 
-    def config_with(*loras, **overrides):
-        return VideoComposer.load(tiny_checkpoint, loras=dict.fromkeys(loras, 1.0), overrides=overrides).config
+    def config_with(*loras, strength=1.0, **overrides):
+        return VideoComposer.load(tiny_checkpoint, loras=dict.fromkeys(loras, strength), overrides=overrides).config
 
     assert defaults(config_with(student)) == defaults(config_with(plain, student)) == ("lcm", 4, 1.0)
     assert defaults(config_with(plain)) == defaults(config_with()) == ("dpmpp_2m", 20, 2.0)
+    assert defaults(config_with(student, strength=0.0)) == ("dpmpp_2m", 20, 2.0)
     assert defaults(config_with(student, few_steps=False)) == ("dpmpp_2m", 20, 2.0)
 
 
