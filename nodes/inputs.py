@@ -32,6 +32,8 @@ AUTOMATIC = {
     **dict.fromkeys(("frame_rate", "frames", "width", "height", "nominal_height", "depth_scale", "radius"), 0),
     **dict.fromkeys(("canvas_width", "canvas_height", "steps", "cfg", "context_length"), 0),
     "context_overlap": -1,
+    "tile_size": 0,
+    "tile_overlap": -1,
 }
 """Input -> its value for "automatic", if its range allows it. web/auto.js shows `auto` instead of the value."""
 

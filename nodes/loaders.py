@@ -17,7 +17,7 @@ from .host.vae import framewise, latent_colors, load_vae
 from .inputs import CATEGORY, advanced, schema
 
 LOADERS_CATEGORY = f"{CATEGORY}/loaders"
-FEW_STEPS = {"auto": None, "yes": True, "no": False}
+ANSWERS = {"auto": None, "yes": True, "no": False}
 
 # Part -> its name, and what to do if the file does not contain it.
 _REPLACEMENTS = {
@@ -59,9 +59,12 @@ class VCCheckpointLoader(io.ComfyNode):
                                tooltip="Data type of the network's weights. default = ComfyUI decides. fp8 needs half "
                                        "the memory of fp16."),
                 *advanced(
-                    io.Combo.Input("few_steps", options=list(FEW_STEPS), default="auto", optional=True,
+                    io.Combo.Input("few_steps", options=list(ANSWERS), default="auto", optional=True,
                                    tooltip="Whether the network was distilled for few steps without guidance. auto = "
                                            "as the file says; choose yes for VideoLCM, whose file does not say so."),
+                    io.Combo.Input("super_resolution", options=list(ANSWERS), default="auto", optional=True,
+                                   tooltip="Whether the network is VGen's SR600, for SR600 Upscale. auto = as the file "
+                                           "says; choose yes for sr_step_110000_ema.pth, whose file does not say so."),
                 ),
             ],
             outputs=[
@@ -74,14 +77,15 @@ class VCCheckpointLoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name: str, weight_dtype: str, few_steps: str = "auto") -> Any:
+    def fingerprint_inputs(cls, ckpt_name: str, **settings: str) -> Any:
         """Load a file again when it was replaced."""
         status = folders.checkpoint_path(ckpt_name).stat()
         return status.st_mtime_ns, status.st_size
 
     @classmethod
-    def execute(cls, ckpt_name, weight_dtype, few_steps="auto") -> io.NodeOutput:
-        checkpoint = read_checkpoint(folders.checkpoint_path(ckpt_name), few_steps=FEW_STEPS[few_steps])
+    def execute(cls, ckpt_name, weight_dtype, **settings: str) -> io.NodeOutput:
+        overrides = {name: ANSWERS[answer] for name, answer in settings.items()}
+        checkpoint = read_checkpoint(folders.checkpoint_path(ckpt_name), **overrides)
         checkpoint.part("model")
         parts, towers = checkpoint.parts, checkpoint.config.towers
         missing = {name: Missing(f"'{ckpt_name}' contains no {text}") for name, text in _REPLACEMENTS.items()}

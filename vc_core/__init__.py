@@ -15,10 +15,12 @@ if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
     from .conditions import CONDITIONS, Condition, ConditionSpec  # noqa: F401
     from .config import Config  # noqa: F401
     from .diffusion.samplers import SAMPLERS, Sampling  # noqa: F401
+    from .diffusion.tiles import Tiles  # noqa: F401
     from .diffusion.windows import Windows  # noqa: F401
     from .encoders.autoencoder import Tiling  # noqa: F401
     from .errors import UserError  # noqa: F401
     from .pipeline import Style, compose  # noqa: F401
+    from .upscaling import upscale  # noqa: F401
 
 _MODULES = {
     "CONDITIONS": "conditions",
@@ -29,6 +31,7 @@ _MODULES = {
     "SAMPLERS": "diffusion.samplers",
     "Sampling": "diffusion.samplers",
     "Style": "pipeline",
+    "Tiles": "diffusion.tiles",
     "Tiling": "encoders.autoencoder",
     "UserError": "errors",
     "VideoComposer": "composer",
@@ -36,6 +39,7 @@ _MODULES = {
     "compose": "pipeline",
     "read_checkpoint": "checkpoint.reading",
     "save_checkpoint": "checkpoint.reading",
+    "upscale": "upscaling",
 }
 __all__ = list(_MODULES)
 

@@ -178,6 +178,7 @@ def _get(
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
     "demo": (lambda: _demo, "compose two small videos that follow a clip's motion, and measure them"),
     "compose": (_of("options", "compose"), "compose videos from conditions, repeat a run, or run many"),
+    "upscale": (_of("upscale", "command"), "enlarge a video with VGen's super-resolution network SR600"),
     "extract": (_of("options", "extract"), "extract a condition from a video or an image, and preview it"),
     "info": (_of("networks", "info"), "show a file's contents and check that it is complete"),
     "convert": (_of("networks", "convert"), "convert networks to another layout or dtype, or join them in one file"),

@@ -65,6 +65,7 @@ class UNetConfig:
         stc_heads: heads of an STC-encoder's temporal layer, each `stc_channels` wide.
         conditions: the rows of the condition table for which this network has an STC-encoder.
         dropout, stc_dropout: used in training only.
+        super_resolution: whether the layers work as in VGen's SR600, see `vc_core.model.unet`. Shapes do not show it.
 
     Raises:
         UserError: a value has a wrong type or is out of range, or a width is not a multiple of heads or norms' groups.
@@ -84,6 +85,7 @@ class UNetConfig:
     conditions: _PerLevel[_Text] = tuple(CONDITIONS)
     dropout: _Dropout = 0.1
     stc_dropout: _Dropout = 0.05
+    super_resolution: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -296,7 +298,8 @@ class Config:
         return build(Config, data, _describe(""))
 
 
-_LATER = {"condition_scale": None, "style_tokens": 1, "sampling_rate": 4.0, "few_steps": False}
+_LATER = {"condition_scale": None, "style_tokens": 1, "sampling_rate": 4.0, "few_steps": False,
+          "super_resolution": False}  # fmt: skip
 """Keys that earlier versions do not know -> the values that have the same effect as no key."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import Config, DiffusionConfig, ExtractionConfig, UNetConfig
+from .errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,21 @@ FAMILIES = (
         "3 frames per second, conditions at the video's own size, many steps.",
         "VideoLCM has the same shapes. Set few_steps to yes for it.",
     ),
+    # As in VGen's configs/sr600_infer.yaml.
+    Family(
+        "SR600",
+        lambda unet: unet.super_resolution,
+        {"width": 1280, "height": 720, "diffusion": DiffusionConfig(prediction="v_prediction", zero_terminal_snr=True)},
+        "The network is used as VGen's SR600.",
+    ),
     Family(
         "ModelScope text-to-video",
         lambda unet: not unet.style_tokens and not unet.conditions,
-        {},
+        {"width": 256, "height": 256, "diffusion": DiffusionConfig()},
         "The network has no STC-encoders and no style, so the settings of ModelScope's text-to-video are used: noise "
         "prediction, 256x256, 16 frames.",
-        "ZeroScope has the same shapes. Use 576x320, 24 frames and a window of 24 for it.",
+        "ZeroScope has the same shapes: use 576x320, 24 frames and a window of 24 for it. SR600 too: use ./vc upscale, "
+        "or set super_resolution to yes.",
     ),
     Family(
         "VideoComposer",
@@ -68,10 +77,14 @@ VGEN_NEGATIVE = (
 """The suffix that VGen appends to every prompt of TF-T2V and VideoLCM, and its negative prompt; both are optional."""
 
 
+def _family(unet: UNetConfig) -> Family:
+    return next(family for family in FAMILIES if family.matches(unet))
+
+
 def assumed(unet: UNetConfig, overrides: Collection[str] = ()) -> tuple[Config, str]:
     """Return the config of a network of which only the sizes are known, and a note on what was assumed. `overrides` are
     the names of the settings that the user passes, see `overridden`."""
-    family = next(family for family in FAMILIES if family.matches(unet))
+    family = _family(unet)
     more = f"Your own settings apply for {', '.join(overrides)}." if overrides else family.alternative
     return Config(name=family.name, unet=unet, **family.config), " ".join(filter(None, [family.assumed, more]))
 
@@ -84,9 +97,10 @@ def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrid
         overrides: `prediction` and `zero_terminal_snr` of `DiffusionConfig`; `few_steps`, `frames`, `rate`, `guidance`.
             The prediction `epsilon` sets `zero_terminal_snr` to False unless it is passed too, because the two exclude
             each other. A new `few_steps` sets the guidance scale to 1 (few steps) or to the released one (many).
+            `super_resolution` says whether a text-to-video network is VGen's SR600, which has the same shapes.
 
     Raises:
-        UserError: a value is not allowed.
+        UserError: a value is not allowed, or a network with conditions or style is called SR600.
     """
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if size is not None:
@@ -95,6 +109,12 @@ def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrid
         overrides.setdefault("zero_terminal_snr", False)
     if overrides.get("few_steps", config.few_steps) != config.few_steps:
         overrides.setdefault("guidance", 1.0 if overrides["few_steps"] else Config.guidance)
+    if overrides.pop("super_resolution", sr := config.unet.super_resolution) != sr:
+        if config.unet.conditions or config.unet.style_tokens:
+            raise UserError(f"The network '{config.name}' has conditions or style, so it is not SR600.")
+        unet = replace(config.unet, super_resolution=not sr)
+        family = _family(unet)
+        config = replace(config, name=family.name, unet=unet, **family.config)
     diffusion = {name: overrides.pop(name) for name in ("prediction", "zero_terminal_snr") if name in overrides}
     return replace(config, diffusion=replace(config.diffusion, **diffusion), **overrides)
 

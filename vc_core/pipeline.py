@@ -14,7 +14,10 @@ from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
+from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
+from .diffusion.texts import check_frames, frame_read, tokens_of_window
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -40,14 +43,14 @@ class Style:
         return Schedule(self.strength, self.start, self.end)
 
     def __post_init__(self) -> None:
-        _check_rgb("style image", self.image, "batch", "height", "width")
+        check_rgb("style image", self.image, "batch", "height", "width")
         self.schedule.check("style")
 
 
 @torch.inference_mode()
 def compose(
     composer: VideoComposer,
-    text: str | Sequence[str] = "",
+    text: str | Sequence[str] | Mapping[int, str] = "",
     *,
     negative: str | Sequence[str] = "",
     conditions: Sequence[Condition] = (),
@@ -65,7 +68,8 @@ def compose(
     """Compose videos. Pass one style, condition and init for the entire batch, or one for each video.
 
     Args:
-        text, negative: prompts, one for all videos or one for each. The empty prompt means no text.
+        text, negative: prompts, one for all videos or one for each. The empty prompt means no text. `text` may also be
+            a schedule for all videos, a mapping of frames to prompts, see `vc_core.diffusion.texts`.
         conditions: at most one condition of each name. Temporal ones must have `frames` frames. Heights and widths may
             be any: the STC-encoders resize conditions to the latent size. If the checkpoint's config sets the size of
             conditions, they are resized to that first.
@@ -73,7 +77,7 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
-        sampling: sampler, steps, guidance, and windows of long videos, see `Sampling`.
+        sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
         batch: number of videos, unless `text` is a list of several prompts.
@@ -101,10 +105,11 @@ def compose(
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
     sampling = (sampling or Sampling()).filled(config)
-    texts, negatives = _listed("text", text), _listed("negative", negative)
+    texts, negatives = _by_frame(text), _listed("negative", negative)
     if init is not None:
-        _check_rgb("init video", init, "batch", "frames", "height", "width")
-    batch = len(texts) if len(texts) > 1 and batch == 1 else batch
+        check_rgb("init video", init, "batch", "frames", "height", "width")
+    prompts = max(texts.values(), key=len)
+    batch = len(prompts) if len(prompts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     if size and len(size) != 2:
         raise UserError(f"size has {counted(len(size), 'item')}. Expected (height, width), such as (256, 256).")
@@ -113,6 +118,9 @@ def compose(
     check_type("The height", height, Integral, "an integer")
     check_type("The width", width, Integral, "an integer")
     _check_video(init, sampling.denoise, frames, height, width)
+    check_frames(texts, frames)
+    if len(texts) > 1:
+        frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
     for condition in conditions:
         check_type("An item of conditions", condition, Condition, "a Condition, such as Condition('motion', tensor)")
         config.unet.check_supports(condition.name)
@@ -120,14 +128,20 @@ def compose(
         composer.check_style()
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    inputs = {"text": texts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
+    motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     run = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
+        encoded = encode_texts(composer, {**texts, "negative": negatives}, progress)
         shared = {
-            **encode_texts(composer, {"text": texts, "negative": negatives}, progress),
+            "negative": encoded.pop("negative"),
             "style": style and Embedded(style_token(composer, style.image, progress), style.schedule),
             "no_style": style and style_token(composer, None),
             "guidance": sampling.guidance,
@@ -135,13 +149,15 @@ def compose(
             "rescale": sampling.rescale,
             "steps": config.diffusion.steps,
         }
+        stcs = encode_stc(composer, conditions, windows, frames, latent_size, progress)
         denoisers = [
-            GuidedDenoiser(composer.unet, stc=stc, **shared)
-            for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
+            GuidedDenoiser(network, text=tokens_of_window(encoded, span, frames), stc=stc, **shared)
+            for span, stc in zip(windows.spans(frames), stcs, strict=True)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
+        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
+        noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
         source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
         latent = sample(denoiser, run.start(noise, source), run, generators, progress) / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
@@ -154,8 +170,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 
 
 def encode_texts(
-    composer: VideoComposer, prompts: Mapping[str, list[str]], progress: Progress | None = None
-) -> dict[str, Tensor]:
+    composer: VideoComposer, prompts: Mapping[Any, list[str]], progress: Progress | None = None
+) -> dict[Any, Tensor]:
     """The context tokens `(B, 77, D)` of several lists of prompts, by name."""
     from .encoders.clip import encode_text
 
@@ -259,6 +275,15 @@ def _renamed(
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
 
 
+def _by_frame(text: str | Sequence[str] | Mapping[int, str]) -> dict[int, list[str]]:
+    """Return the prompts, one or one for each video, by the frames that they are for, in order."""
+    if not isinstance(text, Mapping):
+        return {0: _listed("text", text)}
+    if not text or not all(type(frame) is int and isinstance(prompt, str) for frame, prompt in text.items()):
+        raise UserError(f"text is {shown(dict(text))}. Expected prompts by the numbers of their frames.")
+    return {frame: [text[frame]] for frame in sorted(text)}
+
+
 _TYPES: dict[str, tuple[Any, str]] = {
     "composer": (VideoComposer, "a VideoComposer, as VideoComposer.load() returns it"),
     "conditions": (Collection, "a list of Conditions, also for one"),
@@ -280,7 +305,7 @@ def _listed(name: str, text: str | Sequence[str]) -> list[str]:
     return list(listed)
 
 
-def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
+def check_rgb(what: str, x: Tensor, *axes: str) -> None:
     """Refuse a tensor that is not RGB `(batch, 3, ...)` in [0, 1]. Resizing may exceed this range by a hundredth."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -296,8 +321,7 @@ def _check_rgb(what: str, x: Tensor, *axes: str) -> None:
 def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
-    if height < 8 or width < 8 or height % 8 or width % 8:
-        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
+    check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
     if init is not None and denoise == 1.0:
@@ -305,6 +329,11 @@ def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, 
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def check_size(height: int, width: int) -> None:
+    if height < 8 or width < 8 or height % 8 or width % 8:
+        raise UserError(f"The size must be multiples of 8, such as 256x256. Got {width}x{height}.")
 
 
 def _check_conditions(conditions: Sequence[Condition], frames: int) -> None:

@@ -61,6 +61,8 @@ MODELS: tuple[ModelFile, ...] = (
     ModelFile("zeroscope_v2_576w.pth", "ZeroScope: text only, 576x320, 24 frames; about 2.8 GB", None, None,
               f"{_HUB}/cerspense/zeroscope_v2_576w/resolve/main/zs2_576w/text2video_pytorch_model.pth",
               "network", licence="CC BY-NC 4.0"),
+    ModelFile("sr_step_110000_ema.pth", "SR600: super-resolution to 1280x720, for ./vc upscale", None, None,
+              "https://www.modelscope.cn/models/iic/HiGen/resolve/master/sr_step_110000_ema.pth", "network"),
     ModelFile("vae-ft-mse-840000-ema-pruned.safetensors",
               "Stable Diffusion's autoencoder, fine-tuned: the only part of it that the released network needs",
               334_641_190, "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",

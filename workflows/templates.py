@@ -12,12 +12,13 @@ from layout import Graph, Node, Output
 
 STRIPES = "a red circle on a background of blue and white stripes"
 GRADIENT = "a yellow circle on a blue and purple gradient"
-MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
+MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, SECOND, VIDEO = GROUPS = (
     "Model",
     "Inputs",
     "Text and style",
     "Conditions",
     "Sampling",
+    "Second pass",
     "Video",
 )
 STEPS = 12
@@ -29,6 +30,18 @@ INTERPOLATION_URL = (
     f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
 )
 NETWORK = "tft2v_vcomposer_non_ema_254000.pth"
+SR600 = "sr_step_110000_ema.pth"
+SR600_SUFFIX = (
+    ", cinematic, High Contrast, highly detailed, Unreal Engine 5, no blur, full length ultra-wide angle shot a "
+    "cinematic scene, taken using a Canon EOS R camera, hyper detailed photo - realistic maximum detail, 32k, Color "
+    "Grading, portrait Photography, ultra HD, extreme meticulous detailing, skin pore detailing, hyper sharpness, "
+    "perfect without deformations, 4k render"
+)
+SR600_NEGATIVE = (
+    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, extra digits, "
+    "cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, monochrome, horror, geometry, "
+    "mutation, disgusting"
+)
 HUB = "https://huggingface.co"
 PARTS = {  # for a network without its parts: stock loader -> address of the file, its name, and its folder
     "VAELoader": (f"{HUB}/stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
@@ -110,54 +123,72 @@ def styled(setup: Setup, image: Output) -> Setup:
     return Setup(setup.graph, setup.loader, node["positive"], node["negative"])
 
 
-def sample(
-    setup: Setup,
-    seed: int,
-    cfg: float = 0.0,
-    windows: tuple[int, int] = (0, -1),
-    latent: Output | None = None,
-    denoise: float = 1.0,
-    **conditions: Node,
-) -> tuple[Output, Output]:
-    """Add the nodes from the conditions, by STCEncode's sockets, to the enlarged images; return these and their rate.
-
-    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler.
-    """
-    graph = setup.graph
-    encode = graph.add(
-        "STCEncode",
-        SAMPLING,
-        model=setup.model,
-        positive=setup.positive,
-        negative=setup.negative,
-        **{name: node[0] for name, node in conditions.items()},
-    )
-    sampler = graph.add(
-        "VC3DUNetSampler",
-        SAMPLING,
-        model=setup.model,
-        positive=encode["positive"],
-        negative=encode["negative"],
-        latent=latent or encode["latent"],
-        seed=seed,
-        steps=STEPS,
-        cfg=cfg,
-        denoise=denoise,
-        context_length=windows[0],
-        context_overlap=windows[1],
-    )
-    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=setup.loader["VAE"])
-    larger = graph.add(
+def sample(setup: Setup, seed: int, **more: Any) -> tuple[Output, Output]:
+    """Add the nodes from the conditions to the images, enlarged to look at them; return these and their rate. See
+    `decoded`."""
+    images, fps = decoded(setup, seed, **more)
+    larger = setup.graph.add(
         "ImageScale",
         VIDEO,
         title="Enlarge, to look at it",
-        image=images[0],
+        image=images,
         upscale_method="bicubic",
         width=256,
         height=256,
         crop="disabled",
     )
-    return larger[0], encode["fps"]
+    return larger[0], fps
+
+
+def decoded(
+    setup: Setup,
+    seed: int,
+    cfg: float = 0.0,
+    windows: tuple[int, int] = (0, -1),
+    size: dict[str, Output] | None = None,
+    latent: Output | None = None,
+    denoise: float = 1.0,
+    steps: int = STEPS,
+    scheduler: str = "karras",
+    tile_size: int = -1,
+    groups: tuple[str, str] = (SAMPLING, VIDEO),
+    noise: str = "independent",
+    **conditions: Node,
+) -> tuple[Output, Output]:
+    """Add the nodes from the conditions, by STCEncode's sockets, to the images; return these and their rate.
+
+    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler. `size`: for
+    STCEncode, if it is not the checkpoint's. `groups`: of the sampler and of the decoder.
+    """
+    graph = setup.graph
+    encode = graph.add(
+        "STCEncode",
+        groups[0],
+        model=setup.model,
+        positive=setup.positive,
+        negative=setup.negative,
+        **(size or {}),
+        **{name: node[0] for name, node in conditions.items()},
+    )
+    sampler = graph.add(
+        "VC3DUNetSampler",
+        groups[0],
+        model=setup.model,
+        positive=encode["positive"],
+        negative=encode["negative"],
+        latent=latent or encode["latent"],
+        seed=seed,
+        steps=steps,
+        cfg=cfg,
+        scheduler=scheduler,
+        denoise=denoise,
+        context_length=windows[0],
+        context_overlap=windows[1],
+        tile_size=tile_size,
+        noise=noise,
+    )
+    images = graph.add("VAEDecode", groups[1], samples=sampler[0], vae=setup.loader["VAE"])
+    return images[0], encode["fps"]
 
 
 def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
@@ -296,6 +327,23 @@ def long_video_context_windows(graph: Graph) -> None:
     finish(setup, seed=3, windows=(16, 8), motion=motion, single_image=first)
 
 
+def long_video_changing_text(graph: Graph) -> None:
+    clip, setup = example(graph, frames=1, title="The background of the drawing"), start(graph, STRIPES)
+    later = graph.add(
+        "CLIPTextEncode",
+        TEXT,
+        title="The text at the end",
+        clip=setup.loader["CLIP"],
+        text="a yellow circle on a background of blue and white stripes",
+    )
+    texts = graph.add("VCTextSchedule", TEXT, conditioning=setup.positive, next_text=later[0], frame=63)
+    turns = [2 * math.pi * i / 16 for i in range(17)]
+    circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
+    motion = drawn_motion(graph, setup, clip, circle, frames=64)
+    changing = Setup(graph, setup.loader, texts[0], setup.negative)
+    finish(changing, seed=3, windows=(16, 8), noise="shuffled", motion=motion)
+
+
 def restyled_video(graph: Graph) -> None:
     clip, setup = example(graph, title="The video to restyle"), start(graph, GRADIENT)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
@@ -389,6 +437,41 @@ def published_network(graph: Graph) -> None:
     )
     images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=vae[0])
     save(graph, images[0], encode["fps"])
+
+
+def super_resolution(graph: Graph) -> None:
+    loader = graph.add("VCCheckpointLoader", MODEL, ckpt_name=SR600, super_resolution="yes")
+    clip = part(graph, "CLIPLoader", type="stable_diffusion")
+    vae = graph.add("VCVideoVAE", MODEL, vae=part(graph, "VAELoader"))
+    parts = graph.add("GetVideoComponents", INPUTS, title="Connect your video here", video=example(graph)["video"])
+    frames = graph.add("ImageScale", INPUTS, title="The size of the result", image=parts["images"],
+                       upscale_method="bicubic", width=1280, height=720, crop="center")  # fmt: skip
+    text = f"a red ball moves over blue and white stripes{SR600_SUFFIX}"
+    positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=clip, text=text)
+    negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=clip, text=SR600_NEGATIVE)
+    latent = graph.add("VAEEncode", SAMPLING, pixels=frames[0], vae=vae[0])
+    sampler = graph.add("VCSuperResolution", SAMPLING, model=loader["MODEL"], positive=positive[0],
+                        negative=negative[0], latent=latent[0])  # fmt: skip
+    images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=vae[0])
+    save(graph, images[0], parts["fps"], audio=parts["audio"])
+
+
+def second_pass(graph: Graph) -> None:
+    clip, setup = example(graph, "diagonal"), start(graph, STRIPES)
+    # Without a model, STC Encode computes them for its own size.
+    conditions = {
+        "motion": graph.add("MotionVectorExtract", CONDITIONS, video=clip["video"], frame_rate=RATE),
+        "single_image": graph.add("VCSingleImage", CONDITIONS, image=clip["images"]),
+    }
+    small, fps = decoded(setup, seed=3, groups=(SAMPLING, SAMPLING), **conditions)
+    larger = graph.add("ImageScaleBy", SECOND, image=small, upscale_method="bicubic", scale_by=2.0)
+    size = graph.add("GetImageSize", SECOND, image=larger[0])
+    latent = graph.add("VAEEncode", SECOND, pixels=larger[0], vae=setup.loader["VAE"])
+    images, _ = sample(
+        setup, seed=3, size={"width": size["width"], "height": size["height"]}, latent=latent[0], denoise=0.4,
+        steps=math.ceil(0.4 * STEPS), scheduler="normal", tile_size=0, groups=(SECOND, VIDEO), **conditions,
+    )  # fmt: skip
+    save(graph, images, fps)
 
 
 TEMPLATES = {
@@ -503,5 +586,31 @@ TEMPLATES = {
         "> , cinematic, High Contrast, highly detailed, no blur, 4k render\n\nand uses this negative text:\n\n"
         "> Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, disconnected limbs, "
         "Ugly faces, incomplete arms",
+    ),
+    "16 Second pass at twice the size": Template(
+        "Enlarges a video twice and samples it again with its conditions, from 40 % noise, in overlapping tiles of the "
+        "checkpoint's size.",
+        "the text and the clip (connect Load Video to 'video' of Motion Vectors, and an image to Single Image). To "
+        "enlarge with an upscale model, replace Upscale Image By with Upscale Image (using Model).",
+        "denoise of the second sampler: at 0.2 the video only becomes cleaner, at 0.6 also larger details change.",
+        second_pass,
+    ),
+    "22 Super-resolution with SR600": Template(
+        "Adds detail to an enlarged video with VGen's super-resolution network, and keeps its sound.",
+        "the video (connect Load Video to Get Video Components), and the beginning of the text: what the video shows.",
+        "another shape with about as many pixels, for example 960 x 960.",
+        super_resolution,
+        build_thumbnail=second_pass,
+        ending=f"**Files** `./vc get {SR600}` on the command line downloads the network into models/videocomposer. The "
+        "page offers the other two files. The rest of the text, and the negative text, are VGen's.\n\nAt this size the "
+        "network needs a GPU with much memory. We compared it with reference values at a small size, but have not "
+        "looked at its results.",
+    ),
+    "21 Long video with changing text": Template(
+        "Generates four times as many frames as the checkpoint was trained for. The text changes gradually.",
+        "the two texts, and frame on Text Schedule: the frame at which the change is complete.",
+        "noise set to 'independent' on the sampler: the background then changes more from window to window. Or a third "
+        "text with another Text Schedule.",
+        long_video_changing_text,
     ),
 }

@@ -11,13 +11,16 @@ import comfy.samplers
 import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
 from comfy.k_diffusion.sampling import sample_lcm
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscreteDistilled
 from torch import Tensor
 
 from ...vc_core.config import Config, DiffusionConfig
 from ...vc_core.diffusion.samplers import LCM_TIMESTEPS, lcm_scaling, lcm_timesteps, released_timesteps
+from ...vc_core.diffusion.tiles import Tiles
 from ...vc_core.diffusion.windows import Windows
 from ...vc_core.errors import UserError
+from .network import TILES
 
 RELEASED = "ddim_released"
 """The scheduler of the released code: DDIM's timesteps ..., 1 + 2 k, 1 + k, 1, then the schedule's lowest noise."""
@@ -119,6 +122,19 @@ class _Handler(IndexListContextHandler):
             return predict(model, conds, x, timestep.expand(len(x)), options)
 
         return super().execute(for_all, model, conds, x, timestep[:1], options)
+
+
+def with_tiles(model: Any, tiles: Tiles) -> Any:
+    """Return a MODEL that predicts large frames tile by tile, like the core's `Sampling.tiles`."""
+    model = model.clone()
+    model.model_options["transformer_options"][TILES] = tiles
+
+    def for_a_tile(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = (*noise_shape[:-2], *tiles.within(*noise_shape[-2:]))  # memory for a tile, not for entire frames
+        return executor(model, list(shape), *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, TILES, for_a_tile)
+    return model
 
 
 def with_windows(model: Any, windows: Windows) -> Any:

@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ from vc_core.conditions import CONDITIONS
 from vc_core.config import UNetConfig, unet_config_from_shapes
 from vc_core.diffusion.guidance import Embedded, GuidedDenoiser
 from vc_core.diffusion.samplers import Sampling, make_sampler, sample
+from vc_core.diffusion.super_resolution import (
+    GUIDANCE,
+    RESCALE,
+    denoise,
+    denoising_schedule,
+    inversion_schedule,
+    invert,
+)
 from vc_core.families import assumed
 from vc_core.model.unet import UNet3D
 
@@ -137,9 +146,69 @@ def test_schedule(run):
         assert relative(noised, run.reference["q_sample"]) <= 1e-5
 
 
+# --- SR600 ----------------------------------------------------------------------------------------------------------
+
+
+class SuperResolution:
+    """VGen's network for super-resolution, its inputs and reference outputs."""
+
+    def __init__(self, folder):
+        spec = json.loads((folder / "sr600_s.json").read_text())
+        self.reference = load_file(folder / "sr600_s.safetensors")
+        shapes = spec["parameters"]
+        config = replace(unet_config_from_shapes(shapes, spec["net"]["head_dim"]), super_resolution=True)
+        with torch.device("meta"):
+            unet = UNet3D(config)
+        fill(unet, released_layout(unet), Tensors.of({n: value(n, s) for n, s in shapes.items()}, "sr600_s"), "SR600")
+        self.unet = unet.eval().requires_grad_(False)
+        self.x = value("s.x", (spec["batch"], 4, spec["frames"], *spec["latent_height_width"]))
+        self.text, self.zero = (value(f"s.{name}", (1, 77, 1024)) for name in ("y", "zero_y"))
+
+    def denoiser(self, text, **guidance):
+        return GuidedDenoiser(self.unet, text, self.zero, style=None, no_style=None, stc=(), **guidance)
+
+
+SR600 = {  # entry -> what computes it, and the largest relative error
+    "v.text": (lambda run: run.unet(run.x, torch.tensor([501]), run.text), 1e-4),
+    "sigmas.reverse": (lambda run: (1 - inversion_schedule()).sqrt(), 1e-6),
+    "sigmas.forward": (lambda run: (1 - denoising_schedule()).sqrt(), 1e-6),
+    "inverted": (lambda run: invert(run.denoiser(run.zero, guidance=1.0), 0.5 * run.x), 1e-4),
+    "upscaled": (
+        lambda run: denoise(run.denoiser(run.text, guidance=GUIDANCE, rescale=RESCALE), run.reference["inverted"]),
+        1e-3,
+    ),
+    "upscaled.timesteps": (lambda run: timesteps_of(denoise, run.x), 0.0),
+}
+
+
+def timesteps_of(run, x):
+    """The timesteps at which `run` calls its denoiser."""
+    timesteps = []
+    run(lambda x, t: timesteps.append(float(t)) or x, x)
+    return torch.tensor(timesteps)
+
+
+@pytest.fixture(scope="module")
+def super_resolution(golden_dir):
+    return SuperResolution(golden_dir)
+
+
+@pytest.mark.parametrize("entry", SR600)
+@torch.inference_mode()
+def test_super_resolution(super_resolution, entry):
+    compute, allowed = SR600[entry]
+    reference = super_resolution.reference[entry]
+    assert relative(compute(super_resolution).double(), reference.double()) <= allowed
+
+
+def test_every_super_resolution_entry_is_checked(super_resolution):
+    assert {*super_resolution.reference} == {*SR600}
+
+
 @pytest.mark.parametrize(
     ("file", "config"),
     [
+        ("sr600_parameters", replace(UNetConfig(), style_tokens=0, stc_channels=0, conditions=())),
         ("released_parameters", UNetConfig()),
         ("vgen_parameters", UNetConfig(attention_levels=(1, 2, 3), style_tokens=4)),
     ],

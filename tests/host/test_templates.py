@@ -31,6 +31,7 @@ from vc_core.demo import RATE, RED, STRIPES, VELOCITY, draw_clip, follow
 from vc_core.families import VGEN_NEGATIVE, VGEN_SUFFIX
 from vc_core.model.unet import UNet3D
 from vc_core.published import MODELS
+from vc_core.upscaling import NEGATIVE, SUFFIX
 from vc_core.video import plan_frames, probe, read_frames
 
 WORKFLOWS = REPOSITORY / "workflows"
@@ -39,7 +40,8 @@ NOTES = ("MarkdownNote", "Note")  # the page's own nodes, which the server does 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 GROWING = "COMFY_AUTOGROW_V3"
 LARGE = "15 Large network with the style of an image"
-"""The template that requires a downloaded network."""
+SR600 = "22 Super-resolution with SR600"
+"""The templates that require a downloaded network."""
 LATE = {"FrameInterpolationModelLoader", "FrameInterpolate", "ComfyMathExpression"}
 """ComfyUI's own nodes that 0.3.64 does not have."""
 
@@ -160,6 +162,7 @@ class Promise:
 
     Attributes:
         disc: the object's colour.
+        last_disc: its colour at the end, for a template whose text changes.
         ground: a key of `GROUNDS`.
         path: the object's path, (fraction of the duration, x, y), relative to its start, in frame widths.
         place: the object's start, x and y in frame widths, for a template whose sketch only sets that.
@@ -174,6 +177,7 @@ class Promise:
     direction: tuple[float, float] | None = None
     frames: int = 16
     times: int = 1
+    last_disc: str = ""
 
 
 def to(x: float, y: float) -> tuple[tuple[float, float, float], ...]:
@@ -195,7 +199,9 @@ PROMISES = {
     "05 Motion of a camera": Promise("red", "stripes", to(0, -156 / 512)),
     "12 Long video in windows": Promise("red", "stripes", ((0.5, 0, -180 / 512), (1.0, 0, 0)), frames=32),
     "13 More frames a second": Promise("yellow", "blue and purple", to(ALONG, 0), times=2),
+    "21 Long video with changing text": Promise("red", "stripes", frames=64, last_disc="yellow"),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
+    "16 Second pass at twice the size": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
 }
 
 
@@ -203,6 +209,11 @@ def check(video: Tensor, promise: Promise) -> None:
     """Check a video `(1, 3, F, H, W)` in [0, 1] against its promise."""
     assert video.shape == (1, 3, promise.frames, 256, 256)
     assert video.std() > 0.05, "blank"
+    if promise.last_disc:
+        end = follow(video[:, :, -8:], COLORS[promise.last_disc], GROUNDS[promise.ground])
+        assert not end.isnan().any(), f"no {promise.last_disc} object at the end"
+        assert follow(video[:, :, -8:], COLORS[promise.disc], GROUNDS[promise.ground]).isnan().all()
+        video = video[:, :, :8]
     centers = follow(video, COLORS[promise.disc], GROUNDS[promise.ground]) / 256
     assert not centers.isnan().any(), f"no {promise.disc} object in frames {centers.isnan().any(1).nonzero().flatten()}"
     ground = video[0].flatten(1).median(1).values
@@ -259,7 +270,7 @@ def interpolation(host, nodes, comfyui):
 
 def test_every_template_is_frozen_has_a_picture_and_a_note(nodes):
     files = templates()
-    assert set(files) == set(VERSIONS) == {*PROMISES, LARGE}
+    assert set(files) == set(VERSIONS) == {*PROMISES, LARGE, SR600}
     for name, workflow in files.items():
         assert lacking(types_of(workflow), nodes) or same(frozen_of(workflow, nodes), VERSIONS[name][-1]), (
             f"{name} changed. See the first lines of this file."
@@ -334,9 +345,20 @@ def test_the_large_network_s_template_runs(host, nodes, few):
     """With a small network of the same kind under its name, smaller frames, and the bundled other parts."""
     small = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), temporal_in_heads=1,
                        context_dim=64, style_tokens=4)  # fmt: skip
-    parts = {"CLIPLoader": ["bundled", 1], "CLIPVisionLoader": ["bundled", 2], "VCVideoVAE": ["bundled", 3]}
     others = {"STCEncode": {"width": 64, "height": 64}, "VCCheckpointLoader": {"few_steps": few}}
-    for saved in VERSIONS[LARGE]:
+    paths, results = run_with_small_network(host, nodes, LARGE, small, others)
+    for path, result in zip(paths, results, strict=True):
+        info = probe(path)
+        assert (info.frames, info.rate, info.width, info.height) == (16, 3, 64, 64)
+        assert {"auto": 20, "yes": 4}[few] in [data["max"] for kind, data in result.events if kind == "progress"]
+
+
+def run_with_small_network(host, nodes, name, small, others):
+    """Run all versions of a template with a small network under the published name and the bundled other parts.
+    `others` are changed inputs, by the kind of node. Returns the videos and the results."""
+    parts = {"CLIPLoader": ["bundled", 1], "CLIPVisionLoader": ["bundled", 2], "VCVideoVAE": ["bundled", 3]}
+    paths, results = [], []
+    for saved in VERSIONS[name]:
         graph = as_understood(saved, nodes)
         bundled = {number: parts[node["class_type"]] for number, node in graph.items() if node["class_type"] in parts}
         for node in graph.values():
@@ -350,11 +372,22 @@ def test_the_large_network_s_template_runs(host, nodes, few):
             "class_type": "VCCheckpointLoader",
             "inputs": {"ckpt_name": BUNDLED, "weight_dtype": "fp32"},
         }
-        result = host.run(graph)
-        (path,) = [file for file in result.files if file.suffix == ".mp4"]
-        info = probe(path)
-        assert (info.frames, info.rate, info.width, info.height) == (16, 3, 64, 64)
-        assert {"auto": 20, "yes": 4}[few] in [data["max"] for kind, data in result.events if kind == "progress"]
+        results.append(host.run(graph))
+        paths += [file for file in results[-1].files if file.suffix == ".mp4"]
+    return paths, results
+
+
+def test_the_super_resolution_template_runs(host, nodes):
+    """With a small network under SR600's name, smaller frames, few steps, and the bundled other parts."""
+    small = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), temporal_in_heads=1,
+                       context_dim=64, style_tokens=0, stc_channels=0, conditions=())  # fmt: skip
+    others = {"ImageScale": {"width": 96, "height": 64}, "VCSuperResolution": {"steps": 2}}
+    (path,), _ = run_with_small_network(host, nodes, SR600, small, others)
+    info = probe(path)
+    assert (info.frames, info.rate, info.width, info.height) == (16, 8, 96, 64)
+    (note,) = (n["widgets_values"][0] for n in templates()[SR600]["nodes"] if n["type"] in NOTES)
+    texts = [n["widgets_values"][0] for n in templates()[SR600]["nodes"] if n["type"] == "CLIPTextEncode"]
+    assert any(text.endswith(SUFFIX) for text in texts) and NEGATIVE in texts and "./vc get sr_step" in note
 
 
 def test_a_restyled_video_keeps_its_sound(host, nodes):

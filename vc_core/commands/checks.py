@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from ..diffusion.noise import WARPED
 from ..errors import UserError, brief
 from .settings import AFFECTS, DEFAULTS, EXCLUSIVE, MOVES, REQUIRES, SETTINGS, Label, Settings, as_option
 
@@ -71,6 +72,16 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
             yield f"{label(name)} {getattr(s, name)} has no effect. It requires {video} or {init}."
     if s.eta > 0 and not (s.sampler or "").startswith("ddim"):
         yield f"{label('eta')} {s.eta:g} works only with the ddim samplers. Remove it, or add {label('sampler')} ddim."
+    if s.noise in WARPED and not (s.moves_by_hand or "motion" in s.use):
+        yield (
+            f"{label('noise')} {s.noise} requires the condition 'motion'. Add motion to {use}, or one of "
+            f"{', '.join(map(label, MOVES))}."
+        )
+    if s.frames and (late := [frame for frame in s.text_at if frame >= s.frames]):
+        yield (
+            f"{label('text_at')} has a text for frame {late[0]}, but the last of {s.frames} frames is frame "
+            f"{s.frames - 1}. Choose an earlier frame."
+        )
     if None not in (s.window, s.overlap) and s.overlap >= s.window:
         yield f"{label('overlap')} must be smaller than {label('window')} {s.window}, got {s.overlap}."
 

@@ -1,5 +1,6 @@
 """From settings to files: the work of `./vc compose`, without the command line."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,18 +14,21 @@ from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
 from ..diffusion.guidance import needed_sides
-from ..diffusion.samplers import Sampling
+from ..diffusion.samplers import Sampling, make_sampler
+from ..diffusion.tiles import Tiles
 from ..diffusion.windows import Windows
 from ..disk import check_place
 from ..encoders.autoencoder import Tiling
 from ..errors import UserError, about
 from ..extract.pictures import picture_of
+from ..extract.sources import Extracted
 from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
 from ..video import FramePlan, plan_frames, read_frames, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
-from .conditions import fill_in, make_conditions, named_as, probed
+from .conditions import fill_in, make_conditions, named_as, output_size, probed
+from .enlarging import enlarged, load_upscale_model, second_pass
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
 from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
 
@@ -158,39 +162,55 @@ def run(
     if settings.style is not None:
         composer.check_style()
     full, plan = fill_in(settings, composer.config)
-    if note is not None and (line := _memory(full, composer)):
+    sampling = Sampling(
+        **named_as(Sampling, full),
+        windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
+    )
+    if full.upscale is not None:  # refuse now what the second pass would refuse
+        again = second_pass(sampling, full.upscale_denoise, composer.config)
+        make_sampler(again, composer.config.diffusion)
+        network = full.upscale_model and load_upscale_model(full.upscale_model, full.upscale, composer.device)
+    if note is not None and (line := memory_note(full, composer)):
         note(line)
     extracted = make_conditions(full, plan, composer.config, progress)
     style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
     init = _init(full, plan)
-    windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
-    videos = pipeline.compose(
-        composer,
-        f"{full.text}{VGEN_SUFFIX}".removeprefix(", ") if full.vgen_prompts else full.text,
-        negative=", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
-        style=style,
-        conditions=[Condition(name, item.tensor, **_applied(full, name)) for name, item in extracted.items()],
-        init=init,
-        sampling=Sampling(**named_as(Sampling, full), windows=windows),
-        frames=full.frames,
-        size=full.size,
-        batch=full.batch_size,
-        seed=full.seed,
-        tiling=_tiling(full),
-        progress=progress,
+    texts = {0: full.text, **full.text_at}
+    shared = {
+        "text": {frame: _prompt(full, text) for frame, text in texts.items()},
+        "negative": ", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
+        "style": style,
+        "frames": full.frames,
+        "batch": full.batch_size,
+        "seed": full.seed,
+        "tiling": _tiling(full),
+        "progress": progress,
+    }
+    videos = first = pipeline.compose(
+        composer, **shared, conditions=_applied_all(full, extracted), init=init, sampling=sampling, size=full.size
     )
+    size = output_size(full.size, full.upscale)
+    if full.upscale is not None:
+        larger = dataclasses.replace(full, size=size, canvas=full.canvas or full.size)  # tracks stay in their pixels
+        extracted = make_conditions(larger, plan, composer.config, progress)
+        start = enlarged(first, size, network, progress)
+        videos = pipeline.compose(
+            composer, **shared, conditions=_applied_all(full, extracted), init=start, sampling=again, size=size
+        )
     record = make_record(full, {name: item.how for name, item in extracted.items() if item.how}, progress)
     metadata = {KEY: record.to_json()}
     paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
-    height, width = (side * full.scale for side in full.size)
+    height, width = (side * full.scale for side in size)
     what = f"{full.frames} frames of {width}x{height}, {full.fps:g} per second"
     lines = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
     if full.sheet is not None:
         rows = [(name, picture_of(name, item.tensor)) for name, item in extracted.items()]
         rows += [("style", style.image[:, :, None])] if style else []
         rows += [] if init is None else [("init", init)]
-        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        if full.upscale is not None:
+            rows += [(f"{path.name}, first", video) for path, video in zip(paths, first, strict=True)]
+        rows += [(path.name, video) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(full.sheet, rows, title=" → ".join(texts.values()), metadata=metadata)
         lines.append(f"{full.sheet}: the conditions and the results")
     lines += [item.note for item in extracted.values()]
     lines += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
@@ -199,9 +219,14 @@ def run(
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
 
 
-def load(settings: Settings, progress: Progress | None = None) -> VideoComposer:
+def _prompt(settings: Settings, text: str) -> str:
+    return f"{text}{VGEN_SUFFIX}".removeprefix(", ") if settings.vgen_prompts else text
+
+
+def load(settings: Settings, progress: Progress | None = None, **overrides: Any) -> VideoComposer:
     """Load the composer of these settings. Raises `UserError`, see `VideoComposer.load`."""
-    return VideoComposer.load(**loading(settings), progress=progress)
+    arguments = loading(settings)
+    return VideoComposer.load(**arguments | {"overrides": arguments["overrides"] | overrides}, progress=progress)
 
 
 def loading(settings: Settings) -> dict[str, Any]:
@@ -216,18 +241,26 @@ def loading(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _memory(settings: Settings, composer: VideoComposer) -> str:
+def memory_note(settings: Settings, composer: VideoComposer) -> str:
     """Return a sentence on the memory that a run needs; empty if it is little. The settings must be filled in."""
     sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
-    need = composer.needs(
-        settings.style is not None,
-        size=settings.size,
-        frames=min(settings.frames, settings.window or settings.frames),
-        length=settings.frames,
-        predictions=len(sides),
-        batch=settings.batch_size,
-        tiling=_tiling(settings),
+    passes = [(settings.size, None)]
+    if settings.upscale is not None:
+        passes.append((output_size(settings.size, settings.upscale), Tiles.trained(composer.config)))
+    needs = (
+        composer.needs(
+            settings.style is not None,
+            size=size,
+            frames=min(settings.frames, settings.window or settings.frames),
+            length=settings.frames,
+            predictions=len(sides),
+            batch=settings.batch_size,
+            tiling=_tiling(settings),
+            tiles=tiles,
+        )
+        for size, tiles in passes
     )
+    need = max(needs, key=lambda need: need.total)
     free, advice = memory.available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
     little = need.total < min(NOTED, free)
     return "" if little else memory.as_text(need, composer.stored, composer.offload, free, advice)
@@ -244,6 +277,10 @@ def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
     if settings.video is not None:
         plan = plan_frames(probed(settings.init), settings.frames, plan.rate, settings.start)
     return read_frames(settings.init, plan, settings.size)
+
+
+def _applied_all(settings: Settings, extracted: Mapping[str, Extracted]) -> list[Condition]:
+    return [Condition(name, item.tensor, **_applied(settings, name)) for name, item in extracted.items()]
 
 
 def _applied(settings: Settings, name: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
         UserError: the source is unreadable or too short.
     """
     frames = settings.frames or config.frames
-    height, width = size = settings.size or (config.height, config.width)
+    size = settings.size or (config.height, config.width)
     plan = _frame_plan(settings, frames, config.extraction.sampling_rate)
     window = settings.window or (config.frames if frames > config.frames else None)
     full = dataclasses.replace(
@@ -32,7 +32,7 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
         frames=frames,
         size=size,
         fps=settings.fps or float(plan.rate if settings.reads_sequence else config.rate),
-        scale=settings.scale or max(1, 256 // min(height, width)),
+        scale=settings.scale or max(1, 256 // min(output_size(size, settings.upscale))),
         sampler=settings.sampler or config.sampler,
         steps=settings.steps or config.steps,
         guidance=config.guidance if settings.guidance is None else settings.guidance,
@@ -40,6 +40,11 @@ def fill_in(settings: Settings, config: Config) -> tuple[Settings, FramePlan | N
         overlap=None if window is None else window // 2 if settings.overlap is None else settings.overlap,
     )
     return full, plan
+
+
+def output_size(size: tuple[int, int], upscale: float | None) -> tuple[int, int]:
+    """Return the (height, width) after the second pass, multiples of 8."""
+    return tuple(round(side * (upscale or 1) / 8) * 8 for side in size)
 
 
 def _frame_plan(settings: Settings, frames: int, usual: float) -> FramePlan | None:

@@ -25,6 +25,7 @@ class Overrides:
     prediction: option(_Prediction | None, "the network's output; epsilon is the noise") = None
     zero_terminal_snr: option(Answer | None, "whether the noise schedule ends in pure noise") = None
     few_steps: option(Answer | None, "whether the network was distilled for few steps, as VideoLCM was") = None
+    super_resolution: option(Answer | None, "whether a text-to-video network is VGen's SR600") = None
     size: option(Size | None, "frame size of the training videos") = None
     frames: option(Count | None, "number of frames in the training videos") = None
     rate: option(Positive | None, "frames per second of the training videos", shown="FPS") = None

@@ -21,7 +21,7 @@ from .extract import COLUMNS, KINDS, OPTIONS, SHORT
 from .settings import FILES, SETTINGS, TITLES, Settings, as_option
 
 
-def _options_type(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
+def options_type(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
     """Build the annotation of settings as options: one dataclass of the option texts for each group of the help.
 
     Args:
@@ -43,7 +43,7 @@ def _options_type(titles: Mapping[str, str], short: Mapping[str, str]) -> Any:
     return dataclasses.make_dataclass("Options", fields)
 
 
-def _texts(options: Any) -> dict[str, Any]:
+def texts_of(options: Any) -> dict[str, Any]:
     """Return the texts of the options that the user set, by setting."""
     texts = {
         name: text for group in vars(options).values() for name, text in vars(group).items() if text not in (None, ())
@@ -79,7 +79,7 @@ class Sources:
 
 
 def compose(
-    options: _options_type(TITLES, {"out": "-o"}),
+    options: options_type(TITLES, {"out": "-o"}),
     limits: Annotated[Limits, arg(name=TITLES["device"], help="", prefix_name=False)],
     files: Annotated[Sources, arg(name="settings from files")],
 ) -> int | None:
@@ -90,7 +90,7 @@ def compose(
       ./vc compose --from out.mp4 --seed 2 -o another.mp4
     """
     allow(limits.max_megapixels)
-    texts = _texts(options)
+    texts = texts_of(options)
     if files.batch is not None:
         return _compose_many(files, texts)
     with progress_bars() as progress:
@@ -137,7 +137,7 @@ def extract(
         "-o",
         shown="OUT",
     ),
-    options: _options_type({name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT),
+    options: options_type({name: f"for {', '.join(kinds)}" for name, kinds in OPTIONS.items()}, SHORT),
     preview: option(Path | None, "also write a preview: a .png or a video", shown="OUT") = None,
     json: option(bool, "print a summary as JSON") = False,
     checkpoint: option(
@@ -154,7 +154,7 @@ def extract(
 ) -> None:
     allow(max_megapixels)
     with progress_bars() as progress:
-        summary = extracting.run(kind, file, out, _texts(options), preview, checkpoint, vectors, progress)
+        summary = extracting.run(kind, file, out, texts_of(options), preview, checkpoint, vectors, progress)
     if json:
         print(json_text.dumps(summary, indent=2))
         return

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
+from ..diffusion.noise import NOISES
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, about, nearest, shown, spelled
 from ..extract import drawing
@@ -56,7 +57,12 @@ def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
     return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}"
 
 
-_EXAMPLES = {"strength": "motion=0.5", "schedule": "style=0:0.6", "lora": "my.safetensors=0.8"}
+_EXAMPLES = {
+    "strength": "motion=0.5",
+    "schedule": "style=0:0.6",
+    "text_at": '40="a blue square"',
+    "lora": "my.safetensors=0.8",
+}
 """Values of the options that are mappings."""
 
 
@@ -114,6 +120,21 @@ def _by_file(value: Any) -> Any:
     if len({*map(Path, strengths)}) < len(texts):
         raise ValueError("Expected each file only once.")
     return strengths
+
+
+def _by_frame(value: Any) -> Any:
+    """Read FRAME=TEXT, a list of them, or a mapping, whose frames are strings in JSON."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        value = dict(text.partition("=")[::2] for text in texts)
+        if len(value) < len(texts):
+            raise ValueError("Expected each frame only once.")
+    if not isinstance(value, Mapping):
+        return value
+    prompts = {int(spelled(frame)): prompt for frame, prompt in value.items()}
+    if min(prompts, default=1) < 1:
+        raise ValueError("Expected frames after 0, because 'text' is the prompt of frame 0.")
+    return prompts
 
 
 def _sides(value: Any) -> Any:
@@ -176,6 +197,11 @@ Loras = Annotated[
     dict[File, Annotated[float, Field(allow_inf_nan=False)]],
     BeforeValidator(_by_file),
     Spoken("paths, or a mapping of paths to strengths", "FILE[=STRENGTH]"),
+]
+TextsByFrame = Annotated[
+    dict[int, str],
+    BeforeValidator(_by_frame),
+    Spoken("a mapping of frames to texts, such as {40: a blue square}", "FRAME=TEXT"),
 ]
 Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
@@ -266,6 +292,11 @@ class Settings:
     easing: Easing = _setting(f"speed curve of tracks and camera: {', '.join(EASINGS)} (default: linear)", "linear")
 
     text: Text = _setting("prompt (default: empty)", "")
+    text_at: TextsByFrame = _setting(
+        'prompt at a later frame of a long video, e.g. 40="a blue square"; between these frames the text changes '
+        "gradually; may be repeated",
+        {},
+    )
     negative: Text = _setting("negative prompt (default: empty)", "")
     vgen_prompts: bool = _setting("append VGen's phrases for TF-T2V and VideoLCM to both prompts (default: no)", False)
     image: File | None = _setting("first frame of the video (condition single_image)")
@@ -284,6 +315,18 @@ class Settings:
     init: File | None = _setting("video to start from; --start and --rate apply to it")
     denoise: Annotated[float, Field(gt=0, le=1)] = _setting(
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
+    )
+
+    upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
+        "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
+        "checkpoint's size (default: no second pass)"
+    )
+    upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
+        "how much of the enlarged video to replace: near 0 almost nothing, near 1 almost everything (default: 0.4)", 0.4
+    )
+    upscale_model: File | None = _setting(
+        "upscale model that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the package spandrel (default: "
+        "bicubic interpolation)"
     )
 
     out: File | None = _setting(
@@ -319,6 +362,12 @@ class Settings:
     )
     carry: Fraction = _setting(
         "strength of single_image and single_sketch after the first window, 0 to 1 (default: 0.5)", 0.5
+    )
+    noise: Literal[tuple(NOISES)] = _setting(
+        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window has "
+        "the noise of the first one in another order; warped: a tenth of the noise moves with the condition motion, "
+        "for less flicker; warped_fully: all of it, for camera motion",
+        "independent",
     )
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
@@ -383,7 +432,7 @@ class Settings:
         for name, text in texts.items():
             describe = partial(_describe, label=as_option, text=text)
             value = fitted(Settings, name, _from_text(name, text), describe)
-            changed[name] = {**getattr(self, name), **value} if name in ("strength", "schedule") else value
+            changed[name] = {**getattr(self, name), **value} if name in MERGED else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
@@ -417,13 +466,20 @@ class Settings:
         return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
 
 
-LATER = ("vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr")
+MERGED = ("strength", "schedule", "text_at")
+"""Settings whose options change single entries of a file's mapping."""
+
+LATER = (
+    "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
+    "upscale", "upscale_denoise", "upscale_model", "text_at", "noise",
+)  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
 MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings of hand-made motion."""
 
 REQUIRES = (
+    ("text_at", "text"),
     ("canvas", "tracks"),
     ("radius", "tracks"),
     ("sketch_lines", "sketch"),
@@ -431,6 +487,8 @@ REQUIRES = (
     ("depth_scale", "depth_maps"),
     ("mask_white", "mask"),
     ("mask_seed", "mask_draw"),
+    ("upscale_denoise", "upscale"),
+    ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
@@ -460,6 +518,7 @@ _FIRST = {
     "tracks": "hand-made motion",
     "text": "text and images",
     "init": "video to video",
+    "upscale": "second pass",
     "out": "output",
     "seed": "sampling",
     "checkpoint": "checkpoint and machine",

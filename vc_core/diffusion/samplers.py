@@ -15,6 +15,8 @@ from ..config import Config, DiffusionConfig
 from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
+from .noise import NOISES
+from .tiles import Tiles
 from .windows import Windows
 
 LCM_TIMESTEPS = 50
@@ -46,9 +48,11 @@ class Sampling:
         rescale: 0 to 1, against the overexposure of high guidance (arXiv 2305.08891, section 3.4).
         windows: how to split videos that are longer than a window. None: windows of the frames that the checkpoint was
             trained for, which overlap by half. See `Windows`.
+        tiles: how to split frames that are larger than a tile. None: entire frames. See `Tiles`.
+        noise: the noise to start from, a key of `vc_core.diffusion.noise.NOISES`.
 
     Raises:
-        UserError: an unknown sampler, or a number with a wrong type or out of range.
+        UserError: an unknown sampler or noise, or a number with a wrong type or out of range.
     """
 
     sampler: str | None = None
@@ -60,8 +64,12 @@ class Sampling:
     condition_guidance: float = 1.0
     rescale: float = 0.0
     windows: Windows | None = None
+    tiles: Tiles | None = None
+    noise: str = "independent"
 
     def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise UserError(f"Unknown noise '{self.noise}'. Expected one of {', '.join(NOISES)}.")
         check_type("steps", self.steps, Integral | None, "an integer")
         check_type("sigmas", self.sigmas, Tensor | None, "a tensor of `steps` + 1 noise levels")
         check_type("windows", self.windows, Windows | None, "a Windows, such as Windows(16)")
@@ -312,6 +320,21 @@ def make_sampler(sampling: Sampling, config: DiffusionConfig) -> Sampler:
     eta = {"eta": sampling.eta} if sampling.eta else {}
     keys = scheduler.timesteps[begin:]
     return Sampler(scheduler, timesteps.float()[begin:], keys, eta, bool(eta) or row.noisy)
+
+
+def starting_at(sampling: Sampling, fraction: float, config: DiffusionConfig) -> Sampling:
+    """Return a sampling whose `denoise` starts it at a fraction of the timesteps, as nearly as its steps allow.
+
+    With even steps, `denoise` is this fraction. Karras' noise levels are even in sigma^(1/7): if a schedule ends in
+    pure noise, few of them belong to the lower timesteps, so that even a small `denoise` starts in almost pure noise.
+    """
+    if sampling.sampler not in _WITH_SIGMAS:
+        return replace(sampling, denoise=fraction)
+    alphas = config.alphas_cumprod[[0, max(1, round(fraction * config.steps) - 1), -1]]
+    low, level, high = ((1 - alphas) / alphas) ** (1 / 14)
+    ramp = float((level - low) / (high - low))  # the start's distance from the last level, as a fraction
+    total = round((sampling.steps - 1 + ramp) / ramp)
+    return replace(sampling, denoise=sampling.steps / (total + 0.5))  # int(steps / denoise) is `total`
 
 
 def _total(config: DiffusionConfig, steps: int, denoise: float) -> int:

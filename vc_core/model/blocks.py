@@ -173,22 +173,45 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a convolution (odd sizes are rounded up)."""
+    """Halve height and width with a convolution (odd sizes are rounded up).
 
-    def __init__(self, channels: int, ops: Any):
+    Args:
+        rows: rows of zeros above and below a frame. SR600 has 2, which makes the result one row higher.
+    """
+
+    def __init__(self, channels: int, ops: Any, rows: int = 1):
         super().__init__()
-        self.conv = ops.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = ops.Conv2d(channels, channels, 3, stride=2, padding=(rows, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour resize to `size` (double, except for odd sizes), then a convolution."""
+    """Nearest-neighbour resize to `size` (double, except for odd sizes), then a convolution.
 
-    def __init__(self, channels: int, ops: Any):
+    Args:
+        rows: as in the `Downsample` of the same level. With 2, the height is doubled, then cropped to `size`: the first
+            row is removed, and as many of the last rows as necessary.
+    """
+
+    def __init__(self, channels: int, ops: Any, rows: int = 1):
         super().__init__()
+        self.cut = rows - 1
         self.conv = ops.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size, mode="nearest"))
+        height = 2 * x.shape[2] if self.cut else size[0]
+        x = F.interpolate(x, (height, size[1]), mode="nearest")
+        return self.conv(x[:, :, self.cut : self.cut + size[0]])
+
+
+def low_frequencies_scaled(x: Tensor, scale: float) -> Tensor:
+    """Multiply the mean of x `(b, c, h, w)` and its lowest negative frequencies along both axes by `scale`.
+
+    SR600 filters its skips in this manner, as FreeU does with a threshold of 1 (arXiv 2309.11497).
+    """
+    spectrum = torch.fft.fftn(x.float(), dim=(-2, -1))
+    mask = spectrum.real.new_ones(x.shape[-2:])
+    mask[[[-1], [0]], [[-1, 0]]] = scale  # the four in the middle of the shifted spectrum
+    return torch.fft.ifftn(spectrum * mask, dim=(-2, -1)).real.to(x.dtype)

@@ -14,8 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 from ..conditions import CONDITIONS
 from ..config import UNetConfig
-from .blocks import Attend, Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, attend
+from .blocks import (
+    Attend,
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    TemporalTransformer,
+    Upsample,
+    attend,
+    low_frequencies_scaled,
+)
 from .stc import STCEncoder
+
+_SR600 = ((1.1, 0.6), (1.2, 0.4))
+"""The first decoder stages of SR600: factors on the first half of the channels, and on the lowest frequencies of the
+skip."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class EncoderBlock(Block):
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__(stage, config, ops, attend)
-        self.downsample = Downsample(stage.channels, ops) if stage.resample else None
+        self.downsample = Downsample(stage.channels, ops, _rows(config)) if stage.resample else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int) -> Tensor:
         return super().forward(x, time, context, frames) if self.downsample is None else self.downsample(x)
@@ -102,7 +115,7 @@ class DecoderBlock(Block):
 
     def __init__(self, stage: Stage, config: UNetConfig, ops: Any, attend: Attend):
         super().__init__(stage, config, ops, attend)
-        self.upsample = Upsample(stage.channels, ops) if stage.resample else None
+        self.upsample = Upsample(stage.channels, ops, _rows(config)) if stage.resample else None
 
     def forward(
         self, x: Tensor, skip: Tensor, time: Tensor, context: Tensor, frames: int, next_size: tuple[int, int]
@@ -170,8 +183,12 @@ class UNet3D(nn.Module):
             skips.append(x)
         x = run(self.middle, x, time, context, frames)
         x = run(self.middle_out, x, time, frames)
-        for block in self.decoder:
+        for number, block in enumerate(self.decoder):
             skip = skips.pop()
+            if self.config.super_resolution and number < len(_SR600):
+                half, low = _SR600[number]
+                x = torch.cat([x[:, : x.shape[1] // 2] * half, x[:, x.shape[1] // 2 :]], dim=1)
+                skip = low_frequencies_scaled(skip, low)
             next_size = skips[-1].shape[-2:] if skips else skip.shape[-2:]
             x = run(block, x, skip, time, context, frames, next_size)
         x = self.conv_out(F.silu(self.norm_out(x)))
@@ -210,6 +227,10 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     frequencies = torch.pow(10000, -torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
+
+
+def _rows(config: UNetConfig) -> int:
+    return 2 if config.super_resolution else 1
 
 
 def _resnet(stage: Stage, config: UNetConfig, ops: Any) -> ResBlock:
