@@ -101,6 +101,7 @@ def compose(
         UserError: an option has a wrong type or value, init has a wrong shape or values outside [0, 1], a condition was
             passed twice, has another number of frames or videos, or is not supported by the checkpoint, or memory ran
             out.
+        TypeError: an unknown argument.
     """
     from .encoders.autoencoder import decode
 
@@ -137,7 +138,7 @@ def compose(
     inputs["denoise_mask"] = denoise_mask
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     motion = motion_for_noise(sampling.noise, conditions, config.extraction)
-    run = make_sampler(sampling, config.diffusion)
+    sampler = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
     network = composer.unet
     if sampling.tiles is not None:
@@ -164,12 +165,14 @@ def compose(
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
         noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
         noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
-        source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
+        init_latent = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
         hold = None
         if denoise_mask is not None:
             mask = _latent_mask(denoise_mask, (height, width)).to(composer.device)
-            hold, source = Hold(source, noise, mask, config.diffusion.steps), None if sampling.denoise == 1 else source
-        latent = sample(denoiser, run.start(noise, source), run, generators, progress, hold) / config.autoencoder.scale
+            hold = Hold(init_latent, noise, mask, config.diffusion.steps)
+            init_latent = None if sampling.denoise == 1 else init_latent
+        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress, hold)
+        latent = latent / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
             return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)
 
@@ -182,7 +185,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 def encode_texts(
     composer: VideoComposer, prompts: Mapping[Any, list[str]], progress: Progress | None = None
 ) -> dict[Any, Tensor]:
-    """The context tokens `(B, 77, D)` of several lists of prompts, by name."""
+    """The context tokens `(B, 77, D)` of several lists of B prompts, by name, on the composer's device in its dtype.
+    Raise `UserError` if the checkpoint's text tower is missing."""
     from .encoders.clip import encode_text
 
     towers = composer.load_towers("text", progress=progress)
@@ -190,7 +194,8 @@ def encode_texts(
 
 
 def style_token(composer: VideoComposer, image: Tensor | None, progress: Progress | None = None) -> Tensor:
-    """The style tokens `(B, n, D)` of an image `(B, 3, H, W)` in [0, 1]; without an image, of an embedding of zeros."""
+    """The n style tokens `(B, n, D)` of images `(B, 3, H, W)` in [0, 1]; without an image, those `(1, n, D)` of an
+    embedding of zeros. Raise `UserError` if an image is passed and the checkpoint's image tower is missing."""
     from .encoders.clip import encode_image
 
     if image is None:
@@ -228,10 +233,11 @@ def encode_stc(
     conditions: Sequence[Condition],
     windows: Windows,
     frames: int,
-    size: tuple[int, int],
+    latent_size: tuple[int, int],
     progress: Progress | None,
 ) -> list[list[Embedded]]:
-    """For each window, the STC embeddings of the conditions that affect it. Each is encoded once."""
+    """The STC embeddings, for each window, of the conditions that affect it, at the latent's (height, width). Each
+    condition is encoded once per window, before sampling, and not at every step."""
     spans = [range(span.start, span.stop) for span in windows.spans(frames)]
     visible = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in spans]
     visible = [[c for c in window if c.strength != 0.0] for window in visible]
@@ -239,7 +245,7 @@ def encode_stc(
 
     def embedded(condition: Condition) -> Embedded:
         tensor = condition.tensor.to(composer.device, composer.dtype)
-        embedding = composer.unet.encode_condition(condition.name, tensor, size)
+        embedding = composer.unet.encode_condition(condition.name, tensor, latent_size)
         if progress is not None:
             progress("encoding", next(done), total)
         return Embedded(embedding, condition.schedule)
@@ -277,8 +283,8 @@ def _renamed(
     init: Tensor | None, sampling: Sampling | None, tiling: Tiling | None, deprecated: Mapping[str, Any]
 ) -> tuple[Tensor | None, Sampling, Tiling]:
     """`init`, `sampling` and `tiling` with values from deprecated arguments. Warn about these."""
-    homes = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
-    replacements = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in homes.items()}
+    group_of = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
+    replacements = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in group_of.items()}
     replacements["video"] = "init=..."
     if unknown := [name for name in deprecated if name not in replacements]:
         raise TypeError(f"compose() got an unexpected keyword argument {unknown[0]!r}")
@@ -287,7 +293,9 @@ def _renamed(
     warnings.warn(f"Some arguments of compose() are deprecated. Use {names}.", DeprecationWarning, stacklevel=4)
 
     def filled(group: Any) -> Any:
-        return replace(group, **{name: value for name, value in deprecated.items() if homes.get(name) is type(group)})
+        return replace(
+            group, **{name: value for name, value in deprecated.items() if group_of.get(name) is type(group)}
+        )
 
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
 

@@ -296,7 +296,7 @@ def test_templates_are_laid_out_without_overlaps_and_from_left_to_right():
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-def test_what_was_saved_means_the_same(name, nodes):
+def test_saved_workflows_mean_the_same(name, nodes):
     for saved in versions_of(name, nodes):
         graph = as_understood(saved, nodes)
         for number, node in saved.items():

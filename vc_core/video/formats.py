@@ -45,7 +45,7 @@ class VideoToWrite:
             yield as_bytes(frame[:, None])[0].repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
     def durations(self, milliseconds: int) -> list[int]:
-        """How long each frame is shown: multiples of `milliseconds` as close to the exact times as possible."""
+        """Return how long each frame is shown: multiples of `milliseconds` as close to the exact times as possible."""
         count = self.video.shape[1]
         times = [round(1000 * i / self.rate / milliseconds) * milliseconds for i in range(count + 1)]
         return [end - start for start, end in pairwise(times)]
