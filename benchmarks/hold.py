@@ -145,11 +145,7 @@ def composed(
     """Compose every scene with its draft: shown by the mask condition, held in the latent, and its first frame."""
     truth, videos = clips.truth.video, []
     size = tuple(truth.shape[-2:])
-<<<<<<< HEAD
-    shown, replaced, first_image = arm
-=======
     shown, in_latent, first_image = arm
->>>>>>> main
     for first in range(0, len(clips), BATCH):
         rows = list(range(len(clips))[first : first + BATCH])
         conditions, latents = [], {}
@@ -159,11 +155,7 @@ def composed(
             ]
         if first_image:
             conditions += [Condition("single_image", clips.conditions["single_image"][rows])]
-<<<<<<< HEAD
-        if replaced:
-=======
         if in_latent:
->>>>>>> main
             latents = {"init": torch.cat([drafts[n].init for n in rows])}
             latents["denoise_mask"] = torch.cat([drafts[n].mask for n in rows])
         videos.append(
