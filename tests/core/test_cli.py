@@ -164,8 +164,8 @@ def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
         "ddim", 2, 1.0, 0.5, guidance=4, condition_guidance=2, rescale=0.5, windows=Windows(4, 1, carry=0.5)
     )
     assert passed == {
-        "text": {0: "a"}, "negative": "b", "conditions": [], "style": None, "init": None, "sampling": sampling, "frames": 7,
-        "denoise_mask": None, "size": (16, 24), "batch": 2, "seed": 5, "tiling": Tiling(2, 64),
+        "text": {0: "a"}, "negative": "b", "conditions": [], "style": None, "init": None, "sampling": sampling,
+        "frames": 7, "denoise_mask": None, "size": (16, 24), "batch": 2, "seed": 5, "tiling": Tiling(2, 64),
     }  # fmt: skip
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".mp4"]) == 2
 
