@@ -227,7 +227,7 @@ class _Row:
 
     Attributes:
         scheduler: name of diffusers' class.
-        settings: its settings, besides the noise schedule and the prediction.
+        settings: its settings, in addition to the noise schedule and the prediction.
         arrange: `arrange(make, config, steps)` creates the scheduler with `make`, sets up `steps` steps over the entire
             noise schedule, and returns it with the network's timestep at each of its `timesteps`, descending. It may
             return more steps; then `begin` says where a run starts.
