@@ -15,11 +15,10 @@ class VideoComposerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()  # older versions never call on_load
-        from . import conditions, example, loaders, motion, sampling, stc, upscaling
+        from . import conditions, example, keeping, loaders, motion, sampling, stc, texts, upscaling
 
-        return [
-            node for module in (loaders, conditions, motion, stc, sampling, upscaling, example) for node in module.NODES
-        ]
+        modules = (loaders, conditions, motion, keeping, stc, texts, sampling, upscaling, example)
+        return [node for module in modules for node in module.NODES]
 
 
 async def comfy_entrypoint() -> VideoComposerExtension:

@@ -17,6 +17,7 @@ from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.conditions import Condition
 from ..vc_core.config import Config
 from ..vc_core.errors import UserError, counted
+from ..vc_core.extract.motion.drag import Paths
 from ..vc_core.extract.pictures import picture_of
 from ..vc_core.extract.sources import Source
 from ..vc_core.memory import available
@@ -32,6 +33,8 @@ AUTOMATIC = {
     **dict.fromkeys(("frame_rate", "frames", "width", "height", "nominal_height", "depth_scale", "radius"), 0),
     **dict.fromkeys(("canvas_width", "canvas_height", "steps", "cfg", "context_length"), 0),
     "context_overlap": -1,
+    "tile_size": 0,
+    "tile_overlap": -1,
 }
 """Input -> its value for "automatic", if its range allows it. web/auto.js shows `auto` instead of the value."""
 
@@ -144,11 +147,13 @@ class DrawResult:
         tensor: in the format that the checkpoint expects, see `Condition`.
         notes: automatic decisions that the user should know about.
         rate: frames sampled per second of the source VIDEO; None if the source is not a VIDEO.
+        paths: of a motion by hand: where the points of the first frame move.
     """
 
     tensor: Tensor
     notes: tuple[str, ...] = ()
     rate: float | None = None
+    paths: Paths | None = None
 
 
 Draw = Callable[[Target], DrawResult]

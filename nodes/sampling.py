@@ -10,10 +10,11 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import io
 
+from ..vc_core.diffusion.noise import NOISES, arranged_noise
 from ..vc_core.diffusion.tiles import Tiles
 from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
-from .host.model import config_of
+from .host.model import config_of, motion_for
 from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_tiles, with_windows
 from .inputs import CATEGORY, MAX_SIDE, advanced, schema
 
@@ -62,9 +63,17 @@ class VC3DUNetSampler(io.ComfyNode):
                     io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
                                  tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
                                          "but slower."),
-                    io.Int.Input("tile_size", default=0, min=0, max=MAX_SIDE, step=8, optional=True,
-                                 tooltip="Side of the overlapping tiles in which large frames are sampled, in pixels. "
-                                         "0 = entire frames."),
+                    io.Int.Input("tile_size", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Width and height of the overlapping tiles in which large frames are sampled, "
+                                         "in pixels. 0 = the checkpoint's training size. -1 = entire frames."),
+                    io.Int.Input("tile_overlap", default=-1, min=-1, max=MAX_SIDE, optional=True,
+                                 tooltip="Pixels that neighbouring tiles share. -1 = half a tile. More is smoother but "
+                                         "slower."),
+                    io.Combo.Input("noise", options=list(NOISES), default="independent", optional=True,
+                                   tooltip="Noise to start from. shuffled, for long videos: every window gets the "
+                                           "noise of the first one in another order (FreeNoise). warped: a tenth of "
+                                           "the noise moves with the condition 'motion', for less flicker. "
+                                           "warped_fully: all of it, for camera motion."),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
@@ -72,20 +81,26 @@ class VC3DUNetSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: int
+        cls, model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, denoise, **context: Any
     ) -> io.NodeOutput:
         config = config_of(model)
         steps, cfg = steps or config.steps, cfg or config.guidance
         sampler_name = config.sampler if sampler_name == AUTO else sampler_name
         scheduler = (LCM_RELEASED if config.few_steps else "karras") if scheduler == AUTO else scheduler
         image = video_latent(model, latent)
-        if side := context.get("tile_size", 0):
-            model = with_tiles(model, Tiles(side, side))
+        if (side := context.get("tile_size", -1)) >= 0:
+            overlap = context.get("tile_overlap", -1)
+            overlap = None if overlap < 0 else overlap
+            tiles = Tiles(side, side, overlap) if side else Tiles.trained(config, overlap)
+            tiles.check(config.unet)
+            model = with_tiles(model, tiles)
         length, overlap = context["context_length"], context["context_overlap"]
         windows = Windows(length or config.frames, None if overlap < 0 else overlap)
         if image.shape[2] > windows.length and "context_handler" not in model.model_options:
             model = with_windows(model, windows)
         noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+        kind = context.get("noise", "independent")
+        noise = arranged_noise(kind, noise, seed, windows, motion_for(kind, positive, image, config))
         shared = {
             "latent_image": image,
             "noise_mask": latent.get("noise_mask"),

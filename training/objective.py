@@ -80,7 +80,14 @@ def kept_of(
 def keep_for(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> Callable[[Sequence[int]], dict]:
     """Return `kept_of` for a domain of a recipe and the network's inputs, as a function of a batch's numbers only."""
     possible = possible_in(recipe, domain, inputs)
-    return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
+    keep = partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
+    return partial(_with_text, keep) if recipe.distils and "text" in possible else keep
+
+
+def _with_text(keep: Callable[[Sequence[int]], dict[str, Tensor]], numbers: Sequence[int]) -> dict[str, Tensor]:
+    """Keep the text of every sample too: a distilled network samples without guidance, so never without the text."""
+    kept = keep(numbers)
+    return {**kept, "text": torch.ones_like(kept["text"])}
 
 
 def draw_kept(

@@ -56,13 +56,17 @@ class Step:
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and the timestep of each sample, `(B,)`. Raises `UserError` if a sample lacks an input."""
         inputs = self.inputs(batch)
-        frames, size = inputs.latents.shape[2], tuple(inputs.latents.shape[-2:])
         noisy, target, timesteps = self.objective.draw(inputs.latents, self.recipe.seed, batch.numbers)
-        context = make_context(self.unet, inputs.text, self.encoders.empty, inputs.style, batch.kept)
-        rows = {name: batch.kept[name].nonzero(as_tuple=True)[0] for name in inputs.conditions}
-        stc = embed_conditions(self.unet, inputs.conditions, rows, len(inputs.latents), size, frames)
-        prediction = self.unet(noisy, timesteps, context, stc)
+        prediction = self.predict(noisy, timesteps, inputs, batch.kept)
         return self.objective.losses(prediction, target, inputs.latents, timesteps), timesteps
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, inputs: Inputs, kept: dict[str, Tensor]) -> Tensor:
+        """Return the network's prediction for noisy latents `(B, 4, F, h, w)`; `kept` as in a batch."""
+        frames, size = noisy.shape[2], tuple(noisy.shape[-2:])
+        context = make_context(self.unet, inputs.text, self.encoders.empty, inputs.style, kept)
+        rows = {name: kept[name].nonzero(as_tuple=True)[0] for name in inputs.conditions}
+        stc = embed_conditions(self.unet, inputs.conditions, rows, len(noisy), size, frames)
+        return self.unet(noisy, timesteps, context, stc)
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:

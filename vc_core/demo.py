@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint.reading import BUNDLED
 from .composer import VideoComposer
 from .conditions import Condition
+from .diffusion.samplers import Sampling
 from .disk import make_folder, written_beside
 from .extract.pictures import flow_picture
 from .extract.sources import Source, extract
@@ -99,6 +100,7 @@ def try_motion(
     frames: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    sampling: Sampling | None = None,
 ) -> MotionTrial:
     """Write the clip, extract its conditions from the file, and compose with its motion and with the reverse.
 
@@ -112,7 +114,8 @@ def try_motion(
     rows, videos = [("source", video), ("single image", resize_crop(image, (SIZE, SIZE)))], {}
     for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
         conditions = [Condition("motion", field), Condition("single_image", image)]
-        videos[name] = compose(composer, TEXT, conditions=conditions, frames=frames, seed=seed, progress=progress)
+        settings = {"frames": frames, "seed": seed, "sampling": sampling, "progress": progress}
+        videos[name] = compose(composer, TEXT, conditions=conditions, **settings)
         rows += [(f"{name}: field", flow_picture(field)), (f"{name}: result", videos[name])]
     moved = {"source": displacement(video), **{name: displacement(result) for name, result in videos.items()}}
     commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}

@@ -13,6 +13,7 @@ from torch import nn
 
 from .checkpoint.tensors import DTYPES
 from .config import Config, UNetConfig
+from .diffusion.tiles import Tiles
 from .encoders.autoencoder import Tiling
 from .errors import UserError, out_of_memory
 from .model.unet import UNet3D
@@ -64,6 +65,7 @@ def needed(
     predictions: int = 2,
     batch: int = 1,
     tiling: Tiling | None = None,
+    tiles: Tiles | None = None,
 ) -> Need:
     """Count the memory that a composition needs.
 
@@ -76,11 +78,11 @@ def needed(
         predictions: sides of guidance that are predicted together, 1 to 3.
         batch: number of videos.
         tiling: the tiling of decoding.
+        tiles: the tiles that the network sees at a time.
     """
     tiling, pixels, length = tiling or Tiling(), math.prod(size), batch * (length or frames)
-    elements = activation_elements(
-        config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, config.extraction.condition_scale
-    )
+    scale = config.extraction.condition_scale
+    elements = activation_elements(config.unet, batch * predictions, frames, size[0] // 8, size[1] // 8, scale, tiles)
     # In addition to the tile, each frame needs RGB for the sum of the tiles, and for this sum divided by the weights.
     frame_elements = DECODING[config.autoencoder.layout] * tiling.pixels_of(size) + 2 * 3 * pixels
     decoding = min(tiling.frames_of(size), length) * frame_elements * compute.itemsize
@@ -89,18 +91,24 @@ def needed(
 
 
 def activation_elements(
-    config: UNetConfig, batch: int, frames: int, height: int, width: int, condition_scale: int | None = None
+    config: UNetConfig,
+    batch: int,
+    frames: int,
+    height: int,
+    width: int,
+    condition_scale: int | None = None,
+    tiles: Tiles | None = None,
 ) -> int:
     """The peak number of elements, without weights, for a prediction of latents `(batch, 4, frames, height, width)`.
 
-    The conditions of one video are embedded one after another, before the UNet runs. `condition_scale`: see
-    `ExtractionConfig`.
+    The conditions of one video are embedded one after another, before the UNet runs, for the entire frames. The UNet
+    sees one of the `tiles` at a time. `condition_scale`: see `ExtractionConfig`.
     """
     stc = STC * (condition_scale or 12) ** 2 // 144
-    positions = frames * height * width
+    seen = frames * math.prod(tiles.within(height, width) if tiles else (height, width))
     tokens = max(config.temporal_in_heads * config.head_dim, config.width)
     unet = TOKENS * tokens + LEVEL * config.width
-    return max(unet * batch, stc * 4 * config.stc_channels) * positions
+    return max(unet * batch * seen, stc * 4 * config.stc_channels * frames * height * width)
 
 
 def as_text(need: Need, stored: torch.dtype, offload: bool, free: int, advice: Sequence[str]) -> str:

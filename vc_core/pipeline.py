@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import count
 from numbers import Integral
 from typing import Any
@@ -15,7 +14,11 @@ from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
+from .diffusion.hold import Hold, reduced
+from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
+from .diffusion.texts import check_frames, frame_read, tokens_of_window
+from .diffusion.tiles import TiledNetwork
 from .diffusion.windows import WindowedDenoiser, Windows
 from .encoders.autoencoder import Tiling
 from .errors import UserError, check_type, counted, shown
@@ -48,12 +51,13 @@ class Style:
 @torch.inference_mode()
 def compose(
     composer: VideoComposer,
-    text: str | Sequence[str] = "",
+    text: str | Sequence[str] | Mapping[int, str] = "",
     *,
     negative: str | Sequence[str] = "",
     conditions: Sequence[Condition] = (),
     style: Style | None = None,
     init: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
     sampling: Sampling | None = None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
@@ -66,7 +70,8 @@ def compose(
     """Compose videos. Pass one style, condition and init for the entire batch, or one for each video.
 
     Args:
-        text, negative: prompts, one for all videos or one for each. The empty prompt means no text.
+        text, negative: prompts, one for all videos or one for each. The empty prompt means no text. `text` may also be
+            a schedule for all videos, a mapping of frames to prompts, see `vc_core.diffusion.texts`.
         conditions: at most one condition of each name. Temporal ones must have `frames` frames. Heights and widths may
             be any: the STC-encoders resize conditions to the latent size. If the checkpoint's config sets the size of
             conditions, they are resized to that first.
@@ -74,6 +79,9 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
+        denoise_mask: the fraction of the noise schedule over which each place of init is denoised, `(B or 1, 1, F, H,
+            W)` in [0, 1]: 0 keeps init, 1 is new, and `sampling.denoise` limits it. It is resized and cropped like
+            init; the latent has the mean of each 8x8 pixels, in every frame. See `vc_core.diffusion.hold`.
         sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
@@ -103,10 +111,11 @@ def compose(
     if deprecated:
         init, sampling, tiling = _renamed(init, sampling, tiling, deprecated)
     sampling = (sampling or Sampling()).filled(config)
-    texts, negatives = _listed("text", text), _listed("negative", negative)
+    texts, negatives = _by_frame(text), _listed("negative", negative)
     if init is not None:
         check_rgb("init video", init, "batch", "frames", "height", "width")
-    batch = len(texts) if len(texts) > 1 and batch == 1 else batch
+    prompts = max(texts.values(), key=len)
+    batch = len(prompts) if len(prompts) > 1 and batch == 1 else batch
     frames = (config.frames if init is None else init.shape[2]) if frames is None else frames
     if size and len(size) != 2:
         raise UserError(f"size has {counted(len(size), 'item')}. Expected (height, width), such as (256, 256).")
@@ -114,7 +123,10 @@ def compose(
     windows = sampling.windows or Windows(config.frames)
     check_type("The height", height, Integral, "an integer")
     check_type("The width", width, Integral, "an integer")
-    _check_video(init, sampling.denoise, frames, height, width)
+    _check_video(init, denoise_mask, sampling.denoise, frames, height, width)
+    check_frames(texts, frames)
+    if len(texts) > 1:
+        frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
     for condition in conditions:
         check_type("An item of conditions", condition, Condition, "a Condition, such as Condition('motion', tensor)")
         config.unet.check_supports(condition.name)
@@ -122,15 +134,21 @@ def compose(
         composer.check_style()
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
-    inputs = {"text": texts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs["denoise_mask"] = denoise_mask
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
+    motion = motion_for_noise(sampling.noise, conditions, config.extraction)
     sampler = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
-    network = composer.unet if sampling.tiles is None else partial(sampling.tiles.run, composer.unet)
+    network = composer.unet
+    if sampling.tiles is not None:
+        sampling.tiles.check(config.unet)
+        network = TiledNetwork(network, sampling.tiles)
 
     with report_out_of_memory(composer.device, composer.advice(batch, tiling)):
+        encoded = encode_texts(composer, {**texts, "negative": negatives}, progress)
         shared = {
-            **encode_texts(composer, {"text": texts, "negative": negatives}, progress),
+            "negative": encoded.pop("negative"),
             "style": style and Embedded(style_token(composer, style.image, progress), style.schedule),
             "no_style": style and style_token(composer, None),
             "guidance": sampling.guidance,
@@ -138,15 +156,22 @@ def compose(
             "rescale": sampling.rescale,
             "steps": config.diffusion.steps,
         }
+        stcs = encode_stc(composer, conditions, windows, frames, latent_size, progress)
         denoisers = [
-            GuidedDenoiser(network, stc=stc, **shared)
-            for stc in encode_stc(composer, conditions, windows, frames, latent_size, progress)
+            GuidedDenoiser(network, text=tokens_of_window(encoded, span, frames), stc=stc, **shared)
+            for span, stc in zip(windows.spans(frames), stcs, strict=True)
         ]
         denoiser = denoisers[0] if len(denoisers) == 1 else WindowedDenoiser(denoisers, windows, frames)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size)).to(composer.device)
+        noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
+        noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
         init_latent = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
-        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress)
+        hold = None
+        if denoise_mask is not None:
+            mask = _latent_mask(denoise_mask, (height, width)).to(composer.device)
+            hold = Hold(init_latent, noise, mask, config.diffusion.steps)
+            init_latent = None if sampling.denoise == 1 else init_latent
+        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress, hold)
         latent = latent / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
             return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)
@@ -158,8 +183,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 
 
 def encode_texts(
-    composer: VideoComposer, prompts: Mapping[str, list[str]], progress: Progress | None = None
-) -> dict[str, Tensor]:
+    composer: VideoComposer, prompts: Mapping[Any, list[str]], progress: Progress | None = None
+) -> dict[Any, Tensor]:
     """The context tokens `(B, 77, D)` of several lists of B prompts, by name, on the composer's device in its dtype.
     Raise `UserError` if the checkpoint's text tower is missing."""
     from .encoders.clip import encode_text
@@ -194,6 +219,13 @@ def encode_video(
 
     resized = resize_crop(video.to(composer.device, torch.float32), size)
     return encode(composer.autoencoder, resized, tiling, progress) * composer.config.autoencoder.scale
+
+
+def _latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A denoise mask `(B, 1, F, H, W)` for a video of `size`, at the size of the latent."""
+    from .video import resize_crop
+
+    return reduced(resize_crop(mask.float(), size))
 
 
 def encode_stc(
@@ -268,6 +300,15 @@ def _renamed(
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
 
 
+def _by_frame(text: str | Sequence[str] | Mapping[int, str]) -> dict[int, list[str]]:
+    """Return the prompts, one or one for each video, by the frames that they are for, in order."""
+    if not isinstance(text, Mapping):
+        return {0: _listed("text", text)}
+    if not text or not all(type(frame) is int and isinstance(prompt, str) for frame, prompt in text.items()):
+        raise UserError(f"text is {shown(dict(text))}. Expected prompts by the numbers of their frames.")
+    return {frame: [text[frame]] for frame in sorted(text)}
+
+
 _TYPES: dict[str, tuple[Any, str]] = {
     "composer": (VideoComposer, "a VideoComposer, as VideoComposer.load() returns it"),
     "conditions": (Collection, "a list of Conditions, also for one"),
@@ -302,17 +343,31 @@ def check_rgb(what: str, x: Tensor, *axes: str) -> None:
         raise UserError(f"The {what} has values from {low:g} to {high:g}. Expected RGB in [0, 1].")
 
 
-def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
+def _check_video(
+    init: Tensor | None, mask: Tensor | None, denoise: float, frames: int, height: int, width: int
+) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
     check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
-    if init is not None and denoise == 1.0:
+    if mask is not None:
+        _check_mask(init, mask)
+    elif init is not None and denoise == 1.0:
         raise UserError("denoise 1 keeps nothing of the init video. Use a lower value, such as 0.6, or pass no init.")
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def _check_mask(init: Tensor | None, mask: Tensor) -> None:
+    if init is None:
+        raise UserError("A denoise mask requires an init video. Pass one as init.")
+    if not isinstance(mask, Tensor) or mask.ndim != 5 or mask.shape[1:3] != (1, init.shape[2]):
+        actual = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(f"The denoise mask is {actual}. Expected a tensor (batch, 1, {init.shape[2]}, height, width).")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise UserError("The denoise mask has values outside 0 to 1. Use 0 to keep init, and 1 for what is new.")
 
 
 def check_size(height: int, width: int) -> None:

@@ -12,12 +12,13 @@ from layout import Graph, Node, Output
 
 STRIPES = "a red circle on a background of blue and white stripes"
 GRADIENT = "a yellow circle on a blue and purple gradient"
-MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, VIDEO = GROUPS = (
+MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, SECOND, VIDEO = GROUPS = (
     "Model",
     "Inputs",
     "Text and style",
     "Conditions",
     "Sampling",
+    "Second pass",
     "Video",
 )
 STEPS = 12
@@ -122,62 +123,73 @@ def styled(setup: Setup, image: Output) -> Setup:
     return Setup(setup.graph, setup.loader, node["positive"], node["negative"])
 
 
-def generate(
+def sample(setup: Setup, seed: int, **more: Any) -> tuple[Output, Output]:
+    """Add the nodes from the conditions to the images, enlarged to look at them; return these and their rate. See
+    `decoded`."""
+    images, fps = decoded(setup, seed, **more)
+    larger = setup.graph.add(
+        "ImageScale",
+        VIDEO,
+        title="Enlarge, to look at it",
+        image=images,
+        upscale_method="bicubic",
+        width=256,
+        height=256,
+        crop="disabled",
+    )
+    return larger[0], fps
+
+
+def decoded(
     setup: Setup,
     seed: int,
     cfg: float = 0.0,
     windows: tuple[int, int] = (0, -1),
+    size: dict[str, Output] | None = None,
     latent: Output | None = None,
     denoise: float = 1.0,
-    side: int = 0,
-    group: str = VIDEO,
+    network: Output | None = None,
+    steps: int = STEPS,
+    scheduler: str = "karras",
+    tile_size: int = -1,
+    groups: tuple[str, str] = (SAMPLING, VIDEO),
+    noise: str = "independent",
     **conditions: Node,
 ) -> tuple[Output, Output]:
-    """Add the nodes from the conditions, by STCEncode's sockets, to the decoded images; return these and their rate.
+    """Add the nodes from the conditions, by STCEncode's sockets, to the images; return these and their rate.
 
-    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler. `side`: size
-    of the video, in tiles of 64 pixels; 0 is the checkpoint's size, without tiles. `group`: of the decoder.
+    cfg 0 is the checkpoint's recommendation; windows are (length, overlap) in frames, see VC3DUNetSampler. `size`: for
+    STCEncode, if it is not the checkpoint's. `groups`: of the sampler and of the decoder.
     """
     graph = setup.graph
     encode = graph.add(
         "STCEncode",
-        SAMPLING,
+        groups[0],
         model=setup.model,
         positive=setup.positive,
         negative=setup.negative,
-        **dict.fromkeys(("width", "height"), side),
+        **(size or {}),
         **{name: node[0] for name, node in conditions.items()},
     )
     sampler = graph.add(
         "VC3DUNetSampler",
-        SAMPLING,
-        model=setup.model,
+        groups[0],
+        model=network or setup.model,
         positive=encode["positive"],
         negative=encode["negative"],
         latent=latent or encode["latent"],
         seed=seed,
-        steps=STEPS,
+        steps=steps,
         cfg=cfg,
+        scheduler=scheduler,
         denoise=denoise,
         context_length=windows[0],
         context_overlap=windows[1],
-        **({"tile_size": 64} if side else {}),
+        tile_size=tile_size,
+        noise=noise,
     )
-    images = graph.add("VAEDecode", group, samples=sampler[0], vae=setup.loader["VAE"])
+    images = graph.add("VAEDecode", groups[1], samples=sampler[0], vae=setup.loader["VAE"])
     return images[0], encode["fps"]
-
-
-def larger(graph: Graph, images: Output, side: int, group: str, title: str) -> Output:
-    sizes = {"width": side, "height": side}
-    return graph.add(
-        "ImageScale", group, title=title, image=images, upscale_method="bicubic", crop="disabled", **sizes
-    )[0]
-
-
-def sample(setup: Setup, seed: int, **more: Any) -> tuple[Output, Output]:
-    """Add the nodes from the conditions to images that are large enough to look at; see `generate`."""
-    images, fps = generate(setup, seed, **more)
-    return larger(setup.graph, images, 256, VIDEO, "Enlarge, to look at it"), fps
 
 
 def save(graph: Graph, images: Output, fps: Output, **audio: Output) -> None:
@@ -316,6 +328,23 @@ def long_video_context_windows(graph: Graph) -> None:
     finish(setup, seed=3, windows=(16, 8), motion=motion, single_image=first)
 
 
+def long_video_changing_text(graph: Graph) -> None:
+    clip, setup = example(graph, frames=1, title="The background of the drawing"), start(graph, STRIPES)
+    later = graph.add(
+        "CLIPTextEncode",
+        TEXT,
+        title="The text at the end",
+        clip=setup.loader["CLIP"],
+        text="a yellow circle on a background of blue and white stripes",
+    )
+    texts = graph.add("VCTextSchedule", TEXT, conditioning=setup.positive, next_text=later[0], frame=63)
+    turns = [2 * math.pi * i / 16 for i in range(17)]
+    circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
+    motion = drawn_motion(graph, setup, clip, circle, frames=64)
+    changing = Setup(graph, setup.loader, texts[0], setup.negative)
+    finish(changing, seed=3, windows=(16, 8), noise="shuffled", motion=motion)
+
+
 def restyled_video(graph: Graph) -> None:
     clip, setup = example(graph, title="The video to restyle"), start(graph, GRADIENT)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
@@ -374,13 +403,42 @@ def everything_together(graph: Graph) -> None:
     )
 
 
-def second_pass(graph: Graph) -> None:
-    clip, setup = example(graph), start(graph, GRADIENT)
-    motion = motion_of(setup, clip)
-    images, _ = generate(setup, seed=6, cfg=3.0, group=SAMPLING, motion=motion)
-    twice = larger(graph, images, 128, SAMPLING, "Twice as large")
-    latent = graph.add("VAEEncode", SAMPLING, pixels=twice, vae=setup.loader["VAE"])
-    finish(setup, seed=6, cfg=3.0, latent=latent[0], denoise=0.15, side=128, motion=motion)
+def first_and_last(graph: Graph) -> None:
+    clip, setup = example(graph, "diagonal", title="Put your images here"), start(graph, STRIPES)
+    first, last = (
+        graph.add("ImageFromBatch", INPUTS, title=title, image=clip["images"], batch_index=index, length=1)
+        for title, index in (("The first frame", 0), ("The last frame", 15))
+    )
+    both = graph.add("ImageBatch", INPUTS, image1=first[0], image2=last[0])
+    graph.add("PreviewImage", INPUTS, title="The kept frames", images=both[0])
+    kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=both[0], indices="0, -1")
+    single = setup.add("VCSingleImage", image=first[0])
+    finish(setup, seed=3, latent=kept["latent"], mask=kept, single_image=single)
+
+
+def cut_and_drag(graph: Graph) -> None:
+    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    first = setup.add("VCSingleImage", image=clip["images"])
+    motion = drawn_motion(graph, setup, clip, tracks((256, 256), (300, 256)))
+    draft = graph.add("VCCutAndDrag", CONDITIONS, image=clip["images"], motion=motion[0])
+    graph.add("PreviewImage", CONDITIONS, title="The draft", images=draft["images"])
+    latent = graph.add("VAEEncode", SAMPLING, pixels=draft["images"], vae=setup.loader["VAE"])
+    masked = graph.add("SetLatentNoiseMask", SAMPLING, samples=latent[0], mask=draft["mask"])
+    model = graph.add("DifferentialDiffusion", SAMPLING, model=setup.model)
+    finish(setup, seed=3, latent=masked[0], network=model[0], motion=motion, single_image=first)
+
+
+def extended_video(graph: Graph) -> None:
+    clip, setup = example(graph, title="The video to continue"), start(graph, STRIPES)
+    parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
+    kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
+    first = setup.add("VCSingleImage", image=kept["preview"])
+    images, _ = sample(setup, seed=3, latent=kept["latent"], single_image=first)
+    new = graph.add("ImageFromBatch", VIDEO, title="The new frames", image=images, batch_index=4, length=4096)
+    joined = graph.add(
+        "ImageBatch", VIDEO, title="The video, and the new frames", image1=parts["images"], image2=new[0]
+    )
+    save(graph, joined[0], parts["fps"], audio=parts["audio"])
 
 
 def part(graph: Graph, kind: str, **inputs: Any) -> Output:
@@ -435,6 +493,24 @@ def super_resolution(graph: Graph) -> None:
                         negative=negative[0], latent=latent[0])  # fmt: skip
     images = graph.add("VAEDecode", VIDEO, samples=sampler[0], vae=vae[0])
     save(graph, images[0], parts["fps"], audio=parts["audio"])
+
+
+def second_pass(graph: Graph) -> None:
+    clip, setup = example(graph, "diagonal"), start(graph, STRIPES)
+    # Without a model, STC Encode computes them for its own size.
+    conditions = {
+        "motion": graph.add("MotionVectorExtract", CONDITIONS, video=clip["video"], frame_rate=RATE),
+        "single_image": graph.add("VCSingleImage", CONDITIONS, image=clip["images"]),
+    }
+    small, fps = decoded(setup, seed=3, groups=(SAMPLING, SAMPLING), **conditions)
+    larger = graph.add("ImageScaleBy", SECOND, image=small, upscale_method="bicubic", scale_by=2.0)
+    size = graph.add("GetImageSize", SECOND, image=larger[0])
+    latent = graph.add("VAEEncode", SECOND, pixels=larger[0], vae=setup.loader["VAE"])
+    images, _ = sample(
+        setup, seed=3, size={"width": size["width"], "height": size["height"]}, latent=latent[0], denoise=0.4,
+        steps=math.ceil(0.4 * STEPS), scheduler="normal", tile_size=0, groups=(SECOND, VIDEO), **conditions,
+    )  # fmt: skip
+    save(graph, images, fps)
 
 
 TEMPLATES = {
@@ -551,11 +627,11 @@ TEMPLATES = {
         "Ugly faces, incomplete arms",
     ),
     "16 Second pass at twice the size": Template(
-        "Generates a video, enlarges it, and changes it a little at the larger size with the same text and motion: its "
-        "outlines become sharper.",
-        "the size of 'Twice as large' and of the second STC Encode, together. 'Upscale Image (using Model)' with an "
-        "upscale model of yours also enlarges the video.",
-        "denoise of the second sampler: above 0.15 the bundled checkpoint draws new shapes in every tile.",
+        "Enlarges a video twice and samples it again with its conditions, from 40 % noise, in overlapping tiles of the "
+        "checkpoint's size.",
+        "the text and the clip (connect Load Video to 'video' of Motion Vectors, and an image to Single Image). To "
+        "enlarge with an upscale model, replace Upscale Image By with Upscale Image (using Model).",
+        "denoise of the second sampler: at 0.2 the video only becomes cleaner, at 0.6 also larger details change.",
         second_pass,
     ),
     "22 Super-resolution with SR600": Template(
@@ -568,5 +644,33 @@ TEMPLATES = {
         "page offers the other two files. The rest of the text, and the negative text, are VGen's.\n\nAt this size the "
         "network needs a GPU with much memory. We compared it with reference values at a small size, but have not "
         "looked at its results.",
+    ),
+    "21 Long video with changing text": Template(
+        "Generates four times as many frames as the checkpoint was trained for. The text changes gradually.",
+        "the two texts, and frame on Text Schedule: the frame at which the change is complete.",
+        "noise set to 'independent' on the sampler: the background then changes more from window to window. Or a third "
+        "text with another Text Schedule.",
+        long_video_changing_text,
+    ),
+    "17 First and last frame": Template(
+        "Composes the frames between two images, which stay the first and the last frame of the video.",
+        "the two images: connect two Load Image to Batch Images. More images work too: add their frame numbers to "
+        "'indices'.",
+        "indices '0, 8, -1' with three images, or only '-1': the video ends with an image.",
+        first_and_last,
+    ),
+    "18 Cut and drag": Template(
+        "The disc is cut out of the image and dragged along a slow track. The video is sampled from this draft: it "
+        "follows slow motion more closely than the motion condition alone.",
+        "the track, and the image with a mask of what should move. Camera Motion works too.",
+        "inside 0.3 on Cut and Drag: the draft stays almost as it is. At 0.7 the network has more freedom.",
+        cut_and_drag,
+    ),
+    "19 Extend a video": Template(
+        "Continues a video: its last four frames are kept, twelve new ones follow. Its sound stays.",
+        "the video: connect Load Video to Get Video Components. It should have about 8 frames per second, and it is "
+        "joined at its own size.",
+        "indices '0:8', and batch_index 8 on The new frames: more kept frames show more of the motion.",
+        extended_video,
     ),
 }

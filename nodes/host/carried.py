@@ -1,7 +1,8 @@
-"""The conditions and the style in a CONDITIONING, and how they reach the network."""
+"""The conditions, the style and the later texts in a CONDITIONING, and how they reach the network."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...vc_core.conditions import Condition, Schedule
 from ...vc_core.config import ExtractionConfig
 from ...vc_core.diffusion.guidance import Embedded, summed
+from ...vc_core.diffusion.texts import tokens_of_window
 from ...vc_core.diffusion.windows import Windows
 from ...vc_core.extract.refit import refit
 from ...vc_core.model.unet import UNet3D
@@ -21,8 +23,10 @@ from ...vc_core.pipeline import seen_by_window
 
 CONDITIONS_KEY = "videocomposer_conditions"
 STYLE_KEY = "videocomposer_style"
+TEXTS_KEY = "videocomposer_texts"
 """Keys in the dictionary of a CONDITIONING: the conditions; the style as an `Embedded` with the image embedding
-`(N, 1, D)`, not normalised. The embedding is None on the unconditional side, which has no image."""
+`(N, 1, D)`, not normalised; the tokens `(1, 77 n, D)` of later texts by frame, ascending. The style's embedding is None
+on the unconditional side, which has no image."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,7 @@ class Conditions:
         return self.cache[key]
 
     def _fitted(self, condition: Condition) -> Condition:
-        size = (8 * self.size[0], 8 * self.size[1])
-        count = condition.tensor.shape[2]
-        tensor = refit(condition.name, condition.tensor, size, count, self.extraction, condition.video)
-        return replace(condition, tensor=tensor, video=size)
+        return fitted(condition, self.size, self.extraction)
 
     def processed(self, batch: int, area: Sequence[int] | None) -> Conditions:
         return replace(self, area=None if area is None else tuple(area))
@@ -86,6 +87,13 @@ class Conditions:
 
     def joined(self, others: Sequence[Conditions]) -> Conditions:
         return self
+
+
+def fitted(condition: Condition, latent: tuple[int, int], extraction: ExtractionConfig) -> Condition:
+    """Return a condition scaled to a latent's size (h, w)."""
+    size = (8 * latent[0], 8 * latent[1])
+    tensor = refit(condition.name, condition.tensor, size, condition.tensor.shape[2], extraction, condition.video)
+    return replace(condition, tensor=tensor, video=size)
 
 
 @dataclass(frozen=True)
@@ -123,11 +131,42 @@ class Styles:
         return replace(self, images=(*self.images, *(image for other in others for image in other.images)))
 
 
-class Carried(comfy.conds.CONDRegular):
-    """`Conditions` or `Styles` as a model input. ComfyUI batches the positive and the negative side if both have the
-    same conditions and styles of the same schedule, with or without an image."""
+@dataclass(frozen=True)
+class Texts:
+    """Texts that follow the text of a CONDITIONING in later frames.
 
-    cond: Conditions | Styles
+    Attributes:
+        later: see `TEXTS_KEY`.
+        frames: number of frames of the entire video.
+    """
+
+    later: dict[int, Tensor]
+    frames: int
+
+    def tokens(self, first: Tensor, window: Any) -> Tensor:
+        """Return the context `(B, 77 n, D)` of a window, for the context of the first frame; see `tokens_of_window`."""
+        numbers = window.index_list if window is not None and window.dim == 2 else range(self.frames)
+        length = math.lcm(first.shape[1], *(tokens.shape[1] for tokens in self.later.values()))
+        texts = {0: first, **{frame: tokens.to(first) for frame, tokens in self.later.items()}}
+        # Attention to a repeated context equals attention to the context.
+        texts = {frame: tokens.repeat(1, length // tokens.shape[1], 1) for frame, tokens in texts.items()}
+        return tokens_of_window(texts, slice(min(numbers), max(numbers) + 1), self.frames)
+
+    def processed(self, batch: int, area: Sequence[int] | None) -> Texts:
+        return self
+
+    def matches(self, other: Texts) -> bool:
+        return self.later is other.later
+
+    def joined(self, others: Sequence[Texts]) -> Texts:
+        return self
+
+
+class Carried(comfy.conds.CONDRegular):
+    """`Conditions`, `Styles` or `Texts` as a model input. ComfyUI batches the positive and the negative side if both
+    have the same conditions and later texts, and styles of the same schedule, with or without an image."""
+
+    cond: Conditions | Styles | Texts
 
     def process_cond(self, batch_size: int, area: Sequence[int] | None = None, **kwargs: Any) -> Carried:
         return self._copy_with(self.cond.processed(batch_size, area))
@@ -135,7 +174,7 @@ class Carried(comfy.conds.CONDRegular):
     def can_concat(self, other: Carried) -> bool:
         return self.cond.matches(other.cond)
 
-    def concat(self, others: Sequence[Carried]) -> Conditions | Styles:
+    def concat(self, others: Sequence[Carried]) -> Conditions | Styles | Texts:
         return self.cond.joined([other.cond for other in others])
 
     def size(self) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,12 @@ from ...vc_core.conditions import CONDITIONS as TABLE
 from ...vc_core.conditions import Condition, condition_size
 from ...vc_core.config import AutoencoderConfig, Config
 from ...vc_core.diffusion.guidance import Embedded
+from ...vc_core.diffusion.noise import motion_for_noise
+from ...vc_core.diffusion.texts import check_frames
 from ...vc_core.errors import UserError, counted
 from ...vc_core.families import odd_settings
 from ...vc_core.memory import activation_elements
-from .carried import CONDITIONS_KEY, STYLE_KEY, Carried, Conditions, Styles
+from .carried import CONDITIONS_KEY, STYLE_KEY, TEXTS_KEY, Carried, Conditions, Styles, Texts, fitted
 from .network import HostUNet
 from .preview import with_preview
 from .running import say
@@ -144,14 +146,23 @@ class VideoComposerModel(comfy.model_base.BaseModel):
         if style is not None:
             check_style(style, noise, config)
             out["style"] = Carried(Styles((style,), len(noise)))
-        text, width = kwargs.get("cross_attn"), config.unet.context_dim
-        if text is not None and text.shape[-1] != width:
-            raise UserError(
-                f"Expected a text embedding of width {width} for this checkpoint, got {text.shape[-1]}. Encode the "
-                "prompt with the checkpoint's own CLIP. The released checkpoint uses that of Stable Diffusion 2.1 "
-                "(OpenCLIP ViT-H/14)."
-            )
+        text, width, later = kwargs.get("cross_attn"), config.unet.context_dim, kwargs.get(TEXTS_KEY, {})
+        for tokens in (text, *later.values()):
+            if tokens is not None and tokens.shape[-1] != width:
+                raise UserError(
+                    f"Expected a text embedding of width {width} for this checkpoint, got {tokens.shape[-1]}. Encode "
+                    "the prompt with the checkpoint's own CLIP. The released checkpoint uses that of Stable Diffusion "
+                    "2.1 (OpenCLIP ViT-H/14)."
+                )
+        if later:
+            check_frames(later, noise.shape[2])
+            out["texts"] = Carried(Texts(later, noise.shape[2]))
         return out
+
+    def resize_cond_for_context_window(self, cond_key: str, cond_value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keep the text complete in every window. Newer ComfyUIs cut tensors whose third dimension equals the number of
+        frames, and the width of the text may be this number: 64 for the bundled checkpoint."""
+        return cond_value if cond_key == "c_crossattn" else None
 
     def _report_resampled(self, conditions: Sequence[Condition], noise: Tensor) -> None:
         size, scale = (8 * noise.shape[-2], 8 * noise.shape[-1]), self.videocomposer.extraction.condition_scale
@@ -179,6 +190,17 @@ def check_fits(condition: Condition, noise: Tensor, config: Config) -> None:
             f"Expected a batch of 1 or {len(noise)} for the condition '{condition.name}', got {batch}. Use a "
             "condition of one video."
         )
+
+
+def motion_for(noise: str, positive: Any, latent: Tensor, config: Config) -> Tensor | None:
+    """Return the motion in a CONDITIONING that a kind of noise requires, see `motion_for_noise`."""
+
+    def motions() -> Iterator[Condition]:
+        for condition in (c for _, carried in positive for c in carried.get(CONDITIONS_KEY, ()) if c.name == "motion"):
+            check_fits(condition, latent, config)
+            yield fitted(condition, tuple(latent.shape[-2:]), config.extraction)
+
+    return motion_for_noise(noise, motions(), config.extraction)
 
 
 def check_style(style: Embedded, noise: Tensor, config: Config) -> None:

@@ -13,8 +13,9 @@ from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ...vc_core.config import Config
+from ...vc_core.diffusion.tiles import TiledNetwork
 from ...vc_core.model.unet import UNet3D
-from .carried import Conditions, Styles
+from .carried import Conditions, Styles, Texts
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
 
 TILES = "videocomposer_tiles"
@@ -74,6 +75,7 @@ class HostUNet(UNet3D):
         transformer_options: Mapping[str, Any],
         conditions: Conditions | None = None,
         style: Styles | None = None,
+        texts: Texts | None = None,
         **kwargs: Any,
     ) -> Tensor:
         options = options_of(transformer_options, x)
@@ -84,11 +86,12 @@ class HostUNet(UNet3D):
             stc = None
             if conditions is not None:
                 stc = conditions.summed(self, x, progress, options.get("context_window"))
+            if texts is not None:
+                context = texts.tokens(context, options.get("context_window"))
             if style is not None and style.schedule.active(progress):
                 tokens = style.tokens(self, context)
                 context = torch.cat([context, repeat_to_batch_size(tokens, len(context))], dim=1)
-            inputs = x, timesteps, context, stc
-            tiles = options.get(TILES)
-            return super().forward(*inputs) if tiles is None else tiles.run(super().forward, *inputs)
+            predict, tiles = super().forward, options.get(TILES)
+            return (predict if tiles is None else TiledNetwork(predict, tiles))(x, timesteps, context, stc)
         finally:
             OPTIONS.reset(token)

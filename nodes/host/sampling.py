@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
 from comfy.k_diffusion.sampling import sample_lcm
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscreteDistilled
 from torch import Tensor
 
@@ -108,9 +109,21 @@ class ReleasedSampler(comfy.samplers.KSAMPLER):
     def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
         return self.from_noise
 
-    def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        last = super().sample(model_wrap, sigmas, *args, **kwargs)
-        return last / (1 + sigmas[-1] ** 2) ** 0.5
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        last = super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+        last = last / (1 + sigmas[-1] ** 2) ** 0.5
+        # What a noise mask keeps is not noisy.
+        return last if denoise_mask is None else torch.where(denoise_mask == 0, latent_image, last)
 
 
 class _Handler(IndexListContextHandler):
@@ -127,6 +140,12 @@ def with_tiles(model: Any, tiles: Tiles) -> Any:
     """Return a MODEL that predicts large frames tile by tile, like the core's `Sampling.tiles`."""
     model = model.clone()
     model.model_options["transformer_options"][TILES] = tiles
+
+    def for_a_tile(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = (*noise_shape[:-2], *tiles.within(*noise_shape[-2:]))  # memory for a tile, not for entire frames
+        return executor(model, list(shape), *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, TILES, for_a_tile)
     return model
 
 

@@ -26,6 +26,7 @@ from vc_core.commands.settings import (
     as_option,
 )
 from vc_core.conditions import CONDITIONS
+from vc_core.diffusion.noise import NOISES
 from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.errors import UserError
 
@@ -53,6 +54,7 @@ STRATEGIES = {
     "easing": st.sampled_from(EASINGS),
     "carry": FRACTIONS,
     "text": st.text(),
+    "text_at": st.dictionaries(st.integers(1, 10**6), st.text()),
     "negative": st.text(),
     "vgen_prompts": st.booleans(),
     "sketch_lines": st.none() | st.sampled_from(["bright", "dark", "none"]),
@@ -73,10 +75,16 @@ STRATEGIES = {
     "guidance": st.none() | st.floats(-100, 100),
     "condition_guidance": st.floats(-100, 100),
     "rescale": FRACTIONS,
+    "noise": st.sampled_from(list(NOISES)),
     "window": st.none() | st.integers(1, 999),
     "overlap": st.none() | st.integers(0, 999),
     "parts": st.lists(PATHS).map(tuple),
     "lora": st.dictionaries(PATHS, st.floats(allow_nan=False, allow_infinity=False)),
+    "keyframe": st.dictionaries(PATHS, st.lists(st.integers(-99, 99), min_size=1).map(tuple)),
+    "keep": st.integers(1, 99),
+    "drag": st.booleans(),
+    "drag_inside": FRACTIONS,
+    "drag_outside": FRACTIONS,
     "few_steps": st.sampled_from([None, True, False]),
     "upscale": st.none() | st.floats(1.01, 8),
     "upscale_denoise": st.floats(0.01, 0.99),
@@ -97,6 +105,7 @@ STRATEGIES = {
             "sketch",
             "style",
             "init",
+            "extend",
             "out",
             "sheet",
             "checkpoint",
@@ -125,8 +134,10 @@ def as_texts(settings):
     """Settings as a user types them."""
     texts = {}
     for name, value in {**settings.to_mapping(), "checkpoint": settings.checkpoint}.items():
-        if isinstance(value, dict):
-            value = [f"{k}={':'.join(map(repr, v)) if isinstance(v, list) else repr(v)}" for k, v in value.items()]
+        if name == "keyframe":
+            value = [f"{file}={index}" for file, indices in value.items() for index in indices]
+        elif isinstance(value, dict):
+            value = [f"{k}={':'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()]
         elif name in ("use", "pan"):
             value = ",".join(map(str, value))
         elif not isinstance(value, (list, bool)) and value is not None:
@@ -193,6 +204,42 @@ def test_options_override_and_mappings_join():
     settings = Settings(seed=1, steps=5, strength={"motion": 0.5, "style": 1.0}, offload=True)
     changed = settings.with_options({"seed": "2", "strength": ["style=0.25"], "offload": False})
     assert changed == dataclasses.replace(settings, seed=2, strength={"motion": 0.5, "style": 0.25}, offload=False)
+
+
+def test_texts_at_frames(tmp_path):
+    (tmp_path / "a.yaml").write_text("text: a\ntext_at: {40: b, 24: c}\n")
+    settings = Settings.from_yaml(tmp_path / "a.yaml")
+    assert settings.text_at == {40: "b", 24: "c"}
+    assert settings.with_options({"text_at": ["40=x=y", "8=z"]}).text_at == {40: "x=y", 24: "c", 8: "z"}
+    assert Settings().to_mapping().keys().isdisjoint({"text_at", "noise"})  # version 0.1 can read the record
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["b"], '--text-at is b. Expected FRAME=TEXT, e.g. 40="a blue square".'),
+        (["x=b"], "--text-at is x=b. Expected FRAME=TEXT"),
+        (["0=b"], "Expected frames after 0, because 'text' is the prompt of frame 0."),
+        (["5=b", "5=c"], "Expected each frame only once."),
+    ],
+)
+def test_wrong_texts_at_frames(value, message):
+    with pytest.raises(UserError) as error:
+        Settings().with_options({"text_at": value})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text_at": {8: "b"}}, "--text-at requires --text."),
+        ({"text": "a", "text_at": {64: "b"}, "frames": 64}, "the last of 64 frames is frame 63"),
+        ({"noise": "warped"}, "--noise warped requires the condition 'motion'"),
+    ],
+)
+def test_texts_and_noise_without_effect(values, message):
+    with pytest.raises(UserError, match=message):
+        check_settings(Settings(**values))
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ class Promise:
 
     Attributes:
         disc: the object's colour.
+        last_disc: its colour at the end, for a template whose text changes.
         ground: a key of `GROUNDS`.
         path: the object's path, (fraction of the duration, x, y), relative to its start, in frame widths.
         place: the object's start, x and y in frame widths, for a template whose sketch only sets that.
@@ -176,6 +177,7 @@ class Promise:
     direction: tuple[float, float] | None = None
     frames: int = 16
     times: int = 1
+    last_disc: str = ""
 
 
 def to(x: float, y: float) -> tuple[tuple[float, float, float], ...]:
@@ -197,8 +199,13 @@ PROMISES = {
     "05 Motion of a camera": Promise("red", "stripes", to(0, -156 / 512)),
     "12 Long video in windows": Promise("red", "stripes", ((0.5, 0, -180 / 512), (1.0, 0, 0)), frames=32),
     "13 More frames a second": Promise("yellow", "blue and purple", to(ALONG, 0), times=2),
+    "17 First and last frame": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
+    "18 Cut and drag": Promise("red", "stripes", to(44 / 512, 0)),
+    # The bundled checkpoint does not know how the video goes on.
+    "19 Extend a video": Promise("red", "stripes", ((15 / 27, ALONG, 0),), frames=28),
+    "21 Long video with changing text": Promise("red", "stripes", frames=64, last_disc="yellow"),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
-    "16 Second pass at twice the size": Promise("yellow", "blue and purple", to(ALONG, 0)),
+    "16 Second pass at twice the size": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
 }
 
 
@@ -206,6 +213,11 @@ def check(video: Tensor, promise: Promise) -> None:
     """Check a video `(1, 3, F, H, W)` in [0, 1] against its promise."""
     assert video.shape == (1, 3, promise.frames, 256, 256)
     assert video.std() > 0.05, "blank"
+    if promise.last_disc:
+        end = follow(video[:, :, -8:], COLORS[promise.last_disc], GROUNDS[promise.ground])
+        assert not end.isnan().any(), f"no {promise.last_disc} object at the end"
+        assert follow(video[:, :, -8:], COLORS[promise.disc], GROUNDS[promise.ground]).isnan().all()
+        video = video[:, :, :8]
     centers = follow(video, COLORS[promise.disc], GROUNDS[promise.ground]) / 256
     assert not centers.isnan().any(), f"no {promise.disc} object in frames {centers.isnan().any(1).nonzero().flatten()}"
     ground = video[0].flatten(1).median(1).values

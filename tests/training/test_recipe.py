@@ -143,7 +143,9 @@ def test_a_recipe_for_a_folder_works_with_shards(repository):
     assert (folder.data[0].rate, folder.data[0].nominal_height) == (8, 336)
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "finetune", "lora", "synthetic", "synthetic_quick"])
+@pytest.mark.parametrize(
+    "name", ["stage1", "stage2", "finetune", "lora", "lcm", "lcm_small", "synthetic", "synthetic_quick"]
+)
 def test_the_recipes_can_be_read(repository, name):
     recipe = read_recipe(repository / "training" / "recipes" / f"{name}.yaml")
     assert recipe.out.name == name

@@ -14,7 +14,9 @@ def test_the_nodes_declare_their_automatic_numbers(browser):
     assert values["MotionVectorExtract"] == {**size, "frame_rate": 0, "nominal_height": 0}
     assert values["DepthSequence"] == {**size, "frame_rate": 0, "depth_scale": 0}
     assert values["VCMotionFromTracks"] == {**size, "canvas_width": 0, "canvas_height": 0, "radius": 0}
-    assert values["VC3DUNetSampler"] == {"steps": 0, "cfg": 0, "context_length": 0, "context_overlap": -1}
+    assert values["VC3DUNetSampler"] == {
+        "steps": 0, "cfg": 0, "context_length": 0, "context_overlap": -1, "tile_size": 0, "tile_overlap": -1,
+    }  # fmt: skip
     assert values["VCExampleClip"] == {}
 
 
@@ -22,7 +24,7 @@ def test_auto_is_shown_instead_of_the_automatic_number(browser, renderer):
     nodes = browser.host.pack_nodes()
     cases = {
         ("STCEncode", "frames", "24"): {"width", "height"},
-        ("VC3DUNetSampler", "cfg", "7.5"): {"context_length", "context_overlap"},
+        ("VC3DUNetSampler", "cfg", "7.5"): {"context_length", "context_overlap", "tile_overlap"},
     }
     inputs = [{"type": node, "name": widget, "typed": [text, "0"]} for node, widget, text in cases]
     report = browser.play("show_auto.js", cases=inputs, settings=renderer)

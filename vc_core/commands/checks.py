@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from ..diffusion.noise import WARPED
 from ..errors import UserError, brief
 from .settings import AFFECTS, DEFAULTS, EXCLUSIVE, MOVES, REQUIRES, SETTINGS, Label, Settings, as_option
 
@@ -62,20 +63,34 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     if "easing" in changed and not s.moves_by_hand:
         moves = ", ".join(map(label, MOVES))
         yield f"{label('easing')} {s.easing} has no effect. It works only with one of {moves}."
+    if s.drag and not s.moves_by_hand:
+        yield f"{label('drag')} requires a motion. Add {', '.join(map(label, MOVES))}, or remove {label('drag')}."
+    if "mask" in s.use and s.keyframe:
+        yield f"{label('keyframe')} sets the condition 'mask' itself. Remove 'mask' from {use}."
     if s.init and s.denoise == 1:
         yield f"{init} {s.init} has no effect at {denoise} 1. Choose a lower {denoise}."
     if s.denoise < 1 and not s.init:
         yield f"{denoise} {s.denoise:g} requires a video to start from. Add {init} FILE."
     for name in ("start", "rate"):
-        if name in changed and not (s.video or s.init):
-            yield f"{label(name)} {getattr(s, name)} has no effect. It requires {video} or {init}."
+        if name in changed and not (s.video or s.init or s.extend):
+            yield f"{label(name)} {getattr(s, name)} has no effect. It requires {video}, {init} or {label('extend')}."
     if s.eta > 0 and not (s.sampler or "").startswith("ddim"):
         yield f"{label('eta')} {s.eta:g} works only with the ddim samplers. Remove it, or add {label('sampler')} ddim."
+    if s.noise in WARPED and not (s.moves_by_hand or "motion" in s.use):
+        yield (
+            f"{label('noise')} {s.noise} requires the condition 'motion'. Add motion to {use}, or one of "
+            f"{', '.join(map(label, MOVES))}."
+        )
+    if s.frames and (late := [frame for frame in s.text_at if frame >= s.frames]):
+        yield (
+            f"{label('text_at')} has a text for frame {late[0]}, but the last of {s.frames} frames is frame "
+            f"{s.frames - 1}. Choose an earlier frame."
+        )
     if None not in (s.window, s.overlap) and s.overlap >= s.window:
         yield f"{label('overlap')} must be smaller than {label('window')} {s.window}, got {s.overlap}."
 
 
-FOLDERS = ("checkpoint", "parts", "video", "init", "mask", "depth_model", "depth_maps")
+FOLDERS = ("checkpoint", "parts", "video", "init", "extend", "mask", "depth_model", "depth_maps")
 """Inputs that may be folders: of images, or of networks."""
 
 

@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import memory, pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
 from ..conditions import Condition
-from ..config import Config
 from ..diffusion.guidance import needed_sides
-from ..diffusion.samplers import Sampling
-from ..diffusion.tiles import SMALLEST, Tiles
+from ..diffusion.samplers import Sampling, make_sampler
+from ..diffusion.tiles import Tiles
 from ..diffusion.windows import Windows
 from ..disk import check_place
 from ..encoders.autoencoder import Tiling
@@ -25,11 +22,12 @@ from ..extract.pictures import picture_of
 from ..extract.sources import Extracted
 from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
-from ..video import FramePlan, plan_frames, read_frames, read_image
+from ..video import FramePlan, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
-from .conditions import fill_in, make_conditions, named_as, output_size, probed
-from .enlarging import enlarged
+from .conditions import fill_in, make_conditions, named_as, output_size
+from .drafts import beginning
+from .enlarging import enlarged, load_upscale_model, second_pass
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
 from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
 
@@ -163,15 +161,23 @@ def run(
     if settings.style is not None:
         composer.check_style()
     full, plan = fill_in(settings, composer.config)
+    sampling = Sampling(
+        **named_as(Sampling, full),
+        windows=None if full.window is None else Windows(full.window, full.overlap, full.carry),
+    )
+    if full.upscale is not None:  # refuse now what the second pass would refuse
+        again = second_pass(sampling, full.upscale_denoise, composer.config)
+        make_sampler(again, composer.config.diffusion)
+        network = full.upscale_model and load_upscale_model(full.upscale_model, full.upscale, composer.device)
     if note is not None and (line := memory_note(full, composer)):
         note(line)
     extracted = make_conditions(full, plan, composer.config, progress)
     style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
-    init = _init(full, plan)
-    windows = None if full.window is None else Windows(full.window, full.overlap, full.carry)
-    sampling = Sampling(**named_as(Sampling, full), windows=windows)
+    start = beginning(full, plan, composer.config)
+    extracted |= start.conditions
+    texts = {0: full.text, **full.text_at}
     shared = {
-        "text": f"{full.text}{VGEN_SUFFIX}".removeprefix(", ") if full.vgen_prompts else full.text,
+        "text": {frame: _prompt(full, text) for frame, text in texts.items()},
         "negative": ", ".join(filter(None, [full.negative, VGEN_NEGATIVE * full.vgen_prompts])),
         "style": style,
         "frames": full.frames,
@@ -180,38 +186,54 @@ def run(
         "tiling": _tiling(full),
         "progress": progress,
     }
-    videos = pipeline.compose(
-        composer, **shared, conditions=_applied_all(full, extracted), init=init, sampling=sampling, size=full.size
+    videos = first = pipeline.compose(
+        composer,
+        **shared,
+        conditions=_applied_all(full, extracted),
+        init=start.init,
+        denoise_mask=start.mask,
+        sampling=sampling,
+        size=full.size,
     )
     size = output_size(full.size, full.upscale)
     if full.upscale is not None:
-        extracted = make_conditions(dataclasses.replace(full, size=size), plan, composer.config, progress)
+        larger = dataclasses.replace(full, size=size, canvas=full.canvas or full.size)  # tracks stay in their pixels
+        start = beginning(larger, plan, composer.config)
+        extracted = {**make_conditions(larger, plan, composer.config, progress), **start.conditions}
         videos = pipeline.compose(
             composer,
             **shared,
             conditions=_applied_all(full, extracted),
-            init=enlarged(videos, size, full.upscale_model, composer.device, progress),
-            sampling=dataclasses.replace(sampling, denoise=full.upscale_denoise, tiles=_tiles(composer.config)),
+            init=start.kept(enlarged(first, size, network, progress)),
+            denoise_mask=start.mask,
+            sampling=again,
             size=size,
         )
+    videos = start.joined(videos)
     record = make_record(full, {name: item.how for name, item in extracted.items() if item.how}, progress)
     metadata = {KEY: record.to_json()}
-    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
+    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress, start.sound)
     height, width = (side * full.scale for side in size)
-    what = f"{full.frames} frames of {width}x{height}, {full.fps:g} per second"
+    what = f"{videos.shape[2]} frames of {width}x{height}, {full.fps:g} per second"
     lines = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
     if full.sheet is not None:
         rows = [(name, picture_of(name, item.tensor)) for name, item in extracted.items()]
         rows += [("style", style.image[:, :, None])] if style else []
-        rows += [] if init is None else [("init", init)]
-        rows += [(path.name, video[None]) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(full.sheet, rows, title=full.text, metadata=metadata)
+        rows += [] if start.init is None else [("init", start.init)]
+        if full.upscale is not None:
+            rows += [(f"{path.name}, first", video) for path, video in zip(paths, first, strict=True)]
+        rows += [(path.name, video) for path, video in zip(paths, videos, strict=True)]
+        write_contact_sheet(full.sheet, rows, title=" → ".join(texts.values()), metadata=metadata)
         lines.append(f"{full.sheet}: the conditions and the results")
-    lines += [item.note for item in extracted.values()]
+    lines += [*start.notes, *(item.note for item in extracted.values())]
     lines += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
+
+
+def _prompt(settings: Settings, text: str) -> str:
+    return f"{text}{VGEN_SUFFIX}".removeprefix(", ") if settings.vgen_prompts else text
 
 
 def load(settings: Settings, progress: Progress | None = None, **overrides: Any) -> VideoComposer:
@@ -235,8 +257,10 @@ def loading(settings: Settings) -> dict[str, Any]:
 def memory_note(settings: Settings, composer: VideoComposer) -> str:
     """Return a sentence on the memory that a run needs; empty if it is little. The settings must be filled in."""
     sides, _ = needed_sides(settings.guidance, settings.condition_guidance)
-    final = output_size(settings.size, settings.upscale)
-    need, large = (
+    passes = [(settings.size, None)]
+    if settings.upscale is not None:
+        passes.append((output_size(settings.size, settings.upscale), Tiles.trained(composer.config)))
+    needs = (
         composer.needs(
             settings.style is not None,
             size=size,
@@ -245,10 +269,11 @@ def memory_note(settings: Settings, composer: VideoComposer) -> str:
             predictions=len(sides),
             batch=settings.batch_size,
             tiling=_tiling(settings),
+            tiles=tiles,
         )
-        for size in (settings.size, final)
+        for size, tiles in passes
     )
-    need = dataclasses.replace(need, decoding=large.decoding)  # the second pass predicts tiles of the first one's size
+    need = max(needs, key=lambda need: need.total)
     free, advice = memory.available(composer.device), composer.advice(settings.batch_size, _tiling(settings))
     little = need.total < min(NOTED, free)
     return "" if little else memory.as_text(need, composer.stored, composer.offload, free, advice)
@@ -256,19 +281,6 @@ def memory_note(settings: Settings, composer: VideoComposer) -> str:
 
 def _tiling(settings: Settings) -> Tiling:
     return Tiling(**named_as(Tiling, settings))
-
-
-def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
-    """Read the video to start from, `(1, 3, F, H, W)`; at the source's rate if there is one, to keep both in step."""
-    if settings.init is None:
-        return None
-    if settings.video is not None:
-        plan = plan_frames(probed(settings.init), settings.frames, plan.rate, settings.start)
-    return read_frames(settings.init, plan, settings.size)
-
-
-def _tiles(config: Config) -> Tiles:
-    return Tiles(*(max(SMALLEST, side // 8 * 8) for side in (config.height, config.width)))
 
 
 def _applied_all(settings: Settings, extracted: Mapping[str, Extracted]) -> list[Condition]:
@@ -301,7 +313,9 @@ def _chosen(user: Settings, full: Settings, plan: FramePlan | None, record: Reco
         if getattr(user, name) is None and getattr(full, name) is not None and (name, full.scale) != ("scale", 1)
     ]
     if user.reads_sequence and user.rate is None:
-        words.append(f"{float(plan.rate):g} frames sampled per second of {(user.video or user.init).name}")
+        words.append(
+            f"{float(plan.rate):g} frames sampled per second of {(user.video or user.init or user.extend).name}"
+        )
     if user.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
     return f"set automatically: {', '.join(words)}" if words else ""

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Problem, Spoken, bare, checked, fitted, form, words
+from ..diffusion.noise import NOISES
 from ..diffusion.samplers import SAMPLERS
 from ..errors import UserError, about, nearest, shown, spelled
 from ..extract import drawing
@@ -56,7 +57,13 @@ def _describe(problem: Problem, label: Label = as_key, text: Any = None) -> str:
     return f"{label(name)} is {spelled(problem.value if text is None else text) or 'empty'}. {expected}"
 
 
-_EXAMPLES = {"strength": "motion=0.5", "schedule": "style=0:0.6", "lora": "my.safetensors=0.8"}
+_EXAMPLES = {
+    "strength": "motion=0.5",
+    "schedule": "style=0:0.6",
+    "text_at": '40="a blue square"',
+    "lora": "my.safetensors=0.8",
+    "keyframe": "last.png=-1",
+}
 """Values of the options that are mappings."""
 
 
@@ -114,6 +121,40 @@ def _by_file(value: Any) -> Any:
     if len({*map(Path, strengths)}) < len(texts):
         raise ValueError("Expected each file only once.")
     return strengths
+
+
+def _by_image(value: Any) -> Any:
+    """Read FILE=INDEX or a list of them, or a mapping of files to one or several indices; return the mapping."""
+    if isinstance(value, Mapping):
+        return {file: tuple(items) if isinstance(items, list | tuple) else (items,) for file, items in value.items()}
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    indices: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        path, _, index = text.rpartition("=")
+        try:
+            indices[path] = (*indices.get(path, ()), int(index))
+        except ValueError:
+            path = ""
+        if not path:
+            raise ValueError("Expected FILE=INDEX, e.g. last.png=-1 for the last frame.")
+    return indices
+
+
+def _by_frame(value: Any) -> Any:
+    """Read FRAME=TEXT, a list of them, or a mapping, whose frames are strings in JSON."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        value = dict(text.partition("=")[::2] for text in texts)
+        if len(value) < len(texts):
+            raise ValueError("Expected each frame only once.")
+    if not isinstance(value, Mapping):
+        return value
+    prompts = {int(spelled(frame)): prompt for frame, prompt in value.items()}
+    if min(prompts, default=1) < 1:
+        raise ValueError("Expected frames after 0, because 'text' is the prompt of frame 0.")
+    return prompts
 
 
 def _sides(value: Any) -> Any:
@@ -176,6 +217,16 @@ Loras = Annotated[
     dict[File, Annotated[float, Field(allow_inf_nan=False)]],
     BeforeValidator(_by_file),
     Spoken("paths, or a mapping of paths to strengths", "FILE[=STRENGTH]"),
+]
+Keyframes = Annotated[
+    dict[File, tuple[Annotated[int, Field(ge=-MORE, le=MORE)], ...]],
+    BeforeValidator(_by_image),
+    Spoken("a mapping of images to frame numbers", "FILE=INDEX"),
+]
+TextsByFrame = Annotated[
+    dict[int, str],
+    BeforeValidator(_by_frame),
+    Spoken("a mapping of frames to texts, such as {40: a blue square}", "FRAME=TEXT"),
 ]
 Schedules = Annotated[
     dict[str, Annotated[tuple[float, float], Field(strict=False), AfterValidator(_span)]],
@@ -265,7 +316,22 @@ class Settings:
     roll: float = _setting("clockwise rotation of the camera over the video, in degrees (default: 0)", 0.0)
     easing: Easing = _setting(f"speed curve of tracks and camera: {', '.join(EASINGS)} (default: linear)", "linear")
 
+    drag: bool = _setting(
+        "cut and drag: start from --image, warped by the tracks and the camera movement (default: no)", False
+    )
+    drag_inside: Fraction = _setting(
+        "fraction of the noise schedule that composes what --drag moves; lower follows the motion more closely "
+        "(default: 0.5)",
+        0.5,
+    )
+    drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.75)", 0.75)
+
     text: Text = _setting("prompt (default: empty)", "")
+    text_at: TextsByFrame = _setting(
+        'prompt at a later frame of a long video, e.g. 40="a blue square"; between these frames the text changes '
+        "gradually; may be repeated",
+        {},
+    )
     negative: Text = _setting("negative prompt (default: empty)", "")
     vgen_prompts: bool = _setting("append VGen's phrases for TF-T2V and VideoLCM to both prompts (default: no)", False)
     image: File | None = _setting("first frame of the video (condition single_image)")
@@ -286,15 +352,24 @@ class Settings:
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
 
+    keyframe: Keyframes = _setting(
+        "image that a frame shows: 0 is the first frame, -1 the last, e.g. last.png=-1; may be repeated", {}
+    )
+    extend: File | None = _setting(
+        "video to continue: the output is the video, followed by new frames; --start and --rate apply to it"
+    )
+    keep: Count = _setting("frames at the end of --extend that --frames starts with (default: 4)", 4)
+
     upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
-        "compose a second time, this many times as large, e.g. 2: enlarge the video, and change it with the same "
-        "conditions, in tiles of the checkpoint's size (default: no second pass)"
+        "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
+        "checkpoint's size (default: no second pass)"
     )
     upscale_denoise: Annotated[float, Field(gt=0, lt=1)] = _setting(
-        "how much of the enlarged video to replace (default: 0.15)", 0.15
+        "how much of the enlarged video to replace: near 0 almost nothing, near 1 almost everything (default: 0.4)", 0.4
     )
     upscale_model: File | None = _setting(
-        "network that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the library spandrel (default: bicubic)"
+        "upscale model that enlarges the video, e.g. RealESRGAN_x2plus.pth; requires the package spandrel (default: "
+        "bicubic interpolation)"
     )
 
     out: File | None = _setting(
@@ -330,6 +405,12 @@ class Settings:
     )
     carry: Fraction = _setting(
         "strength of single_image and single_sketch after the first window, 0 to 1 (default: 0.5)", 0.5
+    )
+    noise: Literal[tuple(NOISES)] = _setting(
+        f"noise to start from: {', '.join(NOISES)} (default: independent); shuffled, for long videos: every window has "
+        "the noise of the first one in another order; warped: a tenth of the noise moves with the condition motion, "
+        "for less flicker; warped_fully: all of it, for camera motion",
+        "independent",
     )
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
@@ -394,7 +475,7 @@ class Settings:
         for name, text in texts.items():
             describe = partial(_describe, label=as_option, text=text)
             value = fitted(Settings, name, _from_text(name, text), describe)
-            changed[name] = {**getattr(self, name), **value} if name in ("strength", "schedule") else value
+            changed[name] = {**getattr(self, name), **value} if name in MERGED else value
         return dataclasses.replace(self, **changed)
 
     # --- Files ---
@@ -402,7 +483,8 @@ class Settings:
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """Return these settings with a function applied to every path."""
         changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in FILES}
-        changed["lora"] = {change(path): strength for path, strength in self.lora.items()}
+        for name in ("lora", "keyframe"):
+            changed[name] = {change(path): value for path, value in getattr(self, name).items()}
         changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
@@ -425,12 +507,17 @@ class Settings:
     @property
     def reads_sequence(self) -> bool:
         """Whether the source's frames are read as a sequence, not only the first one."""
-        return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
+        temporal = any(CONDITIONS[name].kind == "temporal" for name in self.use)
+        return temporal or self.init is not None or self.extend is not None
 
+
+MERGED = ("strength", "schedule", "text_at")
+"""Settings whose options change single entries of a file's mapping."""
 
 LATER = (
     "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
-    "upscale", "upscale_denoise", "upscale_model",
+    "upscale", "upscale_denoise", "upscale_model", "text_at", "noise",
+    "drag", "drag_inside", "drag_outside", "keyframe", "extend", "keep",
 )  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
@@ -438,6 +525,7 @@ MOVES = ("tracks", "pan", "zoom", "roll")
 """Settings of hand-made motion."""
 
 REQUIRES = (
+    ("text_at", "text"),
     ("canvas", "tracks"),
     ("radius", "tracks"),
     ("sketch_lines", "sketch"),
@@ -445,19 +533,29 @@ REQUIRES = (
     ("depth_scale", "depth_maps"),
     ("mask_white", "mask"),
     ("mask_seed", "mask_draw"),
+    ("drag", "image"),
+    ("drag_inside", "drag"),
+    ("drag_outside", "drag"),
+    ("keep", "extend"),
     ("upscale_denoise", "upscale"),
     ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
-EXCLUSIVE = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
+EXCLUSIVE = (
+    ("depth_maps", "depth_model"),
+    ("mask", "mask_draw"),
+    *(("init", name) for name in ("keyframe", "extend", "drag")),
+    *(("drag", name) for name in ("keyframe", "extend")),
+    ("extend", "video"),
+)
 """Pairs of settings that exclude each other."""
 
 FILES = [name for name, hint in Settings.__annotations__.items() if hint is Files]
 """Settings that are lists of paths."""
 
 _PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
-INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts", "lora")
+INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts", "lora", "keyframe")
 """Settings that name files which must exist."""
 
 AFFECTS: dict[str, tuple[str, ...]] = {
@@ -476,6 +574,7 @@ _FIRST = {
     "tracks": "hand-made motion",
     "text": "text and images",
     "init": "video to video",
+    "keyframe": "frames that are kept",
     "upscale": "second pass",
     "out": "output",
     "seed": "sampling",

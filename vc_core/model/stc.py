@@ -24,7 +24,7 @@ class STCEncoder(nn.Module):
         self.temporal = TemporalLayer(channels, heads, dropout, ops, attend)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return `(b, channels, f, h, w)` for a latent of `size` (h, w). x is `(b, in_channels, f, H, W)`, any H, W."""
+        """Return `(b, channels, f, h, w)` for a latent of `size` (h, w); x is `(b, in_channels, f, H, W)`, any H, W."""
         b, (h, w) = len(x), size
         x = rearrange(x, "b c f h w -> (b f) c h w")
         x = F.silu(self.conv1(x))

@@ -189,7 +189,7 @@ def tracks_to_native(
             centre = [(track.box.left + track.box.right) / 2, (track.box.top + track.box.bottom) / 2]
             points = points - points[:1] + points.new_tensor(centre)
         paths.append(placement.to_video(points).float())
-        visible.append(_visible(track, frames, spacing, easing))
+        visible.append(visible_at(track, frames, spacing, easing))
     return {"track_path": torch.stack(paths, dim=1), "track_visibility": torch.stack(visible, dim=1)}
 
 
@@ -211,7 +211,7 @@ def resample_track(
     return torch.from_numpy(np.stack([np.interp(at, distances, column) for column in values.T], axis=-1))
 
 
-def _visible(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
+def visible_at(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
     """Whether a track is visible at each frame, (F,) bool. Between two points, it is visible if both points are."""
     visible = torch.ones(len(track.points)) if track.visible is None else track.visible
     return resample_track(track.points, frames, spacing, easing, visible[:, None])[:, 0] > 1 - 1e-6
@@ -271,7 +271,7 @@ def tracks_field(
         if region is not None:
             influence = influence * _carried(region, points)
         if track.visible is not None:
-            visible = _visible(track, frames, spacing, easing)
+            visible = visible_at(track, frames, spacing, easing)
             influence = influence * (visible & torch.cat([visible[:1], visible[:-1]]))[:, None, None]
         influence = influence.float().expand(frames, *size)
         steps = torch.diff(points, dim=0, prepend=points[:1])  # since the previous frame
