@@ -65,18 +65,18 @@ def object_command(clips: Examples, number: int, speed: float, size: tuple[int, 
     box = [scale * float(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
     center = torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     axis = (number // len(SPEEDS)) % 2
-    way = torch.zeros(2)
-    way[axis] = speed * (1.0 if center[axis] < size[1] / 2 else -1.0)
-    track = Track(torch.stack([center, center + way * scale * (frames - 1)]).double(), Rectangle(*box))
+    step = torch.zeros(2)
+    step[axis] = speed * (1.0 if center[axis] < size[1] / 2 else -1.0)
+    track = Track(torch.stack([center, center + step * scale * (frames - 1)]).double(), Rectangle(*box))
     field = tracks_field([track], frames, size)
-    return way, field, lambda points: tracks_paths([track], frames, size, points)
+    return step, field, lambda points: tracks_paths([track], frames, size, points)
 
 
 def camera_command(clips: Examples, number: int, speed: float, size: tuple[int, int], frames: int) -> Command:
     """Pan over a scene."""
-    way = torch.tensor(DIRECTIONS[(number // len(SPEEDS)) % 4], dtype=torch.float32) * speed
-    move = CameraMove(tuple((-way * (frames - 1) / SIDE).tolist()))
-    return way, camera_field(move, frames, size), lambda points: camera_paths(move, frames, size, points)
+    step = torch.tensor(DIRECTIONS[(number // len(SPEEDS)) % 4], dtype=torch.float32) * speed
+    move = CameraMove(tuple((-step * (frames - 1) / SIDE).tolist()))
+    return step, camera_field(move, frames, size), lambda points: camera_paths(move, frames, size, points)
 
 
 def moved(kind: str, video: Tensor, clips: Examples, rows: Sequence[int]) -> Tensor:
@@ -109,15 +109,15 @@ def dragged(composer: VideoComposer, clips: Examples, kind: str, arms: dict, ste
             rows = list(numbers[first : first + BATCH])
             conditions = [Condition("single_image", clips.conditions["single_image"][rows])]
             conditions += [Condition("motion", fields[rows])] if with_motion else []
-            held = {}
+            drafted = {}
             if fractions is not None:
                 drafts = [drag(clips.truth.video[n : n + 1, :, 0], size, orders[n][2], *fractions) for n in rows]
-                held = {
+                drafted = {
                     "init": torch.cat([d.init for d in drafts]),
                     "denoise_mask": torch.cat([d.mask for d in drafts]),
                 }
             video = compose(composer, [clips.texts[n] for n in rows], conditions=conditions, frames=frames, size=size,
-                            batch=len(rows), seed=first, sampling=Sampling(steps=steps), **held)  # fmt: skip
+                            batch=len(rows), seed=first, sampling=Sampling(steps=steps), **drafted)  # fmt: skip
             results.append(moved(kind, video, clips, rows))
             still = fields_at[rows].abs().amax((1, 2), keepdim=True) == 0  # (B, 1, 1, H, W)
             first_frame = clips.truth.video[rows][:, :, :1]
@@ -145,7 +145,7 @@ def composed(
     """Compose every scene with its draft: shown by the mask condition, held in the latent, and its first frame."""
     truth, videos = clips.truth.video, []
     size = tuple(truth.shape[-2:])
-    shown, held, first_image = arm
+    shown, in_latent, first_image = arm
     for first in range(0, len(clips), BATCH):
         rows = list(range(len(clips))[first : first + BATCH])
         conditions, latents = [], {}
@@ -155,7 +155,7 @@ def composed(
             ]
         if first_image:
             conditions += [Condition("single_image", clips.conditions["single_image"][rows])]
-        if held:
+        if in_latent:
             latents = {"init": torch.cat([drafts[n].init for n in rows])}
             latents["denoise_mask"] = torch.cat([drafts[n].mask for n in rows])
         videos.append(

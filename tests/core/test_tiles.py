@@ -119,9 +119,9 @@ def test_the_smallest_tiles_of_a_network(tiny_composer):
 
 def test_memory_is_counted_for_a_tile():
     config, tiles = Config().unet, Tiles(256, 256)
-    one, large = (activation_elements(config, 2, 16, side, side) for side in (32, 128))
-    assert activation_elements(config, 2, 16, 32, 32, tiles=tiles) == one
-    assert one <= activation_elements(config, 2, 16, 128, 128, tiles=tiles) < large / 3
+    single, large = (activation_elements(config, 2, 16, side, side) for side in (32, 128))
+    assert activation_elements(config, 2, 16, 32, 32, tiles=tiles) == single
+    assert single <= activation_elements(config, 2, 16, 128, 128, tiles=tiles) < large / 3
 
 
 # --- The second pass --------------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ class Hold:
         signal, noise = scheduler.add_noise(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), key[None]).tolist()
         return (signal * self.noise - noise * self.latent) / math.hypot(signal, noise)
 
-    def keep(self, x: Tensor, held: Tensor, t: Tensor) -> Tensor:
+    def keep(self, x: Tensor, replacement: Tensor, t: Tensor) -> Tensor:
         """Return x with the places that are held at timestep t replaced."""
-        return torch.where(self.free(t), x, held)
+        return torch.where(self.free(t), x, replacement)
 
 
 def reduced(mask: Tensor) -> Tensor:
