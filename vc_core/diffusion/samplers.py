@@ -189,7 +189,7 @@ def _by_sigmas(make: Callable, config: DiffusionConfig, steps: int, sigmas: Tens
     alphas, scheduler = config.alphas_cumprod, make()
     scheduler.alphas_cumprod = alphas  # in float64; set_timesteps computes its float32 sigmas from it
     levels = ((1 - alphas) / alphas).sqrt()
-    # Otherwise Euler takes its range from `steps` of the levels, which do not include the highest ones.
+    # Otherwise Euler reads its range from `steps` of the levels, which do not include the highest ones.
     scheduler.register_to_config(sigma_min=levels[0].item(), sigma_max=levels[-1].item())
     scheduler.set_timesteps(steps)
     if sigmas is not None:
