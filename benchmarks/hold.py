@@ -109,15 +109,15 @@ def dragged(composer: VideoComposer, clips: Examples, kind: str, arms: dict, ste
             rows = list(numbers[first : first + BATCH])
             conditions = [Condition("single_image", clips.conditions["single_image"][rows])]
             conditions += [Condition("motion", fields[rows])] if with_motion else []
-            drafted = {}
+            latents = {}
             if fractions is not None:
                 drafts = [drag(clips.truth.video[n : n + 1, :, 0], size, orders[n][2], *fractions) for n in rows]
-                drafted = {
+                latents = {
                     "init": torch.cat([d.init for d in drafts]),
                     "denoise_mask": torch.cat([d.mask for d in drafts]),
                 }
             video = compose(composer, [clips.texts[n] for n in rows], conditions=conditions, frames=frames, size=size,
-                            batch=len(rows), seed=first, sampling=Sampling(steps=steps), **drafted)  # fmt: skip
+                            batch=len(rows), seed=first, sampling=Sampling(steps=steps), **latents)  # fmt: skip
             results.append(moved(kind, video, clips, rows))
             still = fields_at[rows].abs().amax((1, 2), keepdim=True) == 0  # (B, 1, 1, H, W)
             first_frame = clips.truth.video[rows][:, :, :1]

@@ -135,9 +135,9 @@ def main() -> None:
     print("| | error | sharpness | overlap | way | seams | seconds |", "| --- " * 7 + "|", sep="\n")
     for name, rows in figures.items():
         error, sharpness, shared, _ = torch.tensor(rows).mean(0).tolist()
-        moved = torch.tensor(rows)[:, 3].nanmedian()
+        followed = torch.tensor(rows)[:, 3].nanmedian()
         down, across = seams(total[name], methods.get(name, Sampling()).tiles or Tiles.trained(config))
-        cells = f"{error:.1%} | {sharpness:.2f} | {shared:.0%} | {moved:.2f} | {down:.2f}, {across:.2f}"
+        cells = f"{error:.1%} | {sharpness:.2f} | {shared:.0%} | {followed:.2f} | {down:.2f}, {across:.2f}"
         print(f"| {name} | {cells} | {seconds.get(name, 0) / len(rows):.0f} |")
 
 

@@ -634,7 +634,7 @@ TEMPLATES = {
         "denoise of the second sampler: at 0.2 the video only becomes cleaner, at 0.6 also larger details change.",
         second_pass,
     ),
-    "22 Super-resolution with SR600": Template(
+    "20 Super resolution": Template(
         "Adds detail to an enlarged video with VGen's super-resolution network, and keeps its sound.",
         "the video (connect Load Video to Get Video Components), and the beginning of the text: what the video shows.",
         "another shape with about as many pixels, for example 960 x 960.",

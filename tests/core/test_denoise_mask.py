@@ -22,8 +22,8 @@ def mask_of(*fractions):
 
 def video(composer, *fractions, windows=None, **settings):
     settings = {"steps": 4, "guidance": 3.0, "windows": windows, **settings}
-    hold = {"init": INIT, "denoise_mask": mask_of(*fractions)} if fractions else {}
-    return composed(composer, "a red circle", frames=FRAMES, size=SIZE, seed=3, **settings, **hold)
+    kept = {"init": INIT, "denoise_mask": mask_of(*fractions)} if fractions else {}
+    return composed(composer, "a red circle", frames=FRAMES, size=SIZE, seed=3, **settings, **kept)
 
 
 @pytest.fixture(autouse=True)

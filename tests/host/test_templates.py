@@ -40,7 +40,7 @@ NOTES = ("MarkdownNote", "Note")  # the page's own nodes, which the server does 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 GROWING = "COMFY_AUTOGROW_V3"
 LARGE = "15 Large network with the style of an image"
-SR600 = "22 Super-resolution with SR600"
+SR600 = "20 Super resolution"
 """The templates that require a downloaded network."""
 LATE = {"FrameInterpolationModelLoader", "FrameInterpolate", "ComfyMathExpression"}
 """ComfyUI's own nodes that 0.3.64 does not have."""
