@@ -4,9 +4,9 @@
     ./vc bench gpu --peer ~/videocomposer             # also the official network, see peer.py
     ./vc bench gpu --device cpu --width 64 --size 64  # a rehearsal
 
-The network has random weights in the released size. Every section runs in a process of its own with a time limit, so
-that one that fails leaves the others. Requires only torch, einops, safetensors, numpy and tqdm; a section that requires
-more says so.
+The network has random weights in the released size. Every section runs in its own process with a time limit, so
+that a failure does not affect the others. Requires only torch, einops, safetensors, numpy and tqdm; a section that
+requires more says so.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def fsdp(bench: Bench) -> dict[str, Any]:
 
 
 def official(bench: Bench) -> dict[str, Any]:
-    """This network beside the official one with the same weights, in turn."""
+    """This network and the official one with the same weights, in turn."""
     from peer import compared
 
     if bench.peer is None:
@@ -300,7 +300,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
 
 
 def run_section(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
-    """Run a section in a process of its own. Returns its results, or an `error`."""
+    """Run a section in its own process. Returns its results, or an `error`."""
     command = [sys.executable, __file__, "--section", name, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 ICON, BANNER = (400, 400), (1260, 540)
-SCALE = 3  # everything is drawn so many times as large, and brought down at the end, which smooths its edges
+SCALE = 3  # everything is drawn this many times as large and scaled down at the end, for smooth edges
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -48,7 +48,7 @@ def disc(x: float, y: float, radius: float) -> list[Point]:
 
 
 def scene(time: float) -> list[Shape]:
-    """What is to be seen at a time from 0 to 1, from the back to the front."""
+    """The shapes at a time from 0 to 1, from the back to the front."""
     x, y = 0.27 + 0.42 * time, 0.70 + 0.015 * sin(4 * pi * time)
 
     def boat(*outline: Point) -> list[Point]:

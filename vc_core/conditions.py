@@ -81,7 +81,7 @@ def condition_size(name: str, size: tuple[int, int], scale: int | None = None) -
 def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) at which a condition is drawn, and to which frames are scaled for it, for every checkpoint.
 
-    This is the table's size, because annotators' thresholds and line widths are made for it, and because motion keeps
+    This is the table's size, because annotators' thresholds and line widths suit it, and because motion keeps
     its single points: its map is as large as the video of `size`, and vectors are in that video's pixels.
     """
     return condition_size(name, size)

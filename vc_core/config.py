@@ -172,7 +172,7 @@ class DiffusionConfig:
 
 @checked(_describe("extraction."))
 class ExtractionConfig:
-    """How conditions must be extracted, as for the network's training. Users need not know it.
+    """How conditions must be extracted: as for the network's training. Users need not set it.
 
     Attributes:
         motion_layout: `points`: a block's vector at its centre, zeros elsewhere; `dense`: filled blocks.
@@ -221,7 +221,7 @@ class TowersConfig:
     embed_dim: _Width = 1024
     text_width: _Width = 1024
     text_heads: _Heads = 16
-    text_layers: Annotated[int, Field(ge=2, le=64)] = 24  # the output of the last but one is used
+    text_layers: Annotated[int, Field(ge=2, le=64)] = 24  # the output of the second to last layer is used
     image_size: _Side = 224
     patch_size: _Side = 14
     image_width: _Width = 1280

@@ -25,8 +25,8 @@ _ADVICE = {
 }
 _OF_WRITING = (*FULL, errno.EFBIG, errno.EROFS)
 
-# Libraries that raise their own errors instead of the system's, by the module of the error's class. torch has no class
-# of its own for them.
+# Libraries that raise their own errors instead of the system's, by the module of the error's class. torch raises
+# general errors, which are recognized by their messages.
 _LIBRARIES = ("safetensors", "safetensors_rust", "av")
 _OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|write\(\): fd")
 

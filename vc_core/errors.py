@@ -102,8 +102,8 @@ def nearest(word: Any, names: Iterable[str], form: str = "'{}'") -> str:
 
 
 def reason(error: BaseException, named: bool = False) -> str:
-    """The message of a library's error in one line. `named` puts the error's class name in front, for libraries whose
-    messages alone say too little."""
+    """The message of a library's error in one line. `named` adds the name of the error's class, because the messages of
+    some libraries are too short."""
     message, name = " ".join(str(error)[:400].split()), type(error).__name__
     return brief(f"{name} {message}".rstrip() if named else message or name, 200)
 

@@ -283,7 +283,7 @@ def test_composing_with_motion_made_by_hand(tiny_checkpoint, tiny_config, tmp_pa
     tracks, pan = (settings["conditions"][0].tensor for settings in seen)
     assert tracks.shape == pan.shape == (1, 2, 3, 32, 40)
     assert tracks[0, 0, 1].max() > 5 and tracks[0, 1].abs().max() < 1e-3 and not tracks[:, :, 0].any()
-    assert pan[0, 0, 1:].min() > 5  # the camera goes left, so what it sees goes right
+    assert pan[0, 0, 1:].min() > 5  # the camera moves left, so the content moves right
     assert read_record(tmp_path / "x.mp4").methods["motion"] == {"method": "by hand"}
 
 

@@ -41,7 +41,7 @@ def sample(picture: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Ten
 
 
 def warped(video: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """Each frame but the first, made of the one before by the field: (C, F - 1, H, W)."""
+    """Each frame but the first, as the previous frame moved by the field: (C, F - 1, H, W)."""
     x, y = grid(video.shape[-2:])
     frames = range(1, video.shape[1])
     return torch.stack([sample(video[:, f - 1], x - field[0, 0, f], y - field[0, 1, f]) for f in frames], dim=1)
@@ -90,8 +90,8 @@ def test_content_at_a_point_moves_with_it():
         x, y = (points[frame] - 0.5).int().tolist()
         assert field[0, :, frame, y, x].tolist() == (points[frame] - points[frame - 1]).tolist()
     at_first = field[0, :, 1, 10, 10]
-    assert at_first.tolist() == [0, 0]  # the influence has left with the point
-    assert (field[0, :, 3] == 0).all()  # the point rests
+    assert at_first.tolist() == [0, 0]  # the influence has moved on with the point
+    assert (field[0, :, 3] == 0).all()  # the point does not move
 
 
 @pytest.mark.parametrize("falloff", ["gaussian", "hard"])

@@ -299,7 +299,7 @@ def test_halves_are_as_the_released_training_drew_them():
 
 
 def test_strokes_are_as_the_released_training_drew_them():
-    """Their areas against the same rule (1 to 5 strokes of 1 to 5 segments) drawn by another hand."""
+    """Their areas are those of the released rule (1 to 5 strokes of 1 to 5 segments), drawn here by other code."""
     from PIL import ImageDraw
 
     lots = np.random.default_rng(0)
@@ -359,7 +359,7 @@ def test_an_unknown_kind_is_reported():
 
 
 def test_a_seed_keeps_its_mask():
-    """Settings name seeds, and a training that goes on draws from the same numbers."""
+    """Saved settings contain seeds, and a training run that continues draws the same numbers."""
     shares = [(1 - random_mask(1, (64, 64), generator(seed))).mean().item() for seed in range(6)]
     assert shares == pytest.approx([0.13770, 0.10938, 0.07056, 0.03174, 0.5, 0.13916], abs=1e-5)
     lots = generator(3)

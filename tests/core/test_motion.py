@@ -50,7 +50,7 @@ def coded(request):
 
 
 def test_stream_motion_is_the_true_motion_of_any_codec(coded):
-    """From the file's own vectors where they serve; else from an encoding, and that is said."""
+    """It uses the file's own vectors if possible. Otherwise it re-encodes the video, and the note says so."""
     data, own = coded
     motion = read_motion(data, PLAN, (96, 128), "dense", mode="stream")
     assert_moves(motion.field, 9, -6)
@@ -214,7 +214,7 @@ offsets = st.floats(-20, 20, width=16)
 @quick
 @given(st.lists(st.tuples(offsets, offsets), min_size=1, max_size=70))
 def test_uniform_steps_add(steps):
-    """However many there are, also where they are followed in parts."""
+    """For any number of steps, also if they are followed in parts."""
     result = next(summed_between_frames(iter([uniform(*step) for step in steps]), [len(steps)]))
     assert np.allclose(result, uniform(*np.sum(steps, axis=0, dtype=np.float32)), atol=1e-2)
 

@@ -1,4 +1,4 @@
-"""Motion fields as such, and the condition that a checkpoint's network sees of one."""
+"""Motion fields, and the conditions that they become for a checkpoint's network."""
 
 from fractions import Fraction
 

@@ -157,7 +157,7 @@ def test_interlaced_streams_are_encoded_again(codec):
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
 def test_motion_is_that_of_square_pixels(mode):
-    """Each pixel is shown twice as wide: what moves by 3 of them moves by 6, but turned by 90 degrees, up and down."""
+    """Each stored pixel is two shown pixels wide, so 3 of them are 6; rotated by 90 degrees, they are vertical."""
     for matrix, size, expected in (((1, 0, 0, 1), (96, 256), (6, -2)), ((0, 1, -1, 0), (256, 96), (2, 6))):
         data = encode(None, moving(3, -2), aspect=2, matrix=matrix, **OWN)
         plan = FramePlan(0.0, Fraction(RATE), 5)
@@ -165,13 +165,13 @@ def test_motion_is_that_of_square_pixels(mode):
         assert (motion.reencoded is None) == (mode == "stream")
         assert_moves(motion.field, *expected)
         points = extract_motion(data, plan, "points", size, mode=mode)
-        centres = points[0, :, 1:, 8::16, 8::16]  # the blocks are 16 x 16 pixels of what is shown
+        centres = points[0, :, 1:, 8::16, 8::16]  # the blocks are 16 x 16 pixels of the shown frame
         assert centres.flatten(1).median(dim=1).values.tolist() == pytest.approx(expected, abs=1)
         assert points[0, :, 1:].count_nonzero() == centres.count_nonzero() > 0
 
 
 def test_points_of_a_nominal_height_are_those_of_the_scaled_clip():
-    """Their values, and where they stand: on the blocks of 16 x 16 pixels of the scaled clip."""
+    """Their values and their positions: the centres of the scaled clip's blocks of 16 x 16 pixels."""
     data = encode(None, moving(6, -4, 8, 192, 256, start=60), **OWN)
     plan = FramePlan(0.0, Fraction(RATE), 5)
     contents = {

@@ -29,11 +29,11 @@ def constant(dx: float, dy: float) -> torch.Tensor:
 def test_flow_has_the_colours_of_the_wheel(vector, colour):
     picture = flow_picture(constant(*vector), full=1)
     assert picture.shape == (1, 3, 2, 16, 16)
-    assert picture[:, :, 0].min() == 1  # rest is white
+    assert picture[:, :, 0].min() == 1  # no motion is white
     assert picture[0, :, 1, 0, 0].numpy() == pytest.approx(colour, abs=0.2)
     pale = flow_picture(constant(*vector), full=2)[0, :, 1, 0, 0]
     assert torch.allclose(1 - pale, (1 - picture[0, :, 1, 0, 0]) / 2, atol=0.01)
-    assert torch.allclose(flow_picture(constant(*vector), full=0.1), picture, atol=0.01)  # no more than full
+    assert torch.allclose(flow_picture(constant(*vector), full=0.1), picture, atol=0.01)  # the colour is saturated
 
 
 def test_a_stray_vector_does_not_pale_the_rest():
@@ -48,7 +48,7 @@ def test_flow_of_sparse_vectors_can_be_seen():
     assert 9 <= coloured.sum() <= 49 and coloured[24, 32]
     dense = torch.zeros(1, 2, 2, 48, 64)
     dense[0, 0, 1, 10:20, 10:20] = 1
-    assert (flow_picture(dense) < 1).any(dim=1).sum() == 100  # what is dense is shown as it is
+    assert (flow_picture(dense) < 1).any(dim=1).sum() == 100  # dense vectors do not fill their surroundings
 
 
 def test_arrows_show_where_content_came_from():
@@ -85,7 +85,7 @@ def test_arrows_of_a_dense_field_are_on_a_grid():
     box = arrows_picture(
         tracks_field([Track(torch.tensor([[0.0, 0.0], [2.0, 2.0]]), Rectangle(0, 0, 16, 16))], 3, (64, 64))
     )
-    assert torch.equal(box[0, :, 2, 128:, 128:], torch.full((3, 128, 128), 115 / 255))  # no arrows where nothing is
+    assert torch.equal(box[0, :, 2, 128:, 128:], torch.full((3, 128, 128), 115 / 255))  # no arrows without vectors
 
 
 def test_pictures_of_what_is_not_a_field_are_reported():
@@ -101,4 +101,6 @@ def test_arrows_fit_their_cells_however_far_content_moves(length):
     field = single_vector(0, length)
     drawn = (arrows_picture(field) != arrows_picture(torch.zeros_like(field))).any(dim=1)[0, 1]
     y, _ = drawn.nonzero(as_tuple=True)
-    assert (y.max() - y.min()) / 6 == pytest.approx(1.25 * 3, abs=0.7)  # 6 pixels for each, cells of 3
+    assert (y.max() - y.min()) / 6 == pytest.approx(
+        1.25 * 3, abs=0.7
+    )  # the frame is enlarged 6 times; a cell is 3 pixels

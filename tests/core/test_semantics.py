@@ -257,7 +257,7 @@ def test_videos_of_another_shape(tiny_composer, shape):
 def test_images_that_are_not_tensors(tiny_composer):
     with pytest.raises(UserError, match=r"style image has the type str\. Expected a floating-point tensor"):
         Style("style.png")
-    with pytest.raises(UserError, match=r"video has the type str. Expected a floating-point tensor"):
+    with pytest.raises(UserError, match=r"init is 'clip\.mp4'\. Expected a tensor \(1, 3, F, H, W\)"):
         composed(tiny_composer, init="clip.mp4", denoise=0.5, steps=STEPS)
 
 

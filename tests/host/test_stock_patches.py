@@ -102,7 +102,7 @@ PATCHES = {
     # sampling
     "ContextWindowsManual": Row({"context_length": 2, "context_overlap": 1, "dim": 2}),
     "DifferentialDiffusion": Row({"strength": 0.5}, mask=True),
-    "LTXVContextWindows": Row({"context_length": 17, "context_overlap": 8}),  # 3 frames of ours
+    "LTXVContextWindows": Row({"context_length": 17, "context_overlap": 8}),  # 3 frames of this network
     "MiniMaxH3SigmaShift": Row(),
     "ModelAttentionBackend": Row(effect=False),  # it changes the speed, not the video
     "ModelSamplingContinuousEDM": Row(),
@@ -115,7 +115,7 @@ PATCHES = {
         {"sampling": "lcm", "zsnr": True}, note="'lcm' is for networks that predict noise"
     ),
     "TemporalScoreRescaling": Row(),
-    "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of ours
+    "WanContextWindowsManual": Row({"context_length": 9, "context_overlap": 2}),  # 3 frames of this network
     # caches
     "EasyCache": Row(CACHE, steps=6),
     "LazyCache": Row(CACHE, steps=8),

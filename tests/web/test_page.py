@@ -76,7 +76,7 @@ def test_the_object_under_the_drawn_track_moves(browser, renderer):
     pictures = [{"path": str(host.folder / "input" / f"{name}.png"), "at": place} for name, place in places.items()]
     prompt = host.graph()
     image, model = prompt.add("LoadImage", image="wide.png"), prompt.add("VCCheckpointLoader")
-    # Another value per renderer, so that nothing is cached: nodes that do not run send no message to the page.
+    # A different value for each renderer, so that nothing is cached: cached nodes send no message to the page.
     end = 0.9 if renderer["Comfy.VueNodes.Enabled"] else 0.8
     motion = prompt.add("VCMotionFromTracks", model=model, image=image, radius=64.0, end_percent=end)
     prompt.add("PreviewImage", images=motion[1])

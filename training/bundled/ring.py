@@ -70,7 +70,7 @@ class Ring:
         self.drawn += count
 
     def _rendered(self, seeds: Tensor) -> dict[str, Tensor]:
-        """Return the scenes' tensors. Rendering often waits for values from the device. In a stream of its own it can
+        """Return the scenes' tensors. Rendering often waits for values from the device. In a separate stream, it can
         wait while the training stream still has steps to run."""
         with nullcontext() if self._aside is None else torch.cuda.stream(self._aside):
             batch = AT_ONCE[self._device]

@@ -42,7 +42,7 @@ def permuted(place: int, length: int, *key: int | str) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = place >> half, place & mask
-        for number in range(8):  # four rounds are enough for cryptographers
+        for number in range(8):  # four rounds would already be as good as random (Luby and Rackoff 1988)
             left, right = right, left ^ (draw(*key, number, right) & mask)
         place = left << half | right
         if place < length:

@@ -34,7 +34,7 @@ AHEAD = 2
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, make torch use one thread, because the work is divided among processes."""
+    """Make torch use one thread on a CPU, because the work is divided among processes."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)

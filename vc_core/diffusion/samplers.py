@@ -189,7 +189,7 @@ def _by_sigmas(make: Callable, config: DiffusionConfig, steps: int, sigmas: Tens
     alphas, scheduler = config.alphas_cumprod, make()
     scheduler.alphas_cumprod = alphas  # in float64; set_timesteps computes its float32 sigmas from it
     levels = ((1 - alphas) / alphas).sqrt()
-    # Otherwise Euler takes its range from `steps` of the levels, which do not include the highest ones.
+    # Otherwise Euler reads its range from `steps` of the levels, which do not include the highest ones.
     scheduler.register_to_config(sigma_min=levels[0].item(), sigma_max=levels[-1].item())
     scheduler.set_timesteps(steps)
     if sigmas is not None:
@@ -250,7 +250,7 @@ class _Row:
 
     Attributes:
         scheduler: name of diffusers' class.
-        settings: its settings, besides the noise schedule and the prediction.
+        settings: its settings, in addition to the noise schedule and the prediction.
         arrange: `arrange(make, config, steps)` creates the scheduler with `make`, sets up `steps` steps over the entire
             noise schedule, and returns it with the network's timestep at each of its `timesteps`, descending. It may
             return more steps; then `begin` says where a run starts.

@@ -19,7 +19,7 @@ class Windows:
         length: frames of a window, at least 1.
         overlap: frames that neighbouring windows share, less than `length`; by default half of it.
         carry: factor on the strength of the single image and the single sketch in all windows but the first. They show
-            how the video begins. With 1, the scenery stays most similar, but moving objects are drawn back to where
+            how the video begins. With 1, the scenery stays most similar, but moving objects are pulled back to where
             they began. With 0, they move freely, but the scenery is forgotten.
     """
 

@@ -143,8 +143,8 @@ def _encode_frames(ae: Autoencoder, frames: Tensor) -> Tensor:
     weight = next(ae.encoder.parameters())
     frames = frames.to(weight.device, torch.float32)
     if _is_tiny(ae):
-        # Call TAESD's own network, which expects [0, 1]. The wrapper's forward expects [-1, 1], where half precision is
-        # no more precise for dark pixels than for bright ones.
+        # Call TAESD's own network, which expects [0, 1]. The wrapper's forward expects [-1, 1], where half precision
+        # loses its higher precision for dark pixels.
         return ae.encoder.layers(frames.to(weight.dtype))
     return ae.encode((frames * 2 - 1).to(weight.dtype)).latent_dist.mode()
 

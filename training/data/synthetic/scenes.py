@@ -204,7 +204,7 @@ def _draw_paths(draw: _Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     times = torch.arange(CLIP_FRAMES, device=kind.device, dtype=torch.float32).view(-1, 1, 1, 1)
     offsets = velocity * times + 0.5 * acceleration * times**2  # (T, N, 2, 2)
     reach_low, reach_high = offsets.amin(0), offsets.amax(0)
-    # Motion is slowed if the frame is too small for it, from the middle or from one side to the other.
+    # Motion is slowed if it would leave the frame: from the middle, or from one side to the other.
     room_low = torch.where(central, middle - 0.04, 0.88)
     room_high = torch.where(central, 0.96 - middle, 0.88)
     from_middle = torch.maximum(reach_high / room_high, -reach_low / room_low)

@@ -34,7 +34,7 @@ class Reencode:
             return
         fitting = min(NOMINAL, (self.largest - 1) * height // width) // 2 * 2
         advice = f"Set a nominal height, for example --nominal-height {fitting} (in ComfyUI nominal_height)"
-        if fitting < LOWEST or fitting * width < height:  # a strip of which nothing would remain
+        if fitting < LOWEST or fitting * width < height:  # too narrow a strip for any height
             advice = "Crop it"
         raise UserError(
             f"{what}: Motion would be extracted at {width} by {height} pixels. The encoder {self.codec} supports at "
