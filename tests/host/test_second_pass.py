@@ -58,9 +58,9 @@ def test_tiles_change_the_video_only_if_there_are_several(host):
     scene = Scene(host)
     stc = encoded(scene, 4)
     sizes = (-1, 64, 128)
-    entire, tiled, one = scene.latents(*(scene.sample(stc, **SAMPLER, tile_size=size) for size in sizes))
+    entire, tiled, single = scene.latents(*(scene.sample(stc, **SAMPLER, tile_size=size) for size in sizes))
     assert error(tiled, entire) > 100 * ALLOWED
-    assert torch.equal(one, entire)
+    assert torch.equal(single, entire)
 
 
 def test_tiles_of_windows_are_those_of_the_core(host, composer):
