@@ -31,7 +31,7 @@ from vc_core.composer import choose_dtypes, storage
 from vc_core.config import Config, UNetConfig
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import new_towers
-from vc_core.families import assumed
+from vc_core.families import inferred_config
 from vc_core.memory import Need, needed, network_bytes
 from vc_core.model.unet import UNet3D
 
@@ -129,7 +129,7 @@ def measure(files: Sequence[Path], load: Mapping[str, object] | None = None, run
 
 # --- Calculated -----------------------------------------------------------------------------------------------------
 
-RELEASED, VGEN = Config(), assumed(UNetConfig(attention_levels=(1, 2, 3), style_tokens=4))[0]
+RELEASED, VGEN = Config(), inferred_config(UNetConfig(attention_levels=(1, 2, 3), style_tokens=4))[0]
 ROWS = (
     ("released", RELEASED, (256, 256), 16, 2),
     ("TF-T2V", VGEN, (256, 448), 16, 2),

@@ -135,9 +135,9 @@ def main() -> None:
     print("| | error | sharpness | overlap | way | seams | seconds |", "| --- " * 7 + "|", sep="\n")
     for name, rows in figures.items():
         error, sharpness, shared, _ = torch.tensor(rows).mean(0).tolist()
-        way = torch.tensor(rows)[:, 3].nanmedian()
+        followed = torch.tensor(rows)[:, 3].nanmedian()
         down, across = seams(total[name], methods.get(name, Sampling()).tiles or Tiles.trained(config))
-        objects = "| |" if arguments.wide else f"| {shared:.0%} | {way:.2f} |"
+        objects = "| |" if arguments.wide else f"| {shared:.0%} | {followed:.2f} |"
         cells = f"{error:.1%} | {sharpness:.2f} {objects} {down:.2f}, {across:.2f}"
         print(f"| {name} | {cells} | {seconds.get(name, 0) / len(rows):.0f} |")
 

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     Attributes:
         near: 0 far away to 1 at the camera.
         moves: whether it is the boat's.
-        lower: its colour at the bottom of the picture, where it changes on the way there.
+        lower: its colour at the bottom of the picture, if the colour changes towards it.
     """
 
     outline: list[Point]
@@ -76,8 +76,8 @@ def blend(first: Colour, second: Colour, fraction: float) -> Colour:
 def gradient(size: tuple[int, int], start: Colour, end: Colour, across: float = 0.0) -> Image.Image:
     """From the top to the bottom, or to the right as far as `across` says, 0 to 1."""
     right, down = np.linspace(0, 1, size[0])[None, :, None], np.linspace(0, 1, size[1])[:, None, None]
-    share = across * right + (1 - across) * down
-    return Image.fromarray((np.array(start) + share * (np.array(end) - np.array(start))).round().astype(np.uint8))
+    fraction = across * right + (1 - across) * down
+    return Image.fromarray((np.array(start) + fraction * (np.array(end) - np.array(start))).round().astype(np.uint8))
 
 
 def filled(image: Image.Image, shape: Shape, colour: Colour, lower: Colour | None = None) -> None:
@@ -134,7 +134,7 @@ def as_motion(size: tuple[int, int], time: float) -> Image.Image:
     return image
 
 
-Way = Callable[[tuple[int, int], float], Image.Image]
+Drawing = Callable[[tuple[int, int], float], Image.Image]
 """Draws the scene: its size in pixels and the time from 0 to 1 -> the picture."""
 
 
@@ -185,28 +185,28 @@ def text(draw: ImageDraw.ImageDraw, at: Point, lines: Iterable[str], size: int, 
 
 
 def icon() -> Image.Image:
-    """Frames behind each other; the foremost turns from a sketch by way of depth into the picture that is composed."""
+    """Frames behind each other. The front one is a sketch on its left, depth in its middle and a video on its right."""
     size = (ICON[0] * SCALE, ICON[1] * SCALE)
     canvas, part = gradient(size, DUSK, NIGHT, across=0.4), 292 * SCALE
     for step, time in enumerate((0.0, 0.2)):
         behind = Image.blend(in_colours((part, part), time), Image.new("RGB", (part, part), NIGHT), 0.3)
         card(canvas, behind, ((20 + 34 * step) * SCALE,) * 2, 6 * SCALE)
 
-    def close(picture: Way) -> Image.Image:
-        whole = round(1.5 * part)
-        return picture((whole, whole), 0.5).crop((whole // 6, whole // 5, whole // 6 + part, whole // 5 + part))
+    def close(picture: Drawing) -> Image.Image:
+        side = round(1.5 * part)
+        return picture((side, side), 0.5).crop((side // 6, side // 5, side // 6 + part, side // 5 + part))
 
     front = close(as_sketch)
-    for picture, left in ((by_depth, 0.37), (in_colours, 0.62)):  # from a slanting line on, another way of drawing it
+    for picture, left in ((by_depth, 0.37), (in_colours, 0.62)):  # each is drawn to the right of a slanting line
         line = [((left + 0.11) * part, 0), ((left - 0.11) * part, part)]
         mask = Image.new("L", front.size)
         ImageDraw.Draw(mask).polygon([*line, (part, part), (part, 0)], fill=255)
         front.paste(close(picture), mask=mask)
         ImageDraw.Draw(front).line(line, WHITE, 5 * SCALE)
     draw = ImageDraw.Draw(front)
-    way = curve((0.14 * part, 0.895 * part), (0.82 * part, 0.86 * part), (0.5 * part, 0.97 * part))
-    arrow(draw, way, NIGHT, 15 * SCALE)
-    arrow(draw, way, GLOW, 9 * SCALE)
+    path = curve((0.14 * part, 0.895 * part), (0.82 * part, 0.86 * part), (0.5 * part, 0.97 * part))
+    arrow(draw, path, NIGHT, 15 * SCALE)
+    arrow(draw, path, GLOW, 9 * SCALE)
     card(canvas, front, (88 * SCALE,) * 2, 6 * SCALE)
     return canvas.resize(ICON, Image.Resampling.LANCZOS)
 

@@ -15,9 +15,9 @@ class VideoComposerExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()  # older versions never call on_load
-        from . import conditions, example, loaders, motion, sampling, stc, texts, upscaling
+        from . import conditions, example, keeping, loaders, motion, sampling, stc, texts, upscaling
 
-        modules = (loaders, conditions, motion, stc, texts, sampling, upscaling, example)
+        modules = (loaders, conditions, motion, keeping, stc, texts, sampling, upscaling, example)
         return [node for module in modules for node in module.NODES]
 
 

@@ -17,6 +17,7 @@ from ..vc_core.conditions import CONDITIONS as TABLE
 from ..vc_core.conditions import Condition
 from ..vc_core.config import Config
 from ..vc_core.errors import UserError, counted
+from ..vc_core.extract.motion.drag import Paths
 from ..vc_core.extract.pictures import picture_of
 from ..vc_core.extract.sources import Source
 from ..vc_core.memory import available
@@ -146,11 +147,13 @@ class DrawResult:
         tensor: in the format that the checkpoint expects, see `Condition`.
         notes: automatic decisions that the user should know about.
         rate: frames sampled per second of the source VIDEO; None if the source is not a VIDEO.
+        paths: of a motion by hand: where the points of the first frame move.
     """
 
     tensor: Tensor
     notes: tuple[str, ...] = ()
     rate: float | None = None
+    paths: Paths | None = None
 
 
 Draw = Callable[[Target], DrawResult]
@@ -164,20 +167,20 @@ class ConditionValue:
         config: the config of the checkpoint that the condition was computed for.
         requested: (frames, height, width) of that video; 0 if neither a model nor the user sets a value.
         result: what the node computed.
-        draw: computes the condition for another video. None if a model was connected, see `for_video`.
+        recompute: computes the condition for another video. None if a model was connected, see `for_video`.
     """
 
     condition: Condition
     config: Config
     requested: tuple[int, int, int]
     result: DrawResult
-    draw: Draw | None = None
+    recompute: Draw | None = None
 
     def for_video(self, goal: Target) -> ConditionValue:
         """Return this condition computed for `goal`, or unchanged if its node had a model connected."""
-        if self.draw is None:
+        if self.recompute is None:
             return self
-        result = self.draw(goal)
+        result = self.recompute(goal)
         condition = replace(self.condition, tensor=result.tensor, video=goal.size)
         return ConditionValue(condition, goal.config, (goal.frames, *goal.size), result)
 
@@ -195,7 +198,7 @@ def target(model: Any, frames: int, width: int, height: int, like: ConditionValu
     config, is_final = Config() if model is None else config_of(model), model is not None
     if model is None and like is not None and like.condition.strength != 0.0:
         requested = tuple(own or other for own, other in zip(requested, like.requested, strict=True))
-        config, is_final = like.config, like.draw is None
+        config, is_final = like.config, like.recompute is None
     length, size = requested[0] or config.frames, (requested[1] or config.height, requested[2] or config.width)
     if size[0] % 8 or size[1] % 8:
         raise UserError(

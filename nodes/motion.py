@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..vc_core.errors import UserError
 from ..vc_core.extract.drawing import EASINGS
 from ..vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
+from ..vc_core.extract.motion.drag import Paths, camera_paths, tracks_paths
 from ..vc_core.extract.motion.tracks import (
     FALLOFFS,
     SPACINGS,
@@ -78,23 +80,34 @@ def goal_of(model=None, frames=0, width=0, height=0, add_to=None, **_: float) ->
 
 
 def motion_output(
-    field: Callable[[Target], Tensor], strength: float, start_percent: float, end_percent: float, **inputs: Any
+    field: Callable[[Target], Tensor],
+    paths: Callable[[Target, Tensor], Tensor],
+    strength: float,
+    start_percent: float,
+    end_percent: float,
+    **inputs: Any,
 ) -> io.NodeOutput:
     """Return the outputs of a motion node.
 
     Args:
         field: returns a dense field `(1, 2, F, H, W)` for a video, in its pixels. The motion `add_to` is added to it.
+        paths: returns where points move in a video, see `vc_core.extract.motion.drag.Paths`.
     """
     add_to = inputs.get("add_to")
 
     def draw(goal: Target) -> DrawResult:
         tensor = condition_from_field(field(goal), goal.config.extraction, goal.size)
         if add_to is None or checked(add_to, "add_to", "motion").condition.strength == 0.0:
-            return DrawResult(tensor)
+            return DrawResult(tensor, paths=partial(paths, goal))
         other = add_to.for_video(goal)
-        return DrawResult(tensor + addend(other, tensor.shape[2], goal), rate=other.result.rate)
+        both = other.result.paths and partial(_added, partial(paths, goal), other.result.paths)
+        return DrawResult(tensor + addend(other, tensor.shape[2], goal), rate=other.result.rate, paths=both)
 
     return condition_output("motion", goal_of(**inputs), draw, strength, start_percent, end_percent)
+
+
+def _added(first: Paths, second: Paths, points: Tensor) -> Tensor:
+    return first(points) + second(points) - points
 
 
 def addend(value: ConditionValue, frames: int, goal: Target) -> Tensor:
@@ -208,7 +221,7 @@ class VCMotionFromTracks(io.ComfyNode):
             ground = tuple(image.shape[1:3])
         if inputs["strength"] == 0.0:
             empty = {"track_path": torch.zeros(goal.frames, 0, 2), "track_visibility": torch.zeros(goal.frames, 0)}
-            return with_more(motion_output(None, **inputs), empty, page)
+            return with_more(motion_output(None, None, **inputs), empty, page)
         size = (canvas_height or ground[0], canvas_width or ground[1])
         paths = all_tracks(tracks, native, size)
         if image is not None:  # stretch the canvas over the image, as the editor does
@@ -231,8 +244,13 @@ class VCMotionFromTracks(io.ComfyNode):
                 paths, goal.frames, goal.size, canvas(goal), radius or None, along, falloff, spacing, easing
             )
 
+        def moved(goal: Target, points: Tensor) -> Tensor:
+            return tracks_paths(
+                paths, goal.frames, goal.size, points, canvas(goal), radius or None, region, spacing, easing
+            )
+
         native = tracks_to_native(paths, goal.frames, goal.size, canvas(goal), spacing, easing)
-        return with_more(motion_output(field, **inputs), native, page)
+        return with_more(motion_output(field, moved, **inputs), native, page)
 
 
 def with_more(output: io.NodeOutput, value: Any, page: dict[str, Any]) -> io.NodeOutput:
@@ -274,7 +292,11 @@ class VCCameraMotion(io.ComfyNode):
     @classmethod
     def execute(cls, pan_right, pan_down, zoom, roll, easing, **inputs) -> io.NodeOutput:
         move = CameraMove((pan_right, pan_down), zoom, roll, easing)
-        return motion_output(lambda goal: camera_field(move, goal.frames, goal.size), **inputs)
+        return motion_output(
+            lambda goal: camera_field(move, goal.frames, goal.size),
+            lambda goal, points: camera_paths(move, goal.frames, goal.size, points),
+            **inputs,
+        )
 
 
 class VCMotionPreview(io.ComfyNode):

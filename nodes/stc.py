@@ -83,8 +83,8 @@ class STCEncode(io.ComfyNode):
         wired = [value for value in wired if value.condition.strength != 0.0]
         # In this order: the user's value, the conditions' value, the checkpoint's value.
         lengths = [value.requested[0] for value in wired if TABLE[value.condition.name].kind == "temporal"]
-        high, wide = (next((value.requested[i] for value in wired if value.requested[i]), 0) for i in (1, 2))
-        goal = target(model, frames or max(lengths, default=0), width or wide, height or high)
+        wired_height, wired_width = (next((v.requested[i] for v in wired if v.requested[i]), 0) for i in (1, 2))
+        goal = target(model, frames or max(lengths, default=0), width or wired_width, height or wired_height)
         for value in wired:
             _check(value, goal)
             check_memory(value.condition.name, goal)
@@ -97,14 +97,16 @@ class STCEncode(io.ComfyNode):
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
             positive, negative = (
-                conditioning_set_values(_checked(side, name, conditions), {CONDITIONS_KEY: conditions}, append=True)
+                conditioning_set_values(
+                    _without_these(side, name, conditions), {CONDITIONS_KEY: conditions}, append=True
+                )
                 for name, side in (("positive", positive), ("negative", negative))
             )
         return io.NodeOutput(positive, negative, {"samples": latent}, rate)
 
 
-def _checked(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
-    """Return a CONDITIONING. Raises `UserError` if it already carries one of the conditions."""
+def _without_these(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
+    """Return a CONDITIONING unchanged. Raises `UserError` if it already carries one of the conditions."""
     present = {condition.name for _, carried in side for condition in carried.get(CONDITIONS_KEY, ())}
     if twice := present & {condition.name for condition in conditions}:
         raise UserError(
@@ -115,7 +117,7 @@ def _checked(side: Any, socket: str, conditions: tuple[Condition, ...]) -> Any:
 
 
 def _changes(before: ConditionValue, after: ConditionValue, fitted: Condition) -> list[str]:
-    """Say what changed: a condition was computed for this model because its node has none, or it was resampled."""
+    """Return notes on a condition that was computed again, because its node has no model, or that was resampled."""
     old, new = ("{0} x {2}x{1}".format(*condition.tensor.shape[2:]) for condition in (after.condition, fitted))
     if after.condition.tensor is not fitted.tensor:
         return [f"{fitted.name}: resampled from {old} to {new} (frames x width x height)."]
@@ -153,7 +155,7 @@ def _check(value: ConditionValue, goal: Target) -> None:
             f"{', '.join(ours.unet.conditions) or 'none'}. Disconnect '{name}', or load another checkpoint."
         )
     layouts = ours.extraction.motion_layout, theirs.extraction.motion_layout
-    if name == "motion" and value.draw is None and layouts[0] != layouts[1]:
+    if name == "motion" and value.recompute is None and layouts[0] != layouts[1]:
         raise UserError(
             f"Expected motion for the checkpoint '{ours.name}' ({layouts[0]}) at the socket 'motion', got motion for "
             f"'{theirs.name}' ({layouts[1]}). Connect the same model to both nodes."

@@ -161,7 +161,8 @@ class Learner:
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.step()
-        follow(list(self.average.values()), list(self.trained.values()), self.recipe.optimizer.ema, self.steps)
+        step = None if self.recipe.distils else self.steps  # a target network has the same decay in every step
+        follow(list(self.average.values()), list(self.trained.values()), self.recipe.optimizer.ema, step)
         self.steps += 1
         return norms, outcomes
 

@@ -23,6 +23,7 @@ from training.recipe import Recipe, as_plain, from_plain
 from training.start import begin
 from vc_core.checkpoint.files import SUFFIXES, check_target
 from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.lora import FEW_STEPS
 from vc_core.checkpoint.reading import TRAINING, save_checkpoint
 from vc_core.checkpoint.released import to_released
 from vc_core.config import Config
@@ -70,7 +71,7 @@ def export(
     metadata = {TRAINING: json.dumps(training)}
     config, unet = trained_network(checkpoint, state, recipe, read_weights(checkpoint, average))
     if recipe.train.what == "lora" and not merge:
-        save_lora(out, unet, metadata)
+        save_lora(out, unet, {**metadata, FEW_STEPS: "yes"} if recipe.distils else metadata)
         return metadata
     merge_lora(unet)
     parts = {} if network_only else {name: part.tensors.state() for name, part in gather_parts(recipe).items()}

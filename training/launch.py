@@ -117,7 +117,7 @@ def launch(module: str, arguments: Sequence[str], ranks: int) -> int:
 
 
 def follow_launcher() -> bool:
-    """In a rank: send this process a SIGTERM when the process that launched it ends for any reason.
+    """Send this process, a rank, a SIGTERM when the process that launched it ends for any reason.
 
     Returns:
         Whether `launch` started this process.

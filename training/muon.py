@@ -30,10 +30,11 @@ def falling(phase: float, floor: float) -> float:
 
 
 @torch.no_grad()
-def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], most: float, step: int) -> None:
-    """Update running averages with the weights, in place. Their decay is `most`, or less in the first steps."""
+def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], most: float, step: int | None) -> None:
+    """Update running averages with the weights, in place. Their decay is `most`, or less in the first steps; with
+    `step` None always `most`."""
     if averages:
-        torch._foreach_lerp_(averages, weights, 1.0 - min(most, (1 + step) / (10 + step)))
+        torch._foreach_lerp_(averages, weights, 1.0 - (most if step is None else min(most, (1 + step) / (10 + step))))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -66,8 +66,9 @@ def kept_of(
     otherwise drops each with 0.5: independently per sample, or with `loss.dropout` released, per batch of `numbers`.
     """
     if stage == 1:
-        lots = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
-        kept = {name: torch.full((len(numbers),), False) for name in NAMES} | {"text": lots >= (loss.text_dropout or 0)}
+        uniform = torch.cat([torch.rand(1, generator=generator_for(seed, n, "dropout")) for n in numbers])
+        kept = {name: torch.full((len(numbers),), False) for name in NAMES}
+        kept["text"] = uniform >= (loss.text_dropout or 0)
     elif loss.dropout == "released":
         kept = draw_kept_released(len(numbers), generator_for(seed, numbers[0], "dropout of a batch"))
     else:
@@ -79,7 +80,14 @@ def kept_of(
 def keep_for(recipe: Recipe, domain: Domain, inputs: Collection[str]) -> Callable[[Sequence[int]], dict]:
     """Return `kept_of` for a domain of a recipe and the network's inputs, as a function of a batch's numbers only."""
     possible = possible_in(recipe, domain, inputs)
-    return partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
+    keep = partial(kept_of, seed=recipe.seed, loss=recipe.loss, stage=recipe.stage, possible=possible)
+    return partial(_with_text, keep) if recipe.distils and "text" in possible else keep
+
+
+def _with_text(keep: Callable[[Sequence[int]], dict[str, Tensor]], numbers: Sequence[int]) -> dict[str, Tensor]:
+    """Keep the text of every sample too: a distilled network samples without guidance, so never without the text."""
+    kept = keep(numbers)
+    return {**kept, "text": torch.ones_like(kept["text"])}
 
 
 def draw_kept(
@@ -89,18 +97,18 @@ def draw_kept(
     otherwise each with 0.5.
 
     Args:
-        lone: condition -> fraction of the third kind of samples that keep it without conditions that contain the same
-            information: a sequence without other sequences; a still (single image or sketch) or the text without
-            stills and sequences. Depth, sketches and masks show where things are. By the paper's rule (no fractions)
-            motion appears without any of them in one sample of twenty, and a single sketch is the only one of them in
-            one of eighty.
+        lone: condition -> fraction, of the samples that keep only some conditions, that keep this one without those
+            that contain the same information: a sequence without other sequences; a still (single image or sketch) or
+            the text without stills and sequences. Depth, sketches and masks show where things are. By the paper's rule
+            (no fractions), one sample of twenty has motion without any of these three, and one of eighty has a single
+            sketch without other stills and sequences.
     """
     fate = torch.rand(batch, generator=generator)
     kept = torch.rand(len(NAMES), batch, generator=generator) >= DROP
     kept = torch.where(fate < KEEP_ALL, True, torch.where(fate < KEEP_ALL + DROP_ALL, False, kept))
-    lot, start = torch.rand(batch, generator=generator), 0.0
+    uniform, start = torch.rand(batch, generator=generator), 0.0
     for name, fraction in lone.items():
-        chosen = (start <= lot) & (lot < start + fraction) & (fate >= KEEP_ALL + DROP_ALL)
+        chosen = (start <= uniform) & (uniform < start + fraction) & (fate >= KEEP_ALL + DROP_ALL)
         # The conditions with at least as much information: for a still or the text, all of them.
         still = name == "text" or CONDITIONS[name].kind != "temporal"
         rivals = [other for other, spec in CONDITIONS.items() if still or spec.kind == "temporal"]

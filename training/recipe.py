@@ -142,6 +142,8 @@ class Domain:
     """Fraction of samples that may be unreadable before the run stops."""
 
 
+_TEACHERS = ("prediction", "zero_terminal_snr", "min_snr_gamma", "offset_noise", "text_dropout")
+"""Fields of `Loss` that a distillation takes from its teacher, or does without."""
 _ONLY = {"shards": (), "folder": ("captions", "rate", "nominal_height"), "synthetic": ("count",)}
 """Kind of data -> fields of a domain that work only with this kind."""
 
@@ -150,6 +152,9 @@ _ONLY = {"shards": (), "folder": ("captions", "rate", "nominal_height"), "synthe
 class Loss:
     """The loss. The noise schedule comes from the network's config."""
 
+    kind: Literal["diffusion", "consistency"] = "diffusion"
+    """diffusion: predict the noise, or v, in noisy videos; consistency: distil the starting checkpoint for few sampling
+    steps, see the section distillation."""
     prediction: Literal["epsilon", "v_prediction"] | None = None
     """What the network predicts. Default: as in the checkpoint."""
     zero_terminal_snr: bool = False
@@ -171,6 +176,20 @@ class Loss:
     """How much more moving content weighs in the loss, see `training.objective.moving_weight`."""
     no_style: Fraction = 0.0
     """Fraction of steps without any style token, as when no style is connected. 0 in the paper."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Settings of loss.kind consistency, see `training.distillation`. The target network is the average of the weights,
+    with the decay optimizer.ema."""
+
+    guidance: NonNegative | None = None
+    """Guidance w of the teacher: cond + w * (cond - uncond), so w is one less than the same guidance scale in sampling.
+    Default: the checkpoint's guidance scale, as VGen uses 9 for its networks."""
+    negative: str | None = None
+    """Negative prompt of the teacher. Default: VGen's for VGen's networks, otherwise empty."""
+    huber: Positive = 0.001
+    """Constant of the pseudo-Huber loss: larger errors count linearly, smaller ones squared."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +304,7 @@ class Recipe:
     data: tuple[Domain, ...] = (Domain(),)
     """One domain, or several that share the ranks. The paper uses a quarter of the ranks for images."""
     loss: Loss = field(default_factory=Loss)
+    distillation: Distillation = field(default_factory=Distillation)
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
     engine: Engine = field(default_factory=Engine)
@@ -334,6 +354,41 @@ class Recipe:
                 "Recipe key loss.zero_terminal_snr requires loss.prediction v_prediction, because a network learns "
                 "nothing by predicting the noise in pure noise."
             )
+        if self.distils:
+            self._check_distillation()
+        elif self.distillation != Distillation():
+            raise UserError(
+                "The recipe's section distillation works only with loss.kind consistency, but loss.kind is "
+                f"{self.loss.kind}. Remove the section, or set loss.kind to consistency."
+            )
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run is a distillation for few steps."""
+        return self.loss.kind == "consistency"
+
+    def _check_distillation(self) -> None:
+        if self.start.kind in ("scratch", "stable_diffusion"):
+            raise UserError(
+                f"Recipe key loss.kind is consistency, which requires a complete checkpoint as the teacher, but "
+                f"start.kind is {self.start.kind}. Set start.kind to checkpoint."
+            )
+        if not self.optimizer.ema:
+            raise UserError(
+                "Recipe key optimizer.ema is 0, but loss.kind consistency requires an average of the weights as the "
+                "target network. Set optimizer.ema to 0.95."
+            )
+        if self.engine.parallel != "ddp":
+            raise UserError(
+                f"Recipe key engine.parallel is {self.engine.parallel}, but loss.kind consistency works only with ddp. "
+                "Set engine.parallel to ddp."
+            )
+        for name in _TEACHERS:
+            if getattr(self.loss, name) != getattr(Loss, name):
+                raise UserError(
+                    f"Recipe key loss.{name} does not work with loss.kind consistency, because schedule, prediction "
+                    "and noise are those of the teacher. Remove it."
+                )
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from vc_core.checkpoint.released import OVER_TIME, ldm_names, named_layout, rele
 from vc_core.checkpoint.tensors import Tensors
 from vc_core.config import Config, UNetConfig
 from vc_core.errors import UserError, about, counted, shorten
-from vc_core.families import assumed, overridden
+from vc_core.families import inferred_config, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
 from vc_core.parsing import read_text
@@ -41,6 +41,7 @@ class Started:
     unet: UNet3D  # on the CPU in float32; parameters to train require gradients
     config: Config  # config for its checkpoints
     fresh: tuple[str, ...]  # descriptions of the layers with new weights
+    guidance: float  # default guidance scale of the network that it starts from
 
 
 def begin(recipe: Recipe, attend: Attend = attend) -> Started:
@@ -50,6 +51,12 @@ def begin(recipe: Recipe, attend: Attend = attend) -> Started:
     network; and if nothing would be learned, see `choose_parameters`.
     """
     config, part = _source(recipe)
+    guidance = config.guidance
+    if config.few_steps and recipe.distils:
+        raise UserError(
+            f"{recipe.start.checkpoint} was distilled for few sampling steps already, so it cannot be the teacher of "
+            "loss.kind consistency. Start from the checkpoint that it was distilled from."
+        )
     if config.few_steps:
         warnings.warn(
             f"{recipe.start.checkpoint} was distilled for few sampling steps, but this training does not preserve "
@@ -67,7 +74,7 @@ def begin(recipe: Recipe, attend: Attend = attend) -> Started:
         _fill(unet, layout, part.tensors)
         fresh = [_described(name) for name, _ in unet.named_parameters() if name not in layout]
     choose_parameters(unet, recipe)
-    return Started(unet, config, tuple(dict.fromkeys(fresh)))
+    return Started(unet, config, tuple(dict.fromkeys(fresh)), guidance)
 
 
 def initialise(unet: nn.Module) -> None:
@@ -159,19 +166,25 @@ def _read_config(path: Path) -> Config:
 
 def _config_of(recipe: Recipe, config: Config) -> Config:
     """Return the config of the trained network, from the config that it starts with. Stage 2 adds all conditions and
-    style to a network without them, except for a LoRA, which must match the original network. Stage 1 adds none."""
+    style to a network without them, except for a LoRA or a distillation, which must match the original network. Stage 1
+    adds none."""
     unet, released = config.unet, UNetConfig()
-    if recipe.stage == 2 and recipe.train.what != "lora":
+    if recipe.stage == 2 and recipe.train.what != "lora" and not recipe.distils:
         unet = replace(unet, style_tokens=unet.style_tokens or released.style_tokens)
         if not unet.conditions:
             unet = replace(unet, conditions=released.conditions, stc_channels=released.stc_channels)
-            if config.name == assumed(config.unet)[0].name:
+            if config.name == inferred_config(config.unet)[0].name:
                 config = replace(config, name=Config.name)  # no longer a text-only network
     if recipe.stage == 1 and recipe.start.kind in ("scratch", "stable_diffusion"):
         unet = replace(unet, conditions=(), stc_channels=0)
     longest = max(max(domain.lengths or (domain.frames,)) for domain in recipe.data)
     return replace(
-        overridden(config, prediction=recipe.loss.prediction, zero_terminal_snr=recipe.loss.zero_terminal_snr or None),
+        overridden(
+            config,
+            prediction=recipe.loss.prediction,
+            zero_terminal_snr=recipe.loss.zero_terminal_snr or None,
+            few_steps=recipe.distils or None,
+        ),
         frames=longest if longest > 1 else config.frames,  # image-only training does not set a video length
         height=recipe.height,
         width=recipe.width,

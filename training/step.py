@@ -56,13 +56,17 @@ class Step:
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss and the timestep of each sample, `(B,)`. Raises `UserError` if a sample lacks an input."""
         inputs = self.inputs(batch)
-        frames, size = inputs.latents.shape[2], tuple(inputs.latents.shape[-2:])
         noisy, target, timesteps = self.objective.draw(inputs.latents, self.recipe.seed, batch.numbers)
-        context = make_context(self.unet, inputs.text, self.encoders.empty, inputs.style, batch.kept)
-        rows = {name: batch.kept[name].nonzero(as_tuple=True)[0] for name in inputs.conditions}
-        stc = embed_conditions(self.unet, inputs.conditions, rows, len(inputs.latents), size, frames)
-        prediction = self.unet(noisy, timesteps, context, stc)
+        prediction = self.predict(noisy, timesteps, inputs, batch.kept)
         return self.objective.losses(prediction, target, inputs.latents, timesteps), timesteps
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, inputs: Inputs, kept: dict[str, Tensor]) -> Tensor:
+        """Return the network's prediction for noisy latents `(B, 4, F, h, w)`; `kept` as in a batch."""
+        frames, size = noisy.shape[2], tuple(noisy.shape[-2:])
+        context = make_context(self.unet, inputs.text, self.encoders.empty, inputs.style, kept)
+        rows = {name: kept[name].nonzero(as_tuple=True)[0] for name in inputs.conditions}
+        stc = embed_conditions(self.unet, inputs.conditions, rows, len(noisy), size, frames)
+        return self.unet(noisy, timesteps, context, stc)
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Inputs:
@@ -73,9 +77,9 @@ class Step:
             text = encoders.empty.repeat(len(latents), 1, 1)
             style = text.new_zeros(len(text), 1, text.shape[-1])
             # Drawn per step, so that it does not depend on how samples are split among ranks and batches.
-            drawn_number = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
+            no_style_draw = torch.rand((), generator=generator_for(self.recipe.seed, batch.after, "no style"))
             styled = self.recipe.stage == 2 and encoders.config.unet.style_tokens
-            if not styled or drawn_number < self.recipe.loss.no_style:
+            if not styled or no_style_draw < self.recipe.loss.no_style:
                 style = None
             conditions = {}
             for name in ("text", "style", *CONDITIONS):
@@ -90,7 +94,7 @@ class Step:
     def _collected(self, name: str, samples: Sequence[Sample]) -> Tensor:
         """Return an input of some samples, float32: stored in the sample, or encoded from its source, all at once."""
         stored = [_stored(name, sample) for sample in samples]
-        sources = [_source(name, sample) for sample, own in zip(samples, stored, strict=True) if own is None]
+        sources = [_source(name, sample) for sample, tensor in zip(samples, stored, strict=True) if tensor is None]
         if any(source is None for source in sources):
             key = next(s.key for s in samples if _stored(name, s) is None and _source(name, s) is None)
             raise UserError(
@@ -98,7 +102,7 @@ class Step:
                 f"the data set again with {name}."
             )
         encoded = iter(self._encode(name, sources) if sources else ())
-        rows = [next(encoded) if own is None else own for own in stored]
+        rows = [next(encoded) if tensor is None else tensor for tensor in stored]
         tensor = torch.stack([row.to(self.encoders.device, torch.float32) for row in rows])
         if name in CONDITIONS:
             size, scale = tuple(tensor.shape[-2:]), self.encoders.config.extraction.condition_scale
@@ -110,6 +114,9 @@ class Step:
         return tensor
 
     def _encode(self, name: str, sources: list[Any]) -> Tensor:
+        """Return an input of n samples from its sources, `(n, ...)`: prompts for text, images `(3, H, W)` for style,
+        frames `(3, F, H, W)` in [0, 1] for latents and conditions. Raises `UserError` if the run has no network for
+        it."""
         encoders = self.encoders
         if name == "text":
             return encoders.text(sources)

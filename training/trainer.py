@@ -15,6 +15,7 @@ from training.data.domains import lengths, open_clips
 from training.data.loading import load
 from training.data.order import Order, RankOrder
 from training.data.sample import Clips
+from training.distillation import ConsistencyStep
 from training.engine import Learner, checkpoints, read_state, remove_remains, step_folder
 from training.frozen import Encoders, gather_parts
 from training.launch import StopSignals
@@ -65,7 +66,12 @@ def train(recipe: Recipe) -> int:
         for domain in range(len(own.data)) if world.first_here else ():
             clips(domain)
         world.wait()
-        learner = Learner(unet, Step(unet, encoders, Objective(config.diffusion, own.loss), own), recipe, world)
+        if own.distils:
+            step = ConsistencyStep(unet, encoders, own, started.guidance)
+            learner = Learner(unet, step, recipe, world)
+            step.attach(learner)
+        else:
+            learner = Learner(unet, Step(unet, encoders, Objective(config.diffusion, own.loss), own), recipe, world)
         state = resume(learner, recipe)
         log = Log(out, recipe, world, config.diffusion.steps, learner.steps, state["seconds"])
         stack.callback(log.leave)

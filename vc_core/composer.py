@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .checkpoint.loading import load_unet
+from .checkpoint.lora import is_distilled
 from .checkpoint.origins import unused_note
 from .checkpoint.reading import BUNDLED, PARTS, Checkpoint, Part, read_checkpoint
 from .checkpoint.tensors import DTYPES
@@ -19,6 +20,7 @@ from .config import Config
 from .encoders.autoencoder import Tiling
 from .encoders.clip import NO_IMAGE_TOWER
 from .errors import UserError, check_type
+from .families import overridden
 from .memory import Need, needed, network_bytes, report_out_of_memory, smaller_weights, weight_bytes
 from .model.operations import CastWeights
 from .model.unet import UNet3D
@@ -133,7 +135,8 @@ class VideoComposer:
             path: a `.safetensors` of this project, a released `.pth`, or a folder in diffusers' format.
             parts: one or several files with the parts that are missing in the checkpoint: the autoencoder and the
                 towers. The tensors show what a file contains. Without an image tower, only style is unavailable.
-            loras: LoRA file -> its strength, any number. Formats: kohya's, peft's, diffusers' and our own.
+            loras: LoRA file -> its strength, any number. Formats: kohya's, peft's, diffusers' and our own. With a LoRA
+                that `./vc train` distilled, the checkpoint's defaults are those for few steps.
             device: `auto` (CUDA, else MPS, else the CPU) or a torch device.
             dtype: dtype of the network's weights: `fp32`, `fp16`, `bf16`, `fp8` (matrices only), or `auto` (fp16 on
                 CUDA, else fp32).
@@ -164,6 +167,9 @@ class VideoComposer:
         if checkpoint.extra:
             warnings.warn(f"{path}: {unused_note(checkpoint.extra)}", stacklevel=2)
         gathered = _gather(checkpoint, [read_checkpoint(file) for file in files])
+        used = [file for file, strength in (loras or {}).items() if strength]
+        if (overrides or {}).get("few_steps") is None and any(map(is_distilled, used)):
+            checkpoint = replace(checkpoint, config=overridden(checkpoint.config, few_steps=True))
         config = checkpoint.config
         load_towers(config.towers, gathered["text"], gathered.get("image"), device="meta")  # report errors now
         with report_out_of_memory(device, smaller_weights(device, stored, offload)):

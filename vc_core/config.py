@@ -126,7 +126,7 @@ class DiffusionConfig:
 
     Attributes:
         zero_terminal_snr: the schedule is rescaled so that its last step is pure noise. This requires v-prediction,
-            because the noise in pure noise says nothing about the video.
+            because predicted noise would then say nothing about the video.
 
     Raises:
         UserError: a value is out of range, the betas decrease, or no signal remains after the last steps.

@@ -129,7 +129,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Like `written_beside`, for a new empty folder, with `check_folder`.
+    """Do the same as `written_beside` for a new empty folder, after `check_folder`.
 
     An existing folder at `path` is replaced completely; the caller decides whether that is allowed. No call swaps two
     folders atomically on all systems, so between two renames there is no folder at `path`; if the second rename fails,

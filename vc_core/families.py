@@ -17,7 +17,7 @@ class Family:
         name: shown to users.
         matches: whether a network belongs to this family.
         config: sections and keys of `Config` in which the family differs from the released network.
-        assumed: the note for a file without a config.
+        note: which settings are assumed for a file without a config.
         alternative: what to do if the file belongs to another family with the same shapes; shown unless the user passes
             overrides.
     """
@@ -25,7 +25,7 @@ class Family:
     name: str
     matches: Callable[[UNetConfig], bool]
     config: dict[str, Any]
-    assumed: str
+    note: str
     alternative: str = ""
 
 
@@ -81,12 +81,12 @@ def _family(unet: UNetConfig) -> Family:
     return next(family for family in FAMILIES if family.matches(unet))
 
 
-def assumed(unet: UNetConfig, overrides: Collection[str] = ()) -> tuple[Config, str]:
-    """Return the config of a network of which only the sizes are known, and a note on what was assumed. `overrides` are
-    the names of the settings that the user passes, see `overridden`."""
+def inferred_config(unet: UNetConfig, overrides: Collection[str] = ()) -> tuple[Config, str]:
+    """Return the config of a network that has only sizes, and a note on the assumed settings. `overrides` are the
+    names of the settings that the user passes, see `overridden`."""
     family = _family(unet)
     more = f"Your own settings apply for {', '.join(overrides)}." if overrides else family.alternative
-    return Config(name=family.name, unet=unet, **family.config), " ".join(filter(None, [family.assumed, more]))
+    return Config(name=family.name, unet=unet, **family.config), " ".join(filter(None, [family.note, more]))
 
 
 def overridden(config: Config, *, size: tuple[int, int] | None = None, **overrides: Any) -> Config:
@@ -145,6 +145,6 @@ def odd_settings(
         )
     if sampler == "lcm" and not config.few_steps:
         yield (
-            "The sampler lcm is for networks that were distilled for few steps, but this network's few_steps is no. If "
-            "it was distilled, as VideoLCM was, set few_steps to yes. Otherwise choose another sampler."
+            "The sampler lcm is for networks that were distilled for few steps, but few_steps is set to no for this "
+            "network. If it was distilled, as VideoLCM was, set few_steps to yes. Otherwise choose another sampler."
         )

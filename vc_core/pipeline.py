@@ -14,6 +14,7 @@ from .composer import VideoComposer
 from .conditions import CONDITIONS, Condition, Schedule
 from .config import Config
 from .diffusion.guidance import Embedded, GuidedDenoiser
+from .diffusion.hold import Hold, reduced
 from .diffusion.noise import arranged_noise, motion_for_noise
 from .diffusion.samplers import Sampling, make_sampler, sample
 from .diffusion.texts import check_frames, frame_read, tokens_of_window
@@ -56,6 +57,7 @@ def compose(
     conditions: Sequence[Condition] = (),
     style: Style | None = None,
     init: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
     sampling: Sampling | None = None,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
@@ -77,6 +79,9 @@ def compose(
         init: video to start from and change, RGB `(B or 1, 3, F, H, W)` in [0, 1]. It is resized and cropped to
             `size`, noised, and denoised over the last part of the schedule, the fraction `sampling.denoise`. This must
             be below 1 with init, and 1 without.
+        denoise_mask: the fraction of the noise schedule over which each place of init is denoised, `(B or 1, 1, F, H,
+            W)` in [0, 1]: 0 keeps init, 1 is new, and `sampling.denoise` limits it. It is resized and cropped like
+            init; the latent has the mean of each 8x8 pixels, in every frame. See `vc_core.diffusion.hold`.
         sampling: sampler, steps, guidance, windows of long videos and tiles of large frames, see `Sampling`.
         frames: frames of each video; by default init's, else as the checkpoint was trained.
         size: (height, width) in multiples of 8; by default as the checkpoint was trained.
@@ -96,6 +101,7 @@ def compose(
         UserError: an option has a wrong type or value, init has a wrong shape or values outside [0, 1], a condition was
             passed twice, has another number of frames or videos, or is not supported by the checkpoint, or memory ran
             out.
+        TypeError: an unknown argument.
     """
     from .encoders.autoencoder import decode
 
@@ -117,7 +123,7 @@ def compose(
     windows = sampling.windows or Windows(config.frames)
     check_type("The height", height, Integral, "an integer")
     check_type("The width", width, Integral, "an integer")
-    _check_video(init, sampling.denoise, frames, height, width)
+    _check_video(init, denoise_mask, sampling.denoise, frames, height, width)
     check_frames(texts, frames)
     if len(texts) > 1:
         frame_read(windows.spans(frames)[0], frames)  # raises if there is only one window
@@ -129,9 +135,10 @@ def compose(
     _check_conditions(conditions, frames)
     conditions = [_as_trained(condition, (height, width), frames, config) for condition in conditions]
     inputs = {"text": prompts, "negative": negatives, "style": style and style.image, "init": init}
+    inputs["denoise_mask"] = denoise_mask
     _check_batch(batch, seed, inputs | {condition.name: condition.tensor for condition in conditions})
     motion = motion_for_noise(sampling.noise, conditions, config.extraction)
-    run = make_sampler(sampling, config.diffusion)
+    sampler = make_sampler(sampling, config.diffusion)
     latent_size = (height // 8, width // 8)
     network = composer.unet
     if sampling.tiles is not None:
@@ -158,8 +165,14 @@ def compose(
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
         noise = draw_noise(generators, (config.unet.channels, frames, *latent_size))
         noise = arranged_noise(sampling.noise, noise, seed, windows, motion).to(composer.device)
-        source = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
-        latent = sample(denoiser, run.start(noise, source), run, generators, progress) / config.autoencoder.scale
+        init_latent = None if init is None else encode_video(composer, init, (height, width), tiling, progress)
+        hold = None
+        if denoise_mask is not None:
+            mask = _latent_mask(denoise_mask, (height, width)).to(composer.device)
+            hold = Hold(init_latent, noise, mask, config.diffusion.steps)
+            init_latent = None if sampling.denoise == 1 else init_latent
+        latent = sample(denoiser, sampler.start(noise, init_latent), sampler, generators, progress, hold)
+        latent = latent / config.autoencoder.scale
         with torch.inference_mode(False):  # so that callers can change the result in place
             return decode(composer.autoencoder, latent, tiling, progress).to("cpu", torch.float32)
 
@@ -172,7 +185,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) ->
 def encode_texts(
     composer: VideoComposer, prompts: Mapping[Any, list[str]], progress: Progress | None = None
 ) -> dict[Any, Tensor]:
-    """The context tokens `(B, 77, D)` of several lists of prompts, by name."""
+    """The context tokens `(B, 77, D)` of several lists of B prompts, by name, on the composer's device in its dtype.
+    Raise `UserError` if the checkpoint's text tower is missing."""
     from .encoders.clip import encode_text
 
     towers = composer.load_towers("text", progress=progress)
@@ -180,7 +194,8 @@ def encode_texts(
 
 
 def style_token(composer: VideoComposer, image: Tensor | None, progress: Progress | None = None) -> Tensor:
-    """The style tokens `(B, n, D)` of an image `(B, 3, H, W)` in [0, 1]; without an image, of an embedding of zeros."""
+    """The n style tokens `(B, n, D)` of images `(B, 3, H, W)` in [0, 1]; without an image, those `(1, n, D)` of an
+    embedding of zeros. Raise `UserError` if an image is passed and the checkpoint's image tower is missing."""
     from .encoders.clip import encode_image
 
     if image is None:
@@ -206,15 +221,23 @@ def encode_video(
     return encode(composer.autoencoder, resized, tiling, progress) * composer.config.autoencoder.scale
 
 
+def _latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A denoise mask `(B, 1, F, H, W)` for a video of `size`, at the size of the latent."""
+    from .video import resize_crop
+
+    return reduced(resize_crop(mask.float(), size))
+
+
 def encode_stc(
     composer: VideoComposer,
     conditions: Sequence[Condition],
     windows: Windows,
     frames: int,
-    size: tuple[int, int],
+    latent_size: tuple[int, int],
     progress: Progress | None,
 ) -> list[list[Embedded]]:
-    """For each window, the STC embeddings of the conditions that affect it. Each is encoded once."""
+    """The STC embeddings, for each window, of the conditions that affect it, at the latent's (height, width). Each
+    condition is encoded once per window, before sampling, and not at every step."""
     spans = [range(span.start, span.stop) for span in windows.spans(frames)]
     visible = [[seen_by_window(c, span, windows.carry) for c in conditions] for span in spans]
     visible = [[c for c in window if c.strength != 0.0] for window in visible]
@@ -222,7 +245,7 @@ def encode_stc(
 
     def embedded(condition: Condition) -> Embedded:
         tensor = condition.tensor.to(composer.device, composer.dtype)
-        embedding = composer.unet.encode_condition(condition.name, tensor, size)
+        embedding = composer.unet.encode_condition(condition.name, tensor, latent_size)
         if progress is not None:
             progress("encoding", next(done), total)
         return Embedded(embedding, condition.schedule)
@@ -260,8 +283,8 @@ def _renamed(
     init: Tensor | None, sampling: Sampling | None, tiling: Tiling | None, deprecated: Mapping[str, Any]
 ) -> tuple[Tensor | None, Sampling, Tiling]:
     """`init`, `sampling` and `tiling` with values from deprecated arguments. Warn about these."""
-    homes = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
-    replacements = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in homes.items()}
+    group_of = {field.name: kind for kind in (Sampling, Tiling) for field in fields(kind)}
+    replacements = {name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)" for name, kind in group_of.items()}
     replacements["video"] = "init=..."
     if unknown := [name for name in deprecated if name not in replacements]:
         raise TypeError(f"compose() got an unexpected keyword argument {unknown[0]!r}")
@@ -270,7 +293,9 @@ def _renamed(
     warnings.warn(f"Some arguments of compose() are deprecated. Use {names}.", DeprecationWarning, stacklevel=4)
 
     def filled(group: Any) -> Any:
-        return replace(group, **{name: value for name, value in deprecated.items() if homes.get(name) is type(group)})
+        return replace(
+            group, **{name: value for name, value in deprecated.items() if group_of.get(name) is type(group)}
+        )
 
     return deprecated.get("video", init), filled(sampling or Sampling()), filled(tiling or Tiling())
 
@@ -318,17 +343,31 @@ def check_rgb(what: str, x: Tensor, *axes: str) -> None:
         raise UserError(f"The {what} has values from {low:g} to {high:g}. Expected RGB in [0, 1].")
 
 
-def _check_video(init: Tensor | None, denoise: float, frames: int, height: int, width: int) -> None:
+def _check_video(
+    init: Tensor | None, mask: Tensor | None, denoise: float, frames: int, height: int, width: int
+) -> None:
     if frames < 1:
         raise UserError(f"frames must be at least 1, got {frames}.")
     check_size(height, width)
     if init is None and denoise != 1.0:
         raise UserError(f"denoise {denoise} requires an init video. Pass one, or set denoise to 1.")
-    if init is not None and denoise == 1.0:
+    if mask is not None:
+        _check_mask(init, mask)
+    elif init is not None and denoise == 1.0:
         raise UserError("denoise 1 keeps nothing of the init video. Use a lower value, such as 0.6, or pass no init.")
     if init is not None and init.shape[2] != frames:
         shape = tuple(init.shape)
         raise UserError(f"The init video has the shape {shape}. Expected (batch, 3, {frames}, height, width).")
+
+
+def _check_mask(init: Tensor | None, mask: Tensor) -> None:
+    if init is None:
+        raise UserError("A denoise mask requires an init video. Pass one as init.")
+    if not isinstance(mask, Tensor) or mask.ndim != 5 or mask.shape[1:3] != (1, init.shape[2]):
+        actual = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise UserError(f"The denoise mask is {actual}. Expected a tensor (batch, 1, {init.shape[2]}, height, width).")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise UserError("The denoise mask has values outside 0 to 1. Use 0 to keep init, and 1 for what is new.")
 
 
 def check_size(height: int, width: int) -> None:

@@ -148,6 +148,7 @@ def decoded(
     size: dict[str, Output] | None = None,
     latent: Output | None = None,
     denoise: float = 1.0,
+    network: Output | None = None,
     steps: int = STEPS,
     scheduler: str = "karras",
     tile_size: int = -1,
@@ -173,7 +174,7 @@ def decoded(
     sampler = graph.add(
         "VC3DUNetSampler",
         groups[0],
-        model=setup.model,
+        model=network or setup.model,
         positive=encode["positive"],
         negative=encode["negative"],
         latent=latent or encode["latent"],
@@ -402,6 +403,44 @@ def everything_together(graph: Graph) -> None:
     )
 
 
+def first_and_last(graph: Graph) -> None:
+    clip, setup = example(graph, "diagonal", title="Put your images here"), start(graph, STRIPES)
+    first, last = (
+        graph.add("ImageFromBatch", INPUTS, title=title, image=clip["images"], batch_index=index, length=1)
+        for title, index in (("The first frame", 0), ("The last frame", 15))
+    )
+    both = graph.add("ImageBatch", INPUTS, image1=first[0], image2=last[0])
+    graph.add("PreviewImage", INPUTS, title="The kept frames", images=both[0])
+    kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=both[0], indices="0, -1")
+    single = setup.add("VCSingleImage", image=first[0])
+    finish(setup, seed=3, latent=kept["latent"], mask=kept, single_image=single)
+
+
+def cut_and_drag(graph: Graph) -> None:
+    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    first = setup.add("VCSingleImage", image=clip["images"])
+    motion = drawn_motion(graph, setup, clip, tracks((256, 256), (300, 256)))
+    draft = graph.add("VCCutAndDrag", CONDITIONS, image=clip["images"], motion=motion[0])
+    graph.add("PreviewImage", CONDITIONS, title="The draft", images=draft["images"])
+    latent = graph.add("VAEEncode", SAMPLING, pixels=draft["images"], vae=setup.loader["VAE"])
+    masked = graph.add("SetLatentNoiseMask", SAMPLING, samples=latent[0], mask=draft["mask"])
+    model = graph.add("DifferentialDiffusion", SAMPLING, model=setup.model)
+    finish(setup, seed=3, latent=masked[0], network=model[0], motion=motion, single_image=first)
+
+
+def extended_video(graph: Graph) -> None:
+    clip, setup = example(graph, title="The video to continue"), start(graph, STRIPES)
+    parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
+    kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
+    first = setup.add("VCSingleImage", image=kept["preview"])
+    images, _ = sample(setup, seed=3, latent=kept["latent"], single_image=first)
+    new = graph.add("ImageFromBatch", VIDEO, title="The new frames", image=images, batch_index=4, length=4096)
+    joined = graph.add(
+        "ImageBatch", VIDEO, title="The video, and the new frames", image1=parts["images"], image2=new[0]
+    )
+    save(graph, joined[0], parts["fps"], audio=parts["audio"])
+
+
 def part(graph: Graph, kind: str, **inputs: Any) -> Output:
     """Add a stock loader for a file that the page offers to download."""
     url, name, folder = PARTS[kind]
@@ -595,7 +634,7 @@ TEMPLATES = {
         "denoise of the second sampler: at 0.2 the video only becomes cleaner, at 0.6 also larger details change.",
         second_pass,
     ),
-    "22 Super-resolution with SR600": Template(
+    "20 Super resolution": Template(
         "Adds detail to an enlarged video with VGen's super-resolution network, and keeps its sound.",
         "the video (connect Load Video to Get Video Components), and the beginning of the text: what the video shows.",
         "another shape with about as many pixels, for example 960 x 960.",
@@ -612,5 +651,26 @@ TEMPLATES = {
         "noise set to 'independent' on the sampler: the background then changes more from window to window. Or a third "
         "text with another Text Schedule.",
         long_video_changing_text,
+    ),
+    "17 First and last frame": Template(
+        "Composes the frames between two images, which stay the first and the last frame of the video.",
+        "the two images: connect two Load Image to Batch Images. More images work too: add their frame numbers to "
+        "'indices'.",
+        "indices '0, 8, -1' with three images, or only '-1': the video ends with an image.",
+        first_and_last,
+    ),
+    "18 Cut and drag": Template(
+        "The disc is cut out of the image and dragged along a slow track. The video is sampled from this draft: it "
+        "follows slow motion more closely than the motion condition alone.",
+        "the track, and the image with a mask of what should move. Camera Motion works too.",
+        "inside 0.3 on Cut and Drag: the draft stays almost as it is. At 0.7 the network has more freedom.",
+        cut_and_drag,
+    ),
+    "19 Extend a video": Template(
+        "Continues a video: its last four frames are kept, twelve new ones follow. Its sound stays.",
+        "the video: connect Load Video to Get Video Components. It should have about 8 frames per second, and it is "
+        "joined at its own size.",
+        "indices '0:8', and batch_index 8 on The new frames: more kept frames show more of the motion.",
+        extended_video,
     ),
 }

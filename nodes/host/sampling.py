@@ -109,9 +109,21 @@ class ReleasedSampler(comfy.samplers.KSAMPLER):
     def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
         return self.from_noise
 
-    def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        last = super().sample(model_wrap, sigmas, *args, **kwargs)
-        return last / (1 + sigmas[-1] ** 2) ** 0.5
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        last = super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+        last = last / (1 + sigmas[-1] ** 2) ** 0.5
+        # What a noise mask keeps is not noisy.
+        return last if denoise_mask is None else torch.where(denoise_mask == 0, latent_image, last)
 
 
 class _Handler(IndexListContextHandler):

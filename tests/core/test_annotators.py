@@ -84,7 +84,7 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["as released", "a bare state"])
-def test_pidinet_is_the_released_one(golden, tmp_path, wrapped):
+def test_pidinet_equals_the_released_network(golden, tmp_path, wrapped):
     spec, reference = golden
     state = values(spec["pidinet"]["parameters"])
     if wrapped:
@@ -95,7 +95,7 @@ def test_pidinet_is_the_released_one(golden, tmp_path, wrapped):
         torch.testing.assert_close(out, reference[f"pidinet.{kind}"], rtol=0, atol=1e-6)
 
 
-def test_the_simplifier_is_the_released_one(golden):
+def test_the_simplifier_equals_the_released_network(golden):
     spec, reference = golden
     network = Simplifier()
     network.load_state_dict(values(spec["simplification"]["parameters"]), assign=True)
@@ -179,16 +179,16 @@ def test_a_sketch_has_the_videos_size_and_batch(models, size):
     assert out.min() >= 0 and out.max() <= 1 and out.std() > 1e-4
 
 
-def test_a_sketch_does_not_depend_on_the_chunk_and_tells_its_progress(models):
+def test_a_sketch_does_not_depend_on_the_chunk_and_reports_its_progress(models):
     video, calls = clip(frames=5), []
-    whole, _ = sketch(video, "pidinet", models, at_once=5)
+    at_once, _ = sketch(video, "pidinet", models, at_once=5)
     pieces, _ = sketch(video, "pidinet", models, at_once=2, progress=lambda *done: calls.append(done))
-    torch.testing.assert_close(pieces, whole)
+    torch.testing.assert_close(pieces, at_once)
     assert calls == [("sketch", 2, 5), ("sketch", 4, 5), ("sketch", 5, 5)]
 
 
 @pytest.mark.parametrize("size", [(40, 56), (96, 96), (200, 130)])
-def test_edges_are_kornias(size):
+def test_edges_equal_those_of_kornia(size):
     """Blur and gradients in plain torch give what kornia's filters give."""
     from kornia.filters import gaussian_blur2d, spatial_gradient
 
@@ -204,7 +204,7 @@ def test_edges_are_kornias(size):
     torch.testing.assert_close(torch.stack(_sobel(expected), dim=1), gradient, atol=1e-6, rtol=0)
 
 
-def test_auto_takes_pidinet_where_it_is_and_edges_elsewhere(models, tmp_path, monkeypatch):
+def test_auto_uses_pidinet_if_its_files_exist_and_edges_otherwise(models, tmp_path, monkeypatch):
     video = clip()
     assert sketch(video, "auto", models)[1] == "pidinet"
     assert sketch(video, models=[tmp_path, models])[1] == "pidinet"
@@ -215,7 +215,7 @@ def test_auto_takes_pidinet_where_it_is_and_edges_elsewhere(models, tmp_path, mo
     assert sketch(video)[1] == "pidinet"
 
 
-def test_auto_says_what_a_half_set_lacks(tmp_path):
+def test_auto_names_the_missing_one_of_two_files(tmp_path):
     torch.save(released_pidinet_state(), tmp_path / PIDINET)
     with pytest.warns(UserWarning, match=rf"require {SIMPLIFIER} in addition to {PIDINET}"):
         assert sketch(clip(), "auto", tmp_path)[1] == "edges"
@@ -231,7 +231,7 @@ def test_missing_files_are_described(tmp_path):
     assert "2.9 MB" in message and f"put them into {tmp_path}" in message and "'edges'" in message
 
 
-def test_a_damaged_file_is_no_reason_to_draw_edges(models, tmp_path):
+def test_a_damaged_file_is_reported_and_edges_are_not_used_instead(models, tmp_path):
     for name, path in ((PIDINET, models / "annotators" / PIDINET), (SIMPLIFIER, models / SIMPLIFIER)):
         (tmp_path / name).write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="pth is cut off or damaged"):
@@ -260,7 +260,7 @@ def midas(golden):
     return midas_model(midas_config(tensors, head_width), midas_state(tensors), "midas.pth")
 
 
-def test_midas_is_the_released_one(golden, midas):
+def test_midas_equals_the_released_network(golden, midas):
     spec, reference = golden
     with torch.no_grad():
         out = midas.predict(value(*spec["midas"]["input"]))
@@ -268,7 +268,7 @@ def test_midas_is_the_released_one(golden, midas):
     torch.testing.assert_close(out / MIDAS_UNIT, reference["midas"] / MIDAS_UNIT, rtol=0, atol=1e-5)
 
 
-def test_midas_takes_pictures_around_zero_and_gives_a_twentieth_up_to_ten(midas):
+def test_midas_depth_is_a_twentieth_of_the_output_and_at_most_10(midas):
     """tools/videocomposer/inference_single.py: (midas((rgb - 0.5) / 0.5) / 20).clamp(0, 10)."""
     video = clip(64, 96)
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_depth_has_the_videos_size(midas, size):
     assert out.shape == (2, 1, 2, *size) and torch.isfinite(out).all()
 
 
-def test_the_released_midas_is_known_by_its_shapes():
+def test_the_released_midas_is_recognized_by_its_shapes():
     """Settings as in the config.json of Intel/dpt-large."""
     shapes = {"cls_embedding": (1, 1, 1024), "pos_embedding": (1, 577, 1024)}
     shapes["patch_embedding.weight"] = (1024, 3, 16, 16)

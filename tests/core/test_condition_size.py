@@ -60,7 +60,7 @@ def source(clip, scale):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_key_survives_json_and_is_not_there_where_it_says_nothing(scale):
+def test_the_key_survives_json_and_is_missing_if_it_has_no_value(scale):
     config = Config(extraction=extraction(scale))
     section = json.loads(config.to_json())["extraction"]
     assert section.get("condition_scale") == scale and ("condition_scale" in section) == (scale is not None)
@@ -73,7 +73,7 @@ def test_other_sizes_are_refused(wrong):
         Config.from_json(f'{{"extraction": {{"condition_scale": {wrong}}}}}')
 
 
-def test_info_shows_the_key_and_a_pth_cannot_hold_it(tiny_config, tiny_unet, tmp_path):
+def test_info_shows_the_key_and_a_pth_cannot_store_it(tiny_config, tiny_unet, tmp_path):
     from vc_core.checkpoint.released import to_released
 
     for scale in (None, 4):
@@ -99,7 +99,7 @@ def test_sizes(name):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_what_is_extracted_has_the_checkpoints_size(clip, grey, scale):
+def test_extracted_conditions_have_the_checkpoints_size(clip, grey, scale):
     results = {}
     for name, spec in CONDITIONS.items():
         options = Options(mask_draw="rectangles", depth_maps=grey if name == "depth" else None)
@@ -113,17 +113,17 @@ def test_what_is_extracted_has_the_checkpoints_size(clip, grey, scale):
 
 
 @pytest.mark.parametrize("scale", [4, 8])
-def test_lines_are_drawn_at_the_tables_size_and_then_made_smaller(clip, scale):
+def test_lines_are_drawn_at_the_tables_size_and_then_scaled_down(clip, scale):
     here = source(clip, scale)
     pictures = read_frames(clip, here.plan, at("sketch", None))
     drawn = resize_crop(edges(pictures), at("sketch", scale))
     assert torch.equal(extract("sketch", here), drawn)
     assert torch.equal(extract("single_sketch", here), drawn[:, :, :1])
-    assert not torch.allclose(drawn, edges(resize_crop(pictures, at("sketch", scale))), atol=0.1)  # no other thing
+    assert not torch.allclose(drawn, edges(resize_crop(pictures, at("sketch", scale))), atol=0.1)  # the order matters
 
 
-def test_what_is_kept_beside_a_hole_has_its_own_colour():
-    """Not half that of the hole, which is none."""
+def test_kept_pixels_next_to_a_hole_have_their_own_colour():
+    """It is not mixed with the hole, which has no colour."""
     keep = torch.ones(1, 1, 1, 48, 48)
     keep[..., 17:31, 17:31] = 0
     for size in ((16, 16), (32, 32)):
@@ -138,7 +138,7 @@ def test_what_is_kept_beside_a_hole_has_its_own_colour():
 
 
 def inside(field):
-    """The vectors of the last frames, away from where content comes in: (2,)."""
+    """The median vector (2,) of all frames but the first, away from the border, where new content appears."""
     *_, height, width = field.shape
     return field[0, :, 1:, height // 4 : -height // 4, width // 4 : -width // 4].flatten(1).median(1).values
 
@@ -152,8 +152,8 @@ def test_vectors_of_a_video_do_not_depend_on_the_maps_size(clip, scale, mode):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_vectors_in_pixels_of_the_source_do_not_either(clip, scale):
-    """At half the size, single points have not fallen between the pixels."""
+def test_vectors_in_pixels_of_the_source_do_not_depend_on_it_either(clip, scale):
+    """At half the size, single points are not lost between the pixels."""
     drawn, field = (
         extract("motion", dataclasses.replace(source(clip, None), extraction=extraction(s, "points", "source_pixels")))
         for s in (None, scale)
@@ -179,7 +179,7 @@ def test_motion_made_by_hand(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_refit_brings_any_condition_to_the_checkpoints_size(name, scale):
+def test_refit_resizes_any_condition_to_the_checkpoints_size(name, scale):
     spec = CONDITIONS[name]
     count = 1 if spec.kind == "spatial" else FRAMES
     tensor = torch.rand(1, spec.channels, count, *at(name, None)) * (torch.arange(count) > 0).view(1, 1, -1, 1, 1)
@@ -187,7 +187,9 @@ def test_refit_brings_any_condition_to_the_checkpoints_size(name, scale):
         fitted = refit(name, tensor, size, FRAMES, extraction(scale), SIZE)
         assert fitted.shape == (1, spec.channels, count, *at(name, scale, size))
         assert refit(name, fitted, size, FRAMES, extraction(scale), size) is fitted
-        assert refit(name, fitted, size, FRAMES, extraction(scale)) is fitted  # its own size says it too
+        assert (
+            refit(name, fitted, size, FRAMES, extraction(scale)) is fitted
+        )  # the size of the tensor is also that of the checkpoint
         if name == "mask" and at(name, scale, size) != at(name, None):
             assert fitted[:, 3].unique().tolist() == [0.0, 1.0]
 
@@ -230,7 +232,7 @@ def seen_by(composer, monkeypatch, *conditions):
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_compose_brings_conditions_to_the_networks_size(composers, monkeypatch, name):
+def test_compose_resizes_conditions_to_the_networks_size(composers, monkeypatch, name):
     video = (32, 40)
     spec, count = CONDITIONS[name], 1 if CONDITIONS[name].kind == "spatial" else 3
     table = torch.rand(1, spec.channels, count, *at(name, None, video), generator=torch.Generator().manual_seed(3))
@@ -247,10 +249,10 @@ def test_compose_brings_conditions_to_the_networks_size(composers, monkeypatch, 
     assert torch.equal(videos[8 if name == "motion" else 12], videos[None])
 
 
-def test_vectors_made_for_another_video_grow_when_they_are_composed_with(composers):
+def test_compose_scales_vectors_of_another_video(composers):
     field = torch.zeros(1, 2, 3, 32, 40)
     field[:, 0, 1:] = 1.0
-    half = Condition("motion", field, video=(64, 80))  # twice the video that is composed
+    half = Condition("motion", field, video=(64, 80))  # twice the size of the composed video
     for scale, composer in composers.items():
         same = Condition("motion", refit("motion", field * 0.5, (32, 40), 3, extraction(scale), (32, 40)))
         results = [composed(composer, "a", conditions=[each], steps=2, seed=1) for each in (half, same)]

@@ -44,9 +44,9 @@ def test_percentiles_find_any_scale(maps, factor, offset):
     torch.testing.assert_close(by_percentiles(maps * factor + offset), by_percentiles(maps), atol=2e-3, rtol=0)
 
 
-def test_percentiles_are_a_whole_clips_and_land_on_the_usual_depths():
+def test_percentiles_of_all_frames_become_the_usual_depths():
     maps = torch.linspace(0, 0.1, 1001).view(1, 1, 1, 1, -1).expand(2, 1, 3, 1, -1).clone()
-    maps[:, :, 1] += 0.4  # one frame is nearer, and stays so
+    maps[:, :, 1] += 0.4  # one frame is nearer, which must not change
     maps[1] = maps[1] * 2 + 0.01  # another clip, with its own scale
     out = depth_from_maps(maps)
     assert np.percentile(out[0].numpy(), (2, 98)) == pytest.approx(USUAL, abs=1e-4)
@@ -55,7 +55,7 @@ def test_percentiles_are_a_whole_clips_and_land_on_the_usual_depths():
 
 
 @pytest.mark.parametrize("near", ["bright", "dark"])
-def test_it_is_known_which_levels_became_what(near):
+def test_the_levels_that_became_the_usual_depths_are_returned(near):
     maps = torch.stack([torch.linspace(0.1, 0.6, 501), torch.linspace(0.3, 0.9, 501)]).view(2, 1, 1, 1, -1)
     depths = depth_from_maps(maps, near)
     for levels, clip, depth in zip(mapped_levels(maps, near), maps, depths, strict=True):
@@ -65,7 +65,7 @@ def test_it_is_known_which_levels_became_what(near):
             assert depth.flatten()[at] == pytest.approx(became, abs=2e-3)
 
 
-def test_a_scale_is_taken_as_it_is():
+def test_a_scale_is_used_unchanged():
     maps = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 1, 1, 3)
     assert depth_from_maps(maps, scale=4).flatten().tolist() == [0, 1, 4]
     assert depth_from_maps(maps, "dark", scale=4).flatten().tolist() == [4, 3, 0]
@@ -89,7 +89,7 @@ def test_a_few_bright_pixels_are_depth_too():
         ((torch.tensor([1.0, float("nan")]).view(1, 1, 1, 1, 2),), "not finite"),
     ],
 )
-def test_maps_that_are_no_depth_are_refused(arguments, message):
+def test_maps_without_depth_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         depth_from_maps(*arguments)
 
@@ -130,7 +130,7 @@ def save_video(path, frames, given: str, codec: str, stored: str, rate: int = 8,
 
 @pytest.mark.parametrize("colours", [False, True], ids=["grey", "RGB"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_an_images_bits_are_all_read(tmp_path, bits, colours):
+def test_all_bits_of_an_image_are_read(tmp_path, bits, colours):
     levels = ramp(bits)
     maps = read_depth_maps(save_image(tmp_path / "map.png", levels, colours), plan(3))
     assert maps.shape == (1, 1, 3, 256, 256)
@@ -146,7 +146,7 @@ def test_an_images_bits_are_all_read(tmp_path, bits, colours):
         ("map.mp4", 8, "gray", "libx264", "yuv420p", 1.5 / 219),  # what limited range leaves
     ],
 )
-def test_a_videos_bits_are_all_read_at_the_plans_moments(tmp_path, name, bits, given, codec, stored, tolerance):
+def test_all_bits_of_a_video_are_read_at_the_times_of_the_plan(tmp_path, name, bits, given, codec, stored, tolerance):
     levels = ramp(bits, 64 if bits == 16 else 256)
     frames = [np.roll(levels, shift, axis=0) for shift in range(8)]
     path = save_video(tmp_path / name, frames, given, codec, stored, **({"crf": "0"} if codec == "libx264" else {}))

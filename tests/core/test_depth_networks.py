@@ -81,7 +81,7 @@ def test_dpt_gives_transformers_values_in_the_released_unit(dpt, no_network):
         torch.testing.assert_close(out[0, 0], (expected / 20).clamp(0, 10))
 
 
-def test_depth_anything_is_brought_into_the_released_range(depth_anything, no_network):
+def test_depth_anything_is_scaled_to_the_released_range(depth_anything, no_network):
     from transformers import DepthAnythingForDepthEstimation
 
     video = clip(56, 84)
@@ -110,7 +110,7 @@ def test_metres_become_inverse_depth(depth_anything, tmp_path):
     assert torch.corrcoef(torch.stack([out.flatten(), near_large.flatten()]))[0, 1] < 0
 
 
-def test_a_dpt_on_a_backbone_has_a_scale_of_its_own(tmp_path):
+def test_a_dpt_on_a_backbone_is_read_in_metres(tmp_path):
     from transformers import DPTConfig, DPTForDepthEstimation
 
     backbone = {"model_type": "dinov2", **VIT, "image_size": 56, "patch_size": 14, "out_indices": [1, 2, 3, 4]}
@@ -120,7 +120,7 @@ def test_a_dpt_on_a_backbone_has_a_scale_of_its_own(tmp_path):
     assert depth(clip(), model)[0].shape == (1, 1, 3, 24, 32)
 
 
-def test_published_files_of_older_names_are_read(depth_anything, tmp_path):
+def test_published_files_with_older_names_are_read(depth_anything, tmp_path):
     """Depth Anything's files call DINOv2's queries attention.attention.query; newer versions of transformers do not."""
     model = load_depth_model(depth_anything)
     (tmp_path / "config.json").write_bytes((depth_anything / "config.json").read_bytes())
@@ -136,7 +136,7 @@ def test_published_files_of_older_names_are_read(depth_anything, tmp_path):
     torch.testing.assert_close(depth(clip(), tmp_path)[0], depth(clip(), model)[0])
 
 
-def test_the_folders_own_statistics_count(dpt, tmp_path):
+def test_the_folders_own_statistics_are_used(dpt, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((dpt / name).read_bytes())
     reports = {"image_mean": [25.5, 51, 76.5], "image_std": [255, 255, 255]}
@@ -146,7 +146,7 @@ def test_the_folders_own_statistics_count(dpt, tmp_path):
         assert mean == pytest.approx(np.array([25.5, 51, 76.5]) / unit) and std == (255 / unit,) * 3
 
 
-def test_a_depth_network_says_nothing(dpt, capfd):
+def test_a_depth_network_prints_nothing(dpt, capfd):
     depth(clip(), dpt)
     assert capfd.readouterr() == ("", "")
 
@@ -167,7 +167,7 @@ def test_without_a_model_the_error_names_what_to_get(tmp_path):
         depth(clip(), tmp_path / "absent")
 
 
-def test_what_is_no_depth_model_is_refused(dpt, tmp_path, depth_anything):
+def test_what_is_not_a_depth_model_is_refused(dpt, tmp_path, depth_anything):
     with pytest.raises(UserError, match=r"contains no weights of a depth model\. Expected model.safetensors or"):
         depth(clip(), tmp_path)
     weights = tmp_path / "model.safetensors"

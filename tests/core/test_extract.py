@@ -107,7 +107,7 @@ def vectors_of(*rows, height=64, width=96, frames=3) -> BlockVectors:
     return BlockVectors(np.array(list(rows), VECTOR), height, width, frames)
 
 
-def test_points_stand_at_one_pixel_and_the_last_one_wins():
+def test_points_are_single_pixels_and_the_last_one_wins():
     vectors = vectors_of(
         (1, 8, 24, 16, 16, 5, -3), (1, 200, 70, 16, 16, 1, 1), (2, 40, 8, 16, 16, 9, 9), (2, 40, 8, 16, 16, 2, 4)
     )
@@ -170,7 +170,7 @@ def test_edges_between_equally_bright_colours_are_found():
     assert edges(video)[..., 4:-4, 30:34].amax(dim=-1).min() == 1
 
 
-def test_a_drawn_sketch_is_taken_as_it_is():
+def test_a_drawn_sketch_is_used_unchanged():
     drawing = torch.rand(1, 1, 2, 8, 8)
     assert torch.equal(as_sketch(drawing), drawing)
     assert torch.allclose(as_sketch(drawing, "dark"), 1 - drawing)

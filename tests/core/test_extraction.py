@@ -208,7 +208,7 @@ def test_options_do_something(clip, level, tmp_path, kind, common, option):
     assert written[0].shape != written[1].shape or not torch.equal(*written)
 
 
-def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
+def test_extract_says_which_levels_of_depth_maps_became_which_depths(clip, level, tmp_path, capsys):
     out, frames = tmp_path / "x.safetensors", ("--frames", 2)
     assert vc("extract", "depth", clip, "--depth-maps", level, *frames, "-o", out) == 0
     assert (
@@ -223,7 +223,7 @@ def test_which_levels_of_depth_maps_became_what(clip, level, tmp_path, capsys):
     assert open_tensors(out).state()["condition"].amax() == 4
 
 
-def test_a_drawn_mask_is_the_released_trainings(clip, tmp_path):
+def test_a_random_mask_is_that_of_the_released_training(clip, tmp_path):
     out = tmp_path / "x.safetensors"
     for kind in ("strokes", "rectangles", "half", "any"):
         assert vc("extract", "mask", clip, "--frames", 2, "--draw", kind, "--seed", 7, "-o", out) == 0
@@ -233,7 +233,7 @@ def test_a_drawn_mask_is_the_released_trainings(clip, tmp_path):
         assert json.loads(open_tensors(out).metadata["videocomposer"])["how"] == {"drawn": kind, "seed": 7}
 
 
-def test_a_first_frame_needs_no_long_clip_and_is_the_sequences_first(tmp_path):
+def test_a_first_frame_works_with_short_clips_and_is_that_of_the_sequence(tmp_path):
     long, short = (write_video(tmp_path / f"{n}.mp4", draw_clip(size=64, frames=n), 30) for n in (30, 3))
     out = tmp_path / "x.safetensors"
     for kind in ("single_image", "single_sketch", "style"):
@@ -350,7 +350,7 @@ def test_composing_from_the_first_frame_of_a_short_clip(composed, tmp_path, caps
         (("--depth-maps", "CLIP"), "--depth-maps has no effect. Add depth to --use"),
     ],
 )
-def test_settings_that_cannot_be_meant(clip, tmp_path, capsys, options, message):
+def test_settings_that_make_no_sense(clip, tmp_path, capsys, options, message):
     given = [clip if option == "CLIP" else option for option in options]
     assert vc("compose", "-o", tmp_path / "x.mp4", *given) == 2
     assert message in capsys.readouterr().err
@@ -379,7 +379,7 @@ def test_tracks_with_a_video_are_refused(tmp_path, capsys):
     assert "Set --canvas WIDTHxHEIGHT" in capsys.readouterr().err
 
 
-def test_a_mask_is_drawn_again_instead_of_a_file_that_is_gone(composed, clip, picture, tmp_path):
+def test_a_random_mask_is_drawn_again_and_not_read_from_a_missing_file(composed, clip, picture, tmp_path):
     kept = picture.rename(tmp_path / "mask.png")
     file = composed("--video", clip, "--use", "mask", "--mask", kept)["mask"]
     kept.unlink()

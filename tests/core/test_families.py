@@ -15,7 +15,7 @@ from vc_core.checkpoint.released import to_released
 from vc_core.config import Config, DiffusionConfig, ExtractionConfig, UNetConfig
 from vc_core.diffusion.samplers import make_sampler, sample
 from vc_core.errors import UserError
-from vc_core.families import assumed, odd_settings, overridden
+from vc_core.families import inferred_config, odd_settings, overridden
 from vc_core.model.unet import UNet3D
 from vc_core.video import VideoInfo, plan_frames
 
@@ -122,7 +122,7 @@ def test_few_steps_set_their_sampler_and_no_guidance(family, tiny_composer, tiny
 
 def test_keys_of_later_versions_are_written_only_if_they_differ_from_the_default():
     assert not {"few_steps", "style_tokens", "sampling_rate"} & set(str(json.loads(Config().to_json())).split("'"))
-    config, _ = assumed(FAMILIES["vgen"])
+    config, _ = inferred_config(FAMILIES["vgen"])
     assert Config.from_json(config.to_json()) == config and '"style_tokens": 4' in config.to_json()
 
 

@@ -26,7 +26,7 @@ from vc_core.diffusion.super_resolution import (
     inversion_schedule,
     invert,
 )
-from vc_core.families import assumed
+from vc_core.families import inferred_config
 from vc_core.model.unet import UNet3D
 
 DDIM, LCM = re.compile(r"ddim(\d+)"), re.compile(r"lcm(\d+)")
@@ -55,7 +55,7 @@ class Run:
         self.reference = load_file(path.with_suffix(".safetensors"))
         shapes = self.spec["parameters"]
         config = unet_config_from_shapes(shapes, self.spec["net"].get("head_dim", 64))
-        self.diffusion = assumed(config)[0].diffusion
+        self.diffusion = inferred_config(config)[0].diffusion
         with torch.device("meta"):
             unet = UNet3D(config)
         tensors = Tensors.of({name: value(name, shape) for name, shape in shapes.items()}, path.name)

@@ -51,10 +51,10 @@ def warped(video: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("easing", EASINGS)
-def test_easings_go_all_the_way_and_never_back(easing):
-    way = eased(11, easing)
-    assert way[0] == 0 and way[-1] == 1 and (way.diff() > 0).all()
-    first, last = way.diff()[[0, -1]].tolist()
+def test_easings_go_from_0_to_1_and_never_back(easing):
+    progress = eased(11, easing)
+    assert progress[0] == 0 and progress[-1] == 1 and (progress.diff() > 0).all()
+    first, last = progress.diff()[[0, -1]].tolist()
     assert (first < 0.06) == (easing in ("ease_in", "ease_in_out"))
     assert (last < 0.06) == (easing in ("ease_out", "ease_in_out"))
     assert eased(1, easing).tolist() == [0]
@@ -67,10 +67,10 @@ def test_easing_is_refused_in_one_sentence():
         eased(0)
 
 
-def test_a_canvas_lies_on_the_video_as_its_picture_would():
+def test_a_canvas_covers_the_video_as_an_image_of_its_size_would():
     corners = track((0, 0), (200, 100), (100, 50))
     assert place((100, 200), (50, 100)).to_video(corners).tolist() == [[0, 0], [100, 50], [50, 25]]
-    # Wider than the video: as high as it, and the sides cut off.
+    # A canvas that is wider than the video gets the same height, and its sides are cut off.
     assert place((100, 200), (50, 50)).to_video(corners).tolist() == [[-25, 0], [75, 50], [25, 25]]
     x, y = place((100, 200), (50, 50)).pixels()
     assert (x[0], x[-1], y[0, 0]) == (51, 149, 1)
@@ -81,7 +81,7 @@ def test_a_canvas_lies_on_the_video_as_its_picture_would():
 # --- fields of tracks -----------------------------------------------------------------------------------------
 
 
-def test_content_at_the_point_moves_as_the_point_does():
+def test_content_at_a_point_moves_with_it():
     points = track((10.5, 10.5), (20.5, 14.5), (24.5, 30.5), (24.5, 30.5), (20.5, 30.5))
     field = tracks_field([points], FRAMES, SIZE, radius=6)
     assert field.shape == (1, 2, FRAMES, *SIZE) and field.dtype == torch.float32
@@ -118,8 +118,8 @@ def test_where_tracks_overlap_they_blend():
     alone = tracks_field([right], 2, SIZE, radius=4), tracks_field([far], 2, SIZE, radius=4)
     assert torch.allclose(apart, sum(alone), atol=1e-6)
     # A track that does not move keeps its surroundings still.
-    held = tracks_field([right, track((30, 20))], 2, SIZE, radius=8)[0, 0, 1]
-    assert 0 < held[20, 27] < 0.6 * single[0, 0, 1, 20, 27]
+    slowed = tracks_field([right, track((30, 20))], 2, SIZE, radius=8)[0, 0, 1]
+    assert 0 < slowed[20, 27] < 0.6 * single[0, 0, 1, 20, 27]
 
 
 @quick
@@ -144,7 +144,7 @@ def test_a_track_means_the_same_on_every_canvas(factor, radius, wider):
         assert torch.allclose(tracks_field(shifted, FRAMES, SIZE, canvas, radius * factor), field, atol=1e-4)
 
 
-def test_a_mask_is_carried_along():
+def test_a_mask_moves_with_its_track():
     points = track((20, 20), (23, 22), (30, 24), (30, 30), (26, 30))
     x, y = grid(SIZE)
     mask = ((x - 18).abs() < 6) & ((y - 22).abs() < 4)
@@ -159,16 +159,16 @@ def test_a_mask_is_carried_along():
     assert 0 < (near != 0).sum() < (field != 0).sum()
 
 
-def test_a_mask_of_every_frame_is_taken_as_it_is():
+def test_a_mask_of_every_frame_is_used_unchanged():
     masks = torch.zeros(1, 1, 3, *SIZE)
     masks[..., 1, :10, :10] = masks[..., 2, 40:, 40:] = 1
     field = tracks_field([track((5, 5), (9, 7))], 3, SIZE, mask=masks)
     assert torch.equal(field, masks * torch.tensor([2.0, 1.0]).view(1, 2, 1, 1, 1))
 
 
-def test_a_mask_up_to_the_edge_goes_on_beyond_it():
-    whole = tracks_field([track((10, 10), (30, 20))], FRAMES, SIZE, mask=torch.ones(1, 1, 6, 8))
-    assert torch.allclose(whole[:, :, 1:], torch.tensor([5.0, 2.5]).view(1, 2, 1, 1, 1).expand(-1, -1, 4, *SIZE))
+def test_a_mask_up_to_the_edge_continues_beyond_it():
+    field = tracks_field([track((10, 10), (30, 20))], FRAMES, SIZE, mask=torch.ones(1, 1, 6, 8))
+    assert torch.allclose(field[:, :, 1:], torch.tensor([5.0, 2.5]).view(1, 2, 1, 1, 1).expand(-1, -1, 4, *SIZE))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_tracks_that_cannot_be_drawn_are_reported(options, says):
 # --- boxes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_box_goes_along_its_path_as_a_whole():
+def test_everything_in_a_box_moves_along_its_path():
     boxed = Track(track((30, 30), (34, 30), (34, 36)), Rectangle(8, 6, 24, 20))  # the path may begin anywhere
     field = tracks_field([boxed], 3, SIZE, radius=2)
     for frame, (left, top, step) in enumerate([(8, 6, (0, 0)), (12, 6, (4, 0)), (12, 12, (0, 6))]):
@@ -204,13 +204,13 @@ def test_a_box_goes_along_its_path_as_a_whole():
 
 
 @pytest.mark.parametrize("easing", EASINGS)
-def test_what_is_in_a_box_goes_along(easing):
+def test_the_content_of_a_box_moves_with_it(easing):
     boxed = Track(track((0, 0), (16, 10)), Rectangle(8, 6, 24, 20))
-    field, way, (x, y) = tracks_field([boxed], FRAMES, SIZE, easing=easing), eased(FRAMES, easing), grid(SIZE)
+    field, progress, (x, y) = tracks_field([boxed], FRAMES, SIZE, easing=easing), eased(FRAMES, easing), grid(SIZE)
     inside = (field != 0).any(dim=1).float()
     assert inside[0, -1].sum() == inside[0, -1, 16:30, 24:40].sum() == 16 * 14
-    # What is painted into the box at first is in it at last.
-    video = torch.stack([texture(x - 16 * s, y - 10 * s) for s in way], dim=1)
+    # What is in the box in the first frame is in it in the last one.
+    video = torch.stack([texture(x - 16 * s, y - 10 * s) for s in progress], dim=1)
     within = F.max_pool2d(1 - inside[0, 1:, None], 5, stride=1, padding=2)[:, 0] == 0
     assert (warped(video, field) - video[:, 1:]).abs().amax(0)[within].max() < 0.02
 
@@ -224,7 +224,7 @@ def at(field: torch.Tensor, frame: int, place) -> np.ndarray:
     return sample(field[0, :, frame], x, y)[:, 0, 0].numpy()
 
 
-def test_the_picture_moves_against_the_camera():
+def test_content_moves_against_the_camera():
     pan = camera_field(CameraMove(pan=(0.5, -0.25)), 5, (40, 80))
     assert torch.allclose(pan[0, 0, 1:], torch.tensor(-10.0)) and torch.allclose(pan[0, 1, 1:], torch.tensor(2.5))
     zoom = camera_field(CameraMove(zoom=2), 2, (40, 80))  # the content goes outwards
@@ -235,7 +235,7 @@ def test_the_picture_moves_against_the_camera():
         assert not field[:, :, 0].any()
 
 
-def test_a_clip_of_one_frame_rests():
+def test_a_clip_of_one_frame_does_not_move():
     assert camera_field(CameraMove(pan=(1, 1), zoom=3, roll=50), 1, SIZE).abs().max() == 0
 
 
@@ -248,23 +248,23 @@ moves = st.builds(
 )
 
 
-def step_matrix(move: CameraMove, share: float, size) -> np.ndarray:
-    """A step of a camera as a 3 x 3 matrix, put together from the single transforms."""
+def step_matrix(move: CameraMove, fraction: float, size) -> np.ndarray:
+    """A step of a camera as a 3 x 3 matrix: the product of the single transforms."""
     height, width = size
     cx, cy = width / 2, height / 2
-    angle, factor = math.radians(-move.roll * share), move.zoom**share
+    angle, factor = math.radians(-move.roll * fraction), move.zoom**fraction
     to, back = np.eye(3), np.eye(3)
     to[:2, 2], back[:2, 2] = (-cx, -cy), (cx, cy)
     turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
     shift = np.eye(3)
-    shift[:2, 2] = -share * move.pan[0] * width, -share * move.pan[1] * height
+    shift[:2, 2] = -fraction * move.pan[0] * width, -fraction * move.pan[1] * height
     return shift @ back @ np.diag([factor, factor, 1]) @ turn @ to
 
 
 @quick
 @given(moves, st.floats(10, 54), st.floats(10, 38))
 def test_cameras_are_exact(move, x, y):
-    """Wherever content is now, the field tells how it came there from where the inverse transform has it."""
+    """At each place, the field is the displacement from the place that the inverse transform gives."""
     field = camera_field(move, FRAMES, SIZE)
     for frame in range(1, FRAMES):
         step = step_matrix(move, float(eased(FRAMES, move.easing).diff()[frame - 1]), SIZE)
@@ -272,7 +272,7 @@ def test_cameras_are_exact(move, x, y):
         assert at(field, frame, (x, y)) == pytest.approx(np.array([x, y]) - before, abs=1e-4)
 
 
-def test_a_whole_roll_and_a_whole_zoom_arrive():
+def test_the_steps_of_a_roll_and_a_zoom_add_up():
     """Following a point along the field from the first frame to the last."""
     for move, target in ((CameraMove(roll=-90), (32, 34)), (CameraMove(zoom=2, easing="ease_in_out"), (52, 24))):
         field, here = camera_field(move, 16, SIZE), np.array([42.0, 24.0])
@@ -287,8 +287,8 @@ def test_warping_each_frame_by_the_field_gives_the_next():
     move = CameraMove(pan=(0.1, -0.05), zoom=1.3, roll=25, easing="ease_out")
     field, (x, y), frames = camera_field(move, 8, (64, 64)), grid((64, 64)), []
     where = np.eye(3)
-    for share in [0, *eased(8, "ease_out").diff().tolist()]:
-        where = step_matrix(move, share, (64, 64)) @ where
+    for fraction in [0, *eased(8, "ease_out").diff().tolist()]:
+        where = step_matrix(move, fraction, (64, 64)) @ where
         back = torch.from_numpy(np.linalg.inv(where)).float()
         frames.append(texture(*(row[0] * x + row[1] * y + row[2] for row in back[:2])))
     video = torch.stack(frames, dim=1)

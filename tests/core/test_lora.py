@@ -169,7 +169,7 @@ def test_weights_of_every_dtype_and_no_file_is_changed(tiny_config, tiny_unet, t
     assert all(torch.equal(changed[name].float(), plain[name].float()) for name in others)
 
 
-def test_several_are_added(checkpoint, tiny_unet, tmp_path):
+def test_several_loras_are_added(checkpoint, tiny_unet, tmp_path):
     first = kohya(tiny_unet, tmp_path / "a.safetensors")
     kohya(tiny_unet, tmp_path / "b.safetensors")
     state = load_unet(

@@ -30,7 +30,7 @@ def save(path, pixels: np.ndarray) -> None:
 # --- from tensors ---------------------------------------------------------------------------------------------
 
 
-def test_white_is_painted_unless_it_is_said_to_be_kept():
+def test_white_is_painted_unless_it_is_to_be_kept():
     white = torch.zeros(1, 1, 8, 8)
     white[..., :4] = 1
     keep = as_mask(white)
@@ -49,7 +49,7 @@ def test_every_shape_of_a_mask(shape):
         assert torch.equal(keep[:, :, frame], as_mask(frames[:, :, frame % frames.shape[2]])[:, :, 0])
 
 
-def test_the_middle_grey_is_white():
+def test_middle_grey_counts_as_white():
     greys = torch.tensor([0.0, 0.49, 0.5, 1.0]).view(1, 1, 1, 4)
     assert as_mask(greys, "keep").flatten().tolist() == [0, 0, 1, 1]
     assert as_mask(greys.expand(-1, 3, -1, -1), "keep").flatten().tolist() == [0, 0, 1, 1]
@@ -93,7 +93,7 @@ def test_a_folder_of_images_is_a_moving_mask(tmp_path):
     assert read_mask(tmp_path, 3, size=(8, 8)).shape == (1, 1, 3, 8, 8)
 
 
-def test_a_folder_must_have_an_image_a_frame(tmp_path):
+def test_a_folder_must_have_one_image_per_frame(tmp_path):
     with pytest.raises(UserError, match="0 images for 2 frames") as error:
         read_mask(tmp_path, 2, size=(8, 8))
     assert str(tmp_path) in str(error.value)
@@ -140,7 +140,7 @@ LABELLED = {
 
 @pytest.mark.parametrize("kind", LABELLED)
 @pytest.mark.parametrize("size", [(32, 64), (16, 32)])
-def test_what_is_labelled_is_painted(tmp_path, kind, size):
+def test_labelled_areas_are_painted(tmp_path, kind, size):
     LABELLED[kind](labels()).save(tmp_path / "mask.png")
     mask = load_mask(tmp_path / "mask.png", plan(2), "paint", size)
     width = mask.keep.shape[-1]
@@ -162,7 +162,7 @@ def test_a_folder_of_labels_is_one_mask(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "share"),
+    ("pixels", "fraction"),
     [
         (np.tile(np.linspace(0, 120, 64).astype(np.uint8), (32, 1)), 0),  # a soft one that is nowhere white
         (np.full((32, 64), 100, np.uint8), 0),  # no black
@@ -173,10 +173,10 @@ def test_a_folder_of_labels_is_one_mask(tmp_path):
     ],
     ids=["soft", "grey", "ramp", "white", "dark grey around", "red on white"],
 )
-def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, share):
+def test_other_masks_are_read_by_their_brightness(tmp_path, pixels, fraction):
     save(tmp_path / "mask.png", pixels)
     mask = load_mask(tmp_path / "mask.png", plan(1), "paint", (32, 64))
-    assert not mask.labels and (1 - mask.keep).mean().item() == pytest.approx(share, abs=0.02)
+    assert not mask.labels and (1 - mask.keep).mean().item() == pytest.approx(fraction, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_masks_of_nodes_may_be_of_zero_and_one_255th():
     assert areas.labels and areas.keep.shape[2] == 3 and (1 - areas.keep).mean() == 0.5
 
 
-def test_extract_tells_what_the_mask_paints(tmp_path, capsys):
+def test_extract_reports_what_the_mask_paints(tmp_path, capsys):
     clip = write_video(tmp_path / "a.mp4", torch.rand(1, 3, 8, 32, 64, generator=generator()), 8)
     for name, pixels in (("labels", labels()), ("empty", labels() * 0), ("full", labels() * 0 + 255)):
         save(tmp_path / f"{name}.png", pixels)
@@ -238,8 +238,8 @@ def test_a_stroke_is_round_and_as_wide_as_its_brush():
 @given(*[st.floats(1, 46)] * 4)
 def test_the_thinnest_stroke_has_no_gap(x1, y1, x2, y2):
     drawn = draw_shapes([Stroke((x1, y1), (x2, y2), 1e-6)], SIZE)[0, 0, 0]
-    for share in torch.linspace(0, 1, 200).tolist():  # each place on the way is in or beside a drawn pixel
-        x, y = int(x1 + share * (x2 - x1)), int(y1 + share * (y2 - y1))
+    for fraction in torch.linspace(0, 1, 200).tolist():  # each place of the line is in or next to a drawn pixel
+        x, y = int(x1 + fraction * (x2 - x1)), int(y1 + fraction * (y2 - y1))
         assert drawn[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].any()
     assert drawn[int(y1), int(x1)] == drawn[int(y2), int(x2)] == 1
 
@@ -287,10 +287,10 @@ def test_rectangles_are_as_the_released_training_drew_them():
     painted = torch.cat([1 - random_mask(1, (128, 128), generator(seed), "rectangles") for seed in range(200)])
     assert painted[..., :2, :].max() == painted[..., -2:, :].max() == painted[..., :2].max() == 0
     assert painted[..., 10:-10, 10:-10].any(dim=0).all()
-    share = painted.mean(dim=(1, 2, 3, 4))
-    assert share.max() < 4 * (150 / 512) ** 2 and share.min() > (28 / 512) ** 2
+    fraction = painted.mean(dim=(1, 2, 3, 4))
+    assert fraction.max() < 4 * (150 / 512) ** 2 and fraction.min() > (28 / 512) ** 2
     # 2.5 of mean side 89.5, less what overlaps
-    assert 0.06 < share.mean() < 2.5 * (89.5 / 512) ** 2
+    assert 0.06 < fraction.mean() < 2.5 * (89.5 / 512) ** 2
 
 
 def test_halves_are_as_the_released_training_drew_them():
@@ -343,11 +343,11 @@ def test_strokes_turn_to_the_left_and_to_the_right_in_turn():
     assert sides == {True, False}
 
 
-def test_kinds_are_drawn_by_the_released_shares():
+def test_kinds_are_drawn_as_often_as_in_the_released_code():
     lots, total = generator(1), 400
     halves = [1 - draw_shapes([half(side, (16, 16))], (16, 16)) for side in ("left", "right", "top", "bottom")]
     drawn = [random_mask(1, (16, 16), lots) for _ in range(total)]
-    assert [share for share, _ in RANDOM_MASKS.values()] == [0.7, 0.2, 0.1]
+    assert [fraction for fraction, _ in RANDOM_MASKS.values()] == [0.7, 0.2, 0.1]
     assert sum(any(torch.equal(keep, half_mask) for half_mask in halves) for keep in drawn) / total == pytest.approx(
         0.1, abs=0.045
     )

@@ -65,18 +65,18 @@ def test_released_motion_reads_any_codec(coded):
     assert abs(np.median(vectors.rows["dx"]) - 3) <= 0.5 and abs(np.median(vectors.rows["dy"]) + 2) <= 0.5
 
 
-def test_frames_do_not_depend_on_which_others_are_asked_for(coded):
-    """Segments stand by themselves, also where groups of pictures are open."""
+def test_frames_do_not_depend_on_which_others_are_requested(coded):
+    """Segments are independent, also if groups of pictures are open."""
     with media(coded[0]) as video:
         table = index(video)
 
-        def pictures(wanted):
+        def pictures(times):
             run = filtering(video, [("format", "rgb24")])
-            return [(time, run(frame).to_ndarray().tobytes()) for time, frame in decode(video, table, wanted)]
+            return [(time, run(frame).to_ndarray().tobytes()) for time, frame in decode(video, table, times)]
 
         everything = pictures(table.times)
         assert [time for time, _ in everything] == list(table.times) and len(table.times) == 13
-        assert pictures(table.times[2::4]) == everything[2::4]  # what nobody asked for is passed over
+        assert pictures(table.times[2::4]) == everything[2::4]  # the other frames are skipped
         with av.open(video.open()) as container:
             plain = [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
     if "alpha" not in str(table.codec) and table.codec != "qtrle":
@@ -230,8 +230,8 @@ def test_shifting_the_content_shifts_the_followed_field(seed, down, right):
     assert np.array_equal(follow(shifted), np.roll(follow(steps), (down, right), (1, 2)))
 
 
-def test_following_is_no_sum_at_a_fixed_place():
-    """One cell of content that moves a cell a step, to the right: where it ends, it has moved three cells."""
+def test_motion_is_added_along_its_path_and_not_at_a_fixed_place():
+    """Content of one cell moves to the right by one cell per step: at its last place, it has moved three cells."""
     steps = [np.zeros((2, 4, 8), np.float32) for _ in range(3)]
     for number, step in enumerate(steps):
         step[0, 2, 2 + number] = CELL
@@ -241,8 +241,8 @@ def test_following_is_no_sum_at_a_fixed_place():
 
 @quick
 @given(st.integers(-2, 2), st.integers(-2, 2))
-def test_shifting_the_pictures_shifts_the_field(down, right):
-    """By whole blocks, away from the border."""
+def test_shifting_the_frames_shifts_the_field(down, right):
+    """By blocks, away from the border."""
     height, width = 160, 160
     still, square = scene(1)[:height, :width], scene(2)[100:132, 100:132]
 
@@ -279,8 +279,8 @@ def blocks(rng: np.random.Generator, height: int, width: int, block: int) -> np.
 
 @quick
 @given(st.integers(0, 2**31), st.integers(20, 90), st.integers(20, 90), st.integers(8, 70), st.integers(8, 70))
-def test_maps_are_the_source_sized_picture_resized(seed, height, width, h, w):
-    """Made directly at the target's size, they equal what the released code makes of a source-sized one."""
+def test_maps_equal_the_resized_map_of_the_source_size(seed, height, width, h, w):
+    """The released code draws its map at the source's size and resizes it; ours is drawn at the target's size."""
     rows = blocks(np.random.default_rng(seed), height, width, 16)
     points, dense = np.zeros((2, 2, height + 16, width + 16), np.float32)
     for _, x, y, _, _, dx, dy in rows.tolist():

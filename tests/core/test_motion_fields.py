@@ -61,8 +61,8 @@ def test_a_released_checkpoint_sees_blocks_of_the_nominal_source(size):
         assert 0.003 < (condition[0, 0, 1] != 0).float().mean() < 0.02
 
 
-def test_blocks_take_the_motion_at_their_place():
-    """Each vector of a zoom, where nothing was lost in scaling, is the field's at that place."""
+def test_blocks_have_the_motion_at_their_centre():
+    """Each vector of a zoom is the field's at its place, at a size without scaling."""
     size = (336, 336)
     field = camera_field(CameraMove(zoom=1.5, pan=(0.2, 0)), 3, size)
     condition = condition_from_field(field, RELEASED, size)
@@ -73,8 +73,8 @@ def test_blocks_take_the_motion_at_their_place():
     assert torch.allclose(condition[centers], expected, atol=1e-4) and (condition != 0).sum() <= 2 * 2 * 21 * 21
 
 
-def test_the_released_path_sees_the_same_of_a_real_clip(tmp_path):
-    """A clip of the nominal size that moves by whole pixels, through the codec, and the same motion made by hand."""
+def test_a_clip_and_the_same_motion_by_hand_give_the_same_condition(tmp_path):
+    """A clip of the nominal size that moves by entire pixels, extracted with the codec."""
     scene = resize_crop(torch.rand(1, 3, 75, 75, generator=torch.Generator().manual_seed(0)), (450, 450), "bicubic")
     views = [scene[0, :, 20 + 2 * f : 356 + 2 * f, 80 - 3 * f : 416 - 3 * f] for f in range(14)]  # by (3, -2)
     clip = write_video(tmp_path / "pan.mp4", torch.stack(views, dim=1)[None], 8)

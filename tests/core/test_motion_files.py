@@ -53,7 +53,7 @@ class Pipe(io.RawIOBase):
 
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_every_source_gives_the_same(tmp_path, mode):
+def test_every_kind_of_source_gives_the_same_motion(tmp_path, mode):
     path = encode(tmp_path / "ein Clip mit ä, ほ & blanks.mp4", moving(3, -2), **OWN)
     data = path.read_bytes()
     expected = extract_motion(path, PLAN, "dense", (48, 64), mode=mode)
@@ -111,7 +111,7 @@ def test_no_source_and_text_are_reported(tmp_path):
 
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_a_turned_or_mirrored_file_moves_as_it_is_shown(matrix, mode):
+def test_motion_of_a_rotated_or_mirrored_file_is_that_of_the_shown_video(matrix, mode):
     data = encode(None, [stored(picture, matrix) for picture in moving(3, -2)], matrix=matrix, **OWN)
     motion = read_motion(data, PLAN, (96, 128), "dense", mode=mode)
     assert motion.field.shape[-2:] == (96, 128)
@@ -188,8 +188,8 @@ def test_points_of_a_nominal_height_are_those_of_the_scaled_clip():
 
 def test_a_stream_that_begins_between_keyframes():
     """Its first frames cannot be decoded: refused at the beginning, right from the keyframe on."""
-    whole, cut = encode(None, moving(3, -2, 26), form="mpegts", **{**OWN, "g": "8"}), io.BytesIO()
-    with av.open(io.BytesIO(whole)) as source, av.open(cut, "w", format="mpegts") as target:
+    complete, cut = encode(None, moving(3, -2, 26), form="mpegts", **{**OWN, "g": "8"}), io.BytesIO()
+    with av.open(io.BytesIO(complete)) as source, av.open(cut, "w", format="mpegts") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
             if number > 2 and packet.size:
@@ -203,7 +203,7 @@ def test_a_stream_that_begins_between_keyframes():
         )
 
 
-def test_tags_that_are_no_utf8():
+def test_tags_that_are_not_utf8():
     data = encode(None, moving(3, -2), form="avi", codec="mpeg4", b="2000000")
     assert b"Lavf" in data
     broken = data.replace(b"Lavf", b"\xe9\xff\xfe\x80")
@@ -291,7 +291,7 @@ def without_picture(data: bytes, number: int, length: int | None = None) -> byte
 
 
 @pytest.mark.parametrize("mode", ["released", "stream"])
-def test_a_picture_that_is_lost_is_reported(mode):
+def test_a_lost_picture_is_reported(mode):
     """A packet of a usual size that gives no picture is damaged; a few bytes may say that the last one is shown on."""
     data = encode(None, moving(3, -2), "mpeg4", b="2000000", g="30")
     plan = FramePlan(0.0, Fraction(RATE), 8)

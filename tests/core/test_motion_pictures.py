@@ -68,7 +68,7 @@ def test_arrows_show_where_content_came_from():
     assert longer.nonzero()[:, 1].min() / scale == pytest.approx(16.5, abs=1)
 
 
-def test_small_frames_are_enlarged_by_whole_pixels():
+def test_small_frames_are_enlarged_by_an_integer_factor():
     frames = torch.rand(1, 3, 2, 48, 64)
     scale = -(-SMALLEST // 48)
     picture = arrows_picture(torch.zeros(1, 2, 2, 48, 64), frames)
@@ -76,7 +76,7 @@ def test_small_frames_are_enlarged_by_whole_pixels():
     assert torch.allclose(picture, enlarged, atol=0.51 / 255)
 
 
-def test_arrows_of_a_dense_field_stand_on_a_grid():
+def test_arrows_of_a_dense_field_are_on_a_grid():
     picture = arrows_picture(camera_field(CameraMove(pan=(0.2, 0.1)), 3, (64, 64)), torch.zeros(1, 3, 1, 16, 16))
     assert picture.shape == (1, 3, 3, 256, 256)
     yellow = (picture[0, 0, 2] > 0.7) & (picture[0, 2, 2] < 0.4)

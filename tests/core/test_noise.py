@@ -176,8 +176,8 @@ def test_windows_get_the_texts_of_their_frames(tiny_composer):
     torch.testing.assert_close(contexts[0], first, rtol=0, atol=0)
     torch.testing.assert_close(contexts[2], last, rtol=0, atol=0)
     torch.testing.assert_close(contexts[1], (first + last) / 2)
-    held = contexts_of(tiny_composer, {0: "a red circle", 2: "a blue square"}, frames=9, windows=Windows(3, 0))
-    torch.testing.assert_close(held[1], last, rtol=0, atol=0)
+    late = contexts_of(tiny_composer, {0: "a red circle", 2: "a blue square"}, frames=9, windows=Windows(3, 0))
+    torch.testing.assert_close(late[1], last, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("frames", [3, 7])

@@ -38,6 +38,10 @@ def test_from_a_first_video_to_tensors(blocks, tmp_path, monkeypatch):
     run(blocks["Conditions"], names)
     assert probe("masked.mp4").frames == 16
     run(blocks["Tensors in and out"], names)
+    run(blocks["Large frames"], names)
+    assert names["larger"].shape == (1, 3, 16, 128, 128)
+    run(blocks["Keyframes"], names)
+    assert names["between"].shape == (1, 3, 16, 64, 64)
     assert names["long"].shape[2] == 24 and len(names["two"]) == 2 and names["first_frame"].shape == (3, 64, 64)
 
 

@@ -10,7 +10,7 @@ from vc_core.extract.refit import refit
 POINTS, DENSE = ExtractionConfig(), ExtractionConfig("dense", "pixels", "edges", "relative")
 
 
-def made_for(name, size, frames):
+def condition_for(name, size, frames):
     spec = CONDITIONS[name]
     count = 1 if spec.kind == "spatial" else frames
     tensor = torch.rand(1, spec.channels, count, *condition_size(name, size))
@@ -21,7 +21,7 @@ def made_for(name, size, frames):
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_any_length_and_size(name):
-    tensor = made_for(name, (64, 64), 16)
+    tensor = condition_for(name, (64, 64), 16)
     assert refit(name, tensor, (64, 64), 16, DENSE) is tensor
     for size, frames in (((64, 96), 16), ((128, 128), 9), ((64, 64), 30), ((32, 32), 1)):
         fitted = refit(name, tensor, size, frames, DENSE)
@@ -31,14 +31,14 @@ def test_any_length_and_size(name):
 
 @pytest.mark.parametrize("frames", [2, 7, 16, 17, 31, 100])
 @pytest.mark.parametrize("extraction", [DENSE, POINTS])
-def test_things_end_where_they_did(frames, extraction):
+def test_objects_end_at_the_same_place(frames, extraction):
     field = torch.zeros(1, 2, 16, 64, 64)
     field[:, 0, 1:] = 1.5
-    way = refit("motion", field, (64, 64), frames, extraction).sum(2)
-    torch.testing.assert_close(way, field.sum(2), rtol=1e-5, atol=1e-5)
+    total = refit("motion", field, (64, 64), frames, extraction).sum(2)
+    torch.testing.assert_close(total, field.sum(2), rtol=1e-5, atol=1e-5)
 
 
-def test_vectors_grow_with_the_picture_where_they_are_in_its_pixels():
+def test_vectors_in_pixels_of_the_video_are_scaled_with_it():
     field = torch.zeros(1, 2, 4, 64, 64)
     field[:, 1, 1:] = 2.0
     assert refit("motion", field, (128, 128), 4, DENSE)[0, 1, 1:].unique().tolist() == [4.0]

@@ -30,7 +30,7 @@ IMAGE = torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_absent_is_strength_zero_is_never_scheduled(tiny_composer, name):
+def test_absent_equals_strength_zero_and_an_empty_schedule(tiny_composer, name):
     absent = run(tiny_composer)
     present = run(tiny_composer, Condition(name, tensor(name)))
     assert absent.shape == (1, 3, 3, 32, 40)

@@ -117,7 +117,7 @@ def test_animations_from_other_programs_keep_their_times(tmp_path, ending):
     assert (greys - torch.tensor([0.0, 80.0, 160.0])).abs().max() < 6
 
 
-def test_uneven_times_of_an_animated_webp_count(tmp_path):
+def test_uneven_times_of_an_animated_webp_are_used(tmp_path):
     needs.pillow("webp")
     path = animated(tmp_path / "a.webp", [(40 * n,) * 3 for n in range(4)], milliseconds=[100, 700, 100, 100])
     greys = read_frames(path, plan_frames(probe(path), 10, 10)).mean((0, 1, 3, 4)) * 255

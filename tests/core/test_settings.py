@@ -80,6 +80,11 @@ STRATEGIES = {
     "overlap": st.none() | st.integers(0, 999),
     "parts": st.lists(PATHS).map(tuple),
     "lora": st.dictionaries(PATHS, st.floats(allow_nan=False, allow_infinity=False)),
+    "keyframe": st.dictionaries(PATHS, st.lists(st.integers(-99, 99), min_size=1).map(tuple)),
+    "keep": st.integers(1, 99),
+    "drag": st.booleans(),
+    "drag_inside": FRACTIONS,
+    "drag_outside": FRACTIONS,
     "few_steps": st.sampled_from([None, True, False]),
     "upscale": st.none() | st.floats(1.01, 8),
     "upscale_denoise": st.floats(0.01, 0.99),
@@ -100,6 +105,7 @@ STRATEGIES = {
             "sketch",
             "style",
             "init",
+            "extend",
             "out",
             "sheet",
             "checkpoint",
@@ -128,7 +134,9 @@ def as_texts(settings):
     """Settings as a user types them."""
     texts = {}
     for name, value in {**settings.to_mapping(), "checkpoint": settings.checkpoint}.items():
-        if isinstance(value, dict):
+        if name == "keyframe":
+            value = [f"{file}={index}" for file, indices in value.items() for index in indices]
+        elif isinstance(value, dict):
             value = [f"{k}={':'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()]
         elif name in ("use", "pan"):
             value = ",".join(map(str, value))

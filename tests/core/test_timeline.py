@@ -18,7 +18,7 @@ from tests.core.moving_clips import scene
 from vc_core.errors import UserError
 from vc_core.extract.motion.from_video import read_motion
 from vc_core.video import FramePlan, plan_frames, probe, read_frames, timeline
-from vc_core.video.coded import reader
+from vc_core.video.coded import packet_parser
 from vc_core.video.packets import Reader, number_of
 from vc_core.video.sequences import media
 
@@ -302,7 +302,7 @@ def test_simultaneous_decoders_keep_their_packets_numbers():
 
 
 def test_correct_times_are_read_without_decoding(monkeypatch):
-    monkeypatch.setattr(timeline, "_presented", None)
+    monkeypatch.setattr(timeline, "_display_order", None)
     for name in ("h264 mp4", "h264 matroska", "h264 mpegts", "hevc mp4", "mpeg4 avi", "mpeg2 mpegts"):
         codec, form, options = ORDERED[name]
         with media(clip(codec, form, **options)) as video:
@@ -356,11 +356,11 @@ def test_headers_agree_with_the_decoder(codec, form, options):
         stream = container.streams.video[0]
         context = stream.codec_context
         context.flags |= av.codec.context.Flags.copy_opaque
-        read, headers, shown = reader(context.name, bytes(context.extradata or b"")), [], {}
+        parse, headers, shown = packet_parser(context.name, bytes(context.extradata or b"")), [], {}
         for packet in container.demux(stream):
             if packet.size:
                 packet.opaque = len(headers)
-                headers.append(read(packet))
+                headers.append(parse(packet))
             shown |= {frame.opaque: (frame.key_frame, frame.pict_type) for frame in context.decode(packet)}
     assert {n for n, coded in enumerate(headers) if coded.key} == {n for n, (key, _) in shown.items() if key}
     assert sum(coded.key for coded in headers) >= 4

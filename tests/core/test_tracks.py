@@ -30,19 +30,19 @@ def track(*points) -> torch.Tensor:
 
 # --- tracks as editors write them -----------------------------------------------------------------------------
 
-ONE = [{"x": 1, "y": 2.5}, {"x": 3, "y": 4, "t": 7}]
-TWO = [ONE, [{"x": 9, "y": 9}]]
+SINGLE = [{"x": 1, "y": 2.5}, {"x": 3, "y": 4, "t": 7}]
+TWO = [SINGLE, [{"x": 9, "y": 9}]]
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (ONE, [[[1, 2.5], [3, 4]]]),
-        (json.dumps(ONE), [[[1, 2.5], [3, 4]]]),
-        (str(ONE), [[[1, 2.5], [3, 4]]]),  # Python's quotes
+        (SINGLE, [[[1, 2.5], [3, 4]]]),
+        (json.dumps(SINGLE), [[[1, 2.5], [3, 4]]]),
+        (str(SINGLE), [[[1, 2.5], [3, 4]]]),  # Python's quotes
         (TWO, [[[1, 2.5], [3, 4]], [[9, 9]]]),
         (json.dumps(TWO), [[[1, 2.5], [3, 4]], [[9, 9]]]),
-        ([json.dumps(ONE), json.dumps(TWO)], [[[1, 2.5], [3, 4]], [[1, 2.5], [3, 4]], [[9, 9]]]),
+        ([json.dumps(SINGLE), json.dumps(TWO)], [[[1, 2.5], [3, 4]], [[1, 2.5], [3, 4]], [[9, 9]]]),
         ("[[1, 2], [3, 4]]", [[[1, 2], [3, 4]]]),
         ("[[[1, 2], [3, 4]], [[5, 6]]]", [[[1, 2], [3, 4]], [[5, 6]]]),
     ],
@@ -52,11 +52,11 @@ def test_tracks_are_read_in_every_form(source, expected):
 
 
 def test_a_track_may_carry_a_box():
-    boxed = {"box": {"x": 10, "y": 20, "width": 30, "height": 40}, "path": ONE}
+    boxed = {"box": {"x": 10, "y": 20, "width": 30, "height": 40}, "path": SINGLE}
     for source in (boxed, json.dumps(boxed), [boxed], str([{**boxed, "box": [10, 20, 30, 40]}])):
         (read,) = parse_tracks(source)
         assert (read.points.tolist(), read.box) == ([[1, 2.5], [3, 4]], Rectangle(10, 20, 40, 60))
-    among = parse_tracks([ONE, boxed])
+    among = parse_tracks([SINGLE, boxed])
     assert [track.box is None for track in among] == [True, False]
     wider = among[1].scaled(2, 0.5)
     assert (wider.points.tolist(), wider.box) == ([[2, 1.25], [6, 2]], Rectangle(20, 10, 80, 30))
@@ -164,20 +164,20 @@ def test_native_tracks_are_tracks():
     assert torch.allclose(tracks_field(several, 5, SIZE), tracks_field([right, down], 5, SIZE))
 
 
-def test_an_unseen_point_moves_nothing():
-    way = track(*((10 + 4 * i, 10) for i in range(6)))
+def test_a_hidden_point_moves_nothing():
+    moving = track(*((10 + 4 * i, 10) for i in range(6)))
     seen = torch.tensor([1, 1, 0, 1, 1, 1])[:, None]
-    field = tracks_field(native_to_tracks(native(6, way, visible=seen)), 6, SIZE, radius=6)
-    shown = tracks_field([way], 6, SIZE, radius=6)
+    field = tracks_field(native_to_tracks(native(6, moving, visible=seen)), 6, SIZE, radius=6)
+    shown = tracks_field([moving], 6, SIZE, radius=6)
     for frame in range(6):
         hidden = frame in (2, 3)  # in the frame itself, or in the one that its step begins in
         assert torch.equal(field[0, :, frame], torch.zeros(2, *SIZE) if hidden else shown[0, :, frame]), frame
-    held = track((12, 10))
-    both = native_to_tracks({"track_path": torch.stack([way, held.expand(6, 2)], dim=1)})
+    still = track((12, 10))
+    both = native_to_tracks({"track_path": torch.stack([moving, still.expand(6, 2)], dim=1)})
     hiding = [both[0], Track(both[1].points, visible=torch.zeros(6, dtype=torch.bool))]
     assert torch.equal(tracks_field(hiding, 6, SIZE, radius=6), shown)
     # Over fewer frames, a point between a visible and a hidden point is hidden.
-    native_tracks = tracks_to_native(native_to_tracks(native(6, way, visible=seen)), 5, SIZE)
+    native_tracks = tracks_to_native(native_to_tracks(native(6, moving, visible=seen)), 5, SIZE)
     assert native_tracks["track_visibility"][:, 0].tolist() == [True, False, False, True, True]
 
 

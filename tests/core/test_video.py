@@ -78,7 +78,7 @@ def test_probe_counts_where_the_header_has_no_number(tmp_path):
 def test_released_plan(tmp_path):
     long = probe(write_video(tmp_path / "long.mp4", numbered(33), 8))  # 33 / 8 * 4 = 16.5 frames at 4
     assert plan_frames(long) == FramePlan(0.0, Fraction(4), 16)
-    edge = probe(write_video(tmp_path / "edge.mp4", numbered(32), 8))  # 16 at 4 is no more than 16
+    edge = probe(write_video(tmp_path / "edge.mp4", numbered(32), 8))  # at most 16 at 4
     assert plan_frames(edge) == FramePlan(0.0, Fraction(5), 16)
     short = probe(write_video(tmp_path / "short.mp4", numbered(20), 10))
     assert plan_frames(short) == FramePlan(0.0, Fraction(9), 16)

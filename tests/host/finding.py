@@ -48,7 +48,8 @@ def find_comfyuis() -> list[ComfyUI]:
     for python in pythons:
         if not python.is_file():
             raise FileNotFoundError(
-                f"Expected a Python with ComfyUI's requirements, but COMFYUI_PYTHON names {python}, which is no file."
+                f"Expected a Python with ComfyUI's requirements, but COMFYUI_PYTHON names {python}, which is not a "
+                "file."
             )
     holders = [] if named else list(filter(_is_comfyui, _holders()))
     homes = [] if named else filter(_is_comfyui, sorted(Path.home().glob("ComfyUI*")))

@@ -57,7 +57,7 @@ def conditions_for(scene, model):
     }
 
 
-def test_nodes_make_what_the_core_makes_for_the_checkpoint(scene, scaled):
+def test_nodes_compute_the_same_conditions_as_the_core(scene, scaled):
     clip, config = scene.add("VCExampleClip"), scaled.config
     stc = scene.encode(
         motion=scene.add("MotionVectorExtract", video=clip[1]),
@@ -83,7 +83,7 @@ def test_motion_from_a_camera_is_in_pixels_of_the_video(scene, scaled):
     assert error(actual, expected(scaled, Condition("motion", motion))) <= ALLOWED
 
 
-def test_conditions_for_another_checkpoint_are_brought_to_this_one_s_size_and_that_is_said(scene):
+def test_conditions_of_another_checkpoint_are_resized_and_a_note_says_so(scene):
     """By STCEncode, or by the network if STCEncode used the other checkpoint too."""
     other = scene.add("VCCheckpointLoader", ckpt_name=RELEASED, weight_dtype="fp32")
     own = scene.encode(**conditions_for(scene, scene.loader))

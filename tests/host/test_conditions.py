@@ -36,7 +36,7 @@ def source(scene, name, **inputs):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_no_strength_and_no_schedule_are_unplugged_to_the_bit(scene, name):
+def test_strength_0_and_an_empty_schedule_equal_no_condition_to_the_bit(scene, name):
     unplugged, plugged, weak, never = scene.latents(
         *(
             scene.sample(scene.encode(**inputs), steps=2)
@@ -53,7 +53,7 @@ def test_no_strength_and_no_schedule_are_unplugged_to_the_bit(scene, name):
     assert torch.equal(never, unplugged)
 
 
-def test_what_strength_0_switches_off_needs_no_input_that_works(scene):
+def test_strength_0_needs_no_valid_input(scene):
     unplugged, off = scene.latents(
         scene.sample(scene.encode()),
         scene.sample(
@@ -66,7 +66,7 @@ def test_what_strength_0_switches_off_needs_no_input_that_works(scene):
     assert torch.equal(off, unplugged)
 
 
-def test_an_added_motion_of_no_strength_is_not_added(scene):
+def test_an_added_motion_of_strength_0_is_not_added(scene):
     motions = [{}, *({"add_to": scene.add("VCCameraMotion", zoom=2.0, strength=s)} for s in (1.0, 0.0))]
     alone, both, off = scene.latents(
         *(scene.sample(scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.3, **each))) for each in motions)
@@ -105,7 +105,7 @@ def test_the_motion_of_fewer_images_is_slower_and_even(scene):
     assert len(moving) == 15 and moving.min() > 0.5 * moving.max()
 
 
-def test_a_style_of_no_strength_is_unplugged_to_the_bit(scene):
+def test_a_style_of_strength_0_equals_no_style_to_the_bit(scene):
     image = scene.add("VCExampleClip", frames=1)[1]
 
     def styled(**inputs):
@@ -179,12 +179,12 @@ def test_only_the_part_of_a_trimmed_video_is_used(scene):
         )
     ]
     result = scene.host.run(scene.graph)
-    of_part, of_images, of_whole = (
+    of_part, of_images, of_full = (
         np.stack([np.array(Image.open(file)) for file in result.files_of(node)]) for node in sketches
     )
     assert of_part.shape[0] == 4
     assert (of_part == of_images).all()
-    assert (of_part != of_whole).any()
+    assert (of_part != of_full).any()
 
 
 def preview_text(scene, output):

@@ -186,7 +186,7 @@ def test_a_note_says_if_steps_or_size_do_not_suit_the_network(wired):
     assert len([note for note in notes if note.startswith("The frame size 64x64 is far from 448x256")]) == 3
 
 
-def test_a_network_without_style_or_conditions_refuses_them_by_name(wired):
+def test_a_network_without_style_or_conditions_names_them_in_its_error(wired):
     wiring = wired(TEXT_ONLY)
     scene = wiring.scene
     motion = scene.encode(motion=scene.add("VCCameraMotion", **VIDEO), **VIDEO)
@@ -195,7 +195,7 @@ def test_a_network_without_style_or_conditions_refuses_them_by_name(wired):
 
 
 @pytest.mark.parametrize("kind", ["VC3DUNetSampler", "KSampler"])
-def test_a_style_is_refused_by_a_network_without(wired, kind):
+def test_a_style_is_refused_by_a_network_without_style(wired, kind):
     wiring = wired(TEXT_ONLY)
     scene, image = wiring.scene, wiring.scene.add("VCExampleClip", frames=1)[1]
     sides = {"positive": scene.positive, "negative": scene.negative}

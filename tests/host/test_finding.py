@@ -40,18 +40,18 @@ def folders():
     return [comfyui.folder for comfyui in find_comfyuis()]
 
 
-def test_the_error_without_any_says_what_to_do(nowhere):
+def test_the_error_without_a_comfyui_says_what_to_do(nowhere):
     with pytest.raises(NoHost, match="Set COMFYUI_PATH"):
         find_comfyuis()
 
 
 @pytest.mark.parametrize("environment", [".venv", "venv"])
-def test_the_one_in_the_home_folder(nowhere, environment):
+def test_the_comfyui_in_the_home_folder(nowhere, environment):
     folder = install(nowhere / "ComfyUI", environment=environment)
     assert find_comfyuis() == [(folder, folder / environment / "bin" / "python", "0.3.64")]
 
 
-def test_all_in_the_home_folder_that_have_an_environment_the_newest_first(nowhere):
+def test_comfyuis_in_the_home_folder_with_an_environment_the_newest_first(nowhere):
     old, new = install(nowhere / "ComfyUI", "0.3.64"), install(nowhere / "ComfyUI-new", "0.33.0")
     unknown = install(nowhere / "ComfyUI-unknown", version="")
     install(nowhere / "ComfyUI-without", environment="elsewhere")
@@ -82,7 +82,7 @@ def test_a_link_in_custom_nodes_counts_as_this_checkout(nowhere, monkeypatch):
     assert folders() == [home]
 
 
-def test_those_that_are_named_are_all_there_are(nowhere, monkeypatch):
+def test_only_the_named_comfyuis_are_used(nowhere, monkeypatch):
     install(nowhere / "ComfyUI", "0.99.0")
     old, new = install(nowhere / "old", "0.3.64"), install(nowhere / "new", "0.33.0")
     name(monkeypatch, "COMFYUI_PATH", old)
@@ -102,7 +102,7 @@ def test_one_python_for_all_or_one_for_each(nowhere, monkeypatch):
 
 
 @pytest.mark.parametrize("named", [0, 1, 3])
-def test_pythons_of_another_number_are_an_error(nowhere, monkeypatch, named):
+def test_another_number_of_pythons_is_an_error(nowhere, monkeypatch, named):
     folder = install(nowhere / "ComfyUI")
     name(monkeypatch, "COMFYUI_PATH", *[folder] * named)
     name(monkeypatch, "COMFYUI_PYTHON", folder / "main.py", folder / "main.py")
@@ -111,14 +111,14 @@ def test_pythons_of_another_number_are_an_error(nowhere, monkeypatch, named):
 
 
 @pytest.mark.parametrize("variable", ["COMFYUI_PATH", "COMFYUI_PYTHON"])
-def test_a_variable_that_names_none_is_an_error(nowhere, monkeypatch, variable):
+def test_a_variable_with_a_wrong_path_is_an_error(nowhere, monkeypatch, variable):
     install(nowhere / "ComfyUI")
     name(monkeypatch, variable, nowhere / "nothing")
     with pytest.raises(FileNotFoundError, match=variable):
         find_comfyuis()
 
 
-def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
+def test_a_comfyui_without_its_own_python(nowhere, monkeypatch):
     folder = install(nowhere / "ComfyUI", environment="elsewhere")
     with pytest.raises(NoHost, match="Set COMFYUI_PYTHON"):
         find_comfyuis()
@@ -135,7 +135,7 @@ def test_one_without_a_python_of_its_own(nowhere, monkeypatch):
         (["--hosts", "all"], [], [], "no ComfyUI tested"),
     ],
 )
-def test_each_is_tested_after_the_other_and_the_end_says_which(nowhere, arguments, versions, ran, summary):
+def test_comfyuis_are_tested_in_turn_and_the_end_lists_them(nowhere, arguments, versions, ran, summary):
     """With this project's conftest.py and two tests that only need a folder."""
     for version in versions:
         install(nowhere / f"ComfyUI-{version}", version)

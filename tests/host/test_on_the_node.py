@@ -32,7 +32,7 @@ def test_each_condition_node_shows_what_the_network_sees(scene, name):
     assert not result.files  # the output folder stays empty
 
 
-def test_large_and_long_ones_are_shown_small_and_as_fast(scene):
+def test_large_and_long_conditions_are_shown_small_and_at_their_speed(scene):
     clip = scene.add("VCExampleClip", frames=130)
     size = {"model": None, "frames": 130, "width": 256, "height": 128}  # without a model at the released 384 x 192
     node = scene.add("VCSketchSequence", video=clip[0], frame_rate=8.0, method="edges", **size)
@@ -54,7 +54,7 @@ def test_motion_preview_shows_itself(scene, style):
     assert shown(scene.host.run(scene.graph), node)[1]
 
 
-def test_what_is_switched_off_shows_a_blank_picture(scene):
+def test_a_condition_of_strength_0_shows_a_blank_image(scene):
     node = source(scene, "motion", strength=0.0)
     scene.add("PreviewAny", source=scene.encode(motion=node)[3])
     path, moves = shown(scene.host.run(scene.graph), node)

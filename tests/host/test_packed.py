@@ -22,7 +22,9 @@ def git_files(repository, *options):
     try:
         done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("the package consists of the files of a git checkout, but this is no checkout or git is missing")
+        pytest.skip(
+            "the package consists of the files of a git checkout, but this is not a checkout, or git is missing"
+        )
     return set(done.stdout.decode().split("\0")) - {""}
 
 

@@ -79,7 +79,7 @@ def test_our_sampler_the_stock_one_and_compose_agree_on_the_same_sigmas(scene, c
     assert error(stock, expected) <= ALLOWED
 
 
-def test_the_compared_conditions_count(scene, wired):
+def test_the_compared_conditions_have_an_effect(scene, wired):
     """Otherwise the tests above would compare less than their names say."""
     inputs = scene.graph[wired[0]]["inputs"]
     lacking = [{k: v for k, v in inputs.items() if k != name} for name in ("motion", "single_image", "depth")]

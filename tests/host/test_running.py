@@ -51,7 +51,7 @@ def test_an_interrupted_run_ends(scene):
     [("ours", 16, 3), ("stock", 16, 3), ("ours", 40, 2)],
     ids=["within a step", "within a step of the stock sampler", "within a window"],
 )
-def test_an_interrupted_run_ends_within(scene, sampler, frames, call):
+def test_an_interrupted_run_ends_within_a_step_or_window(scene, sampler, frames, call):
     """The current prediction is finished, and nothing more is computed."""
     sample = {"ours": scene.sample, "stock": scene.stock_sample}[sampler]
     # A scale of 1 has one prediction in each step or window.

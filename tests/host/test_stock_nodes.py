@@ -119,7 +119,7 @@ def test_samplers_of_every_family_run(scene, moved):
         assert 0.3 < latent.std() < 3  # also false of NaN
 
 
-def test_each_of_a_batch_is_a_video_of_its_own(scene):
+def test_each_item_of_a_batch_is_its_own_video(scene):
     conditions = {"motion": scene.add("VCCameraMotion", zoom=1.5, frames=FRAMES)}
     both, alone = scene.encode(**conditions, batch_size=2), scene.encode(**conditions)
     shown = scene.add("SaveImage", images=scene.add("VAEDecode", samples=scene.sample(both), vae=scene.loader[3]))
@@ -131,7 +131,7 @@ def test_each_of_a_batch_is_a_video_of_its_own(scene):
     assert len(result.files_of(shown)) == 2 * FRAMES
 
 
-def test_each_of_a_batch_of_long_videos_is_a_video_of_its_own(scene):
+def test_each_item_of_a_batch_of_long_videos_is_its_own_video(scene):
     motion = scene.add("VCCameraMotion", pan_right=0.4, frames=24)
     single, batch = scene.latents(*(scene.sample(scene.encode(motion=motion, batch_size=n)) for n in (1, 2)))
     assert error(batch[:1], single) < 1e-4

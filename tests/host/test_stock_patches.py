@@ -210,7 +210,7 @@ def outcomes(host) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_has_an_effect_or_a_note_says_so(host, outcomes, name):
+def test_a_stock_patch_has_an_effect_or_a_note_says_so(host, outcomes, name):
     absent(host, name)
     row, outcome = ROWS[name], outcomes[name]
     assert outcome.latent.isfinite().all()

@@ -100,7 +100,7 @@ def test_weights_with_scales_give_about_the_same_video(scene, spelling, marks):
 
 
 @pytest.mark.parametrize("saver", ["ModelSave", "CheckpointSave"])
-def test_what_stock_nodes_save_loads_again(scene, saver):
+def test_files_saved_by_stock_nodes_load_again(scene, saver):
     (before,) = scene.latents(scene.sample(scene.encode(**conditions(scene))))
     extra = {"clip": scene.loader[1], "vae": scene.loader[3]} if saver == "CheckpointSave" else {}
     scene.add(saver, filename_prefix=saver, **extra)

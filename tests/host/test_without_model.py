@@ -18,7 +18,7 @@ def test_a_condition_without_a_model_is_computed_for_the_one_that_samples(scene,
     assert result.notes.count(note) == 1
 
 
-def test_its_length_and_size_are_the_video_s_and_nothing_is_cropped_twice(scene):
+def test_a_condition_without_a_model_sets_the_length_and_size_and_is_cropped_once(scene):
     """From a wide source, for a size that is only set on STCEncode: the source is not cropped to a square first."""
     clip = scene.add("VCExampleClip", frames=40)
     wide = scene.add("ImageScale", image=clip[1], upscale_method="area", width=256, height=128, crop="center")
@@ -34,7 +34,7 @@ def test_its_length_and_size_are_the_video_s_and_nothing_is_cropped_twice(scene)
     assert latents[0].shape == (1, 4, 8, 6, 12) and torch.equal(*latents)
 
 
-def test_what_is_set_on_its_node_is_the_video_s(scene):
+def test_values_set_on_the_node_are_those_of_the_video(scene):
     motion = source(scene, "motion", model=None, frames=8, width=80)
     image = source(scene, "single_image", model=None)
     (latent,) = scene.latents(scene.sample(scene.encode(motion=motion, single_image=image), steps=1))

@@ -7,6 +7,7 @@ import signal
 import sys
 from unittest.mock import patch
 
+from training.distillation import ConsistencyStep
 from training.recipe import read_recipe
 from training.step import Step
 from training.trainer import train
@@ -15,13 +16,15 @@ from training.trainer import train
 def train_interrupted(recipe, number, step):
     """Train with a recipe and raise a signal in a step; the first step is 1. Returns the exit status."""
 
-    class Interrupted(Step):
+    kind = ConsistencyStep if recipe.distils else Step
+
+    class Interrupted(kind):
         def __call__(self, batch):
             if batch.after == step * self.recipe.data[0].batch:  # one rank, first domain
                 signal.raise_signal(number)
             return super().__call__(batch)
 
-    with patch("training.trainer.Step", Interrupted):
+    with patch(f"training.trainer.{kind.__name__}", Interrupted):
         return train(recipe)
 
 

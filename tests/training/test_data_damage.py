@@ -90,7 +90,7 @@ def test_numbers_that_are_not_finite_are_a_bad_sample(copied):
         packing.unpack_vectors(packing.pack_vectors(vectors), (96, 128), 0, LONG)
 
 
-def test_our_own_mistakes_are_not_bad_samples(prepared, monkeypatch):
+def test_errors_in_our_code_are_not_bad_samples(prepared, monkeypatch):
     def mistaken(*_, **__):
         raise TypeError("ours")
 

@@ -166,7 +166,7 @@ def test_bad_files_are_reported_with_name_and_reason(tmp_path):
         assert str(tmp_path / entries[index]["file"]) in str(caught.value)
 
 
-def test_our_own_mistakes_are_not_bad_samples(videos, monkeypatch):
+def test_errors_in_our_code_are_not_bad_samples(videos, monkeypatch):
     monkeypatch.setattr(making, "random_mask", lambda *_: (_ for _ in ()).throw(ValueError("ours")))
     with pytest.raises(ValueError, match="ours"):
         clips(videos).sample(0, ("mask",), generator())

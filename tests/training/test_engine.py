@@ -215,7 +215,7 @@ def test_it_overfits_a_few_clips(clips):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_run_goes_on_bit_for_bit(tmp_path, kind):
+def test_a_run_continues_bit_for_bit(tmp_path, kind):
     recipe = make_recipe(kind=kind, betas=(0.9, 0.99))
     straight = Run(recipe, World(), torch.float32)
     straight.learn(3)

@@ -32,8 +32,11 @@ from training.evaluate.trials import (
     compose_wirings,
     run_here,
 )
+from training.lora import add_lora, lora_layers, save_lora
 from training.recipe import Recipe
-from vc_core.checkpoint.reading import save_checkpoint
+from vc_core.checkpoint.loading import load_unet
+from vc_core.checkpoint.lora import FEW_STEPS
+from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.conditions import CONDITIONS
 from vc_core.errors import UserError
 
@@ -260,6 +263,26 @@ def test_files_with_other_towers_are_compared_by_the_towers_of_the_first(
     assert "network compared with tiny: better: " in table
 
 
+def test_a_lora_is_compared_with_its_checkpoint_in_few_steps_if_it_is_distilled(settings, tiny_checkpoint, tmp_path):
+    unet = load_unet(read_checkpoint(tiny_checkpoint))
+    add_lora(unet, 2, None, ["spatial.block"])
+    for layer in lora_layers(unet).values():
+        torch.nn.init.normal_(layer.lora_up.weight)
+    for name, metadata in (("plain", {}), ("student", {FEW_STEPS: "yes"})):
+        save_lora(tmp_path / f"{name}.safetensors", unet, metadata)
+    loras = tuple(tmp_path / f"{name}.safetensors" for name in ("plain", "student"))
+    sampling = Composing(seeds=1, many=3)
+    results = evaluate(replace(settings, only=("consistency",), sampling=sampling, loras=loras))
+    assert [result.name for result in results] == ["tiny", "plain", "student"]
+    assert [result.about["sampling"] for result in results] == [
+        "3 steps of dpmpp_2m", "3 steps of dpmpp_2m", "4 steps of lcm"
+    ]  # fmt: skip
+    assert [result.about["lora"] for result in results] == [None, *map(str, loras)]
+    videos = [result.videos[arms_of("text")["given"]] for result in results]
+    assert not any(videos[i].equal(videos[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert "student compared with tiny" in as_table(settings, results)
+
+
 def test_together_has_its_own_sheet(result):
     labels = [label for label, _ in sheet_rows(result, TOGETHER, seeds=2)]
     assert (labels[1:3] == ["given", "  object found"] and "moving" in labels[0]) or "going" in labels[0]
@@ -420,7 +443,7 @@ def test_an_interruption_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch, 
     assert "nothing was written" in capsys.readouterr().err
 
 
-def test_the_launcher_hands_the_command_on():
+def test_the_launcher_passes_the_command_on():
     from vc_core.cli import PROGRAMS, PROJECT
 
     assert "evaluate" in PROGRAMS and "./vc evaluate" in (PROJECT / "vc").read_text()

@@ -194,14 +194,14 @@ def test_lost_objects_and_static_targets_have_no_displacement_fraction():
 def test_the_end_point_error_counts_only_in_the_mask():
     mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
     mask[:, :, 0] = True  # the upper half
-    command = torch.zeros(1, 2, 2, 4, 4)
-    command[0, 0, 1, :2] = 0.1
+    target = torch.zeros(1, 2, 2, 4, 4)
+    target[0, 0, 1, :2] = 0.1
     assert after_first(mask, (4, 4)).sum() == 8  # none of the first frame
-    motion = torch.zeros_like(command)
+    motion = torch.zeros_like(target)
     motion[0, 1, 1] = 0.05
-    assert endpoint_error(motion, command, after_first(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
-    assert endpoint_error(motion, command, after_first(~mask, (4, 4))).item() == pytest.approx(0.05)
-    assert endpoint_error(motion, command, after_first(mask & False, (4, 4))).isnan().all()
+    assert endpoint_error(motion, target, after_first(mask, (4, 4))).item() == pytest.approx(math.hypot(0.1, 0.05))
+    assert endpoint_error(motion, target, after_first(~mask, (4, 4))).item() == pytest.approx(0.05)
+    assert endpoint_error(motion, target, after_first(mask & False, (4, 4))).isnan().all()
 
 
 def test_directions_are_between_the_first_and_the_last_frame_that_show_the_object():

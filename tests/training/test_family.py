@@ -21,7 +21,7 @@ from vc_core.checkpoint.reading import read_checkpoint, save_checkpoint
 from vc_core.checkpoint.released import to_released
 from vc_core.composer import VideoComposer
 from vc_core.diffusion.samplers import Sampling
-from vc_core.families import assumed
+from vc_core.families import inferred_config
 from vc_core.model.unet import UNet3D
 from vc_core.pipeline import compose
 
@@ -39,7 +39,7 @@ def files(tmp_path_factory, tiny_config):
     folder, paths = tmp_path_factory.mktemp("family"), {}
     for name, (sizes, more) in FAMILIES.items():
         unet = replace(tiny_config.unet, **sizes)
-        config, _ = assumed(unet)
+        config, _ = inferred_config(unet)
         tiny = {key: getattr(tiny_config, key) for key in ("frames", "height", "width", "towers", "autoencoder")}
         methods = {"sketch": "edges", "depth": "relative"}
         config = replace(config, extraction=replace(config.extraction, **methods), **(tiny | more))

@@ -201,7 +201,7 @@ def trains(unet):
         ("stc", lambda name: name.startswith("stc.")),
     ],
 )
-def test_what_trains(unet, what, expected):
+def test_only_the_chosen_parts_train(unet, what, expected):
     choose_parameters(unet, Recipe(train=Train(what)))
     assert trains(unet) == {name for name, _ in unet.named_parameters() if expected(name)}
     groups = {group["name"]: group for group in parameter_groups(unet, Recipe())}

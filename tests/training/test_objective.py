@@ -190,7 +190,7 @@ def test_zero_terminal_snr_trains_on_pure_noise_at_the_end():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_min_snr_weights_are_the_papers(prediction):
+def test_min_snr_weights_are_those_of_the_paper(prediction):
     alphas = ddpm().alphas_cumprod
     snr = alphas / (1 - alphas)
     weights = snr_weights(DiffusionConfig().alphas_cumprod, prediction, 5.0)

@@ -21,7 +21,7 @@ def write(tmp_path):
     return writes
 
 
-def test_a_file_changes_the_defaults_and_options_change_the_file(write):
+def test_a_file_overrides_the_defaults_and_options_override_the_file(write):
     path = write("steps: 7\ndata:\n  - {frames: 8}\n  - {frames: 1, weight: 0.5}\noptimizer: {learning_rate: 1e-4}\n")
     recipe = read_recipe(path, ["--data.1.batch", "3", "--engine.compile", "--loss.min-snr-gamma", "5"])
     assert (recipe.steps, recipe.height) == (7, Recipe().height)
@@ -143,7 +143,9 @@ def test_a_recipe_for_a_folder_works_with_shards(repository):
     assert (folder.data[0].rate, folder.data[0].nominal_height) == (8, 336)
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "finetune", "lora", "synthetic", "synthetic_quick"])
+@pytest.mark.parametrize(
+    "name", ["stage1", "stage2", "finetune", "lora", "lcm", "lcm_small", "synthetic", "synthetic_quick"]
+)
 def test_the_recipes_can_be_read(repository, name):
     recipe = read_recipe(repository / "training" / "recipes" / f"{name}.yaml")
     assert recipe.out.name == name
@@ -186,7 +188,7 @@ def test_a_malicious_recipe_gives_a_short_message(tmp_path, text, says):
     assert len(str(raised.value)) < 1000 and str(raised.value).isprintable()
 
 
-def test_what_yaml_repeats_by_aliases_is_read(tmp_path):
+def test_yaml_with_aliases_is_read(tmp_path):
     (tmp_path / "recipe.yaml").write_text("data: [&one {kind: synthetic, count: 8}, {<<: *one, count: 9}, *one]\n")
     assert [domain.count for domain in read_recipe(tmp_path / "recipe.yaml").data] == [8, 9, 8]
 

@@ -144,7 +144,7 @@ def test_a_missing_network_is_an_error_and_not_replaced(step, tmp_path, monkeypa
         encoders.latents(torch.zeros(1, 3, 2, *SIZE))
 
 
-def test_bf16_is_near(step):
+def test_bf16_gives_almost_the_same_loss(step):
     """Autocast is for the trained network; the frozen ones have their own dtypes."""
     training_batch = batch([1, 2], keeping(NAMES))
     (expected, _), inputs = step(training_batch), step.inputs(training_batch)

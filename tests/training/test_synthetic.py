@@ -126,7 +126,7 @@ def test_motion_is_the_objects_displacement_and_the_pan(scenes, rendered):
     assert rendered.motion[:, :, 0].abs().max() == 0.0
 
 
-def test_centers_are_where_the_object_is(scenes, rendered):
+def test_centers_are_those_of_the_objects(scenes, rendered):
     """For single circles entirely inside the frame, the mask's centroid is the centre."""
     checked = 0
     y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")

@@ -204,7 +204,7 @@ def test_the_position_in_the_data_is_saved(straight):
     assert read_recipe(straight / "recipe.yaml").steps == 8
 
 
-def test_a_finished_run_does_nothing_more_and_more_steps_go_on(make, capsys):
+def test_a_finished_run_does_nothing_and_more_steps_continue_it(make, capsys):
     assert train(make("--steps", "1")) == 0
     assert "new weights: everything" in capsys.readouterr().err
     remains = make().out / "checkpoints" / ".step-00000007.part"  # from a run that was killed while it saved

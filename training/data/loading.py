@@ -21,9 +21,9 @@ except ImportError:  # Windows, where tensors of other processes are not files
 Keep = Callable[[Sequence[int]], Mapping[str, Tensor]]
 """From the numbers of a batch's samples to `(B,)` bool by name: whether they keep text, style and each condition."""
 
-ATTEMPTS = 100  # clips to try for one sample; if none of them can be read, the data set is missing
-FEW = 1000  # the fraction of bad samples counts from this number on: 1 of the first 10 is not yet 10%
-SHOWN = 3  # latest bad samples that the error names
+ATTEMPTS = 100  # number of clips to try for one sample before reading stops with an error
+FEW = 1000  # `max_bad` is a fraction of at least this many samples: 1 bad sample of the first 10 is not yet 10%
+SHOWN = 3  # number of the latest bad samples that the error names
 
 
 class Batches(Dataset):

@@ -9,7 +9,7 @@ from pathlib import Path
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.disk import check_folder, folder_beside, make_folder
 from vc_core.errors import UserError
-from vc_core.terminal import argument, option, parsed, progress_bars, run_program
+from vc_core.terminal import argument, each, option, parsed, progress_bars, run_program
 
 DEFAULT = {"clips": 48, "seeds": 2, "steps": 12}
 QUICK = {"clips": 3, "seeds": 1, "steps": 8}
@@ -72,6 +72,11 @@ def program(
     parts: option(
         tuple[Path, ...] | None, "files with the autoencoder and the text and image towers", shown="FILE [FILE ...]"
     ) = None,
+    lora: option(
+        each(Path),
+        "also evaluate the first checkpoint with this LoRA, in few steps if it was distilled for them; may be repeated",
+        shown="FILE",
+    ) = (),
     clip: option(
         Path | None,
         "file or folder of an OpenCLIP ViT-H/14 for the CLIP measures (default: the towers of the first checkpoint)",
@@ -96,6 +101,7 @@ def program(
     settings = EvaluationSettings(
         checkpoints=checkpoints or (BUNDLED,),
         parts=parts or (),
+        loras=tuple(lora),
         clips=numbers.pop("clips"),
         data=data,
         rate=rate,

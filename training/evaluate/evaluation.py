@@ -18,7 +18,7 @@ from training.evaluate.fvd import Distance, described, load_fvd
 from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES, Features, Measure
 from training.evaluate.own_clips import open_data, read_clips
-from training.evaluate.processes import one_thread, run_in_processes
+from training.evaluate.processes import load_composer, one_thread, run_in_processes
 from training.evaluate.statistics import Estimate, difference, estimate
 from training.evaluate.trials import (
     ARMS,
@@ -33,6 +33,8 @@ from training.evaluate.trials import (
 )
 from training.launch import cores
 from vc_core.checkpoint.files import sha256
+from vc_core.checkpoint.loading import on_meta
+from vc_core.checkpoint.lora import read_lora
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer, choose_device
 from vc_core.config import Config
@@ -50,6 +52,7 @@ class EvaluationSettings:
 
     checkpoints: tuple[Path, ...] = (BUNDLED,)  # each is compared with the first
     parts: tuple[Path, ...] = ()  # files with parts that the checkpoints do not contain
+    loras: tuple[Path, ...] = ()  # the first checkpoint is also evaluated with each of these LoRAs
     clips: int = 48  # number of scenes, or maximum number of clips of the data
     data: Path | None = None  # folder of videos with captions, or of shards; None for synthetic scenes
     rate: float | None = None  # of a folder's videos, as in training, see `training.recipe.Domain`
@@ -77,6 +80,11 @@ class EvaluationSettings:
                 f"{' and '.join(self.only)} can be measured only on synthetic scenes. Leave out --data, or choose some "
                 f"of {', '.join(row.name for row in MEASURES.values() if not row.scenes)}."
             )
+
+    @property
+    def networks(self) -> list[tuple[Path, Path | None]]:
+        """Return each checkpoint and LoRA to evaluate."""
+        return [*((path, None) for path in self.checkpoints), *((self.checkpoints[0], lora) for lora in self.loras)]
 
     @property
     def noun(self) -> str:
@@ -148,11 +156,14 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
         checkpoint = read_checkpoint(path)
         checkpoint.part("model")
         settings.open_data(checkpoint.config)
+    for lora in settings.loras:
+        read_lora(lora, on_meta(read_checkpoint(settings.checkpoints[0]).config))
     fvd = load_fvd(settings.fvd)
     results: list[Result] = []
     with one_thread(choose_device(settings.device)):
-        for path, name in zip(settings.checkpoints, names_of(settings.checkpoints), strict=True):
-            results.append(_evaluate(path, name, settings, fvd, results[0] if results else None, progress))
+        names = names_of([lora or path for path, lora in settings.networks])
+        for (path, lora), name in zip(settings.networks, names, strict=True):
+            results.append(_evaluate(path, lora, name, settings, fvd, results[0] if results else None, progress))
     return results
 
 
@@ -164,13 +175,14 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def _evaluate(
     path: Path,
+    lora: Path | None,
     name: str,
     settings: EvaluationSettings,
     fvd: Distance | None,
     first: Result | None,
     progress: Progress | None,
 ) -> Result:
-    composer = VideoComposer.load(path, settings.parts, device=settings.device)
+    composer = load_composer(path, settings.parts, lora, settings.device)
     how = settings.sampling.of(composer.config)
     config, autoencoder, device = composer.config, composer.autoencoder, composer.device
     judge = judge_of(settings, composer, first)
@@ -191,7 +203,7 @@ def _evaluate(
         together = Wiring(frozenset({*offered} & {"text", "style", *clips.conditions}))
         wirings.append(together)
     jobs = settings.jobs or (min(JOBS, cores()) if device.type == "cpu" else 1)
-    run = run_here(composer) if jobs == 1 else run_in_processes(path, settings.parts, str(device), jobs)
+    run = run_here(composer) if jobs == 1 else run_in_processes(path, settings.parts, str(device), jobs, lora)
     videos = compose_wirings(run, clips, wirings, how, progress)
 
     truth, which = clips.truth, pairs(len(clips), how.seeds)
@@ -212,7 +224,8 @@ def _evaluate(
     arms = {arm: videos[wiring] for arm, wiring in arms_of("text").items() if "text" in trials}
     about = {
         "file": str(path),
-        "sha256": sha256(path),
+        "sha256": sha256(lora or path),
+        "lora": None if lora is None else str(lora),
         "parts": {str(file): sha256(file) for file in settings.parts},
         "name": config.name,
         "width": truth.video.shape[-1],

@@ -29,7 +29,7 @@ from vc_core.extract.sketch.methods import REFERENCE, blurred, edges
 from vc_core.video import FramePlan, resize_crop
 
 FINE = 128
-"""Minimum side in pixels for measuring motion. Larger, flicker of the autoencoder would count as motion too."""
+"""Minimum side in pixels for measuring motion. At larger sizes, flicker of the autoencoder would count as motion."""
 SLOWEST = 0.5 / 64
 """Slowest target motion that is compared with the measured motion, in frame widths per frame."""
 
@@ -48,9 +48,9 @@ def motion_of(video: Tensor) -> Tensor:
     return torch.cat([read_motion(clip[None], plan, size, **options).field for clip in video]) / size[1]
 
 
-def endpoint_error(motion: Tensor, command: Tensor, where: Tensor) -> Tensor:
-    """Return the mean distance of the vectors of two fields (B, 2, F, H, W), over `where` (B, F, H, W) bool."""
-    return _mean_over((motion - command).norm(dim=1), where)
+def endpoint_error(motion: Tensor, target: Tensor, where: Tensor) -> Tensor:
+    """Return the mean distance between the vectors of two fields (B, 2, F, H, W), over `where` (B, F, H, W) bool."""
+    return _mean_over((motion - target).norm(dim=1), where)
 
 
 def path(mask: Tensor) -> Tensor:
@@ -152,8 +152,8 @@ def outline_gradient(video: Tensor, mask: Tensor) -> Tensor:
     """Return the gradient of a video (B, 3, F, S, S) across the outline of its object (B, F, S, S) bool, in RGB per
     pixel.
 
-    It is the mean over the pixels on both sides of the outline, over all frames. It is smaller for blurred outlines;
-    noise changes it only little, because noise adds in squares.
+    It is the mean over the pixels on both sides of the outline, over all frames. It is smaller for blurred outlines.
+    Noise changes it little, because its gradient adds to the outline's in squares.
     """
 
     def gradient(video: Tensor, mask: Tensor) -> Tensor:
@@ -210,9 +210,9 @@ def neighbour_similarity(frames: Tensor) -> Tensor:
     return F.cosine_similarity(frames[:, 1:], frames[:, :-1], dim=-1).mean(1)
 
 
-def similarity(frames: Tensor, to: Tensor) -> Tensor:
-    """Return the mean cosine of the embeddings of frames (B, F, D) and of a text or image (B, D)."""
-    return F.cosine_similarity(frames, to[:, None], dim=-1).mean(1)
+def similarity(frames: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean cosine of the embeddings of frames (B, F, D) and of a text or image, `reference` (B, D)."""
+    return F.cosine_similarity(frames, reference[:, None], dim=-1).mean(1)
 
 
 def _mean_over(values: Tensor, where: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Features:
 
     @property
     def video(self) -> Tensor:
-        """In [0, 1]; computed each time, because all videos as floats would need four times the memory."""
+        """The videos in [0, 1], computed each time, because all videos as floats would need four times the memory."""
         return self.pixels if self.pixels.is_floating_point() else self.pixels.float() / 255
 
     @cached_property
@@ -308,11 +308,11 @@ def _camera(features: Features, truth: Truth) -> Tensor:
     return camera_steps(features.camera, truth)
 
 
-def _both(features: Features, truth: Truth) -> Tensor:
+def _objects_and_camera(features: Features, truth: Truth) -> Tensor:
     return torch.cat([_objects(features, truth), _camera(features, truth)], dim=1)
 
 
-_LINE = "measured over target motion, "
+_RATIO = "measured over target motion, "
 _ROWS = (
     Measure("consistency", "similarity of neighbouring frames (CLIP cosine)", "text", "source", _consistency,
             needs=("image",), scenes=False),
@@ -349,12 +349,13 @@ _ROWS = (
     Measure("endpoint", "end-point error (widths per frame)", "motion", "low",
             lambda features, truth: endpoint_error(features.motion, truth.motion, truth.motion_mask),
             percent=True, scenes=False),
-    Measure("motion_slope", f"{_LINE}objects and camera: slope", "motion", "source", _both, loses=True),
-    Measure("motion_r2", f"{_LINE}objects and camera: R²", "motion", "high", _both, statistic=explained, loses=True),
-    Measure("object_slope", f"{_LINE}objects alone: slope", "motion", "source", _objects, loses=True),
-    Measure("object_r2", f"{_LINE}objects alone: R²", "motion", "high", _objects, statistic=explained, loses=True),
-    Measure("camera_slope", f"{_LINE}camera alone: slope", "motion", "source", _camera, loses=True),
-    Measure("camera_r2", f"{_LINE}camera alone: R²", "motion", "high", _camera, statistic=explained, loses=True),
+    Measure("motion_slope", f"{_RATIO}objects and camera: slope", "motion", "source", _objects_and_camera, loses=True),
+    Measure("motion_r2", f"{_RATIO}objects and camera: R²", "motion", "high", _objects_and_camera,
+            statistic=explained, loses=True),
+    Measure("object_slope", f"{_RATIO}objects alone: slope", "motion", "source", _objects, loses=True),
+    Measure("object_r2", f"{_RATIO}objects alone: R²", "motion", "high", _objects, statistic=explained, loses=True),
+    Measure("camera_slope", f"{_RATIO}camera alone: slope", "motion", "source", _camera, loses=True),
+    Measure("camera_r2", f"{_RATIO}camera alone: R²", "motion", "high", _camera, statistic=explained, loses=True),
     Measure("path", "error of the object's path (widths)", "motion", "low",
             lambda features, truth: path_error(features.objects.mask, truth.mask), percent=True, loses=True),
     Measure("displacement", "error of the object's displacement (widths)", "motion", "low",

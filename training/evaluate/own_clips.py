@@ -101,11 +101,11 @@ def _clip(data: FolderClips | ShardClips, index: int) -> Examples:
     return Examples([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
 
 
-def covered(command: Tensor, layout: str, size: tuple[int, int]) -> Tensor:
+def covered(condition: Tensor, layout: str, size: tuple[int, int]) -> Tensor:
     """Return where in a video of `size` (H, W) a motion condition (B, 2, F, h, w) defines motion, (B, F, H, W) bool.
 
-    A dense condition does everywhere except in the first frame, because nothing moves before it. Points do only at
-    their positions: a zero vector is not a point, for the network either.
+    A dense condition defines it everywhere except in the first frame, which has no previous frame. Points define it
+    only at their positions; a zero vector is not a point for the network either.
     """
-    defined = command.any(1) if layout == "points" else torch.ones_like(command[:, 0], dtype=torch.bool)
+    defined = condition.any(1) if layout == "points" else torch.ones_like(condition[:, 0], dtype=torch.bool)
     return after_first(defined, size)

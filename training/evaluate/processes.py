@@ -44,7 +44,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_in_processes(path: Path, parts: Sequence[Path], device: str, jobs: int) -> Run:
+def run_in_processes(path: Path, parts: Sequence[Path], device: str, jobs: int, lora: Path | None = None) -> Run:
     """Return a function that composes in `jobs` processes, each with its own composer. It raises `UserError` if a
     process is killed."""
 
@@ -61,7 +61,7 @@ def run_in_processes(path: Path, parts: Sequence[Path], device: str, jobs: int) 
 
         try:
             for task in tasks:
-                running.append(pool.submit(_compose, task, path, tuple(parts), device))
+                running.append(pool.submit(_compose, task, path, tuple(parts), lora, device))
                 if len(running) > AHEAD * jobs:
                     yield next_result()
             while running:
@@ -89,8 +89,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-_composer = cache(VideoComposer.load)
+def load_composer(path: Path, parts: tuple[Path, ...], lora: Path | None, device: str) -> VideoComposer:
+    """Load a checkpoint, with a LoRA at strength 1 if there is one."""
+    return VideoComposer.load(path, parts, loras={} if lora is None else {lora: 1.0}, device=device)
 
 
-def _compose(task: Task, path: Path, parts: tuple[Path, ...], device: str) -> np.ndarray:
-    return task.compose(_composer(path, parts, device=device)).numpy()
+_composer = cache(load_composer)
+
+
+def _compose(task: Task, path: Path, parts: tuple[Path, ...], lora: Path | None, device: str) -> np.ndarray:
+    return task.compose(_composer(path, parts, lora, device)).numpy()

@@ -27,13 +27,14 @@ class Estimate:
 
 
 def slope(sums: np.ndarray) -> np.ndarray:
-    """Return the slope of the least-squares line through the origin: 1 if the motion is followed exactly. For figures
-    without targets (targets of 1) it is the mean."""
+    """Return the slope of the least-squares line through the origin: 1 if the motion is followed exactly. Figures
+    without targets have targets of 1, so for them it is the mean."""
     return _divided(sums[..., 1], sums[..., 0])
 
 
 def explained(sums: np.ndarray) -> np.ndarray:
-    """Return R², the fraction of the measured values' squares that this line explains; 0..1, also if it falls.
+    """Return R², the fraction of the measured values' squares that this line explains, 0..1. A line with a
+    negative slope can also have a high R².
 
     Squares are about zero and not about the mean, because the line goes through zero.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import Config
 from ..disk import check_folder, folder_beside
 from ..errors import UserError, shorten
-from ..families import assumed
+from ..families import inferred_config
 from ..progress import Progress
 from .diffusers_unet import diffusers_config, no_place
 from .files import DIFFUSERS, PICKLED, check_target, save_tensors
@@ -142,7 +142,7 @@ def _check_storable(out: Path, layout: str, config: Config, overrides: Collectio
     overrides."""
     origins = layout_of("model", layout, on_meta(config)).values()
     try:
-        inferred, _ = assumed(sizes_in(layout, {origin.names[0]: origin.shape for origin in origins}))
+        inferred, _ = inferred_config(sizes_in(layout, {origin.names[0]: origin.shape for origin in origins}))
     except UserError:  # the released head width does not divide this network's width
         differing = [f"unet.head_dim is {config.unet.head_dim}"]
     else:

@@ -153,7 +153,7 @@ def _open_safetensors(path: Path) -> Tensors:
         return safetensors.safe_open(path, framework="pt").get_tensor
 
     with safetensors.safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         return _tensors_of_file(path, load, state, metadata=file.metadata() or {}, mapped=True)
 
 

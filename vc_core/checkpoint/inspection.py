@@ -168,6 +168,9 @@ def as_text(info: FileInfo, brief: bool = False) -> str:
     lines += [f"  assumed: {sentence}" for sentence in info.assumed]
     if info.extra:
         lines.append(f"  not used: {len(info.extra)} tensors ({shorten(info.extra)})")
+    if name and info.config.few_steps:
+        steps, sampler, guidance = info.config.steps, info.config.sampler, info.config.guidance
+        lines.append(f"  distilled for few steps: {steps} steps of {sampler}, guidance scale {guidance:g}")
     if name and not brief:
         lines.append(f"  sampling_rate: {info.config.extraction.sampling_rate:g} frames per second of a clip")
     if info.config is not None and not brief:

@@ -138,7 +138,7 @@ def load_towers(
     unused: set[str] = set()  # names of tensors that are left out on purpose; other unused tensors cause a warning
 
     def fill_tower(tower: nn.Module, part: Part, wide: str) -> None:
-        """`wide` is a parameter whose last dimension is the tower's width."""
+        """Fill a tower with the tensors of a part. `wide`: a parameter whose last dimension is the tower's width."""
         tensors, name = part.tensors, part.name
         layout = layout_of(name, part.layout, tower, tensors.shapes)
         shape, expected = tensors.shapes.get(layout[wide].names[0]), layout[wide].shape[-1]

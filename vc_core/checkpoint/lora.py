@@ -29,6 +29,8 @@ from .tensors import Get, Tensors
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 """Ends of the keys that `./vc export` writes."""
+FEW_STEPS = "few_steps"
+"""Key of the metadata of a LoRA that was distilled for few steps; its value is yes."""
 
 # A layer's name, and the end of the key, which says which tensor of the layer it is.
 _KEY = re.compile(
@@ -114,7 +116,7 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             f"{next(iter(weights))}.{DOWN}, found layers {shorten([*unmatched, *text], 3)}. Use a LoRA of this network."
         )
     notes = [f"{path}: {_not_used(text)}, because they belong to a text encoder."] if text else []
-    (alpha_of, assumed), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
+    (alpha_of, alpha_notes), get, changes = _alphas(Path(path), tensors), tensors.get(), {}
     for layer, module in matched.items():
         if module in changes:
             raise UserError(
@@ -122,7 +124,12 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
             )
         changes[module] = _low_rank(tensors, get, layer, layers[layer], weights[module], alpha_of)
     changes = {name: changes[name] for name in weights if name in changes}
-    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *assumed])
+    return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *alpha_notes])
+
+
+def is_distilled(path: str | Path) -> bool:
+    """Return whether a LoRA's metadata says that it makes its network one for few steps. Raises `UserError`."""
+    return open_tensors(path).metadata.get(FEW_STEPS) == "yes"
 
 
 def warn_unused(lora: LoRA) -> None:

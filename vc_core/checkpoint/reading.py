@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import Config, UNetConfig, unet_config_from_shapes
 from ..errors import UserError
-from ..families import assumed, overridden
+from ..families import inferred_config, overridden
 from .diffusers_unet import diffusers_names, unet_config_from_diffusers
 from .files import files_of, open_tensors, save_tensors
 from .foreign import only_images
@@ -62,7 +62,7 @@ class Checkpoint:
     Attributes:
         config: from the metadata, else inferred from the network's shapes; None for a file without a network.
         parts: by name, see `PARTS`.
-        assumed: one sentence for each setting that neither metadata nor shapes contain.
+        assumed: notes on the settings that neither metadata nor shapes contain.
         extra: names of unused tensors, in the network and outside the parts.
         training: how the network was trained, as JSON, in a file of `./vc export`.
     """
@@ -93,8 +93,8 @@ def read_checkpoint(path: str | Path, **overrides: Any) -> Checkpoint:
         overrides: replace keys of the network's config, see `vc_core.families.overridden`.
 
     Raises:
-        UserError: the file is missing, truncated or not supported, its config is from another version, or an override
-            has a value that is not allowed.
+        UserError: the file is missing, cannot be read, is damaged or not supported, its config is from another version,
+            or an override has a value that is not allowed.
     """
     path = Path(path)
     opened = [open_tensors(file) for file in files_of(path)]
@@ -161,7 +161,12 @@ _NETWORKS = {
 
 
 def sizes_in(layout: str, shapes: Shapes) -> UNetConfig:
-    """Infer the sizes of a network in a layout. Raises `UserError`, or for example `KeyError` if names are missing."""
+    """Infer the sizes of a network from its tensors' names and shapes in a layout.
+
+    Raises:
+        UserError: the network is another one, or has sizes that are not supported.
+        KeyError, IndexError, TypeError, ValueError, ZeroDivisionError: tensors are missing or damaged.
+    """
     return _NETWORKS[layout][0](shapes)
 
 
@@ -184,7 +189,7 @@ def save_checkpoint(
 def _config(
     path: Path, tensors: Tensors, model: Part | None, overrides: Collection[str]
 ) -> tuple[Config | None, list[str]]:
-    """Return the config of a file, and sentences on what was assumed."""
+    """Return the config of a file, and notes on assumed settings. Raises `UserError` if the config is not valid."""
     try:
         if "config" in tensors.metadata:
             return Config.from_json(tensors.metadata["config"]), []
@@ -193,8 +198,8 @@ def _config(
             return Config.from_json(text.decode(errors="replace")), []
         if model is None:
             return None, []
-        config, sentence = assumed(sizes_in(model.layout, model.tensors.shapes), overrides)
-        return config, [sentence]
+        config, note = inferred_config(sizes_in(model.layout, model.tensors.shapes), overrides)
+        return config, [note]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:

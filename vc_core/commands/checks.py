@@ -63,13 +63,17 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
     if "easing" in changed and not s.moves_by_hand:
         moves = ", ".join(map(label, MOVES))
         yield f"{label('easing')} {s.easing} has no effect. It works only with one of {moves}."
+    if s.drag and not s.moves_by_hand:
+        yield f"{label('drag')} requires a motion. Add {', '.join(map(label, MOVES))}, or remove {label('drag')}."
+    if "mask" in s.use and s.keyframe:
+        yield f"{label('keyframe')} sets the condition 'mask' itself. Remove 'mask' from {use}."
     if s.init and s.denoise == 1:
         yield f"{init} {s.init} has no effect at {denoise} 1. Choose a lower {denoise}."
     if s.denoise < 1 and not s.init:
         yield f"{denoise} {s.denoise:g} requires a video to start from. Add {init} FILE."
     for name in ("start", "rate"):
-        if name in changed and not (s.video or s.init):
-            yield f"{label(name)} {getattr(s, name)} has no effect. It requires {video} or {init}."
+        if name in changed and not (s.video or s.init or s.extend):
+            yield f"{label(name)} {getattr(s, name)} has no effect. It requires {video}, {init} or {label('extend')}."
     if s.eta > 0 and not (s.sampler or "").startswith("ddim"):
         yield f"{label('eta')} {s.eta:g} works only with the ddim samplers. Remove it, or add {label('sampler')} ddim."
     if s.noise in WARPED and not (s.moves_by_hand or "motion" in s.use):
@@ -86,7 +90,7 @@ def _contradictions(s: Settings, label: Label) -> Iterator[str]:
         yield f"{label('overlap')} must be smaller than {label('window')} {s.window}, got {s.overlap}."
 
 
-FOLDERS = ("checkpoint", "parts", "video", "init", "mask", "depth_model", "depth_maps")
+FOLDERS = ("checkpoint", "parts", "video", "init", "extend", "mask", "depth_model", "depth_maps")
 """Inputs that may be folders: of images, or of networks."""
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import memory, pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
@@ -24,10 +22,11 @@ from ..extract.pictures import picture_of
 from ..extract.sources import Extracted
 from ..families import VGEN_NEGATIVE, VGEN_SUFFIX, odd_settings
 from ..progress import Progress
-from ..video import FramePlan, plan_frames, read_frames, read_image
+from ..video import FramePlan, read_image
 from ..video.writing import check_videos, numbered, write_contact_sheet, write_videos
 from .checks import check_inputs, check_settings
-from .conditions import fill_in, make_conditions, named_as, output_size, probed
+from .conditions import fill_in, make_conditions, named_as, output_size
+from .drafts import beginning
 from .enlarging import enlarged, load_upscale_model, second_pass
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
 from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
@@ -174,7 +173,8 @@ def run(
         note(line)
     extracted = make_conditions(full, plan, composer.config, progress)
     style = None if full.style is None else pipeline.Style(read_image(full.style), **_applied(full, "style"))
-    init = _init(full, plan)
+    start = beginning(full, plan, composer.config)
+    extracted |= start.conditions
     texts = {0: full.text, **full.text_at}
     shared = {
         "text": {frame: _prompt(full, text) for frame, text in texts.items()},
@@ -187,32 +187,45 @@ def run(
         "progress": progress,
     }
     videos = first = pipeline.compose(
-        composer, **shared, conditions=_applied_all(full, extracted), init=init, sampling=sampling, size=full.size
+        composer,
+        **shared,
+        conditions=_applied_all(full, extracted),
+        init=start.init,
+        denoise_mask=start.mask,
+        sampling=sampling,
+        size=full.size,
     )
     size = output_size(full.size, full.upscale)
     if full.upscale is not None:
         larger = dataclasses.replace(full, size=size, canvas=full.canvas or full.size)  # tracks stay in their pixels
-        extracted = make_conditions(larger, plan, composer.config, progress)
-        start = enlarged(first, size, network, progress)
+        start = beginning(larger, plan, composer.config)
+        extracted = {**make_conditions(larger, plan, composer.config, progress), **start.conditions}
         videos = pipeline.compose(
-            composer, **shared, conditions=_applied_all(full, extracted), init=start, sampling=again, size=size
+            composer,
+            **shared,
+            conditions=_applied_all(full, extracted),
+            init=start.kept(enlarged(first, size, network, progress)),
+            denoise_mask=start.mask,
+            sampling=again,
+            size=size,
         )
+    videos = start.joined(videos)
     record = make_record(full, {name: item.how for name, item in extracted.items() if item.how}, progress)
     metadata = {KEY: record.to_json()}
-    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress)
+    paths = write_videos(full.out, videos, full.fps, full.scale, metadata, progress, start.sound)
     height, width = (side * full.scale for side in size)
-    what = f"{full.frames} frames of {width}x{height}, {full.fps:g} per second"
+    what = f"{videos.shape[2]} frames of {width}x{height}, {full.fps:g} per second"
     lines = [f"{path}: {what}, seed {full.seed + i}" for i, path in enumerate(paths)]
     if full.sheet is not None:
         rows = [(name, picture_of(name, item.tensor)) for name, item in extracted.items()]
         rows += [("style", style.image[:, :, None])] if style else []
-        rows += [] if init is None else [("init", init)]
+        rows += [] if start.init is None else [("init", start.init)]
         if full.upscale is not None:
             rows += [(f"{path.name}, first", video) for path, video in zip(paths, first, strict=True)]
         rows += [(path.name, video) for path, video in zip(paths, videos, strict=True)]
         write_contact_sheet(full.sheet, rows, title=" → ".join(texts.values()), metadata=metadata)
         lines.append(f"{full.sheet}: the conditions and the results")
-    lines += [item.note for item in extracted.values()]
+    lines += [*start.notes, *(item.note for item in extracted.values())]
     lines += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
@@ -270,15 +283,6 @@ def _tiling(settings: Settings) -> Tiling:
     return Tiling(**named_as(Tiling, settings))
 
 
-def _init(settings: Settings, plan: FramePlan | None) -> Tensor | None:
-    """Read the video to start from, `(1, 3, F, H, W)`; at the source's rate if there is one, to keep both in step."""
-    if settings.init is None:
-        return None
-    if settings.video is not None:
-        plan = plan_frames(probed(settings.init), settings.frames, plan.rate, settings.start)
-    return read_frames(settings.init, plan, settings.size)
-
-
 def _applied_all(settings: Settings, extracted: Mapping[str, Extracted]) -> list[Condition]:
     return [Condition(name, item.tensor, **_applied(settings, name)) for name, item in extracted.items()]
 
@@ -309,7 +313,9 @@ def _chosen(user: Settings, full: Settings, plan: FramePlan | None, record: Reco
         if getattr(user, name) is None and getattr(full, name) is not None and (name, full.scale) != ("scale", 1)
     ]
     if user.reads_sequence and user.rate is None:
-        words.append(f"{float(plan.rate):g} frames sampled per second of {(user.video or user.init).name}")
+        words.append(
+            f"{float(plan.rate):g} frames sampled per second of {(user.video or user.init or user.extend).name}"
+        )
     if user.device == "auto":
         words.append(f"{record.machine['device']} in {record.machine['compute']}")
     return f"set automatically: {', '.join(words)}" if words else ""

@@ -53,15 +53,23 @@ def _frame_plan(settings: Settings, frames: int, usual: float) -> FramePlan | No
     If only the source's first frame is used, the plan contains only that frame: the first of the `frames` frames of a
     sequence. The clip may then be too short for the sequence.
     """
-    source = settings.video or settings.init
+    source = settings.video or settings.init or settings.extend
     if source is None:
         return None
     info = probed(source)
+    if settings.extend is not None:
+        return _complete(info, settings, usual)
     if settings.reads_sequence:
         return plan_frames(info, frames, settings.rate, settings.start, usual)
     available = 1 if settings.rate else max(1, info.frames - math.ceil(settings.start * info.rate))
     plan = plan_frames(info, min(frames, available), settings.rate, settings.start, usual)
     return dataclasses.replace(plan, frames=1)
+
+
+def _complete(info: VideoInfo, settings: Settings, usual: float) -> FramePlan:
+    """Plan all frames of a video to extend. Raises `UserError` if it has fewer than --keep."""
+    plan = plan_frames(info, settings.keep, settings.rate, settings.start, usual)
+    return dataclasses.replace(plan, frames=max(plan.frames, round((info.duration - plan.start) * plan.rate)))
 
 
 def probed(path: Path) -> VideoInfo:
@@ -97,6 +105,8 @@ def make_conditions(
         UserError: a file is unreadable, a network's files are missing, or the checkpoint does not support a condition.
     """
     separate = {"motion": settings.moves_by_hand, "single_image": settings.image, "single_sketch": settings.sketch}
+    if settings.drag and "motion" not in config.unet.conditions:
+        separate["motion"] = False  # the dragged image shows it
     for name in (*settings.use, *filter(separate.get, separate)):
         config.unet.check_supports(name)
     plain = options_of(settings)
@@ -105,7 +115,7 @@ def make_conditions(
         return extract_condition(name, Source(clip, plan, settings.size, config.extraction), options, progress)
 
     conditions = {name: make(name, settings.video) for name in settings.use}
-    if settings.moves_by_hand:
+    if separate["motion"]:
         conditions["motion"] = _motion_by_hand(settings, config)
     if settings.image is not None:
         conditions["single_image"] = make("single_image", read_image(settings.image)[:, :, None])
@@ -120,9 +130,13 @@ def make_conditions(
     return conditions
 
 
+def camera_of(settings: Settings) -> CameraMove:
+    return CameraMove(settings.pan, settings.zoom, settings.roll, settings.easing)
+
+
 def _motion_by_hand(settings: Settings, config: Config) -> Extracted:
     """Compute the motion of tracks plus camera, in the layout that the checkpoint was trained on."""
-    move = CameraMove(settings.pan, settings.zoom, settings.roll, settings.easing)
+    move = camera_of(settings)
     field = camera_field(move, settings.frames, settings.size)
     if settings.tracks is not None:
         tracks = read_tracks(settings.tracks)

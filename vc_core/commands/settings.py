@@ -62,6 +62,7 @@ _EXAMPLES = {
     "schedule": "style=0:0.6",
     "text_at": '40="a blue square"',
     "lora": "my.safetensors=0.8",
+    "keyframe": "last.png=-1",
 }
 """Values of the options that are mappings."""
 
@@ -120,6 +121,25 @@ def _by_file(value: Any) -> Any:
     if len({*map(Path, strengths)}) < len(texts):
         raise ValueError("Expected each file only once.")
     return strengths
+
+
+def _by_image(value: Any) -> Any:
+    """Read FILE=INDEX or a list of them, or a mapping of files to one or several indices; return the mapping."""
+    if isinstance(value, Mapping):
+        return {file: tuple(items) if isinstance(items, list | tuple) else (items,) for file, items in value.items()}
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    indices: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        path, _, index = text.rpartition("=")
+        try:
+            indices[path] = (*indices.get(path, ()), int(index))
+        except ValueError:
+            path = ""
+        if not path:
+            raise ValueError("Expected FILE=INDEX, e.g. last.png=-1 for the last frame.")
+    return indices
 
 
 def _by_frame(value: Any) -> Any:
@@ -197,6 +217,11 @@ Loras = Annotated[
     dict[File, Annotated[float, Field(allow_inf_nan=False)]],
     BeforeValidator(_by_file),
     Spoken("paths, or a mapping of paths to strengths", "FILE[=STRENGTH]"),
+]
+Keyframes = Annotated[
+    dict[File, tuple[Annotated[int, Field(ge=-MORE, le=MORE)], ...]],
+    BeforeValidator(_by_image),
+    Spoken("a mapping of images to frame numbers", "FILE=INDEX"),
 ]
 TextsByFrame = Annotated[
     dict[int, str],
@@ -291,6 +316,16 @@ class Settings:
     roll: float = _setting("clockwise rotation of the camera over the video, in degrees (default: 0)", 0.0)
     easing: Easing = _setting(f"speed curve of tracks and camera: {', '.join(EASINGS)} (default: linear)", "linear")
 
+    drag: bool = _setting(
+        "cut and drag: start from --image, warped by the tracks and the camera movement (default: no)", False
+    )
+    drag_inside: Fraction = _setting(
+        "fraction of the noise schedule that composes what --drag moves; lower follows the motion more closely "
+        "(default: 0.5)",
+        0.5,
+    )
+    drag_outside: Fraction = _setting("the same for the rest of the frame (default: 0.75)", 0.75)
+
     text: Text = _setting("prompt (default: empty)", "")
     text_at: TextsByFrame = _setting(
         'prompt at a later frame of a long video, e.g. 40="a blue square"; between these frames the text changes '
@@ -316,6 +351,14 @@ class Settings:
     denoise: Annotated[float, Field(gt=0, le=1)] = _setting(
         "how much of --init to replace: near 0 almost nothing, 1 everything (default: 1)", 1.0
     )
+
+    keyframe: Keyframes = _setting(
+        "image that a frame shows: 0 is the first frame, -1 the last, e.g. last.png=-1; may be repeated", {}
+    )
+    extend: File | None = _setting(
+        "video to continue: the output is the video, followed by new frames; --start and --rate apply to it"
+    )
+    keep: Count = _setting("frames at the end of --extend that --frames starts with (default: 4)", 4)
 
     upscale: Annotated[float, Field(gt=1, le=8)] | None = _setting(
         "enlarge the video this many times, e.g. 2, then denoise it again with its conditions, in tiles of the "
@@ -440,7 +483,8 @@ class Settings:
     def with_paths(self, change: Callable[[Path], Path]) -> "Settings":
         """Return these settings with a function applied to every path."""
         changed: dict[str, Any] = {name: tuple(map(change, getattr(self, name))) for name in FILES}
-        changed["lora"] = {change(path): strength for path, strength in self.lora.items()}
+        for name in ("lora", "keyframe"):
+            changed[name] = {change(path): value for path, value in getattr(self, name).items()}
         changed |= {name: change(value) for name, value in vars(self).items() if isinstance(value, Path)}
         return dataclasses.replace(self, **changed)
 
@@ -463,7 +507,8 @@ class Settings:
     @property
     def reads_sequence(self) -> bool:
         """Whether the source's frames are read as a sequence, not only the first one."""
-        return any(CONDITIONS[name].kind == "temporal" for name in self.use) or self.init is not None
+        temporal = any(CONDITIONS[name].kind == "temporal" for name in self.use)
+        return temporal or self.init is not None or self.extend is not None
 
 
 MERGED = ("strength", "schedule", "text_at")
@@ -472,6 +517,7 @@ MERGED = ("strength", "schedule", "text_at")
 LATER = (
     "vgen_prompts", "lora", "few_steps", "prediction", "zero_terminal_snr",
     "upscale", "upscale_denoise", "upscale_model", "text_at", "noise",
+    "drag", "drag_inside", "drag_outside", "keyframe", "extend", "keep",
 )  # fmt: skip
 """Settings that version 0.1 does not have. It refuses a record that contains their names."""
 
@@ -487,19 +533,29 @@ REQUIRES = (
     ("depth_scale", "depth_maps"),
     ("mask_white", "mask"),
     ("mask_seed", "mask_draw"),
+    ("drag", "image"),
+    ("drag_inside", "drag"),
+    ("drag_outside", "drag"),
+    ("keep", "extend"),
     ("upscale_denoise", "upscale"),
     ("upscale_model", "upscale"),
 )
 """Pairs of settings: the first has no effect without the second."""
 
-EXCLUSIVE = (("depth_maps", "depth_model"), ("mask", "mask_draw"))
+EXCLUSIVE = (
+    ("depth_maps", "depth_model"),
+    ("mask", "mask_draw"),
+    *(("init", name) for name in ("keyframe", "extend", "drag")),
+    *(("drag", name) for name in ("keyframe", "extend")),
+    ("extend", "video"),
+)
 """Pairs of settings that exclude each other."""
 
 FILES = [name for name, hint in Settings.__annotations__.items() if hint is Files]
 """Settings that are lists of paths."""
 
 _PATHS = [name for name, hint in Settings.__annotations__.items() if bare(hint) is Path]
-INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts", "lora")
+INPUTS = (*(name for name in _PATHS if name not in ("out", "sheet")), "parts", "lora", "keyframe")
 """Settings that name files which must exist."""
 
 AFFECTS: dict[str, tuple[str, ...]] = {
@@ -518,6 +574,7 @@ _FIRST = {
     "tracks": "hand-made motion",
     "text": "text and images",
     "init": "video to video",
+    "keyframe": "frames that are kept",
     "upscale": "second pass",
     "out": "output",
     "seed": "sampling",

@@ -15,6 +15,7 @@ from ..config import Config, DiffusionConfig
 from ..errors import UserError, check_type, shown
 from ..progress import Progress
 from .guidance import Denoiser
+from .hold import Hold
 from .noise import NOISES
 from .tiles import Tiles
 from .windows import Windows
@@ -31,7 +32,8 @@ class Sampling:
         sampler: one of `SAMPLERS`; `ddim_released` is the released loop, `lcm` is for networks distilled for it.
             None: the checkpoint's default.
         steps: number of steps, 1 to the schedule's 1000; None: the checkpoint's default.
-        denoise: fraction of the noise schedule to run, in (0, 1]: below 1 to change an init video. As in ComfyUI, these
+        denoise: fraction of the noise schedule to run, in (0, 1]: below 1 to change an init video. With a denoise
+            mask, it is the largest value of the mask that has an effect. As in ComfyUI, these
             are the last `steps` of int(steps / denoise) steps. `ddim_released` starts at the first timestep of its grid
             that is at most denoise times the schedule's last, and runs the rest of the grid. This is more than `steps`
             if int(steps / denoise) does not divide the schedule.
@@ -130,6 +132,12 @@ class Sampler:
             return noise * self.scheduler.init_noise_sigma
         return self.scheduler.add_noise(latent, noise, self.keys[:1])
 
+    def without_first(self, count: int) -> "Sampler":
+        """This run without its first steps."""
+        if count and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(self.scheduler.begin_index + count)
+        return replace(self, timesteps=self.timesteps[count:], keys=self.keys[count:])
+
 
 def sample(
     denoiser: Denoiser,
@@ -137,21 +145,31 @@ def sample(
     sampler: Sampler,
     generators: Sequence[torch.Generator] = (),
     progress: Progress | None = None,
+    hold: Hold | None = None,
 ) -> Tensor:
     """Run a sampler from the result of `sampler.start`, `(B, ...)`, to a clean latent of the same shape.
 
     Args:
         generators: one for each video of the batch, for samplers that are `noisy`.
         progress: called as `progress("sampling", done, total)` after every step.
+        hold: a latent of which each place is held for a part of the steps. Steps without a free place are skipped.
     """
+    last = sampler.timesteps[-1]
+    if hold is not None and (idle := hold.idle_steps(sampler.timesteps)):
+        sampler = sampler.without_first(idle)
+        x = hold.noisy(sampler.scheduler, sampler.keys[0]) if len(sampler.keys) else x
     scheduler, total = sampler.scheduler, len(sampler.timesteps)
     settings = {**sampler.settings, **({"generator": list(generators)} if sampler.noisy else {})}
     for i, (t, key) in enumerate(zip(sampler.timesteps, sampler.keys, strict=True)):
+        if hold is not None:
+            x = hold.keep(x, hold.noisy(scheduler, key), t)
         prediction = denoiser(scheduler.scale_model_input(x, key), t)
+        if hold is not None:
+            prediction = hold.keep(prediction, hold.prediction(scheduler, key), t)
         x = scheduler.step(prediction, key, x, **settings, return_dict=False)[0]
         if progress is not None:
             progress("sampling", i + 1, total)
-    return x
+    return x if hold is None else hold.keep(x, hold.latent, last)
 
 
 # --- The table ------------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class Attention(nn.Module):
         self.to_out = ops.Linear(inner, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x `(B, N, dim)`, context `(C, M, context_dim)`; C divides B, and neighbours in the batch share a context."""
+        """Return a tensor like x `(B, N, dim)`. The context is `(C, M, context_dim)`; C divides B, and neighbours in
+        the batch share a context."""
         context = x if context is None else context
         k, v = self.to_k(context), self.to_v(context)
         q = self.to_q(x)
@@ -94,7 +95,7 @@ class SpatialTransformer(Transformer):
     """Attention among the positions of each frame, and from them to the clip's text and style tokens."""
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x `((b f), c, h, w)`, context `(b, tokens, context_dim)`."""
+        """Return a tensor like x `((b f), c, h, w)`. The context is `(b, tokens, context_dim)`."""
         tokens = rearrange(self.norm(x), "bf c h w -> bf (h w) c")
         tokens = self.proj_out(self.block(self.proj_in(tokens), context))
         return x + rearrange(tokens, "bf (h w) c -> bf c h w", h=x.shape[2])
@@ -106,7 +107,7 @@ class TemporalTransformer(Transformer):
     without_on_images = False  # see `leave_out`
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x `((b f), c, h, w)`."""
+        """Return a tensor like x `((b f), c, h, w)`."""
         if self.without_on_images and frames == 1:
             return leave_out(self, x)
         h = x.shape[2]
@@ -132,7 +133,7 @@ class TemporalConv(nn.Module):
         self.convs = nn.ModuleList(ops.Conv2d(channels, channels, (3, 1), padding=(1, 0)) for _ in range(4))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x `((b f), c, h, w)`."""
+        """Return a tensor like x `((b f), c, h, w)`."""
         if self.without_on_images and frames == 1:
             return leave_out(self, x)
         plane = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames)
@@ -164,7 +165,7 @@ class ResBlock(nn.Module):
         self.temporal = TemporalConv(channels, dropout, ops)
 
     def forward(self, x: Tensor, time: Tensor, frames: int) -> Tensor:
-        """x `((b f), c, h, w)`, time `(b, time_dim)`, after its SiLU."""
+        """Return `((b f), channels out, h, w)`, from x `((b f), c, h, w)` and time `(b, time_dim)` after its SiLU."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h.unflatten(0, (-1, frames)) + self.time_proj(time)[:, None, :, None, None]
         h = F.silu(self.norm2(h.flatten(0, 1)))

@@ -24,7 +24,7 @@ class STCEncoder(nn.Module):
         self.temporal = TemporalLayer(channels, heads, dropout, ops, attend)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """x `(b, in_channels, f, H, W)`, any H and W; size (h, w) of the latent. Return `(b, channels, f, h, w)`."""
+        """Return `(b, channels, f, h, w)` for a latent of `size` (h, w); x is `(b, in_channels, f, H, W)`, any H, W."""
         b, (h, w) = len(x), size
         x = rearrange(x, "b c f h w -> (b f) c h w")
         x = F.silu(self.conv1(x))
@@ -48,7 +48,7 @@ class TemporalLayer(nn.Module):
         self.ff_out = ops.Linear(channels * 4, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `(positions, f, channels)`."""
+        """Return a tensor like x `(positions, f, channels)`."""
         q, k, v = self.to_qkv(self.norm(x)).chunk(3, dim=-1)
         x = x + F.dropout(self.to_out(self.attend(q, k, v, self.heads)), self.dropout, self.training)
         return x + self.ff_out(F.dropout(F.gelu(self.ff_in(x)), self.dropout, self.training))

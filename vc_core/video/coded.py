@@ -22,8 +22,8 @@ NOT_CODED = 8
 """The most bytes of an MPEG-4 picture that is marked as not coded."""
 
 
-def reader(codec: str, extradata: bytes) -> Callable[..., Coded]:
-    """Return a function that reads an av.Packet of a stream: from its bytes, or else from its container's flags."""
+def packet_parser(codec: str, extradata: bytes) -> Callable[..., Coded]:
+    """Return a function that parses an av.Packet of a stream: its bytes, or else its container's flags."""
     read = _READERS.get(codec, lambda data: None)
     size = length_size(extradata, codec == "hevc") if codec in ("h264", "hevc") else None
 
@@ -50,7 +50,7 @@ def _h264(nal_units: Iterator[bytes]) -> Coded | None:
 
 
 def _hevc(nal_units: Iterator[bytes]) -> Coded | None:
-    """From the first slice. Its first bits do not say whether it refers to later pictures."""
+    """HEVC, from the first slice. Its first bits do not say whether the picture refers to later ones."""
     kind = next((kind for unit in nal_units if (kind := unit[0] >> 1 & 63) < 32), None)
     return None if kind is None else Coded(16 <= kind <= 21, False)
 

@@ -22,6 +22,7 @@ from ..folders import is_system_file
 from ..parsing import parse_json
 from .metadata import Metadata, comment, png_text, webp_exif
 from .opening import as_url
+from .sound import RATE, Sound
 
 FOLDER = ""
 """The key in FORMATS of a folder of images: a name without an ending."""
@@ -36,6 +37,7 @@ class VideoToWrite:
     scale: int  # every pixel becomes scale x scale pixels
     metadata: Metadata  # texts to store in the file
     after_frame: Callable[[], None]  # called after each written frame
+    sound: Sound | None = None  # for formats that have a codec for it
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield the frames (H, W, 3) uint8 one by one: a second copy of a long video would not fit into memory."""
@@ -43,7 +45,7 @@ class VideoToWrite:
             yield as_bytes(frame[:, None])[0].repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
     def durations(self, milliseconds: int) -> list[int]:
-        """How long each frame is shown: multiples of `milliseconds` as close to the exact times as possible."""
+        """Return how long each frame is shown: multiples of `milliseconds` as close to the exact times as possible."""
         count = self.video.shape[1]
         times = [round(1000 * i / self.rate / milliseconds) * milliseconds for i in range(count + 1)]
         return [end - start for start, end in pairwise(times)]
@@ -54,6 +56,7 @@ class VideoFormat:
     """How to write a video to a path."""
 
     write: Callable[[Path, VideoToWrite], None]
+    sound: str = ""  # codec of the sound; empty if the format has none
     fastest: int = 1000  # frames per second; above it, players show each frame for a tenth of a second
     largest: int = 65535  # pixels per side
     needs: str = ""  # an optional part of a library, in words
@@ -77,7 +80,12 @@ _LIMITED_RANGE = 1
 
 
 def _encode(
-    codec: str, options: Mapping[str, str], container_options: Mapping[str, str], path: Path, clip: VideoToWrite
+    codec: str,
+    options: Mapping[str, str],
+    container_options: Mapping[str, str],
+    sound_codec: str,
+    path: Path,
+    clip: VideoToWrite,
 ) -> None:
     """Encode as 4:2:0 (one colour per 2x2 pixels): an odd side is extended by repeating its last line."""
     import av
@@ -92,6 +100,11 @@ def _encode(
         context.pix_fmt, context.options = "yuv420p", dict(options)
         matrix, context.colorspace = _BT709 if context.height >= 720 else _BT601
         context.color_range = _LIMITED_RANGE
+        sound: Iterator[tuple[Fraction, Any]] = iter(())
+        if clip.sound is not None:
+            heard = container.add_stream(sound_codec, rate=RATE)
+            heard.codec_context.layout, heard.codec_context.options = "stereo", {"flags": "+bitexact"}
+            sound = clip.sound.packets(heard)
 
         def frames() -> Iterator[Any]:
             for pixels in clip.frames():
@@ -100,11 +113,17 @@ def _encode(
                 yield frame.reformat(format="yuv420p", dst_colorspace=matrix)
             yield None  # flushes the encoder
 
+        waiting = next(sound, None)
         for frame in frames():
             for packet in context.encode_lazy(frame):
                 packet.stream = stream
+                while waiting is not None and waiting[0] <= packet.dts * packet.time_base:
+                    container.mux(waiting[1])
+                    waiting = next(sound, None)
                 container.mux(packet)
                 clip.after_frame()
+        for _, packet in ([waiting] if waiting else []) + [*sound]:
+            container.mux(packet)
 
 
 def _x264_options() -> dict[str, str]:
@@ -119,7 +138,7 @@ def _x264_options() -> dict[str, str]:
     return {**options, "x264-params": "asm=avx2"} if has_avx2 else options
 
 
-def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str]) -> VideoFormat:
+def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[str, str], sound: str) -> VideoFormat:
     def installed() -> bool:
         import av
 
@@ -128,8 +147,9 @@ def _coded(codec: str, options: Mapping[str, str], container_options: Mapping[st
         except av.codec.codec.UnknownCodecError:
             return False
 
-    write = partial(_encode, codec, options, container_options)
-    return VideoFormat(write, largest=16384, needs=f"a build of PyAV with the encoder {codec}", installed=installed)
+    write = partial(_encode, codec, options, container_options, sound)
+    needs = f"a build of PyAV with the encoder {codec}"
+    return VideoFormat(write, sound, largest=16384, needs=needs, installed=installed)
 
 
 # --- Animated pictures, by Pillow -----------------------------------------------------------------------------------
@@ -215,10 +235,13 @@ def check_replaceable(folder: Path) -> None:
 FORMATS: dict[str, VideoFormat] = {
     # use_metadata_tags keeps each key under its own name, as ComfyUI's video nodes write and its page reads it;
     # without it, only iTunes' own keys survive.
-    ".mp4": _coded("libx264", _x264_options(), {"movflags": "+faststart+use_metadata_tags"}),
+    ".mp4": _coded("libx264", _x264_options(), {"movflags": "+faststart+use_metadata_tags"}, "aac"),
     # libvpx's bytes depend on the number of threads only with row-mt.
     ".webm": _coded(
-        "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "4", "row-mt": "0"}, {}
+        "libvpx-vp9",
+        {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "4", "row-mt": "0"},
+        {},
+        "libopus",
     ),
     ".gif": VideoFormat(_write_gif, fastest=50),
     ".webp": VideoFormat(

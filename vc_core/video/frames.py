@@ -170,7 +170,7 @@ def planned_index(video: Media, plan: FramePlan) -> Index:
 
 
 def chosen_times(video: Media, table: Index, plan: FramePlan) -> list[int]:
-    """For each tick of the plan, the time (in the stream's time base) of the frame shown there."""
+    """Return the time, in the stream's time base, of the frame that is shown at each tick of the plan."""
     rate = table.time_base * plan.rate
     ticks = [math.floor((time - table.start) * rate + Fraction(1, 2)) for time in table.times]
     chosen = [table.times[max(0, bisect_right(ticks, tick) - 1)] for tick in range(plan.frames)]
@@ -209,7 +209,7 @@ def read_frames(source: VideoSource, plan: FramePlan, size: tuple[int, int] | No
 
 
 def covering(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """For `resize_crop` of a size `source` (h, w): return the (h, w) after scaling, and the (top, left) of the crop."""
+    """Return the (h, w) after scaling and the (top, left) of the crop when `resize_crop` resizes `source` (h, w)."""
     (height, width), (h, w) = source, size
     if h * width >= w * height:  # the height determines the scale
         scaled = (h, max(w, h * width // height))

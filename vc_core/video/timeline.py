@@ -1,5 +1,5 @@
-"""Find when each picture of a stream is shown, and how many there are. This is the only module that checks what a
-container says about its pictures, against what the pictures themselves and their decoder say."""
+"""Find when each picture of a stream is shown, and how many pictures there are. Only this module compares what a
+container says about its pictures with what the pictures themselves and their decoder say."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fractions import Fraction
 from itertools import accumulate, chain, islice, pairwise
 
 from ..errors import UserError
-from .coded import reader
+from .coded import packet_parser
 from .limits import FASTEST
 from .opening import Media, opened, unreadable
 from .packets import FEW, NEVER, ONE_PER_PACKET, SPLIT, Index, Packet, Reader, number_of, packets_of
 from .showing import Colour, pixel_aspect
 
 DELAY = 33
-"""The most packets that precede a packet shown earlier, plus one: H.264 and HEVC allow 16 pictures, each possibly two
-fields."""
+"""The highest number of packets that can precede a packet with an earlier display time, plus one: H.264 and HEVC allow
+16 pictures, each of which may be two fields."""
 
 UNKNOWN = 25  # frames per second, if nothing says the rate
 MOST = 240  # the highest frames per second accepted from a codec's headers
@@ -40,9 +40,9 @@ class _Clock:
         many = stream.codec_context.has_b_frames or rate > FASTEST
         self.head = head = list(islice(packets_of(container, stream), DELAY if many else 1))
         # If a format stores no times, libavformat invents them, at 25 frames per second.
-        counted = bool(container.format.flags & Flags.no_timestamps.value)
+        no_times = bool(container.format.flags & Flags.no_timestamps.value)
         # E.g. for times before zero in Matroska: the later times do not say when the stream begins.
-        counted = counted or (bool(head) and head[0].pts is None and head[0].dts is None)
+        no_times = no_times or (bool(head) and head[0].pts is None and head[0].dts is None)
         # Field of a packet ("pts", or "dts" for the decoding time) -> when the stream's first picture is shown. Empty
         # if no times are known; then frames are counted, at `rate`.
         self.origins: dict[str, int] = {}
@@ -52,18 +52,19 @@ class _Clock:
                 self.origins[field] = min(times)
                 # E.g. in an AVI file with a wrong rate, because AVI's only clock is its rate.
                 hasty = len(times) > 2 and (len(times) - 1) > (max(times) - min(times)) * self.base * FASTEST
-                counted = counted or (hasty and coded is not None)
-        if counted:
+                no_times = no_times or (hasty and coded is not None)
+        if no_times:
             self.origins, rate = {}, coded or rate
         self.rate = rate
         self.field, self.origin = next(iter(self.origins.items()), (None, 0))
 
-    def at(self, count: int) -> int:
+    def counted(self, count: int) -> int:
         """Return the time of the picture after `count` others, at the stream's rate."""
         return round(count / self.rate / self.base)
 
     def time(self, packet, count: int) -> int | None:
-        return getattr(packet, self.field) if self.field else self.at(count)
+        """Return a packet's time, or if the container stores none, the counted time after `count` packets."""
+        return getattr(packet, self.field) if self.field else self.counted(count)
 
 
 def _coded_rate(stream) -> Fraction | None:
@@ -89,16 +90,17 @@ def index(video: Media, start: float = 0.0, seconds: float | None = None) -> Ind
         table = _read(video, start, seconds, float("inf"), trust)
         # A keyframe may be decoded before `start` and shown after it; seeking is inaccurate in some containers.
         while table.seek is not None and not (table.packets and table.packets[0].time <= table.start):
-            earlier = table.packets[0].dts if table.packets else None
-            before = None if earlier is None or earlier > table.seek else earlier - 1
-            table = _read(video, start, seconds, before, trust)
+            first_time = table.packets[0].dts if table.packets else None
+            latest_seek = None if first_time is None or first_time > table.seek else first_time - 1
+            table = _read(video, start, seconds, latest_seek, trust)
         if table.packets:
             return table
     raise unreadable(video, NO_KEYFRAME)
 
 
-def _read(video: Media, start: float, seconds: float | None, before: float | None, trust: int) -> Index:
-    """Return the index from the last keyframe before `start` and the time `before`, or from the beginning (None).
+def _read(video: Media, start: float, seconds: float | None, latest_seek: float | None, trust: int) -> Index:
+    """Return the index from the last keyframe at or before both `start` and `latest_seek` (a time of the stream), or
+    from the stream's beginning if `latest_seek` is None.
 
     `trust` says where decoding may start: at a real keyframe (0), at a picture that the container calls a keyframe,
     e.g. a recovery point in a stream without keyframes (1), or anywhere (2)."""
@@ -108,13 +110,14 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         context = stream.codec_context
         codec, extradata, reorders = context.name, bytes(context.extradata or b""), context.has_b_frames
         split, aspect, colour = codec in SPLIT or context.codec.intra_only, pixel_aspect(stream), Colour.of(stream)
-        read, clock = reader(codec, extradata), _Clock(container, stream)
+        parse, clock = packet_parser(codec, extradata), _Clock(container, stream)
         # An exact fraction, because the ticks of AVI's and MXF's clocks are as long as pictures.
-        first = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
-        until = math.inf if seconds is None else first + Fraction(seconds) / clock.base
+        window_start = clock.origin + Fraction(start).limit_denominator(10**6) / clock.base
+        window_end = math.inf if seconds is None else window_start + Fraction(seconds) / clock.base
         seek, head = None, clock.head
-        if clock.field and before is not None and min(first, before) > clock.origin and _finds(video, head):
-            seek, head = math.floor(min(first, before)), []
+        goal = window_start if latest_seek is None else min(window_start, latest_seek)
+        if clock.field and latest_seek is not None and goal > clock.origin and _seeking_works(video, head):
+            seek, head = math.floor(goal), []
             try:
                 container.seek(seek, stream=stream, backward=True)
             except av.FFmpegError:
@@ -122,7 +125,7 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
         packets: list[Packet] = []
         skipped, past, end = 0, 0, 0
         for packet in chain(head, packets_of(container, stream)):
-            coded = read(packet)
+            coded = parse(packet)
             if not packets and not (coded.key, packet.is_keyframe, True)[trust]:
                 skipped += 1
                 continue
@@ -131,24 +134,39 @@ def _read(video: Media, start: float, seconds: float | None, before: float | Non
             # Later packets are shown after this one is decoded; a decoding time after the display time is wrong.
             stamps = [time for time in (packet.pts, packet.dts) if time is not None and clock.field]
             reorders = reorders or bool(coded.later)
-            past += min(stamps, default=clock.at(len(packets))) > until
+            past += min(stamps, default=clock.counted(len(packets))) > window_end
             if past > (DELAY if reorders else 0):
                 end = None
                 break
     step, seekable = max(1, int(1 / clock.rate / clock.base)), clock.field is not None
-    window = codec, clock.base, clock.origin, first, step, tuple(packets), (), end, seek, skipped, skipped
-    table = Index(*window, seekable, extradata=extradata, aspect=aspect, colour=colour)
+    table = Index(
+        codec=codec,
+        time_base=clock.base,
+        origin=clock.origin,
+        start=window_start,
+        step=step,
+        packets=tuple(packets),
+        times=(),
+        end=end,
+        seek=seek,
+        skipped=skipped,
+        headless=skipped,
+        seekable=seekable,
+        extradata=extradata,
+        aspect=aspect,
+        colour=colour,
+    )
     if not packets:
         return table
     times = [clock.time(packet, number) for number, packet in enumerate(packets)]
-    if seek is not None and not split and not _begins(video, table):
+    if seek is not None and not split and not _starts_with_keyframe(video, table):
         return _read(video, start, seconds, None, trust)
     if trust == 0 and not _contradicted(packets, times, reorders):
         return _as_stored(video, table, times)
     return _as_decoded(video, table, clock, times) or _read(video, start, seconds, None, trust)
 
 
-def _finds(video: Media, head: Sequence) -> bool:
+def _seeking_works(video: Media, head: Sequence) -> bool:
     """Whether seeking arrives at the requested time: MXF stores no times, and without its index they are guessed."""
     import av
 
@@ -182,12 +200,12 @@ def _as_stored(video: Media, table: Index, times: Sequence[int]) -> Index:
     """Complete the index if the packets' times are their pictures' display times."""
     placed = {number: (time, table.packets[number].hidden) for number, time in enumerate(times)}
     # Pictures shown before the first keyframe refer to frames before it.
-    table = _placed(video, table, placed, times[0], dict(enumerate(times)))
+    table = _with_times(video, table, placed, times[0], dict(enumerate(times)))
     end, last, step = None, table.times[-1], table.step
     if table.end is not None or any(hidden and time > last for time, hidden in placed.values()):
         duration = max((packet.time, packet.duration) for packet in table.packets if not packet.hidden)[1]
         durations = sum(packet.duration for packet in table.packets)
-        end = last + _lasts(duration, durations, max(times) - min(times) + step, step)
+        end = last + _last_duration(duration, durations, max(times) - min(times) + step, step)
     return replace(table, end=end, headless=table.headless + sum(time < times[0] for time in times))
 
 
@@ -195,36 +213,36 @@ def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int |
     """Complete the index with the display order from the decoder, and only the times from the packets. Returns None if
     frames must be counted from the stream's beginning."""
     table = replace(table, cut=any(packet.hidden for packet in table.packets))
-    first = _last_before(table, times)
-    order, sure, broken, lag = _presented(video, table, first)
+    keyframe = _keyframe_before_window(table, times)
+    order, sure, broken, lag = _display_order(video, table, keyframe)
     if not order:
         raise unreadable(video, NO_KEYFRAME)
     # Pictures shown before that keyframe refer to frames before it, so decoders drop them. If frames are counted, a
     # video begins with the first shown frame.
     shown, lost = set(order), []
-    for number in range(first, len(times) if clock.field or first else 0):
+    for number in range(keyframe, len(times) if clock.field or keyframe else 0):
         if number not in shown and (table.codec not in ONE_PER_PACKET or table.packets[number].size > FEW):
             lost.append(number)
-        elif number > first:
+        elif number > keyframe:
             break
     packed = any(packet.coded.pictures > 1 for packet in table.packets)
     if packed or order == sorted(order):
         lag = 0
-    before = None if table.seek is not None else first
-    if (located := _slots(clock, table.packets, sorted([*lost, *order]), before, lag)) is None:
+    preceding = None if table.seek is not None else keyframe
+    if (located := _display_times(clock, table.packets, sorted([*lost, *order]), preceding, lag)) is None:
         return None
-    origin, slots = located
+    origin, display_times = located
     if table.end is None or broken:
         del order[sure:]
     if not order:
         raise unreadable(video, "decoding fails at its first frames")
-    pairs = list(zip(order, slots[len(lost) : len(lost) + len(order)], strict=True))
+    pairs = list(zip(order, display_times[len(lost) : len(lost) + len(order)], strict=True))
     # Of several pictures at the same time, only the last one is visible.
     placed = dict(a for a, b in zip(pairs, [*pairs[1:], None], strict=True) if b is None or a[1][0] != b[1][0])
-    begin = placed.get(first, min(placed.values()))[0]
-    earlier = {number: time for number, time in enumerate(times[:first]) if time is not None}
-    at = {0: begin} | {number: time for number, (time, _) in placed.items()} | earlier
-    table = _placed(video, table, placed, begin, at)
+    begin = placed.get(keyframe, min(placed.values()))[0]
+    earlier = {number: time for number, time in enumerate(times[:keyframe]) if time is not None}
+    packet_times = {0: begin} | {number: time for number, (time, _) in placed.items()} | earlier
+    table = _with_times(video, table, placed, begin, packet_times)
     if packed:  # decoders keep parts of such pictures between packets, even after a flush
         packets = (
             packet._replace(coded=packet.coded._replace(key=packet.coded.key and number == 0, disposable=False))
@@ -236,36 +254,40 @@ def _as_decoded(video: Media, table: Index, clock: _Clock, times: Sequence[int |
         origin=origin,
         start=table.start - table.origin + origin,
         end=None if table.end is None and not broken else table.times[-1] + table.step,
-        headless=table.headless + (len(lost) if not first else 0),
+        headless=table.headless + (len(lost) if not keyframe else 0),
     )
 
 
-def _placed(video: Media, table: Index, placed: dict[int, tuple[int, bool]], begin: int, at: dict[int, int]) -> Index:
+def _with_times(
+    video: Media, table: Index, placed: dict[int, tuple[int, bool]], begin: int, packet_times: dict[int, int]
+) -> Index:
     """Return the index with the pictures of `placed` (number of a packet -> display time, whether an edit list cuts it)
-    that are shown from `begin` on. `at`: the times of the packets."""
+    that are shown from `begin` on, and the times of the packets."""
     shown = sorted(time for time, hidden in placed.values() if time >= begin and not hidden)
     if not shown:
         raise unreadable(video, NO_PICTURE)
-    packets = tuple(packet._replace(time=at.get(number, NEVER)) for number, packet in enumerate(table.packets))
+    packets = tuple(
+        packet._replace(time=packet_times.get(number, NEVER)) for number, packet in enumerate(table.packets)
+    )
     return replace(table, packets=packets, times=tuple(shown), step=_usual_step(shown, table.step))
 
 
-def _slots(
-    clock: _Clock, packets: Sequence[Packet], numbers: Sequence[int], before: int | None, lag: int
+def _display_times(
+    clock: _Clock, packets: Sequence[Packet], numbers: Sequence[int], preceding: int | None, lag: int
 ) -> tuple[int, list[tuple[int, bool]]] | None:
-    """Return when the stream's first picture is shown, and, on the same clock, (time, whether an edit list cuts it) for
-    these packets in order, whichever pictures they belong to. Without usable times they are counted after `before`
-    pictures; None if `before` is not known.
+    """Return when the stream's first picture is shown, and the display times of the packets `numbers`, in ascending
+    order, as pairs (time, whether an edit list cuts it). Which picture has which time is not decided here.
 
-    `lag` is how many more pictures the decoder has received than shown. A decoding time is therefore also a display
-    time: of the picture that is shown then."""
+    Without usable times, they are counted from the number of `preceding` pictures; None if this number is not known.
+    `lag` is how many more pictures the decoder has received than shown. So a decoding time is also the display time of
+    an earlier picture: the one that is shown then."""
     for field, origin in sorted(clock.origins.items(), reverse=not (lag and clock.decoding)):
         stamps = [getattr(packets[number], field) for number in numbers]
         if None in stamps or 2 * len(set(stamps)) <= len(stamps):
             continue
         lead, start = 0, [getattr(packet, field) for packet in clock.head[: lag + 1]]
         if lag and stamps == sorted(stamps):
-            step = _usual_step(stamps, max(1, clock.at(1)))
+            step = _usual_step(stamps, max(1, clock.counted(1)))
             lead = start[-1] - start[0] if len(start) > lag and None not in start else lag * step
             # `lag` of the pictures that are decoded before an edit list's cut are shown after it.
             origin = max(origin, min(time for time in start if time is not None) + lead)
@@ -273,12 +295,12 @@ def _slots(
             stamps = [*stamps[lag:], *(stamps[-1] + step * n for n in range(1, lag + 1))]
         times = zip(stamps, numbers, strict=True)
         return origin - lead, sorted((time - lead, packets[number].hidden) for time, number in times)
-    return None if before is None else (0, [(clock.at(before + n), False) for n in range(len(numbers))])
+    return None if preceding is None else (0, [(clock.counted(preceding + n), False) for n in range(len(numbers))])
 
 
-def _last_before(table: Index, times: Sequence[int | None]) -> int:
-    """Return the number of the last keyframe that is certainly shown before the window, or 0. Everything decoded before
-    it is shown before it, so the number of earlier pictures is known up to the DELAY packets after it."""
+def _keyframe_before_window(table: Index, times: Sequence[int | None]) -> int:
+    """Return the number of the last keyframe that is certainly shown before the window, or 0. All packets before
+    a keyframe are shown before it, so its number is also the number of earlier pictures."""
     for number in range(len(times) - DELAY - 1, 0, -1):
         time = times[number + DELAY]
         if table.codec in SPLIT and table.packets[number].coded.key and time is not None and time <= table.start:
@@ -286,9 +308,9 @@ def _last_before(table: Index, times: Sequence[int | None]) -> int:
     return 0
 
 
-def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, bool, int]:
-    """Decode the packets from `first` on. Returns their numbers in display order; how many of these cannot change with
-    later packets; whether decoding stopped at an error; how many pictures the decoder delays."""
+def _display_order(video: Media, table: Index, keyframe: int) -> tuple[list[int], int, bool, int]:
+    """Decode the packets from number `keyframe` on. Returns their numbers in display order, how many of these cannot
+    change with later packets, whether decoding stopped at an error, and how many pictures the decoder delays."""
     import av
 
     by_time = {packet.pts: number for number, packet in enumerate(table.packets)}
@@ -300,7 +322,7 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
 
     with Reader(video, table, pictures=False) as reader:
         try:
-            for _, packet in reader.packets(first, len(table.packets)):
+            for _, packet in reader.packets(keyframe, len(table.packets)):
                 show(reader.decode(packet))
             sure = len(order)
             show(reader.context.decode(None))
@@ -309,7 +331,7 @@ def _presented(video: Media, table: Index, first: int) -> tuple[list[int], int, 
     return list(dict.fromkeys(n for n in order if n is not None)), sure, broken, len(order) - sure
 
 
-def _begins(video: Media, table: Index) -> bool:
+def _starts_with_keyframe(video: Media, table: Index) -> bool:
     """Whether the decoder reports the first packet's picture as a keyframe."""
     import av
 
@@ -363,11 +385,11 @@ def _counted(video: Media) -> tuple[int, float]:
     if not ends:
         return count, 0.0
     (first, _), (last, duration) = ends
-    step = Fraction(last - first, count - 1) if last > first else clock.at(1)
-    return count, float((last - first + _lasts(duration, durations, last - first + step, step)) * clock.base)
+    step = Fraction(last - first, count - 1) if last > first else clock.counted(1)
+    return count, float((last - first + _last_duration(duration, durations, last - first + step, step)) * clock.base)
 
 
-def _lasts(duration: int, durations: int, spread: Fraction, step: Fraction) -> Fraction:
+def _last_duration(duration: int, durations: int, spread: Fraction, step: Fraction) -> Fraction:
     """Return how long the last picture is shown: its `duration`, or `step` if the container stores no durations or
     wrong ones, such as one clock tick."""
     return duration if duration and spread < 2 * durations < 4 * spread else step

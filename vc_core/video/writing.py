@@ -16,6 +16,7 @@ from ..progress import Progress
 from .formats import FOLDER, FORMATS, VideoFormat, VideoToWrite, as_bytes
 from .limits import SLOWEST
 from .metadata import Metadata, check_metadata, png_text
+from .sound import Sound
 
 
 def write_video(
@@ -43,6 +44,7 @@ def write_videos(
     scale: int = 1,
     metadata: Metadata | None = None,
     progress: Progress | None = None,
+    sound: Sound | None = None,
 ) -> list[Path]:
     """Write a batch of videos, each to its own file, and return their paths. If anything fails, no file is created and
     older files stay. The same video gives the same bytes with the same library versions.
@@ -58,6 +60,7 @@ def write_videos(
         scale: enlarges each pixel by this factor in width and height, so that tiny videos can be viewed.
         metadata: texts to store in each file for `read_metadata`, see `check_metadata`.
         progress: called as `progress("writing", done, total)`, counting the frames of all files.
+        sound: sound of every file, as AAC in `.mp4` and Opus in `.webm`. The other formats have none and ignore it.
 
     Raises UserError for wrong types or shapes, another ending, an encoder that is not installed, a rate, size or
     metadata that the format does not support, a folder with other files in it, a path that cannot be written, or NaN
@@ -101,7 +104,9 @@ def write_videos(
             form.check(target)
             temporaries.append(stack.enter_context(form.beside(target)))
         for temporary, video in zip(temporaries, videos, strict=True):
-            form.write(temporary, VideoToWrite(video, exact, scale, metadata, after_frame))
+            form.write(
+                temporary, VideoToWrite(video, exact, scale, metadata, after_frame, sound if form.sound else None)
+            )
     return paths
 
 

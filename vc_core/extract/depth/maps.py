@@ -81,7 +81,7 @@ def depth_from_maps(maps: Tensor, near: str = "bright", scale: float | None = No
 
 
 def mapped_levels(maps: Tensor, near: str = "bright") -> list[tuple[float, float]]:
-    """For each clip, the levels (far, near) that `depth_from_maps` without a scale maps to USUAL."""
+    """Return the levels (far, near) of each clip that `depth_from_maps` without a scale maps to USUAL."""
     ends = [_ends(clip) for clip in _near_bright(maps, near).split(1)]
     return [(1 - far, 1 - near_) for far, near_ in ends] if near == "dark" else ends
 

@@ -37,7 +37,8 @@ class Obstacle(Exception):
 def stream_field(
     clip: Clip, size: tuple[int, int], layout: str, nominal_height: int | None, progress: Progress | None
 ) -> tuple[Tensor, str | None]:
-    """The field (1, 2, F, h, w) of a clip, and why it does not use the file's own vectors, or None if it does."""
+    """Return the motion field (1, 2, F, h, w) of a clip at `size` (h, w), in the layout's unit, and why it does not use
+    the file's own vectors, or None if it does. Raises `UserError` if the clip cannot be decoded or re-encoded."""
     settings, table = REENCODE["steps"], clip.table
     times = [*clip.times] if table is None else [at for at in table.times if clip.times[0] <= at <= clip.times[-1]]
     position = {time: number for number, time in enumerate(times)}
@@ -116,7 +117,7 @@ def _along(
 
 
 def obstacle(table: Index | None) -> str | None:
-    """Why the stream's own vectors are not usable, judged by its headers; None if they may be usable."""
+    """Return why the stream's own vectors are not usable, from its headers; None if they may be usable."""
     if table is None:
         return "a batch of frames has no vectors"
     if table.codec not in CODECS:

@@ -189,7 +189,7 @@ def tracks_to_native(
             centre = [(track.box.left + track.box.right) / 2, (track.box.top + track.box.bottom) / 2]
             points = points - points[:1] + points.new_tensor(centre)
         paths.append(placement.to_video(points).float())
-        visible.append(_visible(track, frames, spacing, easing))
+        visible.append(visible_at(track, frames, spacing, easing))
     return {"track_path": torch.stack(paths, dim=1), "track_visibility": torch.stack(visible, dim=1)}
 
 
@@ -211,8 +211,8 @@ def resample_track(
     return torch.from_numpy(np.stack([np.interp(at, distances, column) for column in values.T], axis=-1))
 
 
-def _visible(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
-    """Whether a track is visible at each frame, (F,) bool: between two points if both are."""
+def visible_at(track: Track, frames: int, spacing: str, easing: str) -> Tensor:
+    """Whether a track is visible at each frame, (F,) bool. Between two points, it is visible if both points are."""
     visible = torch.ones(len(track.points)) if track.visible is None else track.visible
     return resample_track(track.points, frames, spacing, easing, visible[:, None])[:, 0] > 1 - 1e-6
 
@@ -230,11 +230,11 @@ def tracks_field(
 ) -> Tensor:
     """The motion field (1, 2, F, H, W) of moving points, in pixels of a video of `size` (height, width).
 
-    A track's influence, 0..1, moves with its point: the field near the point's position at frame f is the displacement
-    from frame f - 1, times the influence. Where several tracks have influence, it is their mean, weighted by the
-    influences, times the largest influence; so a track that is passed twice has the effect of one. Elsewhere it is
-    zero. A track of one point keeps its surroundings still although neighbours move. A track with a box moves exactly
-    the box's content. A point that is not visible, or was not in the previous frame, moves nothing.
+    At frame f, a track moves the surroundings of its point by the point's displacement from frame f - 1, times the
+    track's influence there, 0..1. Where several tracks have influence, the field is the mean of their displacements,
+    weighted by the influences, times the largest influence. So a track that is passed twice has the effect of one.
+    Elsewhere the field is zero. A track of one point keeps its surroundings still although neighbours move. A track
+    with a box moves exactly the box's content. A point that is hidden at frame f or f - 1 moves nothing.
 
     Args:
         tracks: each a `Track`, or its points, (N, 2).
@@ -271,7 +271,7 @@ def tracks_field(
         if region is not None:
             influence = influence * _carried(region, points)
         if track.visible is not None:
-            visible = _visible(track, frames, spacing, easing)
+            visible = visible_at(track, frames, spacing, easing)
             influence = influence * (visible & torch.cat([visible[:1], visible[:-1]]))[:, None, None]
         influence = influence.float().expand(frames, *size)
         steps = torch.diff(points, dim=0, prepend=points[:1])  # since the previous frame

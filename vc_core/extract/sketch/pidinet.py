@@ -150,7 +150,7 @@ def load_pidinet(path: str | Path) -> PiDiNet:
 
 
 def released_layout(network: PiDiNet) -> Layout:
-    """Where the released file stores the parameters; the folded 5x5 kernels have 3x3 numbers there."""
+    """Return where the released file stores the parameters. The folded 5x5 kernels have 3x3 numbers there."""
     modules, layout = dict(_released_modules()), {}
     for name, parameter in network.state_dict().items():
         module, _, kind = name.rpartition(".")
