@@ -137,7 +137,8 @@ def main() -> None:
         error, sharpness, shared, _ = torch.tensor(rows).mean(0).tolist()
         followed = torch.tensor(rows)[:, 3].nanmedian()
         down, across = seams(total[name], methods.get(name, Sampling()).tiles or Tiles.trained(config))
-        cells = f"{error:.1%} | {sharpness:.2f} | {shared:.0%} | {followed:.2f} | {down:.2f}, {across:.2f}"
+        objects = "| |" if arguments.wide else f"| {shared:.0%} | {followed:.2f} |"
+        cells = f"{error:.1%} | {sharpness:.2f} {objects} {down:.2f}, {across:.2f}"
         print(f"| {name} | {cells} | {seconds.get(name, 0) / len(rows):.0f} |")
 
 

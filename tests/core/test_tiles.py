@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.composing import composed
-from vc_core import Condition, UserError
+from vc_core import Condition, UserError, VideoComposer
 from vc_core.cli import main
 from vc_core.commands import compose as composing
-from vc_core.commands.enlarging import enlarged
+from vc_core.commands.enlarging import enlarged, second_pass
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import Settings
 from vc_core.config import Config, DiffusionConfig
@@ -119,9 +119,24 @@ def test_the_smallest_tiles_of_a_network(tiny_composer):
 
 def test_memory_is_counted_for_a_tile():
     config, tiles = Config().unet, Tiles(256, 256)
-    single, large = (activation_elements(config, 2, 16, side, side) for side in (32, 128))
-    assert activation_elements(config, 2, 16, 32, 32, tiles=tiles) == single
-    assert single <= activation_elements(config, 2, 16, 128, 128, tiles=tiles) < large / 3
+    small, large = (activation_elements(config, 2, 16, side, side) for side in (32, 128))
+    assert activation_elements(config, 2, 16, 32, 32, tiles=tiles) == small
+    assert small <= activation_elements(config, 2, 16, 128, 128, tiles=tiles) < large / 3
+
+
+def test_tiles_show_no_seams_with_the_bundled_checkpoint():
+    """On a smooth gradient: neighbouring pixels differ at the borders of tiles about as much as elsewhere."""
+    composer = VideoComposer.load()
+    blue, purple = (torch.tensor(color).view(1, 3, 1, 1, 1) for color in ((0.26, 0.35, 0.77), (0.54, 0.29, 0.68)))
+    gradient = torch.lerp(blue, purple, torch.linspace(0, 1, 128)).expand(1, 3, 4, 128, 128)
+    sampling = second_pass(Sampling(steps=10).filled(composer.config), 0.4, composer.config)
+    video = composed(composer, "a yellow circle on a blue and purple gradient", init=gradient, size=(128, 128),
+                     **vars(sampling))  # fmt: skip
+    assert sampling.tiles == Tiles(64, 64, 32)
+    for axis in (-2, -1):
+        change = video.diff(dim=axis).abs().movedim(axis, 0).flatten(1).mean(1)
+        at_seams = torch.tensor([i + 1 in (32, 64, 96) for i in range(127)])
+        assert change[at_seams].mean() < 1.2 * change[~at_seams].mean()  # 3.5 times without overlap
 
 
 # --- The second pass --------------------------------------------------------------------------------------------------
