@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .limits import decoder_options
-from .opening import Media
+from .opening import Media, demuxed
 
 RATE = 48000
 """Samples per second of sound that is written: the only rate that all its codecs support."""
@@ -42,7 +41,7 @@ class Sound:
         import av
 
         needed, position = round(self.seconds * RATE), 0
-        with av.open(self.source.open(), options=decoder_options()) as container:
+        with demuxed(self.source.open()) as container:
             stream, frames = container.streams.audio[0], container.streams.video[0]
             begin = float((frames.start_time or 0) * frames.time_base) + self.start
             if self.start > 1:  # a second earlier, because the first samples need the packets before them
@@ -95,9 +94,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def sound_of(source: Media, start: float, seconds: float) -> Sound | None:
     """Return a part of a source's sound; None if it has no sound."""
-    import av
-
     if source.pictures:
         return None
-    with av.open(source.open(), options=decoder_options()) as container:
+    with demuxed(source.open()) as container:
         return Sound(source, start, seconds) if container.streams.audio else None
