@@ -32,7 +32,7 @@ from training.evaluate.measures import displacement_fraction, overlap, pixel_err
 from training.evaluate.objects import SIDE, find_objects
 from vc_core import Condition, Sampling, VideoComposer, compose
 from vc_core.checkpoint.reading import BUNDLED
-from vc_core.commands.enlarging import enlarged, second_pass
+from vc_core.commands.second_pass import enlarged, second_pass
 from vc_core.conditions import drawing_size
 from vc_core.config import Config
 from vc_core.diffusion.tiles import Tiles

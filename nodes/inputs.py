@@ -93,6 +93,16 @@ def size_inputs(first: str = "") -> list[io.Input]:
     )  # fmt: skip
 
 
+def window_inputs() -> list[io.Input]:
+    """How long videos are split, see `host.sampling.in_windows`."""
+    return numbers(
+        ("context_length", 0, 0, 100000, None,
+         "Frames per window in long videos. 0 = the checkpoint's training length."),
+        ("context_overlap", -1, -1, 100000, None,
+         "Frames that neighbouring windows share. -1 = half a window. More is smoother but slower."),
+    )  # fmt: skip
+
+
 def schedule_inputs(what: str) -> list[io.Input]:
     """Strength and schedule of a condition."""
     return numbers(

@@ -12,11 +12,10 @@ from comfy_api.latest import io
 
 from ..vc_core.diffusion.noise import NOISES, arranged_noise
 from ..vc_core.diffusion.tiles import Tiles
-from ..vc_core.diffusion.windows import Windows
 from ..vc_core.errors import UserError
 from .host.model import config_of, motion_for
-from .host.sampling import GRIDS, LCM_RELEASED, arranged, with_tiles, with_windows
-from .inputs import CATEGORY, MAX_SIDE, advanced, schema
+from .host.sampling import GRIDS, LCM_RELEASED, arranged, in_windows, windows_of, with_tiles
+from .inputs import CATEGORY, MAX_SIDE, advanced, schema, window_inputs
 
 AUTO = "auto"
 """The option that selects the checkpoint's recommended sampler or scheduler."""
@@ -58,11 +57,7 @@ class VC3DUNetSampler(io.ComfyNode):
                                tooltip="Fraction of the noise schedule to run. Below 1, the sampler changes the "
                                        "video at 'latent' instead of generating a new one."),
                 *advanced(
-                    io.Int.Input("context_length", default=0, min=0, max=100000,
-                                 tooltip="Frames per window in long videos. 0 = the checkpoint's training length."),
-                    io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
-                                 tooltip="Frames that neighbouring windows share. -1 = half a window. More is smoother "
-                                         "but slower."),
+                    *window_inputs(),
                     io.Int.Input("tile_size", default=-1, min=-1, max=MAX_SIDE, optional=True,
                                  tooltip="Width and height of the overlapping tiles in which large frames are sampled, "
                                          "in pixels. 0 = the checkpoint's training size. -1 = entire frames."),
@@ -94,10 +89,8 @@ class VC3DUNetSampler(io.ComfyNode):
             tiles = Tiles(side, side, overlap) if side else Tiles.trained(config, overlap)
             tiles.check(config.unet)
             model = with_tiles(model, tiles)
-        length, overlap = context["context_length"], context["context_overlap"]
-        windows = Windows(length or config.frames, None if overlap < 0 else overlap)
-        if image.shape[2] > windows.length and "context_handler" not in model.model_options:
-            model = with_windows(model, windows)
+        windows = windows_of(config, context["context_length"], context["context_overlap"])
+        model = in_windows(model, windows, image.shape[2])
         noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
         kind = context.get("noise", "independent")
         noise = arranged_noise(kind, noise, seed, windows, motion_for(kind, positive, image, config))

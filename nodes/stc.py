@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from node_helpers import conditioning_set_values
 
 from ..vc_core.conditions import CONDITIONS as TABLE
-from ..vc_core.conditions import Condition, Schedule
+from ..vc_core.conditions import Condition, Schedule, strength_note
 from ..vc_core.diffusion.guidance import Embedded
 from ..vc_core.errors import UserError
 from ..vc_core.extract.refit import refit
@@ -92,7 +92,8 @@ class STCEncode(io.ComfyNode):
         conditions = tuple(_fitted(value.condition, goal) for value in values)
         rate, rate_note = _rate(goal, values)
         notes = [_changes(*item) for item in zip(wired, values, conditions, strict=True)]
-        say(*(note for group in notes for note in group), rate_note)
+        strong = [strength_note(c.name, c.strength) for c in conditions]
+        say(*(note for group in notes for note in group), rate_note, *strong)
         device = comfy.model_management.intermediate_device()
         latent = torch.zeros(batch_size, 4, goal.frames, goal.size[0] // 8, goal.size[1] // 8, device=device)
         if conditions:
@@ -211,6 +212,7 @@ class StyleEmbed(io.ComfyNode):
                 "The input at 'positive' or 'negative' already has a style from another Style Embed. A video can only "
                 "have one style: bypass one of the two nodes."
             )
+        say(strength_note("style", strength))
         if strength == 0.0:
             return io.NodeOutput(positive, negative)
         if encoded is None:

@@ -9,12 +9,11 @@ import latent_preview
 from comfy_api.latest import io
 
 from ..vc_core.diffusion.super_resolution import GUIDANCE, LEVELS, RESCALE, STEPS, check_steps
-from ..vc_core.diffusion.windows import Windows
 from ..vc_core.upscaling import check_super_resolution
 from .host.model import config_of
-from .host.sampling import with_windows
+from .host.sampling import in_windows, windows_of
 from .host.super_resolution import super_resolved
-from .inputs import CATEGORY, advanced, schema
+from .inputs import CATEGORY, advanced, schema, window_inputs
 from .sampling import video_latent
 
 
@@ -43,10 +42,7 @@ class VCSuperResolution(io.ComfyNode):
                                  tooltip="Noise levels of 1000 to go up to. Far fewer than 700 make the video fade."),
                     io.Float.Input("rescale", default=RESCALE, min=0.0, max=1.0, step=0.01,
                                    tooltip="Correction of over-saturation by strong guidance."),
-                    io.Int.Input("context_length", default=0, min=0, max=100000,
-                                 tooltip="Frames per window in long videos. 0 = the checkpoint's training length."),
-                    io.Int.Input("context_overlap", default=-1, min=-1, max=100000,
-                                 tooltip="Frames that neighbouring windows share. -1 = half a window."),
+                    *window_inputs(),
                 ),
             ],
             outputs=[io.Latent.Output("samples", display_name="latent", tooltip="The video's latent, for VAE Decode.")],
@@ -60,9 +56,8 @@ class VCSuperResolution(io.ComfyNode):
         check_super_resolution(config)
         check_steps(steps, levels)
         image = video_latent(model, latent)
-        windows = Windows(context_length or config.frames, None if context_overlap < 0 else context_overlap)
-        if image.shape[2] > windows.length:
-            model = with_windows(model, windows)
+        windows = windows_of(config, context_length, context_overlap)
+        model = in_windows(model, windows, image.shape[2])
         samples = super_resolved(
             model, positive, negative, image, steps, levels, cfg, rescale,
             callback=latent_preview.prepare_callback(model, steps),

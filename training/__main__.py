@@ -19,8 +19,11 @@ def main() -> int:
     """Run the command line. Returns its exit status, see `training.trainer.train`; 2 for user errors."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
-        print(usage(), file=sys.stderr)
-        return 0 if arguments in (["-h"], ["--help"]) else 2
+        if arguments in (["-h"], ["--help"]):
+            print(usage(), file=sys.stderr)
+            return 0
+        print(f"vc: The recipe is missing. It comes first.\n{usage()}", file=sys.stderr)
+        return 2
     return run_program(
         lambda: _run(arguments), "interrupted; run the same command to continue from the last checkpoint"
     )

@@ -32,6 +32,7 @@ from vc_core.families import inferred_config, overridden
 from vc_core.model.blocks import Attend, attend
 from vc_core.model.unet import UNet3D, kind_of
 from vc_core.parsing import read_text
+from vc_core.published import MODELS
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,17 @@ def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
+
+
+def check_downloads(recipe: Recipe) -> None:
+    """Raise `UserError` if a published file of the recipe is missing; the message has the command that downloads it."""
+    published = {Path(model.name).name: model.name for model in MODELS}
+    for path in filter(None, (recipe.start.checkpoint, *recipe.start.parts)):
+        if path.name in published and not path.exists():
+            raise UserError(
+                f"There is no file {path}. Download it with ./vc get --to {path.parent} {published[path.name]}, or use "
+                "another file. For the bundled checkpoint, set --start.checkpoint bundled --start.parts."
+            )
 
 
 def _source(recipe: Recipe) -> tuple[Config, Part | None]:

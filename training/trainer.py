@@ -26,7 +26,7 @@ from training.objective import Objective, keep_for, possible_in
 from training.precision import fast_attend
 from training.ranks import dealt, joined, lanes_of
 from training.recipe import Recipe, as_plain
-from training.start import begin
+from training.start import begin, check_downloads
 from training.step import Step
 from training.validation import Stopped, validate
 from vc_core.disk import make_folder, written_beside
@@ -42,6 +42,7 @@ def train(recipe: Recipe) -> int:
     Raises:
         UserError: the recipe cannot be run; the message says why.
     """
+    check_downloads(recipe)
     with joined(recipe.engine.device) as world, ExitStack() as stack:
         if recipe.engine.precision == "bf16" and world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # for code without autocast, such as frozen encoders

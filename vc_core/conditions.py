@@ -87,6 +87,17 @@ def drawing_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     return condition_size(name, size)
 
 
+STRONG = 2.0
+"""The strength above which a note is shown."""
+
+
+def strength_note(name: str, strength: float) -> str:
+    """Return a note on a strength that is far above that of the training, else an empty text."""
+    if strength <= STRONG:
+        return ""
+    return f"The strength of '{name}' is {strength:g}. Networks are trained with 1: above {STRONG:g}, videos may break."
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How strongly and when a condition or a style is present.

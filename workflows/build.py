@@ -6,8 +6,8 @@ The first URL is the oldest supported ComfyUI: the files contain its widgets, an
 is the newest ComfyUI, for the sizes of its nodes and for nodes that only it has.
 
 ComfyUI lists the folder's *.json as the pack's templates, by file name, so the names begin with a number in order of
-use. `templates.py` has the graphs, `layout.py` turns a graph into a file. A released template must always stay
-loadable: tests/host/test_templates.py freezes it.
+use. `templates.py` lists them, `graphs.py` has their graphs, `layout.py` turns a graph into a file. A released template
+must always stay loadable: tests/host/test_templates.py freezes it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from graphs import GROUPS
 from layout import Graph, prompt, workflow
-from templates import GROUPS, TEMPLATES
+from templates import TEMPLATES
 
 FOLDER = Path(__file__).parent
 

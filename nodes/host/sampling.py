@@ -149,8 +149,16 @@ def with_tiles(model: Any, tiles: Tiles) -> Any:
     return model
 
 
-def with_windows(model: Any, windows: Windows) -> Any:
-    """Return a MODEL that denoises long videos window by window, like the core's `compose()`."""
+def windows_of(config: Config, length: int, overlap: int) -> Windows:
+    """Return the windows that the inputs `context_length` and `context_overlap` describe."""
+    return Windows(length or config.frames, None if overlap < 0 else overlap)
+
+
+def in_windows(model: Any, windows: Windows, frames: int) -> Any:
+    """Return a MODEL that denoises a video of more frames than a window window by window, like the core's `compose()`.
+    A MODEL with ComfyUI's own context windows keeps them."""
+    if frames <= windows.length or "context_handler" in model.model_options:
+        return model
 
     def spans(frames: int, *args: Any) -> list[list[int]]:
         return [list(range(span.start, span.stop)) for span in windows.spans(frames)]

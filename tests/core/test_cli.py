@@ -519,3 +519,9 @@ def test_train_names_the_bundled_checkpoints(repository):
 
 def test_torch_settings_are_unchanged():
     assert torch.is_grad_enabled()
+
+
+def test_a_strength_far_above_that_of_the_training_is_noted(compose, tmp_path, capsys):
+    for strength, noted in ((5, True), (2, False)):
+        assert compose("--pan=0.2,0", "--strength", f"motion={strength}", "-o", tmp_path / f"{strength}.gif") == 0
+        assert (f"The strength of 'motion' is {strength}. " in capsys.readouterr().out) == noted

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from vc_core.commands.checks import check_settings
 from vc_core.commands.record import Record
-from vc_core.commands.settings import (
-    APPLIED,
-    EASINGS,
-    MASKS,
-    METHODS,
-    MODES,
-    SETTINGS,
-    TITLES,
-    WHITES,
-    Settings,
-    as_option,
-)
+from vc_core.commands.setting_types import APPLIED, EASINGS, MASKS, METHODS, MODES, WHITES
+from vc_core.commands.settings import SETTINGS, TITLES, Settings, as_option
 from vc_core.conditions import CONDITIONS
 from vc_core.diffusion.noise import NOISES
 from vc_core.diffusion.samplers import SAMPLERS

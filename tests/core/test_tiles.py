@@ -12,8 +12,8 @@ from tests.composing import composed
 from vc_core import Condition, UserError, VideoComposer
 from vc_core.cli import main
 from vc_core.commands import compose as composing
-from vc_core.commands.enlarging import enlarged, second_pass
 from vc_core.commands.record import read_record
+from vc_core.commands.second_pass import enlarged, second_pass
 from vc_core.commands.settings import Settings
 from vc_core.config import Config, DiffusionConfig
 from vc_core.diffusion.samplers import SAMPLERS, Sampling, make_sampler, starting_at

@@ -223,3 +223,10 @@ def test_fps_is_that_of_the_first_condition_if_they_differ_and_a_note_says_so(sc
     text, result = preview_text(scene, scene.encode(sketch=sketch, motion=motion)[3])
     assert float(text) == 4.0
     assert "The conditions have different frame rates (motion 4, sketch 8). fps is the rate of motion." in result.notes
+
+
+def test_a_strength_far_above_that_of_the_training_is_noted(scene):
+    stc = scene.encode(motion=scene.add("VCCameraMotion", pan_right=0.2, strength=5.0))
+    scene.add("SaveLatent", samples=scene.sample(stc))
+    notes = " ".join(scene.host.run(scene.graph).notes)
+    assert "The strength of 'motion' is 5. Networks are trained with 1" in notes

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.recipe import Domain, Loss, Recipe, Start, Train
-from training.start import begin
+from training.start import begin, check_downloads
 from vc_core.checkpoint.conversion import convert
 from vc_core.checkpoint.diffusers_unet import diffusers_layout, diffusers_names, unet_config_from_diffusers
 from vc_core.checkpoint.loading import on_meta
@@ -328,3 +328,15 @@ def test_training_from_a_network_for_few_steps_is_noted(tmp_path):
     with pytest.warns(UserWarning, match=r"lcm\.safetensors was distilled for few sampling steps"):
         started = begin(Recipe(start=Start("checkpoint", tmp_path / "lcm.safetensors")))
     assert started.config.few_steps and started.config.guidance == 1.0
+
+
+def test_a_missing_published_file_comes_with_its_command(tmp_path):
+    path = tmp_path / "non_ema_228000.pth"
+    command = rf"Download it with ./vc get --to {tmp_path} non_ema_228000\.pth, or .* --start.checkpoint bundled"
+    with pytest.raises(UserError, match=command):
+        check_downloads(Recipe(start=Start("checkpoint", path)))
+    with pytest.raises(UserError, match=r"v2-1_512-ema-pruned\.ckpt"):
+        check_downloads(Recipe(start=Start(parts=(tmp_path / "v2-1_512-ema-pruned.ckpt",))))
+    path.touch()
+    check_downloads(Recipe(start=Start("checkpoint", path)))
+    check_downloads(Recipe(start=Start("checkpoint", tmp_path / "mine.pth")))  # its reader reports it

@@ -389,6 +389,7 @@ def test_the_command_prints_the_error_and_returns_2(recipe_file, monkeypatch, ca
         (["--help"], 0, "training/recipes/stage1.yaml"),
         (["none.yaml"], 2, "vc: Cannot read the recipe none.yaml"),
         (["fintune"], 2, "Did you mean training/recipes/finetune.yaml?"),
+        (["--steps", "5"], 2, "vc: The recipe is missing. It comes first."),
         ([str(recipe_file), "--out", str(recipe_file)], 2, "cannot be created"),
     ):
         monkeypatch.setattr(sys, "argv", ["vc train", *arguments])

@@ -20,7 +20,7 @@ from training.data.folder import read_captions, usable
 from training.data.shard_writing import SUMMARY, PrepareOptions, prepare
 from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
-from vc_core.commands.settings import METHODS, Height, Method, Size
+from vc_core.commands.setting_types import METHODS, Height, Method, Size
 from vc_core.configuration import Field, Spoken
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program

@@ -39,7 +39,7 @@ from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer, choose_device
 from vc_core.config import Config
 from vc_core.encoders.autoencoder import decode, encode
-from vc_core.errors import UserError
+from vc_core.errors import UserError, nearest
 from vc_core.progress import Progress, reported
 
 JOBS = 2
@@ -99,7 +99,10 @@ class EvaluationSettings:
         """Return the requested measures. Raises `UserError` for an unknown name in `only`."""
         names = [*TRIALS, TOGETHER, *MEASURES]
         if unknown := [name for name in self.only if name not in names]:
-            raise UserError(f"Unknown measure '{unknown[0]}' in --only. Expected some of {', '.join(names)}.")
+            raise UserError(
+                f"Unknown measure '{unknown[0]}' in --only.{nearest(unknown[0], names)} Expected some of "
+                f"{', '.join(names)}."
+            )
         chosen = {*self.only} - {TOGETHER} or names
         return [row for row in MEASURES.values() if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import memory, pipeline
 from ..checkpoint.reading import BUNDLED
 from ..composer import VideoComposer
-from ..conditions import Condition
+from ..conditions import Condition, strength_note
 from ..diffusion.guidance import needed_sides
 from ..diffusion.samplers import Sampling, make_sampler
 from ..diffusion.tiles import Tiles
@@ -27,8 +27,8 @@ from ..video.writing import check_videos, numbered, write_contact_sheet, write_v
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, named_as, output_size
 from .drafts import beginning
-from .enlarging import enlarged, load_upscale_model, second_pass
 from .record import KEY, Record, differences, make_record, read_record, with_current_inputs
+from .second_pass import enlarged, load_upscale_model, second_pass
 from .settings import SETTINGS, Label, Settings, as_key, as_option, by_name, read_yaml
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
@@ -223,11 +223,12 @@ def run(
         if full.upscale is not None:
             rows += [(f"{path.name}, first", video) for path, video in zip(paths, first, strict=True)]
         rows += [(path.name, video) for path, video in zip(paths, videos, strict=True)]
-        write_contact_sheet(full.sheet, rows, title=" → ".join(texts.values()), metadata=metadata)
+        write_contact_sheet(full.sheet, rows, title=", then ".join(texts.values()), metadata=metadata)
         lines.append(f"{full.sheet}: the conditions and the results")
     lines += [*start.notes, *(item.note for item in extracted.values())]
     lines += [f"assumed: {sentence}" for sentence in composer.checkpoint.assumed]
     sampler = "" if full.lora else full.sampler  # a LoRA may bring the distillation
+    lines += [strength_note(name, strength) for name, strength in full.strength.items()]
     lines += odd_settings(composer.config, full.size, full.steps, full.guidance, sampler)
     return [*filter(None, [*lines, _chosen(settings, full, plan, record)])]
 

@@ -27,7 +27,8 @@ from ..video.writing import check_videos, write_contact_sheet, write_video
 from .checks import check_inputs, check_settings
 from .conditions import fill_in, make_conditions, options_of
 from .record import KEY, file_hash
-from .settings import AFFECTS, BUNDLED, Settings, as_option
+from .setting_types import BUNDLED
+from .settings import AFFECTS, Settings, as_option
 
 KINDS = (*CONDITIONS, "style")
 

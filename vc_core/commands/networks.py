@@ -13,7 +13,7 @@ from ..checkpoint.inspection import as_mapping, as_text, inspect
 from ..checkpoint.reading import BUNDLED
 from ..configuration import Spoken
 from ..terminal import argument, each, option, progress_bars
-from .settings import Answer, Count, Positive, Size
+from .setting_types import Answer, Count, Positive, Size
 
 _Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 

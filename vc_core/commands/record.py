@@ -21,7 +21,8 @@ from ..folders import exists, files_below
 from ..parsing import parse_json
 from ..progress import Progress
 from ..video.metadata import read_metadata
-from .settings import BUNDLED, Settings, as_option
+from .setting_types import BUNDLED
+from .settings import Settings, as_option
 
 VERSION = "0.1.0"
 """Version of this package, as in pyproject.toml."""

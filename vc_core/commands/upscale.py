@@ -20,7 +20,8 @@ from .checks import check_inputs
 from .compose import load, memory_note
 from .conditions import named_as, probed
 from .options import options_type, texts_of
-from .settings import TITLES, Count, Fraction, Settings, Size, as_option
+from .setting_types import Count, Fraction, Size
+from .settings import TITLES, Settings, as_option
 
 _Levels = Annotated[int, Field(ge=1, le=1000)]
 _SHARED = ("window", "overlap", "device", "dtype", "compute", "offload", "chunk", "tile")
