@@ -1,7 +1,6 @@
 """The command line: its outputs, repeated runs, many runs, and a clear message with status 2 for every user error."""
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -168,6 +167,12 @@ def test_what_reaches_compose(compose, monkeypatch, tmp_path, tiny_config):
         "frames": 7, "denoise_mask": None, "size": (16, 24), "batch": 2, "seed": 5, "tiling": Tiling(2, 64),
     }  # fmt: skip
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".mp4"]) == 2
+
+
+def test_a_strength_far_above_that_of_the_training_is_noted(compose, tmp_path, capsys):
+    for strength, noted in ((5, True), (2, False)):
+        assert compose("--pan=0.2,0", "--strength", f"motion={strength}", "-o", tmp_path / f"{strength}.gif") == 0
+        assert (f"The strength of 'motion' is {strength}. " in capsys.readouterr().out) == noted
 
 
 @pytest.mark.parametrize(
@@ -451,77 +456,3 @@ def test_only_slow_work_gets_a_bar(capsys):
             progress("sampling", done, 3)
     error = capsys.readouterr().err
     assert "sampling" in error and "3/3" in error and "hashing" not in error
-
-
-# --- The other commands ---------------------------------------------------------------------------------------------
-
-
-def test_info(tiny_checkpoint, capsys):
-    assert vc("info", tiny_checkpoint) == 0
-    out = capsys.readouterr().out
-    assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
-    assert "\n  sampling_rate: 4 frames per second of a clip\n" in out
-    assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
-
-
-def test_the_module_runs_as_the_launcher_does(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "vc_core", "info", str(tmp_path / "none.pth")], capture_output=True, text=True
-    )
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("xdist", [None, "installed"])
-@pytest.mark.parametrize(
-    ("arguments", "passed"),
-    [
-        (["test", "-k", "two words", "-n", "3"], ["-m", "not slow", "-k", "two words", "-n", "3"]),
-        (["test", "--all", "-x"], ["-x"]),
-    ],
-)
-def test_arguments_of_test_go_to_pytest(monkeypatch, repository, arguments, passed, xdist):
-    """With pytest-xdist one process per core; the user's own -n comes later and so overrides it."""
-    calls = []
-    monkeypatch.setattr(cli, "find_spec", lambda name: xdist)
-    monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
-    assert vc(*arguments) == 7
-    ((command, settings),) = calls
-    assert command == [sys.executable, "-m", "pytest", *(["-n", "auto"] if xdist else []), *passed]
-    assert settings["cwd"] == repository
-
-
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("prepare", "training.data.prepare"), ("train", "training"), ("export", "training.export"),
-     ("evaluate", "training.evaluate")],
-)  # fmt: skip
-@pytest.mark.parametrize("system", ["posix", "nt"])
-def test_training_programs_replace_the_process_if_they_can(monkeypatch, repository, name, module, system):
-    """So that a signal to the command reaches the training, which saves before it exits."""
-    calls = []
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command[0], command, env)) or 7)
-    monkeypatch.setattr("vc_core.cli.os.name", system)
-    status = vc(name, "a b", "--minutes", "3")
-    monkeypatch.undo()
-    assert status == (7 if system == "nt" else None)
-    ((program, command, environment),) = calls
-    assert (program, command) == (sys.executable, [sys.executable, "-m", module, "a b", "--minutes", "3"])
-    assert environment["PYTHONPATH"].startswith(str(repository))
-
-
-def test_train_names_the_bundled_checkpoints(repository):
-    run = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True, cwd=repository)
-    assert run.returncode == 2
-    assert "vc train bundled --minutes" in run.stderr and "synthetic.yaml" in run.stderr
-
-
-def test_torch_settings_are_unchanged():
-    assert torch.is_grad_enabled()
-
-
-def test_a_strength_far_above_that_of_the_training_is_noted(compose, tmp_path, capsys):
-    for strength, noted in ((5, True), (2, False)):
-        assert compose("--pan=0.2,0", "--strength", f"motion={strength}", "-o", tmp_path / f"{strength}.gif") == 0
-        assert (f"The strength of 'motion' is {strength}. " in capsys.readouterr().out) == noted

@@ -1,0 +1,80 @@
+"""The commands of `./vc` that start other programs, and the command line as a program."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vc_core import cli
+
+
+def vc(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_info(tiny_checkpoint, capsys):
+    assert vc("info", tiny_checkpoint) == 0
+    out = capsys.readouterr().out
+    assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
+    assert "\n  sampling_rate: 4 frames per second of a clip\n" in out
+    assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
+
+
+def test_the_module_runs_as_the_launcher_does(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "vc_core", "info", str(tmp_path / "none.pth")], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("xdist", [None, "installed"])
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        (["test", "-k", "two words", "-n", "3"], ["-m", "not slow", "-k", "two words", "-n", "3"]),
+        (["test", "--all", "-x"], ["-x"]),
+    ],
+)
+def test_arguments_of_test_go_to_pytest(monkeypatch, repository, arguments, passed, xdist):
+    """With pytest-xdist one process per core; the user's own -n comes later and so overrides it."""
+    calls = []
+    monkeypatch.setattr(cli, "find_spec", lambda name: xdist)
+    monkeypatch.setattr(subprocess, "call", lambda command, **settings: calls.append((command, settings)) or 7)
+    assert vc(*arguments) == 7
+    ((command, settings),) = calls
+    assert command == [sys.executable, "-m", "pytest", *(["-n", "auto"] if xdist else []), *passed]
+    assert settings["cwd"] == repository
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("prepare", "training.data.prepare"), ("train", "training"), ("export", "training.export"),
+     ("evaluate", "training.evaluate")],
+)  # fmt: skip
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_training_programs_replace_the_process_if_they_can(monkeypatch, repository, name, module, system):
+    """So that a signal to the command reaches the training, which saves before it exits."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(subprocess, "call", lambda command, env: calls.append((command[0], command, env)) or 7)
+    monkeypatch.setattr("vc_core.cli.os.name", system)
+    status = vc(name, "a b", "--minutes", "3")
+    monkeypatch.undo()
+    assert status == (7 if system == "nt" else None)
+    ((program, command, environment),) = calls
+    assert (program, command) == (sys.executable, [sys.executable, "-m", module, "a b", "--minutes", "3"])
+    assert environment["PYTHONPATH"].startswith(str(repository))
+
+
+def test_train_names_the_bundled_checkpoints(repository):
+    run = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True, cwd=repository)
+    assert run.returncode == 2
+    assert "vc train bundled --minutes" in run.stderr and "synthetic.yaml" in run.stderr
+
+
+def test_torch_settings_are_unchanged():
+    assert torch.is_grad_enabled()
