@@ -57,8 +57,8 @@ FAMILIES = (
         {"width": 256, "height": 256, "diffusion": DiffusionConfig()},
         "The network has no STC-encoders and no style, so the settings of ModelScope's text-to-video are used: noise "
         "prediction, 256x256, 16 frames.",
-        "ZeroScope has the same shapes: use 576x320, 24 frames and a window of 24 for it. SR600 too: use ./vc upscale, "
-        "or set super_resolution to yes.",
+        "ZeroScope and SR600 have the same shapes. For ZeroScope, use 576x320, 24 frames and a window of 24. For "
+        "SR600, use ./vc upscale, or set super_resolution to yes.",
     ),
     Family(
         "VideoComposer",

@@ -179,7 +179,8 @@ def test_a_note_says_if_steps_or_size_do_not_suit_the_network(wired):
     notes = wiring.scene.host.run(wiring.scene.graph).notes
     (assumed,) = [note for note in notes if "v-prediction with zero terminal SNR" in note]
     assert assumed.endswith("many steps. Your own settings apply for few_steps.")
-    assert any(note.endswith("Use 576x320, 24 frames and a window of 24 for it.") for note in notes)
+    zeroscope = "For ZeroScope, use 576x320, 24 frames and a window of 24. "
+    assert any(zeroscope in note and note.endswith("or set super_resolution to yes.") for note in notes)
     assert sorted(note.split(". ")[0].split("; ")[1] for note in notes if "was distilled" in note) == [
         "20 steps with guidance scale 1 spoil the video", "4 steps with guidance scale 7 spoil the video",
     ]  # fmt: skip
