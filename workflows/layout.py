@@ -30,7 +30,7 @@ SIZES = {  # of nodes with previews or long texts
     "VCMotionFromTracks": (360, 900),
 }
 GROWS = {
-    "VC3DUNetSampler": 340,
+    **dict.fromkeys(("VC3DUNetSampler", "VCSuperResolution"), 340),
     **dict.fromkeys(("MotionVectorExtract", "DepthSequence", "VCSketchSequence", "VCMaskSequence"), 350),
     **dict.fromkeys(("VCCameraMotion", "VCMotionFromTracks", "VCMotionPreview"), 300),
     **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),

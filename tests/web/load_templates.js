@@ -52,7 +52,7 @@ async function load([name, pack]) {
 }
 
 function previews() {
-  window.sampler = () => app.graph.nodes.find(({ type }) => type === "VC3DUNetSampler");
+  window.sampler = () => app.graph.nodes.find(({ type }) => ["VC3DUNetSampler", "VCSuperResolution"].includes(type));
   window.preview = () => {
     const sheet = document.createElement("canvas");
     [sheet.width, sheet.height] = [256, 256];
