@@ -35,7 +35,7 @@ GROWS = {
     **dict.fromkeys(("VCCameraMotion", "VCMotionFromTracks", "VCMotionPreview"), 300),
     **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),
     "VCCheckpointLoader": 125,
-    "GetImageSize": 70,
+    **dict.fromkeys(("GetImageSize", "ImageBatch"), 70),
     **dict.fromkeys(("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader"), 40),
 }
 """Maximum growth of a node in pixels: by an image and a note during a run, or by an error about a missing file."""
