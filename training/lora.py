@@ -137,12 +137,14 @@ def merge_lora(unet: nn.Module) -> None:
         unet.set_submodule(name, plain)
 
 
-def save_lora(path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the network's LoRAs. Raises `UserError` if it has none, or the path cannot be written."""
+def save_lora(
+    path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write the network's LoRAs, in their own dtype or in `dtype`. Raises `UserError` if it has none, or the path cannot be written."""
     tensors: StateDict = {}
     for name, layer in lora_layers(unet).items():
         halves = {DOWN: layer.lora_down.weight, UP: layer.lora_up.weight, ALPHA: torch.tensor(float(layer.alpha))}
-        tensors |= {f"{PREFIX}{name}.{leaf}": tensor.detach() for leaf, tensor in halves.items()}
+        tensors |= {f"{PREFIX}{name}.{leaf}": tensor.detach().to(dtype) for leaf, tensor in halves.items()}
     if not tensors:
         raise UserError(f"{path} would be empty, because the network has no LoRA. Export the network itself.")
     save_tensors(path, tensors, metadata)

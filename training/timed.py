@@ -197,7 +197,7 @@ class TimedRun:
         elapsed, self._mark = now - self._mark, now
         number = self._signals.came
         if self.world.size > 1:
-            parameters = list(self.model.parameters())
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
             # Zeros for parameters that this rank's batch has not used; another rank's may have.
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             main_time = elapsed * self.world.size * self.world.main  # its mean is the main rank's time

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, LCMScheduler
 from tests.training.interrupted import train_interrupted
 from tests.training.test_step import SIZE, batch, keeping
 from tests.training.test_trainer import assert_equal_runs
-from training.distillation import Consistency, ConsistencyStep
+from training.consistency import Consistency
+from training.distillation import ConsistencyStep
 from training.engine import Learner, checkpoints
 from training.export import export
 from training.frozen import Encoders, gather_parts

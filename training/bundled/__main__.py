@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from training import lock
-from training.bundled import autoencoder, network, towers
+from training.bundled import autoencoder, network, student, towers
 from training.bundled import export as files
 from training.bundled.design import FILE as DESIGN
 from training.bundled.design import PARTS, RECIPE, Design, budget, keep_design, read_design
@@ -47,9 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vc train bundled",
         description="Train the bundled checkpoint on synthetic scenes within a time budget: autoencoder, towers, "
-        "network. Then write OUT/bundled.safetensors and evaluate it. Run the same command again to continue after an "
-        "interruption, or with more minutes to continue a finished run. `./vc export OUT -o FILE` writes the current "
-        "state at any time.",
+        "network, and the network's student for four steps. Then write OUT/bundled.safetensors and the student as a "
+        "LoRA, OUT/bundled_few_steps.safetensors, and evaluate both. Run the same command again to continue after an "
+        "interruption, or with more minutes to continue a finished run. If the network is trained further, its student "
+        "starts again. `./vc export OUT -o FILE` writes the current network at any time.",
     )
     add = parser.add_argument
     add("--minutes", type=float, required=True, help="minutes of training, the sum of all starts of the run")
@@ -140,7 +141,12 @@ def train(options: argparse.Namespace) -> int:
             if part == "network":
                 unet = None if start is None else load_unet(start)
                 coders = files.load_frozen_parts(out, config, world.device)
-                run = network.train(out / part, minutes[part], config, design.network, *coders, world, unet, say)
+                teacher = network.train(out / part, minutes[part], config, design.network, *coders, world, unet, say)
+                run = teacher
+            elif part == "student":
+                run = student.train(out / part, minutes[part], config, design, *coders, world, teacher, say)
+                if world.main:
+                    student.save_student(run, out / files.STUDENT)
             else:
                 module = {"autoencoder": autoencoder, "towers": towers}[part]
                 run = module.train(out / part, minutes[part], getattr(design, part), world, say)
@@ -170,6 +176,7 @@ def finish(options: argparse.Namespace) -> int:
         files.export_run(options.out, target)
         pieces = files.split(target, options.out / files.PIECES)
     print(f"vc: {target}, and the same in {len(pieces)} pieces in {options.out / files.PIECES}", flush=True)
+    print(f"vc: {options.out / files.STUDENT}, its LoRA for four steps", flush=True)
     if options.no_evaluation:
         return 0
     try:
@@ -182,7 +189,7 @@ def finish(options: argparse.Namespace) -> int:
         return 0
     quick = [] if options.minutes >= FULL_EVALUATION else ["--quick"]
     command = [sys.executable, "-m", "training.evaluate", str(target), "-o", str(options.out / "evaluation"), *quick]
-    command += ["--device", options.device]
+    command += ["--device", options.device, "--lora", str(options.out / files.STUDENT)]
     return subprocess.call(command)
 
 

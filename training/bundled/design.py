@@ -19,10 +19,11 @@ from vc_core.parsing import parse_json
 RECIPE = Path(__file__).parents[1] / "recipes" / "bundled.json"
 FILE = "design.json"
 """In a run's folder: the design that the run started with."""
-PARTS = ("autoencoder", "towers", "network")
+PARTS = ("autoencoder", "towers", "network", "student")
 SLACK = 0.5
 """Tolerance in minutes, because parts may run a step or two longer than planned."""
-_OF_TIME = ("shares", "most_minutes", "least_minutes")  # may change, because they do not change the checkpoint's design
+_FREE = ("shares", "most_minutes", "least_minutes", "student")
+"""Keys that may change during a run, because they do not change the checkpoint's design."""
 
 
 @checked(message_of)
@@ -49,6 +50,15 @@ class NetworkPlan:
 
 
 @checked(message_of)
+class StudentPlan:
+    """How the student for four steps is distilled from the network. Scenes and conditions are the network's."""
+
+    batch: dict[str, int]  # clips of 16 frames per step of all ranks, by device type
+    learning_rate: float
+    rank: int  # of the LoRA
+
+
+@checked(message_of)
 class Design:
     """Everything about a run except its budget, its device and its start."""
 
@@ -56,7 +66,8 @@ class Design:
     autoencoder: PartPlan
     towers: PartPlan
     network: NetworkPlan
-    shares: dict[str, float]  # fractions of the budget for the parts before the network, which gets the rest
+    student: StudentPlan
+    shares: dict[str, float]  # fractions of the budget for all parts but the network, which gets the rest
     most_minutes: dict[str, float]  # maximum minutes of these parts
     least_minutes: float  # minimum budget, in which every part makes at least some steps on a CPU
 
@@ -88,7 +99,7 @@ def keep_design(out: Path, design: Design, config: Config) -> None:
             part.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         return
     for name, (before, now) in changed(json.loads(path.read_text(encoding="utf-8")), plain).items():
-        if not name.startswith(_OF_TIME):
+        if not name.startswith(_FREE):
             raise UserError(
                 f"The run in {out} has another design: {name} is {before} there, but {now} now. Pass another folder "
                 "with --out."
@@ -111,14 +122,14 @@ def budget(design: Design, minutes: float, used: Mapping[str, float], done: Coll
             f"{design.least_minutes:g} or more."
         )
     parts = {}
-    for name in PARTS[:-1]:
+    for name in design.shares:
         planned = 0.0 if name in done else min(design.shares[name] * minutes, design.most_minutes[name])
         parts[name] = max(planned, used.get(name, 0.0))
-    before = sum(parts.values())
-    enough = before + used.get("network", design.least_minutes * (1 - sum(design.shares.values())))
+    others = sum(parts.values())
+    enough = others + used.get("network", design.least_minutes * (1 - sum(design.shares.values())))
     if minutes < enough - SLACK:
         raise UserError(
             f"--minutes {minutes:g} is too short to continue, because the run has already used "
             f"{sum(used.values()):.1f} minutes. Use --minutes {math.ceil(10 * enough) / 10:g} or more."
         )
-    return parts | {"network": minutes - before}
+    return parts | {"network": minutes - others}

@@ -22,6 +22,7 @@ from vc_core.disk import make_folder
 from vc_core.errors import UserError, counted
 
 CHECKPOINT = "bundled.safetensors"
+STUDENT = "bundled_few_steps.safetensors"
 PIECES = "pieces"
 PIECE_BYTES = 15 << 20
 _PIECE = re.compile(r"piece-(\d+)-of-(\d+)\.safetensors")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.bundled.design import NetworkPlan
 from training.bundled.replayed import Replayed
-from training.bundled.ring import Ring, padded, windows
+from training.bundled.ring import Ring, Supply, padded, windows
 from training.data.synthetic.clips import CAPTIONS, DRAWN, STILLS, spoiled, stored_for
 from training.data.synthetic.scenes import CLIP_FRAMES
 from training.muon import Muon
@@ -90,7 +90,19 @@ class NetworkStep:
     def __call__(
         self, ring: Ring, frames: int, inputs: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return the loss of clips of `frames` frames.
+        """Return the loss of clips of `frames` frames. For the arguments see `encoded`."""
+        latents, text, style, stc = self.encoded(ring, frames, inputs, generator)
+        context = make_context(self.unet, text, self.empty, style, inputs)
+        timesteps = (self.spread(len(latents), generator) * self.timesteps).long().clamp(max=self.timesteps - 1)
+        noise = torch.randn(latents.shape, device=latents.device, generator=generator)
+        noisy, target = self.objective.noised(latents, noise, timesteps)
+        return self.objective.losses(self.unet(noisy, timesteps, context, stc), target, latents, timesteps).mean()
+
+    def encoded(
+        self, ring: Ring, frames: int, inputs: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return clips of `frames` frames: their latents, text tokens, style embeddings or None, and the sum of their
+        STC embeddings.
 
         Args:
             inputs: from `draw`, on the device.
@@ -102,7 +114,6 @@ class NetworkStep:
         latents = ring.take("latents", clips, numbers).float().transpose(1, 2) * self.scale
         text = self._random_item("text", CAPTIONS, ring, clips, generator)
         style = self._random_item("style", STILLS, ring, clips, generator)[:, None] if "style" in inputs else None
-        context = make_context(self.unet, text, self.empty, style, inputs)
 
         rows = {name: inputs[f"{name} rows"] for name in self.names if f"{name} rows" in inputs}
         counts = {name: inputs[f"{name} counts"] for name in rows}
@@ -116,13 +127,12 @@ class NetworkStep:
                 tensors = {name: torch.where(inputs[f"{name} by hand"].view(-1, 1, 1, 1, 1), *tensors.values())}
             conditions[name] = spoiled(name, tensors, stride[row], generator).transpose(1, 2)
         size = tuple(latents.shape[-2:])
-        stc = embed_conditions(self.unet, conditions, rows, batch, size, frames, counts)
+        return latents, text, style, embed_conditions(self.unet, conditions, rows, batch, size, frames, counts)
 
-        spread = (torch.rand((), device=device, generator=generator) + torch.arange(batch, device=device) / batch) % 1
-        timesteps = (spread * self.timesteps).long().clamp(max=self.timesteps - 1)
-        noise = torch.randn(latents.shape, device=device, generator=generator)
-        noisy, target = self.objective.noised(latents, noise, timesteps)
-        return self.objective.losses(self.unet(noisy, timesteps, context, stc), target, latents, timesteps).mean()
+    def spread(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return numbers from 0 to below 1, `(batch,)`, at equal distances from a random start."""
+        device = self.empty.device
+        return (torch.rand((), device=device, generator=generator) + torch.arange(batch, device=device) / batch) % 1
 
     def _random_item(
         self, name: str, count: int, ring: Ring, clips: Tensor, generator: torch.Generator | None
@@ -165,8 +175,7 @@ def train(
     drawn = int(run.more.get("drawn", run.step * due))
     make_ring = partial(Ring, autoencoder, towers, size=config.height, scale=config.extraction.condition_scale)
     ring = make_ring(TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size)
-    beginning = min(max(8 * per_rank, 64), capacity)
-    before = drawn + beginning - run.step * due
+    supply = Supply(ring, run, min(max(8 * per_rank, 64), capacity), due)
     empty = encode_text(towers, [""]).float()
     held_out: Ring | None = None
     generator, lots = torch.Generator(device), torch.Generator()
@@ -181,10 +190,7 @@ def train(
     torch.manual_seed(run.step)
     replayed = Replayed(loss_of, unet, optimizer) if on_gpu else None
     for step in run:
-        if not len(ring):
-            ring.draw(beginning)
-        ring.keep_up(before + step * due)
-        run.more["drawn"] = ring.drawn
+        supply.keep_up()
         # The same length on all ranks, because they wait for each other.
         frames = plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots.manual_seed(step)))]
         seed = step * world.size + world.rank

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.data.synthetic.clips import make_shard
 from training.data.synthetic.scenes import scene_seeds
+from training.timed import TimedRun
 
 CHUNK, AT_ONCE = {"cpu": 8, "cuda": 1024}, {"cpu": 64, "cuda": 1024}
 """Minimum and maximum number of scenes that are rendered together, by device type. A GPU needs as long to start the
@@ -89,6 +90,21 @@ class Ring:
     def take(self, name: str, clips: Tensor, frames: Tensor) -> Tensor:
         """Return one tensor at frames (B, F) of clips (B,)."""
         return self._scenes[name][clips[:, None], frames]
+
+
+class Supply:
+    """Renders a run's scenes: `beginning` before its first step after every start, then `due` per step."""
+
+    def __init__(self, ring: Ring, run: TimedRun, beginning: int, due: float):
+        self.ring, self.run, self.beginning, self.due = ring, run, beginning, due
+        self._before = ring.drawn + beginning - run.step * due
+
+    def keep_up(self) -> None:
+        """Render the scenes that are due in the run's current step."""
+        if not len(self.ring):
+            self.ring.draw(self.beginning)
+        self.ring.keep_up(self._before + self.run.step * self.due)
+        self.run.more["drawn"] = self.ring.drawn
 
 
 def windows(
