@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vc_core.checkpoint.reading import BUNDLED
+from vc_core.checkpoint.reading import BUNDLED, BUNDLED_LORA
+from vc_core.commands.setting_types import BUNDLED as BUNDLED_NAME
+from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.disk import check_folder, folder_beside, make_folder
 from vc_core.errors import UserError
 from vc_core.terminal import argument, each, option, parsed, progress_bars, run_program
@@ -57,6 +59,9 @@ def program(
         int | None, f"sampling steps (default: {DEFAULT['steps']}, or 4 for a checkpoint for few steps)"
     ) = None,
     guidance: option(float | None, "guidance scale (default: each checkpoint's)") = None,
+    sampler: option(
+        str | None, f"sampler: {', '.join(SAMPLERS)} (default: each checkpoint's, usually dpmpp_2m)", shown="NAME"
+    ) = None,
     only: option(
         str,
         "conditions or measures, separated by commas, such as motion,colour; the name 'together' also composes with "
@@ -74,7 +79,8 @@ def program(
     ) = None,
     lora: option(
         each(Path),
-        "also evaluate the first checkpoint with this LoRA, in few steps if it was distilled for them; may be repeated",
+        "also evaluate the first checkpoint with this LoRA, in few steps if it was distilled for them; 'bundled' for the "
+        "bundled checkpoint's; may be repeated",
         shown="FILE",
     ) = (),
     clip: option(
@@ -101,13 +107,13 @@ def program(
     settings = EvaluationSettings(
         checkpoints=checkpoints or (BUNDLED,),
         parts=parts or (),
-        loras=tuple(lora),
+        loras=tuple(BUNDLED_LORA if str(file) == BUNDLED_NAME else file for file in lora),
         clips=numbers.pop("clips"),
         data=data,
         rate=rate,
         nominal_height=nominal_height,
         out=out,
-        sampling=Composing(steps=steps, guidance=guidance, batch=batch, many=usual["steps"], **numbers),
+        sampling=Composing(steps=steps, guidance=guidance, sampler=sampler, batch=batch, many=usual["steps"], **numbers),
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,

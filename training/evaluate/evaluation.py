@@ -38,6 +38,7 @@ from vc_core.checkpoint.lora import read_lora
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.composer import VideoComposer, choose_device
 from vc_core.config import Config
+from vc_core.diffusion.samplers import SAMPLERS
 from vc_core.encoders.autoencoder import decode, encode
 from vc_core.errors import UserError, nearest
 from vc_core.progress import Progress, reported
@@ -71,6 +72,8 @@ class EvaluationSettings:
         for name in ("seeds", "steps", "batch"):
             if (number := getattr(self.sampling, name)) is not None and number < 1:
                 raise UserError(f"--{name} is {number}. Expected at least 1.")
+        if self.sampling.sampler is not None and self.sampling.sampler not in SAMPLERS:
+            raise UserError(f"--sampler is {self.sampling.sampler}. Expected one of {', '.join(SAMPLERS)}.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs}. Expected at least 1.")
         if self.data is None and (self.rate or self.nominal_height):

@@ -73,11 +73,11 @@ def inspect(path: str | Path, progress: Progress | None = None, **overrides: Any
         checkpoint.config,
         tuple(checkpoint.assumed),
         tuple(extra),
-        _training(checkpoint.training),
+        parsed_training(checkpoint.training),
     )
 
 
-def _training(text: str | None) -> Any:
+def parsed_training(text: str | None) -> Any:
     """Return the metadata's `training` as values, or as text if another program wrote something else there."""
     try:
         return None if text is None else parse_json(text)
@@ -88,7 +88,7 @@ def _training(text: str | None) -> Any:
 def knows_scenes_only(checkpoint: Checkpoint) -> bool:
     """Whether a network is smaller than the released one and was trained only on drawn scenes. The metadata that
     training writes in every file says so: the design of a bundled checkpoint, or a recipe with its kinds of data."""
-    training = _training(checkpoint.training)
+    training = parsed_training(checkpoint.training)
     if checkpoint.config is None or checkpoint.config.unet.width >= UNetConfig().width:
         return False
     if not isinstance(training, dict):

@@ -127,6 +127,11 @@ def read_lora(path: str | Path, unet: UNet3D) -> LoRA:
     return LoRA(tensors.source, changes, [*unmatched, *strays], [*notes, *alpha_notes])
 
 
+def is_lora(path: str | Path) -> bool:
+    """Return whether a file contains layers of a LoRA. Raises `UserError` if it cannot be read."""
+    return any(match and match.lastgroup != "alpha" for match in map(_KEY.match, open_tensors(path).shapes))
+
+
 def is_distilled(path: str | Path) -> bool:
     """Return whether a LoRA's metadata says that it makes its network one for few steps. Raises `UserError`."""
     return open_tensors(path).metadata.get(FEW_STEPS) == "yes"

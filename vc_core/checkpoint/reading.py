@@ -42,6 +42,8 @@ CONFIG_TENSOR = "videocomposer_config"
 TRAINING = "training"
 """Key of the metadata that describes how the network was trained."""
 BUNDLED = Path(__file__).parents[1] / "assets" / "videocomposer_small.safetensors"
+BUNDLED_LORA = BUNDLED.parent / "loras" / "videocomposer_small_few_steps.safetensors"
+"""Makes the bundled checkpoint one for few steps."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,14 @@ from tyro.conf import arg
 from ..checkpoint.conversion import LAYOUTS
 from ..checkpoint.conversion import convert as write_converted
 from ..checkpoint.inspection import as_mapping, as_text, inspect
+from ..checkpoint.lora import is_lora
+from ..checkpoint.lora_inspection import as_text as lora_as_text
+from ..checkpoint.lora_inspection import inspect_lora
 from ..checkpoint.reading import BUNDLED
 from ..configuration import Spoken
+from ..errors import UserError
 from ..terminal import argument, each, option, progress_bars
+from .settings import as_option
 from .setting_types import Answer, Count, Positive, Size
 
 _Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
@@ -40,14 +45,21 @@ _Overrides = Annotated[
 def info(
     overrides: _Overrides,
     file: argument(
-        Path | None, "a file, or a folder that diffusers wrote (default: the bundled checkpoint)", "[FILE]"
+        Path | None, "a checkpoint, a LoRA, or a folder that diffusers wrote (default: the bundled checkpoint)", "[FILE]"
     ) = None,
     json: option(bool, "print the report as JSON") = False,
 ) -> int:
     with progress_bars() as progress:
-        report = inspect(file or BUNDLED, progress, **vars(overrides))
-    print(json_text.dumps(as_mapping(report), indent=2) if json else as_text(report))
-    return 0 if report.complete else 2
+        if file is not None and file.is_file() and is_lora(file):
+            if given := [as_option(name) for name, value in vars(overrides).items() if value is not None]:
+                raise UserError(f"{given[0]} has no effect on {file}, because it is a LoRA. Leave it out.")
+            lora = inspect_lora(file, progress)
+            mapping, text, complete = dataclasses.asdict(lora) | {"path": str(file)}, lora_as_text(lora), True
+        else:
+            report = inspect(file or BUNDLED, progress, **vars(overrides))
+            mapping, text, complete = as_mapping(report), as_text(report), report.complete
+    print(json_text.dumps(mapping, indent=2) if json else text)
+    return 0 if complete else 2
 
 
 def convert(

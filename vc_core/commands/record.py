@@ -14,6 +14,7 @@ import torch
 
 from ..checkpoint.files import sha256
 from ..checkpoint.reading import BUNDLED as BUNDLED_FILE
+from ..checkpoint.reading import BUNDLED_LORA
 from ..checkpoint.tensors import DTYPES
 from ..composer import choose_device, choose_dtypes
 from ..errors import UserError, about, brief, spelled
@@ -83,7 +84,10 @@ def make_record(
     def entry(path: Path, place: str) -> dict[str, str]:
         return {"path": place, "name": path.name, "sha256": file_hash(path, progress)}
 
-    inputs = {name: [entry(path, str(path)) for path in paths] for name, paths in settings.inputs().items()}
+    def place(path: Path) -> str:
+        return BUNDLED if path == BUNDLED_LORA else str(path)
+
+    inputs = {name: [entry(path, place(path)) for path in paths] for name, paths in settings.inputs().items()}
     if settings.checkpoint is None:
         inputs["checkpoint"] = [entry(BUNDLED_FILE, BUNDLED)]
     return Record(settings, inputs, methods, versions(), machine(settings))
@@ -129,7 +133,8 @@ def with_current_inputs(
 
 def _find(name: str, file: Mapping[str, str], source: Path, progress: Progress | None) -> Path:
     option = as_option(name)
-    old = BUNDLED_FILE if file["path"] == BUNDLED else Path(file["path"])
+    bundled = BUNDLED_LORA if name == "lora" else BUNDLED_FILE
+    old = bundled if file["path"] == BUNDLED else Path(file["path"])
     existing = [path for path in (old, source.absolute().parent / file["name"]) if exists(path)]
     for path in existing:
         if file_hash(path, progress) == file["sha256"]:

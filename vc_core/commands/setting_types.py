@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
+from ..checkpoint.reading import BUNDLED_LORA
 from ..conditions import CONDITIONS
 from ..configuration import MORE, File, Spoken
 from ..errors import nearest, spelled
@@ -15,7 +16,7 @@ from ..extract.motion.from_video import MODES
 from ..extract.sketch.methods import METHODS
 
 BUNDLED = "bundled"
-"""The name of the checkpoint that comes with this package."""
+"""The name of the checkpoint that comes with this package, and of its LoRA."""
 
 EASINGS, WHITES, MASKS = tuple(drawing.EASINGS), tuple(POLARITIES), tuple(RANDOM_MASKS)
 
@@ -60,8 +61,11 @@ def _by_condition(value: Any) -> Any:
 
 
 def _by_file(value: Any) -> Any:
-    """Read FILE, FILE=STRENGTH or a list of them; return a mapping of files to strengths."""
+    """Read FILE, FILE=STRENGTH or a list of them; return a mapping of files to strengths. The file `BUNDLED` is the
+    bundled LoRA."""
     texts = [value] if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return {BUNDLED_LORA if file == BUNDLED else file: strength for file, strength in value.items()}
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
     strengths = {}

@@ -257,7 +257,11 @@ class Settings:
 
     checkpoint: Checkpoint = _setting("checkpoint (default: the bundled one)")
     parts: Files = _setting("files of parts that the checkpoint lacks: autoencoder, text tower, image tower", ())
-    lora: Loras = _setting("LoRA for the network, and its strength (default: 1); may be repeated", {})
+    lora: Loras = _setting(
+        "LoRA for the network, and its strength (default: 1); may be repeated; 'bundled' makes the bundled checkpoint "
+        "one for 4 steps",
+        {},
+    )
     few_steps: Answer | None = _setting(
         "whether the checkpoint was distilled for few steps without guidance; say yes for VideoLCM (default: as its "
         "file says)"
