@@ -36,7 +36,9 @@ GROWS = {
     **dict.fromkeys(("VCSingleImage", "VCSingleSketch"), 240),
     "VCCheckpointLoader": 125,
     **dict.fromkeys(("GetImageSize", "ImageBatch"), 70),
-    **dict.fromkeys(("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader"), 40),
+    **dict.fromkeys(
+        ("FrameInterpolationModelLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader", "DifferentialDiffusion"), 40
+    ),
 }
 """Maximum growth of a node in pixels: by an image and a note during a run, or by an error about a missing file."""
 NOTE, NOTE_COLORS = (360, 300), {"color": "#432", "bgcolor": "#653"}

@@ -21,6 +21,8 @@ module.exports = async (page, { templates, pack }) => {
     results[name].misplacedWithPreview = await page.evaluate(() => misplaced());
     await page.shot(`template_${name}_preview`);
     await page.evaluate(() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("executing", { detail: null })));
+    for (const dialog of await page.locator(".p-dialog").all()) await dialog.locator(".p-dialog-close-button").click();
+    await page.waitForFunction(() => !document.querySelector(".p-dialog"));
   }
   return results;
 };
