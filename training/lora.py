@@ -140,7 +140,8 @@ def merge_lora(unet: nn.Module) -> None:
 def save_lora(
     path: str | Path, unet: nn.Module, metadata: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the network's LoRAs, in their own dtype or in `dtype`. Raises `UserError` if it has none, or the path cannot be written."""
+    """Write the network's LoRAs, in their own dtype or in `dtype`. Raises `UserError` if it has none, or the path
+    cannot be written."""
     tensors: StateDict = {}
     for name, layer in lora_layers(unet).items():
         halves = {DOWN: layer.lora_down.weight, UP: layer.lora_up.weight, ALPHA: torch.tensor(float(layer.alpha))}

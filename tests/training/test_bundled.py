@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,14 +22,18 @@ from training.bundled.__main__ import main, used
 from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
 from training.bundled.network import NetworkStep, keep_best
 from training.bundled.ring import Ring, windows
+from training.bundled.student import CHANGED, StudentStep, teacher_step
 from training.bundled.towers import SIZES
+from training.lora import add_lora, lora_layers
 from training.muon import Muon
 from training.precision import MOST, SMALL, attend_in_full, attend_split
 from training.timed import TimedRun, rate
 from vc_core.checkpoint.files import save_pickled
 from vc_core.checkpoint.inspection import knows_scenes_only
 from vc_core.checkpoint.loading import load_autoencoder, load_unet
+from vc_core.checkpoint.lora import UP, is_distilled
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint, save_checkpoint
+from vc_core.composer import VideoComposer
 from vc_core.conditions import CONDITIONS
 from vc_core.encoders.autoencoder import new_autoencoder
 from vc_core.encoders.clip import encode_text, new_towers
@@ -65,9 +70,9 @@ def test_a_budget_is_divided_and_the_network_gets_the_rest(design):
     assert minutes["autoencoder"] == pytest.approx(10 * design[0].shares["autoencoder"])
     large = budget(design[0], 1e4, {}, set())
     assert large["autoencoder"] == design[0].most_minutes["autoencoder"] and large["network"] > 9000
-    # A complete part keeps the minutes that it used, however large the budget becomes.
+    # A complete part keeps the minutes that it used, however large the budget becomes. The student gets its share.
     again = budget(design[0], 100.0, {"autoencoder": 3.0, "towers": 1.0, "network": 6.0}, {"autoencoder", "towers"})
-    assert again == {"autoencoder": 3.0, "towers": 1.0, "network": 96.0}
+    assert again == {"autoencoder": 3.0, "towers": 1.0, "network": 86.0, "student": 10.0}
 
 
 def test_the_message_for_a_small_budget_says_how_much_is_enough(design):
@@ -80,8 +85,8 @@ def test_the_message_for_a_small_budget_says_how_much_is_enough(design):
 
 
 def test_the_same_command_again_tolerates_the_last_steps_overrun(design):
-    used = {"autoencoder": 3.02, "towers": 1.01, "network": 6.03}
-    assert budget(design[0], 10.0, used, {"autoencoder", "towers"})["network"] == pytest.approx(5.97)
+    used = {"autoencoder": 3.02, "towers": 1.01, "network": 5.03, "student": 1.02}
+    assert budget(design[0], 10.0, used, {"autoencoder", "towers"})["network"] == pytest.approx(4.95)
 
 
 def test_a_run_with_another_design_is_an_error(design, tmp_path):
@@ -92,9 +97,9 @@ def test_a_run_with_another_design_is_an_error(design, tmp_path):
         keep_design(tmp_path, other, design[1])
     with pytest.raises(UserError, match=r"config.guidance is .* Pass another folder"):
         keep_design(tmp_path, design[0], replace(design[1], guidance=3.5))
-    keep_design(
-        tmp_path, replace(design[0], shares={"autoencoder": 0.2, "towers": 0.2}), design[1]
-    )  # only the division of time
+    # The division of time, and the student, which is another file.
+    student = replace(design[0].student, rank=4)
+    keep_design(tmp_path, replace(design[0], shares={"autoencoder": 0.2, "towers": 0.2}, student=student), design[1])
 
 
 def test_a_design_with_unknown_keys_is_an_error(tmp_path):
@@ -172,6 +177,64 @@ def test_a_step_passes_kept_conditions_to_the_network(ring, design):
         assert channels == CONDITIONS[name].channels
         assert frames == (8 if CONDITIONS[name].kind == "temporal" else 1)
     assert torch.equal(loss_of(), loss)  # all random values come from the two generators
+
+
+# --- The student ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def networks(design):
+    """Student, teacher and target, with different weights."""
+    networks = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks.append(UNet3D(design[1].unet, attend=attend_in_full).eval())
+        nn.init.normal_(networks[-1].conv_out.weight, std=0.02)  # it starts at zero
+    return networks
+
+
+def test_a_students_step_compares_it_with_the_target_after_the_teachers_guided_step(
+    ring, design, networks, monkeypatch
+):
+    student, teacher, target = networks
+    empty = encode_text(ring.towers, [""]).float()
+    step = StudentStep(student, teacher, target, design[1], design[0].network, empty)
+    inputs = step.draw(len(ring), 3, torch.Generator().manual_seed(3))
+    assert inputs["text"].all()  # a student samples without guidance
+    inputs["style"] = torch.tensor([True, False, True])
+    encoded = step.encoded(ring, 4, inputs, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(step, "encoded", lambda *_: encoded)
+    loss = step(ring, 4, inputs, torch.Generator().manual_seed(7))
+
+    latents, text, style, stc = encoded
+    generator = torch.Generator().manual_seed(7)
+    grid = torch.arange(19, 1000, 20)
+    timesteps = grid[(step.spread(3, generator) * 50).long()]
+    alphas = design[1].diffusion.alphas_cumprod.float()[timesteps].view(-1, 1, 1, 1, 1)
+    noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * torch.randn(latents.shape, generator=generator)
+    style = torch.where(torch.tensor([True, False, True])[:, None, None], style, 0.0)
+    cond = torch.cat([text, student.encode_style(style)], dim=1)
+    uncond = torch.cat([empty.expand_as(text), student.encode_style(torch.zeros_like(style))], dim=1)
+    with_all, without = (teacher(noisy, timesteps, context, stc) for context in (cond, uncond))
+    consistency, below = step.consistency, (timesteps - 20).clamp(min=0)
+    scale = design[1].guidance
+    earlier = consistency.stepped(noisy, without + scale * (with_all - without), timesteps, below)
+    expected = consistency.losses(
+        consistency.result(noisy, student(noisy, timesteps, cond, stc), timesteps),
+        consistency.result(earlier, target(earlier, below, cond, stc), below),
+        latents, design[0].network.moving_gain,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_is_a_small_lora_of_all_linear_layers_that_do_not_encode_conditions(design, tmp_path):
+    with torch.device("meta"):
+        unet = UNet3D(design[1].unet)
+    add_lora(unet, design[0].student.rank, None, CHANGED)
+    linear = {name for name, module in unet.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name}
+    assert {name for name in linear if not name.startswith(("stc.", "style_"))} == {*lora_layers(unet)}
+    numel = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
+    assert 2 * numel < 6_000_000  # bytes in half precision
 
 
 def test_attention_in_full_is_attention():
@@ -335,16 +398,23 @@ def test_a_run_from_scratch_continues_with_a_larger_budget_and_from_its_file(tin
     assert checkpoint.config.extraction.condition_scale == 4 and knows_scenes_only(checkpoint)
     assert all(path.stat().st_size <= 16_000_000 for path in (run / files.PIECES).iterdir())
     first = json.loads(checkpoint.training)["step"]
+    assert is_distilled(run / files.STUDENT) and (run / files.STUDENT).stat().st_size < 6_000_000
+    assert VideoComposer.load(file, loras={run / files.STUDENT: 1.0}).config.sampler == "lcm"
+    weights = safetensors.torch.load_file(run / files.STUDENT)
+    assert any(tensor.any() for name, tensor in weights.items() if name.endswith(UP))  # it has learned
     average = torch.load(run / "network" / "state.pt", weights_only=True)["average"]["conv_out.bias"]
     assert torch.equal(checkpoint.part("model").tensors.state()["out.2.bias"], average.half())
     before = (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns
 
+    teacher = teacher_step(run / "student" / "state.pt")
+
     # Complete parts stay, and the network continues, on the same or more ranks.
     state = torch.load(run / "network" / "state.pt", weights_only=True)
-    minutes = sum(used(run).values()) + state["used"] / 60 + 0.01
+    minutes = (sum(used(run).values()) + state["used"] / 60) / 0.9 + 0.02  # the student gets a tenth
     assert main([*tiny, ranks, "--out", str(run), "--minutes", str(minutes)]) == 0
     assert (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns == before
-    assert json.loads(read_checkpoint(file).training)["step"] > first
+    last = json.loads(read_checkpoint(file).training)["step"]
+    assert last > first == teacher and teacher_step(run / "student" / "state.pt") == last  # a new student
 
     # Only from the file, without the folder.
     assert main([*tiny, "1", "--out", str(other), "--minutes", "0.01", "--start", str(file)]) == 0

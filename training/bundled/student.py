@@ -145,7 +145,9 @@ def teacher_step(state: Path) -> int | None:
     try:
         return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["more"].get("teacher")
     except Exception as error:
-        raise UserError(f"{state} is damaged ({type(error).__name__}). Remove it to train the student again.") from error
+        raise UserError(
+            f"{state} is damaged ({type(error).__name__}). Remove it to train the student again."
+        ) from error
 
 
 def save_student(run: TimedRun, path: Path) -> None:

@@ -79,8 +79,8 @@ def program(
     ) = None,
     lora: option(
         each(Path),
-        "also evaluate the first checkpoint with this LoRA, in few steps if it was distilled for them; 'bundled' for the "
-        "bundled checkpoint's; may be repeated",
+        "also evaluate the first checkpoint with this LoRA, in few steps if it was distilled for them; 'bundled' "
+        "is the bundled checkpoint's; may be repeated",
         shown="FILE",
     ) = (),
     clip: option(
@@ -113,7 +113,9 @@ def program(
         rate=rate,
         nominal_height=nominal_height,
         out=out,
-        sampling=Composing(steps=steps, guidance=guidance, sampler=sampler, batch=batch, many=usual["steps"], **numbers),
+        sampling=Composing(
+            steps=steps, guidance=guidance, sampler=sampler, batch=batch, many=usual["steps"], **numbers
+        ),
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,

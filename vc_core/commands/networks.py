@@ -17,8 +17,8 @@ from ..checkpoint.reading import BUNDLED
 from ..configuration import Spoken
 from ..errors import UserError
 from ..terminal import argument, each, option, progress_bars
-from .settings import as_option
 from .setting_types import Answer, Count, Positive, Size
+from .settings import as_option
 
 _Prediction = Annotated[Literal["epsilon", "v_prediction"], Spoken("epsilon or v_prediction", "epsilon|v_prediction")]
 
@@ -45,7 +45,9 @@ _Overrides = Annotated[
 def info(
     overrides: _Overrides,
     file: argument(
-        Path | None, "a checkpoint, a LoRA, or a folder that diffusers wrote (default: the bundled checkpoint)", "[FILE]"
+        Path | None,
+        "a checkpoint, a LoRA, or a folder that diffusers wrote (default: the bundled checkpoint)",
+        "[FILE]",
     ) = None,
     json: option(bool, "print the report as JSON") = False,
 ) -> int:
