@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from layout import Graph, Node, Output
@@ -28,6 +28,7 @@ INTERPOLATION = "rife_v4.26.safetensors"
 INTERPOLATION_URL = (
     f"https://huggingface.co/Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/{INTERPOLATION}"
 )
+LORA = "videocomposer_small_few_steps.safetensors"
 NETWORK = "tft2v_vcomposer_non_ema_254000.pth"
 SR600 = "sr_step_110000_ema.pth"
 SR600_SUFFIX = (
@@ -63,23 +64,20 @@ class Setup:
 
     graph: Graph
     loader: Node
+    model: Output
     positive: Output
     negative: Output
-
-    @property
-    def model(self) -> Output:
-        return self.loader["MODEL"]
 
     def add(self, kind: str, **inputs: Any) -> Node:
         """Add a condition node for the model."""
         return self.graph.add(kind, CONDITIONS, model=self.model, **inputs)
 
 
-def start(graph: Graph, text: str) -> Setup:
-    loader = graph.add("VCCheckpointLoader", MODEL)
+def start(graph: Graph, text: str, **settings: Any) -> Setup:
+    loader = graph.add("VCCheckpointLoader", MODEL, **settings)
     positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=loader["CLIP"], text=text)
     negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=loader["CLIP"], text="")
-    return Setup(graph, loader, positive[0], negative[0])
+    return Setup(graph, loader, loader["MODEL"], positive[0], negative[0])
 
 
 def styled(setup: Setup, image: Output) -> Setup:
@@ -92,7 +90,7 @@ def styled(setup: Setup, image: Output) -> Setup:
         clip_vision=setup.loader["CLIP_VISION"],
         image=image,
     )
-    return Setup(setup.graph, setup.loader, node["positive"], node["negative"])
+    return replace(setup, positive=node["positive"], negative=node["negative"])
 
 
 def sample(setup: Setup, seed: int, **more: Any) -> tuple[Output, Output]:
@@ -122,6 +120,7 @@ def decoded(
     denoise: float = 1.0,
     network: Output | None = None,
     steps: int = STEPS,
+    sampler: str = "dpmpp_2m",
     scheduler: str = "karras",
     tile_size: int = -1,
     groups: tuple[str, str] = (SAMPLING, VIDEO),
@@ -153,6 +152,7 @@ def decoded(
         seed=seed,
         steps=steps,
         cfg=cfg,
+        sampler_name=sampler,
         scheduler=scheduler,
         denoise=denoise,
         context_length=windows[0],
@@ -222,6 +222,13 @@ def tracks(*points: tuple[float, float]) -> str:
 
 def text_to_video(graph: Graph) -> None:
     finish(start(graph, GRADIENT), seed=1, cfg=4.0)
+
+
+def four_steps(graph: Graph) -> None:
+    clip, setup = example(graph), start(graph, GRADIENT, few_steps="yes")
+    lora = graph.add("LoraLoaderModelOnly", MODEL, model=setup.model, lora_name=LORA, strength_model=1.0)
+    setup = replace(setup, model=lora[0])
+    finish(setup, seed=6, steps=0, sampler="auto", scheduler="auto", motion=motion_of(setup, clip))
 
 
 def text_motion_transfer(graph: Graph) -> None:
@@ -313,7 +320,7 @@ def long_video_changing_text(graph: Graph) -> None:
     turns = [2 * math.pi * i / 16 for i in range(17)]
     circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
     motion = drawn_motion(graph, setup, clip, circle, frames=64)
-    changing = Setup(graph, setup.loader, texts[0], setup.negative)
+    changing = replace(setup, positive=texts[0])
     finish(changing, seed=3, windows=(16, 8), noise="shuffled", motion=motion)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...vc_core.checkpoint.reading import BUNDLED
+from ...vc_core.checkpoint.reading import BUNDLED, BUNDLED_LORA
 from ...vc_core.errors import UserError, spelled
 from ...vc_core.extract.annotators import locate
 from ...vc_core.folders import named_below
@@ -21,11 +21,13 @@ BUNDLED_NAME = f"{BUNDLED.stem} (bundled)"
 
 
 def register() -> None:
-    """Register the model folder in addition to those of the user's configuration. Idempotent."""
+    """Register the model folder in addition to those of the user's configuration, and add the bundled LoRA to the lists
+    of ComfyUI's LoRA loaders. Idempotent."""
     default = os.path.join(folder_paths.models_dir, FOLDER)
     folder_paths.add_model_folder_path(FOLDER, default)
     folders, suffixes = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (folders, set(suffixes) | SUFFIXES)
+    folder_paths.add_model_folder_path("loras", str(BUNDLED_LORA.parent))
 
 
 def folders() -> list[Path]:
