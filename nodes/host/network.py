@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from ...vc_core.config import Config
 from ...vc_core.diffusion.tiles import TiledNetwork
+from ...vc_core.memory import report_out_of_memory
 from ...vc_core.model.unet import UNet3D
 from .carried import Conditions, Styles, Texts
 from .patches import OPTIONS, attend, open_to_patches, options_of, report_unknown
 
+ADVICE = ("a smaller width and height on STC Encode", "fewer frames", "a smaller context_length")
 TILES = "videocomposer_tiles"
 """Key of `transformer_options` with the sampler's `Tiles`."""
 
@@ -63,8 +66,10 @@ class HostUNet(UNet3D):
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
-        # The options come last because wrappers such as EasyCache's expect them there.
-        return executor.execute(x, timesteps, context, control, options, **carried)
+        # On a GPU, ComfyUI reports missing memory itself, and unloads its models.
+        with report_out_of_memory(x.device, ADVICE) if x.device.type == "cpu" else nullcontext():
+            # The options come last because wrappers such as EasyCache's expect them there.
+            return executor.execute(x, timesteps, context, control, options, **carried)
 
     def _forward(
         self,

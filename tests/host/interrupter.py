@@ -1,9 +1,11 @@
-"""A node for tests that interrupts a run during a certain call of the network."""
+"""Nodes for tests: one interrupts a run during a certain call of the network, one runs out of memory in it."""
 
 from pathlib import Path
 
 import comfy.model_management
 import folder_paths
+import torch
+from comfy.patcher_extension import WrappersMP
 
 
 class InterruptAt:
@@ -35,4 +37,22 @@ class InterruptAt:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"InterruptAt": InterruptAt}
+class OutOfMemory:
+    """Return a MODEL whose network needs more memory than any computer has."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "apply", "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def apply(self, model):
+        def predict(executor, *arguments, **more):
+            return torch.empty(1 << 50, dtype=torch.uint8)
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "tests", predict)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"InterruptAt": InterruptAt, "OutOfMemory": OutOfMemory}

@@ -179,6 +179,13 @@ def test_a_prompt_of_another_text_encoder(scene, kind):
     assert_error(scene, kind, "768", "64", "CLIP")
 
 
+@pytest.mark.parametrize("kind", ["VC3DUNetSampler", "KSampler"])
+def test_the_error_if_memory_runs_out_while_sampling(scene, kind):
+    sample = {"VC3DUNetSampler": scene.sample, "KSampler": scene.stock_sample}[kind]
+    scene.add("SaveLatent", samples=sample(scene.encode(), steps=1, model=scene.add("OutOfMemory")))
+    assert_error(scene, kind, "enough memory", "width and height on STC Encode", "context_length")
+
+
 def _half(file):
     content = BUNDLED_FILE.read_bytes()
     file.write_bytes(content[: len(content) // 2])
