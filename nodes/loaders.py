@@ -61,7 +61,8 @@ class VCCheckpointLoader(io.ComfyNode):
                 *advanced(
                     io.Combo.Input("few_steps", options=list(ANSWERS), default="auto", optional=True,
                                    tooltip="Whether the network was distilled for few steps without guidance. auto = "
-                                           "as the file says; choose yes for VideoLCM, whose file does not say so."),
+                                           "as the file says; choose yes for VideoLCM, whose file does not say so, "
+                                           "and if you add a LoRA for few steps."),
                     io.Combo.Input("super_resolution", options=list(ANSWERS), default="auto", optional=True,
                                    tooltip="Whether the network is VGen's SR600, for SR600 Upscale. auto = as the file "
                                            "says; choose yes for sr_step_110000_ema.pth, whose file does not say so."),

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from vc_core import Tiling, Windows, cli, pipeline, terminal
+from vc_core.checkpoint.reading import BUNDLED_LORA
 from vc_core.commands import compose as running
 from vc_core.commands.record import read_record
 from vc_core.commands.settings import TITLES, Settings, as_option
@@ -74,6 +75,22 @@ def test_a_distilled_checkpoint_is_sampled_as_such(tiny_checkpoint, tmp_path, ca
     assert again.read_bytes() == out.read_bytes()
     record = read_record(out).settings
     assert (record.few_steps, record.sampler, record.steps, record.guidance) == (True, "lcm", 4, 1.0)
+
+
+def test_the_bundled_lora_composes_in_four_steps_and_is_repeated_from_any_folder(tmp_path, capsys, monkeypatch):
+    out, again = tmp_path / "out.mp4", tmp_path / "again.mp4"
+    few = ["--lora", "bundled", "--frames", "2", "--device", "cpu", "--text", "a red circle", "-o", str(out)]
+    assert cli.main(["compose", *few]) == 0
+    assert "4 steps of lcm, guidance 1" in capsys.readouterr().out
+    (file,) = read_record(out).inputs["lora"]
+    assert (file["path"], file["name"]) == ("bundled", BUNDLED_LORA.name)
+    elsewhere = tmp_path / "elsewhere" / BUNDLED_LORA.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(BUNDLED_LORA.read_bytes())
+    for module in ("record", "setting_types"):  # another installation
+        monkeypatch.setattr(f"vc_core.commands.{module}.BUNDLED_LORA", elsewhere)
+    assert cli.main(["compose", "--from", str(out), "-o", str(again)]) == 0
+    assert read_record(again).settings.lora == {elsewhere: 1.0}
 
 
 def test_compose_with_everything(compose, clip, picture, tmp_path, capsys):

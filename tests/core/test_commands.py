@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vc_core import cli
+from vc_core.checkpoint.reading import BUNDLED_LORA
 
 
 def vc(*arguments):
@@ -21,6 +23,27 @@ def test_info(tiny_checkpoint, capsys):
     assert "tiny" in out and "vae: the autoencoder in the layout taesd, 2.4 M parameters" in out and "SHA-256" in out
     assert "\n  sampling_rate: 4 frames per second of a clip\n" in out
     assert json.loads(out[out.index("{") :])["unet"]["width"] == 32
+
+
+def test_info_on_a_lora(tmp_path, capsys):
+    assert vc("info", BUNDLED_LORA) == 0
+    out = capsys.readouterr().out
+    assert "LoRA of rank 32 for 193 layers, 4." in out and "fits: VideoComposer small" in out
+    assert "distilled for few steps: 4 steps of lcm, guidance scale 1" in out
+    assert vc("info", BUNDLED_LORA, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["layers"] == 193 and report["few_steps"] and report["training"]["weights"] == "averaged"
+    assert vc("info", BUNDLED_LORA, "--few-steps", "no") == 2
+    assert "--few-steps has no effect on" in capsys.readouterr().err
+    # SD 2.1's key, which the released network has too
+    halves = {"lora_down": torch.ones(2, 1024), "lora_up": torch.ones(320, 2)}
+    key = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k"
+    save_file({f"{key}.{half}.weight": tensor for half, tensor in halves.items()}, tmp_path / "style.safetensors")
+    assert vc("info", tmp_path / "style.safetensors") == 0
+    assert "LoRA of rank 2 for 1 layer, 0.0 MB" in (out := capsys.readouterr().out) and "fits: VideoComposer\n" in out
+    save_file({f"other.{half}.weight": tensor for half, tensor in halves.items()}, tmp_path / "style.safetensors")
+    assert vc("info", tmp_path / "style.safetensors") == 2
+    assert "contains no LoRA for this network" in capsys.readouterr().err
 
 
 def test_the_module_runs_as_the_launcher_does(tmp_path):

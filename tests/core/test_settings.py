@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from vc_core.checkpoint.reading import BUNDLED_LORA
 from vc_core.commands.checks import check_settings
 from vc_core.commands.record import Record
 from vc_core.commands.setting_types import APPLIED, EASINGS, MASKS, METHODS, MODES, WHITES
@@ -247,6 +248,12 @@ def test_loras_and_their_strengths(tmp_path, content, expected):
     assert settings.lora == {tmp_path / name: strength for name, strength in expected.items()}
     assert settings.inputs()["lora"] == tuple(settings.lora)
     assert settings.with_options({"lora": ["x.pth=2"]}).lora == {Path("x.pth"): 2.0}  # replaces the file's
+
+
+@pytest.mark.parametrize("content", ["lora: bundled=0.5", "lora: {bundled: 0.5}"])
+def test_the_bundled_lora_is_found_by_name(tmp_path, content):
+    (tmp_path / "a.yaml").write_text(content)
+    assert Settings.from_yaml(tmp_path / "a.yaml").lora == {BUNDLED_LORA: 0.5}
 
 
 @pytest.mark.parametrize(

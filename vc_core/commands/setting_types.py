@@ -63,9 +63,14 @@ def _by_condition(value: Any) -> Any:
 def _by_file(value: Any) -> Any:
     """Read FILE, FILE=STRENGTH or a list of them; return a mapping of files to strengths. The file `BUNDLED` is the
     bundled LoRA."""
+    strengths = _strengths(value)
+    if not isinstance(strengths, Mapping):
+        return value
+    return {BUNDLED_LORA if file == BUNDLED else file: strength for file, strength in strengths.items()}
+
+
+def _strengths(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        return {BUNDLED_LORA if file == BUNDLED else file: strength for file, strength in value.items()}
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
     strengths = {}
