@@ -122,7 +122,7 @@ def train(
     ring = Ring(autoencoder, towers, SEED, capacity, **place)
     supply = Supply(ring, run, min(max(8 * per_rank, 64), capacity), due)
     empty = encode_text(towers, [""]).float()
-    step_of = StudentStep(student, teacher.average, run.average, config, design.network, empty)
+    student_step = StudentStep(student, teacher.average, run.average, config, design.network, empty)
     generator, lots = torch.Generator(device), torch.Generator()
     dtype = fast_type(device)
     for step in run:
@@ -130,10 +130,10 @@ def train(
         lengths = design.network.lengths
         frames = lengths[int(torch.randint(len(lengths), (), generator=lots.manual_seed(step)))]  # on all ranks
         seed = step * world.size + world.rank
-        drawn_inputs = step_of.draw(len(ring), per_rank * CLIP_FRAMES // frames, lots.manual_seed(seed))
+        drawn_inputs = student_step.draw(len(ring), per_rank * CLIP_FRAMES // frames, lots.manual_seed(seed))
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in drawn_inputs.items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = step_of(ring, frames, inputs, generator.manual_seed(seed))
+            loss = student_step(ring, frames, inputs, generator.manual_seed(seed))
         norm = run.update(loss)
         if step % LOG_EVERY == LOG_EVERY - 1:
             run.log(loss=round(loss.item(), 6), gradient=round(norm.item(), 5), scenes=ring.drawn * world.size)
