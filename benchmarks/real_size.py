@@ -45,6 +45,8 @@ from vc_core.video import write_video
 NETWORK = "non_ema_228000.pth"
 STABLE_DIFFUSION = "v2-1_512-ema-pruned.ckpt"
 IMAGE_ENCODER = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+WITHOUT = ["depth", "sketch", "single_sketch"]
+"""Conditions whose networks are other files."""
 VELOCITIES = {"right": (0.02, 0.0), "left": (-0.02, 0.0), "down": (0.0, 0.02), "up": (0.0, -0.02)}
 """Captions of the videos -> movement per frame, in widths."""
 
@@ -124,7 +126,9 @@ def write_recipe(row: str, folder: Path, steps: int) -> Path:
         "out": str(folder / "runs" / row),
         "steps": steps,
         "ranks": 1,
-        "data": [{"kind": "folder", "path": str(folder / "data" / "videos"), "frames": 16, "batch": 1}],
+        "data": [
+            {"kind": "folder", "path": str(folder / "data" / "videos"), "frames": 16, "batch": 1, "without": WITHOUT}
+        ],
         "train": {**recipe.get("train", {}), "what": what},
         "optimizer": {**recipe["optimizer"], "accumulate": 1},
         "engine": {**recipe["engine"], "precision": "auto", "workers": 0, "save_every": steps},

@@ -58,6 +58,10 @@ def train(recipe: Recipe) -> int:
         # Fail now, and not at the first sample that keeps a style: only the scenes' cache contains style embeddings.
         if any(d.kind != "synthetic" and "style" in possible_in(own, d, config.unet.inputs) for d in own.data):
             encoders.part("image")
+        extracted = [possible_in(own, d, config.unet.inputs) for d in own.data if d.kind == "folder"]
+        for name in ("depth", "sketch", "single_sketch"):
+            if any(name in names for names in extracted):
+                encoders.condition(name, torch.rand(1, 3, 1, *size))  # loads its network
 
         @cache
         def clips(domain: int) -> Mapping[int, Clips]:

@@ -230,15 +230,17 @@ def test_another_number_of_domains_is_an_error(make):
     assert (recipe.out / "recipe.yaml").read_text() == text
 
 
-def test_a_missing_image_tower_is_reported_before_the_first_step(make, tmp_path):
+def test_a_missing_image_tower_or_depth_network_is_reported_before_the_first_step(make, tmp_path):
     recipe = make()
     convert(recipe.start.parts[0], tmp_path / "few.safetensors", parts=["vae", "text"])
     start, data = replace(recipe.start, parts=(tmp_path / "few.safetensors",)), (Domain("folder", tmp_path, frames=3),)
     recipe = replace(recipe, start=start, data=data)
     with pytest.raises(UserError, match=r"image tower.*add style to `without` of each domain"):
         train(recipe)
-    with pytest.raises(UserError, match="captions"):  # it gets this far without the tower
+    with pytest.raises(UserError, match=r"depth model.*add depth to the domain's `without`"):
         train(replace(recipe, data=(replace(data[0], without=("style",)),)))
+    with pytest.raises(UserError, match="captions"):  # it gets this far without the two
+        train(replace(recipe, data=(replace(data[0], without=("style", "depth")),)))
 
 
 def test_the_log_of_a_run(straight):
