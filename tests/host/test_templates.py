@@ -206,6 +206,7 @@ PROMISES = {
     "21 Long video with changing text": Promise("red", "stripes", frames=64, last_disc="yellow"),
     "14 Everything together": Promise("green", "stripes", to(0.7 * ALONG, 0.7 * ALONG), direction=(0.7, 0.7)),
     "16 Second pass at twice the size": Promise("red", "stripes", to(0.7 * ALONG, 0.7 * ALONG)),
+    "22 Four steps": Promise("yellow", "blue and purple", to(ALONG, 0)),
 }
 
 
