@@ -164,7 +164,7 @@ def every_frame(
     before `end`, as shown and filtered as in `planned_frames`.
 
     The memory does not grow with the length of the video, unless its keyframes are more than `WINDOW` apart. Raises
-    UserError at the first frame that cannot be read, after yielding those before it.
+    UserError at the first frame that cannot be read, and if frames are missing at the end, after yielding the others.
     """
     with media(source) as video:
         begin, seconds, last = Fraction(start).limit_denominator(10**6), Fraction(WINDOW), -math.inf
@@ -180,10 +180,23 @@ def every_frame(
                 last = time
                 yield float(moment(time)), frame
             if table.end is not None and moment(table.times[-1]) < until:
+                _check_end(video, float(moment(table.end)), end)
                 return
             # A window is decoded from the keyframe before it, which costs at most as much as the window itself.
             lead = begin - moment(table.packets[0].time) if table.packets and table.packets[0].time != NEVER else 0
             begin, seconds = begin + seconds, max(Fraction(WINDOW), lead)
+
+
+def _check_end(video: Media, seconds: float, end: float) -> None:
+    """Raise UserError if a video ends at `seconds`, earlier than it says and than `end`."""
+    if video.pictures:
+        return
+    _, rate, duration = extent(video)
+    if seconds + 0.02 * duration + 2 / rate < min(end, duration):  # what containers say is not exact
+        raise UserError(
+            f"{video} is truncated or shorter than it says. Its frames end at {seconds:.2f} s instead of "
+            f"{duration:.2f} s. Use a complete file."
+        )
 
 
 def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:

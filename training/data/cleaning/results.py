@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def write_sheet(path: Path, results: Sequence[Result], folder: Path) -> None:
         for number, result in enumerate(group[:MOST]):
             x, y = GAP + number % COLUMNS * cell_width, top + number // COLUMNS * cell_height
             _draw_frame(sheet, draw, result, folder, (x, y))
-            for row, text in enumerate(_lines(result, font)):
+            for row, text in enumerate(_lines(result, folder, font)):
                 draw.text((x, y + CELL[1] + row * line), text, "black", font)
         top += -(-len(group[:MOST]) // COLUMNS) * cell_height
     with written_beside(path) as part:
@@ -135,12 +136,12 @@ def _draw_frame(sheet: Image.Image, draw: Any, result: Result, folder: Path, cor
     sheet.paste(frame, (x + (CELL[0] - frame.width) // 2, y + (CELL[1] - frame.height) // 2))
 
 
-def _lines(result: Result, font: Any) -> list[str]:
+def _lines(result: Result, folder: Path, font: Any) -> list[str]:
     """The file, the seconds and the detail, in five lines as wide as a frame."""
     span = f"{result.clip.start:.2f} to {result.clip.end:.2f} s" if result.clip else ""
     lines = [printable(result.entry.file), *([span] if span else [])]
     lines = [_fitted(line, font) for line in lines]
-    words = printable(result.detail).split()
+    words = printable(result.detail.replace(f"{folder}{os.sep}", "")).split()
     while words and len(lines) < 5:
         count = max((n for n in range(1, len(words) + 1) if _fits(" ".join(words[:n]), font)), default=1)
         text, words = " ".join(words[:count]), words[count:]

@@ -79,7 +79,7 @@ def results_of(entry: Entry, folder: Path, options: CleanOptions) -> list[Result
     clips, until, problem = read_clips(source, name, options.scenes, entry.span)
     results = [_judged(Result(entry, clip), options) for clip in clips]
     if problem and clips:
-        problem = f"Only the first {until:.2f} s can be read. {problem}"
+        problem = f"Nothing can be read from {until:.2f} s on. {problem}"
     if problem or not clips:
         problem = problem or f"{name} has no frames between its {START} and its {END}. Fix them in the list."
         results.append(Result(entry, None, "damaged" if clips else "unreadable", problem, True))
