@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -15,9 +16,11 @@ from PIL import Image
 from tests.core.moving_clips import OWN, RATE, encode, scene
 from tests.training.clips import SIZE
 from training.data import clean as command
+from training.data.caption_lists import Entry
 from training.data.cleaning.captioner import load_captioner
-from training.data.cleaning.rules import CleanOptions, mark_duplicates, results_of
-from training.data.cleaning.scenes import SceneOptions, read_clips
+from training.data.cleaning.measuring import Measured, Measurements, key_of, measure
+from training.data.cleaning.rules import CleanOptions, judged, mark_duplicates
+from training.data.cleaning.scenes import Clip, SceneOptions, read_clips
 from training.data.folder import read_captions
 from training.data.prepare import main as prepare
 from training.data.shards import Shards
@@ -243,11 +246,10 @@ def test_parts_of_one_scene_are_no_duplicates_of_each_other(tmp_path):
     encode(tmp_path / "a.mp4", frames, **OWN)
     (tmp_path / "captions.csv").write_text("file,caption\na.mp4,x\n")
     options = CleanOptions(SceneOptions(longest=2.0), duplicates=20.0)
-    results = results_of(read_captions(tmp_path)[0], tmp_path, options)
+    (entry,) = read_captions(tmp_path)
+    results = judged(entry, measure(entry, tmp_path, options.scenes), options)
     assert len(results) == 3 and not any(result.reason for result in mark_duplicates(results, options))
-    again = mark_duplicates([*results, *results_of(read_captions(tmp_path)[0], tmp_path, options)], options)
-    assert not any(result.reason for result in again)  # the same file and scene
-    copies = [*results, *(r.__class__(r.entry.__class__("b.mp4", "x", {}), r.clip) for r in results)]
+    copies = [*results, *(replace(result, entry=replace(entry, file="b.mp4")) for result in results)]
     assert [result.reason for result in mark_duplicates(copies, options)] == [""] * 3 + ["duplicate"] * 3
 
 
@@ -259,7 +261,7 @@ def test_a_span_of_the_list_is_cleaned_alone(folder, tmp_path):
     ((row),) = rows_of(tmp_path / "clips.csv")
     assert row == {"file": "cuts.mp4", "start": "2.500000", "end": "4.000000", "caption": "x"}
     detail = report_of(tmp_path)["clips"][1]["detail"]
-    assert "has no frames between its start and its end" in detail
+    assert "has no frames between start and end" in detail
 
 
 @needs_detectors
@@ -306,6 +308,40 @@ def test_the_result_does_not_depend_on_the_number_of_processes(folder, cleaned, 
     assert command.main([str(folder), "-o", str(tmp_path / "clips.csv"), "--jobs", "2"]) == 0
     for name in ("clips.csv", "clips.report.json", "clips.dropped.png"):
         assert (tmp_path / name).read_bytes() == (cleaned / name).read_bytes()
+
+
+@needs_detectors
+def test_a_second_run_measures_only_what_is_new_or_was_not_complete(folder, cleaned, tmp_path, monkeypatch):
+    """So thresholds can be changed without waiting. A killed run may leave half a line."""
+    lines = (cleaned / "clips.measured.jsonl").read_text().strip().split("\n")
+    assert len(lines) == len(VIDEOS)
+    (tmp_path / "clips.measured.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:100]]))
+    calls = []
+    monkeypatch.setattr(command, "measure", lambda entry, *rest: calls.append(entry.file) or measure(entry, *rest))
+    again = ["-o", str(tmp_path / "clips.csv"), "--jobs", "1"]
+    assert command.main([str(folder), *again]) == 0
+    assert calls == ["one.mp4", "cut_off.mp4", "noise.mp4", "gone.mp4", "image.png", ""]
+    for name in ("clips.csv", "clips.report.json", "clips.dropped.png"):
+        assert (tmp_path / name).read_bytes() == (cleaned / name).read_bytes()
+    calls.clear()
+    assert command.main([str(folder), *again, "--still", "0"]) == 0
+    assert "cuts.mp4" not in calls and "one.mp4" not in calls
+    assert "still.mp4" in {row["file"] for row in rows_of(tmp_path / "clips.csv") if float(row["start"]) == 0}
+    assert command.main([str(folder), *again, "--black", "0.2"]) == 0
+    assert set(VIDEOS) <= set(calls)  # because it changes where scenes start
+
+
+def test_only_complete_files_are_remembered(folder, tmp_path):
+    (tmp_path / "frames").mkdir()
+    assert [key_of(Entry(file, "", {}), tmp_path, SceneOptions()) for file in ("frames", "gone.mp4")] == ["", ""]
+    known, clip = Measurements(tmp_path / "a.jsonl"), Clip(0.0, 1.0, 12, 0, False, 2.0, 0.0, (2**63 + 1,) * 5)
+    known.add("", Measured((clip,)))
+    known.add("damaged", Measured((clip,), "damaged", "x"))
+    known.add("complete", Measured((clip,)))
+    known = Measurements(tmp_path / "a.jsonl")
+    assert [known.get(key) for key in ("", "damaged", "complete")] == [None, None, Measured((clip,))]
+    (tmp_path / "a.jsonl").write_text('{"key": "old", "clips": [{"start": 0}]}')
+    assert Measurements(tmp_path / "a.jsonl").get("old") is None
 
 
 @needs_detectors

@@ -6,11 +6,14 @@ and a contact sheet of what was dropped.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from training.data.caption_lists import LISTS, TEXTS, VIDEOS, Entry, printable
 from training.data.cleaning.captioner import load_captioner
+from training.data.cleaning.measuring import Measured, Measurements, key_of, measure
 from training.data.cleaning.results import REPORT, SHEET, middle_frame, write_list, write_report, write_sheet
 from training.data.cleaning.rules import (
     KEEPABLE,
@@ -25,13 +29,13 @@ from training.data.cleaning.rules import (
     CleanOptions,
     Result,
     counts,
+    judged,
     mark_duplicates,
-    results_of,
 )
 from training.data.cleaning.scenes import SceneOptions, check_installed
 from training.data.folder import read_captions
 from training.data.sample import BadSample
-from training.data.shard_writing import AHEAD, _start_worker
+from training.data.shard_writing import AHEAD, _end_with_parent
 from training.launch import cores
 from vc_core.configuration import Field
 from vc_core.disk import check_place, make_folder
@@ -43,6 +47,8 @@ from vc_core.video.limits import allow, megapixels_option
 
 DESCRIPTION = """Split the videos of a folder at their cuts, drop still, black, letterboxed and duplicate clips, and
 write a list of the others for ./vc prepare. The videos are not changed."""
+MEASURED = ".measured.jsonl"
+"""Ending of the file of `Measurements`, next to the list."""
 SHOWN = 512  # pixels of the longer side of a frame for the captioner
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=10**6)]
@@ -51,7 +57,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`./vc clean`; the exit status is 0, 2 for errors that the user can fix, 130 for Ctrl-C."""
-    return run_program(parsed(program, argv, "vc clean", DESCRIPTION))
+    work = parsed(program, argv, "vc clean", DESCRIPTION)
+    return run_program(work, "interrupted; run the same command to resume after the last complete video")
 
 
 def program(
@@ -113,7 +120,7 @@ def program(
 ) -> None:
     allow(max_megapixels)
     check_installed()
-    _check_place(out, folder, captions)
+    paths = _check_places(out, folder, captions)
     if max_seconds < max(0.1, 2 * min_seconds):
         raise UserError(
             f"--max-seconds is {max_seconds:g} and --min-seconds {min_seconds:g}. Expected at least twice as much, and "
@@ -131,13 +138,12 @@ def program(
             "Unpack them first."
         )
     with progress_bars() as progress:
-        results = clean(entries, folder, options, jobs or cores(), progress)
+        results = clean(entries, folder, options, Measurements(paths[MEASURED]), jobs or cores(), progress)
         if describe:
             results, texts = _described(results, folder, describe, progress)
         else:
             texts = [result.entry.caption for result in results]
     summary = summary_of(results, options)
-    paths = _beside(out)
     write_report(paths[REPORT], {"folder": printable(str(folder)), **summary}, results)
     write_sheet(paths[SHEET], results, folder)
     remaining = [number for number, result in enumerate(results) if not result.dropped]
@@ -150,7 +156,8 @@ def program(
         raise UserError(f"No clip of {folder} remains, so {out} was not written. Change the thresholds.")
 
 
-def _check_place(out: Path, folder: Path, captions: Path | None) -> None:
+def _check_places(out: Path, folder: Path, captions: Path | None) -> dict[str, Path]:
+    """The paths of the other files by their endings. Raises `UserError` if they, or the list, cannot be written."""
     if out.suffix.lower() != ".csv":
         raise UserError(f"-o is {out}. Expected a name that ends in .csv.")
     if captions and out.resolve() == captions.resolve():
@@ -158,13 +165,10 @@ def _check_place(out: Path, folder: Path, captions: Path | None) -> None:
     if folder.resolve() in out.resolve().parents:
         raise UserError(f"-o is {out}, inside {folder}. Choose a place outside of the videos' folder.")
     make_folder(out.parent)
-    for path in (out, *_beside(out).values()):
+    paths = {ending: out.with_name(out.stem + ending) for ending in (REPORT, SHEET, MEASURED)}
+    for path in (out, *paths.values()):
         check_place(path)
-
-
-def _beside(out: Path) -> dict[str, Path]:
-    """The report and the contact sheet, by their endings."""
-    return {ending: out.with_name(out.stem + ending) for ending in (REPORT, SHEET)}
+    return paths
 
 
 def _videos_of(folder: Path) -> list[Entry]:
@@ -179,34 +183,47 @@ def _videos_of(folder: Path) -> list[Entry]:
 
 
 def clean(
-    entries: Sequence[Entry], folder: Path, options: CleanOptions, jobs: int = 1, progress: Progress | None = None
+    entries: Sequence[Entry],
+    folder: Path,
+    options: CleanOptions,
+    known: Measurements,
+    jobs: int = 1,
+    progress: Progress | None = None,
 ) -> list[Result]:
-    """All clips of the entries in their order, judged. The result does not depend on `jobs`.
+    """All clips of the entries in their order, judged. The result does not depend on `jobs` and `known`.
 
     Args:
+        known: measured videos, which are not measured again; the others are added.
         progress: called as `progress("cleaning", finished files, files)`.
 
     Raises:
         UserError: one of the processes was killed.
     """
+    keys = [key_of(entry, folder, options.scenes) for entry in entries]
+    previous = [known.get(key) for key in keys]
+    unknown = [entry for entry, measured in zip(entries, previous, strict=True) if measured is None]
     results: list[Result] = []
-    for done, group in enumerate(_in_order(entries, folder, options, min(jobs, len(entries))), 1):
-        results += group
-        if progress is not None:
-            progress("cleaning", done, len(entries))
+    with closing(_measured(unknown, folder, options.scenes, min(jobs, len(unknown)))) as new:
+        for done, (entry, key, measured) in enumerate(zip(entries, keys, previous, strict=True), 1):
+            if measured is None:
+                measured = next(new)
+                known.add(key, measured)
+            results += judged(entry, measured, options)
+            if progress is not None:
+                progress("cleaning", done, len(entries))
     return mark_duplicates(results, options)
 
 
-def _in_order(entries: Sequence[Entry], folder: Path, options: CleanOptions, jobs: int) -> Iterator[list[Result]]:
-    """Yield the results of each entry, computed by this or by several processes."""
+def _measured(entries: Sequence[Entry], folder: Path, options: SceneOptions, jobs: int) -> Iterator[Measured]:
+    """Yield what `measure` returns for each entry, in order, computed by this or by several processes."""
     if jobs <= 1:
-        yield from (results_of(entry, folder, options) for entry in entries)
+        yield from (measure(entry, folder, options) for entry in entries)
         return
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker)
-    running: deque[Future[list[Result]]] = deque()
+    running: deque[Future[Measured]] = deque()
     try:
         for entry in entries:
-            running.append(pool.submit(results_of, entry, folder, options))
+            running.append(pool.submit(measure, entry, folder, options))
             if len(running) > AHEAD * jobs:
                 yield running.popleft().result()
         while running:
@@ -214,10 +231,15 @@ def _in_order(entries: Sequence[Entry], folder: Path, options: CleanOptions, job
     except BrokenProcessPool as error:
         raise UserError(
             f"One of the {jobs} processes was killed, usually because memory ran out. Run the command again with fewer "
-            "--jobs."
+            "--jobs; videos that have been measured are not measured again."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in the middle of a long video
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _described(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from training.data.caption_lists import END, START, Entry, printable
-from training.data.cleaning.scenes import HASHES, Clip, SceneOptions, read_clips
-from training.data.sample import BadSample
-from training.data.sample_fields import reading
-from vc_core.folders import exists
+from training.data.caption_lists import Entry, printable
+from training.data.cleaning.measuring import Measured
+from training.data.cleaning.scenes import HASHES, Clip, SceneOptions
 
 REASONS = {
     "missing": "files of the captions that do not exist",
@@ -61,28 +58,11 @@ class Result:
 # --- One file -------------------------------------------------------------------------------------------------------
 
 
-def results_of(entry: Entry, folder: Path, options: CleanOptions) -> list[Result]:
+def judged(entry: Entry, measured: Measured, options: CleanOptions) -> list[Result]:
     """The clips of a file, judged by all rules that need no other files."""
-    if entry.fault:
-        return [Result(entry, None, "caption", entry.fault, True)]
-    name = entry.name(folder)
-    try:
-        with reading(name):
-            source = entry.source(folder)
-            if not exists(source):
-                gone = f"There is no file at {name}. Correct or remove its caption."
-                return [Result(entry, None, "missing", gone, True)]
-            if entry.is_image(folder):
-                return [Result(entry, None, "image", f"{name} is an image. ./vc clean reads only videos.", True)]
-    except BadSample as error:
-        return [Result(entry, None, "unreadable", str(error), True)]
-    clips, until, problem = read_clips(source, name, options.scenes, entry.span)
-    results = [_judged(Result(entry, clip), options) for clip in clips]
-    if problem and clips:
-        problem = f"Nothing can be read from {until:.2f} s on. {problem}"
-    if problem or not clips:
-        problem = problem or f"{name} has no frames between its {START} and its {END}. Fix them in the list."
-        results.append(Result(entry, None, "damaged" if clips else "unreadable", problem, True))
+    results = [_judged(Result(entry, clip), options) for clip in measured.clips]
+    if measured.reason:
+        results.append(Result(entry, None, measured.reason, measured.problem, True))
     return results
 
 
