@@ -237,7 +237,15 @@ def test_long_scenes_become_clips_of_at_most_the_longest_length_without_a_gap(tm
 
 
 @needs_detectors
-def test_parts_of_one_scene_are_no_duplicates_of_each_other(tmp_path):
+def test_frames_that_stay_longer_than_a_clip_may_be_are_clips_of_one_frame(tmp_path):
+    """Such as in a slide show."""
+    encode(tmp_path / "slides.mkv", shot(1, 4), times=[0, 40_000, 80_000, 80_500])
+    clips, *_ = read_clips(tmp_path / "slides.mkv", "slides.mkv", SceneOptions())
+    assert [(clip.start, clip.frames) for clip in clips] == [(0, 1), (40, 1), (80, 2)]
+
+
+@needs_detectors
+def test_parts_of_one_scene_are_not_duplicates_of_each_other(tmp_path):
     """Otherwise a long scene with a small motion would lose all parts but the first."""
     frames = still(1, 60)
     for number, frame in enumerate(frames):
@@ -265,7 +273,7 @@ def test_a_span_of_the_list_is_cleaned_alone(folder, tmp_path):
 
 
 @needs_detectors
-def test_the_background_of_a_small_object_is_no_letterbox(tmp_path):
+def test_black_around_a_small_object_is_not_a_letterbox(tmp_path):
     frames = [frame.copy() for frame in black(24)]
     for number, frame in enumerate(frames):
         frame[30:60, number : number + 40] = 200
@@ -363,7 +371,8 @@ def test_if_nothing_remains_the_report_says_why_and_no_list_is_written(tmp_path,
         (["-o", "clips.json"], "-o is clips.json. Expected a name that ends in .csv."),
         (["-o", "{folder}/clips.csv"], "Choose a place outside of the videos' folder"),
         (["-o", "{out}/c.csv", "--captions", "{out}/c.csv"], "which contains the captions. Choose another name."),
-        (["-o", "{out}/c.csv", "--min-seconds", "20"], "--max-seconds is 30 and --min-seconds 20. Expected at least"),
+        (["-o", "{out}/c.csv", "--min-seconds", "20"], "--max-seconds is 30 and --min-seconds 20. --max-seconds must"),
+        (["-o", "{out}/c.csv", "--min-seconds", "0", "--max-seconds", "0.5"], "must be at least 1"),
         (["-o", "{out}/c.csv", "--captioner", "{out}", "--captions", "{out}/x.csv"], "are both set. Choose one."),
         (["-o", "{out}/c.csv", "--captioner", "{out}"], "has no config.json. Pass the folder that contains it."),
     ],

@@ -121,10 +121,10 @@ def program(
     allow(max_megapixels)
     check_installed()
     paths = _check_places(out, folder, captions)
-    if max_seconds < max(0.1, 2 * min_seconds):
+    if max_seconds < max(1, 2 * min_seconds):
         raise UserError(
-            f"--max-seconds is {max_seconds:g} and --min-seconds {min_seconds:g}. Expected at least twice as much, and "
-            "0.1."
+            f"--max-seconds is {max_seconds:g} and --min-seconds {min_seconds:g}. --max-seconds must be at least 1 and "
+            "at least twice --min-seconds."
         )
     scenes = SceneOptions(detector, cut, min_seconds, max_seconds, black)
     options = CleanOptions(scenes, still, bars, duplicates, tuple(keep))

@@ -122,7 +122,7 @@ def mark_duplicates(results: Iterable[Result], options: CleanOptions) -> list[Re
     numbers: dict[tuple[str, int], int] = {}
     originals: list[Result] = []
     for place, result in enumerate(results):
-        if result.clip is None or result.dropped or not options.duplicates:
+        if result.dropped or not options.duplicates or not result.clip.hashes:
             continue
         count, scene = len(originals), numbers.setdefault((result.entry.file, result.clip.scene), len(numbers))
         hashes[count], scenes[count] = result.clip.hashes, scene

@@ -178,7 +178,7 @@ class _Splitter:
             self.begin, self.luma, self.measured = frame.time, None, 0
         longest = self.options.longest
         # At least the shortest clip remains, so that no end of a scene is lost.
-        if self.frames and frame.time - self.frames[0].time >= longest + self.options.shortest:
+        if len(self.frames) > 1 and frame.time - self.frames[0].time >= longest + self.options.shortest:
             first, self.frames = _split(self.frames, self.frames[0].time + longest)
             yield self._clip(first, self.frames[0].time)
         self.frames.append(_Frame(frame.time, frame.black, self._sample(frame)))
@@ -188,7 +188,7 @@ class _Splitter:
         frames, self.frames = self.frames, []
         if not frames:
             return
-        if end - frames[0].time > self.options.longest:
+        if len(frames) > 1 and end - frames[0].time > self.options.longest:
             first, frames = _split(frames, (frames[0].time + end) / 2)
             yield self._clip(first, frames[0].time)
         yield self._clip(frames, end)
@@ -222,7 +222,7 @@ class _Splitter:
 
 
 def _split(frames: list[_Frame], time: float) -> tuple[list[_Frame], list[_Frame]]:
-    """The frames before a time and the others. Neither is empty."""
+    """The frames before a time and the others, at least one each."""
     count = sum(frame.time < time - 1e-6 for frame in frames)
     count = min(max(count, 1), len(frames) - 1)
     return frames[:count], frames[count:]
