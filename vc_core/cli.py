@@ -67,7 +67,7 @@ def _usage() -> str:
     )
 
 
-# --- test, prepare, train, export, evaluate, bench: other programs, which this package does not import ---------------
+# --- test, clean, prepare, train, export, evaluate, bench: other programs, which this package does not import -------
 
 
 def _test(arguments: list[str]) -> int:
@@ -114,6 +114,7 @@ def _bench(arguments: list[str]) -> int:
 PROJECT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[str, Callable[[list[str]], int], str]] = {
     "test": ("tests", _test, "run the tests (--all: also the slow ones)"),
+    "clean": ("training", _program("training.data.clean"), "split videos at cuts, and drop unsuitable clips"),
     "prepare": (
         "training",
         _program("training.data.prepare"),

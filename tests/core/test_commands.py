@@ -75,8 +75,8 @@ def test_arguments_of_test_go_to_pytest(monkeypatch, repository, arguments, pass
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("prepare", "training.data.prepare"), ("train", "training"), ("export", "training.export"),
-     ("evaluate", "training.evaluate")],
+    [("clean", "training.data.clean"), ("prepare", "training.data.prepare"), ("train", "training"),
+     ("export", "training.export"), ("evaluate", "training.evaluate")],
 )  # fmt: skip
 @pytest.mark.parametrize("system", ["posix", "nt"])
 def test_training_programs_replace_the_process_if_they_can(monkeypatch, repository, name, module, system):

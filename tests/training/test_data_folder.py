@@ -1,6 +1,7 @@
 """Folders of videos and images as clips."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from training.data.sample_fields import Form
 from vc_core.conditions import CONDITIONS, condition_size
 from vc_core.config import ExtractionConfig
 from vc_core.errors import UserError
-from vc_core.video import plan_frames, probe, read_frames
+from vc_core.video import plan_frames, probe, read_frames, write_video
 
 FORM = Form(SIZE, FRAMES, EDGES, style_size=24)
 
@@ -52,6 +53,24 @@ def test_wrong_captions_are_reported_with_their_line(tmp_path, name, text, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_captions(tmp_path, tmp_path / name)
+
+
+def test_clips_are_taken_inside_the_span_of_their_entry(tmp_path):
+    """The rate is chosen as for a video that consists of the span only."""
+    colours = torch.eye(3).repeat_interleave(24, dim=0).T.reshape(1, 3, 72, 1, 1).expand(1, 3, 72, 48, 64)
+    write_video(tmp_path / "a.mp4", colours, 12)
+    rows = ["red,0,2", "green,2,4", "blue,4,", "blue,4,99", "none,7,8", "short,1,1.1"]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption,start,end", *(f"a.mp4,{row}" for row in rows)]))
+    for form, rate in ((FORM, None), (FORM, 5.0), (replace(FORM, frames=8), None)):
+        data = clips(tmp_path, form, rate=rate)
+        for number, colour in enumerate((0, 1, 2, 2)):
+            for seed in range(4):
+                video = data.sample(number, (), generator(seed)).video
+                assert (video.argmax(dim=0) == colour).all() and (video[colour] > 0.8).all()
+        with pytest.raises(BadSample, match="6 seconds long, but its clip starts at 7 s"):
+            data.sample(4, (), generator())
+        with pytest.raises(BadSample, match=r"a\.mp4 \(1 to 1\.1 s\) is too short"):
+            data.sample(5, (), generator())
 
 
 def test_a_text_next_to_each_file_is_its_caption(tmp_path):

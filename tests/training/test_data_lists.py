@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 
 import numpy as np
 import pytest
@@ -62,6 +63,26 @@ def test_the_first_name_of_the_table_is_the_column():
 def test_other_columns_are_kept_by_their_names(tmp_path):
     (tmp_path / "a.csv").write_text("File,License,Caption\na.mp4,CC0,x\n")
     assert read_list(tmp_path / "a.csv") == [Entry("a.mp4", "x", {"License": "CC0"})]
+
+
+def test_start_and_end_are_the_span_of_a_clip_in_seconds(tmp_path):
+    """They are kept as columns too, so that shards contain them."""
+    text = "file,Start,caption,end\na.mp4,1.5,x,4\na.mp4,,x,4\na.mp4,2,x,\na.mp4,,x,\n"
+    (tmp_path / "a.csv").write_text(text)
+    entries = read_list(tmp_path / "a.csv")
+    assert [entry.span for entry in entries] == [(1.5, 4.0), (0.0, 4.0), (2.0, math.inf), None]
+    assert entries[0].others == {"Start": "1.5", "end": "4"}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"file": "a.mp4", "caption": "x", "start": 1, "end": 2.5}))
+    assert read_list(tmp_path / "a.jsonl")[0].span == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [("2", "2"), ("3", "1"), ("-1", "1"), ("00:01", "2"), ("nan", "2"), ("", "0")]
+)
+def test_an_impossible_span_is_a_fault_of_its_clip(tmp_path, start, end):
+    (tmp_path / "a.csv").write_text(f"file,start,end,caption\na.mp4,{start},{end},x\nb.mp4,0,1,x\n")
+    bad, good = read_list(tmp_path / "a.csv")
+    assert bad.fault.startswith(f"Line 2 has start {start} and end {end}. Expected seconds") and not good.fault
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])

@@ -24,6 +24,7 @@ FILE = Path(__file__).with_name("words.json")
 WORDS = json.loads(FILE.read_text(encoding="utf-8"))
 PROGRAMS = {
     "train bundled": "training.bundled.__main__",
+    "clean": "training.data.clean",
     "prepare": "training.data.prepare",
     "export": "training.export",
     "evaluate": "training.evaluate.__main__",

@@ -13,7 +13,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,6 +28,9 @@ FILE = ("file", "file_name", "filename", "file_path", "filepath", "path", "media
         "video_file_name", "image", "image_path", "image_file_name")  # fmt: skip
 CAPTION = ("caption", "captions", "text", "txt", "prompt", "description", "sentence")
 """Names of columns and keys, first match first. Case, spaces, BOMs and `-` instead of `_` do not matter."""
+
+START, END = "start", "end"
+"""Optional columns and keys of lists: the seconds of a file where its clip starts and ends, as `./vc clean` writes."""
 
 VIDEOS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".asf",
@@ -50,6 +53,7 @@ class Entry:
     others: Mapping[str, Any]  # other columns or keys
     fault: str = ""  # why it cannot be used, if that is already known
     member: Member | None = None  # of a tar, if it is not a file of the folder
+    span: tuple[float, float] | None = None  # the part of the file to use, in seconds; the end may be infinite
 
     def is_image(self, folder: Path) -> bool:
         """Whether it is a still image, see `vc_core.video.is_image`."""
@@ -259,8 +263,26 @@ def _entry(where: str, row: Any) -> Entry:
     elif not isinstance(row[file], str) or not row[file].strip():
         fault = "has no text for 'file'"
     else:
-        return _checked(where, row[file], _caption_in(row.get(caption)), others)
+        return _with_span(where, _checked(where, row[file], _caption_in(row.get(caption)), others))
     return Entry("", "", {}, f"{where} {fault}. {_FIX}")
+
+
+def _with_span(where: str, entry: Entry) -> Entry:
+    """The entry with the span in its columns `START` and `END`, if it has them. An empty one is the file's own."""
+    texts = [entry.others.get(named_in(entry.others, [name])) for name in (START, END)]
+    empty = [text is None or (isinstance(text, str) and not text.strip()) for text in texts]
+    if entry.fault or all(empty):
+        return entry
+    try:
+        values = zip(texts, empty, (0.0, math.inf), strict=True)
+        start, end = (default if missing else float(text) for text, missing, default in values)
+        if 0 <= start < end:
+            return replace(entry, span=(start, end))
+    except (TypeError, ValueError):
+        pass
+    expected = "Expected seconds from the beginning of the file, the start before the end"
+    fault = f"{where} has {START} {spelled(texts[0])} and {END} {spelled(texts[1])}. {expected}. {_FIX}"
+    return Entry(entry.file, "", {}, fault)
 
 
 def _checked(

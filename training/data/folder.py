@@ -34,7 +34,7 @@ from training.data.tars import TARS
 from vc_core.errors import UserError, counted, shorten
 from vc_core.extract import Options, Source, extract
 from vc_core.folders import files_below
-from vc_core.video import IMAGES, FramePlan, Media, plan_frames, planned_frames, probe, read_image
+from vc_core.video import IMAGES, FramePlan, Media, VideoInfo, plan_frames, planned_frames, probe, read_image
 from vc_core.video.frames import RELEASED_RATE
 
 # --- Captions -------------------------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def clip_of(
     generator: torch.Generator,
     usual: float = RELEASED_RATE,
 ) -> tuple[Path | Media, FramePlan | None, str]:
-    """The source of a clip; its plan, see `plan_frames`, with a random start that leaves room for all frames, or None
-    for an image; and the note on what was decided for the user, see `VideoInfo.note`.
+    """The source of a clip; its plan, see `plan_frames`, with a random start that leaves room for all frames inside the
+    entry's span, or None for an image; and the note on what was decided for the user, see `VideoInfo.note`.
 
     Raises:
         UserError, BadSample: it cannot be used, cannot be read or is too short.
@@ -215,11 +215,26 @@ def clip_of(
     if entry.is_image(folder):
         return source, None, ""
     with _decoding(source):
-        info = probe(source)
+        first, info = _inside(entry.span, probe(source))
         plan = plan_frames(info, frames, rate, usual=usual)
         spare = max(Fraction(0), Fraction(info.duration) - frames / plan.rate)
-        start = float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item()
+        start = first + float(spare) * torch.rand((), generator=generator, dtype=torch.float64).item()
     return source, replace(plan, start=start), info.note
+
+
+def _inside(span: tuple[float, float] | None, info: VideoInfo) -> tuple[float, VideoInfo]:
+    """Where a span of a video starts, in seconds, and the video's description as if it consisted only of the span."""
+    if span is None:
+        return 0.0, info
+    start, end = span[0], min(span[1], info.duration)
+    if start >= end:
+        raise UserError(
+            f"{info.path} is {info.duration:g} seconds long, but its clip starts at {start:g} s. Fix its start in the "
+            "list of captions."
+        )
+    name = Path(f"{info.path} ({start:g} to {end:g} s)")  # for messages
+    frames = max(1, round((end - start) * info.rate))
+    return start, replace(info, path=name, frames=frames, duration=end - start)
 
 
 def pictures_of(source: Path | Media, plan: FramePlan | None) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import repeat
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from . import hdr
 from .decoding import decode
 from .limits import FASTEST, check_rate, check_size
 from .opening import Media
-from .packets import Index
+from .packets import NEVER, Index
 from .sequences import VideoSource, media
 from .showing import filtering, stored_picture
 from .timeline import extent, index
@@ -150,6 +151,52 @@ def planned_frames(source: VideoSource, plan: FramePlan, *filters: tuple[str, st
     with media(source) as video:
         table = planned_index(video, plan)
         yield from pictures(video, table, chosen_times(video, table, plan), filters)
+
+
+WINDOW = 60
+"""Seconds whose packets `every_frame` keeps in memory at a time."""
+
+
+def every_frame(
+    source: VideoSource, *filters: tuple[str, str], start: float = 0.0, end: float = math.inf
+) -> Iterator[tuple[float, Any]]:
+    """Yield (seconds from the first frame's start, av.VideoFrame) for each frame shown first at `start` or later and
+    before `end`, as shown and filtered as in `planned_frames`.
+
+    The memory does not grow with the length of the video, unless its keyframes are more than `WINDOW` apart. Raises
+    UserError at the first frame that cannot be read, and if frames are missing at the end, after yielding the others.
+    """
+    with media(source) as video:
+        begin, seconds, last = Fraction(start).limit_denominator(10**6), Fraction(WINDOW), -math.inf
+        while begin < end:
+            table = planned_index(video, FramePlan(float(begin), Fraction(1), math.ceil(seconds)))
+
+            def moment(time: int, table: Index = table) -> Fraction:
+                return (time - table.origin) * table.time_base
+
+            until = min(begin + seconds, end)
+            times = [time for time in table.times if time > last and begin <= moment(time) < until]
+            for time, frame in zip(times, pictures(video, table, times, filters), strict=True):
+                last = time
+                yield float(moment(time)), frame
+            if table.end is not None and moment(table.times[-1]) < until:
+                _check_end(video, float(moment(table.end)), end)
+                return
+            # A window is decoded from the keyframe before it, which costs at most as much as the window itself.
+            lead = begin - moment(table.packets[0].time) if table.packets and table.packets[0].time != NEVER else 0
+            begin, seconds = begin + seconds, max(Fraction(WINDOW), lead)
+
+
+def _check_end(video: Media, seconds: float, end: float) -> None:
+    """Raise UserError if a video ends at `seconds`, earlier than it says and than `end`."""
+    if video.pictures:
+        return
+    _, rate, duration = extent(video)
+    if seconds + 0.02 * duration + 2 / rate < min(end, duration):  # what containers say is not exact
+        raise UserError(
+            f"{video} is truncated or shorter than it says. Its frames end at {seconds:.2f} s instead of "
+            f"{duration:.2f} s. Use a complete file."
+        )
 
 
 def pictures(video: Media, table: Index, times: Sequence[int], filters: Sequence[tuple[str, str]]) -> Iterator:
