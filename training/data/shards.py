@@ -310,9 +310,10 @@ class ShardClips:
         trained = {"motion": extraction.motion_layout, "depth": extraction.depth, "sketch": extraction.sketch}
         for name, expected in trained.items():
             if (about := settings.get(name)) is not None and expected not in (about[_KINDS[name]], "relative"):
+                option = "--depth and the file of MiDaS" if name == "depth" else f"--{name} {expected}"
                 raise UserError(
                     f"{folder}: Its {name} is {about[_KINDS[name]]}, but the network requires {expected}. Prepare it "
-                    "again with that."
+                    f"again with {option}."
                 )
         about = settings.get("latents")
         if self.latents is not None and about is not None and about["fingerprint"] != self.latents:
