@@ -405,6 +405,7 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
     printed = capsys.readouterr().out
     assert (out / "table.md").read_text() in printed
     assert {path.name for path in out.iterdir()} == {
+        "report.html",
         "table.md",
         "evaluation.json",
         "sketch.png",

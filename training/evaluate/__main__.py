@@ -18,8 +18,8 @@ QUICK = {"clips": 3, "seeds": 1, "steps": 8}
 """Defaults with --quick: enough to check that it works, too little for comparisons."""
 DESCRIPTION = """Measure how well checkpoints follow their conditions, on held-out synthetic scenes or on your own
 clips. Each condition is tested with the same noise in three ways: given, taken from another clip, and absent. More
-videos use all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a table,
-JSON and contact sheets."""
+videos use all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a
+report in one HTML file, a table, JSON and contact sheets."""
 JSON = "evaluation.json"  # as in training.evaluate.report, which imports torch
 
 
@@ -96,6 +96,7 @@ def program(
     device: option(str, "auto, cpu, cuda, mps (default: auto)") = "auto",
 ) -> None:
     from training.evaluate.evaluation import EvaluationSettings, evaluate
+    from training.evaluate.page import PAGE, write_page
     from training.evaluate.report import TABLE, as_table, write_report
     from training.evaluate.trials import Composing
 
@@ -126,7 +127,8 @@ def program(
         results = evaluate(settings, progress)
     with folder_beside(out) as folder:
         write_report(folder, settings, results)
-    print(f"{as_table(settings, results)}\nWrote {out / TABLE}, {JSON} and a contact sheet per condition.")
+        write_page(folder / PAGE, settings, results)
+    print(f"{as_table(settings, results)}\nWrote {out / PAGE}, {TABLE}, {JSON} and a contact sheet per condition.")
 
 
 def check_replaceable(out: Path) -> None:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,7 @@ class Examples:
     truth: Truth
     sketch_method: str | None = None  # method that drew the sketches, if there are any
     skipped: list[str] = field(default_factory=list)  # unreadable clips, each with the reason
+    sources: list[dict[str, Any]] = field(default_factory=list)  # file, hash and frames of each, see `clip_list`
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -96,6 +98,7 @@ def joined(parts: Sequence[Examples], skipped: Sequence[str] = ()) -> Examples:
         replace(truth, other_style=truth.style.roll(-1, 0)),
         parts[0].sketch_method,
         list(skipped),
+        [source for part in parts for source in part.sources],
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import torch
 from torch import Tensor
 
 from training.evaluate.evaluation import EvaluationSettings, Result, Row
@@ -54,14 +57,20 @@ def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[R
 
 def as_table(settings: EvaluationSettings, results: Sequence[Result]) -> str:
     """Return the table, with one line per measure and checkpoint, and an explanation."""
+    head, *rows = table_cells(settings, results)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    text = [*intro(settings, results), "", *lines, "", *in_words(results), *notes_on(settings, results)]
+    return "\n".join(text) + "\n"
+
+
+def table_cells(settings: EvaluationSettings, results: Sequence[Result]) -> list[list[str]]:
+    """Return the head of the table and its rows, one per measure and checkpoint."""
     columns = _columns(results)
-    table = [[*columns], ["---"] * len(columns)]
+    table = [[*columns]]
     for measure in settings.measures():
         rows = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
         table += [[cell(result, row) for cell in columns.values()] for result, row in rows]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
-    text = [*_intro(settings, results), "", *lines, "", *_in_words(results), *_notes(settings, results)]
-    return "\n".join(text) + "\n"
+    return table
 
 
 def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str]]:
@@ -72,11 +81,11 @@ def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str
         "measure": lambda result, row: row.measure.label,
         "checkpoint": (lambda result, row: result.name) if several else None,
         "better": lambda result, row: {"source": "as the source"}.get(row.measure.better, row.measure.better),
-        **{arm: lambda result, row, arm=arm: _figure(row, row.estimates[arm], lost=True) for arm in ARMS},
-        "source": lambda result, row: _figure(row, row.estimates["source"], interval=False),
-        "over shuffled": lambda result, row: _figure(row, row.gains["shuffled"], "+"),
+        **{arm: lambda result, row, arm=arm: figure_text(row, row.estimates[arm], lost=True) for arm in ARMS},
+        "source": lambda result, row: figure_text(row, row.estimates["source"], interval=False),
+        "over shuffled": lambda result, row: figure_text(row, row.gains["shuffled"], "+"),
         "together": _together if any(result.together for result in results) else None,
-        "over the first": (lambda result, row: _figure(row, result.over_first.get(row.measure.name), "+"))
+        "over the first": (lambda result, row: figure_text(row, result.over_first.get(row.measure.name), "+"))
         if several
         else None,
     }
@@ -85,11 +94,11 @@ def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str
 
 def _together(result: Result, row: Row) -> str:
     """Return for example `0.74 (95 % of its own)`."""
-    fraction, text = kept_together(row), _figure(row, row.estimates.get(TOGETHER), interval=False)
+    fraction, text = kept_together(row), figure_text(row, row.estimates.get(TOGETHER), interval=False)
     return text + ("" if fraction is None else f" ({fraction:.0%} of its own)")
 
 
-def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
+def figure_text(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
     """Return for example `0.78 [0.70, 0.85]`, and how many objects were not found."""
     if estimate is None:
         return ""
@@ -102,7 +111,7 @@ def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool 
     return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
 
 
-def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
+def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
     count = " to ".join(map(str, sorted({min(counts), max(counts)})))
@@ -145,7 +154,7 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
     return lines
 
 
-def _in_words(results: Sequence[Result]) -> list[str]:
+def in_words(results: Sequence[Result]) -> list[str]:
     """Return lists of measures that are better or worse than the first checkpoint's, and the headline figures."""
     lines = []
     for result in results[1:]:
@@ -158,7 +167,7 @@ def _in_words(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _notes(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
+def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     """Return notes on what was not measured, and why."""
     lines, measures = [], settings.measures()
     if omitted := [row.name for row in settings.requested() if row not in measures]:
@@ -189,6 +198,7 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
         plain["held_out_seed"] = HELD_OUT
     return {
         "settings": plain,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "av": av.__version__},
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
         },
@@ -234,7 +244,7 @@ def sheet_rows(result: Result, trial: str, seeds: int) -> list[tuple[str, Tensor
         else:
             condition = TRIALS[trial].condition
             rows.append((f"{number + 1}: source", clips.truth.video[number]))
-            rows.append((f"{condition} given", _image(result, condition, number)))
+            rows.append((f"{condition} given", condition_image(result, condition, number)))
         for arm, wiring in arms.items():
             video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
@@ -243,7 +253,7 @@ def sheet_rows(result: Result, trial: str, seeds: int) -> list[tuple[str, Tensor
     return rows
 
 
-def _image(result: Result, condition: str, number: int) -> Tensor:
+def condition_image(result: Result, condition: str, number: int) -> Tensor:
     """Return a clip's condition as an image (3 or 1, F, H, W) in [0, 1]."""
     clips = result.clips
     if condition == "style":
