@@ -34,6 +34,7 @@ GENERAL = [
     "first_frame",
     "endpoint",
     "motion_consistency",
+    "motion_control",
 ]
 FAST = Composing(seeds=2, steps=1)
 
@@ -224,7 +225,7 @@ def test_fvd_requires_no_tower(folder, tiny_checkpoint, monkeypatch):
     )
     ((real, arms),) = calls
     palettes = ["style_palette", "style_palette_beside_text"]
-    assert list(result.rows) == [*palettes, "first_frame", "endpoint"] and list(arms) == list(ARMS)
+    assert list(result.rows) == [*palettes, "first_frame", "endpoint", "motion_control"] and list(arms) == list(ARMS)
     assert real.dtype == torch.uint8 and real.shape == arms["given"].shape
 
 

@@ -89,6 +89,17 @@ def program(
         shown="PATH",
     ) = None,
     fvd: option(Path | None, "I3D weights for FVD by the package cd-fvd (default: no FVD)", shown="FILE") = None,
+    raft: option(
+        Path | None,
+        "weights of torchvision's RAFT for ObjMC, the error of tracks: raft_large or raft_small (default: no ObjMC)",
+        shown="FILE",
+    ) = None,
+    tracks: option(
+        Path | None,
+        "JSON file with the target tracks of the clips for ObjMC, in pixels of the composed video (default: RAFT's "
+        "tracks)",
+        shown="FILE",
+    ) = None,
     batch: option(int, "videos per batch (default: 4)") = 4,
     jobs: option(
         int | None, "processes that compose, with one thread each on a CPU (default: 2 on a CPU, otherwise 1)"
@@ -120,6 +131,8 @@ def program(
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,
+        raft=raft,
+        tracks=tracks,
         device=device,
         jobs=jobs,
     )

@@ -16,10 +16,11 @@ from training.data.shards import ShardClips
 from training.evaluate.examples import Examples, held_out_clips
 from training.evaluate.fvd import Distance, described, load_fvd
 from training.evaluate.judge import Judge, load_judge
-from training.evaluate.measures import MEASURES, Features, Measure
+from training.evaluate.measures import MEASURES, SLOWEST, Features, Measure
 from training.evaluate.own_clips import open_data, read_clips
 from training.evaluate.processes import load_composer, one_thread, run_in_processes
 from training.evaluate.statistics import Estimate, difference, estimate
+from training.evaluate.tracking import Flow, clip_tracks, load_raft, read_tracks_file, tracks_from
 from training.evaluate.trials import (
     ARMS,
     TOGETHER,
@@ -62,6 +63,8 @@ class EvaluationSettings:
     only: tuple[str, ...] = ()  # names of measures or trials, or `TOGETHER`; empty for all
     clip: Path | None = None  # file or folder of an OpenCLIP ViT-H/14, instead of the checkpoints' towers
     fvd: Path | None = None  # I3D weights
+    raft: Path | None = None  # weights of torchvision's RAFT
+    tracks: Path | None = None  # target tracks of the clips, instead of those that RAFT finds
     device: str = "auto"  # where the networks run, see `VideoComposer.load`
     jobs: int | None = None  # processes that compose, with one thread each on a CPU; None: `JOBS` there, otherwise 1
     out: Path | None = None  # folder of the results, which is ignored if it is inside the data folder
@@ -76,6 +79,10 @@ class EvaluationSettings:
             raise UserError(f"--sampler is {self.sampling.sampler}. Expected one of {', '.join(SAMPLERS)}.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs}. Expected at least 1.")
+        if self.tracks is not None and (self.raft is None or self.data is None):
+            raise UserError(
+                "--tracks requires --data and --raft: RAFT follows the tracks' points in the composed videos."
+            )
         if self.data is None and (self.rate or self.nominal_height):
             raise UserError("--rate and --nominal-height work only with videos of --data. Pass --data too.")
         if not self.measures():
@@ -106,8 +113,11 @@ class EvaluationSettings:
                 f"Unknown measure '{unknown[0]}' in --only.{nearest(unknown[0], names)} Expected some of "
                 f"{', '.join(names)}."
             )
+        rows = [row for row in MEASURES.values() if self.raft is not None or not row.needs_flow]
+        if missing := [name for name in self.only if name in MEASURES and MEASURES[name] not in rows]:
+            raise UserError(f"{missing[0]} requires the weights of torchvision's RAFT. Pass --raft FILE.")
         chosen = {*self.only} - {TOGETHER} or names
-        return [row for row in MEASURES.values() if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
+        return [row for row in rows if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
 
     def open_data(self, config: Config) -> FolderClips | ShardClips | None:
         """Open the data's clips for a checkpoint of this config; None for synthetic scenes.
@@ -152,6 +162,14 @@ class Result:
     judge: Judge = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Tools:
+    """Networks that measure, other than towers. None if the user has not passed their weights."""
+
+    fvd: Distance | None = None
+    flow: Flow | None = None
+
+
 def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> list[Result]:
     """Evaluate the checkpoints one after the other.
 
@@ -164,12 +182,13 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
         settings.open_data(checkpoint.config)
     for lora in settings.loras:
         read_lora(lora, on_meta(read_checkpoint(settings.checkpoints[0]).config))
-    fvd = load_fvd(settings.fvd)
+    tools = Tools(load_fvd(settings.fvd), load_raft(settings.raft, choose_device(settings.device)))
+    read_tracks_file(settings.tracks)
     results: list[Result] = []
     with one_thread(choose_device(settings.device)):
         names = names_of([lora or path for path, lora in settings.networks])
         for (path, lora), name in zip(settings.networks, names, strict=True):
-            results.append(_evaluate(path, lora, name, settings, fvd, results[0] if results else None, progress))
+            results.append(_evaluate(path, lora, name, settings, tools, results[0] if results else None, progress))
     return results
 
 
@@ -184,7 +203,7 @@ def _evaluate(
     lora: Path | None,
     name: str,
     settings: EvaluationSettings,
-    fvd: Distance | None,
+    tools: Tools,
     first: Result | None,
     progress: Progress | None,
 ) -> Result:
@@ -195,7 +214,7 @@ def _evaluate(
     offered = [name for name in config.unet.inputs if name != "style" or "image" in composer.checkpoint.parts]
     measures, notes = possible(settings.measures(), offered, judge)
     trials = dict.fromkeys(row.trial for row in measures)
-    if fvd is not None and any(row.trial == "text" for row in settings.measures()):
+    if tools.fvd is not None and any(row.trial == "text" for row in settings.measures()):
         trials["text"] = None  # FVD needs no tower, even if all other measures of text do
 
     data = settings.open_data(config)
@@ -203,6 +222,8 @@ def _evaluate(
         clips = held_out_clips(settings.clips, config, progress)
     else:
         clips = read_clips(data, settings.clips, progress)
+    if any(row.needs_flow for row in measures):
+        clips = with_tracks(clips, tools.flow, settings.tracks)
     wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]
     together = None
     if measures and (not settings.only or TOGETHER in settings.only):
@@ -214,9 +235,9 @@ def _evaluate(
 
     truth, which = clips.truth, pairs(len(clips), how.seeds)
     sources = [decode(autoencoder, encode(autoencoder, video[None].to(device))).cpu() for video in truth.video]
-    own, truths = Features(torch.cat(sources), clips.texts, judge), truth.of(which)
+    own, truths = Features(torch.cat(sources), clips.texts, judge, tools.flow), truth.of(which)
     texts = [clips.texts[clip] for clip in which]
-    features = {wiring: Features(video, texts, judge) for wiring, video in videos.items()}
+    features = {wiring: Features(video, texts, judge, tools.flow) for wiring, video in videos.items()}
     rows = {}
     for measure in reported("measuring", measures, progress):
         arms = arms_of(measure.trial) | ({} if together is None else {TOGETHER: together})
@@ -248,13 +269,28 @@ def _evaluate(
         about,
         rows,
         notes,
-        described(fvd, (truth.video * 255).round().to(torch.uint8), arms),
+        described(tools.fvd, (truth.video * 255).round().to(torch.uint8), arms),
         {} if first is None else over_first(rows, first.rows, clips.keys, first.clips.keys),
         clips,
         videos,
         together,
         judge,
     )
+
+
+def with_tracks(clips: Examples, flow: Flow, file: Path | None) -> Examples:
+    """Add the target tracks of a file, or those that the flow finds in the clips.
+
+    Raises:
+        UserError: the file contains no tracks, or those of another clip.
+    """
+    video = clips.truth.video
+    if file is None:
+        tracks = torch.stack([clip_tracks(clip, flow, SLOWEST) for clip in video])
+    else:
+        names = [key.partition(": ")[2] for key in clips.keys]
+        tracks = tracks_from(file, read_tracks_file(file), names, video.shape[2], video.shape[-1])
+    return replace(clips, truth=replace(clips.truth, tracks=tracks))
 
 
 def judge_of(settings: EvaluationSettings, composer: VideoComposer, first: Result | None) -> Judge:

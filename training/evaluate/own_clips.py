@@ -17,8 +17,7 @@ from training.data.order import generator_for
 from training.data.sample import BadSample
 from training.data.sample_fields import Form
 from training.data.shards import ShardClips, Shards, is_ours, shard_files
-from training.evaluate.examples import Examples, Truth, after_first, joined
-from training.evaluate.measures import motion_of
+from training.evaluate.examples import Examples, Truth, after_first, joined, motion_of
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.folders import files_below
@@ -97,7 +96,7 @@ def _clip(data: FolderClips | ShardClips, index: int) -> Examples:
     # Not the condition's own vectors: resizing has thinned those of points, and the layouts have different units.
     motion = motion_of(video)
     mask = covered(conditions["motion"], data.form.extraction.motion_layout, data.form.size)
-    truth = Truth(video, motion, mask, sample.style[None])
+    truth = Truth(video, motion, mask, sample.style[None], vectors=motion)
     return Examples([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
 
 
