@@ -408,6 +408,7 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
         "report.html",
         "table.md",
         "evaluation.json",
+        "clips.json",
         "sketch.png",
         "single_image.png",
         "together.png",

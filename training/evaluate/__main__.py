@@ -43,6 +43,12 @@ def program(
         int | None,
         f"number of scenes, or maximum number of clips from --data, evenly spread (default: {DEFAULT['clips']})",
     ) = None,
+    clip_list: option(
+        Path | None,
+        "evaluate exactly the clips of this clips.json, which every evaluation writes; --data must contain the same "
+        "files",
+        shown="FILE",
+    ) = None,
     rate: option(
         float | None,
         "frames per second of a folder's clips, as in training (default: the checkpoint's rate, usually 4)",
@@ -106,6 +112,7 @@ def program(
     ) = None,
     device: option(str, "auto, cpu, cuda, mps (default: auto)") = "auto",
 ) -> None:
+    from training.evaluate.clip_list import NAME as CLIPS
     from training.evaluate.evaluation import EvaluationSettings, evaluate
     from training.evaluate.page import PAGE, write_page
     from training.evaluate.report import TABLE, as_table, write_report
@@ -113,6 +120,8 @@ def program(
 
     if parts == ():
         raise UserError("--parts is empty. Pass at least one file, or leave it out.")
+    if clip_list is not None and clips is not None:
+        raise UserError("--clip-list already says which clips to evaluate. Leave out --clips.")
     check_replaceable(out)
     usual = QUICK if quick else DEFAULT
     numbers = {name: usual[name] if n is None else n for name, n in (("clips", clips), ("seeds", seeds))}
@@ -122,6 +131,7 @@ def program(
         loras=tuple(BUNDLED_LORA if str(file) == BUNDLED_NAME else file for file in lora),
         clips=numbers.pop("clips"),
         data=data,
+        clip_list=clip_list,
         rate=rate,
         nominal_height=nominal_height,
         out=out,
@@ -141,7 +151,8 @@ def program(
     with folder_beside(out) as folder:
         write_report(folder, settings, results)
         write_page(folder / PAGE, settings, results)
-    print(f"{as_table(settings, results)}\nWrote {out / PAGE}, {TABLE}, {JSON} and a contact sheet per condition.")
+    print(as_table(settings, results))
+    print(f"Wrote {out / PAGE}, {TABLE}, {JSON}, {CLIPS} and a contact sheet per condition.")
 
 
 def check_replaceable(out: Path) -> None:

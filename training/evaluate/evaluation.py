@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from training.data.folder import FolderClips
 from training.data.shards import ShardClips
+from training.evaluate.clip_list import ClipList, check_clips, listed_indices, read_clip_list
 from training.evaluate.examples import Examples, held_out_clips
 from training.evaluate.fvd import Distance, described, load_fvd
 from training.evaluate.judge import Judge, load_judge
@@ -57,6 +59,7 @@ class EvaluationSettings:
     loras: tuple[Path, ...] = ()  # the first checkpoint is also evaluated with each of these LoRAs
     clips: int = 48  # number of scenes, or maximum number of clips of the data
     data: Path | None = None  # folder of videos with captions, or of shards; None for synthetic scenes
+    clip_list: Path | None = None  # list of an earlier evaluation, see `training.evaluate.clip_list`
     rate: float | None = None  # of a folder's videos, as in training, see `training.recipe.Domain`
     nominal_height: int | None = None  # the same
     sampling: Composing = field(default_factory=Composing)
@@ -83,6 +86,8 @@ class EvaluationSettings:
             raise UserError(
                 "--tracks requires --data and --raft: RAFT follows the tracks' points in the composed videos."
             )
+        if self.data is None and self.clip_list is not None:
+            raise UserError("--clip-list works only with --data. Synthetic scenes are always the same.")
         if self.data is None and (self.rate or self.nominal_height):
             raise UserError("--rate and --nominal-height work only with videos of --data. Pass --data too.")
         if not self.measures():
@@ -125,7 +130,22 @@ class EvaluationSettings:
         Raises:
             UserError: the data cannot be read, or does not match the checkpoint.
         """
-        return None if self.data is None else open_data(self.data, config, self.rate, self.nominal_height, self.out)
+        if self.data is None:
+            return None
+        settings = {"rate": self.rate, "nominal_height": self.nominal_height}
+        if self.clips_of_list is not None:
+            for name, value in settings.items():
+                listed = getattr(self.clips_of_list, name)
+                if value not in (None, listed):
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} is {value}, but {self.clip_list} uses {listed}. Leave out {option}.")
+                settings[name] = listed
+        return open_data(self.data, config, **settings, out=self.out)
+
+    @cached_property
+    def clips_of_list(self) -> ClipList | None:
+        """The list of clips. Raises `UserError` if the file cannot be read."""
+        return None if self.clip_list is None else read_clip_list(self.clip_list)
 
 
 @dataclass(frozen=True)
@@ -179,7 +199,9 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     for path in settings.checkpoints:  # check all files before spending minutes on the first
         checkpoint = read_checkpoint(path)
         checkpoint.part("model")
-        settings.open_data(checkpoint.config)
+        data = settings.open_data(checkpoint.config)
+        if settings.clips_of_list is not None and path == settings.checkpoints[0]:  # others may have other frames
+            check_clips(data, settings.clips_of_list, settings.data)
     for lora in settings.loras:
         read_lora(lora, on_meta(read_checkpoint(settings.checkpoints[0]).config))
     tools = Tools(load_fvd(settings.fvd), load_raft(settings.raft, choose_device(settings.device)))
@@ -221,7 +243,11 @@ def _evaluate(
     if data is None:
         clips = held_out_clips(settings.clips, config, progress)
     else:
-        clips = read_clips(data, settings.clips, progress)
+        chosen = []
+        if (listed := settings.clips_of_list) is not None:
+            indices = listed_indices(data, listed, settings.data)
+            chosen = [(index, clip["number"]) for index, clip in zip(indices, listed.clips, strict=True)]
+        clips = read_clips(data, settings.clips, progress, chosen)
     if any(row.needs_flow for row in measures):
         clips = with_tracks(clips, tools.flow, settings.tracks)
     wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]

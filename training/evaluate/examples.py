@@ -214,7 +214,16 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
         camera_axes=visible_axes(at_side(small.video), mask),
         keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Examples([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketch.how["method"])
+    texts = captions(scene, motion=1.0, background=1.0)
+    source = {
+        "file": key,
+        "seed": int(scene.seed),
+        "text": texts[0],
+        "start": 0.0,
+        "frames": frames,
+        "rate": config.rate,
+    }
+    return Examples([key], texts, conditions, truth, sketch.how["method"], sources=[source])
 
 
 def motion_of(video: Tensor) -> Tensor:

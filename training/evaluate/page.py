@@ -70,7 +70,7 @@ def as_page(settings: EvaluationSettings, results: Sequence[Result], most: int =
         several=len(results) > 1,
         sections=sections,
         height=height,
-        settings=list(flat(plain["settings"] | {"versions": plain["versions"]})),
+        settings=list(flat(plain["settings"] | {"SHA-256 of": plain["files"], "version of": plain["versions"]})),
         checkpoints=[(result.name, list(flat(result.about))) for result in results],
         clips=clip_rows(results[0]),
     )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.evaluate.clip_list import NAME, write_clip_list
 from training.evaluate.evaluation import EvaluationSettings, Result, Row
 from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
@@ -22,6 +23,7 @@ from training.evaluate.objects import at_side, find_objects
 from training.evaluate.statistics import Estimate
 from training.evaluate.summary import headline, kept_together, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
+from vc_core.checkpoint.files import sha256
 from vc_core.extract.pictures import picture_of
 from vc_core.video import resize_crop, write_contact_sheet
 
@@ -33,10 +35,12 @@ NAMED = 5
 
 
 def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[Result]) -> None:
-    """Write the table, the JSON and one contact sheet per trial and checkpoint into a folder."""
+    """Write the table, the JSON, the list of clips, and one contact sheet per trial and checkpoint into a folder."""
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
     plain = json.dumps(as_mapping(settings, results), indent=1, default=str)  # paths
     (folder / JSON).write_text(plain + "\n", encoding="utf-8")
+    listed = settings.clips_of_list or settings
+    write_clip_list(folder / NAME, results[0].clips.sources, listed.rate, listed.nominal_height)
     for result in results:
         arms = f"given, from another {settings.noun}, and absent (first seed)"
         titles = {row.measure.trial: arms for row in result.rows.values()}
@@ -194,10 +198,12 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
     (clips, seeds, points, 2), target and measured."""
     plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
     del plain["out"]  # figures do not depend on the output folder
+    measuring = (settings.clip, settings.fvd, settings.raft, settings.tracks, settings.clip_list)
     if settings.data is None:
         plain["held_out_seed"] = HELD_OUT
     return {
         "settings": plain,
+        "files": {str(file): sha256(file) for file in measuring if file is not None},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "av": av.__version__},
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
