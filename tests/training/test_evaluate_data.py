@@ -216,9 +216,9 @@ def test_checkpoints_are_compared_on_their_common_clips():
 def test_fvd_requires_no_tower(folder, tiny_checkpoint, monkeypatch):
     missing = {name: f"the checkpoint contains no {name} tower" for name in ("text", "image")}
     monkeypatch.setattr(evaluation, "load_judge", lambda *_: Judge("", None, missing))
-    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: lambda real, fake: 1.0)
+    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: "an I3D")
     calls = []
-    monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: calls.append((real, arms)) or {})
+    monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms, rates: calls.append((real, arms)) or {})
     sampling = replace(FAST, seeds=1)
     (result,) = evaluate(
         EvaluationSettings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu", jobs=1)

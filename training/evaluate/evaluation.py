@@ -16,7 +16,7 @@ from training.data.folder import FolderClips
 from training.data.shards import ShardClips
 from training.evaluate.clip_list import ClipList, check_clips, listed_indices, read_clip_list
 from training.evaluate.examples import Examples, held_out_clips
-from training.evaluate.fvd import Distance, described, load_fvd
+from training.evaluate.fvd import I3D, described, load_fvd
 from training.evaluate.judge import Judge, load_judge
 from training.evaluate.measures import MEASURES, SLOWEST, Features, Measure
 from training.evaluate.own_clips import open_data, read_clips
@@ -186,7 +186,7 @@ class Result:
 class Tools:
     """Networks that measure, other than towers. None if the user has not passed their weights."""
 
-    fvd: Distance | None = None
+    fvd: I3D | None = None
     flow: Flow | None = None
 
 
@@ -295,7 +295,12 @@ def _evaluate(
         about,
         rows,
         notes,
-        described(tools.fvd, (truth.video * 255).round().to(torch.uint8), arms),
+        described(
+            tools.fvd,
+            (truth.video * 255).round().to(torch.uint8),
+            arms,
+            [source["rate"] for source in clips.sources],
+        ),
         {} if first is None else over_first(rows, first.rows, clips.keys, first.clips.keys),
         clips,
         videos,

@@ -178,8 +178,13 @@ def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[st
         lines.append(f"- Not measured, because these require synthetic scenes: {', '.join(omitted)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
-        distances, note = result.fvd["distances"].items(), result.fvd["note"]
-        figures = ", ".join(f"{arm} {value:.1f}" for arm, value in distances)
+        distances, note = result.fvd["distances"], result.fvd["note"]
+        figures = ", ".join(
+            f"{arm} {distance:.1f} [{low:.1f}, {high:.1f}]"
+            for (arm, distance), (low, high) in zip(
+                distances.items(), result.fvd.get("intervals", {}).values(), strict=True
+            )
+        )
         lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
         if skipped := result.clips.skipped:
             more = f" {len(skipped) - NAMED} more are listed in {JSON}." if len(skipped) > NAMED else ""
