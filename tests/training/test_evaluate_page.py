@@ -81,8 +81,12 @@ def test_the_page_contains_every_figure_and_every_video(settings, results):
 
 
 def test_videos_are_those_of_their_arm_and_clip(settings, results):
-    """Compares mean colours, which the compression hardly changes."""
-    _, sections = fitting_sections(settings, results, 10**9)
+    arms = list(arms_of("sketch").values())
+    videos = results[0].videos.copy()  # grey ones, because the tiny network's videos are all black
+    for level, wiring in enumerate(arms):
+        videos[wiring] = torch.zeros_like(videos[wiring]) + 40 * level + torch.tensor([0, 120]).view(2, 1, 1, 1, 1)
+        videos[wiring] = videos[wiring].to(torch.uint8)
+    _, sections = fitting_sections(settings, [replace(results[0], videos=videos), results[1]], 10**9)
     (sketch,) = (section for section in sections if section["title"] == "sketch")
     for number, row in enumerate(sketch["rows"]):
         images = dict(row["images"])
@@ -90,8 +94,7 @@ def test_videos_are_those_of_their_arm_and_clip(settings, results):
             label = f"{results[0].name}, sketch {arm}"
             image = Image.open(BytesIO(base64.b64decode(images[label].partition(",")[2]))).convert("RGB")
             mean = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float().mean().item()
-            video = results[0].videos[wiring][number, :, 0].float()
-            assert mean == pytest.approx(video.mean().item(), abs=4)
+            assert mean == pytest.approx(40 * arms.index(wiring) + 120 * number, abs=4)
 
 
 def test_the_page_needs_no_other_file_and_no_script(settings, results):

@@ -95,6 +95,12 @@ def program(
         shown="PATH",
     ) = None,
     fvd: option(Path | None, "I3D weights for FVD by the package cd-fvd (default: no FVD)", shown="FILE") = None,
+    vbench: option(
+        Path | None,
+        "folder for VBench: writes videos and texts as its custom input, and reads the results that it has written "
+        "there for these videos",
+        shown="FOLDER",
+    ) = None,
     raft: option(
         Path | None,
         "weights of torchvision's RAFT for ObjMC, the error of tracks: raft_large or raft_small (default: no ObjMC)",
@@ -117,6 +123,7 @@ def program(
     from training.evaluate.page import PAGE, write_page
     from training.evaluate.report import TABLE, as_table, write_report
     from training.evaluate.trials import Composing
+    from training.evaluate.vbench import check_vbench, export
 
     if parts == ():
         raise UserError("--parts is empty. Pass at least one file, or leave it out.")
@@ -141,13 +148,18 @@ def program(
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,
+        vbench=vbench,
         raft=raft,
         tracks=tracks,
         device=device,
         jobs=jobs,
     )
+    if vbench is not None:
+        check_vbench(vbench)
     with progress_bars() as progress:
         results = evaluate(settings, progress)
+        if vbench is not None:
+            results = export(vbench, results, settings.sampling.seeds, progress)
     with folder_beside(out) as folder:
         write_report(folder, settings, results)
         write_page(folder / PAGE, settings, results)

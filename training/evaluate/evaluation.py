@@ -66,6 +66,7 @@ class EvaluationSettings:
     only: tuple[str, ...] = ()  # names of measures or trials, or `TOGETHER`; empty for all
     clip: Path | None = None  # file or folder of an OpenCLIP ViT-H/14, instead of the checkpoints' towers
     fvd: Path | None = None  # I3D weights
+    vbench: Path | None = None  # folder for VBench's input and results
     raft: Path | None = None  # weights of torchvision's RAFT
     tracks: Path | None = None  # target tracks of the clips, instead of those that RAFT finds
     device: str = "auto"  # where the networks run, see `VideoComposer.load`
@@ -90,6 +91,11 @@ class EvaluationSettings:
             raise UserError("--clip-list works only with --data. Synthetic scenes are always the same.")
         if self.data is None and (self.rate or self.nominal_height):
             raise UserError("--rate and --nominal-height work only with videos of --data. Pass --data too.")
+        if self.vbench is not None and not self.composes_for_vbench:
+            raise UserError(
+                "--vbench requires videos composed from text or from all conditions, but --only excludes both. Add "
+                "text or together to --only."
+            )
         if not self.measures():
             raise UserError(
                 f"{' and '.join(self.only)} can be measured only on synthetic scenes. Leave out --data, or choose some "
@@ -105,6 +111,11 @@ class EvaluationSettings:
     def noun(self) -> str:
         """Noun for the clips in texts."""
         return "scene" if self.data is None else "clip"
+
+    @property
+    def composes_for_vbench(self) -> bool:
+        """Whether there are videos for VBench."""
+        return not self.only or TOGETHER in self.only or any(row.trial == "text" for row in self.requested())
 
     def measures(self) -> list[Measure]:
         """Return the measures of the table: those of `requested` that work with the clips."""
@@ -180,6 +191,7 @@ class Result:
     videos: dict[Wiring, Tensor]  # (N * seeds, 3, F, H, W) uint8
     together: Wiring | None  # wiring of all conditions, if it was composed
     judge: Judge = field(repr=False)
+    vbench: list[Any] = field(default_factory=list)  # `training.evaluate.vbench.Scored`, if there are any
 
 
 @dataclass(frozen=True)
@@ -236,8 +248,10 @@ def _evaluate(
     offered = [name for name in config.unet.inputs if name != "style" or "image" in composer.checkpoint.parts]
     measures, notes = possible(settings.measures(), offered, judge)
     trials = dict.fromkeys(row.trial for row in measures)
-    if tools.fvd is not None and any(row.trial == "text" for row in settings.measures()):
-        trials["text"] = None  # FVD needs no tower, even if all other measures of text do
+    if (tools.fvd is not None or settings.vbench is not None) and any(
+        row.trial == "text" for row in settings.measures()
+    ):
+        trials["text"] = None  # FVD and VBench need no tower, even if all other measures of text do
 
     data = settings.open_data(config)
     if data is None:

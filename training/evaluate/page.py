@@ -24,6 +24,7 @@ from training.evaluate.report import (
     intro,
     notes_on,
     table_cells,
+    vbench_cells,
 )
 from training.evaluate.summary import verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
@@ -66,6 +67,7 @@ def as_page(settings: EvaluationSettings, results: Sequence[Result], most: int =
         notes=[line.removeprefix("- ") for line in notes_on(settings, results)],
         head=head,
         rows=rows,
+        scores=vbench_cells(results),
         differences=list(differences(results)),
         several=len(results) > 1,
         sections=sections,

@@ -64,6 +64,9 @@ def as_table(settings: EvaluationSettings, results: Sequence[Result]) -> str:
     head, *rows = table_cells(settings, results)
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     text = [*intro(settings, results), "", *lines, "", *in_words(results), *notes_on(settings, results)]
+    if scores := vbench_cells(results):
+        text += ["", "VBench:", ""]
+        text += [f"| {' | '.join(cells)} |" for cells in (scores[0], ["---"] * len(scores[0]), *scores[1:])]
     return "\n".join(text) + "\n"
 
 
@@ -75,6 +78,22 @@ def table_cells(settings: EvaluationSettings, results: Sequence[Result]) -> list
         rows = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
         table += [[cell(result, row) for cell in columns.values()] for result, row in rows]
     return table
+
+
+def vbench_cells(results: Sequence[Result]) -> list[list[str]]:
+    """Return the head and rows of the table of VBench's figures; empty if there are none."""
+    rows = [
+        [dimension.replace("_", " "), scored.kind, result.name, _score(figure), _score(gain, "+")]
+        for result in results
+        for scored in result.vbench
+        for dimension, figure in scored.figures.items()
+        for gain in [scored.over_first.get(dimension)]
+    ]
+    return [["dimension", "composed from", "checkpoint", "score", "over the first"], *rows] if rows else []
+
+
+def _score(estimate: Estimate | None, sign: str = "") -> str:
+    return "" if estimate is None else shown_figure(estimate, 100, f"{sign}.1f", " %")
 
 
 def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str]]:
@@ -106,13 +125,19 @@ def figure_text(row: Row, estimate: Estimate | None, sign: str = "", interval: b
     """Return for example `0.78 [0.70, 0.85]`, and how many objects were not found."""
     if estimate is None:
         return ""
+    scale = (100, f"{sign}.1f", " %") if row.measure.percent else (1, f"{sign}.3f", "")
+    text, lost = shown_figure(estimate, *scale, interval), lost and row.measure.loses and estimate.mean is not None
+    return text + (f" ({estimate.missing:.0%} not found)" if lost and estimate.missing else "")
+
+
+def shown_figure(estimate: Estimate, factor: float, form: str, unit: str, interval: bool = True) -> str:
+    """Return a figure that exists, with its interval if it has one."""
     if estimate.mean is None:
         return "none"
-    factor, form, unit = (100, f"{sign}.1f", " %") if row.measure.percent else (1, f"{sign}.3f", "")
     text = f"{factor * estimate.mean:{form}}{unit}"
     if interval and estimate.low is not None:
         text += f" [{factor * estimate.low:{form}}, {factor * estimate.high:{form}}]"
-    return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
+    return text
 
 
 def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
@@ -186,6 +211,7 @@ def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[st
             )
         )
         lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
+        lines += [f"- {before}VBench, {each.kind}: {each.note}" for each in result.vbench if each.note]
         if skipped := result.clips.skipped:
             more = f" {len(skipped) - NAMED} more are listed in {JSON}." if len(skipped) > NAMED else ""
             reasons = " ".join(skipped[:NAMED])
@@ -220,6 +246,10 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
                 "skipped": result.clips.skipped,
                 "notes": result.notes,
                 "fvd": result.fvd,
+                "vbench": [
+                    asdict(each) | {"values": {name: _nulls(values) for name, values in each.values.items()}}
+                    for each in result.vbench
+                ],
                 "headline": headline(result),
                 "results": {name: _plain(row, result.over_first.get(name)) for name, row in result.rows.items()},
             }
