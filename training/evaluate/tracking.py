@@ -42,6 +42,8 @@ def load_raft(weights: Path | None, device: torch.device | str = "cpu") -> Flow 
         return None
     from torchvision.models import optical_flow
 
+    if not weights.is_file():
+        raise UserError(f"{weights} does not exist. Pass {WEIGHTS}.")
     tensors = open_tensors(weights)
     get = tensors.get()
     name = _SIZES.get(tensors.shapes.get(_FIRST, (0,))[0])
