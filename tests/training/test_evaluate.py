@@ -160,7 +160,7 @@ def test_conditions_that_a_checkpoint_does_not_have_are_noted_and_not_measured(s
     assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
     assert "style_palette: not measured, because the checkpoint has no style, or no image tower for it." in notes
     assert "endpoint" not in names  # it requires a single image
-    assert len(measures) + len(notes) == len(MEASURES)
+    assert len(measures) + len(notes) == len(settings.measures())
     assert "kept: not measured, because the checkpoint has no mask condition." in notes
 
 
@@ -306,7 +306,7 @@ def test_processes_compose_the_same_videos_in_the_same_order(tiny_checkpoint, ti
 @pytest.mark.slow
 def test_user_errors_of_a_process_are_raised(tiny_checkpoint):
     task = Task("", None, {}, {"frames": 0, "size": (32, 32)})
-    with pytest.raises(UserError, match="0 frames"):
+    with pytest.raises(UserError, match="frames must be at least 1, got 0"):
         list(run_in_processes(tiny_checkpoint, (), "cpu", 2)([task], None))
 
 

@@ -241,6 +241,7 @@ def test_the_command_lists_skipped_clips(damaged, tiny_checkpoint, tmp_path, cap
         "table.md",
         "evaluation.json",
         "motion.png",
+        "motion_with_text.png",
         "style.png",
     }
     report = json.loads((out / "evaluation.json").read_text())

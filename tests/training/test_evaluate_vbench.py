@@ -97,7 +97,7 @@ def test_results_of_these_videos_are_in_the_report(settings, results, tmp_path):
     gain = other.over_first["motion_smoothness"]
     assert (gain.mean, gain.low, gain.high) == pytest.approx((-0.1, -0.1, -0.1))
     table = as_table(settings, scored)
-    assert "| motion smoothness | text | 1-tiny | 75.0 % [60.0, 90.0] |  |" in table
+    assert "| motion smoothness | text | 1-tiny | 75.0 % [60.0, 90.0] |  |" in table  # the first itself
     assert "| -10.0 % [-10.0, -10.0] |" in table and "VBench, together: not measured yet" in table
     page = as_page(settings, scored)
     assert "motion smoothness" in page and '75.0 % <span class="interval">[60.0, 90.0]</span>' in page

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.training.test_words import WORDS
 from training.evaluate.evaluation import EvaluationSettings
 from training.evaluate.measures import MEASURES
 from vc_core.diffusion.samplers import SAMPLERS
-from vc_core.published import FILES
+from vc_core.published import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_options_and_names_exist(commands):
     assert len(evaluations) == 4
     for words in evaluations:
         assert {word for word in words if word.startswith("-")} <= options
-        pairs = dict(zip(words, words[1:], strict=False))
+        pairs = dict(pairwise(words))
         assert pairs.get("--sampler", "ddim_released") in SAMPLERS
         assert EvaluationSettings(only=tuple(pairs["--only"].split(",")), raft="x").measures()
 
@@ -40,4 +41,4 @@ def test_the_table_names_measures_of_the_report(commands, repository):
 
 def test_files_can_be_downloaded(commands):
     names = {words[2] for words in commands if words[1] == "get"}
-    assert len(names) == 3 and names <= {file.name for file in FILES}
+    assert len(names) == 3 and names <= {file.name for file in MODELS}

@@ -89,7 +89,9 @@ def vbench_cells(results: Sequence[Result]) -> list[list[str]]:
         for dimension, figure in scored.figures.items()
         for gain in [scored.over_first.get(dimension)]
     ]
-    return [["dimension", "composed from", "checkpoint", "score", "over the first"], *rows] if rows else []
+    width = 5 if len(results) > 1 else 4
+    table = [["dimension", "composed from", "checkpoint", "score", "over the first"], *rows]
+    return [cells[:width] for cells in table] if rows else []
 
 
 def _score(estimate: Estimate | None, sign: str = "") -> str:
@@ -148,7 +150,8 @@ def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     if settings.data is None:
         what, error = "held-out scenes", "the error of the object's motion"
     else:
-        what = f"clips from {settings.data}, evenly spread"
+        choice = "evenly spread" if settings.clip_list is None else f"those of {settings.clip_list}"
+        what = f"clips from {settings.data}, {choice}"
         error = "measured against the clip's motion, where the condition defines motion"
     first = (
         f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {sampling}. "
@@ -230,6 +233,8 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
     plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
     del plain["out"]  # figures do not depend on the output folder
     measuring = (settings.clip, settings.fvd, settings.raft, settings.tracks, settings.clip_list)
+    if (listed := settings.clips_of_list) is not None:
+        plain["clips"] = len(listed.clips)
     if settings.data is None:
         plain["held_out_seed"] = HELD_OUT
     return {
