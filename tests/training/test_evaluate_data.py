@@ -240,6 +240,7 @@ def test_the_command_lists_skipped_clips(damaged, tiny_checkpoint, tmp_path, cap
         "report.html",
         "table.md",
         "evaluation.json",
+        "clips.json",
         "motion.png",
         "motion_with_text.png",
         "style.png",

@@ -164,6 +164,11 @@ def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
         f"*Over shuffled*: given minus shuffled, paired by {noun} and seed. *Together*: with all conditions at once, "
         f"in percent of the measure's own trial; above 100 % is better. The end-point error is {error}."
     )
+    if any("motion_control" in result.rows for result in results):
+        reading += (
+            " The motion control error compares the motion vectors of a codec in the video and in the source, over all "
+            "pixels of all frames but the first."
+        )
     if settings.data is None:
         reading += (
             " Lines of measured over target motion go through the origin and include all motions of at least "
