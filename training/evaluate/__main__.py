@@ -130,6 +130,8 @@ def program(
     if clip_list is not None and clips is not None:
         raise UserError("--clip-list already says which clips to evaluate. Leave out --clips.")
     check_replaceable(out)
+    if vbench is not None and out.resolve() in (vbench.resolve(), *vbench.resolve().parents):
+        raise UserError(f"--vbench {vbench} is inside -o {out}, which is replaced every time. Use another folder.")
     usual = QUICK if quick else DEFAULT
     numbers = {name: usual[name] if n is None else n for name, n in (("clips", clips), ("seeds", seeds))}
     settings = EvaluationSettings(
