@@ -91,7 +91,7 @@ def test_the_arms_of_a_trial_differ_only_in_its_condition():
         given, shuffled, absent = (arms_of(name)[arm] for arm in ARMS)
         assert given == Wiring(absent.own | {trial.condition}) and shuffled == Wiring(absent.own, trial.condition)
         assert absent.own == set(trial.others) and trial.condition not in absent.own
-    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 19  # common ones only once
+    assert len({wiring for name in TRIALS for wiring in arms_of(name).values()}) == 21  # common ones only once
 
 
 def test_videos_are_paired_by_scene_and_noise(monkeypatch, clips, tiny_composer):
@@ -129,7 +129,7 @@ def result(settings):
 
 
 def test_all_measures_are_computed_for_every_video(result):
-    assert list(result.rows) == list(MEASURES) and result.notes == []
+    assert list(result.rows) == [name for name, row in MEASURES.items() if not row.needs_flow] and result.notes == []
     assert result.together == Wiring(frozenset({"text", "style", *CONDITIONS}))
     for name, row in result.rows.items():
         pairs = () if not name.endswith(("_slope", "_r2")) else (4, 2) if "motion" in name else (2, 2)
@@ -160,7 +160,7 @@ def test_conditions_that_a_checkpoint_does_not_have_are_noted_and_not_measured(s
     assert "depth_overlap" in names and not names & {"sketch_overlap", "consistency", "style_similarity", "kept"}
     assert "style_palette: not measured, because the checkpoint has no style, or no image tower for it." in notes
     assert "endpoint" not in names  # it requires a single image
-    assert len(measures) + len(notes) == len(MEASURES)
+    assert len(measures) + len(notes) == len(settings.measures())
     assert "kept: not measured, because the checkpoint has no mask condition." in notes
 
 
@@ -306,7 +306,7 @@ def test_processes_compose_the_same_videos_in_the_same_order(tiny_checkpoint, ti
 @pytest.mark.slow
 def test_user_errors_of_a_process_are_raised(tiny_checkpoint):
     task = Task("", None, {}, {"frames": 0, "size": (32, 32)})
-    with pytest.raises(UserError, match="0 frames"):
+    with pytest.raises(UserError, match="frames must be at least 1, got 0"):
         list(run_in_processes(tiny_checkpoint, (), "cpu", 2)([task], None))
 
 
@@ -337,26 +337,38 @@ def test_a_file_without_towers_is_an_error(tiny_composer, tiny_config, tiny_unet
 # --- FVD ------------------------------------------------------------------------------------------------------------
 
 
-class FakeDistance:
-    """The part of cd-fvd's interface that is used, with a simple distance."""
+class FakeStatistics:
+    def __init__(self, capture_all=False):
+        assert capture_all
+        self.features = []
+
+    def get_all(self):
+        return np.concatenate(self.features)
+
+
+class FakePackage:
+    """The part of cd-fvd's interface that is used. Its features are the mean and the standard deviation of a video."""
 
     def __init__(self, model, n_fake, ckpt_path, device):
         assert (model, n_fake, device) == ("i3d", "full", "cpu")
-        self.path = ckpt_path
+        self.real_stats = FakeStatistics(True)
 
-    def empty_real_stats(self):
-        pass
+    def add_real_stats(self, videos):
+        assert videos.dtype == np.uint8 and videos.shape[-1] == 3
+        self.real_stats.features.append(np.stack([videos.mean((1, 2, 3, 4)), videos.std((1, 2, 3, 4))], 1))
 
-    empty_fake_stats = empty_real_stats
 
-    def compute_fvd(self, real, fake):
-        assert real.dtype == np.uint8 and real.shape[-1] == 3
-        return abs(float(real.mean()) - float(fake.mean()))
+@pytest.fixture
+def i3d(tmp_path, monkeypatch):
+    package = types.ModuleType("cdfvd")
+    package.fvd = types.SimpleNamespace(cdfvd=FakePackage)
+    monkeypatch.setitem(sys.modules, "cdfvd", package)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
+    return fvd.load_fvd(tmp_path / "i3d.pt")
 
 
 def test_without_weights_fvd_says_what_to_install():
-    distance = fvd.load_fvd(None)
-    entry = fvd.described(distance, torch.zeros(1), {})
+    entry = fvd.described(fvd.load_fvd(None), torch.zeros(1), {}, [])
     assert entry["distances"] == {} and "i3d_pretrained_400.pt" in entry["note"] and "cd-fvd" in entry["note"]
 
 
@@ -369,16 +381,46 @@ def test_missing_weights_or_a_missing_package_are_errors(tmp_path, monkeypatch):
         fvd.load_fvd(tmp_path / "i3d.pt")
 
 
-def test_fvd_is_between_the_sources_and_each_arm(tmp_path, monkeypatch):
-    package = types.ModuleType("cdfvd")
-    package.fvd = types.SimpleNamespace(cdfvd=FakeDistance)
-    monkeypatch.setitem(sys.modules, "cdfvd", package)
-    torch.save({"a": torch.zeros(1)}, tmp_path / "i3d.pt")
-    distance = fvd.load_fvd(tmp_path / "i3d.pt")
-    videos = torch.full((4, 3, 16, 8, 8), 100, dtype=torch.uint8)
-    entry = fvd.described(distance, videos, {"given": videos, "absent": videos + 20})
-    assert entry["distances"] == {"given": 0.0, "absent": 20.0} and "uses 4 videos" in entry["note"]
-    assert fvd.described(distance, videos[:, :, :3], {"given": videos})["distances"] == {}
+def test_fvd_is_between_the_sources_and_each_arm_and_says_what_it_depends_on(i3d):
+    videos = torch.full((4, 3, 16, 8, 8), 100, dtype=torch.uint8) + torch.arange(4, dtype=torch.uint8).view(
+        4, 1, 1, 1, 1
+    )
+    twice = videos.repeat_interleave(2, 0)
+    entry = fvd.described(i3d, videos, {"given": twice, "absent": twice + 20}, [4.0, 8.0, 4.0, 4.0])
+    assert entry["distances"] == pytest.approx({"given": 0.0, "absent": 400.0}, abs=1e-6)
+    for arm, (low, high) in entry["intervals"].items():
+        assert low <= entry["distances"][arm] <= high
+    expected = {"weights": "i3d.pt", "clips": 4, "videos": 8, "frames": 16, "rate": "4 to 8", "width": 8, "height": 8}
+    assert expected.items() <= entry["details"].items() and len(entry["details"]["sha256"]) == 64
+    for word in ("4 clips and 8 videos of 16 frames at 4 to 8 per second, 8x8 stretched to 224x224", "customary 2048"):
+        assert word in entry["note"]
+    assert entry["details"]["sha256"][:16] in entry["note"]
+    assert fvd.described(i3d, videos[:, :, :3], {"given": videos}, [4.0])["distances"] == {}
+
+
+def test_frechet_distances_are_those_of_normal_distributions():
+    random = np.random.default_rng(0)
+    first = random.normal(size=(300, 5)) * np.array([1, 2, 3, 1, 1])
+    second = random.normal(size=(200, 5)) + np.array([1, 0, 0, 0, 2])
+    covariances = [np.cov(features.T, bias=True) for features in (first, second)]
+    root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1])).sum()  # the trace of the product's root
+    expected = np.square(first.mean(0) - second.mean(0)).sum() + np.trace(sum(covariances)) - 2 * root
+    assert fvd.frechet_distance(first, second) == pytest.approx(expected)
+    assert fvd.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    # Fewer features than dimensions, where the root of the product does not exist.
+    assert fvd.frechet_distance(first[:3], first[:3]) == pytest.approx(0, abs=1e-9)
+    assert fvd.frechet_distance(first[:3], first[:3] + 1) == pytest.approx(5)
+
+
+def test_intervals_of_fvd_resample_clips_with_all_of_their_videos():
+    random = np.random.default_rng(1)
+    sources, videos = random.normal(size=(40, 3)), random.normal(size=(40, 1, 3)) + 1
+    single, many = fvd.interval(sources, videos), fvd.interval(sources, videos.repeat(5, axis=1))
+    assert single == pytest.approx(many)  # copies of a video are not more samples
+    figure = fvd.frechet_distance(sources, videos[:, 0])
+    assert single[0] < figure < single[1] and single[1] - single[0] < 3 * figure
+    wide = fvd.interval(sources[:8], videos[:8])
+    assert wide[1] - wide[0] > single[1] - single[0]
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -405,8 +447,10 @@ def test_the_command_writes_a_table_json_and_sheets(tiny_checkpoint, tmp_path, c
     printed = capsys.readouterr().out
     assert (out / "table.md").read_text() in printed
     assert {path.name for path in out.iterdir()} == {
+        "report.html",
         "table.md",
         "evaluation.json",
+        "clips.json",
         "sketch.png",
         "single_image.png",
         "together.png",

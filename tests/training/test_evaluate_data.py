@@ -18,7 +18,7 @@ from training.evaluate.evaluation import EvaluationSettings, Result, Row, evalua
 from training.evaluate.judge import Judge
 from training.evaluate.measures import MEASURES, Features
 from training.evaluate.own_clips import covered, open_data, read_clips
-from training.evaluate.report import NAMED, _notes, as_table, sheet_rows
+from training.evaluate.report import NAMED, as_table, notes_on, sheet_rows
 from training.evaluate.statistics import estimate
 from training.evaluate.trials import ARMS, TOGETHER, Composing, Wiring
 from vc_core.conditions import CONDITIONS
@@ -34,6 +34,7 @@ GENERAL = [
     "first_frame",
     "endpoint",
     "motion_consistency",
+    "motion_control",
 ]
 FAST = Composing(seeds=2, steps=1)
 
@@ -215,16 +216,16 @@ def test_checkpoints_are_compared_on_their_common_clips():
 def test_fvd_requires_no_tower(folder, tiny_checkpoint, monkeypatch):
     missing = {name: f"the checkpoint contains no {name} tower" for name in ("text", "image")}
     monkeypatch.setattr(evaluation, "load_judge", lambda *_: Judge("", None, missing))
-    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: lambda real, fake: 1.0)
+    monkeypatch.setattr(evaluation, "load_fvd", lambda *_: "an I3D")
     calls = []
-    monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms: calls.append((real, arms)) or {})
+    monkeypatch.setattr(evaluation, "described", lambda fvd, real, arms, rates: calls.append((real, arms)) or {})
     sampling = replace(FAST, seeds=1)
     (result,) = evaluate(
         EvaluationSettings((tiny_checkpoint,), clips=2, data=folder, sampling=sampling, device="cpu", jobs=1)
     )
     ((real, arms),) = calls
     palettes = ["style_palette", "style_palette_beside_text"]
-    assert list(result.rows) == [*palettes, "first_frame", "endpoint"] and list(arms) == list(ARMS)
+    assert list(result.rows) == [*palettes, "first_frame", "endpoint", "motion_control"] and list(arms) == list(ARMS)
     assert real.dtype == torch.uint8 and real.shape == arms["given"].shape
 
 
@@ -235,7 +236,15 @@ def test_the_command_lists_skipped_clips(damaged, tiny_checkpoint, tmp_path, cap
     assert program.main([str(tiny_checkpoint), *words]) == 0
     printed = capsys.readouterr().out
     assert "Skipped 1 of 5 clips that cannot be read. " in printed and "left.mp4" in printed
-    assert {path.name for path in out.iterdir()} == {"table.md", "evaluation.json", "motion.png", "style.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "table.md",
+        "evaluation.json",
+        "clips.json",
+        "motion.png",
+        "motion_with_text.png",
+        "style.png",
+    }
     report = json.loads((out / "evaluation.json").read_text())
     (checkpoint,) = report["checkpoints"]
     assert report["settings"]["data"] == str(damaged) and "held_out_seed" not in report["settings"]
@@ -248,6 +257,6 @@ def test_the_table_names_a_few_of_many_unreadable_clips(clips):
     result = Result(
         "", {}, {}, [], {"note": "", "distances": {}}, {}, replace(clips, skipped=skipped), {}, None, Judge("")
     )
-    _, note = _notes(EvaluationSettings(), [result])
+    _, note = notes_on(EvaluationSettings(), [result])
     assert f"{NAMED + 3} of {NAMED + 3 + len(clips)} clips" in note and "3 more" in note and "4.mp4" in note
-    assert "5.mp4" not in note and len(_notes(EvaluationSettings(), [replace(result, clips=clips)])) == 1
+    assert "5.mp4" not in note and len(notes_on(EvaluationSettings(), [replace(result, clips=clips)])) == 1

@@ -18,8 +18,8 @@ QUICK = {"clips": 3, "seeds": 1, "steps": 8}
 """Defaults with --quick: enough to check that it works, too little for comparisons."""
 DESCRIPTION = """Measure how well checkpoints follow their conditions, on held-out synthetic scenes or on your own
 clips. Each condition is tested with the same noise in three ways: given, taken from another clip, and absent. More
-videos use all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a table,
-JSON and contact sheets."""
+videos use all conditions together. Several checkpoints are compared with the first one, pair by pair. Writes a
+report in one HTML file, a table, JSON and contact sheets."""
 JSON = "evaluation.json"  # as in training.evaluate.report, which imports torch
 
 
@@ -42,6 +42,12 @@ def program(
     clips: option(
         int | None,
         f"number of scenes, or maximum number of clips from --data, evenly spread (default: {DEFAULT['clips']})",
+    ) = None,
+    clip_list: option(
+        Path | None,
+        "evaluate exactly the clips of this clips.json, which every evaluation writes; --data must contain the same "
+        "files",
+        shown="FILE",
     ) = None,
     rate: option(
         float | None,
@@ -89,19 +95,43 @@ def program(
         shown="PATH",
     ) = None,
     fvd: option(Path | None, "I3D weights for FVD by the package cd-fvd (default: no FVD)", shown="FILE") = None,
+    vbench: option(
+        Path | None,
+        "folder for VBench: writes videos and texts as its custom input, and reads the results that it has written "
+        "there for these videos",
+        shown="FOLDER",
+    ) = None,
+    raft: option(
+        Path | None,
+        "weights of torchvision's RAFT for ObjMC, the error of tracks: raft_large or raft_small (default: no ObjMC)",
+        shown="FILE",
+    ) = None,
+    tracks: option(
+        Path | None,
+        "JSON file with the target tracks of the clips for ObjMC, in pixels of the composed video (default: RAFT's "
+        "tracks)",
+        shown="FILE",
+    ) = None,
     batch: option(int, "videos per batch (default: 4)") = 4,
     jobs: option(
         int | None, "processes that compose, with one thread each on a CPU (default: 2 on a CPU, otherwise 1)"
     ) = None,
     device: option(str, "auto, cpu, cuda, mps (default: auto)") = "auto",
 ) -> None:
+    from training.evaluate.clip_list import NAME as CLIPS
     from training.evaluate.evaluation import EvaluationSettings, evaluate
+    from training.evaluate.page import PAGE, write_page
     from training.evaluate.report import TABLE, as_table, write_report
     from training.evaluate.trials import Composing
+    from training.evaluate.vbench import check_vbench, export
 
     if parts == ():
         raise UserError("--parts is empty. Pass at least one file, or leave it out.")
+    if clip_list is not None and clips is not None:
+        raise UserError("--clip-list already says which clips to evaluate. Leave out --clips.")
     check_replaceable(out)
+    if vbench is not None and out.resolve() in (vbench.resolve(), *vbench.resolve().parents):
+        raise UserError(f"--vbench {vbench} is inside -o {out}, which is replaced every time. Use another folder.")
     usual = QUICK if quick else DEFAULT
     numbers = {name: usual[name] if n is None else n for name, n in (("clips", clips), ("seeds", seeds))}
     settings = EvaluationSettings(
@@ -110,6 +140,7 @@ def program(
         loras=tuple(BUNDLED_LORA if str(file) == BUNDLED_NAME else file for file in lora),
         clips=numbers.pop("clips"),
         data=data,
+        clip_list=clip_list,
         rate=rate,
         nominal_height=nominal_height,
         out=out,
@@ -119,14 +150,23 @@ def program(
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
         clip=clip,
         fvd=fvd,
+        vbench=vbench,
+        raft=raft,
+        tracks=tracks,
         device=device,
         jobs=jobs,
     )
+    if vbench is not None:
+        check_vbench(vbench)
     with progress_bars() as progress:
         results = evaluate(settings, progress)
+        if vbench is not None:
+            results = export(vbench, results, settings.sampling.seeds, progress)
     with folder_beside(out) as folder:
         write_report(folder, settings, results)
-    print(f"{as_table(settings, results)}\nWrote {out / TABLE}, {JSON} and a contact sheet per condition.")
+        write_page(folder / PAGE, settings, results)
+    print(as_table(settings, results))
+    print(f"Wrote {out / PAGE}, {TABLE}, {JSON}, {CLIPS} and a contact sheet per condition.")
 
 
 def check_replaceable(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from training.data.folder import FolderClips
 from training.data.shards import ShardClips
+from training.evaluate.clip_list import ClipList, check_clips, listed_indices, read_clip_list
 from training.evaluate.examples import Examples, held_out_clips
-from training.evaluate.fvd import Distance, described, load_fvd
+from training.evaluate.fvd import I3D, described, load_fvd
 from training.evaluate.judge import Judge, load_judge
-from training.evaluate.measures import MEASURES, Features, Measure
+from training.evaluate.measures import MEASURES, SLOWEST, Features, Measure
 from training.evaluate.own_clips import open_data, read_clips
 from training.evaluate.processes import load_composer, one_thread, run_in_processes
 from training.evaluate.statistics import Estimate, difference, estimate
+from training.evaluate.tracking import Flow, clip_tracks, load_raft, read_tracks_file, tracks_from
 from training.evaluate.trials import (
     ARMS,
     TOGETHER,
@@ -56,12 +59,16 @@ class EvaluationSettings:
     loras: tuple[Path, ...] = ()  # the first checkpoint is also evaluated with each of these LoRAs
     clips: int = 48  # number of scenes, or maximum number of clips of the data
     data: Path | None = None  # folder of videos with captions, or of shards; None for synthetic scenes
+    clip_list: Path | None = None  # list of an earlier evaluation, see `training.evaluate.clip_list`
     rate: float | None = None  # of a folder's videos, as in training, see `training.recipe.Domain`
     nominal_height: int | None = None  # the same
     sampling: Composing = field(default_factory=Composing)
     only: tuple[str, ...] = ()  # names of measures or trials, or `TOGETHER`; empty for all
     clip: Path | None = None  # file or folder of an OpenCLIP ViT-H/14, instead of the checkpoints' towers
     fvd: Path | None = None  # I3D weights
+    vbench: Path | None = None  # folder for VBench's input and results
+    raft: Path | None = None  # weights of torchvision's RAFT
+    tracks: Path | None = None  # target tracks of the clips, instead of those that RAFT finds
     device: str = "auto"  # where the networks run, see `VideoComposer.load`
     jobs: int | None = None  # processes that compose, with one thread each on a CPU; None: `JOBS` there, otherwise 1
     out: Path | None = None  # folder of the results, which is ignored if it is inside the data folder
@@ -76,8 +83,19 @@ class EvaluationSettings:
             raise UserError(f"--sampler is {self.sampling.sampler}. Expected one of {', '.join(SAMPLERS)}.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs}. Expected at least 1.")
+        if self.tracks is not None and (self.raft is None or self.data is None):
+            raise UserError(
+                "--tracks requires --data and --raft: RAFT follows the tracks' points in the composed videos."
+            )
+        if self.data is None and self.clip_list is not None:
+            raise UserError("--clip-list works only with --data. Synthetic scenes are always the same.")
         if self.data is None and (self.rate or self.nominal_height):
             raise UserError("--rate and --nominal-height work only with videos of --data. Pass --data too.")
+        if self.vbench is not None and not self.composes_for_vbench:
+            raise UserError(
+                "--vbench requires videos composed from text or from all conditions, but --only excludes both. Add "
+                "text or together to --only."
+            )
         if not self.measures():
             raise UserError(
                 f"{' and '.join(self.only)} can be measured only on synthetic scenes. Leave out --data, or choose some "
@@ -94,6 +112,11 @@ class EvaluationSettings:
         """Noun for the clips in texts."""
         return "scene" if self.data is None else "clip"
 
+    @property
+    def composes_for_vbench(self) -> bool:
+        """Whether there are videos for VBench."""
+        return not self.only or TOGETHER in self.only or any(row.trial == "text" for row in self.requested())
+
     def measures(self) -> list[Measure]:
         """Return the measures of the table: those of `requested` that work with the clips."""
         return [row for row in self.requested() if self.data is None or not row.scenes]
@@ -106,8 +129,11 @@ class EvaluationSettings:
                 f"Unknown measure '{unknown[0]}' in --only.{nearest(unknown[0], names)} Expected some of "
                 f"{', '.join(names)}."
             )
+        rows = [row for row in MEASURES.values() if self.raft is not None or not row.needs_flow]
+        if missing := [name for name in self.only if name in MEASURES and MEASURES[name] not in rows]:
+            raise UserError(f"{missing[0]} requires the weights of torchvision's RAFT. Pass --raft FILE.")
         chosen = {*self.only} - {TOGETHER} or names
-        return [row for row in MEASURES.values() if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
+        return [row for row in rows if {row.name, row.trial, TRIALS[row.trial].condition} & {*chosen}]
 
     def open_data(self, config: Config) -> FolderClips | ShardClips | None:
         """Open the data's clips for a checkpoint of this config; None for synthetic scenes.
@@ -115,7 +141,22 @@ class EvaluationSettings:
         Raises:
             UserError: the data cannot be read, or does not match the checkpoint.
         """
-        return None if self.data is None else open_data(self.data, config, self.rate, self.nominal_height, self.out)
+        if self.data is None:
+            return None
+        settings = {"rate": self.rate, "nominal_height": self.nominal_height}
+        if self.clips_of_list is not None:
+            for name, value in settings.items():
+                listed = getattr(self.clips_of_list, name)
+                if value not in (None, listed):
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} is {value}, but {self.clip_list} uses {listed}. Leave out {option}.")
+                settings[name] = listed
+        return open_data(self.data, config, **settings, out=self.out)
+
+    @cached_property
+    def clips_of_list(self) -> ClipList | None:
+        """The list of clips. Raises `UserError` if the file cannot be read."""
+        return None if self.clip_list is None else read_clip_list(self.clip_list)
 
 
 @dataclass(frozen=True)
@@ -150,6 +191,15 @@ class Result:
     videos: dict[Wiring, Tensor]  # (N * seeds, 3, F, H, W) uint8
     together: Wiring | None  # wiring of all conditions, if it was composed
     judge: Judge = field(repr=False)
+    vbench: list[Any] = field(default_factory=list)  # `training.evaluate.vbench.Scored`, if there are any
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Networks that measure, other than towers. None if the user has not passed their weights."""
+
+    fvd: I3D | None = None
+    flow: Flow | None = None
 
 
 def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> list[Result]:
@@ -161,15 +211,18 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     for path in settings.checkpoints:  # check all files before spending minutes on the first
         checkpoint = read_checkpoint(path)
         checkpoint.part("model")
-        settings.open_data(checkpoint.config)
+        data = settings.open_data(checkpoint.config)
+        if settings.clips_of_list is not None and path == settings.checkpoints[0]:  # others may have other frames
+            check_clips(data, settings.clips_of_list, settings.data)
     for lora in settings.loras:
         read_lora(lora, on_meta(read_checkpoint(settings.checkpoints[0]).config))
-    fvd = load_fvd(settings.fvd)
+    tools = Tools(load_fvd(settings.fvd), load_raft(settings.raft, choose_device(settings.device)))
+    read_tracks_file(settings.tracks)
     results: list[Result] = []
     with one_thread(choose_device(settings.device)):
         names = names_of([lora or path for path, lora in settings.networks])
         for (path, lora), name in zip(settings.networks, names, strict=True):
-            results.append(_evaluate(path, lora, name, settings, fvd, results[0] if results else None, progress))
+            results.append(_evaluate(path, lora, name, settings, tools, results[0] if results else None, progress))
     return results
 
 
@@ -184,7 +237,7 @@ def _evaluate(
     lora: Path | None,
     name: str,
     settings: EvaluationSettings,
-    fvd: Distance | None,
+    tools: Tools,
     first: Result | None,
     progress: Progress | None,
 ) -> Result:
@@ -195,14 +248,22 @@ def _evaluate(
     offered = [name for name in config.unet.inputs if name != "style" or "image" in composer.checkpoint.parts]
     measures, notes = possible(settings.measures(), offered, judge)
     trials = dict.fromkeys(row.trial for row in measures)
-    if fvd is not None and any(row.trial == "text" for row in settings.measures()):
-        trials["text"] = None  # FVD needs no tower, even if all other measures of text do
+    if (tools.fvd is not None or settings.vbench is not None) and any(
+        row.trial == "text" for row in settings.measures()
+    ):
+        trials["text"] = None  # FVD and VBench need no tower, even if all other measures of text do
 
     data = settings.open_data(config)
     if data is None:
         clips = held_out_clips(settings.clips, config, progress)
     else:
-        clips = read_clips(data, settings.clips, progress)
+        chosen = []
+        if (listed := settings.clips_of_list) is not None:
+            indices = listed_indices(data, listed, settings.data)
+            chosen = [(index, clip["number"]) for index, clip in zip(indices, listed.clips, strict=True)]
+        clips = read_clips(data, settings.clips, progress, chosen)
+    if any(row.needs_flow for row in measures):
+        clips = with_tracks(clips, tools.flow, settings.tracks)
     wirings = [wiring for trial in trials for wiring in arms_of(trial).values()]
     together = None
     if measures and (not settings.only or TOGETHER in settings.only):
@@ -214,9 +275,9 @@ def _evaluate(
 
     truth, which = clips.truth, pairs(len(clips), how.seeds)
     sources = [decode(autoencoder, encode(autoencoder, video[None].to(device))).cpu() for video in truth.video]
-    own, truths = Features(torch.cat(sources), clips.texts, judge), truth.of(which)
+    own, truths = Features(torch.cat(sources), clips.texts, judge, tools.flow), truth.of(which)
     texts = [clips.texts[clip] for clip in which]
-    features = {wiring: Features(video, texts, judge) for wiring, video in videos.items()}
+    features = {wiring: Features(video, texts, judge, tools.flow) for wiring, video in videos.items()}
     rows = {}
     for measure in reported("measuring", measures, progress):
         arms = arms_of(measure.trial) | ({} if together is None else {TOGETHER: together})
@@ -248,13 +309,33 @@ def _evaluate(
         about,
         rows,
         notes,
-        described(fvd, (truth.video * 255).round().to(torch.uint8), arms),
+        described(
+            tools.fvd,
+            (truth.video * 255).round().to(torch.uint8),
+            arms,
+            [source["rate"] for source in clips.sources],
+        ),
         {} if first is None else over_first(rows, first.rows, clips.keys, first.clips.keys),
         clips,
         videos,
         together,
         judge,
     )
+
+
+def with_tracks(clips: Examples, flow: Flow, file: Path | None) -> Examples:
+    """Add the target tracks of a file, or those that the flow finds in the clips.
+
+    Raises:
+        UserError: the file contains no tracks, or those of another clip.
+    """
+    video = clips.truth.video
+    if file is None:
+        tracks = torch.stack([clip_tracks(clip, flow, SLOWEST) for clip in video])
+    else:
+        names = [key.partition(": ")[2] for key in clips.keys]
+        tracks = tracks_from(file, read_tracks_file(file), names, video.shape[2], video.shape[-1])
+    return replace(clips, truth=replace(clips.truth, tracks=tracks))
 
 
 def judge_of(settings: EvaluationSettings, composer: VideoComposer, first: Result | None) -> Judge:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.extract import Options, Source, extract
 from vc_core.extract.mask import masked_video
+from vc_core.extract.motion.from_video import read_motion
 from vc_core.extract.motion.reencode import NOMINAL
 from vc_core.extract.refit import refit
 from vc_core.extract.sources import extract_condition
@@ -44,6 +46,9 @@ less than 3 of 64 pixels, are left out, because they do not show whether motion 
 FILMED = 256
 """Side in pixels at which scenes are rendered for the motion extractor: larger, and with the grain that codecs need."""
 
+FINE = 128
+"""Minimum side in pixels for measuring motion. At larger sizes, flicker of the autoencoder would count as motion."""
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -56,6 +61,8 @@ class Truth:
     motion: Tensor  # (N, 2, F, H, W)
     motion_mask: Tensor  # (N, F, H, W) bool, where that motion counts
     style: Tensor  # (N, 3, S, S), the style images
+    vectors: Tensor | None = None  # (N, 2, F, H, W) motion of the clip as the measures find it, in frame widths
+    tracks: Tensor | None = None  # (N, P, F, 2) target tracks, see `training.evaluate.tracking`
     other_style: Tensor | None = None  # the same, of the clips whose conditions are used when shuffled
     mask: Tensor | None = None  # (N, F, SIDE, SIDE) bool, where the object is visible
     color: Tensor | None = None  # (N,) index into OBJECT_COLORS
@@ -80,6 +87,7 @@ class Examples:
     truth: Truth
     sketch_method: str | None = None  # method that drew the sketches, if there are any
     skipped: list[str] = field(default_factory=list)  # unreadable clips, each with the reason
+    sources: list[dict[str, Any]] = field(default_factory=list)  # file, hash and frames of each, see `clip_list`
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -96,6 +104,7 @@ def joined(parts: Sequence[Examples], skipped: Sequence[str] = ()) -> Examples:
         replace(truth, other_style=truth.style.roll(-1, 0)),
         parts[0].sketch_method,
         list(skipped),
+        [source for part in parts for source in part.sources],
     )
 
 
@@ -196,6 +205,7 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
         small.motion / size[1],
         after_first(mask, size),
         small.video[:, :, frames // 2],
+        vectors=motion_of(small.video),
         mask=mask,
         color=scene.color[:, 0],
         shape=scene.shape[:, 0],
@@ -204,7 +214,27 @@ def _clip(key: str, scene: Scenes, config: Config, frames: int) -> Examples:
         camera_axes=visible_axes(at_side(small.video), mask),
         keep=F.interpolate(keep, (frames, *size), mode="nearest") > 0.5,
     )
-    return Examples([key], captions(scene, motion=1.0, background=1.0), conditions, truth, sketch.how["method"])
+    texts = captions(scene, motion=1.0, background=1.0)
+    source = {
+        "file": key,
+        "seed": int(scene.seed),
+        "text": texts[0],
+        "start": 0.0,
+        "frames": frames,
+        "rate": config.rate,
+    }
+    return Examples([key], texts, conditions, truth, sketch.how["method"], sources=[source])
+
+
+def motion_of(video: Tensor) -> Tensor:
+    """Extract the motion field (B, 2, F, H, W) of videos (B, 3, F, H, W), in frame widths per frame.
+
+    Smaller videos are enlarged to `FINE` pixels, because a codec's blocks are large compared to their objects. On a
+    smooth moving background it finds little motion, because motion along a stripe is invisible.
+    """
+    size, plan = tuple(video.shape[-2:]), FramePlan(0.0, Fraction(8), video.shape[2])
+    options = {"layout": "dense", "mode": "stream", "nominal_height": max(FINE, size[0])}
+    return torch.cat([read_motion(clip[None], plan, size, **options).field for clip in video]) / size[1]
 
 
 def motion_of_file(video: Tensor, config: Config) -> Tensor:

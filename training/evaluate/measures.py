@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
@@ -20,16 +19,14 @@ from torch import Tensor
 
 from training.data.synthetic.captions import direction_class
 from training.evaluate.camera import camera_step
-from training.evaluate.examples import PACES, Truth
+from training.evaluate.examples import PACES, Truth, motion_of
 from training.evaluate.judge import Judge
 from training.evaluate.objects import NOTHING, Objects, at_side, find_objects, in_parts, shapes_of
 from training.evaluate.statistics import Statistic, explained, slope
-from vc_core.extract.motion.from_video import read_motion
+from training.evaluate.tracking import Flow, chained, track_error
 from vc_core.extract.sketch.methods import REFERENCE, blurred, edges
-from vc_core.video import FramePlan, resize_crop
+from vc_core.video import resize_crop
 
-FINE = 128
-"""Minimum side in pixels for measuring motion. At larger sizes, flicker of the autoencoder would count as motion."""
 SLOWEST = 0.5 / 64
 """Slowest target motion that is compared with the measured motion, in frame widths per frame."""
 
@@ -37,20 +34,24 @@ SLOWEST = 0.5 / 64
 # --- Motion ---------------------------------------------------------------------------------------------------------
 
 
-def motion_of(video: Tensor) -> Tensor:
-    """Extract the motion field (B, 2, F, H, W) of videos (B, 3, F, H, W), in frame widths per frame.
-
-    Smaller videos are enlarged to `FINE` pixels, because a codec's blocks are large compared to their objects. On a
-    smooth moving background it finds little motion, because motion along a stripe is invisible.
-    """
-    size, plan = tuple(video.shape[-2:]), FramePlan(0.0, Fraction(8), video.shape[2])
-    options = {"layout": "dense", "mode": "stream", "nominal_height": max(FINE, size[0])}
-    return torch.cat([read_motion(clip[None], plan, size, **options).field for clip in video]) / size[1]
-
-
 def endpoint_error(motion: Tensor, target: Tensor, where: Tensor) -> Tensor:
     """Return the mean distance between the vectors of two fields (B, 2, F, H, W), over `where` (B, F, H, W) bool."""
     return _mean_over((motion - target).norm(dim=1), where)
+
+
+def motion_control_error(motion: Tensor, target: Tensor) -> Tensor:
+    """Return the mean end-point error (B,) in pixels between two fields (B, 2, F, H, W) in frame widths per frame, over
+    all pixels of all frames but the first, before which nothing moves."""
+    where = torch.ones_like(target[:, 0], dtype=torch.bool)
+    where[:, 0] = False
+    return endpoint_error(motion, target, where) * target.shape[-1]
+
+
+def track_errors(video: Tensor, tracks: Tensor, flow: Flow) -> Tensor:
+    """Return ObjMC (B,): the mean distance between the target tracks (B, P, F, 2) and those of the same points in the
+    videos (B, 3, F, H, W), in frame widths; NaN without targets."""
+    pairs = zip(video, tracks, strict=True)
+    return torch.stack([track_error(chained(clip, target[:, 0], flow), target) for clip, target in pairs])
 
 
 def path(mask: Tensor) -> Tensor:
@@ -231,6 +232,7 @@ class Features:
     pixels: Tensor  # (B, 3, F, H, W), in [0, 1] or as bytes
     texts: list[str]  # the captions of their clips
     judge: Judge
+    flow: Flow | None = None  # for tracks
 
     @property
     def video(self) -> Tensor:
@@ -274,6 +276,7 @@ class Measure:
     relative: bool = False  # figures are relative to the clip itself, encoded and decoded by the autoencoder
     loses: bool = False  # a missing figure means that the object was not found, and not that the scene does not count
     needs: tuple[Literal["text", "image"], ...] = ()  # required towers
+    needs_flow: bool = False  # requires `Features.flow`
     scenes: bool = True  # works only with scenes: it uses their known contents, or conditions that only scenes have
 
 
@@ -356,7 +359,7 @@ _ROWS = (
     Measure("object_r2", f"{_RATIO}objects alone: R²", "motion", "high", _objects, statistic=explained, loses=True),
     Measure("camera_slope", f"{_RATIO}camera alone: slope", "motion", "source", _camera, loses=True),
     Measure("camera_r2", f"{_RATIO}camera alone: R²", "motion", "high", _camera, statistic=explained, loses=True),
-    Measure("path", "error of the object's path (widths)", "motion", "low",
+    Measure("path", "ObjMC: error of the object's path (widths)", "motion", "low",
             lambda features, truth: path_error(features.objects.mask, truth.mask), percent=True, loses=True),
     Measure("displacement", "error of the object's displacement (widths)", "motion", "low",
             lambda features, truth: displacement_error(features.objects.mask, truth.mask), percent=True, loses=True),
@@ -370,6 +373,11 @@ _ROWS = (
             lambda features, truth: displacement_fraction(features.objects.mask, truth.mask, slowest=_FAST)),
     Measure("motion_consistency", "similarity of neighbouring frames (CLIP cosine)", "motion", "source", _consistency,
             needs=("image",), scenes=False),
+    Measure("objmc", "ObjMC: error of tracks by optical flow (widths)", "motion", "low",
+            lambda features, truth: track_errors(features.video, truth.tracks, features.flow),
+            percent=True, needs_flow=True, scenes=False),
+    Measure("motion_control", "motion control error: end-point error of the vectors (pixels)", "motion_with_text",
+            "low", lambda features, truth: motion_control_error(features.motion, truth.vectors), scenes=False),
 )  # fmt: skip
 
 MEASURES: dict[str, Measure] = {row.name: row for row in _ROWS}

@@ -6,6 +6,7 @@ and the mask) are not extracted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from training.data.order import generator_for
 from training.data.sample import BadSample
 from training.data.sample_fields import Form
 from training.data.shards import ShardClips, Shards, is_ours, shard_files
-from training.evaluate.examples import Examples, Truth, after_first, joined
-from training.evaluate.measures import motion_of
+from training.evaluate.clip_list import clip_record
+from training.evaluate.examples import Examples, Truth, after_first, joined, motion_of
 from vc_core.config import Config
 from vc_core.errors import UserError
 from vc_core.folders import files_below
 from vc_core.progress import Progress, reported
+
+Chosen = tuple[int, int]
+"""Index of a clip in the data, and the number that its random start depends on."""
 
 
 def open_data(
@@ -67,8 +71,11 @@ def open_data(
     return FolderClips(path, entries, form, rate, nominal_height)
 
 
-def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | None = None) -> Examples:
-    """Read at most `count` of the data's clips, evenly spread; unreadable ones are skipped and listed.
+def read_clips(
+    data: FolderClips | ShardClips, count: int, progress: Progress | None = None, chosen: Sequence[Chosen] = ()
+) -> Examples:
+    """Read at most `count` of the data's clips, evenly spread, or the `chosen` ones; unreadable ones are skipped and
+    listed.
 
     The random frames of a clip depend only on its index, so that they are the same for every checkpoint.
 
@@ -76,29 +83,32 @@ def read_clips(data: FolderClips | ShardClips, count: int, progress: Progress | 
         UserError: fewer than two clips can be read.
     """
     count = min(count, len(data))
+    spread = [number * len(data) // count for number in range(count)]
+    chosen = chosen or list(zip(spread, spread, strict=True))
     clips, skipped = [], []
-    for number in reported("clips", range(count), progress):
+    for index, number in reported("clips", chosen, progress):
         try:
-            clips.append(_clip(data, number * len(data) // count))
+            clips.append(_clip(data, index, number))
         except BadSample as error:
             skipped.append(str(error))
     if len(clips) < 2:
         first = f" The first problems: {' '.join(skipped[:3])}" if skipped else ""
         raise UserError(
             "Expected at least 2 readable clips in --data, because conditions are swapped between clips, but only "
-            f"{len(clips)} of {count} can be read. Add clips.{first}"
+            f"{len(clips)} of {len(chosen)} can be read. Add clips.{first}"
         )
     return joined(clips, skipped)
 
 
-def _clip(data: FolderClips | ShardClips, index: int) -> Examples:
-    sample = data.sample(index, ("text", "style", "single_image", "motion"), generator_for("evaluate", index))
+def _clip(data: FolderClips | ShardClips, index: int, number: int) -> Examples:
+    sample = data.sample(index, ("text", "style", "single_image", "motion"), generator_for("evaluate", number))
     conditions, video = {name: tensor[None] for name, tensor in sample.conditions.items()}, sample.video[None]
     # Not the condition's own vectors: resizing has thinned those of points, and the layouts have different units.
     motion = motion_of(video)
     mask = covered(conditions["motion"], data.form.extraction.motion_layout, data.form.size)
-    truth = Truth(video, motion, mask, sample.style[None])
-    return Examples([f"{index + 1}: {sample.key}"], [sample.text], conditions, truth)
+    truth = Truth(video, motion, mask, sample.style[None], vectors=motion)
+    source = clip_record(data, index, number)
+    return Examples([f"{number + 1}: {sample.key}"], [sample.text], conditions, truth, sources=[source])
 
 
 def covered(condition: Tensor, layout: str, size: tuple[int, int]) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import torch
 from torch import Tensor
 
+from training.evaluate.clip_list import NAME, write_clip_list
 from training.evaluate.evaluation import EvaluationSettings, Result, Row
 from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
@@ -19,6 +23,7 @@ from training.evaluate.objects import at_side, find_objects
 from training.evaluate.statistics import Estimate
 from training.evaluate.summary import headline, kept_together, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
+from vc_core.checkpoint.files import sha256
 from vc_core.extract.pictures import picture_of
 from vc_core.video import resize_crop, write_contact_sheet
 
@@ -30,10 +35,12 @@ NAMED = 5
 
 
 def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[Result]) -> None:
-    """Write the table, the JSON and one contact sheet per trial and checkpoint into a folder."""
+    """Write the table, the JSON, the list of clips, and one contact sheet per trial and checkpoint into a folder."""
     (folder / TABLE).write_text(as_table(settings, results), encoding="utf-8")
     plain = json.dumps(as_mapping(settings, results), indent=1, default=str)  # paths
     (folder / JSON).write_text(plain + "\n", encoding="utf-8")
+    listed = settings.clips_of_list or settings
+    write_clip_list(folder / NAME, results[0].clips.sources, listed.rate, listed.nominal_height)
     for result in results:
         arms = f"given, from another {settings.noun}, and absent (first seed)"
         titles = {row.measure.trial: arms for row in result.rows.values()}
@@ -54,14 +61,41 @@ def write_report(folder: Path, settings: EvaluationSettings, results: Sequence[R
 
 def as_table(settings: EvaluationSettings, results: Sequence[Result]) -> str:
     """Return the table, with one line per measure and checkpoint, and an explanation."""
+    head, *rows = table_cells(settings, results)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    text = [*intro(settings, results), "", *lines, "", *in_words(results), *notes_on(settings, results)]
+    if scores := vbench_cells(results):
+        text += ["", "VBench:", ""]
+        text += [f"| {' | '.join(cells)} |" for cells in (scores[0], ["---"] * len(scores[0]), *scores[1:])]
+    return "\n".join(text) + "\n"
+
+
+def table_cells(settings: EvaluationSettings, results: Sequence[Result]) -> list[list[str]]:
+    """Return the head of the table and its rows, one per measure and checkpoint."""
     columns = _columns(results)
-    table = [[*columns], ["---"] * len(columns)]
+    table = [[*columns]]
     for measure in settings.measures():
         rows = [(result, result.rows[measure.name]) for result in results if measure.name in result.rows]
         table += [[cell(result, row) for cell in columns.values()] for result, row in rows]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
-    text = [*_intro(settings, results), "", *lines, "", *_in_words(results), *_notes(settings, results)]
-    return "\n".join(text) + "\n"
+    return table
+
+
+def vbench_cells(results: Sequence[Result]) -> list[list[str]]:
+    """Return the head and rows of the table of VBench's figures; empty if there are none."""
+    rows = [
+        [dimension.replace("_", " "), scored.kind, result.name, _score(figure), _score(gain, "+")]
+        for result in results
+        for scored in result.vbench
+        for dimension, figure in scored.figures.items()
+        for gain in [scored.over_first.get(dimension)]
+    ]
+    width = 5 if len(results) > 1 else 4
+    table = [["dimension", "composed from", "checkpoint", "score", "over the first"], *rows]
+    return [cells[:width] for cells in table] if rows else []
+
+
+def _score(estimate: Estimate | None, sign: str = "") -> str:
+    return "" if estimate is None else shown_figure(estimate, 100, f"{sign}.1f", " %")
 
 
 def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str]]:
@@ -72,11 +106,11 @@ def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str
         "measure": lambda result, row: row.measure.label,
         "checkpoint": (lambda result, row: result.name) if several else None,
         "better": lambda result, row: {"source": "as the source"}.get(row.measure.better, row.measure.better),
-        **{arm: lambda result, row, arm=arm: _figure(row, row.estimates[arm], lost=True) for arm in ARMS},
-        "source": lambda result, row: _figure(row, row.estimates["source"], interval=False),
-        "over shuffled": lambda result, row: _figure(row, row.gains["shuffled"], "+"),
+        **{arm: lambda result, row, arm=arm: figure_text(row, row.estimates[arm], lost=True) for arm in ARMS},
+        "source": lambda result, row: figure_text(row, row.estimates["source"], interval=False),
+        "over shuffled": lambda result, row: figure_text(row, row.gains["shuffled"], "+"),
         "together": _together if any(result.together for result in results) else None,
-        "over the first": (lambda result, row: _figure(row, result.over_first.get(row.measure.name), "+"))
+        "over the first": (lambda result, row: figure_text(row, result.over_first.get(row.measure.name), "+"))
         if several
         else None,
     }
@@ -85,24 +119,30 @@ def _columns(results: Sequence[Result]) -> dict[str, Callable[[Result, Row], str
 
 def _together(result: Result, row: Row) -> str:
     """Return for example `0.74 (95 % of its own)`."""
-    fraction, text = kept_together(row), _figure(row, row.estimates.get(TOGETHER), interval=False)
+    fraction, text = kept_together(row), figure_text(row, row.estimates.get(TOGETHER), interval=False)
     return text + ("" if fraction is None else f" ({fraction:.0%} of its own)")
 
 
-def _figure(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
+def figure_text(row: Row, estimate: Estimate | None, sign: str = "", interval: bool = True, lost: bool = False) -> str:
     """Return for example `0.78 [0.70, 0.85]`, and how many objects were not found."""
     if estimate is None:
         return ""
+    scale = (100, f"{sign}.1f", " %") if row.measure.percent else (1, f"{sign}.3f", "")
+    text, lost = shown_figure(estimate, *scale, interval), lost and row.measure.loses and estimate.mean is not None
+    return text + (f" ({estimate.missing:.0%} not found)" if lost and estimate.missing else "")
+
+
+def shown_figure(estimate: Estimate, factor: float, form: str, unit: str, interval: bool = True) -> str:
+    """Return a figure that exists, with its interval if it has one."""
     if estimate.mean is None:
         return "none"
-    factor, form, unit = (100, f"{sign}.1f", " %") if row.measure.percent else (1, f"{sign}.3f", "")
     text = f"{factor * estimate.mean:{form}}{unit}"
     if interval and estimate.low is not None:
         text += f" [{factor * estimate.low:{form}}, {factor * estimate.high:{form}}]"
-    return text + (f" ({estimate.missing:.0%} not found)" if lost and row.measure.loses and estimate.missing else "")
+    return text
 
 
-def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
+def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     how, noun = settings.sampling, settings.noun
     counts = [len(result.clips) for result in results]
     count = " to ".join(map(str, sorted({min(counts), max(counts)})))
@@ -110,7 +150,8 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
     if settings.data is None:
         what, error = "held-out scenes", "the error of the object's motion"
     else:
-        what = f"clips from {settings.data}, evenly spread"
+        choice = "evenly spread" if settings.clip_list is None else f"those of {settings.clip_list}"
+        what = f"clips from {settings.data}, {choice}"
         error = "measured against the clip's motion, where the condition defines motion"
     first = (
         f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {sampling}. "
@@ -123,6 +164,11 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
         f"*Over shuffled*: given minus shuffled, paired by {noun} and seed. *Together*: with all conditions at once, "
         f"in percent of the measure's own trial; above 100 % is better. The end-point error is {error}."
     )
+    if any("motion_control" in result.rows for result in results):
+        reading += (
+            " The motion control error compares the motion vectors of a codec in the video and in the source, over all "
+            "pixels of all frames but the first."
+        )
     if settings.data is None:
         reading += (
             " Lines of measured over target motion go through the origin and include all motions of at least "
@@ -145,7 +191,7 @@ def _intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]
     return lines
 
 
-def _in_words(results: Sequence[Result]) -> list[str]:
+def in_words(results: Sequence[Result]) -> list[str]:
     """Return lists of measures that are better or worse than the first checkpoint's, and the headline figures."""
     lines = []
     for result in results[1:]:
@@ -158,16 +204,22 @@ def _in_words(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _notes(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
+def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     """Return notes on what was not measured, and why."""
     lines, measures = [], settings.measures()
     if omitted := [row.name for row in settings.requested() if row not in measures]:
         lines.append(f"- Not measured, because these require synthetic scenes: {', '.join(omitted)}.")
     for result in results:
         before = f"{result.name}: " if len(results) > 1 else ""
-        distances, note = result.fvd["distances"].items(), result.fvd["note"]
-        figures = ", ".join(f"{arm} {value:.1f}" for arm, value in distances)
+        distances, note = result.fvd["distances"], result.fvd["note"]
+        figures = ", ".join(
+            f"{arm} {distance:.1f} [{low:.1f}, {high:.1f}]"
+            for (arm, distance), (low, high) in zip(
+                distances.items(), result.fvd.get("intervals", {}).values(), strict=True
+            )
+        )
         lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
+        lines += [f"- {before}VBench, {each.kind}: {each.note}" for each in result.vbench if each.note]
         if skipped := result.clips.skipped:
             more = f" {len(skipped) - NAMED} more are listed in {JSON}." if len(skipped) > NAMED else ""
             reasons = " ".join(skipped[:NAMED])
@@ -185,10 +237,15 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
     (clips, seeds, points, 2), target and measured."""
     plain = asdict(settings) | {"measures": [row.name for row in settings.measures()]}
     del plain["out"]  # figures do not depend on the output folder
+    measuring = (settings.clip, settings.fvd, settings.raft, settings.tracks, settings.clip_list)
+    if (listed := settings.clips_of_list) is not None:
+        plain["clips"] = len(listed.clips)
     if settings.data is None:
         plain["held_out_seed"] = HELD_OUT
     return {
         "settings": plain,
+        "files": {str(file): sha256(file) for file in measuring if file is not None},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "av": av.__version__},
         "measures": {
             row.name: {"condition": row.trial, "label": row.label, "better": row.better} for row in settings.measures()
         },
@@ -199,6 +256,10 @@ def as_mapping(settings: EvaluationSettings, results: Sequence[Result]) -> dict[
                 "skipped": result.clips.skipped,
                 "notes": result.notes,
                 "fvd": result.fvd,
+                "vbench": [
+                    asdict(each) | {"values": {name: _nulls(values) for name, values in each.values.items()}}
+                    for each in result.vbench
+                ],
                 "headline": headline(result),
                 "results": {name: _plain(row, result.over_first.get(name)) for name, row in result.rows.items()},
             }
@@ -234,7 +295,7 @@ def sheet_rows(result: Result, trial: str, seeds: int) -> list[tuple[str, Tensor
         else:
             condition = TRIALS[trial].condition
             rows.append((f"{number + 1}: source", clips.truth.video[number]))
-            rows.append((f"{condition} given", _image(result, condition, number)))
+            rows.append((f"{condition} given", condition_image(result, condition, number)))
         for arm, wiring in arms.items():
             video = result.videos[wiring][number * seeds].float() / 255
             rows.append((arm, video))
@@ -243,7 +304,7 @@ def sheet_rows(result: Result, trial: str, seeds: int) -> list[tuple[str, Tensor
     return rows
 
 
-def _image(result: Result, condition: str, number: int) -> Tensor:
+def condition_image(result: Result, condition: str, number: int) -> Tensor:
     """Return a clip's condition as an image (3 or 1, F, H, W) in [0, 1]."""
     clips = result.clips
     if condition == "style":

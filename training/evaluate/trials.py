@@ -40,6 +40,7 @@ TRIALS: dict[str, Trial] = {
     "depth": Trial("depth"),
     "mask": Trial("mask"),
     "motion": Trial("motion", others=("text", "single_image")),
+    "motion_with_text": Trial("motion"),
 }
 
 ARMS = ("given", "shuffled", "absent")
