@@ -14,7 +14,7 @@ from tests.host.server import Host
 
 NAME = "videocomposer"  # the registry's installers name the folder so
 LEFT_OUT = ("tests", "training", "benchmarks", "launcher", "docs")
-MOST_BYTES = 40e6  # 27 MB now, of which the bundled checkpoint has 26
+MOST_BYTES = 45e6  # 42 MB now, of which the bundled checkpoint and its LoRA have 40
 
 
 def git_files(repository, *options):
