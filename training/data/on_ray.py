@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -21,8 +23,8 @@ from training.launch import cores
 from vc_core.errors import UserError
 
 RAY = "ray>=2.40,<3"
-TIMEOUT = 5.0
-"""Seconds for a cluster to accept a connection."""
+CONNECT, JOIN = 5.0, 30.0
+"""Seconds for a cluster to accept a connection, and for joining it."""
 RETRIES = 3
 """How often a shard is started again after its worker was lost, for example with its node or because memory ran out."""
 QUEUED = 1000
@@ -32,22 +34,30 @@ OBJECTS = 2**27
 
 
 def check_address(address: str | None) -> None:
-    """Check that Ray is installed, and that a program answers at the address of a cluster. Raises `UserError`."""
+    """Check that Ray is installed, and that the cluster at the address can be joined. Raises `UserError`."""
     _ray()
-    if address in (None, "auto"):
+    if address is None:
         return
+    if address != "auto":
+        try:
+            place = urlsplit(f"//{address}")
+            if not (place.hostname and place.port) or place.netloc != address:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"--ray-address is {address}. Expected HOST:PORT, or auto.") from None
+        try:
+            socket.create_connection((place.hostname, place.port), CONNECT).close()
+        except OSError as error:
+            raise _unreachable(address, str(error)) from error
+    # In a process of its own, because Ray tries for minutes to join another program, and cannot be interrupted.
+    join = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    command = [sys.executable, "-c", join, address]
     try:
-        place = urlsplit(f"//{address}")
-        if not (place.hostname and place.port) or place.netloc != address:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--ray-address is {address}. Expected HOST:PORT, or auto.") from None
-    try:
-        socket.create_connection((place.hostname, place.port), TIMEOUT).close()
-    except OSError as error:
-        raise UserError(
-            f"There is no Ray cluster at {address} ({error}). Start it with `ray start --head`, or check --ray-address."
-        ) from error
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=JOIN)
+    except subprocess.TimeoutExpired as error:
+        raise _unreachable(address, f"no answer within {JOIN:.0f} seconds") from error
+    if result.returncode:
+        raise _unreachable(address, (result.stderr.strip().splitlines() or ["no reason"])[-1])
 
 
 def write_on_ray(
@@ -72,7 +82,7 @@ def write_on_ray(
     if not shards:
         return
     ray = _ray()
-    finished(0)
+    finished(0)  # the first shard takes a while
     with _cluster(ray, address, jobs):
         gpus = int(options.device.startswith("cuda"))
         if ray.cluster_resources().get("GPU", 0) < gpus:
@@ -137,21 +147,26 @@ def _check_result(ray: ModuleType, result: Any, path: Path) -> None:
 
 @contextmanager
 def _cluster(ray: ModuleType, address: str | None, jobs: int | None) -> Iterator[None]:
-    """Join a cluster, or start a local one, and leave or end it afterwards."""
+    """Join a cluster, or start a local one; leave or end it afterwards."""
     own = {} if address else {"num_cpus": jobs or cores(), "object_store_memory": OBJECTS}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise a local cluster reports to Ray's authors
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = f"be joined at {address}" if address else "be started here"
-        raise UserError(
-            f"No Ray cluster can {where} ({_first_line(error)}). Check it with `ray status`, and run the same command "
-            "again to resume after the finished shards."
-        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _unreachable(address, _first_line(error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _unreachable(address: str | None, reason: str) -> UserError:
+    if address is None:
+        return UserError(f"Ray cannot be started on this machine ({reason}). Use --engine processes.")
+    return UserError(
+        f"The Ray cluster at {address} cannot be joined ({reason[:300]}). Start it with `ray start --head`, run this "
+        "command on one of its nodes, and check --ray-address. Finished shards stay."
+    )
 
 
 def _ray() -> ModuleType:
