@@ -57,26 +57,33 @@ def two_more(repository, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(repository, tmp_path_factory):
-    """The folder with the results of four ranks, as on two nodes with two GPUs each."""
-    return run_ranks(repository, tmp_path_factory.mktemp("ranks"), FOUR, ranks=4, per_node=2)
+    """The folder with the results of four ranks, which torchrun starts as on two nodes with two GPUs each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--local-addr=localhost"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    return run_processes(repository, folder, FOUR, [(torchrun, {})] * 2)
 
 
-def run_ranks(repository, folder, names, ranks=2, per_node=1):
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    address |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(per_node)}
-    command = [sys.executable, str(repository / "tests" / "training" / "ranks.py"), str(folder), *names]
+def run_ranks(repository, folder, names):
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    ranks = [([], {**address, "RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    return run_processes(repository, folder, names, ranks)
+
+
+def run_processes(repository, folder, names, starts):
+    """Run ranks.py in several processes, each with options of Python and variables of its own."""
+    program = [str(repository / "tests" / "training" / "ranks.py"), str(folder), *names]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     processes = [
-        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank % per_node),
-                              "OMP_NUM_THREADS": "1",
-                              "PYTHONPATH": str(repository)})
-        for rank in range(ranks)
+        subprocess.Popen([sys.executable, *options, *program], text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env={**shared, **variables})
+        for options, variables in starts
     ]  # fmt: skip
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            process.terminate()  # torchrun ends its ranks
     assert not any(process.returncode for process in processes), "\n".join(outputs)
     return folder
 
