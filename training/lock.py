@@ -79,12 +79,12 @@ def locked_part(
     @contextmanager
     def turn() -> Iterator[bool]:
         with locked(folder, work, TURN, PATIENCE):
-            yield not dict(_held(folder, own))
+            yield not dict(_holders(folder, own))
 
     with ExitStack() as stack:
         with locked(folder, work, TURN, PATIENCE):
             stack.enter_context(locked(folder, work, own))
-            for file, holder in _held(folder, own):
+            for file, holder in _holders(folder, own):
                 if part is None or file == FILE:
                     raise UserError(f"{folder} is in use by {holder}. Wait until it ends, or choose another folder.")
                 if not file.endswith(f"-of-{part[1]}"):
@@ -95,7 +95,7 @@ def locked_part(
         yield turn
 
 
-def _held(folder: Path, own: str) -> Iterator[tuple[str, str]]:
+def _holders(folder: Path, own: str) -> Iterator[tuple[str, str]]:
     """Yield file and holder of each lock in a folder that another process has. Only one process at a time may ask,
     because asking takes the lock for a moment."""
     from filelock import FileLock, Timeout

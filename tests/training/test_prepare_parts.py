@@ -79,7 +79,7 @@ def test_a_part_writes_every_nth_shard_and_the_last_part_the_summary(videos, com
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
 
 
-def test_a_whole_run_finishes_what_parts_have_left(videos, complete, tmp_path):
+def test_a_run_without_parts_finishes_what_parts_have_left(videos, complete, tmp_path):
     assert prepared(videos, tmp_path, (2, 2)) is None
     assert prepared(videos, tmp_path)["shards"] == 4
     assert contents(tmp_path) == complete
@@ -104,7 +104,7 @@ def test_parts_at_the_same_time(videos, complete, tmp_path, monkeypatch):
     assert not unfinished.exists() and contents(tmp_path) == complete
 
 
-def test_parts_and_whole_runs_that_cannot_work_together_are_refused(videos, complete, tmp_path, monkeypatch, capsys):
+def test_parts_and_other_runs_that_cannot_work_together_are_refused(videos, complete, tmp_path, monkeypatch, capsys):
     here = f"(process {os.getpid()} on {socket.gethostname()})"
     wait = f"{tmp_path} is in use by ./vc prepare{{}} {here}. Wait until it ends, or choose another folder."
     other = (
@@ -127,13 +127,13 @@ def test_parts_and_whole_runs_that_cannot_work_together_are_refused(videos, comp
         ]:
             refused(part, message)
 
-    def during_a_whole_run():
+    def during_a_complete_run():
         for part in ("1/2", "2/2", None):
             refused(part, wait.format(""))
 
     meanwhile(monkeypatch, 1, during_a_part)
     assert prepared(videos, tmp_path, (1, 2)) is None
-    meanwhile(monkeypatch, 3, during_a_whole_run)
+    meanwhile(monkeypatch, 3, during_a_complete_run)
     assert prepared(videos, tmp_path)["clips"] == 5
     assert contents(tmp_path) == complete
 
@@ -158,12 +158,12 @@ def test_parts_that_do_not_exist_are_refused(videos, tmp_path, part, capsys):
 
 
 def test_the_command_says_whether_parts_are_missing(videos, tmp_path, capsys):
-    whole = [*command(videos, tmp_path)[3:], "--jobs", "1"]
-    assert main([*whole, "--part", "1/2"]) == 0
+    all_parts = [*command(videos, tmp_path)[3:], "--jobs", "1"]
+    assert main([*all_parts, "--part", "1/2"]) == 0
     assert (
         capsys.readouterr().out == f"{tmp_path}: Part 1/2 is complete, others are not. The last one writes {SUMMARY}.\n"
     )
-    assert main([*whole, "--part", "2/2"]) == 0
+    assert main([*all_parts, "--part", "2/2"]) == 0
     assert f"{tmp_path}: 5 clips in 4 shards" in capsys.readouterr().out
 
 
