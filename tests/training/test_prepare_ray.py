@@ -246,7 +246,9 @@ def test_a_program_that_is_not_ray_is_refused_after_a_while(fake, monkeypatch):
 
 def start(repository, words, **streams):
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    # With Ray's own niceness of 15, its workers take minutes to start while other programs use the cores.
+    ray = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **ray}
     return subprocess.Popen([sys.executable, *words], env=environment, text=True, **streams)
 
 
