@@ -35,6 +35,15 @@ def make_folder(folder, motions=MOTIONS):
     return folder
 
 
+def make_faulty_folder(folder):
+    """`make_folder`, and a video that is cut off, and a caption without a video."""
+    make_folder(folder)
+    (folder / "cut.mp4").write_bytes((folder / "up.mp4").read_bytes()[:700])
+    with open(folder / "captions.csv", "a", encoding="utf-8") as file:
+        file.write("cut.mp4,cut off,\nmissing.mp4,missing,\n")
+    return folder
+
+
 class Spy:
     """Replaces functions by wrappers that count the calls."""
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from training.data.order import Order, RankOrder, generator_for
 from training.data.sample import Batch, Sample
@@ -121,7 +122,7 @@ class Run:
         self.counts = self.engine.load(checkpoints(out)[-1])["counts"]
 
 
-TWO = make_recipe()
+TWO, FOUR = make_recipe(), make_recipe(batches=(1,))
 IMAGES = make_recipe(batches=(2, 3), frames=(3, 1))
 SCENARIOS = {
     "ddp": TWO,
@@ -130,9 +131,13 @@ SCENARIOS = {
     "fsdp2_accumulated": replace(make_recipe(batches=(1,)), optimizer=replace(TWO.optimizer, accumulate=2),
                                  engine=replace(TWO.engine, parallel="fsdp2", checkpointing=True)),
     "hsdp": replace(TWO, engine=replace(TWO.engine, parallel="hsdp")),
+    "fsdp2_four": replace(FOUR, engine=replace(FOUR.engine, parallel="fsdp2")),
+    "hsdp_four": replace(FOUR, engine=replace(FOUR.engine, parallel="hsdp")),
     "images": IMAGES,
     "images_fsdp2": replace(IMAGES, engine=replace(IMAGES.engine, parallel="fsdp2")),
 }  # fmt: skip
+SAVED = ("fsdp2", "fsdp2_four", "hsdp_four")
+"""Scenarios that save a checkpoint."""
 
 
 def main(folder, names):
@@ -141,10 +146,12 @@ def main(folder, names):
         for name in names:
             run = Run(SCENARIOS[name], world)
             norms, _ = run.learn()
-            if name == "fsdp2":
+            if name in SAVED:
                 run.save(folder / name)
             weights = {"weights": run.engine.weights(False), "average": run.engine.weights(), "norms": norms}
-            torch.save({"seen": run.step.seen}, folder / f"{name}.{world.rank}.pt")
+            parameters = (p.to_local() if isinstance(p, DTensor) else p for p in run.engine.unet.parameters())
+            state = {"seen": run.step.seen, "elements": sum(p.numel() for p in parameters)}
+            torch.save(state, folder / f"{name}.{world.rank}.pt")
             if world.main:
                 torch.save(weights, folder / f"{name}.pt")
         if "fsdp2" in names:

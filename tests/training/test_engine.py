@@ -36,7 +36,7 @@ def single():
     return run, norms
 
 
-QUICK = ("accumulated", "fsdp2", "images")
+QUICK, FOUR = ("accumulated", "fsdp2", "images"), ("fsdp2_four", "hsdp_four")
 SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2_accumulated", "hsdp"))
 
 
@@ -45,30 +45,46 @@ def two(repository, single, tmp_path_factory):
     """The folder with the results of two ranks for the quick scenarios."""
     folder = tmp_path_factory.mktemp("ranks")
     single[0].save(folder / "one")
-    return run_two(repository, folder, QUICK)
+    return run_ranks(repository, folder, QUICK)
 
 
 @pytest.fixture(scope="module")
 def two_more(repository, tmp_path_factory):
     """The folder with the results of two ranks for the other scenarios."""
-    return run_two(repository, tmp_path_factory.mktemp("ranks"), [n for n in SCENARIOS if n not in QUICK])
+    others = [name for name in SCENARIOS if name not in (*QUICK, *FOUR)]
+    return run_ranks(repository, tmp_path_factory.mktemp("ranks"), others)
 
 
-def run_two(repository, folder, names):
+@pytest.fixture(scope="module")
+def four(repository, tmp_path_factory):
+    """The folder with the results of four ranks, which torchrun starts as on two nodes with two GPUs each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--local-addr=localhost"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    return run_processes(repository, folder, FOUR, [(torchrun, {})] * 2)
+
+
+def run_ranks(repository, folder, names):
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    command = [sys.executable, str(repository / "tests" / "training" / "ranks.py"), str(folder), *names]
-    ranks = [
-        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1",
-                              "PYTHONPATH": str(repository)})
-        for rank in range(2)
+    ranks = [([], {**address, "RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    return run_processes(repository, folder, names, ranks)
+
+
+def run_processes(repository, folder, names, starts):
+    """Run ranks.py in several processes, each with options of Python and variables of its own."""
+    program = [str(repository / "tests" / "training" / "ranks.py"), str(folder), *names]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+    processes = [
+        subprocess.Popen([sys.executable, *options, *program], text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env={**shared, **variables})
+        for options, variables in starts
     ]  # fmt: skip
     try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+        for process in processes:
+            process.terminate()  # torchrun ends its ranks
+    assert not any(process.returncode for process in processes), "\n".join(outputs)
     return folder
 
 
@@ -113,12 +129,32 @@ def test_messages_of_all_ranks_are_gathered_on_each(two):
 
 @pytest.mark.parametrize("name", ["accumulated", "fsdp2", *SLOW])
 def test_two_ranks_learn_the_same_as_one_with_twice_the_batch(single, request, name):
+    assert_learned(single, request.getfixturevalue("two" if name in QUICK else "two_more"), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "copies"), [("fsdp2_four", 1), ("hsdp_four", 2)])
+def test_four_sharded_ranks_learn_the_same_as_one_and_one_continues_their_checkpoint(single, four, name, copies):
+    """FSDP2 shards the weights over all ranks; HSDP has a copy per node, sharded over its two ranks."""
+    assert_learned(single, four, name, ranks=4)
+    elements = [torch.load(four / f"{name}.{rank}.pt", weights_only=True)["elements"] for rank in range(4)]
+    assert sum(elements) == copies * sum(p.numel() for p in single[0].engine.unet.parameters())
+    assert max(elements) < sum(elements) / 2
+    expected = Run(SINGLE, World())
+    expected.learn(2 * STEPS)
+    run = Run(SINGLE, World())
+    run.load(four / name)
+    run.learn()
+    assert_same(run.engine.weights(False), expected.engine.weights(False))
+
+
+def assert_learned(single, folder, name, ranks=2):
+    """Assert that ranks have learned from the same samples as a single process, and the same."""
     run, norms = single
-    two = request.getfixturevalue("two" if name in QUICK else "two_more")
-    assert weights_of(two, name, "norms") == pytest.approx(norms, rel=1e-6)
-    assert_same(weights_of(two, name), run.engine.weights(False))
-    assert_same(weights_of(two, name, "average"), run.engine.weights())
-    seen = [n for rank in range(2) for n in torch.load(two / f"{name}.{rank}.pt", weights_only=True)["seen"]]
+    assert weights_of(folder, name, "norms") == pytest.approx(norms, rel=1e-6)
+    assert_same(weights_of(folder, name), run.engine.weights(False))
+    assert_same(weights_of(folder, name, "average"), run.engine.weights())
+    seen = [n for rank in range(ranks) for n in torch.load(folder / f"{name}.{rank}.pt", weights_only=True)["seen"]]
     assert sorted(seen) == sorted(run.step.seen) == list(range(4 * STEPS))
 
 

@@ -3,7 +3,7 @@
 Each video gives the requested number of clips, each with a random start. A clip has frames at 12 times the latent's
 size, the block vectors of a real encode, and caches of the networks' results. Several processes prepare clips, which
 are written in their order, so the shards do not depend on the number of processes. Finished shards stay when the same
-command runs again.
+command runs again. Many machines share the work by `--part I/N`, or by Ray (`--engine ray`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BeforeValidator
+
 from training.data.caption_lists import LISTS, TEXTS, printable
 from training.data.folder import read_captions, usable
+from training.data.on_ray import check_address, write_on_ray
 from training.data.shard_writing import SUMMARY, PrepareOptions, prepare
 from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.setting_types import METHODS, Height, Method, Size
 from vc_core.configuration import Field, Spoken
+from vc_core.errors import UserError
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
@@ -29,6 +34,24 @@ from vc_core.video.limits import allow, megapixels_option
 DESCRIPTION = """Convert a folder of videos or images into shards for training. The same command resumes after the last
 finished shard."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+def _split(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("/")))
+
+
+def _within(part: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError
+    return part
+
+
+Part = Annotated[
+    tuple[int, int],
+    BeforeValidator(_split),
+    AfterValidator(_within),
+    Spoken("I/N, with I from 1 to N, such as 3/8", "I/N"),
+]
 SHOWN = 5
 """Printed reasons for dropped clips; the summary contains all of them."""
 
@@ -79,11 +102,37 @@ def program(
         f"also store sketches; one of {', '.join(METHODS)} (auto: pidinet if its files are installed)",
     ) = None,
     device: option(str, "device for the networks (default: cpu)") = "cpu",
-    jobs: option(Count | None, "processes (default: one per core)") = None,
+    jobs: option(
+        Count | None, "processes (default: one per core); with --ray-address, shards at a time (default: no limit)"
+    ) = None,
     max_megapixels: megapixels_option() = None,
     per_shard: option(Count, "clips per shard (default: 256)") = 256,
+    part: option(
+        Part | None,
+        "write only every N-th shard, from the I-th on. N commands, such as an array job on a cluster, can write into "
+        "one folder at the same time; the last one writes the summary",
+        shown="I/N",
+    ) = None,
+    engine: option(
+        Literal["processes", "ray"],
+        "processes on this machine, or ray: tasks of Ray, one per shard; requires the package ray (default: processes)",
+    ) = "processes",
+    ray_address: option(
+        str | None,
+        "existing Ray cluster: HOST:PORT, or auto for one that this machine belongs to (default: a local one for this "
+        "command)",
+        shown="HOST:PORT",
+    ) = None,
 ) -> None:
+    if part is not None and engine == "ray":
+        raise UserError("--part and --engine ray both divide the shards. Use only one of them.")
+    if ray_address is not None and engine != "ray":
+        raise UserError("--ray-address requires --engine ray. Add it, or remove --ray-address.")
     allow(max_megapixels)
+    on_ray = None
+    if engine == "ray":
+        check_address(ray_address)
+        on_ray = partial(write_on_ray, address=ray_address, jobs=jobs)
     options = PrepareOptions(
         folder,
         frames=frames,
@@ -101,7 +150,10 @@ def program(
     entries = read_captions(folder, captions, out)
     usable(entries, folder)  # warns at once about clips that will be dropped
     with _bar() as progress:
-        summary = prepare(options, entries, out, per_shard, jobs or cores(), progress)
+        summary = prepare(options, entries, out, per_shard, jobs or cores(), progress, part, on_ray)
+    if summary is None:
+        print(printable(f"{out}: Part {part[0]}/{part[1]} is complete, others are not. The last one writes {SUMMARY}."))
+        return
     for line in as_text(summary, out):
         print(line)
 
@@ -123,8 +175,8 @@ def _bar() -> Iterator[Progress]:
     with tqdm(desc="preparing", unit="clip", dynamic_ncols=True, smoothing=0.05) as bar:
 
         def progress(_: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.initial = bar.initial or done - 1  # clips of finished shards took no time now
+            if bar.total is None:
+                bar.total, bar.initial = total, max(done - 1, 0)  # clips of finished shards took no time now
             bar.update(done - bar.n)
 
         yield progress

@@ -1,4 +1,8 @@
-"""Convert clips of videos or images into shards with several processes. Existing shards are skipped."""
+"""Convert clips of videos or images into shards with several processes. Existing shards are skipped.
+
+Every N-th shard can be a part of its own, for another process or machine. Shards do not depend on how the work is
+divided.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,7 +33,7 @@ from training.data.precomputed import Cache, depth_cache, latents_cache, sketch_
 from training.data.sample import BadSample
 from training.data.sample_fields import Form, fit, reading
 from training.data.shards import read_header, shard_files, write_shard
-from training.lock import locked
+from training.lock import locked_part
 from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 from vc_core.extract.motion.from_video import block_vectors
@@ -143,13 +147,13 @@ Outcome = dict[str, bytes] | str
 
 def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache] | None = None) -> Outcome:
     try:
-        return make_members(clip, options, _caches_of_worker(options) if caches is None else caches)
+        return make_members(clip, options, caches_of_worker(options) if caches is None else caches)
     except BadSample as error:
         return str(error)
 
 
 @lru_cache(maxsize=1)
-def _caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
+def caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
     """The caches, with networks that stay loaded from one clip to the next."""
     return options.caches()
 
@@ -202,6 +206,44 @@ def outcomes(
         pool.shutdown(cancel_futures=True)
 
 
+Shard = Sequence[ClipToPrepare]
+Engine = Callable[[Mapping[Path, Shard], PrepareOptions, Mapping[str, Any], Callable[[int], None]], None]
+"""Writes shards to their paths, as `write_shards` without the last two arguments."""
+
+
+def write_shards(
+    shards: Mapping[Path, Shard],
+    options: PrepareOptions,
+    settings: Mapping[str, Any],
+    finished: Callable[[int], None],
+    caches: Sequence[Cache],
+    jobs: int = 1,
+) -> None:
+    """Write shards on this machine.
+
+    Args:
+        settings: of the samples, see `PrepareOptions.settings`.
+        finished: called after clips have been prepared, with their number.
+        jobs: number of processes.
+    """
+    clips = [clip for shard in shards.values() for clip in shard]
+    with closing(outcomes(clips, options, caches, jobs)) as results:
+
+        def samples(shard: Shard, dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
+            """Yield keys and members of the prepared clips; add the others to `dropped`."""
+            for clip in shard:
+                outcome = next(results)
+                finished(1)
+                if isinstance(outcome, str):
+                    dropped.append({"file": printable(clip.entry.file), "reason": printable(outcome)})
+                else:
+                    yield f"{clip.number:09d}", outcome
+
+        for path, shard in shards.items():
+            dropped: list[dict[str, str]] = []
+            write_shard(path, settings, samples(shard, dropped), dropped)
+
+
 def prepare(
     options: PrepareOptions,
     entries: Sequence[Entry],
@@ -209,13 +251,19 @@ def prepare(
     per_shard: int = 256,
     jobs: int = 1,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the missing shards; return the summary, which is also written to `SUMMARY` in the folder.
+    part: tuple[int, int] | None = None,
+    engine: Engine | None = None,
+) -> dict[str, Any] | None:
+    """Write the missing shards. Return the summary, which is also written to `SUMMARY` in the folder; None if shards of
+    other parts are missing.
 
     Args:
         per_shard: clips per shard.
         jobs: number of processes.
         progress: called as `progress("preparing", finished clips, clips)`.
+        part: I and N: write only every N-th shard, from the I-th on. Other processes may write the other parts at the
+            same time.
+        engine: writes the shards, with its own number of processes; by default `write_shards`.
 
     Raises:
         UserError: the folder contains other shards or is in use by another process, networks are missing, the disk is
@@ -223,37 +271,45 @@ def prepare(
     """
     caches = options.caches()
     settings = options.settings(caches)
-    clips = [
-        ClipToPrepare(e, n * options.clips + part, part) for n, e in enumerate(entries) for part in range(options.clips)
-    ]
+    clips = [ClipToPrepare(e, n * options.clips + i, i) for n, e in enumerate(entries) for i in range(options.clips)]
+    shards = {
+        out / f"shard-{first // per_shard:06d}.tar": clips[first : first + per_shard]
+        for first in range(0, len(clips), per_shard)
+    }
+    number, count = part or (1, 1)
+    own = dict(list(shards.items())[number - 1 :: count])
     plan = {"settings": settings, "clips": options.clips, "seed": options.seed, "per_shard": per_shard}
-    with locked(make_folder(out), "./vc prepare"):
-        _agree(out, {**plan, "entries": _listing(entries)})
-        missing = {
-            path: clips[first : first + per_shard]
-            for first in range(0, len(clips), per_shard)
-            if not (path := out / f"shard-{first // per_shard:06d}.tar").exists()
-        }
-        remaining = [clip for shard in missing.values() for clip in shard]
-        done = len(clips) - len(remaining)
-        with closing(outcomes(remaining, options, caches, jobs)) as results:
+    with locked_part(make_folder(out), "./vc prepare", part) as turn:
+        with turn() as alone:
+            _agree(out, {**plan, "entries": _listing(entries)})
+            if alone:
+                _sweep(out)
+        missing = _missing(own, out)
+        total = sum(map(len, own.values()))
+        done = total - sum(map(len, missing.values()))
 
-            def samples(shard: Sequence[ClipToPrepare], dropped: list[dict[str, str]]) -> Iterator[tuple[str, Any]]:
-                """Yield keys and members of the prepared clips; add the others to `dropped`."""
-                nonlocal done
-                for clip in shard:
-                    outcome, done = next(results), done + 1
-                    if progress is not None:
-                        progress("preparing", done, len(clips))
-                    if isinstance(outcome, str):
-                        dropped.append({"file": printable(clip.entry.file), "reason": printable(outcome)})
-                    else:
-                        yield f"{clip.number:09d}", outcome
+        def finished(clips: int) -> None:
+            nonlocal done
+            done += clips
+            if progress is not None:
+                progress("preparing", done, total)
 
-            for path, shard in missing.items():
-                dropped: list[dict[str, str]] = []
-                write_shard(path, settings, samples(shard, dropped), dropped)
-        return _summarise(out)
+        (engine or partial(write_shards, caches=caches, jobs=jobs))(missing, options, settings, finished)
+        with turn() as alone:
+            if alone:  # remove what killed parts and lost workers have left
+                _sweep(out)
+            return None if _missing(shards, out) else _summarise(out)
+
+
+def _missing(shards: Mapping[Path, Shard], out: Path) -> dict[Path, Shard]:
+    names = {path.name for path in out.iterdir()}
+    return {path: shard for path, shard in shards.items() if path.name not in names}
+
+
+def _sweep(out: Path) -> None:
+    """Remove half-written shards and indexes. No other process may be writing."""
+    for leftover in out.glob(".shard-*"):
+        leftover.unlink(missing_ok=True)
 
 
 def _listing(entries: Sequence[Entry]) -> str:
@@ -271,7 +327,7 @@ def _listing(entries: Sequence[Entry]) -> str:
 
 
 def _agree(out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or compare it with the existing one; remove half-written shards of a killed run."""
+    """Write the plan, or compare it with the existing one."""
     if (out / PLAN).exists():
         previous = parse_json((out / PLAN).read_text(encoding="utf-8"))
         if previous != plan:
@@ -285,8 +341,6 @@ def _agree(out: Path, plan: dict[str, Any]) -> None:
     else:
         with written_beside(out / PLAN) as part:
             part.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    for leftover in out.glob(".shard-*.tar"):
-        leftover.unlink()
 
 
 def _summarise(out: Path) -> dict[str, Any]:
