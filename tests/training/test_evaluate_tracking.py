@@ -35,7 +35,7 @@ def moving(dx, dy, frames=FRAMES):
 
 
 def shift_flow(first, second):
-    """The exact flow between frames that are shifted as a whole, by the maximum of their correlation."""
+    """The exact flow between frames that are shifted completely, by the maximum of their correlation."""
     spectrum = torch.fft.fft2(second.mean(1)) * torch.fft.fft2(first.mean(1)).conj()
     height, width = first.shape[-2:]
     best = torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1e-9)).real.flatten(1).argmax(1)
@@ -90,13 +90,13 @@ def test_target_tracks_end_where_their_point_leaves_the_frame():
 
 
 def test_target_tracks_end_where_the_flow_back_contradicts_them():
-    def one_way(first, second):
+    def forward(first, second):
         flow = shift_flow(first, second).clone()
         if flow[0, 0, 0, 0] < 0:  # backwards, in the second pair of frames
             flow[1] = 0
         return flow
 
-    visible = ~clip_tracks(moving(4, 0), one_way, SLOWEST)[..., 0].isnan()
+    visible = ~clip_tracks(moving(4, 0), forward, SLOWEST)[..., 0].isnan()
     assert visible[:, :2].all() and not visible[:, 2:].any()
 
 

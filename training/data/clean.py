@@ -35,7 +35,7 @@ from training.data.cleaning.rules import (
 from training.data.cleaning.scenes import SceneOptions, check_installed
 from training.data.folder import read_captions
 from training.data.sample import BadSample
-from training.data.shard_writing import AHEAD, _end_with_parent
+from training.data.shard_writing import AHEAD, end_with_parent
 from training.launch import cores
 from vc_core.configuration import Field
 from vc_core.disk import check_place, make_folder
@@ -239,7 +239,7 @@ def _measured(entries: Sequence[Entry], folder: Path, options: SceneOptions, job
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in the middle of a long video
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _described(

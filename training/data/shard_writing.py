@@ -160,11 +160,11 @@ def caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # one process per core; and sums are the same on every machine
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End when the parent is killed; otherwise this process would wait for clips forever."""
     wait([parent_process().sentinel])
     os._exit(1)
