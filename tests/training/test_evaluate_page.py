@@ -107,10 +107,11 @@ def test_the_page_needs_no_other_file_and_no_script(settings, results):
     style = re.search("<style>(.*)</style>", page, re.DOTALL)[1]
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
     assert "default-src 'none'" in page
+    assert not [file for file in settings.checkpoints if str(file) in page]  # this computer's folders
 
 
 def test_texts_are_escaped(settings, results):
-    clips = replace(results[0].clips, texts=[HOSTILE] * 2, keys=["1: <b>", "2: *x*"])
+    clips = replace(results[0].clips, texts=[HOSTILE] * 2, keys=["1: <b>", "2: *x*"], sources=[])
     hostile = [replace(result, name="<i>name", clips=clips, notes=["<u>note"]) for result in results]
     page = as_page(settings, hostile)
     parsed = Elements(page)

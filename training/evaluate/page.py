@@ -4,6 +4,7 @@ scripts nor other files. The template is `page.html.j2`."""
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from training.evaluate.evaluation import EvaluationSettings, Result
+from training.evaluate.examples import Examples
 from training.evaluate.report import (
     as_mapping,
     condition_image,
@@ -89,18 +91,29 @@ def intervals(text: str) -> Markup:
 
 
 def flat(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the names and values of nested settings as texts, without those that are not set."""
+    """Yield the names and values of nested settings as texts, without those that are not set. Absolute paths are shown
+    without their folders, because the page is sent to others."""
     for key, value in mapping.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key} ")
         elif value not in (None, (), [], ""):
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            yield f"{prefix}{_name(key)}", ", ".join(map(_name, map(str, values)))
+
+
+def _name(text: str) -> str:
+    return Path(text).name if os.path.isabs(text) else text
+
+
+def clip_names(clips: Examples) -> list[str]:
+    """Return the names of clips in their folder; of synthetic scenes, which have no files, their numbers."""
+    return [source["file"] for source in clips.sources] or clips.keys
 
 
 def clip_rows(result: Result) -> list[list[str]]:
     """Return a head, and name, text and hash of each clip; synthetic scenes have no files and no hashes."""
     clips = result.clips
-    columns = {"clip": clips.keys, "text": clips.texts}
+    columns = {"clip": clip_names(clips), "text": clips.texts}
     if any("sha256" in source for source in clips.sources):
         columns["SHA-256"] = [source["sha256"] for source in clips.sources]
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
@@ -175,7 +188,7 @@ def video_sections(
                 for arm, wiring in group["arms"].items():
                     image = shown(group["owner"], wiring, keys.index(key)) if key in keys else ""
                     images.append((f"{group['name']}, {trial} {arm}", image))
-            rows.append({"clip": key, "text": first.clips.texts[number], "images": images})
+            rows.append({"clip": clip_names(first.clips)[number], "text": first.clips.texts[number], "images": images})
         inputs = ["source", *([f"{condition.replace('_', ' ')}, given"] if condition else [])]
         yield {"title": trial.replace("_", " "), "inputs": inputs, "groups": groups, "rows": rows}
 

@@ -150,8 +150,8 @@ def intro(settings: EvaluationSettings, results: Sequence[Result]) -> list[str]:
     if settings.data is None:
         what, error = "held-out scenes", "the error of the object's motion"
     else:
-        choice = "evenly spread" if settings.clip_list is None else f"those of {settings.clip_list}"
-        what = f"clips from {settings.data}, {choice}"
+        choice = "evenly spread" if settings.clip_list is None else f"those of {settings.clip_list.name}"
+        what = f"clips from {settings.data.resolve().name}, {choice}"
         error = "measured against the clip's motion, where the condition defines motion"
     first = (
         f"{count} {what}, {how.seeds} seed{'s' if how.seeds > 1 else ''} each, {sampling}. "
