@@ -225,7 +225,7 @@ TEMPLATES = {
         long_video_changing_text,
     ),
     "22 Four steps": Template(
-        "Generates a video in four steps without guidance, so five times as fast, with a LoRA that was distilled from "
+        "Generates a video in four steps without guidance, so several times as fast, with a LoRA that was distilled from "
         "the checkpoint.",
         "the text and the clip, as in 'Motion from a clip'. For another LoRA of this kind, choose its checkpoint too, "
         "and keep few_steps at 'yes'.",
