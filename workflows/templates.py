@@ -229,8 +229,8 @@ TEMPLATES = {
         "from the checkpoint.",
         "the text and the clip, as in 'Motion from a clip'. For another LoRA of this kind, choose its checkpoint too, "
         "and keep few_steps at 'yes'.",
-        "8 steps. Or the other templates in four steps: put the LoRA after the checkpoint, set few_steps to 'yes', and on "
-        "the sampler steps and cfg to 0, sampler_name and scheduler to 'auto'.",
+        "8 steps. Or the other templates in four steps: put the LoRA after the checkpoint, set few_steps to 'yes', and "
+        "on the sampler steps and cfg to 0, sampler_name and scheduler to 'auto'.",
         four_steps,
         ending="The bundled checkpoint is small: simple shapes, 64 x 64 pixels, 16 frames.",
     ),
