@@ -99,7 +99,11 @@ def _bench(arguments: list[str]) -> int:
     """Run one of the scripts in benchmarks/ by its name."""
     names = sorted(path.stem for path in (PROJECT / "benchmarks").glob("*.py"))
     if arguments and arguments[0] in names:
-        return subprocess.call([sys.executable, str(PROJECT / "benchmarks" / f"{arguments[0]}.py"), *arguments[1:]])
+        folder = PROJECT / "benchmarks"
+        # They import each other, which PYTHONSAFEPATH prevents without their folder in PYTHONPATH.
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.call([sys.executable, str(folder / f"{arguments[0]}.py"), *arguments[1:]], env=environment)
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: vc bench NAME ...\n\nMeasure speed and memory. NAME is one of {', '.join(names)}.")
         return 0

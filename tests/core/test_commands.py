@@ -46,6 +46,13 @@ def test_info_on_a_lora(tmp_path, capsys):
     assert "contains no LoRA for this network" in capsys.readouterr().err
 
 
+def test_benchmarks_import_each_other_as_the_launcher_starts_them(repository):
+    environment = {**os.environ, "PYTHONPATH": str(repository), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "vc_core", "bench", "peer", "--help"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "--peer PEER" in run.stdout
+
+
 def test_the_module_runs_as_the_launcher_does(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "vc_core", "info", str(tmp_path / "none.pth")], capture_output=True, text=True
