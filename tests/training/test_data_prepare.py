@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -149,12 +150,12 @@ def test_a_killed_process_is_reported(videos, tmp_path, monkeypatch):
             pass
 
         def submit(self, *_):
-            raise preparing.BrokenProcessPool
+            raise BrokenProcessPool
 
         def shutdown(self, cancel_futures):
             pass
 
-    monkeypatch.setattr(preparing, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("training.pool.ProcessPoolExecutor", Pool)
     with pytest.raises(UserError, match="--jobs"):
         prepare(options(videos), read_captions(videos), tmp_path, jobs=2)
 

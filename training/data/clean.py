@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,8 +31,8 @@ from training.data.cleaning.rules import (
 from training.data.cleaning.scenes import SceneOptions, check_installed
 from training.data.folder import read_captions
 from training.data.sample import BadSample
-from training.data.shard_writing import AHEAD, end_with_parent
 from training.launch import cores
+from training.pool import in_order
 from vc_core.configuration import Field
 from vc_core.disk import check_place, make_folder
 from vc_core.errors import UserError, counted
@@ -219,27 +215,13 @@ def _measured(entries: Sequence[Entry], folder: Path, options: SceneOptions, job
     if jobs <= 1:
         yield from (measure(entry, folder, options) for entry in entries)
         return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker)
-    running: deque[Future[Measured]] = deque()
-    try:
-        for entry in entries:
-            running.append(pool.submit(measure, entry, folder, options))
-            if len(running) > AHEAD * jobs:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"One of the {jobs} processes was killed, usually because memory ran out. Run the command again with fewer "
-            "--jobs; videos that have been measured are not measured again."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it in the middle of a long video
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    killed = (
+        f"One of the {jobs} processes was killed, usually because memory ran out. Run the command again with fewer "
+        "--jobs; videos that have been measured are not measured again."
+    )
+    work = partial(measure, folder=folder, options=options)
+    # Ctrl-C ends a process in the middle of a long video.
+    yield from in_order(work, entries, jobs, killed, on_interrupt=signal.SIG_DFL)
 
 
 def _described(

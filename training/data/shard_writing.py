@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +26,7 @@ from training.data.sample import BadSample
 from training.data.sample_fields import Form, fit, reading
 from training.data.shards import read_header, shard_files, write_shard
 from training.lock import locked_part
+from training.pool import in_order
 from vc_core.disk import make_folder, written_beside
 from vc_core.errors import UserError
 from vc_core.extract.motion.from_video import block_vectors
@@ -43,8 +36,6 @@ from vc_core.progress import Progress
 
 PLAN, SUMMARY = "prepare.json", "summary.json"
 """Files in the folder of shards: the plan and the results."""
-
-AHEAD = 4  # clips that each process may prepare ahead of the next one to write
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ Outcome = dict[str, bytes] | str
 """The members of a clip, or the reason why it was dropped."""
 
 
-def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cache] | None = None) -> Outcome:
+def _outcome(clip: ClipToPrepare, *, options: PrepareOptions, caches: Sequence[Cache] | None = None) -> Outcome:
     try:
         return make_members(clip, options, caches_of_worker(options) if caches is None else caches)
     except BadSample as error:
@@ -156,18 +147,6 @@ def _outcome(clip: ClipToPrepare, options: PrepareOptions, caches: Sequence[Cach
 def caches_of_worker(options: PrepareOptions) -> Sequence[Cache]:
     """The caches, with networks that stay loaded from one clip to the next."""
     return options.caches()
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)  # one process per core; and sums are the same on every machine
-
-
-def end_with_parent() -> None:
-    """End when the parent is killed; otherwise this process would wait for clips forever."""
-    wait([parent_process().sentinel])
-    os._exit(1)
 
 
 def outcomes(
@@ -183,27 +162,15 @@ def outcomes(
         torch.set_num_threads(1)  # as in other processes
         try:
             for clip in clips:
-                yield _outcome(clip, options, caches)
+                yield _outcome(clip, options=options, caches=caches)
         finally:
             torch.set_num_threads(threads)
         return
-    # Not forked: the copies would lack the libraries' threads.
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker)
-    running: deque[Future[Outcome]] = deque()
-    try:
-        for clip in clips:
-            running.append(pool.submit(_outcome, clip, options))
-            if len(running) > AHEAD * jobs:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"One of the {jobs} processes that prepare clips was killed, usually because memory ran out. Run the "
-            "command again with fewer --jobs to resume after the last finished shard."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    killed = (
+        f"One of the {jobs} processes that prepare clips was killed, usually because memory ran out. Run the command "
+        "again with fewer --jobs to resume after the last finished shard."
+    )
+    yield from in_order(partial(_outcome, options=options), clips, jobs, killed)
 
 
 Shard = Sequence[ClipToPrepare]
