@@ -111,6 +111,11 @@ class TimedRun:
 
         self.on_disk(write)
 
+    def forget(self) -> None:
+        """Remove the saved state, so that the next run in the folder starts from the beginning."""
+        if self.world.main:
+            self._state_path.unlink(missing_ok=True)
+
     def return_to(self, weights: Mapping[str, Tensor]) -> None:
         """Set the model's and the averaged weights to these, reset the optimizer's state, and save."""
         for model in (self.model, self.average):

@@ -59,9 +59,10 @@ def train(recipe: Recipe) -> int:
         if any(d.kind != "synthetic" and "style" in possible_in(own, d, config.unet.inputs) for d in own.data):
             encoders.part("image")
         extracted = [possible_in(own, d, config.unet.inputs) for d in own.data if d.kind == "folder"]
+        noise = torch.Generator().manual_seed(0)  # not torch's own, on which dropout depends
         for name in ("depth", "sketch", "single_sketch"):
             if any(name in names for names in extracted):
-                encoders.condition(name, torch.rand(1, 3, 1, *size))  # loads its network
+                encoders.condition(name, torch.rand(1, 3, 1, *size, generator=noise))  # loads its network
 
         @cache
         def clips(domain: int) -> Mapping[int, Clips]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -22,11 +23,13 @@ from training.bundled.__main__ import main, used
 from training.bundled.design import PARTS, RECIPE, budget, keep_design, read_design
 from training.bundled.network import NetworkStep, keep_best
 from training.bundled.ring import Ring, windows
-from training.bundled.student import CHANGED, StudentStep, teacher_step
+from training.bundled.student import CHANGED, StudentStep
+from training.bundled.student import train as train_student
 from training.bundled.towers import SIZES
 from training.lora import add_lora, lora_layers
 from training.muon import Muon
 from training.precision import MOST, SMALL, attend_in_full, attend_split
+from training.ranks import World
 from training.timed import TimedRun, rate
 from vc_core.checkpoint.files import save_pickled
 from vc_core.checkpoint.inspection import knows_scenes_only
@@ -237,6 +240,25 @@ def test_a_student_is_a_small_lora_of_all_linear_layers_that_do_not_encode_condi
     assert 2 * numel < 6_000_000  # bytes in half precision
 
 
+def test_a_student_is_resumed_and_starts_again_if_its_teacher_was_trained_further(ring, design, networks, tmp_path):
+    few = {"cpu": 2, "cuda": 2}
+    plan = replace(design[0].network, lengths=(4,), scenes={"cpu": 4, "cuda": 4})
+    plan = replace(design[0], network=plan, student=replace(design[0].student, batch=few))
+
+    def trained(minutes: float, step: int) -> TimedRun:
+        teacher = SimpleNamespace(average=networks[0].requires_grad_(False), step=step)
+        return train_student(tmp_path, minutes, design[1], plan, ring.autoencoder, ring.towers, World(), teacher)
+
+    at_least_one_step = 1e-6
+    first = trained(at_least_one_step, 5)
+    assert first.step == 1
+    resumed = trained((first.used + 0.1) / 60, 5)
+    assert resumed.step > 1 and resumed.used > first.used
+    assert trained(at_least_one_step, 5).step == resumed.step  # its time is over
+    again = trained(at_least_one_step, 6)
+    assert (again.step, again.more["teacher"]) == (1, 6)
+
+
 def test_attention_in_full_is_attention():
     q, k, v = torch.randn(3, 2, 10, 32).unbind()
     torch.testing.assert_close(attend_in_full(q, k, v, 4), attend(q, k, v, 4), atol=1e-5, rtol=1e-5)
@@ -406,15 +428,13 @@ def test_a_run_from_scratch_continues_with_a_larger_budget_and_from_its_file(tin
     assert torch.equal(checkpoint.part("model").tensors.state()["out.2.bias"], average.half())
     before = (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns
 
-    teacher = teacher_step(run / "student" / "state.pt")
-
     # Complete parts stay, and the network continues, on the same or more ranks.
     state = torch.load(run / "network" / "state.pt", weights_only=True)
     minutes = (sum(used(run).values()) + state["used"] / 60) / 0.9 + 0.02  # the student gets a tenth
     assert main([*tiny, ranks, "--out", str(run), "--minutes", str(minutes)]) == 0
     assert (run / "autoencoder" / "autoencoder.safetensors").stat().st_mtime_ns == before
     last = json.loads(read_checkpoint(file).training)["step"]
-    assert last > first == teacher and teacher_step(run / "student" / "state.pt") == last  # a new student
+    assert torch.load(run / "student" / "state.pt", weights_only=True)["more"]["teacher"] == last > first
 
     # Only from the file, without the folder.
     assert main([*tiny, "1", "--out", str(other), "--minutes", "0.01", "--start", str(file)]) == 0

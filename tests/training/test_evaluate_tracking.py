@@ -131,7 +131,7 @@ def weights(tmp_path_factory):
 def test_raft_is_recognized_and_returns_pixels_of_the_frames(weights):
     flow = load_raft(weights)
     model = raft_small(weights=None)
-    model.load_state_dict(torch.load(weights))
+    model.load_state_dict(torch.load(weights, weights_only=True))
     frames = torch.rand(2, 1, 3, 128, 160, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model.eval()(*(frames * 2 - 1))[-1]

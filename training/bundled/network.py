@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +140,30 @@ class NetworkStep:
         return ring.take(name, clips, which[:, None])[:, 0].float()
 
 
+def make_supply(
+    run: TimedRun, per_rank: int, seed: int, config: Config, plan: NetworkPlan, coders: tuple[Any, Any], world: World
+) -> Supply:
+    """Return the scenes of a run.
+
+    Args:
+        per_rank: clips of all frames per step and rank.
+        coders: autoencoder and towers, frozen, on the device.
+    """
+    kind = world.device.type
+    capacity = max(plan.scenes[kind] // world.size, per_rank)
+    due = per_rank / plan.uses[kind]  # new scenes per step
+    drawn = int(run.more.get("drawn", run.step * due))
+    position = {"start": drawn, "rank": world.rank, "ranks": world.size}
+    ring = Ring(*coders, seed, capacity, **position, size=config.height, scale=config.extraction.condition_scale)
+    return Supply(ring, run, min(max(8 * per_rank, 64), capacity), due)
+
+
+def length_of(plan: NetworkPlan, step: int) -> int:
+    """Return the number of frames of a step's clips. It is the same on all ranks, because they wait for each other."""
+    lots = torch.Generator().manual_seed(step)
+    return plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots))]
+
+
 def train(
     out: Path,
     minutes: float,
@@ -170,12 +193,8 @@ def train(
     run = TimedRun(out, unet, optimizer, minutes, decay=0.9999, world=world, say=say)
 
     per_rank = max(plan.batch[device.type] // world.size, 1)
-    capacity = max(plan.scenes[device.type] // world.size, per_rank)
-    due = per_rank / plan.uses[device.type]  # new scenes per step
-    drawn = int(run.more.get("drawn", run.step * due))
-    make_ring = partial(Ring, autoencoder, towers, size=config.height, scale=config.extraction.condition_scale)
-    ring = make_ring(TRAIN_SEED, capacity, start=drawn, rank=world.rank, ranks=world.size)
-    supply = Supply(ring, run, min(max(8 * per_rank, 64), capacity), due)
+    supply = make_supply(run, per_rank, TRAIN_SEED, config, plan, (autoencoder, towers), world)
+    ring = supply.ring
     empty = encode_text(towers, [""]).float()
     held_out: Ring | None = None
     generator, lots = torch.Generator(device), torch.Generator()
@@ -191,8 +210,7 @@ def train(
     replayed = Replayed(loss_of, unet, optimizer) if on_gpu else None
     for step in run:
         supply.keep_up()
-        # The same length on all ranks, because they wait for each other.
-        frames = plan.lengths[int(torch.randint(len(plan.lengths), (), generator=lots.manual_seed(step)))]
+        frames = length_of(plan, step)
         seed = step * world.size + world.rank
         batch = per_rank * CLIP_FRAMES // frames
         inputs = network_step.draw(len(ring), batch, lots.manual_seed(seed))
@@ -210,7 +228,8 @@ def train(
             count, mark = 0, run.used
             if world.main and run.used - tested > min(TEST_EVERY, run.budget / 5):
                 if held_out is None:  # scenes that are never trained on
-                    held_out = make_ring(TEST_SEED, 32)
+                    scale = config.extraction.condition_scale
+                    held_out = Ring(autoencoder, towers, TEST_SEED, 32, size=config.height, scale=scale)
                     held_out.draw(32)
                 more["held_out"] = held_out_loss(NetworkStep(run.average, config, plan, empty), held_out)
                 tested = run.used

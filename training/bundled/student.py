@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from training.bundled.design import Design
-from training.bundled.network import LOG_EVERY, NetworkStep
-from training.bundled.ring import Ring, Supply
+from training.bundled.network import LOG_EVERY, NetworkStep, length_of, make_supply
+from training.bundled.ring import Ring
 from training.consistency import Consistency
 from training.data.synthetic.scenes import CLIP_FRAMES
 from training.lora import add_lora, save_lora
@@ -27,7 +27,6 @@ from vc_core.checkpoint.lora import FEW_STEPS
 from vc_core.checkpoint.reading import TRAINING
 from vc_core.config import Config
 from vc_core.encoders.clip import encode_text
-from vc_core.errors import UserError
 from vc_core.model.unet import UNet3D
 
 SEED = 5678
@@ -101,34 +100,32 @@ def train(
         teacher: the network's run.
     """
     device, plan = world.device, design.student
-    state = out / "state.pt"
-    if world.main and state.exists() and teacher_step(state) != teacher.step:
-        state.unlink()
-    world.wait()
-    torch.manual_seed(0)  # the same LoRA on all ranks
-    student = copy.deepcopy(teacher.average)
-    add_lora(student, plan.rank, None, CHANGED)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    run = TimedRun(out, student.train(), optimizer, minutes, decay=DECAY, world=world, say=say)
+
+    def started() -> TimedRun:
+        torch.manual_seed(0)  # the same LoRA on all ranks
+        student = copy.deepcopy(teacher.average)
+        add_lora(student, plan.rank, None, CHANGED)
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        return TimedRun(out, student.train(), optimizer, minutes, decay=DECAY, world=world, say=say)
+
+    run = started()
+    if run.more.get("teacher", teacher.step) != teacher.step:
+        world.wait()  # until all ranks have read the state
+        run.forget()
+        world.wait()
+        run = started()
     run.more["teacher"] = teacher.step
 
     per_rank = max(plan.batch[device.type] // world.size, 1)
-    capacity = max(design.network.scenes[device.type] // world.size, per_rank)
-    due = per_rank / design.network.uses[device.type]
-    drawn = int(run.more.get("drawn", run.step * due))
-    scale = config.extraction.condition_scale
-    place = {"start": drawn, "rank": world.rank, "ranks": world.size, "size": config.height, "scale": scale}
-    ring = Ring(autoencoder, towers, SEED, capacity, **place)
-    supply = Supply(ring, run, min(max(8 * per_rank, 64), capacity), due)
-    empty = encode_text(towers, [""]).float()
-    student_step = StudentStep(student, teacher.average, run.average, config, design.network, empty)
+    supply = make_supply(run, per_rank, SEED, config, design.network, (autoencoder, towers), world)
+    ring, empty = supply.ring, encode_text(towers, [""]).float()
+    student_step = StudentStep(run.model, teacher.average, run.average, config, design.network, empty)
     generator, lots = torch.Generator(device), torch.Generator()
     dtype = fast_type(device)
     for step in run:
         supply.keep_up()
-        lengths = design.network.lengths
-        frames = lengths[int(torch.randint(len(lengths), (), generator=lots.manual_seed(step)))]  # on all ranks
+        frames = length_of(design.network, step)
         seed = step * world.size + world.rank
         drawn_inputs = student_step.draw(len(ring), per_rank * CLIP_FRAMES // frames, lots.manual_seed(seed))
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in drawn_inputs.items()}
@@ -138,16 +135,6 @@ def train(
         if step % LOG_EVERY == LOG_EVERY - 1:
             run.log(loss=round(loss.item(), 6), gradient=round(norm.item(), 5), scenes=ring.drawn * world.size)
     return run
-
-
-def teacher_step(state: Path) -> int | None:
-    """Return the step of the teacher of a saved run. Raises `UserError` if the file is damaged."""
-    try:
-        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["more"].get("teacher")
-    except Exception as error:
-        raise UserError(
-            f"{state} is damaged ({type(error).__name__}). Remove it to train the student again."
-        ) from error
 
 
 def save_student(run: TimedRun, path: Path) -> None:
