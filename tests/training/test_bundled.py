@@ -205,7 +205,8 @@ def test_a_students_step_compares_it_with_the_target_after_the_teachers_guided_s
     inputs = step.draw(len(ring), 3, torch.Generator().manual_seed(3))
     assert inputs["text"].all()  # a student samples without guidance
     inputs["style"] = torch.tensor([True, False, True])
-    encoded = step.encoded(ring, 4, inputs, torch.Generator().manual_seed(5))
+    latents, text, style, stc = step.encoded(ring, 4, inputs, torch.Generator().manual_seed(5))
+    encoded = latents, 50 * text, style, stc  # so that guidance matters in a network with random weights
     monkeypatch.setattr(step, "encoded", lambda *_: encoded)
     loss = step(ring, 4, inputs, torch.Generator().manual_seed(7))
 
