@@ -112,6 +112,19 @@ def encode(
     return buffer.getvalue() if target is None else target
 
 
+def encode_streamed(path, frames: list[np.ndarray], **options):
+    """Write an MP4 as `encode` does, with its index at the beginning: it can be read if its end is missing."""
+    data = encode(None, frames, **options)
+    with av.open(io.BytesIO(data)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    return path
+
+
 def assert_moves(field: torch.Tensor, dx: float, dy: float, fraction: float = 0.8) -> None:
     """Check that all frames but the first move by (dx, dy) at most positions away from the border."""
     assert field.isfinite().all() and field[:, :, 0].abs().max() == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.moving_clips import OWN, RATE, encode, moving, scene
+from tests.core.moving_clips import OWN, RATE, encode, encode_streamed, moving, scene
 from vc_core.errors import UserError
 from vc_core.video import FramePlan, every_frame, frames, planned_frames, probe, write_video
 
@@ -85,14 +85,7 @@ def test_filters_see_each_frame_upright(tmp_path):
 
 def truncated(path, fraction):
     """An MP4 with its index at the beginning, cut off."""
-    source = encode(path.with_name("complete.mp4"), moving(1, 1, 60), g="6", bf="0")
-    with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": "faststart"}) as new:
-        stream = old.streams.video[0]
-        copy = new.add_stream_from_template(stream)
-        for packet in old.demux(stream):
-            if packet.size:
-                packet.stream = copy
-                new.mux(packet)
+    encode_streamed(path, moving(1, 1, 60), g="6", bf="0")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * fraction)])
     return path

@@ -1,19 +1,17 @@
 """`./vc clean`: where videos are split, what is dropped and why, and the list that `./vc prepare` reads."""
 
 import csv
-import io
 import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.core.moving_clips import OWN, RATE, encode, scene
+from tests.core.moving_clips import OWN, RATE, encode, encode_streamed, scene
 from tests.training.clips import SIZE
 from training.data import clean as command
 from training.data.caption_lists import Entry
@@ -61,18 +59,6 @@ def small(frames):
     return [np.array(Image.fromarray(frame).resize((64, 48), Image.BOX)) for frame in frames]
 
 
-def write_streamed(path, frames):
-    """Write an MP4 with its index at the beginning, which can be read if its end is missing."""
-    data = encode(None, frames, **OWN)
-    with av.open(io.BytesIO(data)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as target:
-        stream = source.streams.video[0]
-        copy = target.add_stream_from_template(stream)
-        for packet in source.demux(stream):
-            if packet.size:
-                packet.stream = copy
-                target.mux(packet)
-
-
 VIDEOS = {
     "cuts.mp4": [*shot(1), *shot(2, 30), *black(), *shot(3)],
     "still.mp4": [*still(4), *shot(5, 5), *shot(6)],
@@ -109,7 +95,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     for name, frames in VIDEOS.items():
         encode(folder / name, frames, crf="35" if name == "copy.mp4" else "20", **OWN)
-    write_streamed(folder / "cut_off.mp4", [*shot(11), *shot(12, 40)])
+    encode_streamed(folder / "cut_off.mp4", [*shot(11), *shot(12, 40)], **OWN)
     data = (folder / "cut_off.mp4").read_bytes()
     (folder / "cut_off.mp4").write_bytes(data[: len(data) * 45 // 100])
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(2000))
