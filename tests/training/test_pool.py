@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -20,8 +21,17 @@ def worked(item):
     return os.getpid(), item
 
 
-def test_results_are_in_order_and_from_several_processes():
-    results = list(in_order(worked, range(8), 2, "killed"))
+def waits_for_another_process(folder, item):
+    """Return when another process has an item too. However slowly one of them starts, both are used."""
+    (folder / str(os.getpid())).touch()
+    end = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    return worked(item)
+
+
+def test_results_are_in_order_and_from_several_processes(tmp_path):
+    results = list(in_order(partial(waits_for_another_process, tmp_path), range(8), 2, "killed"))
     assert [item for _, item in results] == list(range(8))
     processes = {process for process, _ in results}
     assert len(processes) == 2 and os.getpid() not in processes
