@@ -7,8 +7,9 @@
 Writes the released checkpoint, Stable Diffusion 2.1 and OpenCLIP's image encoder with random weights, and short videos
 with captions. Then it runs recipes in fresh processes, with one clip of 16 frames of 256x256 per step, and prints a
 table: peak memory of the process, and seconds of its steps. The calculated memory is 20 bytes per parameter that trains
-(weight, gradient, AdamW's two averages, the running average) and 4 per frozen one, without activations and encoders.
-A run for which this does not fit is left out.
+(weight, gradient, AdamW's two averages, the running average) and 4 per frozen one, or half of both in bf16, without
+activations and encoders. With an offloaded optimizer, the device has weights and gradients only, and another 20 bytes
+are in the computer's memory; here both are the same. A run for which this does not fit is left out.
 """
 
 from __future__ import annotations
@@ -51,15 +52,20 @@ VELOCITIES = {"right": (0.02, 0.0), "left": (-0.02, 0.0), "down": (0.0, 0.02), "
 """Captions of the videos -> movement per frame, in widths."""
 
 
+WHOLE = {"stage1": "stage1", "stage2": "stage2", "finetune": "finetune"}
+IN_BF16, OFFLOADED = {"weights": "bf16"}, {"weights": "bf16", "offload": True}
 RUNS = {
-    "lora": ("lora", "lora"),
-    "stc": ("finetune", "stc"),
-    "temporal": ("finetune", "temporal"),
-    "finetune": ("finetune", "all"),
-    "stage1": ("stage1", "all"),
-    "stage2": ("stage2", "all"),
+    "lora": ("lora", "lora", {}),
+    "lora-bf16": ("lora", "lora", IN_BF16),
+    "stc": ("finetune", "stc", {}),
+    "temporal": ("finetune", "temporal", {}),
+    "temporal-bf16": ("finetune", "temporal", IN_BF16),
+    "temporal-offload": ("finetune", "temporal", OFFLOADED),
+    **{name: (name, "all", {}) for name in WHOLE},
+    **{f"{name}-bf16": (name, "all", IN_BF16) for name in WHOLE},
+    **{f"{name}-offload": (name, "all", OFFLOADED) for name in WHOLE},
 }
-"""Row of the table -> recipe, and what it trains: see `training.recipe.Train`."""
+"""Row of the table -> recipe, what it trains (see `training.recipe.Train`), and settings of its engine."""
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -120,7 +126,7 @@ def write_videos(folder: Path) -> None:
 
 def write_recipe(row: str, folder: Path, steps: int) -> Path:
     """Write the recipe of a row for one process, with one clip per step, and return its path."""
-    name, what = RUNS[row]
+    name, what, engine = RUNS[row]
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     recipe |= {
         "out": str(folder / "runs" / row),
@@ -131,7 +137,7 @@ def write_recipe(row: str, folder: Path, steps: int) -> Path:
         ],
         "train": {**recipe.get("train", {}), "what": what},
         "optimizer": {**recipe["optimizer"], "accumulate": 1},
-        "engine": {**recipe["engine"], "precision": "auto", "workers": 0, "save_every": steps},
+        "engine": {**recipe["engine"], "precision": "auto", "workers": 0, "save_every": steps, **engine},
         "watch": {"log_every": 1},
     }
     start = recipe["start"]
@@ -159,26 +165,30 @@ def measure(row: str, folder: Path, steps: int) -> dict[str, float]:
     return {"peak": usage.ru_maxrss * 1024, "first": seconds[0], "later": seconds[-1] - seconds[-2]}
 
 
-def needed(what: str, unet: UNet3D) -> int:
-    """Return the bytes of the weights, gradients and averages of a run, without activations and the encoders."""
+def needed(row: str, unet: UNet3D) -> tuple[int, int]:
+    """Return the bytes of the weights, gradients and averages of a run, without activations and the encoders: on the
+    device, and in the computer's memory for an offloaded optimizer."""
+    _, what, engine = RUNS[row]
     numbers = {name: parameter.numel() for name, parameter in unet.named_parameters()}
     trained = sum(number for name, number in numbers.items() if what in ("all", kind_of(name)))
-    return 20 * trained + 4 * (sum(numbers.values()) - trained)
+    size = 2 if "weights" in engine else 4
+    device = size * (sum(numbers.values()) + (1 if "offload" in engine else 4) * trained)
+    return device, 20 * trained if "offload" in engine else 0
 
 
 def rows(names: list[str], folder: Path, steps: int) -> Iterator[str]:
     """Yield the lines of the table."""
     unet = on_meta(Config())
-    yield "| run | calculated | peak memory | first step | a later step |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| run | calculated | offloaded | peak memory | first step | a later step |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for row in names:
-        need, free = needed(RUNS[row][1], unet), available(torch.device("cpu"))
-        if need > free:
+        need, free = needed(row, unet), available(torch.device("cpu"))
+        if sum(need) > free:
             figures = f"does not fit into {free / 1e9:.0f} GB | | |"
         else:
             result = measure(row, folder, steps)
             figures = f"{result['peak'] / 1e9:.1f} GB | {result['first']:.0f} s | {result['later']:.0f} s |"
-        yield f"| `{row}` | {need / 1e9:.1f} GB | {figures}"
+        yield f"| `{row}` | {need[0] / 1e9:.1f} GB | {need[1] / 1e9:.1f} GB | {figures}"
 
 
 def main() -> None:

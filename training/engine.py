@@ -29,6 +29,7 @@ from training.muon import Muon, falling, follow
 from training.precision import fast_type
 from training.ranks import Lane, World
 from training.recipe import Optimizer, Recipe, as_plain
+from training.rounding import RoundedAdamW, in_full, store_in_bf16
 from training.start import parameter_groups
 from vc_core.disk import make_folder, writing
 from vc_core.errors import UserError, shorten
@@ -76,17 +77,28 @@ class Learner:
         loss_of: computes the loss with this same `unet`.
 
     Attributes:
-        trained: parameters by their names in the network; under FSDP2 each rank has a shard of them.
+        trained: what the optimizer changes, by its name in the network: the network's parameters, or with
+            `engine.offload` fp32 copies on the CPU. Under FSDP2 each rank has a shard of them.
         average: running averages of `trained`; empty without EMA.
     """
 
     def __init__(self, unet: UNet3D, loss_of: LossOf, recipe: Recipe, world: World):
         self.unet, self.recipe, self.world, self.steps = unet, recipe, world, 0
+        engine, settings = recipe.engine, recipe.optimizer
+        exact = {n: nn.Parameter(p.detach().clone()) for n, p in _trained(unet).items()} if engine.offload else {}
+        if engine.weights == "bf16":
+            store_in_bf16(unet)
         self.model = self._spread(_Loss(unet, loss_of))
         # Not before `_spread`, because FSDP2 replaces the parameters that it shards.
-        self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-        settings, groups = recipe.optimizer, parameter_groups(unet, recipe)
-        optimizer = Muon if settings.kind == "muon" else partial(torch.optim.AdamW, fused=True)
+        self._inside = _trained(unet)
+        self.trained = exact or self._inside
+        self._rounding = torch.Generator(world.device)
+        optimizer = partial(torch.optim.AdamW, fused=True)
+        if settings.kind == "muon":
+            optimizer = Muon
+        elif any(parameter.dtype == torch.bfloat16 for parameter in self.trained.values()):
+            optimizer = partial(RoundedAdamW, generator=self._rounding)
+        groups = parameter_groups(self.trained, recipe)
         self.optimizer = optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay)
         self.rates = [group["lr"] for group in groups]
         self.average = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema > 0 else {}
@@ -126,6 +138,8 @@ class Learner:
     def mixed(self) -> bool:
         """Whether it computes in bf16."""
         precision, device = self.recipe.engine.precision, self.world.device
+        if self.recipe.engine.weights == "bf16":
+            return True
         if precision == "auto":
             return fast_type(device) == torch.bfloat16
         return precision == "bf16" and device.type == "cuda"
@@ -151,6 +165,9 @@ class Learner:
                     loss, *outcome = self.model(batch)
                 (loss * (self._weight(lane) / counts[lane.domain])).backward()
             outcomes.append(tuple(outcome))
+        if self.recipe.engine.offload:
+            for name, parameter in self._inside.items():
+                self.trained[name].grad, parameter.grad = parameter.grad.to("cpu", self.trained[name].dtype), None
         norms = self._clip()
         if not math.isfinite(norms["all"]):
             raise UserError(
@@ -160,9 +177,13 @@ class Learner:
         factor = rate(self.steps, self.recipe.steps, self.recipe.optimizer)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
+        self._rounding.manual_seed(self.recipe.seed * 1_000_003 + self.steps)  # equal on all ranks
         self.optimizer.step()
         step = None if self.recipe.distils else self.steps  # a target network has the same decay in every step
-        follow(list(self.average.values()), list(self.trained.values()), self.recipe.optimizer.ema, step)
+        if self.average:
+            averages, weights = list(self.average.values()), list(self.trained.values())
+            follow(averages, weights, self.recipe.optimizer.ema, step, self._rounding)
+        self._refresh()
         self.steps += 1
         return norms, outcomes
 
@@ -179,6 +200,14 @@ class Learner:
             self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Copy offloaded weights into the network, and free their gradients."""
+        if self.recipe.engine.offload:
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, parameter in self._inside.items():
+                parameter.copy_(self.trained[name])
+
     def _clip(self) -> dict[str, float]:
         """Clip the norm of the gradients to `clip`. Returns the norms before clipping."""
         groups = self.optimizer.param_groups
@@ -193,9 +222,10 @@ class Learner:
         rank. All ranks must call this."""
         tensors = {}
         for name, parameter in self.unet.named_parameters():
-            tensor = _full(self.average.get(name, parameter) if average else parameter).detach()
+            tensor = self.trained.get(name, parameter)
+            tensor = _full(self.average.get(name, tensor) if average else tensor).detach()
             if self.world.main:
-                tensors[name] = tensor.cpu().clone()
+                tensors[name] = in_full(tensor).cpu().clone()
         return tensors
 
     # --- Saving -----------------------------------------------------------------------------------------------------
@@ -261,6 +291,7 @@ class Learner:
         for name, parameter in self.trained.items():
             values = self.optimizer.state[parameter]
             values.update({k: int(tensors[f"optimizer.{name}.{k}"]) for k, v in values.items() if isinstance(v, int)})
+        self._refresh()
         self.steps = state["step"]
         return state
 
@@ -326,7 +357,7 @@ def read_weights(folder: Path, average: bool = True) -> dict[str, Tensor]:
         if name.startswith(kind)
     }
     _read(folder, tensors, True)
-    return {name.removeprefix(kind): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(kind): in_full(tensor) for name, tensor in tensors.items()}
 
 
 def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
@@ -348,6 +379,10 @@ def _metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
             f"{folder} is damaged ({type(error).__name__}: {error}). Remove it to continue from the previous "
             "checkpoint."
         ) from error
+
+
+def _trained(unet: UNet3D) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in unet.named_parameters() if p.requires_grad}
 
 
 def _part_of(folder: Path) -> Path:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.rounding import round_randomly
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = (3, 2)
 """Newton-Schulz steps per round, in which only the Gram matrix is multiplied. With two rounds float32 is as accurate as
@@ -30,11 +32,22 @@ def falling(phase: float, floor: float) -> float:
 
 
 @torch.no_grad()
-def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], most: float, step: int | None) -> None:
+def follow(
+    averages: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    most: float,
+    step: int | None,
+    generator: torch.Generator | None = None,
+) -> None:
     """Update running averages with the weights, in place. Their decay is `most`, or less in the first steps; with
-    `step` None always `most`."""
-    if averages:
-        torch._foreach_lerp_(averages, weights, 1.0 - (most if step is None else min(most, (1 + step) / (10 + step))))
+    `step` None always `most`. Averages in bfloat16 are rounded with `generator`, see `training.rounding`."""
+    weight = 1.0 - (most if step is None else min(most, (1 + step) / (10 + step)))
+    pairs = [(a, w) for a, w in zip(averages, weights, strict=True) if a.dtype != torch.bfloat16]
+    if pairs:
+        torch._foreach_lerp_(*zip(*pairs, strict=True), weight)
+    for average, value in zip(averages, weights, strict=True):
+        if average.dtype == torch.bfloat16:
+            round_randomly(average, average.float().lerp_(value.float(), weight), generator)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -244,8 +244,15 @@ class Engine:
     """ddp: each rank has a copy of the weights; fsdp2: weights are sharded over all ranks; hsdp: sharded within a node,
     copied between nodes."""
     precision: Literal["fp32", "bf16", "auto"] = "bf16"
-    """Precision of the computation; weights stay in fp32. bf16: only on CUDA, otherwise fp32 is used. auto: bf16 on
-    CUDA and on CPUs with AMX, otherwise fp32."""
+    """Precision of the computation. bf16: only on CUDA, otherwise fp32 is used. auto: bf16 on CUDA and on CPUs with
+    AMX, otherwise fp32."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which the network is stored during training. bf16 halves the memory of its matrices, their gradients
+    and averages; changes are rounded up or down at random, so that small ones are not lost. Computes in bf16 on every
+    device."""
+    offload: bool = False
+    """Keep fp32 weights, AdamW's averages and the running average in the computer's memory. The GPU has only the
+    network, in the precision `weights`, and its gradients."""
     checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     compile: bool = False
@@ -340,6 +347,7 @@ class Recipe:
                 "Recipe key optimizer.kind is muon, which requires complete matrices, but engine.parallel "
                 f"{self.engine.parallel} shards them. Use ddp or adamw."
             )
+        self._check_memory()
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 8:
             raise UserError(f"The recipe's size is {self.width}x{self.height}. Expected multiples of 8.")
         if self.start.kind != "scratch" and self.start.checkpoint is None:
@@ -360,6 +368,30 @@ class Recipe:
             raise UserError(
                 "The recipe's section distillation works only with loss.kind consistency, but loss.kind is "
                 f"{self.loss.kind}. Remove the section, or set loss.kind to consistency."
+            )
+
+    def _check_memory(self) -> None:
+        engine = self.engine
+        for name in (n for n in ("weights", "offload") if getattr(engine, n) != getattr(Engine, n)):
+            if engine.parallel != "ddp":
+                raise UserError(
+                    f"Recipe key engine.{name} works only with engine.parallel ddp, but it is {engine.parallel}, which "
+                    f"saves memory by sharding. Remove engine.{name}, or set engine.parallel to ddp."
+                )
+        if engine.weights == "bf16" and engine.precision == "fp32":
+            raise UserError(
+                "Recipe key engine.weights is bf16, which requires computing in bf16, but engine.precision is fp32. "
+                "Set one of them to the other's value."
+            )
+        if engine.weights == "bf16" and self.optimizer.kind == "muon" and not engine.offload:
+            raise UserError(
+                "Recipe key engine.weights is bf16, but optimizer.kind muon requires fp32 weights. Set optimizer.kind "
+                "to adamw, or engine.offload to true."
+            )
+        if engine.offload and self.distils:
+            raise UserError(
+                "Recipe key engine.offload does not work with loss.kind consistency, whose target network must be on "
+                "the GPU. Set engine.offload to false."
             )
 
     @property

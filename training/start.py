@@ -123,15 +123,15 @@ def choose_parameters(unet: UNet3D, recipe: Recipe) -> None:
         )
 
 
-def parameter_groups(unet: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return non-empty optimizer groups of all parameters that require gradients, each with `name`, `params` and `lr`.
-    `temporal` has the temporal layers and the STC-encoders, `spatial` the rest."""
+def parameter_groups(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Return non-empty optimizer groups of all parameters that require gradients, by their names in the network, each
+    with `name`, `params` and `lr`. `temporal` has the temporal layers and the STC-encoders, `spatial` the rest."""
     base, temporal = recipe.optimizer.learning_rate, recipe.optimizer.temporal_learning_rate
     groups = [
         {"name": "spatial", "params": [], "lr": base},
         {"name": "temporal", "params": [], "lr": base if temporal is None else temporal},
     ]
-    for name, parameter in unet.named_parameters():
+    for name, parameter in parameters.items():
         if parameter.requires_grad:
             groups[kind_of(name) in ("temporal", "stc")]["params"].append(parameter)
     return [group for group in groups if group["params"]]

@@ -78,7 +78,8 @@ class Step:
             rows = batch.rows(name)
             if rows:
                 tensor = torch.stack([batch.samples[row].conditions[name] for row in rows])
-                stc = stc.index_add(0, torch.tensor(rows), self.unet.encode_condition(name, tensor, (SIZE, SIZE)))
+                embedding = self.unet.encode_condition(name, tensor, (SIZE, SIZE)).to(stc)
+                stc = stc.index_add(0, torch.tensor(rows), embedding)
         noisy = 0.6 * latents + 0.8 * noise
         context = self.unet.encode_style(context)
         losses = (self.unet(noisy, timesteps, context, stc) - noise).square().mean((1, 2, 3, 4))
@@ -133,6 +134,7 @@ SCENARIOS = {
     "hsdp": replace(TWO, engine=replace(TWO.engine, parallel="hsdp")),
     "fsdp2_four": replace(FOUR, engine=replace(FOUR.engine, parallel="fsdp2")),
     "hsdp_four": replace(FOUR, engine=replace(FOUR.engine, parallel="hsdp")),
+    "bf16": replace(TWO, engine=replace(TWO.engine, weights="bf16")),
     "images": IMAGES,
     "images_fsdp2": replace(IMAGES, engine=replace(IMAGES.engine, parallel="fsdp2")),
 }  # fmt: skip
@@ -144,13 +146,15 @@ def main(folder, names):
     with joined("cpu") as world:
         torch.save(world.gathered([f"bad on rank {world.rank}"]), folder / f"gathered.{world.rank}.pt")
         for name in names:
-            run = Run(SCENARIOS[name], world)
+            # Autocast, which weights in bf16 require, does not convert float64.
+            run = Run(SCENARIOS[name], world, torch.float32 if name == "bf16" else torch.float64)
             norms, _ = run.learn()
             if name in SAVED:
                 run.save(folder / name)
             weights = {"weights": run.engine.weights(False), "average": run.engine.weights(), "norms": norms}
-            parameters = (p.to_local() if isinstance(p, DTensor) else p for p in run.engine.unet.parameters())
-            state = {"seen": run.step.seen, "elements": sum(p.numel() for p in parameters)}
+            parameters = [p.to_local() if isinstance(p, DTensor) else p for p in run.engine.unet.parameters()]
+            state = {"seen": run.step.seen, "elements": sum(p.numel() for p in parameters),
+                     "sum": float(sum(p.detach().double().abs().sum() for p in parameters))}  # fmt: skip
             torch.save(state, folder / f"{name}.{world.rank}.pt")
             if world.main:
                 torch.save(weights, folder / f"{name}.pt")

@@ -36,7 +36,7 @@ def single():
     return run, norms
 
 
-QUICK, FOUR = ("accumulated", "fsdp2", "images"), ("fsdp2_four", "hsdp_four")
+QUICK, FOUR = ("accumulated", "fsdp2", "images", "bf16"), ("fsdp2_four", "hsdp_four")
 SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2_accumulated", "hsdp"))
 
 
@@ -146,6 +146,18 @@ def test_four_sharded_ranks_learn_the_same_as_one_and_one_continues_their_checkp
     run.load(four / name)
     run.learn()
     assert_same(run.engine.weights(False), expected.engine.weights(False))
+
+
+def test_weights_in_bf16_are_the_same_on_all_ranks(two, single):
+    """Although they are rounded at random."""
+    first, second = (torch.load(two / f"bf16.{rank}.pt", weights_only=True)["sum"] for rank in range(2))
+    assert first == second
+    assert_same(
+        weights_of(two, "bf16"),
+        {n: w.float() for n, w in single[0].engine.weights(False).items()},
+        rtol=0.02,
+        atol=2e-2,
+    )
 
 
 def assert_learned(single, folder, name, ranks=2):

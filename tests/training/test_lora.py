@@ -204,17 +204,22 @@ def trains(unet):
 def test_only_the_chosen_parts_train(unet, what, expected):
     choose_parameters(unet, Recipe(train=Train(what)))
     assert trains(unet) == {name for name, _ in unet.named_parameters() if expected(name)}
-    groups = {group["name"]: group for group in parameter_groups(unet, Recipe())}
+    groups = {group["name"]: group for group in parameter_groups(dict(unet.named_parameters()), Recipe())}
     assert sum(len(group["params"]) for group in groups.values()) == len(trains(unet))
     assert set(groups) == ({"spatial", "temporal"} if what == "all" else {"temporal"})
 
 
 def test_temporal_weights_and_stc_encoders_have_their_learning_rate(unet):
     recipe = Recipe(optimizer=Optimizer(learning_rate=1e-5, temporal_learning_rate=3e-5))
-    rates = {id(p): group["lr"] for group in parameter_groups(unet, recipe) for p in group["params"]}
+    rates = {
+        id(p): group["lr"] for group in parameter_groups(dict(unet.named_parameters()), recipe) for p in group["params"]
+    }
     for name, parameter in unet.named_parameters():
         assert rates[id(parameter)] == (3e-5 if "temporal" in name or name.startswith("stc.") else 1e-5), name
-    assert {group["lr"] for group in parameter_groups(unet, Recipe(optimizer=Optimizer(learning_rate=2.0)))} == {2.0}
+    assert {
+        group["lr"]
+        for group in parameter_groups(dict(unet.named_parameters()), Recipe(optimizer=Optimizer(learning_rate=2.0)))
+    } == {2.0}
 
 
 def test_stage_1_leaves_conditions_and_style_alone(unet):
