@@ -17,7 +17,7 @@ import numpy as np
 
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.composer import VideoComposer
-from vc_core.demo import try_motion
+from vc_core.demo import motions, try_conditions, write_source
 
 SPEEDS = ((0.4, 16), (0.8, 16), (1.2, 16), (1.6, 16), (2.2, 10), (3.0, 8))
 """Pixels (of 64) per frame, and the number of frames, in which the disc stays inside the frame."""
@@ -34,8 +34,9 @@ def measure(composer: VideoComposer, speed: float, frames: int, seeds: int, fold
     """
     rows = []
     for (x, y), seed in itertools.product(DIRECTIONS, range(seeds)):
-        trial = try_motion(composer, folder / "clip.mp4", (x * speed / 64, y * speed / 64), frames, seed)
-        for name, commanded in trial.commanded.items():
+        source = write_source(composer, folder / "clip.mp4", (x * speed / 64, y * speed / 64), frames)
+        trial = try_conditions(composer, source, motions(source), seed)
+        for name, commanded in trial.expected.items():
             moved, target = np.array(trial.moved[name]), np.array(commanded)
             along = moved @ target / (target @ target)
             rows.append((along, np.linalg.norm(moved - along * target) / np.linalg.norm(target)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
-from ..vc_core.demo import RATE, VELOCITY, draw_clip
+from ..vc_core.demo import RATE, VELOCITY, disc_mask, draw_clip
 from .inputs import CATEGORY, channels_last, numbers, schema
 
 _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "diagonal": (0.7, 0.7), "still": (0, 0)}
@@ -54,13 +54,6 @@ class VCExampleClip(io.ComfyNode):
         depth = torch.where(mask > 0.5, torch.tensor(0.9), down)[..., None].expand(-1, -1, -1, 3)
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(RATE)))
         return io.NodeOutput(video, images, depth.contiguous(), mask)
-
-
-def disc_mask(velocity: tuple[float, float], size: int, frames: int) -> torch.Tensor:
-    """Return masks `(F, size, size)` in {0, 1} of `draw_clip`'s disc."""
-    at, t = (torch.arange(size) + 0.5) / size, torch.arange(frames)[:, None, None]
-    dx, dy = at - 0.5 - velocity[0] * t, at[:, None] - 0.5 - velocity[1] * t
-    return (torch.hypot(dx, dy) < 0.14).float()
 
 
 NODES: list[Any] = [VCExampleClip]

@@ -1,8 +1,9 @@
-"""`./vc demo`: from a clip with real motion vectors, compose one video with its motion and one with the reverse."""
+"""`./vc demo`: compose videos from a clip, by its real motion vectors, their reverse, depth, a mask and sketches."""
 
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +17,22 @@ from .composer import VideoComposer
 from .conditions import Condition
 from .diffusion.samplers import Sampling
 from .disk import make_folder, written_beside
-from .extract.pictures import flow_picture
-from .extract.sources import Source, extract
+from .extract.pictures import picture_of
+from .extract.sources import Options, Source, extract
 from .pipeline import compose
 from .progress import Progress
-from .video import plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
+from .video import labelled_grid, plan_frames, probe, read_frames, resize_crop, write_contact_sheet, write_video
 
-TEXT = "a red circle on a background of blue and white stripes"
+TEXT, CLEAN = "a red circle on a background of blue and white stripes", "a red circle on a blue and white gradient"
+"""Texts for `draw_clip` with stripes, and with a gradient."""
+LABELS = {
+    "motion": "motion vectors",
+    "reversed": "motion reversed",
+    "depth": "depth",
+    "mask": "mask",
+    "sketch": "sketches",
+}
+"""Video of the demo -> what it was composed from."""
 RED = (0.88, 0.13, 0.13)
 STRIPES = ((0.26, 0.35, 0.77), (0.83, 0.83, 0.83))
 SIZE, FRAMES, RATE = 256, 16, 8
@@ -30,28 +40,46 @@ VELOCITY = (1.4 / 64, 0.0)
 """Velocity of the disc in frame widths per frame; right and down are positive."""
 
 
-def draw_clip(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES) -> Tensor:
-    """Draw a red disc that starts in the middle of a striped background, `(1, 3, F, size, size)` in [0, 1].
+def draw_clip(
+    velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES, background: str = "stripes"
+) -> Tensor:
+    """Draw a red disc that starts in the middle of a background, stripes or a gradient, `(1, 3, F, size, size)` in
+    [0, 1].
 
     Both surfaces have grain, because a codec's motion search cannot match flat surfaces.
     """
-    centres = (torch.arange(size) + 0.5) / size
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
-    t = torch.arange(frames)[:, None, None]
-    dx, dy = x - 0.5 - velocity[0] * t, y - 0.5 - velocity[1] * t  # (F, H, W), relative to the disc's centre
+    x, y, dx, dy = _positions(velocity, size, frames)
 
     def grain(u: Tensor, v: Tensor, seed: int) -> Tensor:
         noise = torch.rand(1, 1, 80, 80, generator=torch.Generator().manual_seed(seed)) - 0.5
         grid = torch.stack([u, v], -1).reshape(1, -1, size, 2)
         return 0.18 * F.grid_sample(noise, grid, padding_mode="reflection", align_corners=False).reshape(u.shape)
 
-    wave = torch.sin(2 * math.pi * (x * 0.8 + y * 0.6) / 0.3)
+    along = x * 0.8 + y * 0.6
+    wave = torch.sin(2 * math.pi * along / 0.3)
+    wave = (
+        wave * (1.5 - 0.5 * wave * wave) if background == "stripes" else torch.cos(2 * math.pi * (along / 1.6 - 0.35))
+    )
     first, second = (torch.tensor(color).view(3, 1, 1) for color in STRIPES)
-    ground = torch.lerp(first, second, 0.5 + 0.5 * wave * (1.5 - 0.5 * wave * wave)) + grain(2 * x - 1, 2 * y - 1, 1)
+    ground = torch.lerp(first, second, 0.5 + 0.5 * wave) + grain(2 * x - 1, 2 * y - 1, 1)
     shade = 0.88 + 0.12 * torch.sin(2 * math.pi * (dx + dy) / 0.13)
     disc = torch.tensor(RED).view(3, 1, 1, 1) * shade + grain(2 * dx, 2 * dy, 2)
     coverage = ((0.14 - torch.hypot(dx, dy)) * size + 0.5).clamp(0, 1)
     return torch.lerp(ground[:, None].expand(3, frames, size, size), disc, coverage)[None].clamp(0, 1)
+
+
+def disc_mask(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES) -> Tensor:
+    """Return masks `(F, size, size)` in {0, 1} of `draw_clip`'s disc."""
+    _, _, dx, dy = _positions(velocity, size, frames)
+    return (torch.hypot(dx, dy) < 0.14).float()
+
+
+def _positions(velocity: tuple[float, float], size: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the positions x, y of pixels in the frame `(H, W)`, and relative to the disc's centre `(F, H, W)`."""
+    centres = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    t = torch.arange(frames)[:, None, None]
+    return x, y, x - 0.5 - velocity[0] * t, y - 0.5 - velocity[1] * t
 
 
 def follow(video: Tensor, color: tuple[float, float, float], others: tuple[tuple[float, float, float], ...]) -> Tensor:
@@ -83,73 +111,95 @@ def reversed_motion(field: Tensor) -> Tensor:
     return -field.flip(-1, -2)
 
 
+def write_source(
+    composer: VideoComposer, clip: Path, velocity: tuple[float, float] = VELOCITY, frames: int | None = None
+) -> Source:
+    """Write the clip in front of a gradient, and return it as a source of conditions for this checkpoint."""
+    config = composer.config
+    frames = frames or config.frames
+    write_video(clip, draw_clip(velocity, frames=frames, background="gradient"), RATE)
+    return Source(clip, plan_frames(probe(clip), frames, rate=RATE), (config.height, config.width), config.extraction)
+
+
+def motions(source: Source) -> dict[str, Condition]:
+    """Return the motion in the clip's file, "motion", and its reverse, "reversed"."""
+    field = extract("motion", source)
+    return {"motion": Condition("motion", field), "reversed": Condition("motion", reversed_motion(field))}
+
+
+def drawings(source: Source) -> dict[str, Condition]:
+    """Return the depth of the clip's scene, a mask that repaints the disc, and sketches. The velocity is the default
+    one of `write_source`."""
+    disc = disc_mask(frames=source.plan.frames)[None, None]
+    options = Options(depth_maps=disc, mask=disc, sketch_method="edges")
+    return {name: Condition(name, extract(name, source, options)) for name in ("depth", "mask", "sketch")}
+
+
 @dataclass(frozen=True)
-class MotionTrial:
-    """The two videos composed from one clip, "motion" and "reversed". Displacements are those of `displacement`."""
+class Trial:
+    """Videos composed from one clip, by name, and the disc's measured and expected `displacement` in each."""
 
     videos: dict[str, Tensor]
-    moved: dict[str, list[float]]  # "source" and the two videos
-    commanded: dict[str, list[float]]
-    rows: list[tuple[str, Tensor]]  # of a contact sheet: the source, its conditions, the results
+    moved: dict[str, list[float]]
+    expected: dict[str, list[float]]
 
 
-def try_motion(
+def try_conditions(
     composer: VideoComposer,
-    clip: Path,
-    velocity: tuple[float, float] = VELOCITY,
-    frames: int | None = None,
+    source: Source,
+    conditions: Mapping[str, Condition],
     seed: int = 0,
     progress: Progress | None = None,
     sampling: Sampling | None = None,
-) -> MotionTrial:
-    """Write the clip, extract its conditions from the file, and compose with its motion and with the reverse.
-
-    The two videos differ only in the motion field: text, single image, noise and settings are the same.
-    """
-    config = composer.config
-    frames = frames or config.frames
-    write_video(clip, draw_clip(velocity, frames=frames), RATE)
-    source = Source(clip, plan_frames(probe(clip), frames, rate=RATE), (config.height, config.width), config.extraction)
-    video, image, motion = read_frames(clip, source.plan), extract("single_image", source), extract("motion", source)
-    rows, videos = [("source", video), ("single image", resize_crop(image, (SIZE, SIZE)))], {}
-    for name, field in (("motion", motion), ("reversed", reversed_motion(motion))):
-        conditions = [Condition("motion", field), Condition("single_image", image)]
-        settings = {"frames": frames, "seed": seed, "sampling": sampling, "progress": progress}
-        videos[name] = compose(composer, TEXT, conditions=conditions, **settings)
-        rows += [(f"{name}: field", flow_picture(field)), (f"{name}: result", videos[name])]
-    moved = {"source": displacement(video), **{name: displacement(result) for name, result in videos.items()}}
-    commanded = {"motion": moved["source"], "reversed": [-value for value in moved["source"]]}
-    return MotionTrial(videos, moved, commanded, rows)
+) -> Trial:
+    """Compose a video from each condition, see `motions` and `drawings`. Text, noise and settings are the same, and the
+    first frame is the single image of all, but not next to a mask, which shows the surroundings itself."""
+    image = Condition("single_image", extract("single_image", source))
+    settings = {"frames": source.plan.frames, "seed": seed, "sampling": sampling, "progress": progress}
+    videos = {
+        name: compose(composer, CLEAN, conditions=[chosen] if name == "mask" else [chosen, image], **settings)
+        for name, chosen in conditions.items()
+    }
+    target = displacement(read_frames(source.clip, source.plan))
+    expected = {name: [-value for value in target] if name == "reversed" else target for name in conditions}
+    return Trial(videos, {name: displacement(video) for name, video in videos.items()}, expected)
 
 
 def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress | None = None) -> list[str]:
-    """Write source.mp4, motion.mp4, reversed.mp4, sheet.png and measured.json into `out`; return a summary."""
+    """Write the clip, the videos composed from it, demo.mp4, sheet.png and measured.json into `out`; return a
+    summary."""
     composer = VideoComposer.load(checkpoint or BUNDLED)
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "source.mp4"
-        trial = try_motion(composer, clip, seed=seed, progress=progress)
+        source = write_source(composer, clip)
+        conditions = motions(source) | drawings(source)
+        trial = try_conditions(composer, source, conditions, seed, progress)
+        video, image = read_frames(clip, source.plan), extract("single_image", source)
         make_folder(out)
         with written_beside(out / clip.name) as temporary:
             shutil.copyfile(clip, temporary)
 
     scale = max(1, SIZE // min(composer.config.height, composer.config.width))
-    for name, video in trial.videos.items():
-        write_video(out / f"{name}.mp4", video, RATE, scale=scale)
-    write_contact_sheet(out / "sheet.png", trial.rows, title=f"./vc demo: {TEXT}")
+    for name, result in trial.videos.items():
+        write_video(out / f"{name}.mp4", result, RATE, scale=scale)
+    seen = [("clip", video), *((LABELS[name], picture_of(c.name, c.tensor)) for name, c in conditions.items())]
+    made = [("first frame", resize_crop(image, (SIZE, SIZE))), *(("result", video) for video in trial.videos.values())]
+    rows = [row for pair in zip(seen, made, strict=True) for row in pair]
+    write_contact_sheet(out / "sheet.png", rows, cell=96, title=f"./vc demo: {CLEAN}")
+    write_video(out / "demo.mp4", labelled_grid([seen, made]), RATE)
     measured = {
-        "text": TEXT,
+        "text": CLEAN,
         "seed": seed,
         "checkpoint": composer.config.name,
         "unit": "frame widths over the clip, right and down positive",
         "displacement": {name: [None if math.isnan(v) else v for v in moved] for name, moved in trial.moved.items()},
-        "commanded": trial.commanded,
+        "commanded": trial.expected,
     }
     with written_beside(out / "measured.json") as temporary:
         temporary.write_text(json.dumps(measured, indent=2) + "\n")
     results = [
-        f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths; the motion condition asked for "
-        f"{x:+.2f}"
-        for name, (x, _) in trial.commanded.items()
+        f"{out / name}.mp4: the disc moved {trial.moved[name][0]:+.2f} frame widths; expected {x:+.2f}"
+        for name, (x, _) in trial.expected.items()
     ]
-    sheet = f"{out / 'sheet.png'}: the source, its conditions and both results"
-    return [*results, sheet, f"{out / 'measured.json'}: the measured displacements"]
+    sheets = f"{out / 'sheet.png'} and {out / 'demo.mp4'}: the clip, its conditions, and the results"
+    return [*results, sheets, f"{out / 'measured.json'}: the measured displacements"]

@@ -10,8 +10,8 @@ import torch
 from tests.core.moving_clips import extract_motion
 from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
 from vc_core.conditions import CONDITIONS
-from vc_core.demo import FRAMES, VELOCITY, displacement, draw_clip, reversed_motion, run_demo
-from vc_core.video import plan_frames, probe, write_video
+from vc_core.demo import FRAMES, VELOCITY, disc_mask, displacement, draw_clip, reversed_motion, run_demo
+from vc_core.video import labelled_grid, plan_frames, probe, write_video
 
 
 def test_the_bundled_checkpoint_is_small_and_complete():
@@ -43,13 +43,32 @@ def test_the_vectors_of_the_clip_describe_its_motion(tmp_path):
 def test_the_demo_obeys_its_motion(tmp_path):
     summary = run_demo(tmp_path, None, seed=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "measured.json", "motion.mp4", "reversed.mp4", "sheet.png", "source.mp4",
+        "demo.mp4", "depth.mp4", "mask.mp4", "measured.json", "motion.mp4", "reversed.mp4", "sheet.png", "sketch.mp4",
+        "source.mp4",
     ]  # fmt: skip
     with av.open(str(tmp_path / "source.mp4")) as container:
         assert container.streams.video[0].codec.name == "h264"
     measured = json.loads((tmp_path / "measured.json").read_text())
-    for name in ("motion", "reversed"):
+    for name in ("motion", "reversed", "depth", "mask", "sketch"):
         (x, y), (cx, cy) = measured["displacement"][name], measured["commanded"][name]
         assert x / cx == pytest.approx(1.0, abs=0.35), name
         assert abs(y - cy) < 0.08, name
     assert any("motion.mp4" in line for line in summary)
+    assert [probe(tmp_path / name).frames for name in ("demo.mp4", "sketch.mp4")] == [FRAMES, FRAMES]
+
+
+@pytest.mark.parametrize("background", ["stripes", "gradient"])
+def test_the_mask_is_the_discs(background):
+    clip, mask = draw_clip(background=background)[0], disc_mask()
+    red = (clip[0] > 0.55) & (clip[1:] < 0.4).all(0)
+    assert (red == mask.bool()).float().mean() > 0.99
+
+
+def test_a_grid_shows_videos_below_their_labels():
+    white, video = torch.ones(1, 1, 1, 8, 8), torch.rand(1, 3, 4, 32, 32)
+    grid = labelled_grid([[("one", white), ("two", video)], [("three", white)]], cell=32)
+    assert grid.shape == (1, 3, 4, 2 * (32 + 16 + 8) + 8, 2 * (32 + 8) + 8)
+    assert torch.equal(grid[:, :, :, 24:56, 48:80], video)
+    for label in (grid[..., 8:22, 8:40], grid[..., 64:78, 8:40]):
+        assert label.min() < 0.5
+    assert grid[..., 80:112, 48:80].min() == 1.0  # no fourth video
