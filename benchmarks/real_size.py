@@ -9,7 +9,8 @@ with captions. Then it runs recipes in fresh processes, with one clip of 16 fram
 table: peak memory of the process, and seconds of its steps. The calculated memory is 20 bytes per parameter that trains
 (weight, gradient, AdamW's two averages, the running average) and 4 per frozen one, or half of both in bf16, without
 activations and encoders. With an offloaded optimizer, the device has weights and gradients only, and another 20 bytes
-are in the computer's memory; here both are the same. A run for which this does not fit is left out.
+are in the computer's memory; here both are the same. The complete network in bf16 is trained without a running average.
+A run that does not fit is left out.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ VELOCITIES = {"right": (0.02, 0.0), "left": (-0.02, 0.0), "down": (0.0, 0.02), "
 
 
 WHOLE = {"stage1": "stage1", "stage2": "stage2", "finetune": "finetune"}
-IN_BF16, OFFLOADED = {"weights": "bf16"}, {"weights": "bf16", "offload": True}
+IN_BF16 = {"engine": {"weights": "bf16"}}
+ALL_IN_BF16 = {**IN_BF16, "optimizer": {"ema": 0.0}}
+OFFLOADED = {"engine": {"weights": "bf16", "offload": True}}
 RUNS = {
     "lora": ("lora", "lora", {}),
     "lora-bf16": ("lora", "lora", IN_BF16),
@@ -62,10 +65,10 @@ RUNS = {
     "temporal-bf16": ("finetune", "temporal", IN_BF16),
     "temporal-offload": ("finetune", "temporal", OFFLOADED),
     **{name: (name, "all", {}) for name in WHOLE},
-    **{f"{name}-bf16": (name, "all", IN_BF16) for name in WHOLE},
+    **{f"{name}-bf16": (name, "all", ALL_IN_BF16) for name in WHOLE},
     **{f"{name}-offload": (name, "all", OFFLOADED) for name in WHOLE},
 }
-"""Row of the table -> recipe, what it trains (see `training.recipe.Train`), and settings of its engine."""
+"""Row of the table -> recipe, what it trains (see `training.recipe.Train`), and its changes."""
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -126,7 +129,7 @@ def write_videos(folder: Path) -> None:
 
 def write_recipe(row: str, folder: Path, steps: int) -> Path:
     """Write the recipe of a row for one process, with one clip per step, and return its path."""
-    name, what, engine = RUNS[row]
+    name, what, changes = RUNS[row]
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     recipe |= {
         "out": str(folder / "runs" / row),
@@ -136,8 +139,14 @@ def write_recipe(row: str, folder: Path, steps: int) -> Path:
             {"kind": "folder", "path": str(folder / "data" / "videos"), "frames": 16, "batch": 1, "without": WITHOUT}
         ],
         "train": {**recipe.get("train", {}), "what": what},
-        "optimizer": {**recipe["optimizer"], "accumulate": 1},
-        "engine": {**recipe["engine"], "precision": "auto", "workers": 0, "save_every": steps, **engine},
+        "optimizer": {**recipe["optimizer"], "accumulate": 1, **changes.get("optimizer", {})},
+        "engine": {
+            **recipe["engine"],
+            "precision": "auto",
+            "workers": 0,
+            "save_every": steps,
+            **changes.get("engine", {}),
+        },
         "watch": {"log_every": 1},
     }
     start = recipe["start"]
@@ -168,12 +177,13 @@ def measure(row: str, folder: Path, steps: int) -> dict[str, float]:
 def needed(row: str, unet: UNet3D) -> tuple[int, int]:
     """Return the bytes of the weights, gradients and averages of a run, without activations and the encoders: on the
     device, and in the computer's memory for an offloaded optimizer."""
-    _, what, engine = RUNS[row]
+    _, what, changes = RUNS[row]
+    engine, averaged = changes.get("engine", {}), "optimizer" not in changes
     numbers = {name: parameter.numel() for name, parameter in unet.named_parameters()}
     trained = sum(number for name, number in numbers.items() if what in ("all", kind_of(name)))
-    size = 2 if "weights" in engine else 4
-    device = size * (sum(numbers.values()) + (1 if "offload" in engine else 4) * trained)
-    return device, 20 * trained if "offload" in engine else 0
+    size, offload = 2 if "weights" in engine else 4, "offload" in engine
+    copies = 1 if offload else 3 + averaged  # the gradient, AdamW's averages, the running average
+    return size * (sum(numbers.values()) + copies * trained), 20 * trained if offload else 0
 
 
 def rows(names: list[str], folder: Path, steps: int) -> Iterator[str]:

@@ -181,7 +181,7 @@ def _get(
 
 
 COMMANDS: dict[str, tuple[Callable[[], Callable[..., int | None]], str]] = {
-    "demo": (lambda: _demo, "compose two small videos that follow a clip's motion, and measure them"),
+    "demo": (lambda: _demo, "compose small videos that follow a clip, and measure them"),
     "compose": (_of("options", "compose"), "compose videos from conditions, repeat a run, or run many"),
     "upscale": (_of("upscale", "command"), "enlarge a video with VGen's super-resolution network SR600"),
     "extract": (_of("options", "extract"), "extract a condition from a video or an image, and preview it"),
