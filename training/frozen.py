@@ -122,5 +122,7 @@ class Encoders:
                     "config of start.network."
                 )
         except UserError as error:
-            raise UserError(f"{error} Or add {name} to the domain's `without` to train without it.") from error
+            raise UserError(
+                f"{error} Or train without it: add {name} to the domain's `without` (--data.0.without {name})."
+            ) from error
         return result.tensor

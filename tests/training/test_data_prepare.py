@@ -165,7 +165,7 @@ def test_the_command_prints_the_numbers_of_clips_and_dropped_clips(videos, tmp_p
     arguments = [str(videos), "-o", str(tmp_path / "out"), "--frames", str(FRAMES), "--size", size, "--jobs", "1"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "5 clips in 1 shards" in printed and "2 clips were dropped" in printed and "missing.mp4" in printed
+    assert "5 clips in 1 shard, " in printed and "2 clips were dropped" in printed and "missing.mp4" in printed
     assert main([*arguments[:2], str(tmp_path / "twice"), *arguments[3:], "--clips", "2", "--latents", "bundled"]) == 0
     printed = capsys.readouterr().out
     assert "10 clips" in printed and printed.count("missing.mp4") == 1 and "(2 clips)" in printed

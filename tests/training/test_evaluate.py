@@ -20,7 +20,7 @@ from training.evaluate.measures import MEASURES
 from training.evaluate.processes import run_in_processes
 from training.evaluate.report import as_table, sheet_rows
 from training.evaluate.statistics import Estimate
-from training.evaluate.summary import HEADLINES, headline, kept_together, verdicts
+from training.evaluate.summary import FEWEST, HEADLINES, TOO_FEW, headline, kept_together, verdicts
 from training.evaluate.trials import (
     ARMS,
     TOGETHER,
@@ -214,9 +214,11 @@ def test_headline_figures_depend_on_the_measure(result):
 
 def test_better_depends_on_the_measures_aim(result):
     gap = {
-        "up": Estimate(0.1, 0.05, 0.15, 0.0),
-        "down": Estimate(-0.1, -0.2, -0.05, 0.0),
-        "none": Estimate(0.1, -0.1, 0.3, 0.0),
+        "up": Estimate(0.1, 0.05, 0.15, 0.0, FEWEST),
+        "down": Estimate(-0.1, -0.2, -0.05, 0.0, FEWEST),
+        "none": Estimate(0.1, -0.1, 0.3, 0.0, FEWEST),
+        "few": Estimate(0.1, 0.05, 0.15, 0.0, FEWEST - 1),
+        "alone": Estimate(0.1, None, None, 0.0, 1),
     }
     cases = {  # given, the first checkpoint's given, source, difference, verdict
         "colour": (0.8, 0.7, 1.0, "up", "better"),
@@ -225,6 +227,8 @@ def test_better_depends_on_the_measures_aim(result):
         "motion_consistency": (0.97, 0.96, 0.99, "up", "better"),
         "way": (1.3, 1.1, 1.0, "up", "worse"),  # too far
         "shape": (0.8, 0.7, 1.0, "none", "within the interval"),
+        "direction": (0.8, 0.7, 1.0, "few", TOO_FEW),
+        "similarity": (0.8, 0.7, 1.0, "alone", TOO_FEW),
     }
     second = replace(
         result,
@@ -260,7 +264,7 @@ def test_files_with_other_towers_are_compared_by_the_towers_of_the_first(
     assert loaded == [tiny_checkpoint] and both[1].judge.model is both[0].judge.model
     assert both[1].over_first["consistency"].mean is not None and both[1].clips.keys == both[0].clips.keys
     table = as_table(settings, both)
-    assert "network compared with tiny: better: " in table
+    assert "network compared with tiny: no verdict with fewer than 10 clips, " in table and "better: " not in table
 
 
 def test_a_lora_is_compared_with_its_checkpoint_in_few_steps_if_it_is_distilled(settings, tiny_checkpoint, tmp_path):

@@ -47,7 +47,7 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -120,6 +120,7 @@ def test_texts_are_escaped(settings, results):
     assert HOSTILE in text and "<i>name" in text and "<u>note" in text
     assert any(attributes.get("alt", "").startswith("1: <b>") for _, attributes in parsed.elements)
     assert emphasis("*a* <b> 2 * 3") == "<em>a</em> &lt;b&gt; 2 * 3"
+    assert intervals("my_<b>") == "my_<wbr>&lt;b&gt;"
     assert intervals("0.5 [0.4, <6]") == '0.5 <span class="interval">[0.4, &lt;6]</span>'
 
 

@@ -26,7 +26,7 @@ from training.launch import cores
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.commands.setting_types import METHODS, Height, Method, Size
 from vc_core.configuration import Field, Spoken
-from vc_core.errors import UserError
+from vc_core.errors import UserError, counted
 from vc_core.progress import Progress
 from vc_core.terminal import argument, option, parsed, run_program
 from vc_core.video.limits import allow, megapixels_option
@@ -160,7 +160,8 @@ def program(
 
 def as_text(summary: Mapping[str, Any], out: Path) -> list[str]:
     """The summary in a few lines."""
-    lines = [f"{out}: {summary['clips']} clips in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB"]
+    clips, shards = counted(summary["clips"], "clip"), counted(summary["shards"], "shard")
+    lines = [f"{out}: {clips} in {shards}, {summary['bytes'] / 1e6:.1f} MB"]
     if dropped := summary["dropped"]:
         reasons = Counter(clip["reason"] for clip in dropped).most_common(SHOWN)
         lines.append(f"{len(dropped)} clips were dropped. {SUMMARY} there lists the reasons, for example:")

@@ -299,7 +299,8 @@ class ShardClips:
         expected, prepared = ("x".join(map(str, reversed(size))) for size in (form.size, settings["size"]))
         if expected != prepared:
             raise UserError(
-                f"{folder} was prepared at {prepared}, but the recipe's size is {expected}. Use the same size for both."
+                f"{folder} was prepared at {prepared}, but {expected} is required. Prepare it again with --size "
+                f"{expected}, or use {prepared}."
             )
         if form.frames > settings["frames"]:
             raise UserError(

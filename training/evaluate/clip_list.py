@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from training.data.caption_lists import printable
 from training.data.folder import FolderClips, clip_of
 from training.data.order import draw_below, generator_for
 from training.data.sample import BadSample
@@ -65,13 +66,13 @@ def read_clip_list(path: Path) -> ClipList:
 
 
 def clip_record(data: FolderClips | ShardClips, index: int, number: int) -> dict[str, Any]:
-    """Return file, hash, text and frames of a clip. Its random start depends on `number`, its place in the list that it
-    was first chosen from.
+    """Return file, hash, text and frames of a clip, and for shards the video that it is from. Its random start depends
+    on `number`, its place in the list that it was first chosen from.
 
     Raises:
         BadSample: the clip cannot be read.
     """
-    generator, frames = generator_for("evaluate", number), data.form.frames
+    generator, frames, origin = generator_for("evaluate", number), data.form.frames, {}
     if isinstance(data, FolderClips):
         entry = data.entries[index]
         try:
@@ -90,8 +91,11 @@ def clip_record(data: FolderClips | ShardClips, index: int, number: int) -> dict
         rate, text = Fraction(about.get("plan", {}).get("rate", 1)), about["caption"]
         start = draw_below(settings["frames"] - frames + 1, generator) / rate
         digest = hashlib.sha256(members[settings["picture"]]).hexdigest()
+        match about:
+            case {"file": str(file), "plan": {"start": float(first) | int(first)}}:
+                origin = {"source": printable(f"{file} from {first + float(start):.1f} s on")}
     record = {"sha256": digest, "text": text, "start": round(float(start), 6), "frames": frames, "rate": float(rate)}
-    return {"file": file_name(data, index), "number": number, **record}
+    return {"file": file_name(data, index), "number": number, **record, **origin}
 
 
 def file_name(data: FolderClips | ShardClips, index: int) -> str:

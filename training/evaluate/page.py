@@ -28,7 +28,7 @@ from training.evaluate.report import (
     table_cells,
     vbench_cells,
 )
-from training.evaluate.summary import verdicts
+from training.evaluate.summary import FEWEST, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
 from vc_core.video import resize_crop
 from vc_core.video.formats import as_bytes
@@ -72,6 +72,7 @@ def as_page(settings: EvaluationSettings, results: Sequence[Result], most: int =
         scores=vbench_cells(results),
         differences=list(differences(results)),
         several=len(results) > 1,
+        fewest=FEWEST,
         sections=sections,
         height=height,
         settings=list(flat(plain["settings"] | {"SHA-256 of": plain["files"], "version of": plain["versions"]})),
@@ -86,8 +87,9 @@ def emphasis(text: str) -> Markup:
 
 
 def intervals(text: str) -> Markup:
-    """Escape a text, and mark `[low, high]` in it."""
-    return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(escape(text))))
+    """Escape a text, mark `[low, high]` in it, and let long names of files break after `_`."""
+    breakable = str(escape(text)).replace("_", "_<wbr>")
+    return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', breakable))
 
 
 def flat(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -106,8 +108,9 @@ def _name(text: str) -> str:
 
 
 def clip_names(clips: Examples) -> list[str]:
-    """Return the names of clips in their folder; of synthetic scenes, which have no files, their numbers."""
-    return [source["file"] for source in clips.sources] or clips.keys
+    """Return the names of clips in their folder, or of the videos that shards were prepared from; of synthetic scenes,
+    which have no files, their numbers."""
+    return [source.get("source", source["file"]) for source in clips.sources] or clips.keys
 
 
 def clip_rows(result: Result) -> list[list[str]]:

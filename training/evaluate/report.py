@@ -21,7 +21,7 @@ from training.evaluate.examples import HELD_OUT
 from training.evaluate.measures import SLOWEST
 from training.evaluate.objects import at_side, find_objects
 from training.evaluate.statistics import Estimate
-from training.evaluate.summary import headline, kept_together, verdicts
+from training.evaluate.summary import FEWEST, TOO_FEW, headline, kept_together, verdicts
 from training.evaluate.trials import ARMS, TOGETHER, TRIALS, arms_of
 from vc_core.checkpoint.files import sha256
 from vc_core.extract.pictures import picture_of
@@ -195,7 +195,14 @@ def in_words(results: Sequence[Result]) -> list[str]:
     """Return lists of measures that are better or worse than the first checkpoint's, and the headline figures."""
     lines = []
     for result in results[1:]:
-        words = [f"{word}: {', '.join(names) or 'none'}" for word, names in verdicts(result, results[0]).items()]
+        sorted_names = verdicts(result, results[0])
+        few = sorted_names.pop(TOO_FEW)
+        words = [f"{word}: {', '.join(names) or 'none'}" for word, names in sorted_names.items()]
+        words = words if any(sorted_names.values()) or not few else []
+        if few:
+            words.append(
+                f"no verdict with fewer than {FEWEST} clips, because their intervals are too narrow: {', '.join(few)}"
+            )
         lines.append(f"- {result.name} compared with {results[0].name}: {'; '.join(words)}.")
     for result in results:
         if figures := headline(result):
@@ -209,16 +216,13 @@ def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[st
     lines, measures = [], settings.measures()
     if omitted := [row.name for row in settings.requested() if row not in measures]:
         lines.append(f"- Not measured, because these require synthetic scenes: {', '.join(omitted)}.")
-    for result in results:
+    fvd = [f"FVD with only text: {_fvd_text(result.fvd)}" for result in results]
+    if len(set(fvd)) == 1:  # usually that it was not measured
+        lines.append(f"- {fvd[0]}")
+    for result, text in zip(results, fvd, strict=True):
         before = f"{result.name}: " if len(results) > 1 else ""
-        distances, note = result.fvd["distances"], result.fvd["note"]
-        figures = ", ".join(
-            f"{arm} {distance:.1f} [{low:.1f}, {high:.1f}]"
-            for (arm, distance), (low, high) in zip(
-                distances.items(), result.fvd.get("intervals", {}).values(), strict=True
-            )
-        )
-        lines.append(f"- {before}FVD with only text: {f'{figures} ({note}).' if figures else note}")
+        if len(set(fvd)) > 1:
+            lines.append(f"- {before}{text}")
         lines += [f"- {before}VBench, {each.kind}: {each.note}" for each in result.vbench if each.note]
         if skipped := result.clips.skipped:
             more = f" {len(skipped) - NAMED} more are listed in {JSON}." if len(skipped) > NAMED else ""
@@ -227,6 +231,16 @@ def notes_on(settings: EvaluationSettings, results: Sequence[Result]) -> list[st
             lines.append(f"- {before}Skipped {count} that cannot be read. {reasons}{more}")
         lines += [f"- {before}{note}" for note in result.notes]
     return lines
+
+
+def _fvd_text(fvd: dict[str, Any]) -> str:
+    figures = ", ".join(
+        f"{arm} {distance:.1f} [{low:.1f}, {high:.1f}]"
+        for (arm, distance), (low, high) in zip(
+            fvd["distances"].items(), fvd.get("intervals", {}).values(), strict=True
+        )
+    )
+    return f"{figures} ({fvd['note']})." if figures else fvd["note"]
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

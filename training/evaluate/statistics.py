@@ -24,6 +24,7 @@ class Estimate:
     low: float | None
     high: float | None
     missing: float  # fraction of targets without a measured value, for example because no object was found
+    clips: int  # number of clips that it was measured on
 
 
 def slope(sums: np.ndarray) -> np.ndarray:
@@ -83,13 +84,14 @@ def _estimate(sides: list[np.ndarray], statistic: Statistic) -> Estimate:
         return figures[0] if len(figures) == 1 else figures[0] - figures[1]
 
     mean = float(figure([part.sum(0) for part in sums]))
+    measured_clips = int(complete.any(1).sum())
     if np.isnan(mean):
-        return Estimate(None, None, None, missing)
-    if complete.any(1).sum() < 2:
-        return Estimate(mean, None, None, missing)
+        return Estimate(None, None, None, missing, measured_clips)
+    if measured_clips < 2:
+        return Estimate(mean, None, None, missing, measured_clips)
     resamples = np.random.default_rng(0).integers(clips, size=(RESAMPLES, clips))
     times = np.zeros((RESAMPLES, clips))  # how often each clip is in each resample
     np.add.at(times, (np.arange(RESAMPLES)[:, None], resamples), 1)
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.nanquantile(figure([times @ part for part in sums]), tails)
-    return Estimate(mean, float(low), float(high), missing)
+    return Estimate(mean, float(low), float(high), missing, measured_clips)
