@@ -19,6 +19,7 @@ from training.data.sample import Batch
 from training.ranks import Lane, World
 from training.recipe import Domain, Recipe
 from vc_core.disk import append, writing, written_beside
+from vc_core.errors import counted
 
 QUARTERS = 4
 """Parts of the noise schedule with separate losses: those at low noise measure detail, those at high noise content."""
@@ -44,6 +45,7 @@ class Log:
         self.names = domain_names(recipe.data)
         self.seconds, self._now, self._written = seconds, time.monotonic(), seconds
         self._bad: list[str] = []
+        self._total_bad = 0  # on all ranks
         self._batches: list[tuple[int, int, Tensor, Tensor]] = []  # domain, frames, losses and timesteps of each
         self._board = self._bar = None
         if world.main:
@@ -85,6 +87,9 @@ class Log:
         self._written, self._batches, self._bad = self.seconds, [], []
         if not self.world.main:
             return {}
+        if bad and not self._total_bad:
+            self.say(f"a sample was unreadable and another one was used. {reasons[0]}")
+        self._total_bad += bad
         values = {
             **self._means(losses, counts),
             **{f"norm/{name}": norm for name, norm in norms.items()},
@@ -135,6 +140,9 @@ class Log:
 
     def close(self) -> None:
         """Write everything and close the log."""
+        if self._total_bad:
+            samples = counted(self._total_bad, "sample was", "samples were")
+            self.say(f"{samples} unreadable and replaced by others; {self.path} lists them")
         self.leave()
         if self._board is not None:
             with self._boarding():

@@ -404,7 +404,7 @@ def test_shards_are_prepared_repeatedly_with_the_output_among_them(videos, tmp_p
     for _ in range(3):
         assert prepared_from(shards, shards / "out") == 0
         printed = capsys.readouterr()
-        assert "4 clips in 1 shards" in printed.out and "1 clips were dropped" in printed.out
+        assert "4 clips in 1 shard, " in printed.out and "1 clip was dropped" in printed.out
         assert "a/00000.tar:bad.mp4" in printed.out
         for name in ("Thumbs.db", "desktop.ini", "._00000.tar", ".DS_Store"):
             (shards / name).write_bytes(b"noise")

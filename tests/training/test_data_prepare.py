@@ -124,10 +124,11 @@ def test_each_clip_of_a_video_has_another_start_that_depends_on_the_seed(videos,
 def test_shards_of_another_plan_are_refused(complete, videos, tmp_path):
     before = contents(complete)
     for others, message in [
-        ({"options": options(videos, seed=1)}, "other seed"),
-        ({"options": options(videos, sketch=None)}, "other settings"),
-        ({"per_shard": 3}, "other per_shard"),
-        ({"entries": read_captions(videos)[1:]}, "other entries"),
+        ({"options": options(videos, seed=1)}, "different --seed[.]"),
+        ({"options": options(videos, sketch=None)}, "different --sketch[.]"),
+        ({"options": options(videos, layout="dense", nominal_height=48)}, "different --motion, --nominal-height[.]"),
+        ({"per_shard": 3}, "different --per-shard[.]"),
+        ({"entries": read_captions(videos)[1:]}, "different videos or captions[.]"),
     ]:
         arguments = {"options": options(videos), "entries": read_captions(videos), "per_shard": 2, **others}
         with pytest.raises(UserError, match=message):

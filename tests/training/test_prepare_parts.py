@@ -142,7 +142,7 @@ def test_a_part_of_another_plan_is_refused(videos, tmp_path):
     prepared(videos, tmp_path, (1, 2))
     before = contents(tmp_path)
     assert PLAN in before
-    for others, message in [({"seed": 1}, "other seed"), ({"per_shard": 3}, "other per_shard")]:
+    for others, message in [({"seed": 1}, "different --seed[.]"), ({"per_shard": 3}, "different --per-shard[.]")]:
         with pytest.raises(UserError, match=message):
             prepared(videos, tmp_path, (2, 2), **others)
     assert contents(tmp_path) == before

@@ -253,6 +253,18 @@ def test_the_log_of_a_run(straight):
     assert list((straight / "tensorboard").glob("events*"))
 
 
+def test_unreadable_samples_are_reported_once_and_counted_at_the_end(make, tmp_path, capsys):
+    log = Log(tmp_path, make(), World(), 1000)
+    sample = Sample("a", torch.zeros(4, 1, 4, 4))
+    for step, bad in enumerate([["one.mp4: gone"], ["two.mp4: gone", "three.mp4: gone"]], 1):
+        log.take([(Lane(0, 0, 1), Batch([sample], {}, [step], bad=bad))], [(torch.tensor([1.0]), torch.tensor([step]))])
+        log.write(step, {}, {})
+    log.close()
+    printed = capsys.readouterr().err
+    assert printed.count("one.mp4: gone") == 1 and "two.mp4" not in printed
+    assert f"3 samples were unreadable and replaced by others; {tmp_path / 'log.jsonl'} lists them" in printed
+
+
 def test_losses_are_separate_for_each_domain_and_quarter_of_the_schedule(make, tmp_path):
     log = Log(tmp_path, make(), World(), 1000)
     video, image = (Sample(str(frames), torch.zeros(4, frames, 4, 4)) for frames in (3, 1))

@@ -164,7 +164,9 @@ def as_text(summary: Mapping[str, Any], out: Path) -> list[str]:
     lines = [f"{out}: {clips} in {shards}, {summary['bytes'] / 1e6:.1f} MB"]
     if dropped := summary["dropped"]:
         reasons = Counter(clip["reason"] for clip in dropped).most_common(SHOWN)
-        lines.append(f"{len(dropped)} clips were dropped. {SUMMARY} there lists the reasons, for example:")
+        lines.append(
+            f"{counted(len(dropped), 'clip was', 'clips were')} dropped. {SUMMARY} there lists the reasons, for example:"
+        )
         lines += [f"  {reason}" + (f" ({times} clips)" if times > 1 else "") for reason, times in reasons]
     return [printable(line) for line in lines]
 

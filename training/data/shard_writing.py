@@ -293,15 +293,34 @@ def _listing(entries: Sequence[Entry]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
+_SHOWN = {
+    "entries": "videos or captions",
+    "picture": "--frames",
+    "layout": "--motion",
+    "codec": "--motion",
+    "av": "versions of PyAV",
+}
+"""Part of the plan -> its name for users; of the others it is their option."""
+
+
+def _differing(previous: Any, plan: Any) -> Iterator[str]:
+    """Yield for users what is different in two plans."""
+    for name in {**previous, **plan}:
+        before, now = previous.get(name), plan.get(name)
+        if isinstance(before, dict) and isinstance(now, dict) and name in ("settings", "motion"):
+            yield from _differing(before, now)
+        elif before != now:
+            yield _SHOWN.get(name, f"--{name.replace('_', '-')}")
+
+
 def _agree(out: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the existing one."""
     if (out / PLAN).exists():
         previous = parse_json((out / PLAN).read_text(encoding="utf-8"))
         if previous != plan:
-            names = [name for name in plan if previous.get(name) != plan[name]]
+            names = ", ".join(dict.fromkeys(_differing(previous, plan)))
             raise UserError(
-                f"{out} was started with other {' and '.join(names)}. Repeat that command to resume, or choose another "
-                "folder."
+                f"{out} was started with different {names}. Repeat that command to resume, or choose another folder."
             )
     elif files := shard_files(out):
         raise UserError(f"{out} already contains other shards, such as {files[0].name}. Choose another folder.")
