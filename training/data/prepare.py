@@ -164,9 +164,8 @@ def as_text(summary: Mapping[str, Any], out: Path) -> list[str]:
     lines = [f"{out}: {clips} in {shards}, {summary['bytes'] / 1e6:.1f} MB"]
     if dropped := summary["dropped"]:
         reasons = Counter(clip["reason"] for clip in dropped).most_common(SHOWN)
-        lines.append(
-            f"{counted(len(dropped), 'clip was', 'clips were')} dropped. {SUMMARY} there lists the reasons, for example:"
-        )
+        count = counted(len(dropped), "clip was", "clips were")
+        lines.append(f"{count} dropped. {SUMMARY} there lists the reasons, for example:")
         lines += [f"  {reason}" + (f" ({times} clips)" if times > 1 else "") for reason, times in reasons]
     return [printable(line) for line in lines]
 
