@@ -124,7 +124,7 @@ def test_shards_are_listed_by_their_videos(folder, tiny_config, tmp_path):
     data = open_data(tmp_path / "shards", tiny_config)
     clips = read_clips(data, 2)
     assert clips.sources[0]["file"].startswith("shard-000000.tar:") and clips.sources[0]["text"] == "a scene, right"
-    assert clip_names(clips)[0].startswith(f"{read_captions(folder)[0].file} from ")
+    assert clip_names(clips)[0].startswith(f"{read_captions(folder)[0].file} at ")
     write_clip_list(tmp_path / NAME, clips.sources, None, None)
     listed = read_clip_list(tmp_path / NAME)
     check_clips(data, listed, tmp_path / "shards")

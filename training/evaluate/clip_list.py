@@ -93,7 +93,7 @@ def clip_record(data: FolderClips | ShardClips, index: int, number: int) -> dict
         digest = hashlib.sha256(members[settings["picture"]]).hexdigest()
         match about:
             case {"file": str(file), "plan": {"start": float(first) | int(first)}}:
-                origin = {"source": printable(f"{file} from {first + float(start):.1f} s on")}
+                origin = {"source": printable(f"{file} at {first + float(start):.1f} s")}
     record = {"sha256": digest, "text": text, "start": round(float(start), 6), "frames": frames, "rate": float(rate)}
     return {"file": file_name(data, index), "number": number, **record, **origin}
 
