@@ -15,7 +15,7 @@ _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), 
 
 
 class VCExampleClip(io.ComfyNode):
-    """Draw a disc that moves over stripes."""
+    """Draw a disc that moves in front of stripes or a gradient."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,8 +23,8 @@ class VCExampleClip(io.ComfyNode):
             node_id="VCExampleClip",
             display_name="Example Clip (VideoComposer)",
             category=CATEGORY,
-            description="Draws a test clip: a textured disc that moves over stripes, with depth maps and a mask. An "
-            "input for every template, without any download.",
+            description="Draws a test clip: a textured disc that moves in front of stripes or a gradient, with depth "
+            "maps and a mask. An input for every template, without any download.",
             search_aliases=["test video", "demo", "synthetic", "videocomposer"],
             inputs=[
                 io.Combo.Input(
@@ -34,6 +34,13 @@ class VCExampleClip(io.ComfyNode):
                     ("speed", 1.0, 0.0, 4.0, 0.05, "Speed of the disc. 1 = a third of the frame width in 16 frames."),
                     ("frames", 16, 1, 1024, None, "Number of frames, at 8 frames per second."),
                     ("size", 256, 64, 2048, 8, "Width and height in pixels."),
+                ),
+                io.Combo.Input(
+                    "background",
+                    options=["stripes", "gradient"],
+                    default="stripes",
+                    optional=True,
+                    tooltip="Blue and white stripes, or a gradient of the same colours.",
                 ),
             ],
             outputs=[
@@ -45,10 +52,10 @@ class VCExampleClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, direction, speed, frames, size) -> io.NodeOutput:
+    def execute(cls, direction, speed, frames, size, background="stripes") -> io.NodeOutput:
         x, y = _DIRECTIONS[direction]
         velocity = (x * speed * VELOCITY[0], y * speed * VELOCITY[0])
-        images = channels_last(draw_clip(velocity, size, frames))
+        images = channels_last(draw_clip(velocity, size, frames, background))
         mask = disc_mask(velocity, size, frames)
         down = torch.linspace(0.1, 0.35, size)[None, :, None]
         depth = torch.where(mask > 0.5, torch.tensor(0.9), down)[..., None].expand(-1, -1, -1, 3)

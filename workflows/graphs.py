@@ -9,7 +9,7 @@ from typing import Any
 
 from layout import Graph, Node, Output
 
-STRIPES = "a red circle on a background of blue and white stripes"
+CLEAN = "a red circle on a blue and white gradient"
 GRADIENT = "a yellow circle on a blue and purple gradient"
 MODEL, INPUTS, TEXT, CONDITIONS, SAMPLING, SECOND, VIDEO = GROUPS = (
     "Model",
@@ -175,7 +175,9 @@ def finish(setup: Setup, seed: int, **more: Any) -> None:
 
 
 def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
-    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames)
+    return graph.add(
+        "VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, background="gradient"
+    )
 
 
 def motion_of(setup: Setup, clip: Node) -> Node:
@@ -240,7 +242,7 @@ def image_motion_transfer(graph: Graph) -> None:
     clip = example(graph, "down", title="The clip that moves")
     still = example(graph, frames=1, title="The image")
     image = disc_on(graph, still, 0x26A638, still["images"], "Put your image here")
-    setup = start(graph, "a green circle on a background of blue and white stripes")
+    setup = start(graph, "a green circle on a blue and white gradient")
     graph.add("PreviewImage", INPUTS, title="The first frame", images=image)
     first = setup.add("VCSingleImage", image=image)
     finish(setup, seed=2, motion=motion_of(setup, clip), single_image=first)
@@ -272,7 +274,7 @@ def text_sketch_sequence(graph: Graph) -> None:
 
 
 def inpainting_moving_mask(graph: Graph) -> None:
-    clip, setup = example(graph), start(graph, "a yellow circle on a background of blue and white stripes")
+    clip, setup = example(graph), start(graph, "a yellow circle on a blue and white gradient")
     finish(setup, seed=6, cfg=4.0, mask=mask_of(setup, clip))
 
 
@@ -284,14 +286,14 @@ def drawn_motion(graph: Graph, setup: Setup, clip: Node, points: str, **more: An
 
 
 def motion_by_hand_tracks(graph: Graph) -> None:
-    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    clip, setup = example(graph, frames=1), start(graph, CLEAN)
     first = setup.add("VCSingleImage", image=clip["images"])
     motion = drawn_motion(graph, setup, clip, tracks((256, 256), (350, 240), (390, 160), (330, 90)))
     finish(setup, seed=3, motion=motion, single_image=first)
 
 
 def motion_by_hand_camera(graph: Graph) -> None:
-    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    clip, setup = example(graph, frames=1), start(graph, CLEAN)
     first = setup.add("VCSingleImage", image=clip["images"])
     camera = setup.add("VCCameraMotion", zoom=1.3)
     motion = drawn_motion(graph, setup, clip, tracks((256, 256), (256, 100)), add_to=camera[0])
@@ -299,7 +301,7 @@ def motion_by_hand_camera(graph: Graph) -> None:
 
 
 def long_video_context_windows(graph: Graph) -> None:
-    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    clip, setup = example(graph, frames=1), start(graph, CLEAN)
     first = setup.add("VCSingleImage", image=clip["images"])
     turns = [2 * math.pi * i / 16 for i in range(17)]
     circle = tracks(*((256 + 100 * math.sin(turn), 166 + 90 * math.cos(turn)) for turn in turns))
@@ -308,13 +310,13 @@ def long_video_context_windows(graph: Graph) -> None:
 
 
 def long_video_changing_text(graph: Graph) -> None:
-    clip, setup = example(graph, frames=1, title="The background of the drawing"), start(graph, STRIPES)
+    clip, setup = example(graph, frames=1, title="The background of the drawing"), start(graph, CLEAN)
     later = graph.add(
         "CLIPTextEncode",
         TEXT,
         title="The text at the end",
         clip=setup.loader["CLIP"],
-        text="a yellow circle on a background of blue and white stripes",
+        text="a yellow circle on a blue and white gradient",
     )
     texts = graph.add("VCTextSchedule", TEXT, conditioning=setup.positive, next_text=later[0], frame=63)
     turns = [2 * math.pi * i / 16 for i in range(17)]
@@ -369,7 +371,7 @@ def everything_together(graph: Graph) -> None:
     clip, still = example(graph, "diagonal"), example(graph, frames=1, title="The shape in the image")
     image = disc_on(graph, still, 0x26A638, still["images"], "The first frame, and the style")
     outline = graph.add("MaskToImage", INPUTS, mask=still["mask"])
-    setup = styled(start(graph, "a green circle on a background of blue and white stripes"), image)
+    setup = styled(start(graph, "a green circle on a blue and white gradient"), image)
     finish(
         setup,
         seed=3,
@@ -383,7 +385,7 @@ def everything_together(graph: Graph) -> None:
 
 
 def first_and_last(graph: Graph) -> None:
-    clip, setup = example(graph, "diagonal", title="Put your images here"), start(graph, STRIPES)
+    clip, setup = example(graph, "diagonal", title="Put your images here"), start(graph, CLEAN)
     first, last = (
         graph.add("ImageFromBatch", INPUTS, title=title, image=clip["images"], batch_index=index, length=1)
         for title, index in (("The first frame", 0), ("The last frame", 15))
@@ -396,7 +398,7 @@ def first_and_last(graph: Graph) -> None:
 
 
 def cut_and_drag(graph: Graph) -> None:
-    clip, setup = example(graph, frames=1), start(graph, STRIPES)
+    clip, setup = example(graph, frames=1), start(graph, CLEAN)
     first = setup.add("VCSingleImage", image=clip["images"])
     motion = drawn_motion(graph, setup, clip, tracks((256, 256), (300, 256)))
     draft = graph.add("VCCutAndDrag", CONDITIONS, image=clip["images"], motion=motion[0])
@@ -408,7 +410,7 @@ def cut_and_drag(graph: Graph) -> None:
 
 
 def extended_video(graph: Graph) -> None:
-    clip, setup = example(graph, title="The video to continue"), start(graph, STRIPES)
+    clip, setup = example(graph, title="The video to continue"), start(graph, CLEAN)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
     first = setup.add("VCSingleImage", image=kept["preview"])
@@ -464,7 +466,7 @@ def super_resolution(graph: Graph) -> None:
     parts = graph.add("GetVideoComponents", INPUTS, title="Connect your video here", video=example(graph)["video"])
     frames = graph.add("ImageScale", INPUTS, title="The size of the result", image=parts["images"],
                        upscale_method="bicubic", width=1280, height=720, crop="center")  # fmt: skip
-    text = f"a red ball moves over blue and white stripes{SR600_SUFFIX}"
+    text = f"a red ball moves in front of a blue and white gradient{SR600_SUFFIX}"
     positive = graph.add("CLIPTextEncode", TEXT, title="Text", clip=clip, text=text)
     negative = graph.add("CLIPTextEncode", TEXT, title="Negative text", clip=clip, text=SR600_NEGATIVE)
     latent = graph.add("VAEEncode", SAMPLING, pixels=frames[0], vae=vae[0])
@@ -475,7 +477,7 @@ def super_resolution(graph: Graph) -> None:
 
 
 def second_pass(graph: Graph) -> None:
-    clip, setup = example(graph, "diagonal"), start(graph, STRIPES)
+    clip, setup = example(graph, "diagonal"), start(graph, CLEAN)
     # Without a model, STC Encode computes them for its own size.
     conditions = {
         "motion": graph.add("MotionVectorExtract", CONDITIONS, video=clip["video"], frame_rate=RATE),
