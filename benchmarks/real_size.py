@@ -53,9 +53,9 @@ VELOCITIES = {"right": (0.02, 0.0), "left": (-0.02, 0.0), "down": (0.0, 0.02), "
 """Captions of the videos -> movement per frame, in widths."""
 
 
-WHOLE = {"stage1": "stage1", "stage2": "stage2", "finetune": "finetune"}
+COMPLETE = {"stage1": "stage1", "stage2": "stage2", "finetune": "finetune"}
 IN_BF16 = {"engine": {"weights": "bf16"}}
-ALL_IN_BF16 = {**IN_BF16, "optimizer": {"ema": 0.0}}
+COMPLETE_IN_BF16 = {**IN_BF16, "optimizer": {"ema": 0.0}}
 OFFLOADED = {"engine": {"weights": "bf16", "offload": True}}
 RUNS = {
     "lora": ("lora", "lora", {}),
@@ -64,9 +64,9 @@ RUNS = {
     "temporal": ("finetune", "temporal", {}),
     "temporal-bf16": ("finetune", "temporal", IN_BF16),
     "temporal-offload": ("finetune", "temporal", OFFLOADED),
-    **{name: (name, "all", {}) for name in WHOLE},
-    **{f"{name}-bf16": (name, "all", ALL_IN_BF16) for name in WHOLE},
-    **{f"{name}-offload": (name, "all", OFFLOADED) for name in WHOLE},
+    **{name: (name, "all", {}) for name in COMPLETE},
+    **{f"{name}-bf16": (name, "all", COMPLETE_IN_BF16) for name in COMPLETE},
+    **{f"{name}-offload": (name, "all", OFFLOADED) for name in COMPLETE},
 }
 """Row of the table -> recipe, what it trains (see `training.recipe.Train`), and its changes."""
 

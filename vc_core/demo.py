@@ -182,11 +182,14 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     scale = max(1, SIZE // min(composer.config.height, composer.config.width))
     for name, result in trial.videos.items():
         write_video(out / f"{name}.mp4", result, RATE, scale=scale)
-    seen = [("clip", video), *((LABELS[name], picture_of(c.name, c.tensor)) for name, c in conditions.items())]
-    made = [("first frame", resize_crop(image, (SIZE, SIZE))), *(("result", video) for video in trial.videos.values())]
-    rows = [row for pair in zip(seen, made, strict=True) for row in pair]
+    inputs = [("clip", video), *((LABELS[name], picture_of(c.name, c.tensor)) for name, c in conditions.items())]
+    outputs = [
+        ("first frame", resize_crop(image, (SIZE, SIZE))),
+        *(("result", video) for video in trial.videos.values()),
+    ]
+    rows = [row for pair in zip(inputs, outputs, strict=True) for row in pair]
     write_contact_sheet(out / "sheet.png", rows, cell=96, title=f"./vc demo: {CLEAN}")
-    write_video(out / "demo.mp4", labelled_grid([seen, made]), RATE)
+    write_video(out / "demo.mp4", labelled_grid([inputs, outputs]), RATE)
     measured = {
         "text": CLEAN,
         "seed": seed,

@@ -175,9 +175,7 @@ def finish(setup: Setup, seed: int, **more: Any) -> None:
 
 
 def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
-    return graph.add(
-        "VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, background="gradient"
-    )
+    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, background="gradient")
 
 
 def motion_of(setup: Setup, clip: Node) -> Node:
