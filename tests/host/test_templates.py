@@ -391,9 +391,9 @@ def test_the_super_resolution_template_runs(host, nodes):
     small = UNetConfig(width=64, multipliers=(1,), res_blocks=1, attention_levels=(0,), temporal_in_heads=1,
                        context_dim=64, style_tokens=0, stc_channels=0, conditions=())  # fmt: skip
     others = {"ImageScale": {"width": 96, "height": 64}, "VCSuperResolution": {"steps": 2}}
-    (path,), _ = run_with_small_network(host, nodes, SR600, small, others)
-    info = probe(path)
-    assert (info.frames, info.rate, info.width, info.height) == (16, 8, 96, 64)
+    paths, _ = run_with_small_network(host, nodes, SR600, small, others)
+    for info in map(probe, paths):
+        assert (info.frames, info.rate, info.width, info.height) == (16, 8, 96, 64)
     (note,) = (n["widgets_values"][0] for n in templates()[SR600]["nodes"] if n["type"] in NOTES)
     texts = [n["widgets_values"][0] for n in templates()[SR600]["nodes"] if n["type"] == "CLIPTextEncode"]
     assert any(text.endswith(SUFFIX) for text in texts) and NEGATIVE in texts and "./vc get sr_step" in note
