@@ -216,18 +216,21 @@ def test_the_loss_of_each_sample_is_weighted_by_its_timestep():
 
 def test_moving_content_weighs_more():
     latents = torch.zeros(1, 4, 3, 4, 4)
-    latents[:, :, 1:, :2] = 1.0
+    for frame in range(3):
+        latents[:, :, frame, :, frame] = 1.0  # an object that moves to the right
     weight = moving_weight(latents, 6.0)
     assert weight.mean() == pytest.approx(1.0)
-    assert weight[0, 0, 2, 0, 0] == pytest.approx(7 * weight[0, 0, 2, 3, 3].item())
+    for frame in range(3):  # the first frame too
+        assert weight[0, 0, frame, 0, frame] == pytest.approx(7 * weight[0, 0, frame, 3, 3].item())
+        assert weight[0, 0, frame, 0, (frame + 1) % 3] == weight[0, 0, frame, 3, 3]
     assert torch.equal(moving_weight(torch.ones(1, 4, 3, 4, 4), 6.0), torch.ones(1, 1, 3, 4, 4))
     error = torch.zeros(1, 4, 3, 4, 4)
-    error[:, :, 2, 0, 0] = 1.0
+    error[:, :, 2, 0, 2] = 1.0
     plain, moving = (
         Objective(DiffusionConfig(), Loss(moving_gain=gain)).losses(error, 0 * error, latents, torch.tensor([5]))
         for gain in (0.0, 6.0)
     )
-    torch.testing.assert_close(moving, plain * weight[0, 0, 2, 0, 0])
+    torch.testing.assert_close(moving, plain * weight[0, 0, 2, 0, 2])
 
 
 # --- Conditions and tokens ------------------------------------------------------------------------------------------
