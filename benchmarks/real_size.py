@@ -53,7 +53,7 @@ VELOCITIES = {"right": (0.02, 0.0), "left": (-0.02, 0.0), "down": (0.0, 0.02), "
 """Captions of the videos -> movement per frame, in widths."""
 
 
-COMPLETE = {"stage1": "stage1", "stage2": "stage2", "finetune": "finetune"}
+COMPLETE = ("stage1", "stage2", "finetune")
 IN_BF16 = {"engine": {"weights": "bf16"}}
 COMPLETE_IN_BF16 = {**IN_BF16, "optimizer": {"ema": 0.0}}
 OFFLOADED = {"engine": {"weights": "bf16", "offload": True}}

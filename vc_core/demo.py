@@ -172,7 +172,8 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "source.mp4"
         source = write_source(composer, clip)
-        conditions = motions(source) | drawings(source)
+        known = composer.config.unet.conditions
+        conditions = {name: c for name, c in (motions(source) | drawings(source)).items() if c.name in known}
         trial = try_conditions(composer, source, conditions, seed, progress)
         video, image = read_frames(clip, source.plan), extract("single_image", source)
         make_folder(out)
@@ -190,12 +191,13 @@ def run_demo(out: Path, checkpoint: Path | None, seed: int, progress: Progress |
     rows = [row for pair in zip(inputs, outputs, strict=True) for row in pair]
     write_contact_sheet(out / "sheet.png", rows, cell=96, title=f"./vc demo: {CLEAN}")
     write_video(out / "demo.mp4", labelled_grid([inputs, outputs]), RATE)
+    moved = {"source": displacement(video), **trial.moved}
     measured = {
         "text": CLEAN,
         "seed": seed,
         "checkpoint": composer.config.name,
         "unit": "frame widths over the clip, right and down positive",
-        "displacement": {name: [None if math.isnan(v) else v for v in moved] for name, moved in trial.moved.items()},
+        "displacement": {name: [None if math.isnan(v) else v for v in values] for name, values in moved.items()},
         "commanded": trial.expected,
     }
     with written_beside(out / "measured.json") as temporary:

@@ -53,6 +53,7 @@ def test_the_demo_obeys_its_motion(tmp_path):
         (x, y), (cx, cy) = measured["displacement"][name], measured["commanded"][name]
         assert x / cx == pytest.approx(1.0, abs=0.35), name
         assert abs(y - cy) < 0.08, name
+    assert measured["displacement"]["source"] == pytest.approx(measured["commanded"]["motion"])
     assert any("motion.mp4" in line for line in summary)
     assert [probe(tmp_path / name).frames for name in ("demo.mp4", "sketch.mp4")] == [FRAMES, FRAMES]
 
