@@ -372,8 +372,8 @@ class Recipe:
 
     def _check_memory(self) -> None:
         engine = self.engine
-        for name in (n for n in ("weights", "offload") if getattr(engine, n) != getattr(Engine, n)):
-            if engine.parallel != "ddp":
+        for name in ("weights", "offload"):
+            if getattr(engine, name) != getattr(Engine, name) and engine.parallel != "ddp":
                 raise UserError(
                     f"Recipe key engine.{name} works only with engine.parallel ddp, but it is {engine.parallel}, which "
                     f"saves memory by sharding. Remove engine.{name}, or set engine.parallel to ddp."
@@ -381,7 +381,7 @@ class Recipe:
         if engine.weights == "bf16" and engine.precision == "fp32":
             raise UserError(
                 "Recipe key engine.weights is bf16, which requires computing in bf16, but engine.precision is fp32. "
-                "Set one of them to the other's value."
+                "Set engine.precision to bf16, or engine.weights to fp32."
             )
         if engine.weights == "bf16" and self.optimizer.kind == "muon" and not engine.offload:
             raise UserError(

@@ -2,15 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import av
 import pytest
 import torch
 
 from tests.core.moving_clips import extract_motion
-from vc_core.checkpoint.reading import BUNDLED, read_checkpoint
+from vc_core.checkpoint.reading import BUNDLED, read_checkpoint, save_checkpoint
+from vc_core.checkpoint.released import to_released
 from vc_core.conditions import CONDITIONS
 from vc_core.demo import FRAMES, VELOCITY, disc_mask, displacement, draw_clip, reversed_motion, run_demo
+from vc_core.model.unet import UNet3D
 from vc_core.video import labelled_grid, plan_frames, probe, write_video
 
 
@@ -56,6 +59,17 @@ def test_the_demo_obeys_its_motion(tmp_path):
     assert measured["displacement"]["source"] == pytest.approx(measured["commanded"]["motion"])
     assert any("motion.mp4" in line for line in summary)
     assert [probe(tmp_path / name).frames for name in ("demo.mp4", "sketch.mp4")] == [FRAMES, FRAMES]
+
+
+def test_the_demo_uses_only_the_conditions_of_its_checkpoint(tiny_checkpoint, tmp_path):
+    complete = read_checkpoint(tiny_checkpoint)
+    config = replace(complete.config, unet=replace(complete.config.unet, conditions=("motion", "single_image")))
+    parts = {name: part.tensors.state() for name, part in complete.parts.items()}
+    save_checkpoint(tmp_path / "few.safetensors", config, {**parts, "model": to_released(UNet3D(config.unet))})
+    run_demo(tmp_path / "demo", tmp_path / "few.safetensors", seed=0)
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "demo.mp4", "measured.json", "motion.mp4", "reversed.mp4", "sheet.png", "source.mp4",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("background", ["stripes", "gradient"])
