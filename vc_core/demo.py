@@ -36,6 +36,10 @@ LABELS = {
 RED = (0.88, 0.13, 0.13)
 STRIPES = ((0.26, 0.35, 0.77), (0.83, 0.83, 0.83))
 SIZE, FRAMES, RATE = 256, 16, 8
+RADIUS = 0.18
+"""Radius of the disc in frame widths. The bundled checkpoint was trained on objects of this size."""
+MARGIN = 1 / 16
+"""Width in frame widths of what a mask repaints around the disc, as in training: the new object is smaller."""
 VELOCITY = (1.4 / 64, 0.0)
 """Velocity of the disc in frame widths per frame; right and down are positive."""
 
@@ -64,14 +68,16 @@ def draw_clip(
     ground = torch.lerp(first, second, 0.5 + 0.5 * wave) + grain(2 * x - 1, 2 * y - 1, 1)
     shade = 0.88 + 0.12 * torch.sin(2 * math.pi * (dx + dy) / 0.13)
     disc = torch.tensor(RED).view(3, 1, 1, 1) * shade + grain(2 * dx, 2 * dy, 2)
-    coverage = ((0.14 - torch.hypot(dx, dy)) * size + 0.5).clamp(0, 1)
+    coverage = ((RADIUS - torch.hypot(dx, dy)) * size + 0.5).clamp(0, 1)
     return torch.lerp(ground[:, None].expand(3, frames, size, size), disc, coverage)[None].clamp(0, 1)
 
 
-def disc_mask(velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES) -> Tensor:
-    """Return masks `(F, size, size)` in {0, 1} of `draw_clip`'s disc."""
+def disc_mask(
+    velocity: tuple[float, float] = VELOCITY, size: int = SIZE, frames: int = FRAMES, margin: float = 0.0
+) -> Tensor:
+    """Return masks `(F, size, size)` in {0, 1} of `draw_clip`'s disc, and of a margin around it in frame widths."""
     _, _, dx, dy = _positions(velocity, size, frames)
-    return (torch.hypot(dx, dy) < 0.14).float()
+    return (torch.hypot(dx, dy) < RADIUS + margin).float()
 
 
 def _positions(velocity: tuple[float, float], size: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,10 +134,10 @@ def motions(source: Source) -> dict[str, Condition]:
 
 
 def drawings(source: Source) -> dict[str, Condition]:
-    """Return the depth of the clip's scene, a mask that repaints the disc, and sketches. The velocity is the default
-    one of `write_source`."""
-    disc = disc_mask(frames=source.plan.frames)[None, None]
-    options = Options(depth_maps=disc, mask=disc, sketch_method="edges")
+    """Return the depth of the clip's scene, a mask that repaints the disc and a margin around it, and sketches. The
+    velocity is the default one of `write_source`."""
+    disc, area = (disc_mask(frames=source.plan.frames, margin=margin)[None, None] for margin in (0.0, MARGIN))
+    options = Options(depth_maps=disc, mask=area, sketch_method="edges")
     return {name: Condition(name, extract(name, source, options)) for name in ("depth", "mask", "sketch")}
 
 

@@ -174,8 +174,9 @@ def finish(setup: Setup, seed: int, **more: Any) -> None:
     save(setup.graph, *sample(setup, seed, **more))
 
 
-def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "") -> Node:
-    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, background="gradient")
+def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "", **more: Any) -> Node:
+    more["background"] = "gradient"
+    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, **more)
 
 
 def motion_of(setup: Setup, clip: Node) -> Node:
@@ -408,7 +409,8 @@ def cut_and_drag(graph: Graph) -> None:
 
 
 def extended_video(graph: Graph) -> None:
-    clip, setup = example(graph, title="The video to continue"), start(graph, CLEAN)
+    # Slow, so that the disc stays inside the frame until the end of the continuation.
+    clip, setup = example(graph, title="The video to continue", speed=0.5), start(graph, CLEAN)
     parts = graph.add("GetVideoComponents", INPUTS, video=clip["video"])
     kept = setup.add("VCKeyframes", vae=setup.loader["VAE"], images=parts["images"], indices="0:4")
     first = setup.add("VCSingleImage", image=kept["preview"])
