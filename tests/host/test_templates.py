@@ -10,7 +10,7 @@ import json
 import math
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,8 @@ class Promise:
         disc: the object's colour.
         last_disc: its colour at the end, for a template whose text changes.
         ground: a key of `GROUNDS`.
-        path: the object's path, (fraction of the duration, x, y), relative to its start, in frame widths.
+        path: the object's path, (fraction of the duration, x, y), relative to its start, in frame widths, if the
+            example clip has its default speed.
         place: the object's start, x and y in frame widths, for a template whose sketch only sets that.
         direction: in which the example clip's disc moves, for a template that keeps everything except the disc.
         times: frames of the video per frame of the network, for a template that interpolates.
@@ -328,9 +329,10 @@ def test_template_runs_and_shows_what_it_promises(name, host, nodes, interpolati
         info = probe(path)
         assert info.rate == Fraction(RATE) * promise.times
         clips = [node["inputs"] for node in saved.values() if node["type"] == "VCExampleClip"]
-        background = clips[0].get("background", "stripes") if clips else ""
+        background, speed = (clips[0].get("background", "stripes"), clips[0]["speed"]) if clips else ("", 1.0)
         video = read_frames(path, plan_frames(info, info.frames, float(info.rate)))
-        check(video[:, :, :: promise.times], promise, background)
+        goals = tuple((fraction, x * speed, y * speed) for fraction, x, y in promise.path)
+        check(video[:, :, :: promise.times], replace(promise, path=goals), background)
 
 
 def test_the_page_offers_the_files_of_the_large_network_and_the_note_names_its_command():
