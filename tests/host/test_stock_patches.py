@@ -215,8 +215,8 @@ def test_a_stock_patch_has_an_effect_or_a_note_says_so(host, outcomes, name):
     row, outcome = ROWS[name], outcomes[name]
     assert outcome.latent.isfinite().all()
     change = error(outcome.latent, outcome.plain)
-    same = 5e-5 if name.startswith("SkipLayer") else 1e-5  # it adds a side to the batch, which changes rounding
-    assert change > 1e-4 if row.effect else change < same, change
+    # Some nodes add a side to the batch or replace the attention, which changes rounding.
+    assert change > 1e-4 if row.effect else change < 5e-5, change
     assert (row.note in outcome.note) if row.note else ("effect" not in outcome.note)
 
 
