@@ -175,8 +175,8 @@ def finish(setup: Setup, seed: int, **more: Any) -> None:
 
 
 def example(graph: Graph, direction: str = "right", frames: int = 16, title: str = "", **more: Any) -> Node:
-    more["background"] = "gradient"
-    return graph.add("VCExampleClip", INPUTS, title=title, direction=direction, frames=frames, **more)
+    more = {"direction": direction, "frames": frames, "background": "gradient", **more}
+    return graph.add("VCExampleClip", INPUTS, title=title, **more)
 
 
 def motion_of(setup: Setup, clip: Node) -> Node:

@@ -136,6 +136,8 @@ GUIDERS = {
 }
 ROWS = {**PATCHES, **GUIDERS}
 REFUSED = ("FluxKVCache", "SelfAttentionGuidance")
+ROUNDED = ("SkipLayer", "LTXVModality", "LTXVSpatioTemporal", "ModelAttentionBackend")
+"""Beginnings of the names of nodes that add a side to the batch or replace the attention, which changes rounding."""
 
 
 @dataclass
@@ -215,8 +217,8 @@ def test_a_stock_patch_has_an_effect_or_a_note_says_so(host, outcomes, name):
     row, outcome = ROWS[name], outcomes[name]
     assert outcome.latent.isfinite().all()
     change = error(outcome.latent, outcome.plain)
-    # Some nodes add a side to the batch or replace the attention, which changes rounding.
-    assert change > 1e-4 if row.effect else change < 5e-5, change
+    same = 5e-5 if node_of(name).startswith(ROUNDED) else 1e-5
+    assert change > 1e-4 if row.effect else change < same, change
     assert (row.note in outcome.note) if row.note else ("effect" not in outcome.note)
 
 
