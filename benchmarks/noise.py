@@ -14,9 +14,9 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
+from obedience import DIRECTIONS, trials
 from torch import Tensor
 
 from training.evaluate.camera import camera_step
@@ -24,7 +24,7 @@ from training.evaluate.objects import at_side, find_objects
 from vc_core.checkpoint.reading import BUNDLED
 from vc_core.composer import VideoComposer
 from vc_core.conditions import Condition
-from vc_core.demo import TEXT, draw_clip, try_motion
+from vc_core.demo import TEXT, draw_clip
 from vc_core.diffusion.noise import NOISES
 from vc_core.diffusion.samplers import Sampling
 from vc_core.extract.motion.camera import CameraMove, camera_field, condition_from_field
@@ -32,7 +32,6 @@ from vc_core.pipeline import compose
 
 SPEEDS = ((0.3, 16), (0.5, 16), (0.8, 16), (1.6, 16))
 """Pixels (of 64) per frame, and the number of frames."""
-DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 PAN = 0.3
 HEADER = ("motion", "noise", "obeyed", "error", "flicker")
 
@@ -50,12 +49,9 @@ def figures(moved: np.ndarray, target: np.ndarray, video: Tensor) -> tuple[float
 def objects(
     composer: VideoComposer, sampling: Sampling, speed: float, frames: int, seeds: int
 ) -> Iterator[tuple[float, ...]]:
-    with TemporaryDirectory() as folder:
-        for (x, y), seed in itertools.product(DIRECTIONS, range(seeds)):
-            velocity = (x * speed / 64, y * speed / 64)
-            trial = try_motion(composer, Path(folder) / "clip.mp4", velocity, frames, seed, sampling=sampling)
-            for name, video in trial.videos.items():
-                yield figures(np.array(trial.moved[name]), np.array(trial.commanded[name]), video)
+    for trial in trials(composer, speed, frames, seeds, sampling):
+        for name, video in trial.videos.items():
+            yield figures(np.array(trial.moved[name]), np.array(trial.expected[name]), video)
 
 
 def camera(composer: VideoComposer, sampling: Sampling, seeds: int) -> Iterator[tuple[float, ...]]:

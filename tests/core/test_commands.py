@@ -53,6 +53,15 @@ def test_benchmarks_import_each_other_as_the_launcher_starts_them(repository):
     assert run.returncode == 0 and "--peer PEER" in run.stdout
 
 
+def test_all_benchmarks_can_be_imported(repository):
+    names = sorted(path.stem for path in (repository / "benchmarks").glob("*.py"))
+    path = os.pathsep.join([str(repository / "benchmarks"), str(repository)])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", f"import {', '.join(names)}"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_module_runs_as_the_launcher_does(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "vc_core", "info", str(tmp_path / "none.pth")], capture_output=True, text=True
