@@ -201,7 +201,7 @@ def test_a_students_step_compares_it_with_the_target_after_the_teachers_guided_s
 ):
     student, teacher, target = networks
     empty = encode_text(ring.towers, [""]).float()
-    step = StudentStep(student, teacher, target, design[1], design[0].network, empty)
+    step = StudentStep(student, teacher, target, 0.7, design[1], design[0].network, empty)
     inputs = step.draw(len(ring), 3, torch.Generator().manual_seed(3))
     assert inputs["text"].all()  # a student samples without guidance
     inputs["style"] = torch.tensor([True, False, True])
@@ -221,8 +221,7 @@ def test_a_students_step_compares_it_with_the_target_after_the_teachers_guided_s
     uncond = torch.cat([empty.expand_as(text), student.encode_style(torch.zeros_like(style))], dim=1)
     with_all, without = (teacher(noisy, timesteps, context, stc) for context in (cond, uncond))
     consistency, below = step.consistency, (timesteps - 20).clamp(min=0)
-    scale = design[1].guidance
-    earlier = consistency.stepped(noisy, without + scale * (with_all - without), timesteps, below)
+    earlier = consistency.stepped(noisy, with_all + 0.7 * (with_all - without), timesteps, below)
     expected = consistency.losses(
         consistency.result(noisy, student(noisy, timesteps, cond, stc), timesteps),
         consistency.result(earlier, target(earlier, below, cond, stc), below),

@@ -56,6 +56,7 @@ class StudentPlan:
     batch: dict[str, int]  # clips of 16 frames per step of all ranks, by device type
     learning_rate: float
     rank: int  # of the LoRA
+    guidance: float  # of the teacher, see `training.recipe.Distillation`
 
 
 @checked(message_of)

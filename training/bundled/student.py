@@ -43,14 +43,16 @@ class StudentStep(NetworkStep):
 
     Args:
         student, teacher, target: networks of this config. The target is the student's average.
+        guidance: of the teacher, as w in cond + w * (cond - uncond).
         others: of `NetworkStep`, after its network.
     """
 
-    def __init__(self, student: UNet3D, teacher: UNet3D, target: UNet3D, config: Config, *others: Any, **more: Any):
-        super().__init__(student, config, *others, **more)
-        self.teacher, self.target = teacher, target
+    def __init__(
+        self, student: UNet3D, teacher: UNet3D, target: UNet3D, guidance: float, config: Config, *others: Any
+    ):
+        super().__init__(student, config, *others)
+        self.teacher, self.target, self.guidance = teacher, target, guidance
         self.consistency = Consistency(config.diffusion, Distillation().huber)
-        self.guidance = config.guidance - 1.0  # of cond + w * (cond - uncond)
 
     def draw(self, scenes: int, batch: int, lots: torch.Generator) -> dict[str, Tensor]:
         """See `NetworkStep.draw`. All samples keep the text: a student samples without guidance, so always with it."""
@@ -120,7 +122,8 @@ def train(
     per_rank = max(plan.batch[device.type] // world.size, 1)
     supply = make_supply(run, per_rank, SEED, config, design.network, (autoencoder, towers), world)
     ring, empty = supply.ring, encode_text(towers, [""]).float()
-    student_step = StudentStep(run.model, teacher.average, run.average, config, design.network, empty)
+    networks = run.model, teacher.average, run.average
+    student_step = StudentStep(*networks, plan.guidance, config, design.network, empty)
     generator, lots = torch.Generator(device), torch.Generator()
     dtype = fast_type(device)
     for step in run:
