@@ -47,9 +47,7 @@ class StudentStep(NetworkStep):
         others: of `NetworkStep`, after its network.
     """
 
-    def __init__(
-        self, student: UNet3D, teacher: UNet3D, target: UNet3D, guidance: float, config: Config, *others: Any
-    ):
+    def __init__(self, student: UNet3D, teacher: UNet3D, target: UNet3D, guidance: float, config: Config, *others: Any):
         super().__init__(student, config, *others)
         self.teacher, self.target, self.guidance = teacher, target, guidance
         self.consistency = Consistency(config.diffusion, Distillation().huber)
